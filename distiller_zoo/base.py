@@ -1,0 +1,281 @@
+"""The Distiller protocol: what a method may say, and what it gets if it says nothing.
+
+| seam | what it is for | default |
+|---|---|---|
+| needs | taps of student and teacher, full batches only | logits alone |
+| prepare | change the batch: rotations, second views, a view for the teacher alone | as it is |
+| deploy | student-side work that survives into evaluation and export; may replace "logits" | none |
+| connect | every other projection with parameters; runs inside the root that DDP, compile and autocast wrap | none |
+| terms | named, unweighted float32 scalars; owns no parameters | none |
+| weights | term name -> weight, over time | cls, div and beta |
+| unused | student parameters the method leaves out of training | none |
+| after_backward | buffers that follow the features (memory banks); without gradient, after the optimiser's step | nothing |
+| extra_phases | further optimisers (a discriminator) | none |
+| teacher_mode | absent, frozen, or trained (an online peer) | frozen |
+| before | a first stage, trained to completion | none |
+| readouts | which logits evaluation reports | student |
+| deployed_state, deployed_taps, deployed_head | what of the method is part of the exported student | nothing |
+
+A method file holds one subclass, its Config and nothing else. Shape letters as in helper.protocols.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Phase, Progress, Tap, Tapped, Terms, UserError
+
+
+def option(default: Any, help: str, flag: str | None = None, choices: Sequence[Any] | None = None,
+           short: str | None = None) -> Any:
+    """A Config field that is also a command-line flag: `--<method>_<field>`, or the published spelling `flag`."""
+    metadata = {"help": help, "flag": flag, "choices": choices, "short": short}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), mean over rows (Hinton et al. 2015, sections 2 and 2.1).
+
+    student_logits, teacher_logits: [B, K]. In log space on both sides, so no 0 * log 0.
+    """
+    log_p = F.log_softmax(student_logits / temperature, dim=1)
+    log_q = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps [B, C, H, W]; the taller one is average-pooled to the height and width of the other."""
+    if a.shape[2] > b.shape[2]:
+        return F.adaptive_avg_pool2d(a, b.shape[2:]), b
+    if a.shape[2] < b.shape[2]:
+        return a, F.adaptive_avg_pool2d(b, a.shape[2:])
+    return a, b
+
+
+def paired_stages(student: ModelSpec, teacher: ModelSpec | None, method: str) -> tuple[tuple[str, str], ...]:
+    """The first min(n_s, n_t) stages of both networks, side by side, as published (zip over feat[1:-1])."""
+    stages_t = teacher.stages if teacher is not None else ()
+    pairs = tuple(zip(student.stages, stages_t, strict=False))
+    if not pairs:
+        raise UserError(f"{method} pairs stage maps, and there are none to pair: {student.name} has {len(student.stages)}, "
+                        f"{teacher.name if teacher else 'no teacher'} has {len(stages_t)}")
+    return pairs
+
+
+class Distiller(nn.Module):
+    """One method. A subclass fills in `terms`, and other seams only where the paper needs them."""
+
+    name: ClassVar[str]  # the registry name; also the name of the term that --beta weighs
+    teacher_mode: ClassVar[Literal["absent", "frozen", "trained"]] = "frozen"
+    before: ClassVar[type[Distiller] | None] = None
+
+    @dataclass(frozen=True)
+    class Config:
+        """Settings of a method. Subclasses override beta (and cls, div where published so) and add their own.
+
+        Defaults are those of `--protocol simkd`; `authors` lists what differs in the method's own publication.
+        """
+
+        cls: float = 1.0  # weight of cross-entropy
+        div: float = 1.0  # weight of the logit KL
+        beta: float = 0.0  # weight of the method's own term
+        kd_T: float = 4.0  # noqa: N815 (the published flag); temperature of the logit KL
+        authors: ClassVar[Mapping[str, float]] = {}
+
+    def __init__(self, cfg: Any, ctx: Context):
+        super().__init__()
+        self.cfg = cfg
+
+    @classmethod
+    def needs(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        return Needs()
+
+    @classmethod
+    def notes(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
+        """Sentences the run prints once: which layers were paired, what was shortened."""
+        return ()
+
+    def prepare(self, batch: Batch) -> Batch:
+        return batch
+
+    def deploy(self, s: Features) -> Features:
+        return s
+
+    def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
+        """Add projected features under names of the method's own ("crd.v_s"); t is {} without a teacher."""
+        return s, t
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        return {}
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        return {"cls": self.cfg.cls, "div": self.cfg.div, self.name: self.cfg.beta}
+
+    def unused(self, student: Tapped) -> Sequence[nn.Parameter]:
+        return ()
+
+    def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
+        return None
+
+    def extra_phases(self) -> tuple[Phase, ...]:
+        return ()
+
+    def readouts(self, features: Features) -> dict[str, Tensor]:
+        return {"student": features["logits"]}
+
+    def own_logits(self, s: Features) -> Tensor:
+        """[B*V, K] the logits that cls and div act on."""
+        return s["logits"]
+
+    def common_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views. A term of weight 0 is not computed."""
+        logits, weights, terms = self.own_logits(s), self.weights(progress), Terms()
+        if weights.get("cls"):
+            target = batch.target if batch.soft_target is None else batch.soft_target
+            terms["cls"] = F.cross_entropy(logits[:: batch.views], target)
+        if weights.get("div") and "logits" in t:
+            terms["div"] = kl(logits, t["logits"], self.cfg.kd_T)
+        return terms
+
+    def deployed_state(self) -> dict[str, dict[str, Tensor]]:
+        """Checkpoint entry -> state, of everything `deploy` uses."""
+        return {}
+
+    def load_deployed_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        return None
+
+    def deployed_taps(self, student: ModelSpec) -> Mapping[str, Tap]:
+        """Taps whose meaning `deploy` changed; module paths inside this method."""
+        return {}
+
+    def deployed_head(self) -> str | None:
+        """Path inside this method of the classifier that `deploy` uses in place of the student's."""
+        return None
+
+
+@dataclass(frozen=True)
+class CombinedConfig(Distiller.Config):
+    members: tuple[tuple[type[Distiller], Any], ...] = ()
+
+
+class Combined(Distiller):
+    """Several methods on one student: `--distill kd+crd`. cls and div are computed once."""
+
+    Config = CombinedConfig
+
+    def __init__(self, cfg: CombinedConfig, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.check(cfg)
+        self.name = "+".join(m.name for m, _ in cfg.members)  # type: ignore[misc]
+        self.members = nn.ModuleDict({m.name: m(c, ctx) for m, c in cfg.members})
+        self._deploying = [m.name for m, _ in cfg.members if m.deploy is not Distiller.deploy]
+
+    @staticmethod
+    def check(cfg: CombinedConfig) -> None:
+        methods = [m for m, _ in cfg.members]
+        names = [m.name for m in methods]
+        if len(set(names)) < len(names):
+            raise UserError(f"{'+'.join(names)} names a method twice")
+        heads = [m.name for m in methods if m.deploy is not Distiller.deploy]
+        if len(heads) > 1:
+            raise UserError(f"{' and '.join(heads)} both change what is deployed; combine at most one of them")
+        modes = {m.teacher_mode for m in methods} - {"absent"}
+        if len(modes) > 1:
+            raise UserError(f"{'+'.join(names)} mixes methods with a frozen teacher and with a trained peer")
+        staged = [m.name for m in methods if m.before is not None]
+        if staged:
+            raise UserError(f"{', '.join(staged)} trains a stage of its own first and cannot be combined")
+
+    @classmethod
+    def needs(cls, cfg: CombinedConfig, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        needs = [m.needs(c, student, teacher) for m, c in cfg.members]
+        return Needs(tuple(dict.fromkeys(x for n in needs for x in n.student)),
+                     tuple(dict.fromkeys(x for n in needs for x in n.teacher)), any(n.full_batches for n in needs))
+
+    @classmethod
+    def notes(cls, cfg: CombinedConfig, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
+        return [note for m, c in cfg.members for note in m.notes(c, student, teacher)]
+
+    def _each(self) -> list[Distiller]:
+        return list(self.members.values())  # type: ignore[arg-type]
+
+    def _head(self) -> Distiller | None:
+        return self.members[self._deploying[0]] if self._deploying else None  # type: ignore[return-value]
+
+    def prepare(self, batch: Batch) -> Batch:
+        for m in self._each():
+            batch = m.prepare(batch)
+        return batch
+
+    def deploy(self, s: Features) -> Features:
+        return s if (head := self._head()) is None else head.deploy(s)
+
+    def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
+        for m in self._each():
+            s, t = m.connect(s, t)
+        return s, t
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        terms = Terms()
+        for m in self._each():
+            terms.update(m.terms(s, t, batch, progress))
+        return terms
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        weights: dict[str, float] = {}
+        for m in self._each():
+            weights.update(m.weights(progress))
+        return {**weights, "cls": self.cfg.cls, "div": self.cfg.div}
+
+    def unused(self, student: Tapped) -> Sequence[nn.Parameter]:
+        """Only what every member leaves alone, and no common term reaches."""
+        if self.cfg.cls or self.cfg.div:
+            return ()
+        sets = [{id(p): p for p in m.unused(student)} for m in self._each()]
+        common = set.intersection(*map(set, sets)) if sets else set()
+        return [sets[0][i] for i in common]
+
+    def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
+        for m in self._each():
+            m.after_backward(s, t, batch)
+
+    def extra_phases(self) -> tuple[Phase, ...]:
+        return tuple(p for m in self._each() for p in m.extra_phases())
+
+    def own_logits(self, s: Features) -> Tensor:
+        return s["logits"] if (head := self._head()) is None else head.own_logits(s)
+
+    def deployed_state(self) -> dict[str, dict[str, Tensor]]:
+        return {} if (head := self._head()) is None else head.deployed_state()
+
+    def load_deployed_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        if (head := self._head()) is not None:
+            head.load_deployed_state(state)
+
+    def deployed_taps(self, student: ModelSpec) -> Mapping[str, Tap]:
+        if (head := self._head()) is None:
+            return {}
+        return {k: dataclasses.replace(tap, module=f"members.{head.name}.{tap.module}")
+                for k, tap in head.deployed_taps(student).items()}
+
+    def deployed_head(self) -> str | None:
+        head = self._head()
+        path = None if head is None else head.deployed_head()
+        return None if path is None else f"members.{head.name}.{path}"  # type: ignore[union-attr]
+
+
+def weighted_sum(terms: Terms, weights: Mapping[str, float]) -> Tensor:
+    """Sum of weight * term; a term nobody weighs is a mistake and raises."""
+    unweighted = terms.keys() - weights.keys()
+    if unweighted:
+        raise KeyError(f"terms without a weight: {sorted(unweighted)}; weights exist for {sorted(weights)}")
+    if not terms:
+        raise UserError("every term of the loss has weight 0: raise one of -c, -d, -b")
+    return torch.stack([weights[name] * value for name, value in terms.items()]).sum()

@@ -1,0 +1,48 @@
+"""Registries: public name -> 'module:attribute', imported when a name is first asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from helper.protocols import UserError
+
+
+class Registry(Mapping[str, Any]):
+    """A read-only mapping of public names.
+
+    kind: what an entry is called in messages ("model", "method", "data set").
+    table: name -> 'module:attribute'. Iteration and len() see these names only, so every entry is visited once.
+    aliases: other spelling -> name in the table; accepted by lookups, never listed twice.
+    """
+
+    def __init__(self, kind: str, table: Mapping[str, str], aliases: Mapping[str, str] | None = None):
+        self.kind, self.table, self.aliases = kind, dict(table), dict(aliases or {})
+        stray = {a: n for a, n in self.aliases.items() if n not in self.table or a in self.table}
+        assert not stray, f"{kind} aliases must be new spellings of known names: {stray}"
+
+    def resolve(self, name: str) -> str:
+        """The canonical name behind a spelling; raises UserError with near misses."""
+        name = self.aliases.get(name, name)
+        if name not in self.table:
+            known = [*self.table, *self.aliases]
+            lowered = {k.lower(): k for k in known}
+            near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=3)]
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(sorted(self.table))}")
+        return name
+
+    def __getitem__(self, name: str) -> Any:
+        module, attribute = self.table[self.resolve(name)].split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.table or name in self.aliases

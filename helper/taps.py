@@ -1,0 +1,85 @@
+"""Feature taps by forward hooks: a plain model stays a plain model, and says what it computed inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from helper.protocols import Features, ModelSpec, Side, UserError
+
+
+class TappedNet(nn.Module):
+    """A model, its input normalisation, and hooks on the taps somebody asked for.
+
+    forward takes Batch.inputs (images in [0, 1]) and returns {"logits": [B, K], tap name: tensor, ...}. Hooks collect
+    only inside this forward, so a submodule (a reused head, say) may be called again from elsewhere.
+    """
+
+    def __init__(self, model: nn.Module, spec: ModelSpec, want: Iterable[str] = ()):
+        super().__init__()
+        self.model, self.spec = model, spec
+        self.want = frozenset(want) - {"logits"}
+        unknown = self.want - spec.taps.keys()
+        if unknown:
+            raise UserError(f"{spec.name} has no tap {', '.join(sorted(unknown))}; it has {', '.join(spec.taps)}")
+        if spec.mean is not None and spec.std is not None:
+            shape = (1, -1, *[1] * (len(spec.input_shape) - 1))
+            # not in the state dict: published checkpoints have no such keys, and the spec says it already
+            self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
+            self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
+        self._collecting = False
+        self._kept: Features = {}
+        for name in sorted(self.want):
+            tap = spec.taps[name]
+            model.get_submodule(tap.module).register_forward_hook(partial(self._keep, name, tap.side))
+
+    @property
+    def head(self) -> nn.Module:
+        return self.model.get_submodule(self.spec.head)
+
+    def _keep(self, name: str, side: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if not self._collecting:
+            return
+        if name in self._kept:
+            raise RuntimeError(f"tap '{name}' of {self.spec.name} fired twice: give that call its own module")
+        self._kept[name] = args[0] if side == "input" else output
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        x = inputs[self.spec.input]
+        if self.spec.mean is not None:
+            x = (x - self.mean) / self.std
+        self._kept, self._collecting = {}, True
+        try:
+            logits = self.model(x)
+        finally:
+            kept, self._kept, self._collecting = self._kept, {}, False
+        if kept.keys() != self.want:
+            raise RuntimeError(f"taps that never fired in {self.spec.name}: {sorted(self.want - kept.keys())}")
+        return {"logits": logits, **kept}
+
+
+@torch.no_grad()
+def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
+    """Per-sample shapes by one dry run in eval mode: batch-norm statistics stay as they were.
+
+    shapes: modality -> per-sample input shape of the data set at hand.
+    """
+    if net.spec.input not in shapes:
+        raise UserError(f"{net.spec.name} reads '{net.spec.input}', the data set has {', '.join(shapes)}")
+    was_training = net.training
+    net.eval()
+    device = next(net.parameters()).device
+    shape = shapes[net.spec.input]
+    try:
+        features = net({net.spec.input: torch.zeros(2, *shape, device=device)})
+    except RuntimeError as error:
+        if shape == net.spec.input_shape:
+            raise
+        size = "x".join(map(str, shape))
+        raise UserError(f"{net.spec.name} cannot run on inputs of {size}: {str(error).splitlines()[0]}") from error
+    finally:
+        net.train(was_training)
+    return Side(net.spec, net.head, {k: tuple(v.shape[1:]) for k, v in features.items()})
