@@ -30,7 +30,7 @@ class Meter:
         n = len(target)
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]  # [B, 5]
         values = {"loss": loss, "acc": top[:, 0].float().mean() * 100, "acc_top5": top.any(1).float().mean() * 100, **terms}
-        for name in values.keys() - set(self.names):  # a term that appears late counts from then on
+        for name in [v for v in values if v not in self.names]:  # a term that appears late counts from then on
             self.names += (name,)
             self.sums = F.pad(self.sums, (0, 1))
             self.weights.append(0)
