@@ -30,7 +30,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Phase, Progress, Tap, Tapped, Terms, UserError
+from helper.protocols import (
+    Batch,
+    Context,
+    Features,
+    ModelSpec,
+    Needs,
+    Phase,
+    Progress,
+    Side,
+    Tap,
+    Tapped,
+    Terms,
+    UserError,
+)
 
 
 def option(default: Any, help: str, flag: str | None = None, choices: Sequence[Any] | None = None,
@@ -67,6 +80,30 @@ def paired_stages(student: ModelSpec, teacher: ModelSpec | None, method: str) ->
         raise UserError(f"{method} pairs stage maps, and there are none to pair: {student.name} has {len(student.stages)}, "
                         f"{teacher.name if teacher else 'no teacher'} has {len(stages_t)}")
     return pairs
+
+
+def unequal_stages(student: ModelSpec, teacher: ModelSpec | None, method: str) -> tuple[str, ...]:
+    """A note on what is paired, where one network has stages that the other lacks."""
+    pairs = paired_stages(student, teacher, method)
+    if teacher is None or len(student.stages) == len(teacher.stages):
+        return ()
+    return (f"{method} pairs {', '.join(f'{a} with {b}' for a, b in pairs)} of {student.name} and {teacher.name}; "
+            f"{student.name} has {len(student.stages)} stages, {teacher.name} {len(teacher.stages)}",)
+
+
+def last_stage(spec: ModelSpec | None, method: str) -> str:
+    """Name of the deepest stage map (the published feat[-2]); UserError where a network has none."""
+    if spec is None or not spec.stages:
+        raise UserError(f"{method} reads the last stage map, and {spec.name if spec else 'no teacher'} has none")
+    return spec.stages[-1]
+
+
+def head_width(side: Side) -> int:
+    """How many values the classifier of a network reads per sample; UserError where it is not a linear one."""
+    for module in side.head.modules():
+        if isinstance(module, nn.Linear):
+            return module.in_features
+    raise UserError(f"the classifier of {side.spec.name} ({side.spec.head}) holds no linear layer to reuse")
 
 
 class Distiller(nn.Module):

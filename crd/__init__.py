@@ -1,0 +1,1 @@
+"""Contrastive representation distillation: memory banks, negatives drawn on the device, the NCE criterion."""

@@ -1,0 +1,29 @@
+"""Distillation methods by name; a method is imported when it is first asked for."""
+
+from __future__ import annotations
+
+from helper.registry import Registry
+
+method_dict = Registry(
+    "method",
+    {
+        "vanilla": "distiller_zoo.vanilla:Vanilla",
+        "kd": "distiller_zoo.kd:KD",
+        "fitnet": "distiller_zoo.fitnet:FitNet",
+        "at": "distiller_zoo.at:AT",
+        "sp": "distiller_zoo.sp:SP",
+        "vid": "distiller_zoo.vid:VID",
+        "crd": "distiller_zoo.crd:CRD",
+        "srrl": "distiller_zoo.srrl:SRRL",
+        "semckd": "distiller_zoo.semckd:SemCKD",
+        "simkd": "distiller_zoo.simkd:SimKD",
+    },
+    aliases={
+        "hint": "fitnet",
+        "attention": "at",
+        "similarity": "sp",
+    },
+)
+
+# registry name -> the spelling that names a run's folder, where the published toolboxes had another
+published_names = {"fitnet": "hint", "at": "attention", "sp": "similarity"}

@@ -1,0 +1,74 @@
+"""Contrastive Representation Distillation (Tian et al., ICLR 2020, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crd.criterion import NCECriterion
+from crd.memory import ContrastSampler, MemoryBank
+from distiller_zoo.base import Distiller, option
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+
+
+class Embed(nn.Module):
+    """Pooled vectors [B, C] -> [B, D] of unit length."""
+
+    def __init__(self, width_in: int, width: int):
+        super().__init__()
+        self.linear = nn.Linear(width_in, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.linear(x))
+
+
+class CRD(Distiller):
+    """Student and teacher embeddings of one sample agree, against negatives of other classes from memory banks.
+
+    With several views per sample, view 0 is contrasted. The banks follow after the optimiser's step.
+    """
+
+    name = "crd"
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        beta: float = 0.8
+        feat_dim: int = option(128, "width of the embeddings", "--feat_dim")
+        mode: str = option("exact", "the positive: the anchor itself, or any sample of its class", "--mode",
+                           choices=("exact", "relax"))
+        nce_k: int = option(16384, "negatives per anchor", "--nce_k")
+        nce_t: float = option(0.07, "temperature of the scores", "--nce_t")
+        nce_m: float = option(0.5, "momentum of the memory banks", "--nce_m")
+        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        num_samples = len(ctx.train_labels)
+        self.embed_s = Embed(ctx.student.shapes["pooled"][0], cfg.feat_dim)
+        self.embed_t = Embed(ctx.teacher.shapes["pooled"][0], cfg.feat_dim)
+        self.contrast = ContrastSampler(ctx.train_labels, cfg.nce_k, cfg.mode, ctx.rng)
+        self.memory = MemoryBank(num_samples, cfg.feat_dim, cfg.nce_m, ctx.init_rng)
+        self.criterion = NCECriterion(num_samples, cfg.nce_t)
+
+    @classmethod
+    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        return Needs(("pooled",), ("pooled",))
+
+    def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
+        return {**s, "crd.v_s": self.embed_s(s["pooled"])}, {**t, "crd.v_t": self.embed_t(t["pooled"])}
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        v_s, v_t = self._first_view(s["crd.v_s"], batch), self._first_view(t["crd.v_t"], batch)
+        return {"crd": self.criterion(*self.memory(v_s, v_t, self.contrast(batch.index)))}
+
+    def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
+        self.memory.update(batch.index, self._first_view(s["crd.v_s"], batch), self._first_view(t["crd.v_t"], batch))
+
+    @staticmethod
+    def _first_view(v: Tensor, batch: Batch) -> Tensor:
+        """[B*V, D] -> [B, D]."""
+        return v[:: len(v) // len(batch)]

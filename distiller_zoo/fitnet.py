@@ -1,0 +1,70 @@
+"""FitNets: Hints for Thin Deep Nets (Romero et al., ICLR 2015, eq. 3): mean (r(f_s) - f_t)^2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import nn
+
+from distiller_zoo.base import Distiller, option
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+
+
+def hint_names(cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> tuple[str, str]:
+    """Tap names of the hinted maps. The last entry of `feats` is a pooled vector and no map."""
+    maps_s = student.feats[:-1]
+    maps_t = teacher.feats[:-1] if teacher is not None else ()
+    shared = min(len(maps_s), len(maps_t))
+    if not 0 <= cfg.hint_layer < shared:
+        known = ", ".join(f"{i} ({maps_s[i]} and {maps_t[i]})" for i in range(shared)) or "none"
+        raise UserError(f"--hint_layer {cfg.hint_layer} is no map that both {student.name} and "
+                        f"{teacher.name if teacher else 'no teacher'} have; those are: {known}")
+    return maps_s[cfg.hint_layer], maps_t[cfg.hint_layer]
+
+
+class FitNet(Distiller):
+    """Regresses one student map onto the teacher's, jointly with the other terms.
+
+    The paper trains the hint as a first stage and sums over elements; the published toolboxes, and we, train jointly
+    and take the mean over B, C, H, W. The regressor ends in a ReLU, as published.
+    """
+
+    name = "fitnet"
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        beta: float = 100.0
+        hint_layer: int = option(1, "which feature is the hint: 0 is the stem, 1 the first stage, ...", "--hint_layer",
+                                 choices=(0, 1, 2, 3, 4))
+        authors: ClassVar[Mapping[str, float]] = {"div": 0.0, "hint_layer": 2}
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.hint_s, self.hint_t = hint_names(cfg, ctx.student.spec, ctx.teacher.spec)
+        (c_s, h_s, w_s), (c_t, h_t, w_t) = ctx.student.shapes[self.hint_s], ctx.teacher.shapes[self.hint_t]
+        self.shrink_teacher: nn.Module = nn.Identity()
+        if (h_s, w_s) == (2 * h_t, 2 * w_t):
+            self.conv: nn.Module = nn.Conv2d(c_s, c_t, kernel_size=3, stride=2, padding=1)
+        elif (2 * h_s, 2 * w_s) == (h_t, w_t):
+            self.conv = nn.ConvTranspose2d(c_s, c_t, kernel_size=4, stride=2, padding=1)
+        elif h_s >= h_t and w_s >= w_t:
+            self.conv = nn.Conv2d(c_s, c_t, kernel_size=(1 + h_s - h_t, 1 + w_s - w_t))
+        else:
+            self.conv = nn.Conv2d(c_s, c_t, kernel_size=3, padding=1)
+            self.shrink_teacher = nn.AdaptiveAvgPool2d((h_s, w_s))
+        self.bn = nn.BatchNorm2d(c_t)
+
+    @classmethod
+    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        hint_s, hint_t = hint_names(cfg, student, teacher)
+        return Needs((hint_s,), (hint_t,))
+
+    def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
+        regressed = F.relu(self.bn(self.conv(s[self.hint_s])))
+        return {**s, "fitnet.regressed": regressed}, {**t, "fitnet.hint": self.shrink_teacher(t[self.hint_t])}
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        return {"fitnet": F.mse_loss(s["fitnet.regressed"], t["fitnet.hint"])}  # [B, C, H, W], mean over all

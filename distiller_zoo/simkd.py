@@ -1,0 +1,104 @@
+"""Knowledge Distillation with the Reused Teacher Classifier (Chen et al., CVPR 2022): mean (transfer(f_s) - f_t)^2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distiller_zoo.base import Distiller, head_width, last_stage, option
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Tap, Tapped, Terms, UserError
+
+
+class SimKD(Distiller):
+    """The student's last map is projected onto the teacher's, and the teacher's frozen classifier reads the result.
+
+    The loss compares the maps before global pooling, the larger pooled to the smaller; mean over B, C, H, W. Deployed
+    are the student's backbone, the projector and the teacher's classifier. cls and div, if weighted, act on the logits
+    of the student's own classifier, as published; otherwise what lies behind the last map is left out of training.
+    """
+
+    name = "simkd"
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        cls: float = 0.0
+        div: float = 0.0
+        beta: float = 1.0
+        factor: int = option(2, "the projector's hidden width is the teacher's width divided by this", "--factor",
+                             short="-f")
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.last_s, self.last_t = last_stage(ctx.student.spec, self.name), last_stage(ctx.teacher.spec, self.name)
+        (c_s, *size_s), (c_t, *size_t) = ctx.student.shapes[self.last_s], ctx.teacher.shapes[self.last_t]
+        if c_t != (width := head_width(ctx.teacher)):
+            raise UserError(f"simkd reuses the classifier of {ctx.teacher.spec.name}, which reads {width} values, "
+                            f"while its last map has {c_t} channels; choose a teacher that only pools in between, "
+                            "e.g. a resnet, a wrn or a vgg")
+        if cfg.factor < 1 or c_t % cfg.factor:
+            fitting = ", ".join(str(f) for f in range(1, 17) if c_t % f == 0)
+            raise UserError(f"--factor {cfg.factor} does not divide the {c_t} channels of the last map of "
+                            f"{ctx.teacher.spec.name}; choose one that does, e.g. {fitting}")
+        hidden = c_t // cfg.factor
+        self.transfer = nn.Sequential(
+            nn.Conv2d(c_s, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(),
+            nn.Conv2d(hidden, c_t, 1, bias=False), nn.BatchNorm2d(c_t), nn.ReLU(),
+        )
+        larger = size_s[0] > size_t[0]
+        self.shrink_student = nn.AdaptiveAvgPool2d(size_t) if larger else nn.Identity()
+        self.shrink_teacher = nn.Identity() if larger or size_s == size_t else nn.AdaptiveAvgPool2d(size_s)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.teacher_head = ctx.teacher.head.requires_grad_(False)
+
+    @classmethod
+    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        return Needs((last_stage(student, cls.name),), (last_stage(teacher, cls.name),))
+
+    def deploy(self, s: Features) -> Features:
+        projected = self.transfer(self.shrink_student(s[self.last_s]))
+        logits = self.teacher_head(self.pool(projected))
+        return {**s, "simkd.projected": projected, "simkd.own_logits": s["logits"], "logits": logits}
+
+    def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
+        return s, {**t, "simkd.target": self.shrink_teacher(t[self.last_t])}
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        return {"simkd": F.mse_loss(s["simkd.projected"], t["simkd.target"])}
+
+    def own_logits(self, s: Features) -> Tensor:
+        return s["simkd.own_logits"]
+
+    def unused(self, student: Tapped) -> Sequence[nn.Parameter]:
+        """Everything the last map does not depend on: the classifier, and in some networks layers before it."""
+        if self.cfg.cls or self.cfg.div:
+            return ()
+        params = [p for p in student.model.parameters() if p.requires_grad]
+        was_training = student.model.training
+        student.model.eval()  # batch-norm statistics stay as they were
+        with torch.enable_grad():
+            shape = student.spec.input_shape
+            features = student({student.spec.input: torch.zeros(1, *shape, device=params[0].device)})
+            gradients = torch.autograd.grad(features[self.last_s].sum(), params, allow_unused=True)
+        student.model.train(was_training)
+        return [p for p, gradient in zip(params, gradients, strict=True) if gradient is None]
+
+    def deployed_state(self) -> dict[str, dict[str, Tensor]]:
+        proj = {f"transfer.{key}": value for key, value in self.transfer.state_dict().items()}
+        return {"proj": proj, "head": self.teacher_head.state_dict()}
+
+    def load_deployed_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Published checkpoints hold no "head": the teacher's own stays."""
+        self.transfer.load_state_dict({key.removeprefix("transfer."): value for key, value in state["proj"].items()})
+        if "head" in state:
+            self.teacher_head.load_state_dict(state["head"])
+
+    def deployed_taps(self, student: ModelSpec) -> Mapping[str, Tap]:
+        return {last_stage(student, self.name): Tap("transfer", "map"), "pooled": Tap("pool", "vector")}
+
+    def deployed_head(self) -> str | None:
+        return "teacher_head"

@@ -1,0 +1,75 @@
+"""Variational Information Distillation (Ahn et al., CVPR 2019): mean 0.5 * ((mu(f_s) - f_t)^2 / v + log v)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distiller_zoo.base import Distiller, paired_stages, pool_to_smaller, unequal_stages
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+
+MIN_VARIANCE = 1e-5
+INITIAL_VARIANCE = 5.0
+
+
+class Gaussian(nn.Module):
+    """q(f_t | f_s): a mean regressed from the student's map, a variance learned per channel."""
+
+    def __init__(self, c_s: int, c_t: int):
+        super().__init__()
+        self.regressor = nn.Sequential(
+            nn.Conv2d(c_s, c_t, 1, bias=False), nn.ReLU(),
+            nn.Conv2d(c_t, c_t, 1, bias=False), nn.ReLU(),
+            nn.Conv2d(c_t, c_t, 1, bias=False),
+        )
+        # the inverse of softplus(log_scale) + MIN_VARIANCE
+        self.log_scale = nn.Parameter(torch.full((c_t,), math.log(math.expm1(INITIAL_VARIANCE - MIN_VARIANCE))))
+
+    def forward(self, f_s: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C_s, H, W] -> mean [B, C_t, H, W] and variance [C_t]."""
+        return self.regressor(f_s), F.softplus(self.log_scale) + MIN_VARIANCE
+
+
+class VID(Distiller):
+    """Sum over paired stages of the negative log-likelihood (without its constant), mean over B, C, H, W."""
+
+    name = "vid"
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        beta: float = 1.0
+        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.pairs = paired_stages(ctx.student.spec, ctx.teacher.spec, self.name)
+        self.layers = nn.ModuleList(Gaussian(ctx.student.shapes[a][0], ctx.teacher.shapes[b][0]) for a, b in self.pairs)
+
+    @classmethod
+    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name), strict=True)
+        return Needs(stages_s, stages_t)
+
+    @classmethod
+    def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
+        return unequal_stages(student, teacher, cls.name)
+
+    def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
+        added_s, added_t = {}, {}
+        for layer, (stage_s, stage_t) in zip(self.layers, self.pairs, strict=True):
+            f_s, added_t[f"vid.target.{stage_t}"] = pool_to_smaller(s[stage_s], t[stage_t])
+            added_s[f"vid.mean.{stage_s}"], added_s[f"vid.variance.{stage_s}"] = layer(f_s)
+        return {**s, **added_s}, {**t, **added_t}
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        loss = s["logits"].new_zeros(())
+        for stage_s, stage_t in self.pairs:
+            mean, variance = s[f"vid.mean.{stage_s}"], s[f"vid.variance.{stage_s}"].view(-1, 1, 1)
+            loss = loss + 0.5 * ((mean - t[f"vid.target.{stage_t}"]).pow(2) / variance + variance.log()).mean()
+        return {"vid": loss}
