@@ -80,6 +80,20 @@ for write in (lambda: atomic_save({"model": {"w": torch.ones(100_000)}, "epoch":
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pth", "metrics.jsonl"]
 
 
+def test_failed_rename_keeps_the_previous_file(tmp_path, monkeypatch):
+    path = tmp_path / "args.json"
+    atomic_write_text(path, "old")
+
+    def refuse(self, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(UserError, match="Permission denied; its previous content is kept"):
+        atomic_write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["args.json"]
+
+
 def test_save_into_a_missing_folder(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*gone/x.pth: No such file or directory; nothing was written"):
         atomic_save({}, tmp_path / "gone" / "x.pth")
