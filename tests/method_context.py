@@ -18,13 +18,15 @@ def spec(name: str, num_stages: int) -> ModelSpec:
     return ModelSpec(name, nn.Module, {f: Tap(f) for f in feats}, feats, head="fc")
 
 
-def side(name: str, stages: Sequence[Sequence[int]], pooled: int, num_classes: int, head: nn.Module | None = None) -> Side:
+def side(name: str, stages: Sequence[Sequence[int]], pooled: int, num_classes: int,
+         head: nn.Module | None = None) -> Side:
     """stages: [C, H, W] of every stage. A tap per stage, and "pooled"; the stem has the shape of the first stage."""
     names = spec(name, len(stages))
     shapes = dict(zip(names.stages, map(tuple, stages), strict=True))
     if stages:
         shapes["stem"] = tuple(stages[0])
-    return Side(names, head or nn.Linear(pooled, num_classes), {**shapes, "pooled": (pooled,), "logits": (num_classes,)})
+    shapes.update(pooled=(pooled,), logits=(num_classes,))
+    return Side(names, head or nn.Linear(pooled, num_classes), shapes)
 
 
 def build(method: str, student: Side, teacher: Side | None, labels: Tensor | None = None, batch_size: int = 8,

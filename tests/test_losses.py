@@ -261,7 +261,10 @@ def test_table_maps(name, maps, loss, grads):
 
 
 @pytest.mark.parametrize(("factor", "loss", "size", "mean"), [
-    (2, 0.352774115, 3328, 0.0209180518), (4, 0.350588886, 1120, -0.0019428756), (8, 0.382691288, 448, -0.000637345871)])
+    (2, 0.352774115, 3328, 0.0209180518),
+    (4, 0.350588886, 1120, -0.0019428756),
+    (8, 0.382691288, 448, -0.000637345871),
+])
 def test_table_simkd(factor, loss, size, mean):
     x = maps_named("s2 t2")
     method, batch = table_method("simkd", x, hash_fill(nn.Linear(32, 10)), factor=factor)
