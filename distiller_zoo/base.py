@@ -181,6 +181,10 @@ class Distiller(nn.Module):
             terms["div"] = kl(logits, t["logits"], self.cfg.kd_T)
         return terms
 
+    def deploying(self) -> Distiller | None:
+        """The method whose `deploy` does something: this one, a member of a combination, or none."""
+        return None if type(self).deploy is Distiller.deploy else self
+
     def deployed_state(self) -> dict[str, dict[str, Tensor]]:
         """Checkpoint entry -> state, of everything `deploy` uses."""
         return {}
@@ -212,7 +216,6 @@ class Combined(Distiller):
         self.check(cfg)
         self.name = "+".join(m.name for m, _ in cfg.members)  # type: ignore[misc]
         self.members = nn.ModuleDict({m.name: m(c, ctx) for m, c in cfg.members})
-        self._deploying = [m.name for m, _ in cfg.members if m.deploy is not Distiller.deploy]
 
     @staticmethod
     def check(cfg: CombinedConfig) -> None:
@@ -243,8 +246,8 @@ class Combined(Distiller):
     def _each(self) -> list[Distiller]:
         return list(self.members.values())  # type: ignore[arg-type]
 
-    def _head(self) -> Distiller | None:
-        return self.members[self._deploying[0]] if self._deploying else None  # type: ignore[return-value]
+    def deploying(self) -> Distiller | None:
+        return next((m for m in self._each() if m.deploying() is not None), None)
 
     def prepare(self, batch: Batch) -> Batch:
         for m in self._each():
@@ -252,7 +255,7 @@ class Combined(Distiller):
         return batch
 
     def deploy(self, s: Features) -> Features:
-        return s if (head := self._head()) is None else head.deploy(s)
+        return s if (head := self.deploying()) is None else head.deploy(s)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         for m in self._each():
@@ -287,23 +290,23 @@ class Combined(Distiller):
         return tuple(p for m in self._each() for p in m.extra_phases())
 
     def own_logits(self, s: Features) -> Tensor:
-        return s["logits"] if (head := self._head()) is None else head.own_logits(s)
+        return s["logits"] if (head := self.deploying()) is None else head.own_logits(s)
 
     def deployed_state(self) -> dict[str, dict[str, Tensor]]:
-        return {} if (head := self._head()) is None else head.deployed_state()
+        return {} if (head := self.deploying()) is None else head.deployed_state()
 
     def load_deployed_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        if (head := self._head()) is not None:
+        if (head := self.deploying()) is not None:
             head.load_deployed_state(state)
 
     def deployed_taps(self, student: ModelSpec) -> Mapping[str, Tap]:
-        if (head := self._head()) is None:
+        if (head := self.deploying()) is None:
             return {}
         return {k: dataclasses.replace(tap, module=f"members.{head.name}.{tap.module}")
                 for k, tap in head.deployed_taps(student).items()}
 
     def deployed_head(self) -> str | None:
-        head = self._head()
+        head = self.deploying()
         path = None if head is None else head.deployed_head()
         return None if path is None else f"members.{head.name}.{path}"  # type: ignore[union-attr]
 

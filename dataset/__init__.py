@@ -1,0 +1,24 @@
+"""Data sets by public name: `dataset_dict[name]` is `load(options: DataOptions) -> DataSet`, imported on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dataset.recipes import RECIPES, Value
+from helper.registry import Registry
+
+dataset_dict = Registry(
+    "data set",
+    {
+        "cifar100": "dataset.cifar:load_cifar100",
+        "cifar10": "dataset.cifar:load_cifar10",
+        "folder": "dataset.folder:load",
+        "digits": "dataset.digits:load",
+        "imagenet": "dataset.imagenet:load",
+    },
+)
+
+
+def recipe(name: str) -> Mapping[str, Value]:
+    """Command-line defaults of a data set (flag name -> value), without importing its loader; UserError if unknown."""
+    return RECIPES[dataset_dict.resolve(name)]

@@ -1,0 +1,113 @@
+"""What the image data sets share: their options, a split, stratified choice, resizing.
+
+Shape letters: N samples, H W space, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helper.protocols import UserError
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What the command line says about the data. Raises UserError on a value out of range.
+
+    root: where the files lie. image_size: side in pixels of the square image the network sees; None takes the data
+    set's own. download: whether missing files may be fetched. val_fraction: share of the training set, stratified and
+    fixed by seed 0, that is held out and replaces the test set, so that nothing is selected on test images.
+    few_ratio: share of the (remaining) training set to keep, stratified and fixed by `seed`; smaller ratios are
+    subsets of larger ones.
+    """
+
+    root: Path
+    image_size: int | None = None
+    download: bool = True
+    val_fraction: float = 0.0
+    few_ratio: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and self.image_size < 1:
+            raise UserError(f"image_size is {self.image_size}; give a side of at least 1 pixel")
+        if not 0 <= self.val_fraction < 1:
+            raise UserError(f"val_fraction is {self.val_fraction}; give a share of the training set in [0, 1)")
+        if not 0 < self.few_ratio <= 1:
+            raise UserError(f"few_ratio is {self.few_ratio}; give a share of the training set in (0, 1]")
+
+
+@dataclass(frozen=True)
+class Split:
+    """images: uint8 [N, H, W, C]. labels: int64 [N], 0..K-1. Both on the CPU."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == torch.uint8 and self.images.ndim == 4, (self.images.dtype, self.images.shape)
+        assert self.labels.dtype == torch.int64 and self.labels.shape == self.images.shape[:1], self.labels.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: Tensor) -> Split:
+        return Split(self.images[positions], self.labels[positions])
+
+
+def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Sorted positions [n] int64 of `fraction` of every class, rounded per class; nested in `fraction` for one seed."""
+    rng = torch.Generator().manual_seed(seed)
+    chosen = []
+    for members in (torch.nonzero(labels == c).flatten() for c in labels.unique().tolist()):
+        shuffled = members[torch.randperm(len(members), generator=rng)]
+        chosen.append(shuffled[: int(len(members) * fraction + 0.5)])
+    return torch.cat(chosen).sort().values
+
+
+def hold_out(train: Split, fraction: float) -> tuple[Split, Split]:
+    """(what remains, the held-out slice), stratified and fixed by seed 0; UserError if a class is lost on a side."""
+    held = stratified(train.labels, fraction, seed=0)
+    rest = torch.ones(len(train), dtype=torch.bool)
+    rest[held] = False
+    wanted = len(train.labels.unique())
+    for side, labels in (("held-out", train.labels[held]), ("remaining", train.labels[rest])):
+        if len(labels.unique()) < wanted:
+            raise UserError(
+                f"val_fraction {fraction} leaves {wanted - len(labels.unique())} of {wanted} classes without a single "
+                f"{side} image (the smallest class has {_smallest(train.labels)}); choose another fraction"
+            )
+    return train.take(rest), train.take(held)
+
+
+def few(train: Split, ratio: float, seed: int) -> Split:
+    """A stratified subset fixed by `seed`; UserError if a class would be left empty."""
+    kept = stratified(train.labels, ratio, seed)
+    wanted, left = len(train.labels.unique()), len(train.labels[kept].unique())
+    if left < wanted:
+        raise UserError(
+            f"few_ratio {ratio} leaves {wanted - left} of {wanted} classes without a training image "
+            f"(the smallest class has {_smallest(train.labels)}); choose a larger ratio"
+        )
+    return train.take(kept)
+
+
+def _smallest(labels: Tensor) -> int:
+    return int(labels.unique(return_counts=True)[1].min())
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """uint8 [N, H, W, C] -> uint8 [N, size, size, C], bilinear, antialiased when shrinking."""
+    if images.shape[1:3] == (size, size):
+        return images
+    out = torch.empty(len(images), size, size, images.shape[3], dtype=torch.uint8)
+    for lo in range(0, len(images), 1024):  # in float the whole set would need four times its memory
+        chunk = images[lo : lo + 1024].permute(0, 3, 1, 2).float()
+        chunk = F.interpolate(chunk, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        out[lo : lo + 1024] = chunk.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return out

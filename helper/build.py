@@ -1,0 +1,211 @@
+"""From settings to networks: devices, precision, teachers from checkpoints, and the chain of stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distiller_zoo import method_dict
+from distiller_zoo.base import Distiller
+from helper.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
+from helper.protocols import Context, DataSet, ModelSpec, Needs, Side, Tap, TeacherSource, UserError
+from helper.step import DistillStep, MakeOptimizer
+from helper.taps import TappedNet, probe
+from helper.teacher import LiveTeacher
+from models import model_dict
+
+
+def pick_device(gpu_id: str) -> tuple[torch.device, str | None]:
+    """The device of --gpu_id, and a notice if it is not what was asked for."""
+    ids = [part.strip() for part in gpu_id.split(",") if part.strip()]
+    if not ids or not all(part.isdecimal() for part in ids):
+        raise UserError(f"--gpu_id '{gpu_id}' must be a GPU number, such as 0")
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), f"no CUDA device here: --gpu_id {gpu_id} runs on the CPU"
+    if int(ids[0]) >= torch.cuda.device_count():
+        raise UserError(f"--gpu_id {ids[0]}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0")
+    return torch.device("cuda", int(ids[0])), None
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether bf16 arithmetic is done by the hardware rather than emulated."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    has = [getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile")]
+    return any(check() for check in has)
+
+
+def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
+    """--precision auto|bf16|fp32 -> autocast dtype, None for float32."""
+    if precision == "bf16" or (precision == "auto" and native_bf16(device)):
+        return torch.bfloat16
+    return None
+
+
+def to_device(net: nn.Module, device: torch.device) -> nn.Module:
+    return net.to(device).to(memory_format=torch.channels_last)
+
+
+class Composite(nn.Module):
+    """A deployed student as one plain model: backbone, the method's surviving layers, logits. Reads images in [0, 1]."""
+
+    def __init__(self, student: TappedNet, method: Distiller):
+        super().__init__()
+        self.student, self.method = student, method
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.method.deploy(self.student({self.student.spec.input: x}))["logits"]
+
+
+def composite_spec(student: ModelSpec, method: Distiller) -> ModelSpec:
+    """The student's spec, with paths into the composite and the taps and head that `deploy` replaced."""
+    def inside(prefix: str, tap: Tap) -> Tap:
+        return dataclasses.replace(tap, module=f"{prefix}.{tap.module}")
+
+    taps = {k: inside("student.model", tap) for k, tap in student.taps.items()}
+    taps |= {k: inside("method", tap) for k, tap in method.deployed_taps(student).items()}
+    own_head = method.deployed_head()
+    head = f"student.model.{student.head}" if own_head is None else f"method.{own_head}"
+    return dataclasses.replace(student, taps=taps, head=head, mean=None, std=None)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network read from a checkpoint, ready to be tapped."""
+
+    spec: ModelSpec
+    model: nn.Module
+    checkpoint: Checkpoint
+
+    def tapped(self, want: Sequence[str] = ()) -> TappedNet:
+        return TappedNet(self.model, self.spec, want)
+
+
+def load_network(path: str | Path, explicit: str | None, num_classes: int | None,
+                 shapes: Mapping[str, tuple[int, ...]], flag: str = "--model_t") -> Network:
+    """A network from any checkpoint form; a SimKD student comes back with its projector and reused classifier.
+
+    num_classes: what the data set has; None takes the checkpoint's. shapes: of the data set's inputs.
+    """
+    checkpoint = read_checkpoint(path)
+    explicit = None if explicit is None else model_dict.resolve(explicit)
+    spec = model_dict[infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases])]
+    classes = num_classes_of(checkpoint.state, spec)
+    if num_classes is not None and classes is not None and classes != num_classes:
+        raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, the data set has {num_classes}")
+    classes = num_classes if classes is None else classes
+    model = spec(num_classes=classes)
+    load_weights(model, checkpoint.state, f"{path} as {spec.name}")
+    if "proj" not in checkpoint.extra:
+        return Network(spec, model, checkpoint)
+    return _composite(path, checkpoint, spec, model, classes, shapes)
+
+
+def _composite(path: str | Path, checkpoint: Checkpoint, spec: ModelSpec, model: nn.Module, num_classes: int,
+               shapes: Mapping[str, tuple[int, ...]]) -> Network:
+    meta = checkpoint.meta
+    if "head" not in checkpoint.extra or "shapes_t" not in meta:
+        raise UserError(f"{path} holds a projector without the teacher's classifier it feeds, so it cannot predict; "
+                        "train it again here, where the checkpoint is self-contained")
+    cls = method_dict[meta["deploys"]]
+    known = {f.name for f in dataclasses.fields(cls.Config)}
+    cfg = cls.Config(**{k: v for k, v in meta["config"].items() if k in known})
+    teacher_spec = model_dict[meta["arch_t"]]
+    student = TappedNet(model, spec, cls.needs(cfg, spec, teacher_spec).student)
+    weight = checkpoint.extra["head"]["weight"]
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in checkpoint.extra["head"])
+    teacher = Side(teacher_spec, head, {k: tuple(v) for k, v in meta["shapes_t"].items()})
+    method = cls(cfg, Context(num_classes, torch.zeros(1, dtype=torch.int64), 1, probe(student, shapes), teacher))
+    method.load_deployed_state(checkpoint.extra)
+    return Network(composite_spec(spec, method), Composite(student, method), checkpoint)
+
+
+def describe_method(method: Distiller, cfg: Any, teacher: Side | None) -> dict[str, Any]:
+    """What a checkpoint's meta says of the method; enough to rebuild whatever it deploys."""
+    deploying = method.deploying()
+    config = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "members"}
+    if deploying is not None:
+        config |= {f.name: getattr(deploying.cfg, f.name) for f in dataclasses.fields(deploying.cfg)}
+    return {"method": method.name, "config": config, "deploys": None if deploying is None else deploying.name,
+            "arch_t": None if teacher is None else teacher.spec.name,
+            "shapes_t": {} if teacher is None else {k: list(v) for k, v in teacher.shapes.items()}}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: its step, its length, and whether it is the method itself."""
+
+    step: DistillStep
+    teacher: Side | None
+    epochs: int
+    index: int
+    final: bool
+
+
+def chain_of(method: type[Distiller]) -> tuple[type[Distiller], ...]:
+    """First stages first, the method itself last."""
+    chain = [method]
+    while chain[0].before is not None:
+        chain.insert(0, chain[0].before)
+    return tuple(chain)
+
+
+def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+    needs = [m.needs(cfg, student, teacher) for m in chain_of(method)]
+    return Needs(tuple(dict.fromkeys(x for n in needs for x in n.student)),
+                 tuple(dict.fromkeys(x for n in needs for x in n.teacher)), any(n.full_batches for n in needs))
+
+
+def sgd(momentum: float, weight_decay: float, lr: float) -> MakeOptimizer:
+    """The published optimiser: SGD on everything that trains, batch norm and biases included."""
+    def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
+        group = {"params": list(params), "lr_scale": scale}
+        return torch.optim.SGD([group], lr=lr * scale, momentum=momentum, weight_decay=weight_decay, fused=True)
+
+    return make
+
+
+def build_stages(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: Network | None, data: DataSet, *,
+                 batch_size: int, device: torch.device, make_optimizer: MakeOptimizer, epochs: int, init_epochs: int = 0,
+                 init_seed: int = 0, autocast: torch.dtype | None = None, accumulate: int = 1,
+                 wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+                 source: Callable[[TappedNet], TeacherSource] | None = None) -> Iterator[Stage]:
+    """Yield one stage after the other; the networks live through all of them. Train a stage before taking the next."""
+    chain = chain_of(method)
+    mode = method.teacher_mode
+    if mode == "frozen" and teacher is None:
+        raise UserError(f"--distill {method.name} needs a teacher: pass its checkpoint with --path_t")
+    peer_spec = student if mode == "trained" else None
+    teacher_spec = None if mode == "absent" else peer_spec or (teacher and teacher.spec)
+    needs = union_of_needs(method, cfg, student, teacher_spec)
+    s_net = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.student), device)
+    peer = t_source = t_side = None
+    if mode == "trained":
+        peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device)
+        t_side = probe(peer, data.shapes)
+    elif mode == "frozen":
+        t_net = to_device(teacher.tapped(needs.teacher), device)
+        t_source = (source or partial(LiveTeacher, autocast=autocast))(t_net)
+        t_side = probe(t_net, data.shapes)
+    rng = torch.Generator(device).manual_seed(init_seed + 1)
+    ctx = Context(data.num_classes, data.train_labels.to(device), -(-batch_size // accumulate), probe(s_net, data.shapes),
+                  t_side, device=device, init_rng=torch.Generator().manual_seed(init_seed), rng=rng)
+    previous: Distiller | None = None
+    for i, stage in enumerate(chain):
+        s_net.requires_grad_(True)
+        if previous is not None:
+            ctx = dataclasses.replace(ctx, previous=previous.requires_grad_(False))
+        current = to_device(stage(cfg, ctx), device)
+        step = DistillStep(s_net, t_source, current, make_optimizer, needs=stage.needs(cfg, student, teacher_spec),
+                           peer=peer, wrap=wrap, autocast=autocast, accumulate=accumulate, rng=rng)
+        final = i == len(chain) - 1
+        yield Stage(step, t_side, epochs if final else init_epochs, i, final)
+        previous = current
+

@@ -1,0 +1,210 @@
+"""Checkpoints: written all or nothing, read without running anything a file might carry.
+
+Forms that are read: {"model" | "net" | "state_dict": weights, ...} and a plain state dict, zip or legacy serialisation,
+with or without DDP's prefix. Everything arrives on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helper.protocols import ModelSpec, UserError
+
+State = dict[str, Tensor]
+
+WEIGHT_ENTRIES = ("model", "net", "state_dict")
+ACCURACY_ENTRIES = ("best_acc", "accuracy", "acc")
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+TORCH_FILES = (b"PK\x03\x04", b"\x80")  # zip, pickle
+
+
+def atomic_save(obj: Any, path: str | Path) -> None:
+    """torch.save, all or nothing: whatever happens, `path` holds the old content or the new. UserError if it cannot."""
+    buffer = io.BytesIO()
+    torch.save(obj, buffer)
+    _replace(Path(path), buffer.getbuffer())
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text, all or nothing, as atomic_save does."""
+    _replace(Path(path), text.encode())
+
+
+def _replace(path: Path, content: bytes | memoryview) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        kept = "its previous content is kept" if path.exists() else "nothing was written"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {kept}") from error
+    finally:
+        with contextlib.suppress(OSError):  # gone already after the rename
+            temporary.unlink()
+    with contextlib.suppress(OSError):  # some file systems sync no folders; the file itself is complete either way
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds. state: the network's weights. best_acc: top-1 in percent. epoch: as recorded.
+
+    meta: what the run recorded of itself (arch, num_classes, dataset, ...), {} in files of other toolboxes.
+    extra: further entries made of tensors alone, such as proj, head, attention.
+    """
+
+    path: Path
+    state: State
+    meta: dict[str, Any] = field(default_factory=dict)
+    best_acc: float | None = None
+    epoch: int | None = None
+    extra: dict[str, State] = field(default_factory=dict)
+
+
+def load_file(path: str | Path) -> Any:
+    """torch.load on the CPU: tensors, plain values, and of all classes argparse.Namespace alone (RepDistiller's `opt`).
+
+    Raises UserError: no file, not a checkpoint, truncated, or a file that wants more than that.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+            file.seek(0)
+            if not start.startswith(TORCH_FILES):
+                reason = f"it starts with {start!r}" if start else "it is empty"
+                raise UserError(f"{path} is not a checkpoint ({reason}): name a file that torch.save wrote")
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder, not a checkpoint: name the file in it, ending in .pth") from error
+    except OSError as error:
+        raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    except Exception as error:  # on foreign bytes the unpickler raises nearly anything
+        reason = str(error).split("WeightsUnpickler error: ")[-1].strip() or type(error).__name__
+        if refused := re.search(r"GLOBAL (\S+)", reason):
+            raise UserError(f"{path} is refused: it needs {refused[1]}, and only tensors and plain values are loaded, "
+                            "as anything else could run code; save its state_dict instead") from error
+        raise UserError(f"{path} is truncated or not a checkpoint ({reason.splitlines()[0][:120]}): "
+                        "fetch or save it again") from error
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read any of the forms named above. Raises UserError as load_file does, and where no weights are found."""
+    path, content = Path(path), load_file(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of weights: save a state_dict")
+    entry = next((k for k in WEIGHT_ENTRIES if _tensors(content.get(k))), None)
+    state = _tensors(content[entry] if entry else content)
+    if entry is None:
+        state = {k: v for k, v in state.items() if k not in ACCURACY_ENTRIES}
+    if not state:
+        raise UserError(f"{path} holds no weights, only {', '.join(map(str, content)) or 'an empty dict'}: "
+                        f"expected an entry {', '.join(WEIGHT_ENTRIES)} or a plain state dict")
+    meta, epoch = content.get("meta"), _number(content.get("epoch"))
+    extra = {k: _unwrap(v) for k, v in content.items()
+             if k != entry and isinstance(v, Mapping) and v and len(_tensors(v)) == len(v)}
+    return Checkpoint(path, _unwrap(state), dict(meta) if isinstance(meta, Mapping) else {}, _accuracy(content),
+                      None if epoch is None else int(epoch), extra)
+
+
+def _tensors(entry: Any) -> State:
+    if not isinstance(entry, Mapping):
+        return {}
+    return {k: v for k, v in entry.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _unwrap(state: Mapping[str, Tensor]) -> State:
+    state = dict(state)
+    while prefix := next((p for p in WRAPPERS if all(k.startswith(p) for k in state)), None):
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+    return state
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, float | int) or (isinstance(value, Tensor) and value.ndim == 0) else None
+
+
+def _accuracy(content: Mapping[str, Any]) -> float | None:
+    for key in ACCURACY_ENTRIES:
+        value = _number(content.get(key))
+        if value is not None:
+            is_fraction = key == "acc" and value <= 1  # HSAKD; all others record percent
+            return 100 * value if is_fraction else value
+    return None
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Strict load; only num_batches_tracked may be missing, which files of torch 0.4 and before do not have.
+
+    what: how messages call the source ("teacher save/.../resnet32x4_best.pth"). Raises UserError, model untouched.
+    """
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    reshaped = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if reshaped and not missing and not unexpected and all(
+        isinstance(model.get_submodule(k.rpartition(".")[0]), nn.Linear)
+        and own[k].ndim == state[k].ndim and own[k].shape[1:] == state[k].shape[1:] for k in reshaped
+    ):  # linear layers, and they differ in the number of outputs only
+        key = reshaped[0]
+        raise UserError(f"{what} was trained for {len(state[key])} classes, this {type(model).__name__} has "
+                        f"{len(own[key])} ({key.rpartition('.')[0]}): use the data set it was trained on")
+    shapes = [f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}" for k in reshaped]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    problems = [f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+                for kind, keys in kinds.items() if keys]
+    if problems:
+        raise UserError(f"{what} does not fit this {type(model).__name__}, of {len(own)} weights "
+                        f"{', '.join(problems)}: name the architecture it was saved from")
+    model.load_state_dict(state, strict=False)
+
+
+def infer_arch(path: str | Path, checkpoint: Checkpoint, explicit: str | None, known_names: Iterable[str]) -> str:
+    """The registry name of the network in a checkpoint.
+
+    In order: what the file recorded, `explicit` (--model_t), the file name, the folder name (a distilled student's: its
+    `S:` group). Raises UserError if nothing fits, or if `explicit` contradicts the record.
+    """
+    recorded = checkpoint.meta.get("arch")
+    if recorded and explicit and recorded != explicit:
+        raise UserError(f"{path} holds a {recorded}, --model_t says {explicit}: leave --model_t out")
+    if recorded or explicit:
+        return str(recorded or explicit)
+    path = Path(path).absolute()
+    folder = path.parent.name
+    student = re.match(r"S[:~](.+?)_T[:~]", folder)
+    known = sorted(known_names, key=len, reverse=True)
+    for text in (path.stem, student[1] if student else folder):
+        for name in known:
+            if text == name or text.startswith(f"{name}_"):
+                return name
+    raise UserError(f"cannot tell the architecture of {path} from its name or folder: name it with --model_t")
+
+
+def num_classes_of(state: Mapping[str, Tensor], spec: ModelSpec) -> int:
+    """How many classes the classifier in `state` has. UserError where there is none of that name."""
+    key = f"{spec.head}.weight"
+    if key not in state or state[key].ndim == 0:
+        raise UserError(f"the checkpoint has no {key}, {spec.name}'s classifier: name the architecture it was saved from")
+    return state[key].shape[0]

@@ -1,0 +1,224 @@
+"""The one training loop, the one validation loop, and what surrounds them: resume, interruption, bookkeeping."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helper.build import Stage, describe_method
+from helper.checkpoint import atomic_save, atomic_write_json, read_state
+from helper.metrics import Meter
+from helper.protocols import DataSet, Loader, Progress, UserError
+from helper.reporting import ProgressLine, Writer, clock, log
+from helper.runs import RunFolder
+from helper.seeding import rng_state, set_rng_state
+
+
+class Interrupted(Exception):
+    """Training stopped at the user's or the scheduler's wish; the run can be continued."""
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
+class Stopper:
+    """Ctrl-C and SIGTERM ask the loop to stop at the next step; a second Ctrl-C does not wait."""
+
+    signal: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[Stopper]:
+        before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@torch.no_grad()
+def evaluate(predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], loader: Loader,
+             device: torch.device) -> dict[str, dict[str, float]]:
+    """Readout name -> loss, acc, acc_top5 (percent) over the loader. Runs in whatever precision `predict` runs in."""
+    meters: dict[str, Meter] = {}
+    for i, batch in enumerate(loader):
+        for name, logits in predict(batch.inputs).items():
+            logits = logits.float()
+            meter = meters.setdefault(name, Meter(device))
+            meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
+    return {name: meter.read()[0] for name, meter in meters.items()}
+
+
+@dataclass
+class Fit:
+    """One run being trained: stages in, checkpoints, rows and event files out.
+
+    schedule: epoch -> learning rate of the final stage; earlier stages keep schedule(1).
+    describe: what every checkpoint's meta says (arch, num_classes, dataset).
+    """
+
+    folder: RunFolder
+    data: DataSet
+    device: torch.device
+    schedule: Callable[[int], float]
+    writer: Callable[[int], Writer]
+    describe: Mapping[str, Any]
+    batch_size: int
+    seed: int
+    full_batches: bool = False
+    print_freq: int = 200
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
+        self.train_loader = self.data.train_loader(self.batch_size, seed=self.seed, device=self.device,
+                                                   drop_last=self.full_batches)
+        self.test_loader = self.data.test_loader(500, device=self.device)
+        self.steps = min(len(self.train_loader), self.max_steps or len(self.train_loader))
+        self.last_row: dict[str, Any] = {}
+
+    def run(self, stages: Iterator[Stage], resume_from: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Train all stages to the end, or raise Interrupted. Returns the last row of metrics.jsonl."""
+        done = (0, 0) if resume_from is None else (resume_from["stage"], resume_from["epoch"])
+        rows = self.folder.trim(done)
+        self.last_row = rows[-1] if rows else {}
+        with Stopper().listening() as stopper:
+            for stage in stages:
+                if stage.index < done[0]:
+                    continue  # its results live on in the networks the checkpoint restores
+                state = resume_from if resume_from is not None and stage.index == done[0] else None
+                self._train_stage(stage, state, stopper)
+        return self.last_row
+
+    def _train_stage(self, stage: Stage, state: Mapping[str, Any] | None, stopper: Stopper) -> None:
+        epoch, start_step, meter = 1, 0, Meter(self.device)
+        if state is not None:
+            stage.step.load_state_dict(state["step_state"])
+            self.train_loader.load_state_dict(state["loader"])
+            self.best_acc, self.best_epoch, self.seconds = state["best_acc"], state["best_epoch"], state["seconds"]
+            epoch, start_step = state["epoch"] + 1, state["step"]
+            if start_step:
+                meter.load_state_dict(state["meter"])
+            set_rng_state(state["rng"])
+        writer = self.writer(epoch)
+        try:
+            for e in range(epoch, stage.epochs + 1):
+                self._train_epoch(stage, e, start_step, meter, stopper, writer)
+                start_step, meter = 0, Meter(self.device)
+                last_of_all = stage.final and e == stage.epochs
+                if stopper.signal is not None and not last_of_all:
+                    self._stop(stopper.signal, f"after epoch {e}")
+        finally:
+            writer.close()
+
+    def _train_epoch(self, stage: Stage, epoch: int, start_step: int, meter: Meter, stopper: Stopper,
+                     writer: Writer) -> None:
+        step, started = stage.step, time.monotonic()
+        lr = self.schedule(epoch if stage.final else 1)
+        step.set_lr(lr)
+        step.train()
+        self.train_loader.set_epoch(epoch + stage.index * 100_000, start_step)
+        line = ProgressLine(epoch, stage.epochs, self.steps, self.batch_size, self.print_freq, start_step)
+        try:
+            for i, batch in enumerate(self.train_loader, start_step):
+                if i >= self.steps:
+                    break
+                result = step(batch, Progress(epoch, stage.epochs, i, self.steps, stage.index))
+                meter.update(result.loss, result.logits, result.target, result.terms, i)
+                if stopper.signal is not None and i + 1 < self.steps:
+                    self.seconds += time.monotonic() - started
+                    self._save_last(stage, epoch - 1, i + 1, meter)
+                    self._stop(stopper.signal, f"in epoch {epoch} after step {i + 1}")
+                if line.due(i):
+                    means, bad = meter.read()
+                    self._refuse_nan(epoch, bad)
+                    line.show(i, means)
+        finally:
+            line.close()
+        means, bad = meter.read()
+        self._refuse_nan(epoch, bad)
+        trained = time.monotonic() - started
+        log.info(" * Epoch %d, Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f", epoch, means["acc"], means["acc_top5"],
+                 means["loss"], trained)
+        row: dict[str, Any] = {"stage": stage.index, "epoch": epoch, "lr": lr}
+        row |= {f"train_{k}": v for k, v in means.items()}
+        if stage.final:
+            row |= self._validate(stage)
+        evaluated = time.monotonic() - started - trained
+        self.seconds += trained + evaluated
+        images = (self.steps - start_step) * self.batch_size
+        row |= {"seconds_train": trained, "seconds_eval": evaluated, "seconds_total": self.seconds,
+                "img_per_s": min(images, len(self.data.train_labels)) / trained}
+        if stage.final and row["test_acc"] > self.best_acc:
+            self._save_best(stage, epoch, row)
+        self.folder.append(row)
+        self._save_last(stage, epoch, 0, meter)
+        self.last_row = row
+        tags = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
+        writer.scalars({k: row[k] for k in tags if k in row} if stage.final
+                       else {"init_train_loss": row["train_loss"]}, epoch)
+
+    def _validate(self, stage: Stage) -> dict[str, float]:
+        deployed = stage.step.deployed().eval()
+        row: dict[str, float] = {}
+        for name, result in evaluate(deployed, self.test_loader, self.device).items():
+            suffix = "" if not row else f"_{name}"
+            row |= {f"test_{k}{suffix}": v for k, v in result.items()}
+        log.info(" ** Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
+        return row
+
+    def _refuse_nan(self, epoch: int, bad_step: int | None) -> None:
+        if bad_step is None:
+            return
+        kept = f"the last good checkpoint is {self.folder.last}" if self.folder.last.exists() else "there is no checkpoint yet"
+        raise UserError(f"the loss is not finite since epoch {epoch}, step {bad_step + 1}; {kept}. "
+                        "A lower --learning_rate, a lower -b or --precision fp32 usually help")
+
+    def _save_best(self, stage: Stage, epoch: int, row: Mapping[str, Any]) -> None:
+        self.best_acc, self.best_epoch = row["test_acc"], epoch
+        log.info("saving the best model!")
+        step = stage.step
+        meta = {**self.describe, **describe_method(step.method, step.method.cfg, stage.teacher)}
+        atomic_save({"epoch": epoch, "model": step.student.model.state_dict(), "best_acc": self.best_acc,
+                     **step.method.deployed_state(), "meta": meta}, self.folder.best)
+        atomic_write_json({k: row[k] for k in ("test_loss", "test_acc", "test_acc_top5")} | {"epoch": epoch},
+                          self.folder.models / "test_best_metrics.json")
+
+    def _save_last(self, stage: Stage, epoch: int, step: int, meter: Meter) -> None:
+        """Everything a continuation needs. epoch: how many are complete; step: how far the next one has come."""
+        atomic_save({"stage": stage.index, "epoch": epoch, "step": step, "step_state": stage.step.state_dict(),
+                     "loader": self.train_loader.state_dict(), "meter": meter.state_dict(), "rng": rng_state(),
+                     "best_acc": self.best_acc, "best_epoch": self.best_epoch, "seconds": self.seconds,
+                     "model": stage.step.student.model.state_dict(), "meta": dict(self.describe)}, self.folder.last)
+
+    def _stop(self, number: int, where: str) -> None:
+        name = signal.Signals(number).name
+        raise Interrupted(f"{name}: stopped {where}; the same command continues from {self.folder.last}", 128 + number)
+
+
+def read_last(path: Any) -> dict[str, Any]:
+    """The state of an unfinished run, for Fit.run(resume_from=...)."""
+    state = read_state(path)
+    missing = {"stage", "epoch", "step", "step_state", "loader", "rng"} - state.keys()
+    if missing:
+        raise UserError(f"{path} is not the _last.pth of a run: it has no {', '.join(sorted(missing))}")
+    return state
+
+
+def summary(row: Mapping[str, Any], best_acc: float, best_epoch: int, seconds: float) -> str:
+    return (f"last epoch Acc@1 {row['test_acc']:.2f}, best accuracy: {best_acc:.2f} (epoch {best_epoch}, "
+            f"selected on the test set), {clock(seconds)}")

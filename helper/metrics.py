@@ -1,0 +1,57 @@
+"""Running means that live on the device and are read once an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Meter:
+    """Sample-weighted means of loss, top-1, top-5 and named terms, and the first step whose loss was not finite.
+
+    update() never waits for the device; read() does, once.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.names: tuple[str, ...] = ()
+        self.sums = torch.zeros(0, dtype=torch.float64, device=device)
+        self.weights: list[int] = []
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self.count = 0
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, logits: Tensor, target: Tensor, terms: Mapping[str, Tensor], step: int) -> None:
+        """loss and terms: scalars, means over B. logits: [B, K]. target: [B]."""
+        n = len(target)
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]  # [B, 5]
+        values = {"loss": loss, "acc": top[:, 0].float().mean() * 100, "acc_top5": top.any(1).float().mean() * 100, **terms}
+        for name in [v for v in values if v not in self.names]:  # a term that appears late counts from then on
+            self.names += (name,)
+            self.sums = F.pad(self.sums, (0, 1))
+            self.weights.append(0)
+        zero = torch.zeros((), device=self.device)
+        self.sums += torch.stack([values.get(name, zero).to(torch.float64) for name in self.names]) * n
+        self.weights = [w + n * (name in values) for name, w in zip(self.names, self.weights, strict=True)]
+        bad = ~torch.isfinite(loss) & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, step, self.first_bad)
+        self.count += n
+
+    def read(self) -> tuple[dict[str, float], int | None]:
+        """Means by name, and the first step with a loss that was not finite, if any."""
+        sums, bad = self.sums.tolist(), int(self.first_bad)
+        means = {name: s / w for name, s, w in zip(self.names, sums, self.weights, strict=True)}
+        return {k: means[k] for k in sorted(means)}, None if bad < 0 else bad
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"names": list(self.names), "sums": self.sums, "weights": list(self.weights),
+                "first_bad": self.first_bad, "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.names, self.weights, self.count = tuple(state["names"]), list(state["weights"]), state["count"]
+        self.sums = state["sums"].to(self.device)
+        self.first_bad = state["first_bad"].to(self.device)

@@ -1,0 +1,195 @@
+"""A run's folder: its name, what it says about itself, and whether it may be continued.
+
+Layout (that of the SimKD toolbox): save/{teachers,students}/models/NAME holds checkpoints and json files,
+save/{teachers,students}/tensorboard/NAME the event files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helper.checkpoint import atomic_write_text
+from helper.options import Settings, published_name
+from helper.protocols import UserError
+
+SEPARATOR = "~" if os.name == "nt" else ":"
+LONGEST_NAME = 200  # of a folder; most file systems end at 255
+
+
+def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
+    """The published template, then every setting that is off its default and not in the template.
+
+    teacher: architecture name, None for a student alone.
+    """
+    colon = SEPARATOR
+    if is_teacher:
+        name = f"{settings.model}_vanilla_{settings.dataset}_trial_{settings.trial}"
+    else:
+        name = (f"S{colon}{settings.model_s}_T{colon}{teacher or 'none'}_{settings.dataset}_"
+                f"{published_name(settings.distill)}_r{colon}{settings.cls}_a{colon}{settings.div}_b{colon}{settings.beta}"
+                f"_{settings.trial}")
+    if settings.dali:
+        name += f"_dali{colon}{settings.dali}"
+    for key, value in settings.off_default().items():
+        name += f"_{key}{colon}{value}"
+    name = name.replace("/", "-")
+    if len(name) > LONGEST_NAME:
+        import hashlib
+
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        name = f"{name[: LONGEST_NAME - 13]}_{digest}"
+    return name
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run, and the rules for entering it."""
+
+    models: Path
+    tensorboard: Path
+    network: str  # registry name of what is trained; names the checkpoint files
+
+    @property
+    def best(self) -> Path:
+        return self.models / f"{self.network}_best.pth"
+
+    @property
+    def last(self) -> Path:
+        return self.models / f"{self.network}_last.pth"
+
+    @property
+    def metrics(self) -> Path:
+        return self.models / "metrics.jsonl"
+
+    @property
+    def finished(self) -> Path:
+        """Written last of all: a run that has it is complete."""
+        return self.models / "parameters.json"
+
+    @property
+    def log(self) -> Path:
+        return self.models / "log.txt"
+
+    def enter(self, described: Mapping[str, Any], overwrite: bool) -> bool:
+        """Create or re-enter the folder. described: what args.json will say. True if the run is already finished.
+
+        Raises UserError when the folder holds a run with other settings, naming each of them.
+        """
+        if overwrite:
+            for folder in (self.models, self.tensorboard):
+                shutil.rmtree(folder, ignore_errors=True)
+        try:
+            self.models.mkdir(parents=True, exist_ok=True)
+            self.tensorboard.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create the run folder {self.models}: {error.strerror}") from error
+        args = self.models / "args.json"
+        if args.exists():
+            try:
+                before = json.loads(args.read_text())["identity"]
+            except (ValueError, KeyError) as error:
+                raise UserError(f"{args} is not readable as this tool writes it; --overwrite starts the run anew") from error
+            self._refuse_differences(before, json.loads(json.dumps(described["identity"])))
+        else:
+            atomic_write_text(args, json.dumps(described, indent=4))
+            atomic_write_text(self.models / "env.json", json.dumps(environment(), indent=4))
+        return self.finished.exists()
+
+    def _refuse_differences(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        different = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+        if different:
+            changes = "; ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in different)
+            raise UserError(f"{self.models} holds a run with other settings ({changes}): choose another --trial, "
+                            "or pass --overwrite to start it anew")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The complete rows of metrics.jsonl; a torn last line (the run was killed while writing) is left out."""
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def trim(self, done: tuple[int, int]) -> list[dict[str, Any]]:
+        """Cut metrics.jsonl back to (stage, epoch) `done`; what came later is computed again."""
+        rows = [r for r in self.rows() if (r["stage"], r["epoch"]) <= done]
+        atomic_write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in rows))
+        return rows
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        try:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(f"cannot write {self.metrics}: {error.strerror}; the run can be continued from {self.last}"
+                            ) from error
+
+
+def link_short_name(models_root: Path, model: str, run: RunFolder) -> Path | None:
+    """save/teachers/models/NAME_vanilla -> this run, so that the published student command finds it.
+
+    Never replaces what is there; returns the link if it made one.
+    """
+    link = models_root / f"{model}_vanilla"
+    if link.exists() or link.is_symlink():
+        return None
+    try:
+        link.symlink_to(run.models.name, target_is_directory=True)
+    except OSError:  # a file system without links: the long name still works
+        return None
+    return link
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and hardware, for env.json."""
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status),
+        "python": platform.python_version(), "platform": platform.platform(),
+        "versions": {p: version(p) for p in ("torch", "torchvision", "numpy", "scipy", "nvidia-dali-cuda120")},
+        "cuda": torch.version.cuda, "cpu": _cpu_name(), "cpu_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()

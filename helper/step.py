@@ -1,0 +1,216 @@
+"""One training step: networks + method + optimisers. Knows no method, model or data set by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from distiller_zoo.base import Distiller, weighted_sum
+from helper.protocols import Batch, Features, Needs, Phase, Progress, TeacherSource, Terms
+from helper.taps import TappedNet
+
+MakeOptimizer = Callable[[Sequence[nn.Parameter], float], Optimizer]  # parameters, lr scale
+
+
+def average_gradients(params: Sequence[nn.Parameter]) -> None:
+    """Mean over ranks, for parameters that live outside the DDP root (isolated phases)."""
+    if dist.is_initialized():
+        for p in params:
+            if p.grad is not None:
+                dist.all_reduce(p.grad)
+                p.grad /= dist.get_world_size()
+
+
+def full_precision(features: Features) -> Features:
+    """Losses are computed in float32, whatever autocast made of the forward pass."""
+    low = (torch.bfloat16, torch.float16)
+    return {k: v.float() if v.dtype in low else v for k, v in features.items()}
+
+
+def detached(features: Features) -> Features:
+    return {k: v.detach() for k, v in features.items()}
+
+
+@contextmanager
+def thawed(params: Sequence[nn.Parameter]) -> Iterator[None]:
+    for p in params:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(False)
+
+
+class Trained(nn.Module):
+    """Everything that trains, under one root: this is what DDP and torch.compile wrap."""
+
+    def __init__(self, student: TappedNet, peer: TappedNet | None, method: Distiller):
+        super().__init__()
+        self.student, self.peer, self.method = student, peer, method
+
+    def forward(self, inputs: Mapping[str, Tensor], t: Features) -> tuple[Features, Features]:
+        if self.peer is not None:
+            t = self.peer(inputs)
+        return self.method.connect(self.method.deploy(self.student(inputs)), t)
+
+
+class Deployed(nn.Module):
+    """What is evaluated, averaged, exported: the student and whatever of the method survives training."""
+
+    def __init__(self, student: TappedNet, method: Distiller, peer: TappedNet | None = None):
+        super().__init__()
+        self.student, self.method, self.peer = student, method, peer
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Readout name -> logits [B, K]; "student" comes first."""
+        features = self.method.deploy(self.student(inputs))
+        if self.peer is not None:
+            features = {**features, "peer": self.peer(inputs)["logits"]}
+        return self.method.readouts(features)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: Tensor  # weighted sum of the main phase, mean over the batch
+    terms: Terms  # unweighted, of every phase
+    logits: Tensor  # [B, K] of view 0, as deployed
+    target: Tensor  # [B]
+
+
+class DistillStep:
+    """Call it with a batch to train one step.
+
+    teacher: answers for a frozen teacher; peer: the network of an online method; at most one of them.
+    autocast: dtype of the forward pass, None for float32. accumulate: micro-batches per optimiser step (relational
+    losses then see a micro-batch). wrap: puts the root into DDP or torch.compile.
+    """
+
+    def __init__(self, student: TappedNet, teacher: TeacherSource | None, method: Distiller,
+                 make_optimizer: MakeOptimizer, *, needs: Needs | None = None, peer: TappedNet | None = None,
+                 wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+                 autocast: torch.dtype | None = None, accumulate: int = 1, rng: torch.Generator | None = None):
+        self.student, self.teacher, self.peer, self.method = student, teacher, peer, method
+        self.taps = (needs or Needs()).teacher
+        self.autocast, self.accumulate, self.rng = autocast, accumulate, rng
+        self.trained = Trained(student, peer, method)
+
+        for p in method.unused(student):
+            p.requires_grad_(False)
+        # a reused head, a frozen backbone: no trainable parameter, so its batch-norm statistics stay too
+        self._frozen = [m for m in self.trained.modules()
+                        if any(True for _ in m.parameters()) and not any(p.requires_grad for p in m.parameters())]
+        extra = method.extra_phases()
+        for phase in extra:
+            for p in phase.params():
+                p.requires_grad_(False)  # DDP skips what is frozen when it wraps
+        main = [p for p in self.trained.parameters() if p.requires_grad]
+        self.device = next(student.parameters()).device
+        self.run = wrap(self.trained)
+        self.phases = (*extra, Phase("main", lambda: main, self._main_terms, isolated=False))
+        self.optimizers = {
+            phase.name: phase.optimizer(phase.params()) if phase.optimizer
+            else make_optimizer(phase.params(), phase.lr_scale)
+            for phase in self.phases
+        }
+        self._scheduled = [p.name for p in self.phases if p.optimizer is None]
+
+    def _main_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        return {**self.method.common_terms(s, t, batch, progress), **self.method.terms(s, t, batch, progress)}
+
+    def train(self) -> None:
+        """Training mode, except for what never trains. Once an epoch."""
+        self.trained.train()
+        for module in self._frozen:
+            module.eval()
+
+    def set_lr(self, lr: float) -> None:
+        for name in self._scheduled:
+            for group in self.optimizers[name].param_groups:
+                group["lr"] = lr * group.get("lr_scale", 1.0)
+
+    def forward(self, batch: Batch) -> tuple[Features, Features]:
+        """Features of student and teacher, projected and in float32."""
+        t = self.teacher.features(batch, self.taps) if self.teacher is not None else {}
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            s, t = self.run(batch.inputs, t)
+        return full_precision(s), full_precision(t)
+
+    def __call__(self, batch: Batch, progress: Progress) -> StepResult:
+        batch = self.method.prepare(batch)
+        weights = self.method.weights(progress)
+        micro = batch.split(self.accumulate)
+        main = self.optimizers["main"]
+        main.zero_grad(set_to_none=True)
+        results, kept = [], []
+        for i, part in enumerate(micro):
+            last = i == len(micro) - 1
+            with self._no_sync(not last):
+                s, t = self.forward(part)
+                seen = self._isolated_phases(s, t, part, progress, weights)
+                terms = self._main_terms(s, t, part, progress)
+                loss = weighted_sum(terms, weights)
+                (loss if len(micro) == 1 else loss * (len(part) / len(batch))).backward()
+            seen.update(detached(terms))
+            results.append(StepResult(loss.detach(), seen, s["logits"].detach()[:: part.views], part.target))
+            kept.append((detached(s), detached(t), part))
+        main.step()
+        with torch.no_grad():
+            for s, t, part in kept:
+                self.method.after_backward(s, t, part)
+        return results[0] if len(results) == 1 else _joined(results)
+
+    def _isolated_phases(self, s: Features, t: Features, batch: Batch, progress: Progress,
+                         weights: Mapping[str, float]) -> Terms:
+        seen = Terms()
+        for phase in self.phases[:-1]:
+            if progress.global_step % phase.every:
+                continue
+            optimizer, params = self.optimizers[phase.name], phase.params()
+            optimizer.zero_grad(set_to_none=True)
+            with thawed(params):
+                terms = phase.terms(detached(s), detached(t), batch, progress)
+                weighted_sum(terms, weights).backward()
+                average_gradients(params)
+                optimizer.step()
+            seen.update(detached(terms))
+        return seen
+
+    def _no_sync(self, wanted: bool) -> AbstractContextManager[Any]:
+        return self.run.no_sync() if wanted and hasattr(self.run, "no_sync") else nullcontext()
+
+    def deployed(self) -> Deployed:
+        return Deployed(self.student, self.method, self.peer)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"trained": self.trained.state_dict(),
+                                 "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()}}
+        if self.rng is not None:
+            state["rng"] = self.rng.get_state()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.trained.load_state_dict(state["trained"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        if self.rng is not None:
+            self.rng.set_state(state["rng"].cpu())
+
+
+def _joined(results: Sequence[StepResult]) -> StepResult:
+    sizes = [len(r.target) for r in results]
+    share = [n / sum(sizes) for n in sizes]
+    terms = {k: sum_of(w * r.terms[k] for w, r in zip(share, results, strict=True)) for k in results[-1].terms}
+    loss = sum_of(w * r.loss for w, r in zip(share, results, strict=True))
+    return StepResult(loss, terms, torch.cat([r.logits for r in results]), torch.cat([r.target for r in results]))
+
+
+def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(parts)).sum()

@@ -1,0 +1,47 @@
+"""Teacher sources: whoever answers a step's question for the teacher's features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from helper.protocols import Batch, Features, TeacherSource
+from helper.taps import TappedNet
+
+
+class LiveTeacher:
+    """A frozen network, run on every batch in eval mode without gradient.
+
+    no_grad and not inference_mode: methods project teacher features with trainable layers, which keep them for backward.
+    """
+
+    def __init__(self, net: TappedNet, autocast: torch.dtype | None = None):
+        self.net, self.autocast = net.eval().requires_grad_(False), autocast
+        self.spec = net.spec
+        self.device = next(net.parameters()).device
+
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
+        with torch.no_grad(), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            features = self.net(inputs)
+        return {k: features[k] for k in ("logits", *taps)}
+
+
+class SharedTeacher:
+    """One forward per batch for several students: remembers the last batch, by identity, with all taps anybody wants.
+
+    taps: the union over the students. A student whose method changes the batch asks with another batch, and pays for it.
+    """
+
+    def __init__(self, source: TeacherSource, taps: Sequence[str]):
+        self.source, self.spec, self.taps = source, source.spec, tuple(dict.fromkeys(taps))
+        self._batch: Batch | None = None
+        self._features: Features = {}
+
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        missing = set(taps) - set(self.taps)
+        assert not missing, f"taps {sorted(missing)} were not announced to the shared teacher"
+        if self._batch is not batch:
+            self._batch, self._features = batch, self.source.features(batch, self.taps)
+        return {k: self._features[k] for k in ("logits", *taps)}

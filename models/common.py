@@ -1,0 +1,44 @@
+"""What the CIFAR families share: initialisation, pooling and the frame of their specs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from helper.protocols import ModelSpec, Tap
+
+CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
+CIFAR_STD = (0.2675, 0.2565, 0.2761)
+
+
+def conv3x3(c_in: int, c_out: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, kernel_size=3, stride=stride, padding=1, bias=bias)
+
+
+def global_pool() -> nn.Sequential:
+    """[B, C, H, W] -> [B, C], the mean over H and W, whatever they are."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def init_convs(model: nn.Module) -> None:
+    """Convolutions ~ N(0, 2 / (k * k * C_out)) with bias 0 (He et al., ICCV 2015, eq. 14); batch norm is at 1 and 0."""
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+
+
+def cifar_spec(name: str, build: Callable[..., nn.Module], *, stem: str, stages: Mapping[str, Tap],
+               preact: Mapping[str, Tap], head: str, **options: Any) -> ModelSpec:
+    """The frame all CIFAR families have in common: stem, stages, then the pooled vector in front of the head.
+
+    stem: module path. stages: tap name -> Tap, shallow to deep. preact: taps beside the published list.
+    options: arguments of `build` that make this member of the family.
+    """
+    taps = {"stem": Tap(stem), **stages, **preact, "pooled": Tap("pool", kind="vector")}
+    return ModelSpec(name, partial(build, **options), taps, feats=("stem", *stages, "pooled"), head=head,
+                     mean=CIFAR_MEAN, std=CIFAR_STD)

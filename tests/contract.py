@@ -1,0 +1,116 @@
+"""What every method, of the registry or of a test, must keep. Used by test_contract.py and, over two ranks, by ddp_walk.py."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from helper.build import build_stages
+from helper.protocols import Progress
+
+PROGRESS = Progress(epoch=60, epochs=100)
+
+
+def plain_sgd(params, scale):
+    """No weight decay: whatever moves was moved by a gradient."""
+    return torch.optim.SGD([{"params": list(params), "lr_scale": scale}], lr=0.1 * scale, momentum=0.9)
+
+
+def make_step(method, cfg, student, teacher, data, batch_size, *, wrap=lambda m: m, seed=0, stage=-1, **kwargs):
+    """The step of one stage (the last by default), built from a fixed seed."""
+    torch.manual_seed(seed)
+    stages = build_stages(method, cfg, student, teacher() if teacher else None, data, batch_size=batch_size,
+                          device=torch.device("cpu"), make_optimizer=plain_sgd, epochs=100, init_epochs=1, wrap=wrap, **kwargs)
+    return list(stages)[stage].step
+
+
+def leaves(loss):
+    """Parameters the loss really differentiates, registered or not."""
+    found, todo, seen = {}, [loss.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        todo += [n for n, _ in node.next_functions]
+    return found
+
+
+def frozen_state(step):
+    net = getattr(step.teacher, "net", None)
+    return None if net is None else copy.deepcopy(net.state_dict())
+
+
+def check_contract(make, batch, num_classes):
+    """make() builds the same step every time."""
+    from distiller_zoo.base import weighted_sum
+
+    step = make()
+    step.train()
+    prepared = step.method.prepare(batch)
+    s, t = step.forward(prepared)
+    terms = step._main_terms(s, t, prepared, PROGRESS)
+    weights = step.method.weights(PROGRESS)
+    loss = weighted_sum(terms, weights)
+    main = {id(p) for g in step.optimizers["main"].param_groups for p in g["params"]}
+    reached = leaves(loss).keys()
+    assert reached <= main, "the loss differentiates a parameter no optimiser holds"
+    assert main <= reached, "an optimiser holds a parameter the loss never reaches"
+    assert terms.keys() <= weights.keys(), "a term without a weight"
+    del loss, s, t, terms
+
+    step = make()
+    step.train()
+    before = {n: p.detach().clone() for n, p in step.trained.named_parameters()}
+    teacher_before = frozen_state(step)
+    for _ in range(2):
+        result = step(batch, PROGRESS)
+    assert result.logits.shape == (len(batch), num_classes) and result.target.shape == (len(batch),)
+    assert all(torch.isfinite(v) and v.ndim == 0 for v in (*result.terms.values(), result.loss))
+    owned = [id(p) for o in step.optimizers.values() for g in o.param_groups for p in g["params"]]
+    assert len(owned) == len(set(owned)), "a parameter sits in two optimisers"
+    trained = {id(p) for p in step.trained.parameters()}
+    assert set(owned) <= trained, "an optimiser holds a parameter outside the root"
+    left_out = {id(p) for p in step.method.unused(step.student)}
+    isolated = {id(p) for phase in step.phases[:-1] for p in phase.params()}
+    teacher_owned = {id(p) for p in step.teacher.net.parameters()} if hasattr(step.teacher, "net") else set()
+    for name, p in step.trained.named_parameters():
+        if id(p) in left_out | teacher_owned or (not p.requires_grad and id(p) not in isolated):
+            assert torch.equal(before[name], p), f"{name} must not move"
+        else:
+            assert id(p) in owned, f"{name} has no optimiser"
+            assert not torch.equal(before[name], p), f"{name} never moved"
+    if teacher_before is not None:
+        now = step.teacher.net.state_dict()
+        assert all(torch.equal(v, now[k]) for k, v in teacher_before.items()), "the teacher changed"
+
+    predict = step.deployed().eval()
+    with torch.no_grad():
+        out = predict(batch.inputs)
+        assert next(iter(out)) == "student" and out["student"].shape == (len(batch), num_classes)
+        again = make()
+        again.load_state_dict(step.state_dict())
+        restored = again.deployed().eval()(batch.inputs)
+    assert out.keys() == restored.keys()
+    assert all(torch.equal(out[k], restored[k]) for k in out), "state_dict does not restore the deployed model"
+    step.train()
+    again.train()
+    torch.manual_seed(3)
+    one = step(batch, PROGRESS)
+    torch.manual_seed(3)
+    two = again(batch, PROGRESS)
+    assert torch.equal(one.loss, two.loss), "state_dict does not restore training"
+
+
+def parameters_vector(step):
+    return torch.cat([p.detach().flatten() for o in step.optimizers.values() for g in o.param_groups for p in g["params"]])
+
+
+def ddp(module):
+    if not any(p.requires_grad for p in module.parameters()):
+        return module
+    return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)

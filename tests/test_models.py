@@ -1,0 +1,198 @@
+"""Every network of the registry against the published numbers (tests/golden) and the contract of its taps."""
+
+import dataclasses
+import json
+import math
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from helper.protocols import ModelSpec, UserError
+from helper.taps import TappedNet, probe
+from models import model_dict
+from tests.golden.rule import fill_module, rand
+
+GOLDEN = Path(__file__).parent / "golden"
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "checkpoints"
+CASES = [
+    pytest.param(name, case, id=f"{source}-{name}")
+    for source in ("simkd", "repdistiller")
+    for name, case in json.loads((GOLDEN / f"models_{source}.json").read_text()).items()
+    if name in model_dict
+]
+SPECS = [pytest.param(model_dict[name], id=name) for name in model_dict]
+FAMILIES = [pytest.param(model_dict[name], id=name) for name in ("resnet8", "wrn_16_2", "vgg8")]
+
+
+def tapped(spec: ModelSpec, model: torch.nn.Module | None = None, want: tuple[str, ...] | None = None) -> TappedNet:
+    """The network with all of its taps (or those in `want`) and no normalisation: inputs are normalised already."""
+    spec = dataclasses.replace(spec, mean=None, std=None)
+    return TappedNet(spec(num_classes=100) if model is None else model, spec, spec.taps if want is None else want)
+
+
+@pytest.mark.parametrize(("name", "golden"), CASES)
+def test_golden(name, golden):
+    spec = model_dict[name]
+    model = fill_module(spec(num_classes=100), salt=0).eval()
+    assert sum(p.numel() for p in model.parameters()) == golden["params"]
+    assert [[k, list(v.shape)] for k, v in model.state_dict().items()] == golden["keys"]
+
+    with torch.no_grad():
+        out = tapped(spec, model, spec.feats)({"image": rand((2, 3, 32, 32), 1000)})
+    assert len(spec.feats) == len(golden["feats"])
+    for tap, want in zip(spec.feats, golden["feats"], strict=True):
+        got = out[tap]
+        scale = want["l2"] / math.sqrt(got.numel())  # root mean square
+        assert list(got.shape) == want["shape"], tap
+        assert got.norm().item() == pytest.approx(want["l2"], rel=1e-4), tap
+        assert got.mean().item() == pytest.approx(want["mean"], rel=1e-3, abs=1e-4 * scale), tap
+    want = torch.tensor(golden["logits"])
+    torch.testing.assert_close(out["logits"][:, :10], want, rtol=1e-3, atol=1e-3 * want.abs().mean().item())
+    assert out["logits"].norm().item() == pytest.approx(golden["logits_l2"], rel=1e-3)
+
+
+def test_golden_preact():
+    """Means of the published preact=True lists, float64, another deterministic fill: u = hash of position and key."""
+
+    def u(key, shape):
+        spread = (torch.arange(math.prod(shape)) * 2654435761 + zlib.crc32(key.encode())) % 2**32
+        return (spread.double() / 2**32 - 0.5).reshape(shape)
+
+    def fill(key, shape):
+        if len(shape) >= 2:
+            return u(key, shape) * math.sqrt(24 / math.prod(shape[1:]))
+        return 1 + 0.4 * u(key, shape) if key.endswith((".weight", ".running_var")) else 0.2 * u(key, shape)
+
+    published = {
+        "resnet8": (0.277235, 0.256671, -0.0373092, -0.0193335, 0.177133),
+        "resnet8x4": (0.282987, 0.0233367, -0.000143814, -0.0106954, 0.294188),
+        "wrn_40_2": (2.7876e-05, 0.0708517, -0.00323501, 0.000447961, 0.326282),
+        "vgg8": (0.265154, 0.0215718, -0.00183649, -0.000222779, 0.00235128, 0.0383819),
+    }
+    for name, means in published.items():
+        spec = model_dict[name]
+        model = spec(num_classes=100).double().eval()
+        model.load_state_dict({k: v if v.ndim == 0 else fill(k, v.shape) for k, v in model.state_dict().items()})
+        order = [f"{tap}_preact" if tap in spec.stages else tap for tap in spec.feats]
+        with torch.no_grad():
+            out = tapped(spec, model)({"image": 2 * u("input", (2, 3, 32, 32))})
+        assert [out[tap].mean().item() for tap in order] == pytest.approx(means, rel=1e-5), name
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_taps_in_training(spec):
+    """Each tap fires once, nothing writes over a tapped tensor, and gradients reach every tap and parameter."""
+    net = tapped(spec).train()
+    fired = dict.fromkeys(spec.taps, 0)
+    for name, tap in spec.taps.items():
+        net.model.get_submodule(tap.module).register_forward_hook(
+            lambda *_, name=name: fired.update({name: fired[name] + 1}))
+    out = net({"image": rand((2, 3, 32, 32), 1)})
+    assert fired == dict.fromkeys(spec.taps, 1)
+    assert out.keys() == {*spec.taps, "logits"}
+    assert {k: v._version for k, v in out.items()} == dict.fromkeys(out, 0)
+    for name in spec.stages:
+        assert out[f"{name}_preact"].shape == out[name].shape
+        assert out[name].ndim == 4
+    assert out["pooled"].shape == (2, net.head.in_features)
+
+    for tensor in out.values():
+        tensor.retain_grad()
+    sum(v.square().mean() for v in out.values()).backward()
+    assert all(v.grad is not None for v in out.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_layout_and_sizes(spec):
+    """channels_last stays channels_last at every tap and changes no value; 64 px inputs run."""
+    model = spec(num_classes=100).eval()
+    x = rand((2, 3, 32, 32), 2)
+    net = tapped(spec, model)
+    with torch.no_grad():
+        plain = net({"image": x})
+        model.to(memory_format=torch.channels_last)
+        last = net({"image": x.contiguous(memory_format=torch.channels_last)})
+        large = net({"image": rand((1, 3, 64, 64), 3)})
+    for name in plain:
+        scale = plain[name].square().mean().sqrt().item()
+        torch.testing.assert_close(last[name], plain[name], rtol=1e-4, atol=1e-4 * scale, msg=name)
+        if plain[name].ndim == 4:
+            assert last[name].is_contiguous(memory_format=torch.channels_last), name
+    assert large["logits"].shape == (1, 100)
+    assert large["pooled"].shape[1] == plain["pooled"].shape[1]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_state_dict_and_probe(spec):
+    """A second network built the same way takes the first one's state, probing it changes none of it."""
+    first, second = spec(num_classes=7), spec(num_classes=7)
+    second.load_state_dict(first.state_dict())
+    side = probe(TappedNet(second, spec, spec.feats).train(), {"image": (3, 32, 32)})
+    assert second.training
+    assert side.shapes["logits"] == (7,)
+    assert side.head is second.get_submodule(spec.head)
+    for (key, a), b in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_compiles_as_one_graph(spec):
+    net = tapped(spec).eval()
+    x = rand((2, 3, 32, 32), 4)
+    torch.compiler.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(net.model, backend="eager", fullgraph=True)(x), net.model(x))
+        want = net({"image": x})
+        got = torch.compile(net, backend="eager", fullgraph=True)({"image": x})
+    torch.testing.assert_close(got, want)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("spec", FAMILIES)
+def test_initialisation(spec):
+    """Convolutions ~ N(0, 2 / (k * k * C_out)); the head as each family published it."""
+    torch.manual_seed(0)
+    model = spec(num_classes=100)
+    for conv in (m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.weight.numel() > 5000):
+        std = math.sqrt(2 / (conv.out_channels * math.prod(conv.kernel_size)))
+        assert conv.weight.std().item() == pytest.approx(std, rel=0.05)
+        assert conv.bias is None or not conv.bias.any()
+    head = model.get_submodule(spec.head)
+    assert bool(head.bias.any()) == spec.name.startswith("resnet")
+    std = 0.01 if spec.name.startswith("vgg") else 1 / math.sqrt(3 * head.in_features)
+    assert head.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_spec(spec):
+    assert model_dict[spec.name] is spec
+    assert spec.mean == (0.5071, 0.4867, 0.4408)
+    assert spec.std == (0.2675, 0.2565, 0.2761)
+    assert spec.feats[0] == "stem"
+    assert spec.stages == tuple(f"stage{i + 1}" for i in range(len(spec.stages)))
+    assert spec.feats[-1] == "pooled"
+
+
+def test_vgg_pools_its_fourth_block_at_64_px_only():
+    """As published; 32 px and all other sizes are halved three times."""
+    net = tapped(model_dict["vgg8"]).eval()
+    with torch.no_grad():
+        size = {s: net({"image": rand((1, 3, s, s), 5)})["stage4"].shape[-1] for s in (32, 48, 64)}
+    assert size == {32: 4, 48: 6, 64: 4}
+
+
+def test_unknown_name_suggests_near_ones():
+    with pytest.raises(UserError, match="resnet8x4"):
+        model_dict["ResNet8x4"]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "wrn_16_2"])
+def test_published_checkpoint_loads_strictly(name):
+    path = CHECKPOINTS / f"{name}.pth"
+    if not path.exists():
+        pytest.skip(f"{name}.pth, a checkpoint of other people, is not part of this repository")
+    model = model_dict[name](num_classes=100)
+    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)

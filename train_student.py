@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""Distil a student: python train_student.py --path_t TEACHER.pth --distill kd --model_s resnet8x4"""
+
+from helper.session import run_script, train
+
+
+def main(argv=None):
+    train(argv, is_teacher=False)
+
+
+if __name__ == "__main__":
+    run_script(main)
