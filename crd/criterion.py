@@ -49,6 +49,6 @@ class NCECriterion(nn.Module):
     def _loss(self, scores: Tensor, z: Tensor) -> Tensor:
         c = (scores.shape[1] - 1) / self.num_samples
         log_p = scores - z.log()
-        # log (p + c) = log c + log1p (p / c): the K terms of a negative are near 0, where log (p + c) has lost its digits
+        # log (p + c) = log c + log1p (p / c): a negative has p near 0, where log (p + c) - log c has lost its digits
         above_noise = ((log_p.exp() + EPS) / c).log1p()
         return (above_noise.sum(1) - log_p[:, 0]).mean() + math.log(c)
