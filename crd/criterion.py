@@ -47,8 +47,8 @@ class NCECriterion(nn.Module):
         return z
 
     def _loss(self, scores: Tensor, z: Tensor) -> Tensor:
-        num_negatives = scores.shape[1] - 1
-        c = num_negatives / self.num_samples
+        c = (scores.shape[1] - 1) / self.num_samples
         log_p = scores - z.log()
-        log_mixed = (log_p.exp() + c + EPS).log()
-        return (log_mixed.sum(1) - log_p[:, 0] - num_negatives * math.log(c)).mean()
+        # log (p + c) = log c + log1p (p / c): a negative has p near 0, where log (p + c) - log c has lost its digits
+        above_noise = ((log_p.exp() + EPS) / c).log1p()
+        return (above_noise.sum(1) - log_p[:, 0]).mean() + math.log(c)
