@@ -59,6 +59,8 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
 
 
 def open_data(settings: Settings) -> DataSet:
+    if settings.sources["data_folder"] == "default":
+        Path(settings.data_folder).mkdir(parents=True, exist_ok=True)  # a fresh clone downloads into it
     options = DataOptions(
         root=Path(settings.data_folder),
         image_size=settings.image_size,
