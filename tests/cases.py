@@ -1,0 +1,78 @@
+"""The (method, student, teacher) cases of the contract tests: every registry entry, and one toy of each family."""
+
+from __future__ import annotations
+
+import torch
+from toys import (
+    SENSOR,
+    VIDEO,
+    VIT,
+    Critic,
+    Factor,
+    Mutual,
+    Rotated,
+    RotatedTeacher,
+    TeacherView,
+    ToyData,
+    cnn,
+    cnn_aux,
+    network,
+)
+
+from distiller_zoo import method_dict
+from distiller_zoo.base import Combined, CombinedConfig
+from models import model_dict
+
+SMALL = {"crd": {"nce_k": 8, "feat_dim": 4}}  # settings that fit a toy data set
+PAIRS = (("resnet8", "resnet8x4"), ("vgg8", "wrn_16_1"))  # student, teacher; the second pairs unequal stages
+CLASSES = 5
+
+
+def config(name, **settings):
+    return method_dict[name].Config(**SMALL.get(name, {}), **settings)
+
+
+def combined(*names, **settings):
+    return CombinedConfig(members=tuple((method_dict[n], config(n)) for n in names), **settings)
+
+
+def registry_cases():
+    """id -> (method, config, student spec, teacher factory or None, data)."""
+    cases = {}
+    for name in method_dict:
+        method = method_dict[name]
+        for student, teacher in PAIRS:
+            data = ToyData(image=(3, 32, 32), num_classes=CLASSES)
+            factory = None if method.teacher_mode == "absent" else lambda t=teacher: network(model_dict[t], CLASSES)
+            cases[f"{name}-{student}-{teacher}"] = (method, config(name), model_dict[student], factory, data)
+    return cases
+
+
+def toy_cases():
+    image, paired = ToyData(), ToyData("paired")
+
+    def small():
+        return network(cnn(8))
+
+    default = method_dict["kd"].Config()
+    return {
+        "rotated-teacher": (RotatedTeacher, RotatedTeacher.Config(), cnn_aux(4), None, image),
+        "rotated": (Rotated, Rotated.Config(beta=1.0), cnn_aux(4), lambda: network(cnn_aux(8)), image),
+        "teacher-view": (TeacherView, TeacherView.Config(), cnn(4), small, image),
+        "critic": (Critic, Critic.Config(), cnn(4), lambda: network(VIT), image),
+        "two-stage": (Factor, Factor.Config(beta=1.0), cnn(4), small, image),
+        "online": (Mutual, Mutual.Config(), cnn(4), None, image),
+        "video-to-sensor": (method_dict["kd"], default, SENSOR, lambda: network(VIDEO), paired),
+        "video": (method_dict["kd"], default, VIDEO, lambda: network(VIDEO), paired),
+        "combined": (Combined, combined("at", "crd", "vid"), cnn(4), small, image),
+        "combined-deploying": (Combined, combined("simkd", "sp", cls=0.0, div=0.0), cnn(4), small, image),
+        "simkd-own-logits": (method_dict["simkd"], config("simkd", cls=1.0, div=1.0), cnn(4), small, image),
+        "kd-only": (method_dict["kd"], config("kd", cls=0.0), cnn(4), small, image),
+    }
+
+
+ALL = registry_cases() | toy_cases()
+
+
+def soft_targets(batch, num_classes):
+    return torch.nn.functional.one_hot(batch.target, num_classes).float() * 0.9 + 0.1 / num_classes
