@@ -30,7 +30,9 @@ def pick_device(gpu_id: str) -> tuple[torch.device, str | None]:
     if not torch.cuda.is_available():
         return torch.device("cpu"), f"no CUDA device here: --gpu_id {gpu_id} runs on the CPU"
     if int(ids[0]) >= torch.cuda.device_count():
-        raise UserError(f"--gpu_id {ids[0]}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0")
+        raise UserError(
+            f"--gpu_id {ids[0]}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0"
+        )
     return torch.device("cuda", int(ids[0])), None
 
 
@@ -54,7 +56,7 @@ def to_device(net: nn.Module, device: torch.device) -> nn.Module:
 
 
 class Composite(nn.Module):
-    """A deployed student as one plain model: backbone, the method's surviving layers, logits. Reads images in [0, 1]."""
+    """A deployed student as one plain model: backbone, the method's surviving layers, logits. Reads [0, 1] images."""
 
     def __init__(self, student: TappedNet, method: Distiller):
         super().__init__()
@@ -66,6 +68,7 @@ class Composite(nn.Module):
 
 def composite_spec(student: ModelSpec, method: Distiller) -> ModelSpec:
     """The student's spec, with paths into the composite and the taps and head that `deploy` replaced."""
+
     def inside(prefix: str, tap: Tap) -> Tap:
         return dataclasses.replace(tap, module=f"{prefix}.{tap.module}")
 
@@ -88,8 +91,13 @@ class Network:
         return TappedNet(self.model, self.spec, want)
 
 
-def load_network(path: str | Path, explicit: str | None, num_classes: int | None,
-                 shapes: Mapping[str, tuple[int, ...]], flag: str = "--model_t") -> Network:
+def load_network(
+    path: str | Path,
+    explicit: str | None,
+    num_classes: int | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    flag: str = "--model_t",
+) -> Network:
     """A network from any checkpoint form; a SimKD student comes back with its projector and reused classifier.
 
     num_classes: what the data set has; None takes the checkpoint's. shapes: of the data set's inputs.
@@ -108,12 +116,20 @@ def load_network(path: str | Path, explicit: str | None, num_classes: int | None
     return _composite(path, checkpoint, spec, model, classes, shapes)
 
 
-def _composite(path: str | Path, checkpoint: Checkpoint, spec: ModelSpec, model: nn.Module, num_classes: int,
-               shapes: Mapping[str, tuple[int, ...]]) -> Network:
+def _composite(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    model: nn.Module,
+    num_classes: int,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Network:
     meta = checkpoint.meta
     if "head" not in checkpoint.extra or "shapes_t" not in meta:
-        raise UserError(f"{path} holds a projector without the teacher's classifier it feeds, so it cannot predict; "
-                        "train it again here, where the checkpoint is self-contained")
+        raise UserError(
+            f"{path} holds a projector without the teacher's classifier it feeds, so it cannot predict; "
+            "train it again here, where the checkpoint is self-contained"
+        )
     cls = method_dict[meta["deploys"]]
     known = {f.name for f in dataclasses.fields(cls.Config)}
     cfg = cls.Config(**{k: v for k, v in meta["config"].items() if k in known})
@@ -133,9 +149,13 @@ def describe_method(method: Distiller, cfg: Any, teacher: Side | None) -> dict[s
     config = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "members"}
     if deploying is not None:
         config |= {f.name: getattr(deploying.cfg, f.name) for f in dataclasses.fields(deploying.cfg)}
-    return {"method": method.name, "config": config, "deploys": None if deploying is None else deploying.name,
-            "arch_t": None if teacher is None else teacher.spec.name,
-            "shapes_t": {} if teacher is None else {k: list(v) for k, v in teacher.shapes.items()}}
+    return {
+        "method": method.name,
+        "config": config,
+        "deploys": None if deploying is None else deploying.name,
+        "arch_t": None if teacher is None else teacher.spec.name,
+        "shapes_t": {} if teacher is None else {k: list(v) for k, v in teacher.shapes.items()},
+    }
 
 
 @dataclass(frozen=True)
@@ -159,12 +179,16 @@ def chain_of(method: type[Distiller]) -> tuple[type[Distiller], ...]:
 
 def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
     needs = [m.needs(cfg, student, teacher) for m in chain_of(method)]
-    return Needs(tuple(dict.fromkeys(x for n in needs for x in n.student)),
-                 tuple(dict.fromkeys(x for n in needs for x in n.teacher)), any(n.full_batches for n in needs))
+    return Needs(
+        tuple(dict.fromkeys(x for n in needs for x in n.student)),
+        tuple(dict.fromkeys(x for n in needs for x in n.teacher)),
+        any(n.full_batches for n in needs),
+    )
 
 
 def sgd(momentum: float, weight_decay: float, lr: float) -> MakeOptimizer:
     """The published optimiser: SGD on everything that trains, batch norm and biases included."""
+
     def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
         group = {"params": list(params), "lr_scale": scale}
         return torch.optim.SGD([group], lr=lr * scale, momentum=momentum, weight_decay=weight_decay, fused=True)
@@ -172,11 +196,24 @@ def sgd(momentum: float, weight_decay: float, lr: float) -> MakeOptimizer:
     return make
 
 
-def build_stages(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: Network | None, data: DataSet, *,
-                 batch_size: int, device: torch.device, make_optimizer: MakeOptimizer, epochs: int, init_epochs: int = 0,
-                 init_seed: int = 0, autocast: torch.dtype | None = None, accumulate: int = 1,
-                 wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
-                 source: Callable[[TappedNet], TeacherSource] | None = None) -> Iterator[Stage]:
+def build_stages(
+    method: type[Distiller],
+    cfg: Any,
+    student: ModelSpec,
+    teacher: Network | None,
+    data: DataSet,
+    *,
+    batch_size: int,
+    device: torch.device,
+    make_optimizer: MakeOptimizer,
+    epochs: int,
+    init_epochs: int = 0,
+    init_seed: int = 0,
+    autocast: torch.dtype | None = None,
+    accumulate: int = 1,
+    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+    source: Callable[[TappedNet], TeacherSource] | None = None,
+) -> Iterator[Stage]:
     """Yield one stage after the other; the networks live through all of them. Train a stage before taking the next."""
     chain = chain_of(method)
     mode = method.teacher_mode
@@ -195,17 +232,34 @@ def build_stages(method: type[Distiller], cfg: Any, student: ModelSpec, teacher:
         t_source = (source or partial(LiveTeacher, autocast=autocast))(t_net)
         t_side = probe(t_net, data.shapes)
     rng = torch.Generator(device).manual_seed(init_seed + 1)
-    ctx = Context(data.num_classes, data.train_labels.to(device), -(-batch_size // accumulate), probe(s_net, data.shapes),
-                  t_side, device=device, init_rng=torch.Generator().manual_seed(init_seed), rng=rng)
+    ctx = Context(
+        data.num_classes,
+        data.train_labels.to(device),
+        -(-batch_size // accumulate),
+        probe(s_net, data.shapes),
+        t_side,
+        device=device,
+        init_rng=torch.Generator().manual_seed(init_seed),
+        rng=rng,
+    )
     previous: Distiller | None = None
     for i, stage in enumerate(chain):
         s_net.requires_grad_(True)
         if previous is not None:
             ctx = dataclasses.replace(ctx, previous=previous.requires_grad_(False))
         current = to_device(stage(cfg, ctx), device)
-        step = DistillStep(s_net, t_source, current, make_optimizer, needs=stage.needs(cfg, student, teacher_spec),
-                           peer=peer, wrap=wrap, autocast=autocast, accumulate=accumulate, rng=rng)
+        step = DistillStep(
+            s_net,
+            t_source,
+            current,
+            make_optimizer,
+            needs=stage.needs(cfg, student, teacher_spec),
+            peer=peer,
+            wrap=wrap,
+            autocast=autocast,
+            accumulate=accumulate,
+            rng=rng,
+        )
         final = i == len(chain) - 1
         yield Stage(step, t_side, epochs if final else init_epochs, i, final)
         previous = current
-

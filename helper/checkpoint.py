@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -39,6 +40,11 @@ def atomic_save(obj: Any, path: str | Path) -> None:
 def atomic_write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text, all or nothing, as atomic_save does."""
     _replace(Path(path), text.encode())
+
+
+def atomic_write_json(obj: Any, path: str | Path) -> None:
+    """Write indented JSON, all or nothing. What JSON does not know becomes its str()."""
+    atomic_write_text(path, json.dumps(obj, indent=4, default=str))
 
 
 def _replace(path: Path, content: bytes | memoryview) -> None:
@@ -86,20 +92,17 @@ def load_file(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            start = file.read(4)
-            file.seek(0)
-            if not start.startswith(TORCH_FILES):
-                reason = f"it starts with {start!r}" if start else "it is empty"
-                raise UserError(f"{path} is not a checkpoint ({reason}): name a file that torch.save wrote")
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                return torch.load(file, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
+        content = path.read_bytes()  # first, so that no error of the reader can be taken for one of the disk
     except IsADirectoryError as error:
         raise UserError(f"{path} is a folder, not a checkpoint: name the file in it, ending in .pth") from error
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    if not content.startswith(TORCH_FILES):
+        reason = f"it starts with {content[:4]!r}" if content else "it is empty"
+        raise UserError(f"{path} is not a checkpoint ({reason}): name a file that torch.save wrote")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # on foreign bytes the unpickler raises nearly anything
         reason = str(error).split("WeightsUnpickler error: ")[-1].strip() or type(error).__name__
         if refused := re.search(r"GLOBAL (\S+)", reason):
@@ -206,5 +209,5 @@ def num_classes_of(state: Mapping[str, Tensor], spec: ModelSpec) -> int:
     """How many classes the classifier in `state` has. UserError where there is none of that name."""
     key = f"{spec.head}.weight"
     if key not in state or state[key].ndim == 0:
-        raise UserError(f"the checkpoint has no {key}, {spec.name}'s classifier: name the architecture it was saved from")
+        raise UserError(f"the checkpoint has no {key}, {spec.name}'s classifier: name the architecture it is of")
     return state[key].shape[0]

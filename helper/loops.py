@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helper.build import Stage, describe_method
-from helper.checkpoint import atomic_save, atomic_write_json, read_state
+from helper.checkpoint import atomic_save, atomic_write_json, load_file
 from helper.metrics import Meter
 from helper.protocols import DataSet, Loader, Progress, UserError
 from helper.reporting import ProgressLine, Writer, clock, log
@@ -22,7 +22,7 @@ from helper.runs import RunFolder
 from helper.seeding import rng_state, set_rng_state
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (no error: the run goes on later)
     """Training stopped at the user's or the scheduler's wish; the run can be continued."""
 
     def __init__(self, message: str, code: int):
@@ -51,8 +51,9 @@ class Stopper:
 
 
 @torch.no_grad()
-def evaluate(predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], loader: Loader,
-             device: torch.device) -> dict[str, dict[str, float]]:
+def evaluate(
+    predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], loader: Loader, device: torch.device
+) -> dict[str, dict[str, float]]:
     """Readout name -> loss, acc, acc_top5 (percent) over the loader. Runs in whatever precision `predict` runs in."""
     meters: dict[str, Meter] = {}
     for i, batch in enumerate(loader):
@@ -85,8 +86,9 @@ class Fit:
 
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
-        self.train_loader = self.data.train_loader(self.batch_size, seed=self.seed, device=self.device,
-                                                   drop_last=self.full_batches)
+        self.train_loader = self.data.train_loader(
+            self.batch_size, seed=self.seed, device=self.device, drop_last=self.full_batches
+        )
         self.test_loader = self.data.test_loader(500, device=self.device)
         self.steps = min(len(self.train_loader), self.max_steps or len(self.train_loader))
         self.last_row: dict[str, Any] = {}
@@ -125,8 +127,9 @@ class Fit:
         finally:
             writer.close()
 
-    def _train_epoch(self, stage: Stage, epoch: int, start_step: int, meter: Meter, stopper: Stopper,
-                     writer: Writer) -> None:
+    def _train_epoch(
+        self, stage: Stage, epoch: int, start_step: int, meter: Meter, stopper: Stopper, writer: Writer
+    ) -> None:
         step, started = stage.step, time.monotonic()
         lr = self.schedule(epoch if stage.final else 1)
         step.set_lr(lr)
@@ -152,8 +155,14 @@ class Fit:
         means, bad = meter.read()
         self._refuse_nan(epoch, bad)
         trained = time.monotonic() - started
-        log.info(" * Epoch %d, Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f", epoch, means["acc"], means["acc_top5"],
-                 means["loss"], trained)
+        log.info(
+            " * Epoch %d, Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f",
+            epoch,
+            means["acc"],
+            means["acc_top5"],
+            means["loss"],
+            trained,
+        )
         row: dict[str, Any] = {"stage": stage.index, "epoch": epoch, "lr": lr}
         row |= {f"train_{k}": v for k, v in means.items()}
         if stage.final:
@@ -161,16 +170,21 @@ class Fit:
         evaluated = time.monotonic() - started - trained
         self.seconds += trained + evaluated
         images = (self.steps - start_step) * self.batch_size
-        row |= {"seconds_train": trained, "seconds_eval": evaluated, "seconds_total": self.seconds,
-                "img_per_s": min(images, len(self.data.train_labels)) / trained}
+        row |= {
+            "seconds_train": trained,
+            "seconds_eval": evaluated,
+            "seconds_total": self.seconds,
+            "img_per_s": min(images, len(self.data.train_labels)) / trained,
+        }
         if stage.final and row["test_acc"] > self.best_acc:
             self._save_best(stage, epoch, row)
         self.folder.append(row)
         self._save_last(stage, epoch, 0, meter)
         self.last_row = row
         tags = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
-        writer.scalars({k: row[k] for k in tags if k in row} if stage.final
-                       else {"init_train_loss": row["train_loss"]}, epoch)
+        writer.scalars(
+            {k: row[k] for k in tags if k in row} if stage.final else {"init_train_loss": row["train_loss"]}, epoch
+        )
 
     def _validate(self, stage: Stage) -> dict[str, float]:
         deployed = stage.step.deployed().eval()
@@ -184,26 +198,55 @@ class Fit:
     def _refuse_nan(self, epoch: int, bad_step: int | None) -> None:
         if bad_step is None:
             return
-        kept = f"the last good checkpoint is {self.folder.last}" if self.folder.last.exists() else "there is no checkpoint yet"
-        raise UserError(f"the loss is not finite since epoch {epoch}, step {bad_step + 1}; {kept}. "
-                        "A lower --learning_rate, a lower -b or --precision fp32 usually help")
+        kept = (
+            f"the last good checkpoint is {self.folder.last}"
+            if self.folder.last.exists()
+            else "there is no checkpoint yet"
+        )
+        raise UserError(
+            f"the loss is not finite since epoch {epoch}, step {bad_step + 1}; {kept}. "
+            "A lower --learning_rate, a lower -b or --precision fp32 usually help"
+        )
 
     def _save_best(self, stage: Stage, epoch: int, row: Mapping[str, Any]) -> None:
         self.best_acc, self.best_epoch = row["test_acc"], epoch
         log.info("saving the best model!")
         step = stage.step
         meta = {**self.describe, **describe_method(step.method, step.method.cfg, stage.teacher)}
-        atomic_save({"epoch": epoch, "model": step.student.model.state_dict(), "best_acc": self.best_acc,
-                     **step.method.deployed_state(), "meta": meta}, self.folder.best)
-        atomic_write_json({k: row[k] for k in ("test_loss", "test_acc", "test_acc_top5")} | {"epoch": epoch},
-                          self.folder.models / "test_best_metrics.json")
+        atomic_save(
+            {
+                "epoch": epoch,
+                "model": step.student.model.state_dict(),
+                "best_acc": self.best_acc,
+                **step.method.deployed_state(),
+                "meta": meta,
+            },
+            self.folder.best,
+        )
+        atomic_write_json(
+            {k: row[k] for k in ("test_loss", "test_acc", "test_acc_top5")} | {"epoch": epoch},
+            self.folder.models / "test_best_metrics.json",
+        )
 
     def _save_last(self, stage: Stage, epoch: int, step: int, meter: Meter) -> None:
         """Everything a continuation needs. epoch: how many are complete; step: how far the next one has come."""
-        atomic_save({"stage": stage.index, "epoch": epoch, "step": step, "step_state": stage.step.state_dict(),
-                     "loader": self.train_loader.state_dict(), "meter": meter.state_dict(), "rng": rng_state(),
-                     "best_acc": self.best_acc, "best_epoch": self.best_epoch, "seconds": self.seconds,
-                     "model": stage.step.student.model.state_dict(), "meta": dict(self.describe)}, self.folder.last)
+        atomic_save(
+            {
+                "stage": stage.index,
+                "epoch": epoch,
+                "step": step,
+                "step_state": stage.step.state_dict(),
+                "loader": self.train_loader.state_dict(),
+                "meter": meter.state_dict(),
+                "rng": rng_state(),
+                "best_acc": self.best_acc,
+                "best_epoch": self.best_epoch,
+                "seconds": self.seconds,
+                "model": stage.step.student.model.state_dict(),
+                "meta": dict(self.describe),
+            },
+            self.folder.last,
+        )
 
     def _stop(self, number: int, where: str) -> None:
         name = signal.Signals(number).name
@@ -212,13 +255,16 @@ class Fit:
 
 def read_last(path: Any) -> dict[str, Any]:
     """The state of an unfinished run, for Fit.run(resume_from=...)."""
-    state = read_state(path)
-    missing = {"stage", "epoch", "step", "step_state", "loader", "rng"} - state.keys()
+    state = load_file(path)
+    wanted = {"stage", "epoch", "step", "step_state", "loader", "rng"}
+    missing = wanted - (state.keys() if isinstance(state, Mapping) else set())
     if missing:
         raise UserError(f"{path} is not the _last.pth of a run: it has no {', '.join(sorted(missing))}")
     return state
 
 
 def summary(row: Mapping[str, Any], best_acc: float, best_epoch: int, seconds: float) -> str:
-    return (f"last epoch Acc@1 {row['test_acc']:.2f}, best accuracy: {best_acc:.2f} (epoch {best_epoch}, "
-            f"selected on the test set), {clock(seconds)}")
+    return (
+        f"last epoch Acc@1 {row['test_acc']:.2f}, best accuracy: {best_acc:.2f} (epoch {best_epoch}, "
+        f"selected on the test set), {clock(seconds)}"
+    )

@@ -29,7 +29,12 @@ class Meter:
         """loss and terms: scalars, means over B. logits: [B, K]. target: [B]."""
         n = len(target)
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]  # [B, 5]
-        values = {"loss": loss, "acc": top[:, 0].float().mean() * 100, "acc_top5": top.any(1).float().mean() * 100, **terms}
+        values = {
+            "loss": loss,
+            "acc": top[:, 0].float().mean() * 100,
+            "acc_top5": top.any(1).float().mean() * 100,
+            **terms,
+        }
         for name in [v for v in values if v not in self.names]:  # a term that appears late counts from then on
             self.names += (name,)
             self.sums = F.pad(self.sums, (0, 1))
@@ -48,8 +53,13 @@ class Meter:
         return {k: means[k] for k in sorted(means)}, None if bad < 0 else bad
 
     def state_dict(self) -> dict[str, Any]:
-        return {"names": list(self.names), "sums": self.sums, "weights": list(self.weights),
-                "first_bad": self.first_bad, "count": self.count}
+        return {
+            "names": list(self.names),
+            "sums": self.sums,
+            "weights": list(self.weights),
+            "first_bad": self.first_bad,
+            "count": self.count,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.names, self.weights, self.count = tuple(state["names"]), list(state["weights"]), state["count"]

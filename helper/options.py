@@ -15,7 +15,7 @@ from typing import Any
 
 from dataset import recipe
 from distiller_zoo import method_dict, published_names
-from distiller_zoo.base import CombinedConfig, Distiller, Combined
+from distiller_zoo.base import Combined, CombinedConfig, Distiller
 from helper.protocols import UserError
 from helper.schedule import parse_decay_epochs
 from helper.seeding import trial_seed
@@ -64,17 +64,32 @@ COMMON = (
     Flag(("--few_ratio",), 1.0, "train on this share of every class", float, result=True),
     Flag(("--batch_size",), 64, "global batch size", int, result=True),
     Flag(("--epochs",), 240, "epochs to train", int, result=True),
-    Flag(("--learning_rate",), 0.05, "initial learning rate; 0.01 for mobile and shuffle nets unless given", float,
-         result=True),
-    Flag(("--lr_decay_epochs",), "150,180,210", "epochs after which the rate is multiplied by --lr_decay_rate", result=True),
+    Flag(
+        ("--learning_rate",),
+        0.05,
+        "initial learning rate; 0.01 for mobile and shuffle nets unless given",
+        float,
+        result=True,
+    ),
+    Flag(
+        ("--lr_decay_epochs",),
+        "150,180,210",
+        "epochs after which the rate is multiplied by --lr_decay_rate",
+        result=True,
+    ),
     Flag(("--lr_decay_rate",), 0.1, "factor of each decay", float, result=True),
     Flag(("--weight_decay",), 5e-4, "on all parameters, batch norm and biases included", float, result=True),
     Flag(("--momentum",), 0.9, "of SGD", float, result=True),
     Flag(("--accumulate",), 1, "micro-batches per optimiser step", int, result=True),
     Flag(("--trial", "-t"), "0", "name of this repetition", result=True, named=True),
     Flag(("--seed",), None, "random seed (default: the trial number, or crc32 of a word)", int, result=True),
-    Flag(("--precision",), "auto", "forward pass in bf16 or fp32; auto: bf16 where the hardware has it natively",
-         choices=("auto", "bf16", "fp32"), result=True),
+    Flag(
+        ("--precision",),
+        "auto",
+        "forward pass in bf16 or fp32; auto: bf16 where the hardware has it natively",
+        choices=("auto", "bf16", "fp32"),
+        result=True,
+    ),
     _switch(("--deterministic",), "deterministic kernels; an error where an operation has none", result=True),
     Flag(("--max_steps",), None, "stop every epoch after this many steps (for trying things out)", int, result=True),
     Flag(("--gpu_id",), "0", "GPU to use; without CUDA, 0 means the CPU"),
@@ -83,7 +98,9 @@ COMMON = (
     Flag(("--save_root",), "./save", "root of runs and teachers"),
     Flag(("--resume",), "auto", "auto: continue what is there; or the path of a _last.pth"),
     _switch(("--overwrite",), "delete a run of this name first"),
-    Flag(("--tb_backend",), "tensorboard", "writer of event files", choices=("tensorboard", "tensorboard_logger", "none")),
+    Flag(
+        ("--tb_backend",), "tensorboard", "writer of event files", choices=("tensorboard", "tensorboard_logger", "none")
+    ),
     Flag(("--dali",), None, "ImageNet loader through DALI", choices=("cpu", "gpu"), result=True, named=True),
     _switch(("--multiprocessing_distributed",), "one process per GPU of --gpu_id"),
     Flag(("--dist_url",), "tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed"),
@@ -95,23 +112,40 @@ COMMON = (
     Flag(("--save_freq",), None, "accepted for old scripts", int),
 )
 
-TEACHER = (
-    Flag(("--model",), "resnet32x4", "network to train, see --list", result=True, named=True),
-)
+TEACHER = (Flag(("--model",), "resnet32x4", "network to train, see --list", result=True, named=True),)
 
 STUDENT = (
     Flag(("--model_s",), "resnet8x4", "student network, see --list", result=True, named=True),
     Flag(("--path_t",), None, "checkpoint of the teacher"),
     Flag(("--model_t",), None, "teacher network, where neither the checkpoint nor its path tells"),
     Flag(("--distill",), "kd", "method, or several as kd+crd, see --list", result=True, named=True),
-    Flag(("--cls", "-c", "-r", "--gamma"), 1.0, "weight of cross-entropy (default: the method's)", float, result=True,
-         named=True),
-    Flag(("--div", "-d", "-a", "--alpha"), 1.0, "weight of the logit KL (default: the method's)", float, result=True,
-         named=True),
-    Flag(("--beta", "-b"), 0.0, "weight of the method's own term (default: the method's)", float, result=True, named=True),
+    Flag(
+        ("--cls", "-c", "-r", "--gamma"),
+        1.0,
+        "weight of cross-entropy (default: the method's)",
+        float,
+        result=True,
+        named=True,
+    ),
+    Flag(
+        ("--div", "-d", "-a", "--alpha"),
+        1.0,
+        "weight of the logit KL (default: the method's)",
+        float,
+        result=True,
+        named=True,
+    ),
+    Flag(
+        ("--beta", "-b"), 0.0, "weight of the method's own term (default: the method's)", float, result=True, named=True
+    ),
     Flag(("--kd_T",), 4.0, "temperature of the logit KL", float, result=True),
-    Flag(("--protocol",), "simkd", "default weights: simkd keeps cross-entropy and KL beside every method, "
-         "authors takes each publication's own", choices=("simkd", "authors"), result=True),
+    Flag(
+        ("--protocol",),
+        "simkd",
+        "default weights: simkd keeps cross-entropy and KL beside every method, authors takes each publication's own",
+        choices=("simkd", "authors"),
+        result=True,
+    ),
     _switch(("--skip_validation",), "do not evaluate the teacher first"),
     Flag(("--init_epochs",), 30, "epochs of the first stage, for methods that have one", int, result=True),
 )
@@ -152,11 +186,16 @@ class Settings:
     def off_default(self) -> dict[str, Any]:
         """Settings the user moved away from the default that are not part of the published run-name template."""
         chosen = {k for k, source in self.sources.items() if source == "command line"} - set(self.without_effect)
-        moved = {k: self.values[k] for k, f in self.flags.items()
-                 if k in chosen and f.result and not f.named and self.values[k] != self._default(k)}
+        moved = {
+            k: self.values[k]
+            for k, f in self.flags.items()
+            if k in chosen and f.result and not f.named and self.values[k] != self._default(k)
+        }
         if "seed" in moved and moved["seed"] == trial_seed(self.trial):
             del moved["seed"]
-        own = {k: self.values[k] for k, default in self.method_flags.items() if k in chosen and self.values[k] != default}
+        own = {
+            k: self.values[k] for k, default in self.method_flags.items() if k in chosen and self.values[k] != default
+        }
         return moved | own
 
     def _default(self, name: str) -> Any:
@@ -175,8 +214,9 @@ def _own_fields(method: type[Distiller]) -> list[dataclasses.Field]:
     return [f for f in dataclasses.fields(method.Config) if f.name not in common]
 
 
-def _normalised(argv: Sequence[str]) -> list[str]:
-    """--path-t=x -> --path_t=x; values and single-dash flags stay as they are."""
+def normalised(argv: Sequence[str] | None) -> list[str]:
+    """--path-t=x -> --path_t=x; values and single-dash flags stay as they are. None reads sys.argv."""
+    argv = sys.argv[1:] if argv is None else argv
     out = []
     for i, token in enumerate(argv):
         if token == "--":
@@ -194,8 +234,15 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         if message.startswith("unrecognized arguments"):
             for token in message.split(": ", 1)[1].split():
-                owners = [m for m in method_dict if token.split("=")[0] in
-                          [_field_flag(m, f) for f in _own_fields(method_dict[m])]] if token.startswith("--") else []
+                owners = (
+                    [
+                        m
+                        for m in method_dict
+                        if token.split("=")[0] in [_field_flag(m, f) for f in _own_fields(method_dict[m])]
+                    ]
+                    if token.startswith("--")
+                    else []
+                )
                 if owners:
                     message += f" ({token} belongs to --distill {' and '.join(owners)})"
         self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
@@ -229,11 +276,14 @@ def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
 
     argparse reports malformed input itself (exit code 2); everything else raises UserError.
     """
-    argv = _normalised(sys.argv[1:] if argv is None else argv)
+    argv = normalised(argv)
     table = (*TEACHER, *COMMON) if teacher else (*STUDENT, *COMMON)
     prog = "train_teacher.py" if teacher else "train_student.py"
-    about = "Train a network on labels alone." if teacher else (
-        "Train a student network with a teacher. `--distill METHOD --help` adds the method's own flags.")
+    about = (
+        "Train a network on labels alone."
+        if teacher
+        else ("Train a student network with a teacher. `--distill METHOD --help` adds the method's own flags.")
+    )
     parser = _Parser(prog, description=about, epilog="Dashes and underscores are interchangeable in flags.")
     parser.add_argument("--list", action="store_true", help="list methods, models and data sets, and exit")
     for flag in table:
@@ -261,8 +311,15 @@ def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
     return _resolve(given, flags, own, methods, distill, teacher, list(argv))
 
 
-def _resolve(given: dict[str, Any], flags: Mapping[str, Flag], own: Mapping[str, tuple[type[Distiller], dataclasses.Field]],
-             methods: Sequence[type[Distiller]], distill: str, teacher: bool, argv: list[str]) -> Settings:
+def _resolve(
+    given: dict[str, Any],
+    flags: Mapping[str, Flag],
+    own: Mapping[str, tuple[type[Distiller], dataclasses.Field]],
+    methods: Sequence[type[Distiller]],
+    distill: str,
+    teacher: bool,
+    argv: list[str],
+) -> Settings:
     values = {k: f.default for k, f in flags.items()}
     sources = dict.fromkeys(values, "default")
 
@@ -297,15 +354,27 @@ def _resolve(given: dict[str, Any], flags: Mapping[str, Flag], own: Mapping[str,
 
 def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
     """Weights of the method's own row. A combination takes cls = div = 1 unless a member says 0 to both."""
-    rows = [{"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
-            | (dict(m.Config.authors) if protocol == "authors" else {}) for m in methods]
+    rows = [
+        {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
+        | (dict(m.Config.authors) if protocol == "authors" else {})
+        for m in methods
+    ]
     if len(rows) == 1:
         return rows[0]
-    return {"cls": max(r["cls"] for r in rows), "div": max(r["div"] for r in rows), "beta": 1.0, "kd_T": rows[0]["kd_T"]}
+    return {
+        "cls": max(r["cls"] for r in rows),
+        "div": max(r["div"] for r in rows),
+        "beta": 1.0,
+        "kd_T": rows[0]["kd_T"],
+    }
 
 
-def _config(values: Mapping[str, Any], own: Mapping[str, tuple[type[Distiller], dataclasses.Field]],
-            methods: Sequence[type[Distiller]], teacher: bool) -> Any:
+def _config(
+    values: Mapping[str, Any],
+    own: Mapping[str, tuple[type[Distiller], dataclasses.Field]],
+    methods: Sequence[type[Distiller]],
+    teacher: bool,
+) -> Any:
     def fields_of(method: type[Distiller]) -> dict[str, Any]:
         return {f.name: values[k] for k, (m, f) in own.items() if m is method}
 

@@ -73,8 +73,15 @@ class Batch:
             return cut_all(self.teacher_inputs, lo, views)
 
         return [
-            Batch(cut_all(self.inputs, lo, self.views), self.target[lo : lo + size], self.index[lo : lo + size],
-                  self.views, cut(self.crop, lo), cut(self.soft_target, lo), teacher(lo))
+            Batch(
+                cut_all(self.inputs, lo, self.views),
+                self.target[lo : lo + size],
+                self.index[lo : lo + size],
+                self.views,
+                cut(self.crop, lo),
+                cut(self.soft_target, lo),
+                teacher(lo),
+            )
             for lo in whole
         ]
 
@@ -212,7 +219,7 @@ class TeacherSource(Protocol):
 
 
 class Loader(Protocol):
-    """Yields finished batches on the device. Order is a function of (seed, epoch), augmentation of (seed, epoch, place)."""
+    """Yields finished batches on the device. Order is a function of (seed, epoch), views of (seed, epoch, place)."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -243,7 +250,15 @@ class DataSet(Protocol):
     num_crops: int | None
     checksum: str
 
-    def train_loader(self, batch_size: int, *, seed: int, device: torch.device, drop_last: bool = False,
-                     rank: int = 0, world_size: int = 1) -> Loader: ...
+    def train_loader(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Loader: ...
 
     def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Loader: ...

@@ -90,8 +90,10 @@ def event_writer(backend: str, folder: Path, first_epoch: int) -> Writer:
             return _TensorboardLoggerWriter(folder)
         return _TensorboardWriter(folder, first_epoch)
     except ImportError as error:
-        raise UserError(f"--tb_backend {backend} needs the package {package} (pip install {package}), "
-                        f"or pass --tb_backend none ({error})") from error
+        raise UserError(
+            f"--tb_backend {backend} needs the package {package} (pip install {package}), "
+            f"or pass --tb_backend none ({error})"
+        ) from error
 
 
 class ProgressLine:
@@ -101,15 +103,27 @@ class ProgressLine:
     """
 
     def __init__(self, epoch: int, epochs: int, steps: int, batch_size: int, print_freq: int, start_step: int = 0):
-        self.epoch, self.epochs, self.steps, self.batch_size, self.print_freq = epoch, epochs, steps, batch_size, print_freq
+        self.epoch, self.epochs, self.steps, self.batch_size, self.print_freq = (
+            epoch,
+            epochs,
+            steps,
+            batch_size,
+            print_freq,
+        )
         self.started = self.read_at = time.monotonic()
         self.start_step = start_step
         self.bar: Any = None
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=steps, initial=start_step, desc=f"Epoch {epoch}/{epochs}", unit="step", leave=False,
-                            mininterval=0.5)
+            self.bar = tqdm(
+                total=steps,
+                initial=start_step,
+                desc=f"Epoch {epoch}/{epochs}",
+                unit="step",
+                leave=False,
+                mininterval=0.5,
+            )
 
     def due(self, step: int) -> bool:
         """Whether this step should read the meter; moves the bar on the way."""

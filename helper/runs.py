@@ -6,6 +6,7 @@ save/{teachers,students}/tensorboard/NAME the event files.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from helper.checkpoint import atomic_write_text
+from helper.checkpoint import atomic_write_json, atomic_write_text
 from helper.options import Settings, published_name
 from helper.protocols import UserError
 
@@ -37,17 +38,17 @@ def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
     if is_teacher:
         name = f"{settings.model}_vanilla_{settings.dataset}_trial_{settings.trial}"
     else:
-        name = (f"S{colon}{settings.model_s}_T{colon}{teacher or 'none'}_{settings.dataset}_"
-                f"{published_name(settings.distill)}_r{colon}{settings.cls}_a{colon}{settings.div}_b{colon}{settings.beta}"
-                f"_{settings.trial}")
+        name = (
+            f"S{colon}{settings.model_s}_T{colon}{teacher or 'none'}_{settings.dataset}_"
+            f"{published_name(settings.distill)}_r{colon}{settings.cls}_a{colon}{settings.div}_b{colon}{settings.beta}"
+            f"_{settings.trial}"
+        )
     if settings.dali:
         name += f"_dali{colon}{settings.dali}"
     for key, value in settings.off_default().items():
         name += f"_{key}{colon}{value}"
     name = name.replace("/", "-")
     if len(name) > LONGEST_NAME:
-        import hashlib
-
         digest = hashlib.sha256(name.encode()).hexdigest()[:12]
         name = f"{name[: LONGEST_NAME - 13]}_{digest}"
     return name
@@ -100,19 +101,23 @@ class RunFolder:
             try:
                 before = json.loads(args.read_text())["identity"]
             except (ValueError, KeyError) as error:
-                raise UserError(f"{args} is not readable as this tool writes it; --overwrite starts the run anew") from error
+                raise UserError(
+                    f"{args} is not readable as this tool writes it; --overwrite starts the run anew"
+                ) from error
             self._refuse_differences(before, json.loads(json.dumps(described["identity"])))
         else:
-            atomic_write_text(args, json.dumps(described, indent=4))
-            atomic_write_text(self.models / "env.json", json.dumps(environment(), indent=4))
+            atomic_write_json(described, args)
+            atomic_write_json(environment(), self.models / "env.json")
         return self.finished.exists()
 
     def _refuse_differences(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         different = [k for k in {**before, **now} if before.get(k) != now.get(k)]
         if different:
             changes = "; ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in different)
-            raise UserError(f"{self.models} holds a run with other settings ({changes}): choose another --trial, "
-                            "or pass --overwrite to start it anew")
+            raise UserError(
+                f"{self.models} holds a run with other settings ({changes}): choose another --trial, "
+                "or pass --overwrite to start it anew"
+            )
 
     def rows(self) -> list[dict[str, Any]]:
         """The complete rows of metrics.jsonl; a torn last line (the run was killed while writing) is left out."""
@@ -139,8 +144,9 @@ class RunFolder:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(f"cannot write {self.metrics}: {error.strerror}; the run can be continued from {self.last}"
-                            ) from error
+            raise UserError(
+                f"cannot write {self.metrics}: {error.strerror}; the run can be continued from {self.last}"
+            ) from error
 
 
 def link_short_name(models_root: Path, model: str, run: RunFolder) -> Path | None:
@@ -160,6 +166,7 @@ def link_short_name(models_root: Path, model: str, run: RunFolder) -> Path | Non
 
 def environment() -> dict[str, Any]:
     """Commit, versions and hardware, for env.json."""
+
     def git(*args: str) -> str | None:
         try:
             done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
@@ -175,10 +182,14 @@ def environment() -> dict[str, Any]:
 
     status = git("status", "--porcelain", "--untracked-files=no")
     return {
-        "commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status),
-        "python": platform.python_version(), "platform": platform.platform(),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
         "versions": {p: version(p) for p in ("torch", "torchvision", "numpy", "scipy", "nvidia-dali-cuda120")},
-        "cuda": torch.version.cuda, "cpu": _cpu_name(), "cpu_threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "cpu": _cpu_name(),
+        "cpu_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],

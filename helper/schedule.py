@@ -25,7 +25,9 @@ def parse_decay_epochs(text: str) -> tuple[int, ...]:
     try:
         epochs = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise UserError(f"--lr_decay_epochs '{text}' is not a comma-separated list of epochs, such as 150,180,210") from None
+        raise UserError(
+            f"--lr_decay_epochs '{text}' is not a comma-separated list of epochs, such as 150,180,210"
+        ) from None
     if list(epochs) != sorted(set(epochs)) or any(e < 1 for e in epochs):
         raise UserError(f"--lr_decay_epochs '{text}' must be positive and increasing")
     return epochs

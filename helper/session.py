@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dataset import load_dataset
+from dataset import dataset_dict
 from dataset.base import DataOptions
 from helper import build
 from helper.checkpoint import atomic_write_json
@@ -59,12 +59,18 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
 
 
 def open_data(settings: Settings) -> DataSet:
-    options = DataOptions(root=Path(settings.data_folder), image_size=settings.image_size,
-                          val_fraction=settings.val_fraction, few_ratio=settings.few_ratio, seed=settings.seed)
-    data = load_dataset(settings.dataset, options)
+    options = DataOptions(
+        root=Path(settings.data_folder),
+        image_size=settings.image_size,
+        val_fraction=settings.val_fraction,
+        few_ratio=settings.few_ratio,
+        seed=settings.seed,
+    )
+    data = dataset_dict[settings.dataset](options)
     if settings.batch_size > len(data.train_labels):
-        raise UserError(f"--batch_size {settings.batch_size} is larger than the training set "
-                        f"({len(data.train_labels)} samples)")
+        raise UserError(
+            f"--batch_size {settings.batch_size} is larger than the training set ({len(data.train_labels)} samples)"
+        )
     return data
 
 
@@ -90,24 +96,35 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
         log.info("Skipping teacher validation.")
         return None
     net = build.to_device(teacher.tapped(), device).eval()
-    acc = evaluate(lambda x: {"teacher": net(x)["logits"]}, data.test_loader(500, device=device), device)["teacher"]["acc"]
+    acc = evaluate(lambda x: {"teacher": net(x)["logits"]}, data.test_loader(500, device=device), device)["teacher"][
+        "acc"
+    ]
     log.info("teacher accuracy:  %.2f", acc)
     recorded = teacher.checkpoint.best_acc
     if recorded is not None:
         log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
         if abs(recorded - acc) > 0.1:
-            log.info("warning: measured and recorded teacher accuracy differ by %.2f points; is this the data set, split "
-                     "and normalisation it was trained with?", abs(recorded - acc))
+            log.info(
+                "warning: measured and recorded teacher accuracy differ by %.2f points; is this the data set, split "
+                "and normalisation it was trained with?",
+                abs(recorded - acc),
+            )
     return acc
 
 
 def notice_without_effect(settings: Settings, device: torch.device) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
     given = {k for k, source in settings.sources.items() if source == "command line"}
-    why = {"num_workers": "the data is resident on the device", "dali": f"{settings.dataset} is resident on the device",
-           "multiprocessing_distributed": "one process is enough for one device", "dist_url": "one process",
-           "dist_backend": "one process", "world_size": "one process", "rank": "one process",
-           "init_epochs": f"--distill {settings.values.get('distill')} has no first stage"}
+    why = {
+        "num_workers": "the data is resident on the device",
+        "dali": f"{settings.dataset} is resident on the device",
+        "multiprocessing_distributed": "one process is enough for one device",
+        "dist_url": "one process",
+        "dist_backend": "one process",
+        "world_size": "one process",
+        "rank": "one process",
+        "init_epochs": f"--distill {settings.values.get('distill')} has no first stage",
+    }
     if len(build.chain_of(settings.method)) > 1:
         del why["init_epochs"]
     settings.without_effect |= {k: reason for k, reason in why.items() if k in given}
@@ -118,7 +135,9 @@ def notice_without_effect(settings: Settings, device: torch.device) -> None:
 def folder_of(settings: Settings, teacher: str | None, is_teacher: bool) -> RunFolder:
     root = Path(settings.save_root) / ("teachers" if is_teacher else "students")
     name = run_name(settings, teacher, is_teacher)
-    return RunFolder(root / "models" / name, root / "tensorboard" / name, settings.model if is_teacher else settings.model_s)
+    return RunFolder(
+        root / "models" / name, root / "tensorboard" / name, settings.model if is_teacher else settings.model_s
+    )
 
 
 def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
@@ -134,15 +153,35 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     folder = folder_of(settings, teacher.spec.name if teacher else None, is_teacher)
     schedule = StepDecay(settings.learning_rate, parse_decay_epochs(settings.lr_decay_epochs), settings.lr_decay_rate)
     stages = build.build_stages(
-        settings.method, settings.config, student, teacher, data, batch_size=settings.batch_size, device=device,
+        settings.method,
+        settings.config,
+        student,
+        teacher,
+        data,
+        batch_size=settings.batch_size,
+        device=device,
         make_optimizer=build.sgd(settings.momentum, settings.weight_decay, settings.learning_rate),
-        epochs=settings.epochs, init_epochs=settings.values.get("init_epochs", 0), init_seed=settings.seed,
-        autocast=autocast, accumulate=settings.accumulate)
+        epochs=settings.epochs,
+        init_epochs=settings.values.get("init_epochs", 0),
+        init_seed=settings.seed,
+        autocast=autocast,
+        accumulate=settings.accumulate,
+    )
     first = next(stages)  # builds the networks: whatever does not fit is refused before anything is written
     needs = build.union_of_needs(settings.method, settings.config, student, teacher.spec if teacher else None)
-    fit = Fit(folder, data, device, schedule, partial(event_writer, settings.tb_backend, folder.tensorboard),
-              {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name}, settings.batch_size,
-              settings.seed, needs.full_batches, settings.print_freq, settings.max_steps)
+    fit = Fit(
+        folder,
+        data,
+        device,
+        schedule,
+        partial(event_writer, settings.tb_backend, folder.tensorboard),
+        {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name},
+        settings.batch_size,
+        settings.seed,
+        needs.full_batches,
+        settings.print_freq,
+        settings.max_steps,
+    )
 
     described = describe(settings, data, teacher, autocast)
     if folder.enter(described, settings.overwrite):
@@ -174,15 +213,25 @@ def find_resume(resume: str, folder: RunFolder) -> dict[str, Any] | None:
     return state
 
 
-def describe(settings: Settings, data: DataSet, teacher: build.Network | None, autocast: torch.dtype | None
-             ) -> dict[str, Any]:
+def describe(
+    settings: Settings, data: DataSet, teacher: build.Network | None, autocast: torch.dtype | None
+) -> dict[str, Any]:
     """The content of args.json."""
-    identity = settings.identity | {"precision": "bf16" if autocast else "fp32", "data": data.checksum,
-                                    "teacher": file_checksum(teacher.checkpoint.path) if teacher else None}
+    identity = settings.identity | {
+        "precision": "bf16" if autocast else "fp32",
+        "data": data.checksum,
+        "teacher": file_checksum(teacher.checkpoint.path) if teacher else None,
+    }
     identity.pop("dali", None)
-    return {"identity": identity, "settings": settings.as_dict(), "sources": settings.sources,
-            "without_effect": settings.without_effect, "cpu_threads": torch.get_num_threads(), "seed": settings.seed,
-            "command": settings.command}
+    return {
+        "identity": identity,
+        "settings": settings.as_dict(),
+        "sources": settings.sources,
+        "without_effect": settings.without_effect,
+        "cpu_threads": torch.get_num_threads(),
+        "seed": settings.seed,
+        "command": settings.command,
+    }
 
 
 def file_checksum(path: str | Path) -> str:
@@ -190,21 +239,38 @@ def file_checksum(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def finish(settings: Settings, folder: RunFolder, fit: Fit, row: Mapping[str, Any], data: DataSet, student: Any,
-           stage: build.Stage, teacher_acc: float | None, is_teacher: bool) -> None:
+def finish(
+    settings: Settings,
+    folder: RunFolder,
+    fit: Fit,
+    row: Mapping[str, Any],
+    data: DataSet,
+    student: Any,
+    stage: build.Stage,
+    teacher_acc: float | None,
+    is_teacher: bool,
+) -> None:
     """parameters.json marks the run as complete; a teacher also appears under its short name."""
     bare = sum(p.numel() for p in stage.step.student.model.parameters())
     extra = sum(v.numel() for entry in stage.step.method.deployed_state().values() for v in entry.values())
-    atomic_write_json(settings.as_dict() | {
-        "model_name": folder.models.name, "save_folder": str(folder.models), "tb_folder": str(folder.tensorboard),
-        "Total params": bare / 1e6, "Deployed extra params": extra / 1e6, "Total time": fit.seconds / 3600,
-        "teacher_acc": teacher_acc, "last": {k: v for k, v in row.items()},
-        "best": {"test_acc": fit.best_acc, "epoch": fit.best_epoch},
-    }, folder.finished)
+    atomic_write_json(
+        settings.as_dict()
+        | {
+            "model_name": folder.models.name,
+            "save_folder": str(folder.models),
+            "tb_folder": str(folder.tensorboard),
+            "Total params": bare / 1e6,
+            "Deployed extra params": extra / 1e6,
+            "Total time": fit.seconds / 3600,
+            "teacher_acc": teacher_acc,
+            "last": {k: v for k, v in row.items()},
+            "best": {"test_acc": fit.best_acc, "epoch": fit.best_epoch},
+        },
+        folder.finished,
+    )
     log.info(summary(row, fit.best_acc, fit.best_epoch, fit.seconds))
     log.info("result in %s", folder.models)
     if is_teacher and settings.dataset in ("cifar100", "imagenet"):
         link = link_short_name(folder.models.parent, student.name, folder)
         if link:
             log.info("also reachable as %s", link)
-

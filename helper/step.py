@@ -93,10 +93,20 @@ class DistillStep:
     losses then see a micro-batch). wrap: puts the root into DDP or torch.compile.
     """
 
-    def __init__(self, student: TappedNet, teacher: TeacherSource | None, method: Distiller,
-                 make_optimizer: MakeOptimizer, *, needs: Needs | None = None, peer: TappedNet | None = None,
-                 wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
-                 autocast: torch.dtype | None = None, accumulate: int = 1, rng: torch.Generator | None = None):
+    def __init__(
+        self,
+        student: TappedNet,
+        teacher: TeacherSource | None,
+        method: Distiller,
+        make_optimizer: MakeOptimizer,
+        *,
+        needs: Needs | None = None,
+        peer: TappedNet | None = None,
+        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
+        autocast: torch.dtype | None = None,
+        accumulate: int = 1,
+        rng: torch.Generator | None = None,
+    ):
         self.student, self.teacher, self.peer, self.method = student, teacher, peer, method
         self.taps = (needs or Needs()).teacher
         self.autocast, self.accumulate, self.rng = autocast, accumulate, rng
@@ -105,8 +115,11 @@ class DistillStep:
         for p in method.unused(student):
             p.requires_grad_(False)
         # a reused head, a frozen backbone: no trainable parameter, so its batch-norm statistics stay too
-        self._frozen = [m for m in self.trained.modules()
-                        if any(True for _ in m.parameters()) and not any(p.requires_grad for p in m.parameters())]
+        self._frozen = [
+            m
+            for m in self.trained.modules()
+            if any(True for _ in m.parameters()) and not any(p.requires_grad for p in m.parameters())
+        ]
         extra = method.extra_phases()
         for phase in extra:
             for p in phase.params():
@@ -116,7 +129,8 @@ class DistillStep:
         self.run = wrap(self.trained)
         self.phases = (*extra, Phase("main", lambda: main, self._main_terms, isolated=False))
         self.optimizers = {
-            phase.name: phase.optimizer(phase.params()) if phase.optimizer
+            phase.name: phase.optimizer(phase.params())
+            if phase.optimizer
             else make_optimizer(phase.params(), phase.lr_scale)
             for phase in self.phases
         }
@@ -167,8 +181,9 @@ class DistillStep:
                 self.method.after_backward(s, t, part)
         return results[0] if len(results) == 1 else _joined(results)
 
-    def _isolated_phases(self, s: Features, t: Features, batch: Batch, progress: Progress,
-                         weights: Mapping[str, float]) -> Terms:
+    def _isolated_phases(
+        self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float]
+    ) -> Terms:
         seen = Terms()
         for phase in self.phases[:-1]:
             if progress.global_step % phase.every:
@@ -190,8 +205,10 @@ class DistillStep:
         return Deployed(self.student, self.method, self.peer)
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"trained": self.trained.state_dict(),
-                                 "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()}}
+        state: dict[str, Any] = {
+            "trained": self.trained.state_dict(),
+            "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
+        }
         if self.rng is not None:
             state["rng"] = self.rng.get_state()
         return state

@@ -13,7 +13,8 @@ from helper.taps import TappedNet
 class LiveTeacher:
     """A frozen network, run on every batch in eval mode without gradient.
 
-    no_grad and not inference_mode: methods project teacher features with trainable layers, which keep them for backward.
+    no_grad and not inference_mode: methods project teacher features with trainable layers, which keep them for
+    backward.
     """
 
     def __init__(self, net: TappedNet, autocast: torch.dtype | None = None):
@@ -31,7 +32,8 @@ class LiveTeacher:
 class SharedTeacher:
     """One forward per batch for several students: remembers the last batch, by identity, with all taps anybody wants.
 
-    taps: the union over the students. A student whose method changes the batch asks with another batch, and pays for it.
+    taps: the union over the students. A student whose method changes the batch asks with
+    another batch, and pays for it.
     """
 
     def __init__(self, source: TeacherSource, taps: Sequence[str]):

@@ -1,4 +1,4 @@
-"""What every method, of the registry or of a test, must keep. Used by test_contract.py and, over two ranks, by ddp_walk.py."""
+"""What every method, of the registry or of a test, must keep; over two ranks too (ddp_walk.py)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,20 @@ def plain_sgd(params, scale):
 def make_step(method, cfg, student, teacher, data, batch_size, *, wrap=lambda m: m, seed=0, stage=-1, **kwargs):
     """The step of one stage (the last by default), built from a fixed seed."""
     torch.manual_seed(seed)
-    stages = build_stages(method, cfg, student, teacher() if teacher else None, data, batch_size=batch_size,
-                          device=torch.device("cpu"), make_optimizer=plain_sgd, epochs=100, init_epochs=1, wrap=wrap, **kwargs)
+    stages = build_stages(
+        method,
+        cfg,
+        student,
+        teacher() if teacher else None,
+        data,
+        batch_size=batch_size,
+        device=torch.device("cpu"),
+        make_optimizer=plain_sgd,
+        epochs=100,
+        init_epochs=1,
+        wrap=wrap,
+        **kwargs,
+    )
     return list(stages)[stage].step
 
 
@@ -107,7 +119,9 @@ def check_contract(make, batch, num_classes):
 
 
 def parameters_vector(step):
-    return torch.cat([p.detach().flatten() for o in step.optimizers.values() for g in o.param_groups for p in g["params"]])
+    return torch.cat(
+        [p.detach().flatten() for o in step.optimizers.values() for g in o.param_groups for p in g["params"]]
+    )
 
 
 def ddp(module):

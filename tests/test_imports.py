@@ -11,7 +11,10 @@ ROOT = Path(__file__).parent.parent
 PARTS = ("models", "crd", "dataset", "distiller_zoo")
 VOCABULARY = ("helper.protocols", "helper.registry")
 ALLOWED = {  # package -> project modules it may import, beside its own
-    "models": VOCABULARY, "crd": VOCABULARY, "dataset": VOCABULARY, "distiller_zoo": (*VOCABULARY, "crd"),
+    "models": VOCABULARY,
+    "crd": VOCABULARY,
+    "dataset": VOCABULARY,
+    "distiller_zoo": (*VOCABULARY, "crd"),
 }
 
 
@@ -79,7 +82,12 @@ def test_no_branch_on_a_method_outside_its_file():
 
 
 def test_asking_for_one_method_imports_no_other():
-    code = ("import sys; from distiller_zoo import method_dict; from models import model_dict; method_dict['kd']; "
-            "print([m for m in sys.modules if m.startswith(('distiller_zoo.', 'torchvision', 'sklearn', 'crd'))])")
+    code = (
+        "import sys; from distiller_zoo import method_dict; from models import model_dict; method_dict['kd']; "
+        "print([m for m in sys.modules if m.startswith(('distiller_zoo.', 'torchvision', 'sklearn', 'crd'))])"
+    )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert eval(out) == ["distiller_zoo.base", "distiller_zoo.kd"] or set(eval(out)) == {"distiller_zoo.base", "distiller_zoo.kd"}
+    assert eval(out) == ["distiller_zoo.base", "distiller_zoo.kd"] or set(eval(out)) == {
+        "distiller_zoo.base",
+        "distiller_zoo.kd",
+    }

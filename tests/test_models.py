@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -182,6 +184,11 @@ def test_vgg_pools_its_fourth_block_at_64_px_only():
     with torch.no_grad():
         size = {s: net({"image": rand((1, 3, s, s), 5)})["stage4"].shape[-1] for s in (32, 48, 64)}
     assert size == {32: 4, 48: 6, 64: 4}
+
+
+def test_importing_models_imports_no_torchvision():
+    script = "import sys, models; assert 'resnet8' in models.model_dict and 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[1], check=True)
 
 
 def test_unknown_name_suggests_near_ones():

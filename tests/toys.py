@@ -39,8 +39,10 @@ class WithAuxHeads(nn.Module):
     def __init__(self, width: int, num_classes: int):
         super().__init__()
         self.backbone = ToyCNN(width, num_classes)
-        self.aux1, self.aux2 = (nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 4 * num_classes))
-                                for c in (width, 2 * width))
+        self.aux1, self.aux2 = (
+            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 4 * num_classes))
+            for c in (width, 2 * width)
+        )
 
     def forward(self, x):
         f1 = self.backbone.stage1(self.backbone.stem(x))
@@ -93,21 +95,43 @@ AUX_TAPS = {"aux1": Tap("aux1", "logits"), "aux2": Tap("aux2", "logits")}
 
 
 def cnn(width: int) -> ModelSpec:
-    return ModelSpec(f"toy_cnn{width}", lambda num_classes: ToyCNN(width, num_classes), CNN_TAPS, CNN_FEATS, "fc",
-                     input_shape=IMG, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return ModelSpec(
+        f"toy_cnn{width}",
+        lambda num_classes: ToyCNN(width, num_classes),
+        CNN_TAPS,
+        CNN_FEATS,
+        "fc",
+        input_shape=IMG,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+    )
 
 
 def cnn_aux(width: int) -> ModelSpec:
-    return ModelSpec(f"toy_aux{width}", lambda num_classes: WithAuxHeads(width, num_classes), AUX_TAPS, (), "backbone.fc",
-                     input_shape=IMG)
+    return ModelSpec(
+        f"toy_aux{width}",
+        lambda num_classes: WithAuxHeads(width, num_classes),
+        AUX_TAPS,
+        (),
+        "backbone.fc",
+        input_shape=IMG,
+    )
 
 
-VIT = ModelSpec("toy_vit", lambda num_classes: ToyViT(12, num_classes),
-                {"attn": Tap("attend", "attention"), "tokens": Tap("tokens", "tokens")}, (), "head", input_shape=IMG)
-VIDEO = ModelSpec("toy_video", lambda num_classes: ToyVideo(6, num_classes), {}, (), "frame.fc", input="video",
-                  input_shape=(4, *IMG))
-SENSOR = ModelSpec("toy_sensor", lambda num_classes: ToySensor(8, num_classes), {}, (), "fc", input="sensor",
-                   input_shape=(6, 50))
+VIT = ModelSpec(
+    "toy_vit",
+    lambda num_classes: ToyViT(12, num_classes),
+    {"attn": Tap("attend", "attention"), "tokens": Tap("tokens", "tokens")},
+    (),
+    "head",
+    input_shape=IMG,
+)
+VIDEO = ModelSpec(
+    "toy_video", lambda num_classes: ToyVideo(6, num_classes), {}, (), "frame.fc", input="video", input_shape=(4, *IMG)
+)
+SENSOR = ModelSpec(
+    "toy_sensor", lambda num_classes: ToySensor(8, num_classes), {}, (), "fc", input="sensor", input_shape=(6, 50)
+)
 
 
 @dataclass
@@ -222,8 +246,11 @@ class Critic(Distiller):
         return {"critic": 0.5 * (self.judge(t["attn"], True) + self.judge(s["critic.attn"], False))}
 
     def terms(self, s, t, batch, progress):
-        return {"attn": F.mse_loss(s["critic.attn"], t["attn"]), "tokens": F.mse_loss(s["critic.tokens"], t["tokens"]),
-                "fool": self.judge(s["critic.attn"], True)}
+        return {
+            "attn": F.mse_loss(s["critic.attn"], t["attn"]),
+            "tokens": F.mse_loss(s["critic.tokens"], t["tokens"]),
+            "fool": self.judge(s["critic.attn"], True),
+        }
 
     def weights(self, progress):
         return {"cls": 1.0, "div": 1.0, "critic": 1.0, "attn": 0.2, "tokens": 1.0, "fool": 0.1}
@@ -288,8 +315,10 @@ class Mutual(Distiller):
     teacher_mode = "trained"
 
     def terms(self, s, t, batch, progress):
-        return {"peer_cls": F.cross_entropy(t["logits"], batch.target),
-                "peer_div": kl(t["logits"], s["logits"].detach(), self.cfg.kd_T)}
+        return {
+            "peer_cls": F.cross_entropy(t["logits"], batch.target),
+            "peer_div": kl(t["logits"], s["logits"].detach(), self.cfg.kd_T),
+        }
 
     def common_terms(self, s, t, batch, progress):
         return super().common_terms(s, {"logits": t["logits"].detach()}, batch, progress)

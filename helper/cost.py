@@ -1,0 +1,41 @@
+"""What a deployed network costs: parameters and multiply-accumulates per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from distiller_zoo.base import Distiller
+from helper.taps import TappedNet
+
+
+def deployed_parameters(student: TappedNet, method: Distiller | None) -> tuple[int, int]:
+    """(parameters of the bare student, parameters at test time).
+
+    They differ where a method deploys layers of its own, or replaces the student's classifier.
+    """
+    bare = sum(p.numel() for p in student.model.parameters())
+    if method is None or method.deploying() is None:
+        return bare, bare
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    extra = sum(
+        v.numel() for entry in method.deployed_state().values() for k, v in entry.items() if not k.endswith(buffers)
+    )
+    own_head = sum(p.numel() for p in student.head.parameters()) if method.deployed_head() else 0
+    return bare, bare - own_head + extra
+
+
+@torch.no_grad()
+def macs(predict: nn.Module, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> int:
+    """Multiply-accumulates of convolutions and matrix products for one sample, in eval mode. predict: takes
+    Batch.inputs; may be a TappedNet or a Deployed student."""
+    was_training = predict.training
+    predict.eval()
+    inputs = {k: torch.zeros(1, *shape, device=device) for k, shape in shapes.items()}
+    with FlopCounterMode(display=False) as counter:
+        predict(inputs)
+    predict.train(was_training)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Evaluate any checkpoint: python test_model.py --path FILE --dataset cifar100 --data_folder ../data/"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from dataset import dataset_dict
+from dataset.base import DataOptions
+from helper import build
+from helper.cost import macs
+from helper.loops import evaluate
+from helper.options import normalised
+from helper.reporting import log, start_log
+from helper.session import run_script
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--path", required=True, help="checkpoint: a student, a teacher, or a plain state dict")
+    parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
+    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--data_folder", default="../data/")
+    parser.add_argument("--image_size", type=int)
+    parser.add_argument("--batch_size", type=int, default=500)
+    parser.add_argument("--gpu_id", default="0")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
+    args = parser.parse_args(normalised(argv))
+    start_log()
+
+    device, notice = build.pick_device(args.gpu_id)
+    if notice:
+        log.info(notice)
+    data = dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder), image_size=args.image_size))
+    network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
+    net = build.to_device(network.tapped(), device).eval()
+    autocast = build.pick_autocast(args.precision, device)
+
+    def predict(inputs):
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            return {"student": net(inputs)["logits"]}
+
+    started = time.monotonic()
+    result = evaluate(predict, data.test_loader(args.batch_size, device=device), device)["student"]
+    seconds = time.monotonic() - started
+    samples = len(data.test.labels)
+    log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, data.name, samples, args.precision)
+    log.info("top-1 %.2f  top-5 %.2f  loss %.4f", result["acc"], result["acc_top5"], result["loss"])
+    recorded = network.checkpoint.best_acc
+    if recorded is not None:
+        differs = abs(recorded - result["acc"]) > 0.1
+        log.info("recorded in the file: %.2f%s", recorded, "  (warning: more than 0.1 apart)" if differs else "")
+    count = sum(p.numel() for p in net.model.parameters())
+    log.info(
+        "parameters %d (%.3f M)  MACs %.1f M per sample  %.0f img/s",
+        count,
+        count / 1e6,
+        macs(net, data.shapes, device) / 1e6,
+        samples / seconds,
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)
