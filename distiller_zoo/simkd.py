@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from distiller_zoo.base import Distiller, head_width, last_stage, option
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Tap, Tapped, Terms, UserError
@@ -77,15 +78,16 @@ class SimKD(Distiller):
         """Everything the last map does not depend on: the classifier, and in some networks layers before it."""
         if self.cfg.cls or self.cfg.div:
             return ()
-        params = [p for p in student.model.parameters() if p.requires_grad]
-        was_training = student.model.training
-        student.model.eval()  # batch-norm statistics stay as they were
+        params = dict(student.named_parameters())
+        stand_ins = {name: p.detach().requires_grad_() for name, p in params.items()}  # whether frozen already or not
+        pixels = torch.zeros(1, *student.spec.input_shape, device=next(iter(params.values())).device)
+        was_training = student.training
+        student.eval()  # batch-norm statistics stay as they were
         with torch.enable_grad():
-            shape = student.spec.input_shape
-            features = student({student.spec.input: torch.zeros(1, *shape, device=params[0].device)})
-            gradients = torch.autograd.grad(features[self.last_s].sum(), params, allow_unused=True)
-        student.model.train(was_training)
-        return [p for p, gradient in zip(params, gradients, strict=True) if gradient is None]
+            features = functional_call(student, stand_ins, ({student.spec.input: pixels},))
+            gradients = torch.autograd.grad(features[self.last_s].sum(), list(stand_ins.values()), allow_unused=True)
+        student.train(was_training)
+        return [p for p, gradient in zip(params.values(), gradients, strict=True) if gradient is None]
 
     def deployed_state(self) -> dict[str, dict[str, Tensor]]:
         proj = {f"transfer.{key}": value for key, value in self.transfer.state_dict().items()}

@@ -202,3 +202,30 @@ def test_no_intermediate_is_large(n, k, batch_size):
     print(f"n={n}: largest {largest.bytes / 2**20:.1f} MB, {time.perf_counter() - start:.2f} s")
     assert torch.isfinite(terms["crd"])
     assert largest.bytes <= 64 * 2**20
+
+
+def _rank(rank: int, folder: str) -> None:
+    """One of two processes, each with half of the samples; both met sample 7."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    try:
+        bank, criterion = banks(), NCECriterion(20, 0.1)
+        v = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(rank))
+        bank.update(torch.tensor([[1, 7, 3], [7, 11, 5]])[rank], v[0], v[1])
+        scores = 0.1 * torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(rank))
+        criterion(*scores)
+        torch.save({"bank": bank.state_dict(), "z": criterion.state_dict(), "v": v, "scores": scores},
+                   f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_keep_equal_banks(tmp_path):
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert all(a["bank"][k].equal(b["bank"][k]) for k in a["bank"])
+    alone = banks()
+    alone.update(torch.tensor([1, 7, 3, 7, 11, 5]), *torch.cat([a["v"], b["v"]], 1))
+    assert alone.memory_v1.equal(a["bank"]["memory_v1"]) and alone.memory_v2.equal(a["bank"]["memory_v2"])
+    assert a["z"]["z1"].equal(b["z"]["z1"])
+    z1 = 20 * torch.cat([a["scores"], b["scores"]], 1)[0].div(0.1).exp().mean()
+    torch.testing.assert_close(a["z"]["z1"], z1)
