@@ -145,6 +145,7 @@ class Tapped(Protocol):
 
     spec: ModelSpec
     model: nn.Module
+    want: frozenset[str]  # the taps somebody asked for
 
     @property
     def head(self) -> nn.Module: ...

@@ -90,7 +90,8 @@ def test_taps_in_training(spec):
     fired = dict.fromkeys(spec.taps, 0)
     for name, tap in spec.taps.items():
         net.model.get_submodule(tap.module).register_forward_hook(
-            lambda *_, name=name: fired.update({name: fired[name] + 1}))
+            lambda *_, name=name: fired.update({name: fired[name] + 1})
+        )
     out = net({"image": rand((2, 3, 32, 32), 1)})
     assert fired == dict.fromkeys(spec.taps, 1)
     assert out.keys() == {*spec.taps, "logits"}
