@@ -100,6 +100,7 @@ class Fit:
         self.last_row = rows[-1] if rows else {}
         with Stopper().listening() as stopper:
             for stage in stages:
+                self.stage = stage
                 if stage.index < done[0]:
                     continue  # its results live on in the networks the checkpoint restores
                 state = resume_from if resume_from is not None and stage.index == done[0] else None

@@ -1,6 +1,35 @@
-"""Shared fixtures. Tests import their helpers (toys, contract, cases) from this folder."""
+"""Shared fixtures and the rule about skips. Tests import their helpers (toys, contract, cases) from this folder."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--strict-skips", action="store_true", help="fail on a skip whose reason is not in allowed_skips.txt"
+    )
+
+
+def allowed_reasons():
+    lines = (HERE / "allowed_skips.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def strange_skips(reporter):
+    reasons = [report.longrepr[2] for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
+    return [reason for reason in reasons if not any(a in reason for a in allowed_reasons())]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not session.config.getoption("--strict-skips"):
+        return
+    if strange := strange_skips(reporter):
+        reporter.write_line("\nskipped for a reason that is not in tests/allowed_skips.txt:\n  " + "\n  ".join(strange))
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
