@@ -112,6 +112,7 @@ class Fit:
             for row in rows:
                 writer.scalars(scalars_of(row), row["epoch"])
             for stage in stages:
+                self.stage = stage
                 if stage.index < done[0]:
                     continue  # its results live on in the networks the checkpoint restores
                 state = resume_from if resume_from is not None and stage.index == done[0] else None

@@ -18,6 +18,7 @@ from dataset.base import DataOptions
 from distiller_zoo.base import Combined, Distiller
 from helper import build
 from helper.checkpoint import atomic_write_json
+from helper.cost import deployed_parameters, macs
 from helper.loops import Fit, Interrupted, evaluate, read_last, summary
 from helper.options import Settings, parse
 from helper.protocols import DataSet, Progress, UserError
@@ -222,7 +223,7 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
         once = [f"--{name}" for name, given in (("overwrite", settings.overwrite), ("resume", chosen)) if given]
         command = f"the same command without {' and '.join(once)}" if once else "the same command"
         raise Interrupted(f"{stop}; {command} goes on from there", stop.code) from None
-    finish(settings, folder, fit, row, data, student, first, teacher_acc, is_teacher)
+    finish(settings, folder, fit, row, data, student, teacher_acc, is_teacher)
 
 
 def _chain(first: build.Stage, rest: Any) -> Any:
@@ -290,13 +291,12 @@ def finish(
     row: Mapping[str, Any],
     data: DataSet,
     student: Any,
-    stage: build.Stage,
     teacher_acc: float | None,
     is_teacher: bool,
 ) -> None:
     """parameters.json marks the run as complete; a teacher also appears under its short name."""
-    bare = sum(p.numel() for p in stage.step.student.model.parameters())
-    extra = sum(v.numel() for entry in stage.step.method.deployed_state().values() for v in entry.values())
+    stage = fit.stage
+    bare, deployed = deployed_parameters(stage.step.student, stage.step.method)
     atomic_write_json(
         settings.as_dict()
         | {
@@ -304,7 +304,10 @@ def finish(
             "save_folder": str(folder.models),
             "tb_folder": str(folder.tensorboard),
             "Total params": bare / 1e6,
-            "Deployed extra params": extra / 1e6,
+            "Deployed params": deployed / 1e6,
+            "Deployed MACs": macs(stage.step.deployed(), data.shapes, fit.device) / 1e6,
+            "arch_t": stage.teacher.spec.name if stage.teacher else None,
+            "evaluated_on": getattr(data, "evaluated_on", "test"),
             "Total time": fit.seconds / 3600,
             "teacher_acc": teacher_acc,
             "last": {k: v for k, v in row.items()},

@@ -12,11 +12,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
-import torch
-import torch.distributed as dist
-from cases import ALL
-from contract import PROGRESS, ddp, make_step, parameters_vector
-from toys import B
+import torch  # noqa: E402 (a script: the paths come first)
+import torch.distributed as dist  # noqa: E402
+from cases import ALL  # noqa: E402
+from contract import PROGRESS, ddp, make_step, parameters_vector  # noqa: E402
+from toys import B  # noqa: E402
 
 
 def agree(values: torch.Tensor) -> bool:

@@ -556,7 +556,7 @@ def test_half_downloaded_cifar_is_named(official, download):
 
 def test_cifar100_complete(tmp_path):
     if not SHARED.is_dir():
-        pytest.skip("../shared/data is absent")
+        pytest.skip("shared data is absent: CIFAR-100")
     subprocess.run([sys.executable, str(SHARED / "unpack.py"), str(tmp_path)], check=True, capture_output=True)
     data = dataset_dict["cifar100"](DataOptions(tmp_path, download=False))
     (tmp_path / "cifar100.npz").unlink()  # 185 MB that pytest would keep
@@ -710,7 +710,7 @@ def test_available_memory_is_plausible():
 def test_folder_on_real_photographs():
     root = SHARED / "imagenette_small"
     if not root.is_dir():
-        pytest.skip("../shared/data/imagenette_small is absent")
+        pytest.skip("shared data is absent: imagenette_small")
     data = read(root, image_size=64)
     assert len(data.train_labels) == 600 and len(data.test) == 200 and data.num_classes == 10
     assert data.classes[0] == "n01440764" and data.num_crops == 17 * 17 * 2

@@ -201,6 +201,6 @@ def test_unknown_name_suggests_near_ones():
 def test_published_checkpoint_loads_strictly(name):
     path = CHECKPOINTS / f"{name}.pth"
     if not path.exists():
-        pytest.skip(f"{name}.pth, a checkpoint of other people, is not part of this repository")
+        pytest.skip(f"shared data is absent: {name}.pth, a checkpoint of other people")
     model = model_dict[name](num_classes=100)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
