@@ -46,7 +46,7 @@ def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
     if settings.dali:
         name += f"_dali{colon}{settings.dali}"
     for key, value in settings.off_default().items():
-        name += f"_{key}{colon}{value}"
+        name += f"_{key}{colon}{','.join(map(str, value)) if isinstance(value, list) else value}"
     name = name.replace("/", "-")
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:12]
