@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,7 @@ class _TensorboardWriter:
     def __init__(self, folder: Path):
         from torch.utils.tensorboard import SummaryWriter
 
+        _quiet_about_events()
         self.writer = SummaryWriter(str(folder), flush_secs=10)
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
@@ -90,6 +92,19 @@ class _TensorboardWriter:
         # what could not be written was reported by scalars(), and must not hide the error that ends the run
         with contextlib.suppress(OSError):
             self.writer.close()
+
+
+def _quiet_about_events() -> None:
+    """tensorboard's own thread hands its OSError to the next call, after printing a traceback; the former is enough."""
+    before = threading.excepthook
+    if before.__name__ == "_report":
+        return
+
+    def _report(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    threading.excepthook = _report
 
 
 class _TensorboardLoggerWriter:
