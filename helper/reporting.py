@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from helper.protocols import UserError
 
@@ -49,8 +49,25 @@ def start_log(path: Path | None = None) -> None:
             file = _File(path)
         except OSError as error:
             raise UserError(f"cannot write the log {path}: {error.strerror}") from error
+        claim(file.stream, path.parent)
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
+
+
+def claim(file: IO[str], folder: Path) -> None:
+    """Lock a run's open log; UserError where another process trains that run. The lock goes with the process."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is training {folder}: wait for it or stop it, or choose another --trial"
+        ) from error
+    except OSError:  # nor on this file system
+        return
 
 
 def log_to_file(message: str) -> None:

@@ -1,6 +1,7 @@
 """A run from outside: its folder, its files, its name, and what repeating or changing a command does."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import shlex
@@ -170,6 +171,19 @@ def test_repeating_and_changing_a_command(commands, tmp_path):
     assert "training..." in done.out
     again = {k: v for k, v in contents(root).items() if k.endswith("test_best_metrics.json")}
     assert again and all(before[k] == v for k, v in again.items())
+
+
+def test_two_processes_do_not_train_one_run(commands, tmp_path):
+    argv = (*SHORT, "--epochs", 2, "--save_root", tmp_path)
+    assert commands.teacher(*argv, signals=[[2, 15]]).code == 143
+    (log,) = tmp_path.rglob("log.txt")
+    before = contents(tmp_path)
+    with open(log) as file:  # as the process does that trains it
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for more in ((), ("--overwrite",)):
+            commands.teacher(*argv, *more).refused("another process is training", str(log.parent))
+            assert contents(tmp_path) == before
+    commands.teacher(*argv).finished()
 
 
 def names_of(*commands: str) -> list[str]:
