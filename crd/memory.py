@@ -46,8 +46,10 @@ class ContrastSampler(nn.Module):
         super().__init__()
         count = torch.bincount(labels)
         if int((count > 0).sum()) < 2:
-            raise UserError(f"crd draws negatives from other classes, and all {len(labels)} training samples belong to "
-                            "one; use data of at least two classes")
+            raise UserError(
+                f"crd draws negatives from other classes, and all {len(labels)} training samples belong to "
+                "one; use data of at least two classes"
+            )
         if num_negatives < 1:
             raise UserError(f"--nce_k {num_negatives} leaves crd without negatives; use at least 1")
         self.num_negatives, self.mode, self.rng = num_negatives, mode, rng

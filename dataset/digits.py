@@ -17,8 +17,10 @@ def load(options: DataOptions) -> ResidentData:
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
     except ImportError as error:
-        raise UserError("the data set digits comes with scikit-learn, which cannot be imported "
-                        f"({error}); install it with: pip install scikit-learn") from error
+        raise UserError(
+            "the data set digits comes with scikit-learn, which cannot be imported "
+            f"({error}); install it with: pip install scikit-learn"
+        ) from error
     digits = load_digits()
     grey = torch.from_numpy(digits.images)[..., None] * (255 / 16)  # [1797, 8, 8, 1], published as 0..16
     images = resize(grey.round().to(torch.uint8), options.image_size or 32).expand(-1, -1, -1, 3)
@@ -26,5 +28,11 @@ def load(options: DataOptions) -> ResidentData:
     places = range(len(labels))
     train, test = train_test_split(places, stratify=digits.target, test_size=360, random_state=0)
     whole = Split(images, labels)
-    return resident("digits", [str(d) for d in range(10)], whole.take(torch.tensor(train)),
-                    whole.take(torch.tensor(test)), options, flips=False)
+    return resident(
+        "digits",
+        [str(d) for d in range(10)],
+        whole.take(torch.tensor(train)),
+        whole.take(torch.tensor(test)),
+        options,
+        flips=False,
+    )

@@ -20,8 +20,9 @@ from dataset.base import DataOptions, Split
 from dataset.resident import ResidentData, resident
 from helper.protocols import UserError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".pnm", ".ppm", ".tif", ".tiff",
-                        ".webp"})
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".pbm", ".pgm", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
 Sample = tuple[Path, int]  # file, class number
 
 
@@ -30,8 +31,9 @@ def load(options: DataOptions) -> ResidentData:
     train is held out (val_fraction)."""
     root, size = options.root, options.image_size or 32
     if not root.is_dir():
-        raise UserError(f"the data folder '{root}' does not exist; point --data_folder at a folder with train/ "
-                        "and val/")
+        raise UserError(
+            f"the data folder '{root}' does not exist; point --data_folder at a folder with train/ and val/"
+        )
     if not (root / "train").is_dir():
         raise UserError(f"'{root}' has no folder train/; expected train/<class>/<image> and val/<class>/<image>")
     classes = _class_names(root / "train")
@@ -57,21 +59,29 @@ def _test_folder(root: Path, classes: list[str]) -> Path:
     """val/ or test/, with the classes of train/."""
     folder = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
     if folder is None:
-        raise UserError(f"'{root}' has neither val/ nor test/; add val/<class>/<image> or hold out a slice of train/ "
-                        "with --val_fraction")
+        raise UserError(
+            f"'{root}' has neither val/ nor test/; add val/<class>/<image> or hold out a slice of train/ "
+            "with --val_fraction"
+        )
     names = _class_names(folder)
     if names == classes:
         return folder
     flat = [folder, *(folder / name for name in names if len(names) == 1)]  # TinyImageNet: val/images/*.JPEG
     for place in flat:
         if place.name not in classes and any(_is_image(entry) for entry in place.iterdir()):
-            raise UserError(f"the images in '{place}' are not sorted into class folders; move each to "
-                            f"'{folder}/<class>/', with the class names of train/")
-    differences = (("only in train/", set(classes) - set(names)),
-                   (f"only in {folder.name}/", set(names) - set(classes)))
-    raise UserError(f"'{root}': train/ and {folder.name}/ hold different classes, "
-                    + "; ".join(f"{where}: {_few(sorted(which))}" for where, which in differences if which)
-                    + "; give both the same class folders")
+            raise UserError(
+                f"the images in '{place}' are not sorted into class folders; move each to "
+                f"'{folder}/<class>/', with the class names of train/"
+            )
+    differences = (
+        ("only in train/", set(classes) - set(names)),
+        (f"only in {folder.name}/", set(names) - set(classes)),
+    )
+    raise UserError(
+        f"'{root}': train/ and {folder.name}/ hold different classes, "
+        + "; ".join(f"{where}: {_few(sorted(which))}" for where, which in differences if which)
+        + "; give both the same class folders"
+    )
 
 
 def _few(names: list[str]) -> str:
@@ -92,13 +102,17 @@ def _samples(folder: Path, classes: list[str]) -> list[Sample]:
         if not images:
             endings = _few(sorted({file.suffix for file in others}))
             content = f"only files with the extensions {endings}" if others else "nothing"
-            raise UserError(f"the class folder '{folder / name}' holds no images ({content}); add images "
-                            f"({', '.join(sorted(EXTENSIONS))}) or remove the folder from train/ and val/")
+            raise UserError(
+                f"the class folder '{folder / name}' holds no images ({content}); add images "
+                f"({', '.join(sorted(EXTENSIONS))}) or remove the folder from train/ and val/"
+            )
         samples += [(image, label) for image in images]
         strangers += others
     if strangers:
-        warnings.warn(f"passed over {len(strangers)} files in '{folder}' that are not images, such as '{strangers[0]}'",
-                      stacklevel=2)
+        warnings.warn(
+            f"passed over {len(strangers)} files in '{folder}' that are not images, such as '{strangers[0]}'",
+            stacklevel=2,
+        )
     return samples
 
 
@@ -107,9 +121,11 @@ def _check_memory(counts: dict[str, int], size: int) -> None:
     pixels = sum(counts.values()) * size**2 + counts["train"] * (size + 2 * (size // 8)) ** 2
     needed, free = pixels * 3, _available_memory()
     if free is not None and needed > free / 2:
-        raise UserError(f"{sum(counts.values())} images at {size}x{size} need {needed / 2**30:.2f} GiB of memory, more "
-                        f"than half of the {free / 2**30:.2f} GiB available; choose a smaller --image_size or fewer "
-                        "images")
+        raise UserError(
+            f"{sum(counts.values())} images at {size}x{size} need {needed / 2**30:.2f} GiB of memory, more "
+            f"than half of the {free / 2**30:.2f} GiB available; choose a smaller --image_size or fewer "
+            "images"
+        )
 
 
 def _available_memory() -> int | None:
@@ -142,18 +158,29 @@ def decode(path: Path, size: int) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UserError(f"reading images needs Pillow, which cannot be imported ({error}); install it with: "
-                        "pip install pillow") from error
+        raise UserError(
+            f"reading images needs Pillow, which cannot be imported ({error}); install it with: pip install pillow"
+        ) from error
     try:
         with Image.open(path) as file:
             mode = file.mode
             image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error, zlib.error,
-            Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ) as error:
         raise UserError(f"the image '{path}' is corrupt or not an image ({error}); repair or remove it") from error
     if mode == "F" or mode.startswith("I"):
-        raise UserError(f"the image '{path}' has more than 8 bits per channel (mode {mode}), which would be cut off at "
-                        "255; convert it to 8 bits")
+        raise UserError(
+            f"the image '{path}' has more than 8 bits per channel (mode {mode}), which would be cut off at "
+            "255; convert it to 8 bits"
+        )
     width, height = image.size
     short = min(width, height)
     image = image.resize((width * size // short, height * size // short), Image.Resampling.BILINEAR)

@@ -10,13 +10,31 @@ from types import MappingProxyType
 
 Value = int | float | str
 
-SMALL: Mapping[str, Value] = MappingProxyType({
-    "batch_size": 64, "epochs": 240, "learning_rate": 0.05, "lr_decay_epochs": "150,180,210", "weight_decay": 5e-4,
-})  # CIFAR-100 in RepDistiller, SemCKD and SimKD
-LARGE: Mapping[str, Value] = MappingProxyType({
-    "batch_size": 256, "epochs": 120, "learning_rate": 0.1, "lr_decay_epochs": "30,60,90", "weight_decay": 1e-4,
-})  # ImageNet in SimKD
+SMALL: Mapping[str, Value] = MappingProxyType(
+    {
+        "batch_size": 64,
+        "epochs": 240,
+        "learning_rate": 0.05,
+        "lr_decay_epochs": "150,180,210",
+        "weight_decay": 5e-4,
+    }
+)  # CIFAR-100 in RepDistiller, SemCKD and SimKD
+LARGE: Mapping[str, Value] = MappingProxyType(
+    {
+        "batch_size": 256,
+        "epochs": 120,
+        "learning_rate": 0.1,
+        "lr_decay_epochs": "30,60,90",
+        "weight_decay": 1e-4,
+    }
+)  # ImageNet in SimKD
 
-RECIPES: Mapping[str, Mapping[str, Value]] = MappingProxyType({
-    "cifar100": SMALL, "cifar10": SMALL, "folder": SMALL, "digits": SMALL, "imagenet": LARGE,
-})
+RECIPES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
+    {
+        "cifar100": SMALL,
+        "cifar10": SMALL,
+        "folder": SMALL,
+        "digits": SMALL,
+        "imagenet": LARGE,
+    }
+)

@@ -87,8 +87,10 @@ class ResidentLoader:
         """Continue at the recorded batch; UserError if it was recorded with other data, seed or batch size."""
         for key, value in self.identity().items():
             if state[key] != value:
-                raise UserError(f"the checkpoint was written with {key} {state[key]}, this run has {value}; "
-                                f"resume with {key} {state[key]} or start another run")
+                raise UserError(
+                    f"the checkpoint was written with {key} {state[key]}, this run has {value}; "
+                    f"resume with {key} {state[key]} or start another run"
+                )
         self.set_epoch(state["epoch"], state["step"])
 
 
@@ -99,15 +101,29 @@ class TrainLoader(ResidentLoader):
     size. A short last batch is cut as evenly as possible, and left out on every rank if a rank would get nothing.
     """
 
-    def __init__(self, padded: Tensor, labels: Tensor, pad: int, flips: bool, batch_size: int, seed: int,
-                 drop_last: bool, rank: int, world_size: int):
+    def __init__(
+        self,
+        padded: Tensor,
+        labels: Tensor,
+        pad: int,
+        flips: bool,
+        batch_size: int,
+        seed: int,
+        drop_last: bool,
+        rank: int,
+        world_size: int,
+    ):
         count = len(labels)
         if not 1 <= batch_size <= count:
-            raise UserError(f"batch_size is {batch_size}, but the training set has {count} images; "
-                            f"give a batch_size between 1 and {count}")
+            raise UserError(
+                f"batch_size is {batch_size}, but the training set has {count} images; "
+                f"give a batch_size between 1 and {count}"
+            )
         if batch_size % world_size:
-            raise UserError(f"batch_size {batch_size} cannot be divided among {world_size} processes; "
-                            f"give a multiple of {world_size}")
+            raise UserError(
+                f"batch_size {batch_size} cannot be divided among {world_size} processes; "
+                f"give a multiple of {world_size}"
+            )
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         whole, left = divmod(count, batch_size)
         super().__init__(whole + (0 if drop_last or left < world_size else 1))
@@ -130,6 +146,7 @@ class TrainLoader(ResidentLoader):
         if not self.flips:
             crops -= crops % 2
         self.order, self.crops, self._drawn = order.to(device), crops.to(device), epoch
+        self.view_ids = order * (shifts * shifts * 2) + crops
 
     def batch(self, step: int) -> Batch:
         first = step * self.batch_size
@@ -137,7 +154,8 @@ class TrainLoader(ResidentLoader):
         mine = slice(first + size * self.rank // self.world_size, first + size * (self.rank + 1) // self.world_size)
         index, crop = self.order[mine], self.crops[mine]
         image = view(self.padded, index, crop, self.pad)
-        return Batch({"image": image}, self.labels.index_select(0, index), index, crop=crop)
+        target = self.labels.index_select(0, index)
+        return Batch({"image": image}, target, index, crop=crop, view_id=self.view_ids[mine])
 
 
 class TestLoader(ResidentLoader):
@@ -172,8 +190,17 @@ class ResidentData:
     num_crops counts flips even where they are off, so that a crop id means the same view everywhere.
     """
 
-    def __init__(self, name: str, classes: Sequence[str], train: Split, test: Split, *, flips: bool,
-                 pad: int | None = None, evaluated_on: str = "test"):
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        train: Split,
+        test: Split,
+        *,
+        flips: bool,
+        pad: int | None = None,
+        evaluated_on: str = "test",
+    ):
         shape = train.images.shape[1:]
         assert test.images.shape[1:] == shape, f"train {tuple(shape)}, test {tuple(test.images.shape[1:])}"
         self.name, self.classes, self.flips, self.evaluated_on = name, tuple(classes), flips, evaluated_on
@@ -207,8 +234,9 @@ class ResidentData:
         """("train": padded images, "test": images as they are; labels) on a device, moved there once."""
         device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are one place
         if (part, device) not in self._resident:
-            images, labels = (self.padded, self.train_labels) if part == "train" else (self.test.images,
-                                                                                       self.test.labels)
+            images, labels = (
+                (self.padded, self.train_labels) if part == "train" else (self.test.images, self.test.labels)
+            )
             self._resident[part, device] = images.to(device), labels.to(device)
         return self._resident[part, device]
 
@@ -216,19 +244,29 @@ class ResidentData:
         """Any pixel views of training images, on the device of `index`: float32 [B, C, H, W], as the loader's."""
         return view(self.on("train", index.device)[0], index, crop, self.pad)
 
-    def train_loader(self, batch_size: int, *, seed: int, device: torch.device, drop_last: bool = False,
-                     rank: int = 0, world_size: int = 1) -> TrainLoader:
+    def train_loader(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> TrainLoader:
         """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
-        return TrainLoader(*self.on("train", device), self.pad, self.flips, batch_size, seed, drop_last, rank,
-                           world_size)
+        return TrainLoader(
+            *self.on("train", device), self.pad, self.flips, batch_size, seed, drop_last, rank, world_size
+        )
 
     def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> TestLoader:
         """batch_size counts the samples of this rank; larger than the set is fine."""
         return TestLoader(*self.on("test", device), batch_size, rank, world_size)
 
 
-def resident(name: str, classes: Sequence[str], train: Split, test: Split | None, options: DataOptions, *,
-             flips: bool) -> ResidentData:
+def resident(
+    name: str, classes: Sequence[str], train: Split, test: Split | None, options: DataOptions, *, flips: bool
+) -> ResidentData:
     """Apply val_fraction and few_ratio, then keep the rest resident. `test` may be None if a slice is held out."""
     evaluated_on = "test"
     if options.val_fraction:

@@ -9,7 +9,7 @@
 | terms | named, unweighted float32 scalars; owns no parameters | none |
 | weights | term name -> weight, over time | cls, div and beta |
 | unused | student parameters the method leaves out of training | none |
-| after_backward | buffers that follow the features (memory banks); without gradient, after the optimiser's step | nothing |
+| after_backward | memory banks that follow the features; without gradient, after the optimiser's step | nothing |
 | extra_phases | further optimisers (a discriminator) | none |
 | teacher_mode | absent, frozen, or trained (an online peer) | frozen |
 | before | a first stage, trained to completion | none |
@@ -46,8 +46,9 @@ from helper.protocols import (
 )
 
 
-def option(default: Any, help: str, flag: str | None = None, choices: Sequence[Any] | None = None,
-           short: str | None = None) -> Any:
+def option(
+    default: Any, help: str, flag: str | None = None, choices: Sequence[Any] | None = None, short: str | None = None
+) -> Any:
     """A Config field that is also a command-line flag: `--<method>_<field>`, or the published spelling `flag`."""
     metadata = {"help": help, "flag": flag, "choices": choices, "short": short}
     return dataclasses.field(default=default, metadata=metadata)
@@ -77,8 +78,10 @@ def paired_stages(student: ModelSpec, teacher: ModelSpec | None, method: str) ->
     stages_t = teacher.stages if teacher is not None else ()
     pairs = tuple(zip(student.stages, stages_t, strict=False))
     if not pairs:
-        raise UserError(f"{method} pairs stage maps, and there are none to pair: {student.name} has {len(student.stages)}, "
-                        f"{teacher.name if teacher else 'no teacher'} has {len(stages_t)}")
+        raise UserError(
+            f"{method} pairs stage maps, and there are none to pair: {student.name} has {len(student.stages)}, "
+            f"{teacher.name if teacher else 'no teacher'} has {len(stages_t)}"
+        )
     return pairs
 
 
@@ -87,8 +90,10 @@ def unequal_stages(student: ModelSpec, teacher: ModelSpec | None, method: str) -
     pairs = paired_stages(student, teacher, method)
     if teacher is None or len(student.stages) == len(teacher.stages):
         return ()
-    return (f"{method} pairs {', '.join(f'{a} with {b}' for a, b in pairs)} of {student.name} and {teacher.name}; "
-            f"{student.name} has {len(student.stages)} stages, {teacher.name} {len(teacher.stages)}",)
+    return (
+        f"{method} pairs {', '.join(f'{a} with {b}' for a, b in pairs)} of {student.name} and {teacher.name}; "
+        f"{student.name} has {len(student.stages)} stages, {teacher.name} {len(teacher.stages)}",
+    )
 
 
 def last_stage(spec: ModelSpec | None, method: str) -> str:
@@ -106,12 +111,30 @@ def head_width(side: Side) -> int:
     raise UserError(f"the classifier of {side.spec.name} ({side.spec.head}) holds no linear layer to reuse")
 
 
+def unreached(student: Tapped) -> list[nn.Parameter]:
+    """Parameters that none of the student's taps depends on: a dry run in eval mode, differentiated."""
+    was_trainable = [p.requires_grad for p in student.model.parameters()]
+    was_training = student.model.training
+    student.model.requires_grad_(True).eval()  # batch-norm statistics stay as they were
+    params = list(student.model.parameters())
+    zeros = torch.zeros(1, *student.spec.input_shape, device=params[0].device)
+    with torch.enable_grad():
+        features = student({student.spec.input: zeros})
+        read = [features[tap].sum() for tap in sorted(student.want)]
+        gradients = torch.autograd.grad(read, params, allow_unused=True) if read else [None] * len(params)
+    student.model.train(was_training)
+    for p, trainable in zip(params, was_trainable, strict=True):
+        p.requires_grad_(trainable)
+    return [p for p, gradient in zip(params, gradients, strict=True) if gradient is None]
+
+
 class Distiller(nn.Module):
     """One method. A subclass fills in `terms`, and other seams only where the paper needs them."""
 
     name: ClassVar[str]  # the registry name; also the name of the term that --beta weighs
     teacher_mode: ClassVar[Literal["absent", "frozen", "trained"]] = "frozen"
     before: ClassVar[type[Distiller] | None] = None
+    reads_logits: bool = False  # whether `terms` or `deploy` depend on the student's own logits
 
     @dataclass(frozen=True)
     class Config:
@@ -156,7 +179,11 @@ class Distiller(nn.Module):
         return {"cls": self.cfg.cls, "div": self.cfg.div, self.name: self.cfg.beta}
 
     def unused(self, student: Tapped) -> Sequence[nn.Parameter]:
-        return ()
+        """Student parameters without a gradient. By default what lies behind the taps, if no term reads the logits."""
+        weights = self.weights(Progress())
+        if self.reads_logits or weights.get("cls") or weights.get("div"):
+            return ()
+        return unreached(student)
 
     def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
         return None
@@ -172,7 +199,7 @@ class Distiller(nn.Module):
         return s["logits"]
 
     def common_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views. A term of weight 0 is not computed."""
+        """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views. Weight 0: not computed."""
         logits, weights, terms = self.own_logits(s), self.weights(progress), Terms()
         if weights.get("cls"):
             target = batch.target if batch.soft_target is None else batch.soft_target
@@ -215,6 +242,7 @@ class Combined(Distiller):
         super().__init__(cfg, ctx)
         self.check(cfg)
         self.name = "+".join(m.name for m, _ in cfg.members)  # type: ignore[misc]
+        self.reads_logits = any(m.reads_logits for m, _ in cfg.members)
         self.members = nn.ModuleDict({m.name: m(c, ctx) for m, c in cfg.members})
 
     @staticmethod
@@ -236,8 +264,11 @@ class Combined(Distiller):
     @classmethod
     def needs(cls, cfg: CombinedConfig, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         needs = [m.needs(c, student, teacher) for m, c in cfg.members]
-        return Needs(tuple(dict.fromkeys(x for n in needs for x in n.student)),
-                     tuple(dict.fromkeys(x for n in needs for x in n.teacher)), any(n.full_batches for n in needs))
+        return Needs(
+            tuple(dict.fromkeys(x for n in needs for x in n.student)),
+            tuple(dict.fromkeys(x for n in needs for x in n.teacher)),
+            any(n.full_batches for n in needs),
+        )
 
     @classmethod
     def notes(cls, cfg: CombinedConfig, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
@@ -274,14 +305,6 @@ class Combined(Distiller):
             weights.update(m.weights(progress))
         return {**weights, "cls": self.cfg.cls, "div": self.cfg.div}
 
-    def unused(self, student: Tapped) -> Sequence[nn.Parameter]:
-        """Only what every member leaves alone, and no common term reaches."""
-        if self.cfg.cls or self.cfg.div:
-            return ()
-        sets = [{id(p): p for p in m.unused(student)} for m in self._each()]
-        common = set.intersection(*map(set, sets)) if sets else set()
-        return [sets[0][i] for i in common]
-
     def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
         for m in self._each():
             m.after_backward(s, t, batch)
@@ -302,8 +325,10 @@ class Combined(Distiller):
     def deployed_taps(self, student: ModelSpec) -> Mapping[str, Tap]:
         if (head := self.deploying()) is None:
             return {}
-        return {k: dataclasses.replace(tap, module=f"members.{head.name}.{tap.module}")
-                for k, tap in head.deployed_taps(student).items()}
+        return {
+            k: dataclasses.replace(tap, module=f"members.{head.name}.{tap.module}")
+            for k, tap in head.deployed_taps(student).items()
+        }
 
     def deployed_head(self) -> str | None:
         head = self.deploying()

@@ -38,8 +38,9 @@ class CRD(Distiller):
     class Config(Distiller.Config):
         beta: float = 0.8
         feat_dim: int = option(128, "width of the embeddings", "--feat_dim")
-        mode: str = option("exact", "the positive: the anchor itself, or any sample of its class", "--mode",
-                           choices=("exact", "relax"))
+        mode: str = option(
+            "exact", "the positive: the anchor itself, or any sample of its class", "--mode", choices=("exact", "relax")
+        )
         nce_k: int = option(16384, "negatives per anchor", "--nce_k")
         nce_t: float = option(0.07, "temperature of the scores", "--nce_t")
         nce_m: float = option(0.5, "momentum of the memory banks", "--nce_m")

@@ -20,8 +20,10 @@ def hint_names(cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> tuple
     shared = min(len(maps_s), len(maps_t))
     if not 0 <= cfg.hint_layer < shared:
         known = ", ".join(f"{i} ({maps_s[i]} and {maps_t[i]})" for i in range(shared)) or "none"
-        raise UserError(f"--hint_layer {cfg.hint_layer} is no map that both {student.name} and "
-                        f"{teacher.name if teacher else 'no teacher'} have; those are: {known}")
+        raise UserError(
+            f"--hint_layer {cfg.hint_layer} is no map that both {student.name} and "
+            f"{teacher.name if teacher else 'no teacher'} have; those are: {known}"
+        )
     return maps_s[cfg.hint_layer], maps_t[cfg.hint_layer]
 
 
@@ -37,8 +39,12 @@ class FitNet(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 100.0
-        hint_layer: int = option(1, "which feature is the hint: 0 is the stem, 1 the first stage, ...", "--hint_layer",
-                                 choices=(0, 1, 2, 3, 4))
+        hint_layer: int = option(
+            1,
+            "which feature is the hint: 0 is the stem, 1 the first stage, ...",
+            "--hint_layer",
+            choices=(0, 1, 2, 3, 4),
+        )
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0, "hint_layer": 2}
 
     def __init__(self, cfg: Config, ctx: Context):

@@ -32,8 +32,12 @@ class Projection(nn.Module):
     def __init__(self, c_s: int, c_t: int):
         super().__init__()
         self.regressor = nn.Sequential(
-            nn.Conv2d(c_s, 2 * c_t, 1, bias=False), nn.BatchNorm2d(2 * c_t), nn.ReLU(),
-            nn.Conv2d(2 * c_t, 2 * c_t, 3, padding=1, bias=False), nn.BatchNorm2d(2 * c_t), nn.ReLU(),
+            nn.Conv2d(c_s, 2 * c_t, 1, bias=False),
+            nn.BatchNorm2d(2 * c_t),
+            nn.ReLU(),
+            nn.Conv2d(2 * c_t, 2 * c_t, 3, padding=1, bias=False),
+            nn.BatchNorm2d(2 * c_t),
+            nn.ReLU(),
             nn.Conv2d(2 * c_t, c_t, 1, bias=False),
         )
 
@@ -59,8 +63,10 @@ class SemCKD(Distiller):
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
         if ctx.batch_size < 4:
-            raise UserError(f"semckd embeds relations of a batch in a quarter of its size; {ctx.batch_size} samples "
-                            "are too few, raise --batch_size to 4 or more")
+            raise UserError(
+                f"semckd embeds relations of a batch in a quarter of its size; {ctx.batch_size} samples "
+                "are too few, raise --batch_size to 4 or more"
+            )
         self.stages_s, self.stages_t = ctx.student.spec.stages, ctx.teacher.spec.stages
         for i, stage_s in enumerate(self.stages_s):
             self.add_module(f"query_{i}", Embed(ctx.batch_size))
@@ -74,8 +80,10 @@ class SemCKD(Distiller):
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         stages_t = teacher.stages if teacher is not None else ()
         if not student.stages or not stages_t:
-            raise UserError(f"semckd reads stage maps: {student.name} has {len(student.stages)}, "
-                            f"{teacher.name if teacher else 'no teacher'} has {len(stages_t)}")
+            raise UserError(
+                f"semckd reads stage maps: {student.name} has {len(student.stages)}, "
+                f"{teacher.name if teacher else 'no teacher'} has {len(stages_t)}"
+            )
         return Needs(student.stages, stages_t, full_batches=True)
 
     def _attention(self, s: Features, t: Features) -> Tensor:

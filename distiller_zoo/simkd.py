@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from distiller_zoo.base import Distiller, head_width, last_stage, option
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Tap, Tapped, Terms, UserError
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Tap, Terms, UserError
 
 
 class SimKD(Distiller):
@@ -29,26 +27,37 @@ class SimKD(Distiller):
         cls: float = 0.0
         div: float = 0.0
         beta: float = 1.0
-        factor: int = option(2, "the projector's hidden width is the teacher's width divided by this", "--factor",
-                             short="-f")
+        factor: int = option(
+            2, "the projector's hidden width is the teacher's width divided by this", "--factor", short="-f"
+        )
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
         self.last_s, self.last_t = last_stage(ctx.student.spec, self.name), last_stage(ctx.teacher.spec, self.name)
         (c_s, *size_s), (c_t, *size_t) = ctx.student.shapes[self.last_s], ctx.teacher.shapes[self.last_t]
         if c_t != (width := head_width(ctx.teacher)):
-            raise UserError(f"simkd reuses the classifier of {ctx.teacher.spec.name}, which reads {width} values, "
-                            f"while its last map has {c_t} channels; choose a teacher that only pools in between, "
-                            "e.g. a resnet, a wrn or a vgg")
+            raise UserError(
+                f"simkd reuses the classifier of {ctx.teacher.spec.name}, which reads {width} values, "
+                f"while its last map has {c_t} channels; choose a teacher that only pools in between, "
+                "e.g. a resnet, a wrn or a vgg"
+            )
         if cfg.factor < 1 or c_t % cfg.factor:
             fitting = ", ".join(str(f) for f in range(1, 17) if c_t % f == 0)
-            raise UserError(f"--factor {cfg.factor} does not divide the {c_t} channels of the last map of "
-                            f"{ctx.teacher.spec.name}; choose one that does, e.g. {fitting}")
+            raise UserError(
+                f"--factor {cfg.factor} does not divide the {c_t} channels of the last map of "
+                f"{ctx.teacher.spec.name}; choose one that does, e.g. {fitting}"
+            )
         hidden = c_t // cfg.factor
         self.transfer = nn.Sequential(
-            nn.Conv2d(c_s, hidden, 1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(),
-            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False), nn.BatchNorm2d(hidden), nn.ReLU(),
-            nn.Conv2d(hidden, c_t, 1, bias=False), nn.BatchNorm2d(c_t), nn.ReLU(),
+            nn.Conv2d(c_s, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, c_t, 1, bias=False),
+            nn.BatchNorm2d(c_t),
+            nn.ReLU(),
         )
         larger = size_s[0] > size_t[0]
         self.shrink_student = nn.AdaptiveAvgPool2d(size_t) if larger else nn.Identity()
@@ -73,21 +82,6 @@ class SimKD(Distiller):
 
     def own_logits(self, s: Features) -> Tensor:
         return s["simkd.own_logits"]
-
-    def unused(self, student: Tapped) -> Sequence[nn.Parameter]:
-        """Everything the last map does not depend on: the classifier, and in some networks layers before it."""
-        if self.cfg.cls or self.cfg.div:
-            return ()
-        params = dict(student.named_parameters())
-        stand_ins = {name: p.detach().requires_grad_() for name, p in params.items()}  # whether frozen already or not
-        pixels = torch.zeros(1, *student.spec.input_shape, device=next(iter(params.values())).device)
-        was_training = student.training
-        student.eval()  # batch-norm statistics stay as they were
-        with torch.enable_grad():
-            features = functional_call(student, stand_ins, ({student.spec.input: pixels},))
-            gradients = torch.autograd.grad(features[self.last_s].sum(), list(stand_ins.values()), allow_unused=True)
-        student.train(was_training)
-        return [p for p, gradient in zip(params.values(), gradients, strict=True) if gradient is None]
 
     def deployed_state(self) -> dict[str, dict[str, Tensor]]:
         proj = {f"transfer.{key}": value for key, value in self.transfer.state_dict().items()}

@@ -27,8 +27,10 @@ class SRRL(Distiller):
         super().__init__(cfg, ctx)
         (d_s,), (d_t,) = ctx.student.shapes["pooled"], ctx.teacher.shapes["pooled"]
         if d_t != (width := head_width(ctx.teacher)):
-            raise UserError(f"srrl feeds the classifier of {ctx.teacher.spec.name}, which reads {width} values, while "
-                            f"its pooled feature has {d_t}; choose another --model_t")
+            raise UserError(
+                f"srrl feeds the classifier of {ctx.teacher.spec.name}, which reads {width} values, while "
+                f"its pooled feature has {d_t}; choose another --model_t"
+            )
         self.transfer = nn.Sequential(nn.Conv2d(d_s, d_t, 1, bias=False), nn.BatchNorm2d(d_t), nn.ReLU())
         self.teacher_head = ctx.teacher.head.requires_grad_(False)
 

@@ -24,8 +24,10 @@ class Gaussian(nn.Module):
     def __init__(self, c_s: int, c_t: int):
         super().__init__()
         self.regressor = nn.Sequential(
-            nn.Conv2d(c_s, c_t, 1, bias=False), nn.ReLU(),
-            nn.Conv2d(c_t, c_t, 1, bias=False), nn.ReLU(),
+            nn.Conv2d(c_s, c_t, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(c_t, c_t, 1, bias=False),
+            nn.ReLU(),
             nn.Conv2d(c_t, c_t, 1, bias=False),
         )
         # the inverse of softplus(log_scale) + MIN_VARIANCE

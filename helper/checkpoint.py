@@ -37,6 +37,11 @@ def atomic_save(obj: Any, path: str | Path) -> None:
     _replace(Path(path), buffer.getbuffer())
 
 
+def atomic_write(content: bytes, path: str | Path) -> None:
+    """Write bytes, all or nothing, as atomic_save does."""
+    _replace(Path(path), content)
+
+
 def atomic_write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text, all or nothing, as atomic_save does."""
     _replace(Path(path), text.encode())
@@ -106,10 +111,13 @@ def load_file(path: str | Path) -> Any:
     except Exception as error:  # on foreign bytes the unpickler raises nearly anything
         reason = str(error).split("WeightsUnpickler error: ")[-1].strip() or type(error).__name__
         if refused := re.search(r"GLOBAL (\S+)", reason):
-            raise UserError(f"{path} is refused: it needs {refused[1]}, and only tensors and plain values are loaded, "
-                            "as anything else could run code; save its state_dict instead") from error
-        raise UserError(f"{path} is truncated or not a checkpoint ({reason.splitlines()[0][:120]}): "
-                        "fetch or save it again") from error
+            raise UserError(
+                f"{path} is refused: it needs {refused[1]}, and only tensors and plain values are loaded, "
+                "as anything else could run code; save its state_dict instead"
+            ) from error
+        raise UserError(
+            f"{path} is truncated or not a checkpoint ({reason.splitlines()[0][:120]}): fetch or save it again"
+        ) from error
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -122,13 +130,24 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if entry is None:
         state = {k: v for k, v in state.items() if k not in ACCURACY_ENTRIES}
     if not state:
-        raise UserError(f"{path} holds no weights, only {', '.join(map(str, content)) or 'an empty dict'}: "
-                        f"expected an entry {', '.join(WEIGHT_ENTRIES)} or a plain state dict")
+        raise UserError(
+            f"{path} holds no weights, only {', '.join(map(str, content)) or 'an empty dict'}: "
+            f"expected an entry {', '.join(WEIGHT_ENTRIES)} or a plain state dict"
+        )
     meta, epoch = content.get("meta"), _number(content.get("epoch"))
-    extra = {k: _unwrap(v) for k, v in content.items()
-             if k != entry and isinstance(v, Mapping) and v and len(_tensors(v)) == len(v)}
-    return Checkpoint(path, _unwrap(state), dict(meta) if isinstance(meta, Mapping) else {}, _accuracy(content),
-                      None if epoch is None else int(epoch), extra)
+    extra = {
+        k: _unwrap(v)
+        for k, v in content.items()
+        if k != entry and isinstance(v, Mapping) and v and len(_tensors(v)) == len(v)
+    }
+    return Checkpoint(
+        path,
+        _unwrap(state),
+        dict(meta) if isinstance(meta, Mapping) else {},
+        _accuracy(content),
+        None if epoch is None else int(epoch),
+        extra,
+    )
 
 
 def _tensors(entry: Any) -> State:
@@ -166,20 +185,34 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
     reshaped = [k for k in own if k in state and own[k].shape != state[k].shape]
-    if reshaped and not missing and not unexpected and all(
-        isinstance(model.get_submodule(k.rpartition(".")[0]), nn.Linear)
-        and own[k].ndim == state[k].ndim and own[k].shape[1:] == state[k].shape[1:] for k in reshaped
+    if (
+        reshaped
+        and not missing
+        and not unexpected
+        and all(
+            isinstance(model.get_submodule(k.rpartition(".")[0]), nn.Linear)
+            and own[k].ndim == state[k].ndim
+            and own[k].shape[1:] == state[k].shape[1:]
+            for k in reshaped
+        )
     ):  # linear layers, and they differ in the number of outputs only
         key = reshaped[0]
-        raise UserError(f"{what} was trained for {len(state[key])} classes, this {type(model).__name__} has "
-                        f"{len(own[key])} ({key.rpartition('.')[0]}): use the data set it was trained on")
+        raise UserError(
+            f"{what} was trained for {len(state[key])} classes, this {type(model).__name__} has "
+            f"{len(own[key])} ({key.rpartition('.')[0]}): use the data set it was trained on"
+        )
     shapes = [f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}" for k in reshaped]
     kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    problems = [f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-                for kind, keys in kinds.items() if keys]
+    problems = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
     if problems:
-        raise UserError(f"{what} does not fit this {type(model).__name__}, of {len(own)} weights "
-                        f"{', '.join(problems)}: name the architecture it was saved from")
+        raise UserError(
+            f"{what} does not fit this {type(model).__name__}, of {len(own)} weights "
+            f"{', '.join(problems)}: name the architecture it was saved from"
+        )
     model.load_state_dict(state, strict=False)
 
 

@@ -116,7 +116,22 @@ TEACHER = (Flag(("--model",), "resnet32x4", "network to train, see --list", resu
 
 STUDENT = (
     Flag(("--model_s",), "resnet8x4", "student network, see --list", result=True, named=True),
-    Flag(("--path_t",), None, "checkpoint of the teacher"),
+    Flag(("--path_t",), None, "checkpoint of the teacher; several make an ensemble", nargs="+"),
+    Flag(
+        ("--teacher_weight",),
+        None,
+        "weight of each teacher's probabilities in an ensemble (default: equal)",
+        float,
+        result=True,
+        nargs="+",
+    ),
+    Flag(
+        ("--weight",),
+        None,
+        "weights of terms by name in a combination, as crd=0.8 at=500 (default: the methods')",
+        result=True,
+        nargs="+",
+    ),
     Flag(("--model_t",), None, "teacher network, where neither the checkpoint nor its path tells"),
     Flag(("--distill",), "kd", "method, or several as kd+crd, see --list", result=True, named=True),
     Flag(
@@ -193,9 +208,7 @@ class Settings:
         }
         if "seed" in moved and moved["seed"] == trial_seed(self.trial):
             del moved["seed"]
-        own = {
-            k: self.values[k] for k, default in self.method_flags.items() if k in chosen and self.values[k] != default
-        }
+        own = {k: self.values[k] for k in self.method_flags if k in chosen and self.values[k] != self._default(k)}
         return moved | own
 
     def _default(self, name: str) -> Any:
@@ -228,23 +241,20 @@ def normalised(argv: Sequence[str] | None) -> list[str]:
     return out
 
 
+def _spellings(method: type[Distiller]) -> list[tuple[str, ...]]:
+    return [_flag_of_field(method.name, f)[0] for f in _own_fields(method)]
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, except that a flag of another method is answered with that method's name."""
 
     def error(self, message: str) -> Any:
-        if message.startswith("unrecognized arguments"):
-            for token in message.split(": ", 1)[1].split():
-                owners = (
-                    [
-                        m
-                        for m in method_dict
-                        if token.split("=")[0] in [_field_flag(m, f) for f in _own_fields(method_dict[m])]
-                    ]
-                    if token.startswith("--")
-                    else []
-                )
-                if owners:
-                    message += f" ({token} belongs to --distill {' and '.join(owners)})"
+        kind, _, rest = message.partition(": ")
+        tokens = rest.split() if kind == "unrecognized arguments" else rest.split()[:1] * (kind == "ambiguous option")
+        for token in (t.split("=")[0] for t in tokens if t.startswith("-")):
+            owners = [m for m in method_dict if any(token in names for names in _spellings(method_dict[m]))]
+            if owners:
+                message += f" ({token} belongs to --distill {' and '.join(owners)})"
         self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
 
 
@@ -271,6 +281,17 @@ def _methods(name: str) -> list[type[Distiller]]:
     return [method_dict[part] for part in name.split("+")]
 
 
+def _distill_of(argv: Sequence[str]) -> str:
+    """The value of --distill or an abbreviation of it. A parser that knows nothing else, as one that knows the common
+    flags alone would take a method's own flag for the abbreviation of one of them (--mode for --model_s)."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--distill", *("--distill"[:n] for n in range(len("--disti"), len("--distill"))), default="kd")
+    try:
+        return parser.parse_known_args(argv)[0].distill
+    except argparse.ArgumentError:  # no value: the full parser says so, with its own name and usage
+        return "kd"
+
+
 def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
     """Parse a script's command line. teacher: train_teacher.py's table rather than train_student.py's.
 
@@ -289,12 +310,10 @@ def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
     for flag in table:
         _add(parser, flag.names, flag)
 
-    wanted = [token for token in argv if token not in ("-h", "--help")]
-    first, _ = parser.parse_known_args(wanted) if not teacher else (argparse.Namespace(distill="vanilla"), None)
-    if getattr(first, "list", False) or "--list" in argv:
+    if "--list" in argv:
         print(listing())
         raise SystemExit(0)
-    distill = "kd" if first.distill is UNSET else first.distill
+    distill = "vanilla" if teacher else _distill_of(argv)
     methods = _methods(distill)
     own: dict[str, tuple[type[Distiller], dataclasses.Field]] = {}
     flags = {f.dest: f for f in table}
@@ -341,6 +360,7 @@ def _resolve(
     if values["seed"] is None:
         values["seed"] = trial_seed(values["trial"])
     if not teacher:
+        _apply_weights(values, methods)
         values["distill"] = "+".join(m.name for m in methods)
     values[network] = spec.name
     _check(values)
@@ -383,11 +403,38 @@ def _config(
     common = {k: values[k] for k in ("cls", "div", "kd_T")}
     if len(methods) == 1:
         return methods[0].Config(beta=values["beta"], **common, **fields_of(methods[0]))
-    weights = {m.name: m.Config.beta * values["beta"] for m in methods}
+    weights = {m.name: m.Config.beta * values["beta"] for m in methods} | {
+        k: v for k, v in term_weights(values["weight"]).items() if k not in ("cls", "div")
+    }
     members = tuple((m, m.Config(beta=weights[m.name], **common, **fields_of(m))) for m in methods)
     config = CombinedConfig(beta=values["beta"], members=members, **common)
     Combined.check(config)
     return config
+
+
+def term_weights(pairs: Sequence[str] | None) -> dict[str, float]:
+    """["crd=0.8", "cls=1"] -> {"crd": 0.8, "cls": 1.0}, aliases resolved."""
+    weights: dict[str, float] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        name = name if name in ("cls", "div") else method_dict.resolve(name)
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise UserError(f"--weight {pair} is not of the form NAME=NUMBER, such as crd=0.8") from None
+    return weights
+
+
+def _apply_weights(values: dict[str, Any], methods: Sequence[type[Distiller]]) -> None:
+    """--weight sets cls and div, and beta where there is one method; members of a combination read it themselves."""
+    weights = term_weights(values["weight"])
+    names = [m.name for m in methods]
+    stray = weights.keys() - {"cls", "div", *names}
+    if stray:
+        raise UserError(f"--weight names {', '.join(sorted(stray))}, the terms are cls, div, {', '.join(names)}")
+    values |= {k: v for k, v in weights.items() if k in ("cls", "div")}
+    if len(names) == 1 and names[0] in weights:
+        values["beta"] = weights[names[0]]
 
 
 def _check(values: Mapping[str, Any]) -> None:
@@ -409,6 +456,8 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UserError(f"--max_steps {values['max_steps']} must be at least 1")
     if any(c in values["trial"] for c in "/\\") or not values["trial"]:
         raise UserError(f"--trial '{values['trial']}' becomes part of a folder name and must be a plain word or number")
+    if not 0 <= values["seed"] < 2**63:
+        raise UserError(f"the seed {values['seed']} (--seed, else the number of --trial) must lie in [0, 2^63)")
     if values.get("kd_T", 1.0) <= 0:
         raise UserError(f"--kd_T {values['kd_T']} must be above 0")
 

@@ -32,13 +32,28 @@ def init_convs(model: nn.Module) -> None:
                 nn.init.zeros_(m.bias)
 
 
-def cifar_spec(name: str, build: Callable[..., nn.Module], *, stem: str, stages: Mapping[str, Tap],
-               preact: Mapping[str, Tap], head: str, **options: Any) -> ModelSpec:
+def cifar_spec(
+    name: str,
+    build: Callable[..., nn.Module],
+    *,
+    stem: str,
+    stages: Mapping[str, Tap],
+    preact: Mapping[str, Tap],
+    head: str,
+    **options: Any,
+) -> ModelSpec:
     """The frame all CIFAR families have in common: stem, stages, then the pooled vector in front of the head.
 
     stem: module path. stages: tap name -> Tap, shallow to deep. preact: taps beside the published list.
     options: arguments of `build` that make this member of the family.
     """
     taps = {"stem": Tap(stem), **stages, **preact, "pooled": Tap("pool", kind="vector")}
-    return ModelSpec(name, partial(build, **options), taps, feats=("stem", *stages, "pooled"), head=head,
-                     mean=CIFAR_MEAN, std=CIFAR_STD)
+    return ModelSpec(
+        name,
+        partial(build, **options),
+        taps,
+        feats=("stem", *stages, "pooled"),
+        head=head,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+    )

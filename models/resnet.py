@@ -57,15 +57,20 @@ class ResNet(nn.Module):
 
 
 def _stage(c_in: int, c_out: int, blocks: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(*[
-        BasicBlock(c_out if i else c_in, c_out, 1 if i else stride, tapped=i == blocks - 1) for i in range(blocks)
-    ])
+    return nn.Sequential(
+        *[BasicBlock(c_out if i else c_in, c_out, 1 if i else stride, tapped=i == blocks - 1) for i in range(blocks)]
+    )
 
 
 def _spec(name: str, depth: int, widths: Widths) -> ModelSpec:
     last = (depth - 2) // 6 - 1
     return cifar_spec(
-        name, ResNet, depth=depth, widths=widths, stem="relu", head="fc",
+        name,
+        ResNet,
+        depth=depth,
+        widths=widths,
+        stem="relu",
+        head="fc",
         stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3)},
         preact={f"stage{i}_preact": Tap(f"layer{i}.{last}.relu2", side="input") for i in (1, 2, 3)},
     )

@@ -55,7 +55,11 @@ def _block(c_in: int, c_out: int, convs: int) -> nn.Sequential:
 
 def _spec(name: str, convs: tuple[int, int, int, int, int]) -> ModelSpec:
     return cifar_spec(
-        name, VGG, convs=convs, stem="relu0", head="classifier",
+        name,
+        VGG,
+        convs=convs,
+        stem="relu0",
+        head="classifier",
         stages={f"stage{i}": Tap(f"relu{i}") for i in (1, 2, 3, 4)},
         preact={f"stage{i}_preact": Tap(f"relu{i}", side="input") for i in (1, 2, 3, 4)},
     )

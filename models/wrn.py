@@ -36,9 +36,9 @@ class Stage(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, blocks: int, stride: int):
         super().__init__()
-        self.layer = nn.Sequential(*[
-            PreactBlock(c_out if i else c_in, c_out, 1 if i else stride, tapped=i == 0) for i in range(blocks)
-        ])
+        self.layer = nn.Sequential(
+            *[PreactBlock(c_out if i else c_in, c_out, 1 if i else stride, tapped=i == 0) for i in range(blocks)]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x)
@@ -69,7 +69,12 @@ class WideResNet(nn.Module):
 def _spec(name: str, depth: int, widen: int) -> ModelSpec:
     next_norm = {1: "block2.layer.0.bn1", 2: "block3.layer.0.bn1", 3: "bn1"}
     return cifar_spec(
-        name, WideResNet, depth=depth, widen=widen, stem="conv1", head="fc",
+        name,
+        WideResNet,
+        depth=depth,
+        widen=widen,
+        stem="conv1",
+        head="fc",
         stages={f"stage{i}": Tap(f"block{i}") for i in (1, 2, 3)},
         preact={f"stage{i}_preact": Tap(norm) for i, norm in next_norm.items()},
     )

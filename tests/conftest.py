@@ -1,6 +1,59 @@
-"""Shared fixtures. Tests import their helpers (toys, contract, cases) from this folder."""
+"""Shared fixtures and the rule about skips. Tests import their helpers (toys, contract, cases) from this folder."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from commands import Commands  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--strict-skips", action="store_true", help="fail on a skip whose reason is not in allowed_skips.txt"
+    )
+
+
+def allowed_reasons():
+    lines = (HERE / "allowed_skips.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def strange_skips(reporter):
+    reasons = [report.longrepr[2] for report in reporter.stats.get("skipped", []) if isinstance(report.longrepr, tuple)]
+    return [reason for reason in reasons if not any(a in reason for a in allowed_reasons())]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or not session.config.getoption("--strict-skips"):
+        return
+    if strange := strange_skips(reporter):
+        reporter.write_line("\nskipped for a reason that is not in tests/allowed_skips.txt:\n  " + "\n  ".join(strange))
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    commands = Commands(tmp_path_factory.mktemp("commands"))
+    yield commands
+    commands.close()
+
+
+@pytest.fixture(scope="session")
+def teacher_run(commands, tmp_path_factory) -> Path:
+    """Folder of a finished teacher: resnet8 on digits, two epochs."""
+    root = tmp_path_factory.mktemp("teacher")
+    commands.teacher("--epochs", 2, "--save_root", root).finished()
+    (folder,) = (root / "teachers" / "models").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(teacher_run) -> Path:
+    """Its best checkpoint."""
+    return teacher_run / "resnet8_best.pth"

@@ -18,8 +18,9 @@ def spec(name: str, num_stages: int) -> ModelSpec:
     return ModelSpec(name, nn.Module, {f: Tap(f) for f in feats}, feats, head="fc")
 
 
-def side(name: str, stages: Sequence[Sequence[int]], pooled: int, num_classes: int,
-         head: nn.Module | None = None) -> Side:
+def side(
+    name: str, stages: Sequence[Sequence[int]], pooled: int, num_classes: int, head: nn.Module | None = None
+) -> Side:
     """stages: [C, H, W] of every stage. A tap per stage, and "pooled"; the stem has the shape of the first stage."""
     names = spec(name, len(stages))
     shapes = dict(zip(names.stages, map(tuple, stages), strict=True))
@@ -29,23 +30,44 @@ def side(name: str, stages: Sequence[Sequence[int]], pooled: int, num_classes: i
     return Side(names, head or nn.Linear(pooled, num_classes), shapes)
 
 
-def build(method: str, student: Side, teacher: Side | None, labels: Tensor | None = None, batch_size: int = 8,
-          seed: int = 0, **options: object) -> Distiller:
+def build(
+    method: str,
+    student: Side,
+    teacher: Side | None,
+    labels: Tensor | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    **options: object,
+) -> Distiller:
     kind = method_dict[method]
     labels = torch.arange(50) % 5 if labels is None else labels
     num_classes = student.shapes["logits"][0]
     torch.manual_seed(seed)
-    return kind(kind.Config(**options), Context(
-        num_classes, labels, batch_size, student, teacher,
-        init_rng=torch.Generator().manual_seed(seed), rng=torch.Generator().manual_seed(seed + 1)))
+    return kind(
+        kind.Config(**options),
+        Context(
+            num_classes,
+            labels,
+            batch_size,
+            student,
+            teacher,
+            init_rng=torch.Generator().manual_seed(seed),
+            rng=torch.Generator().manual_seed(seed + 1),
+        ),
+    )
 
 
 def batch_of(target: Tensor, index: Tensor | None = None, views: int = 1) -> Batch:
     return Batch({}, target, torch.arange(len(target)) if index is None else index, views)
 
 
-def run(method: Distiller, s: Features, t: Features, batch: Batch, progress: Progress | None = None,
-        ) -> tuple[dict[str, Tensor], Features, Features]:
+def run(
+    method: Distiller,
+    s: Features,
+    t: Features,
+    batch: Batch,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Tensor], Features, Features]:
     """What a training step makes of given features, short of the backward pass: terms, and the features they read."""
     s, t = method.connect(method.deploy(s), t)
     progress = progress or Progress()

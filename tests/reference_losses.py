@@ -27,8 +27,15 @@ def relu(x: A) -> A:
 
 
 def linear(x: A, w: W, key: str) -> A:
-    return np.array([[sum(w[f"{key}.weight"][o, i] * row[i] for i in range(len(row))) + w[f"{key}.bias"][o]
-                      for o in range(len(w[f"{key}.bias"]))] for row in x])
+    return np.array(
+        [
+            [
+                sum(w[f"{key}.weight"][o, i] * row[i] for i in range(len(row))) + w[f"{key}.bias"][o]
+                for o in range(len(w[f"{key}.bias"]))
+            ]
+            for row in x
+        ]
+    )
 
 
 def conv(x: A, weight: A, bias: A | None = None, stride: int = 1, pad: int = 0) -> A:
@@ -36,11 +43,11 @@ def conv(x: A, weight: A, bias: A | None = None, stride: int = 1, pad: int = 0) 
     b, _, h, w = x.shape
     o, _, k_h, k_w = weight.shape
     padded = np.zeros((b, x.shape[1], h + 2 * pad, w + 2 * pad))
-    padded[:, :, pad:pad + h, pad:pad + w] = x
+    padded[:, :, pad : pad + h, pad : pad + w] = x
     y = np.zeros((b, o, (h + 2 * pad - k_h) // stride + 1, (w + 2 * pad - k_w) // stride + 1))
     for p in range(y.shape[2]):
         for q in range(y.shape[3]):
-            window = padded[:, :, p * stride:p * stride + k_h, q * stride:q * stride + k_w]
+            window = padded[:, :, p * stride : p * stride + k_h, q * stride : q * stride + k_w]
             y[:, :, p, q] = np.einsum("biuv,oiuv->bo", window, weight)
     return y if bias is None else y + bias[None, :, None, None]
 
@@ -53,8 +60,8 @@ def transposed_conv(x: A, weight: A, bias: A, stride: int, pad: int) -> A:
     for p in range(h):
         for q in range(w):
             painted = np.einsum("bi,iouv->bouv", x[:, :, p, q], weight)
-            y[:, :, p * stride:p * stride + k, q * stride:q * stride + k] += painted
-    return y[:, :, pad:y.shape[2] - pad, pad:y.shape[3] - pad] + bias[None, :, None, None]
+            y[:, :, p * stride : p * stride + k, q * stride : q * stride + k] += painted
+    return y[:, :, pad : y.shape[2] - pad, pad : y.shape[3] - pad] + bias[None, :, None, None]
 
 
 def batch_norm(x: A, w: W, key: str) -> A:
@@ -122,8 +129,9 @@ def fitnet(f_s: A, f_t: A, w: W) -> float:
 
 def at(maps_s: list[A], maps_t: list[A]) -> float:
     def q(f: A) -> A:
-        rows = np.array([[np.mean(f[b, :, p, r] ** 2) for p in range(f.shape[2]) for r in range(f.shape[3])]
-                         for b in range(len(f))])
+        rows = np.array(
+            [[np.mean(f[b, :, p, r] ** 2) for p in range(f.shape[2]) for r in range(f.shape[3])] for b in range(len(f))]
+        )
         return np.array([row / math.sqrt((row**2).sum()) for row in rows])
 
     total = 0.0
@@ -194,6 +202,7 @@ def simkd(f_s: A, f_t: A, w: W, head: W) -> tuple[float, A]:
 
 def crd(f_s: A, f_t: A, w: W, memory_v1: A, memory_v2: A, places: A, temperature: float) -> float:
     """places: [B, 1 + K], column 0 the positive. The first call: Z comes from these scores."""
+
     def embed(f: A, key: str) -> A:
         return np.array([row / math.sqrt((row**2).sum()) for row in linear(f, w, key)])
 

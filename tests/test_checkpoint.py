@@ -44,8 +44,8 @@ def test_save_replaces_and_leaves_nothing_else(tmp_path):
     for epoch in (1, 2):
         atomic_save({"model": network().state_dict(), "epoch": epoch}, path)
     assert read_checkpoint(path).epoch == 2
-    atomic_write_text(tmp_path / "args.json", "{\"ä\": 1}")
-    assert (tmp_path / "args.json").read_text(encoding="utf-8") == "{\"ä\": 1}"
+    atomic_write_text(tmp_path / "args.json", '{"ä": 1}')
+    assert (tmp_path / "args.json").read_text(encoding="utf-8") == '{"ä": 1}'
     assert sorted(p.name for p in tmp_path.iterdir()) == ["args.json", "resnet8_best.pth"]
 
 
@@ -119,8 +119,17 @@ def test_all_that_a_run_records(tmp_path):
     path, net = tmp_path / "x.pth", network()
     proj = {"module.transfer.0.weight": torch.ones(2, 2, 1, 1)}
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9).state_dict()
-    atomic_save({"epoch": 7, "model": net.state_dict(), "best_acc": 71.5, "proj": proj, "optimizer": optimizer,
-                 "meta": {"arch": "resnet8", "num_classes": 10}}, path)
+    atomic_save(
+        {
+            "epoch": 7,
+            "model": net.state_dict(),
+            "best_acc": 71.5,
+            "proj": proj,
+            "optimizer": optimizer,
+            "meta": {"arch": "resnet8", "num_classes": 10},
+        },
+        path,
+    )
     checkpoint = read_checkpoint(path)
     assert (checkpoint.path, checkpoint.epoch, checkpoint.best_acc) == (path, 7, 71.5)
     assert checkpoint.meta == {"arch": "resnet8", "num_classes": 10}
@@ -128,10 +137,17 @@ def test_all_that_a_run_records(tmp_path):
     assert list(checkpoint.extra["proj"]) == ["transfer.0.weight"]
 
 
-@pytest.mark.parametrize(("recorded", "percent"), [
-    ({"best_acc": 72.25}, 72.25), ({"best_acc": torch.tensor(72.25)}, 72.25),
-    ({"accuracy": torch.tensor(72.25)}, 72.25), ({"acc": 0.7225}, 72.25), ({"acc": 72.25}, 72.25), ({}, None),
-])
+@pytest.mark.parametrize(
+    ("recorded", "percent"),
+    [
+        ({"best_acc": 72.25}, 72.25),
+        ({"best_acc": torch.tensor(72.25)}, 72.25),
+        ({"accuracy": torch.tensor(72.25)}, 72.25),
+        ({"acc": 0.7225}, 72.25),
+        ({"acc": 72.25}, 72.25),
+        ({}, None),
+    ],
+)
 def test_accuracy_spellings(tmp_path, recorded, percent):
     torch.save({"net": {"w": torch.ones(1)}, **recorded}, tmp_path / "x.pth")
     assert read_checkpoint(tmp_path / "x.pth").best_acc == (None if percent is None else pytest.approx(percent))
@@ -152,8 +168,11 @@ def test_cuda_tensors_arrive_on_the_cpu(tmp_path, monkeypatch, legacy):
 def test_namespace_is_read_and_allowed_nowhere_else(tmp_path, legacy):
     """RepDistiller pickles its options into {model}_last.pth."""
     path = tmp_path / "x.pth"
-    torch.save({"opt": argparse.Namespace(model="resnet8", lr=0.05, steps=[150, 180]), "model": network().state_dict()},
-               path, _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"opt": argparse.Namespace(model="resnet8", lr=0.05, steps=[150, 180]), "model": network().state_dict()},
+        path,
+        _use_new_zipfile_serialization=not legacy,
+    )
     assert_same(read_checkpoint(path).state, network().state_dict())
     assert argparse.Namespace not in torch.serialization.get_safe_globals()
 
@@ -174,11 +193,16 @@ class PlantedCall(Planted):
 
 
 @pytest.mark.parametrize("planted", [Planted, PlantedCall])
-@pytest.mark.parametrize("save", [
-    torch.save, functools.partial(torch.save, _use_new_zipfile_serialization=False),
-    lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=2)),
-    lambda obj, path: path.write_bytes(pickle.dumps(obj)),
-], ids=["zip", "legacy", "pickle2", "pickle"])
+@pytest.mark.parametrize(
+    "save",
+    [
+        torch.save,
+        functools.partial(torch.save, _use_new_zipfile_serialization=False),
+        lambda obj, path: path.write_bytes(pickle.dumps(obj, protocol=2)),
+        lambda obj, path: path.write_bytes(pickle.dumps(obj)),
+    ],
+    ids=["zip", "legacy", "pickle2", "pickle"],
+)
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_planted_code_does_not_run(tmp_path, planted, save):
     trace, path = tmp_path / "trace", tmp_path / "x.pth"
@@ -197,13 +221,17 @@ def test_refusal_names_the_class(tmp_path):
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01" + bytes(200)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"", "is not a checkpoint (it is empty)"),
-    (JPEG, "is not a checkpoint (it starts with b'\\xff\\xd8\\xff\\xe0')"),
-    (b"complex\nnumbers\n", "is not a checkpoint (it starts with b'comp')"),
-    (b"PK\x03\x04" + bytes(100), "is truncated or not a checkpoint ("),
-    (b"\x80\x02" + bytes(100), "is truncated or not a checkpoint ("),
-], ids=["empty", "jpeg", "text", "zip", "pickle"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is not a checkpoint (it is empty)"),
+        (JPEG, "is not a checkpoint (it starts with b'\\xff\\xd8\\xff\\xe0')"),
+        (b"complex\nnumbers\n", "is not a checkpoint (it starts with b'comp')"),
+        (b"PK\x03\x04" + bytes(100), "is truncated or not a checkpoint ("),
+        (b"\x80\x02" + bytes(100), "is truncated or not a checkpoint ("),
+    ],
+    ids=["empty", "jpeg", "text", "zip", "pickle"],
+)
 def test_foreign_files(tmp_path, content, message):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
@@ -231,12 +259,15 @@ def test_paths_that_are_no_file(tmp_path):
         read_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ({"epoch": 3, "best_acc": torch.tensor(1.0)}, "holds no weights, only epoch, best_acc"),
-    ({"model": {}}, "holds no weights, only model"),
-    ({}, "holds no weights, only an empty dict"),
-    ([torch.ones(1)], "holds a list, not a dict of weights"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epoch": 3, "best_acc": torch.tensor(1.0)}, "holds no weights, only epoch, best_acc"),
+        ({"model": {}}, "holds no weights, only model"),
+        ({}, "holds no weights, only an empty dict"),
+        ([torch.ones(1)], "holds a list, not a dict of weights"),
+    ],
+)
 def test_files_without_weights(tmp_path, content, message):
     torch.save(content, tmp_path / "x.pth")
     with pytest.raises(UserError, match=message):
@@ -265,11 +296,17 @@ def test_other_number_of_classes():
         load_weights(network(10), network(100).state_dict(), "teacher x.pth")
 
 
-@pytest.mark.parametrize(("name", "parts"), [
-    ("resnet14", ["36 unexpected (layer1.1.conv1.weight, layer1.1.bn1.weight, layer1.1.bn1.bias, ...)"]),
-    ("resnet8x4", ["6 unexpected (layer1.0.downsample.0.weight", "of another shape (conv1.weight [32, 3, 3, 3] inst"]),
-    ("vgg8", ["47 missing (conv1.weight, bn1.weight,", "37 unexpected (block0.0.weight"]),
-])
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("resnet14", ["36 unexpected (layer1.1.conv1.weight, layer1.1.bn1.weight, layer1.1.bn1.bias, ...)"]),
+        (
+            "resnet8x4",
+            ["6 unexpected (layer1.0.downsample.0.weight", "of another shape (conv1.weight [32, 3, 3, 3] inst"],
+        ),
+        ("vgg8", ["47 missing (conv1.weight, bn1.weight,", "37 unexpected (block0.0.weight"]),
+    ],
+)
 def test_other_architecture(name, parts):
     """Nothing is loaded: the network is as before."""
     target, state = network(seed=2), model_dict[name](num_classes=10).state_dict()
@@ -303,19 +340,22 @@ NAMES = ["resnet8", "resnet8x4", "resnet32", "resnet32x4", "wrn_40_2", "ShuffleV
 STUDENT = "S:resnet8x4_T:resnet32x4_cifar100_kd_r:1.0_a:1.0_b:0.0_0"
 
 
-@pytest.mark.parametrize(("path", "name"), [
-    ("resnet32x4_vanilla/resnet32x4_best.pth", "resnet32x4"),
-    ("resnet32x4_vanilla/ckpt_epoch_240.pth", "resnet32x4"),
-    ("wrn_40_2_vanilla/ckpt_epoch_240.pth", "wrn_40_2"),
-    ("ShuffleV2_1_5_vanilla_cifar100_trial_0/best.pth", "ShuffleV2_1_5"),
-    ("ShuffleV2_vanilla_cifar100_trial_0/best.pth", "ShuffleV2"),
-    ("resnet8_vanilla/resnet32x4_best.pth", "resnet32x4"),
-    ("teachers/resnet32x4.pth", "resnet32x4"),
-    (f"{STUDENT}/resnet8x4_best.pth", "resnet8x4"),
-    (f"{STUDENT}/best.pth", "resnet8x4"),
-    (f"{STUDENT.replace(':', '~')}/best.pth", "resnet8x4"),
-    ("S:ShuffleV2_1_5_T:wrn_40_2_cifar100_kd_r:1.0_a:1.0_b:0.0_0/best.pth", "ShuffleV2_1_5"),
-])
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("resnet32x4_vanilla/resnet32x4_best.pth", "resnet32x4"),
+        ("resnet32x4_vanilla/ckpt_epoch_240.pth", "resnet32x4"),
+        ("wrn_40_2_vanilla/ckpt_epoch_240.pth", "wrn_40_2"),
+        ("ShuffleV2_1_5_vanilla_cifar100_trial_0/best.pth", "ShuffleV2_1_5"),
+        ("ShuffleV2_vanilla_cifar100_trial_0/best.pth", "ShuffleV2"),
+        ("resnet8_vanilla/resnet32x4_best.pth", "resnet32x4"),
+        ("teachers/resnet32x4.pth", "resnet32x4"),
+        (f"{STUDENT}/resnet8x4_best.pth", "resnet8x4"),
+        (f"{STUDENT}/best.pth", "resnet8x4"),
+        (f"{STUDENT.replace(':', '~')}/best.pth", "resnet8x4"),
+        ("S:ShuffleV2_1_5_T:wrn_40_2_cifar100_kd_r:1.0_a:1.0_b:0.0_0/best.pth", "ShuffleV2_1_5"),
+    ],
+)
 def test_architecture_from_path(path, name):
     assert infer_arch(f"save/{path}", Checkpoint(Path(path), {}), None, NAMES) == name
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from cases import ALL, CLASSES, combined, config, soft_targets
 from contract import PROGRESS, check_contract, make_step
 from torch import nn
-from toys import B, Critic, Factor, FactorInit, ToyData, VIT, cnn, network
+from toys import VIT, B, Critic, Factor, FactorInit, ToyData, cnn, network
 
 from distiller_zoo import method_dict, published_names
 from distiller_zoo.base import Combined, Distiller, weighted_sum
@@ -48,8 +48,18 @@ def test_registry_entry(name):
 def test_first_stage_trains_alone_and_is_handed_on():
     data, teacher = ToyData(), network(cnn(8))
     torch.manual_seed(0)
-    run = build_stages(Factor, Factor.Config(beta=1.0), cnn(4), teacher, data, batch_size=B, device=torch.device("cpu"),
-                       make_optimizer=lambda p, s: torch.optim.SGD(p, lr=0.1), epochs=1, init_epochs=1)
+    run = build_stages(
+        Factor,
+        Factor.Config(beta=1.0),
+        cnn(4),
+        teacher,
+        data,
+        batch_size=B,
+        device=torch.device("cpu"),
+        make_optimizer=lambda p, s: torch.optim.SGD(p, lr=0.1),
+        epochs=1,
+        init_epochs=1,
+    )
     assert chain_of(Factor) == (FactorInit, Factor)
     first = next(run)
     assert not first.final
@@ -189,8 +199,9 @@ def test_accumulation_equals_one_batch_without_batch_norm():
 
     losses, weights = [], []
     for parts in (1, 3):
-        step = make_step(method_dict["kd"], config("kd"), norm_free(cnn(4)), lambda: network(cnn(8)), data, B,
-                         accumulate=parts)
+        step = make_step(
+            method_dict["kd"], config("kd"), norm_free(cnn(4)), lambda: network(cnn(8)), data, B, accumulate=parts
+        )
         step.train()
         losses.append(step(data.batch(), PROGRESS).loss)
         weights.append(torch.cat([p.detach().flatten() for p in step.student.parameters()]))
@@ -220,7 +231,9 @@ def test_bf16_terms_are_float32():
 def test_split_cuts_views_and_teacher_inputs_by_sample():
     batch = ToyData().batch()
     x = batch.inputs["image"]
-    wide = dataclasses.replace(batch.with_inputs({"image": x.repeat_interleave(2, 0)}, views=2), teacher_inputs={"image": x})
+    wide = dataclasses.replace(
+        batch.with_inputs({"image": x.repeat_interleave(2, 0)}, views=2), teacher_inputs={"image": x}
+    )
     parts = wide.split(3)
     assert [len(p) for p in parts] == [3, 3, 2] and [len(p.inputs["image"]) for p in parts] == [6, 6, 4]
     assert torch.equal(torch.cat([p.teacher_inputs["image"] for p in parts]), x)
@@ -290,8 +303,13 @@ class DriftingTeacher(Distiller):
 
 @pytest.mark.parametrize(
     ("mistake", "message"),
-    [(HiddenList, "no optimiser holds"), (UnusedModule, "never reaches"), (UnweightedTerm, "without a weight"),
-     (UntrainedHead, "never reaches"), (DriftingTeacher, "the teacher changed|must not move")],
+    [
+        (HiddenList, "no optimiser holds"),
+        (UnusedModule, "never reaches"),
+        (UnweightedTerm, "without a weight"),
+        (UntrainedHead, "never reaches"),
+        (DriftingTeacher, "the teacher changed|must not move"),
+    ],
 )
 def test_the_contract_catches(mistake, message):
     data = ToyData()
@@ -318,7 +336,9 @@ def test_a_tap_that_fires_twice_is_refused():
 
 
 def test_a_reused_head_may_be_called_outside_a_forward():
-    spec = dataclasses.replace(cnn(4), taps={**cnn(4).taps, "fc": dataclasses.replace(cnn(4).taps["pooled"], module="fc")})
+    spec = dataclasses.replace(
+        cnn(4), taps={**cnn(4).taps, "fc": dataclasses.replace(cnn(4).taps["pooled"], module="fc")}
+    )
     net = TappedNet(spec(num_classes=5), spec, ("fc",))
     net.head(torch.rand(2, 8))
     assert net({"image": torch.rand(2, 3, 16, 16)})["fc"].shape == (2, 5)

@@ -213,8 +213,9 @@ def _rank(rank: int, folder: str) -> None:
         bank.update(torch.tensor([[1, 7, 3], [7, 11, 5]])[rank], v[0], v[1])
         scores = 0.1 * torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(rank))
         criterion(*scores)
-        torch.save({"bank": bank.state_dict(), "z": criterion.state_dict(), "v": v, "scores": scores},
-                   f"{folder}/{rank}.pt")
+        torch.save(
+            {"bank": bank.state_dict(), "z": criterion.state_dict(), "v": v, "scores": scores}, f"{folder}/{rank}.pt"
+        )
     finally:
         torch.distributed.destroy_process_group()
 

@@ -42,15 +42,23 @@ def loader(data: ResidentData, batch_size: int = 64, **options):
 
 
 def same(a, b) -> bool:
-    return (torch.equal(a.inputs["image"], b.inputs["image"]) and torch.equal(a.target, b.target)
-            and torch.equal(a.index, b.index) and torch.equal(a.crop, b.crop))
+    return (
+        torch.equal(a.inputs["image"], b.inputs["image"])
+        and torch.equal(a.target, b.target)
+        and torch.equal(a.index, b.index)
+        and torch.equal(a.crop, b.crop)
+    )
 
 
 def gathered(batches) -> tuple[torch.Tensor, ...]:
     """(image, target, index, crop) of many batches, end to end."""
     batches = list(batches)
-    return (torch.cat([b.inputs["image"] for b in batches]), torch.cat([b.target for b in batches]),
-            torch.cat([b.index for b in batches]), torch.cat([b.crop for b in batches]))
+    return (
+        torch.cat([b.inputs["image"] for b in batches]),
+        torch.cat([b.target for b in batches]),
+        torch.cat([b.index for b in batches]),
+        torch.cat([b.crop for b in batches]),
+    )
 
 
 # --- pixel views ------------------------------------------------------------------------------------------------------
@@ -222,8 +230,11 @@ def test_a_batch_larger_than_the_data_is_refused(batch_size):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 60])
 def test_test_loader_is_exact_in_order_and_unaugmented(world_size):
     data = make()
-    seen = [batch for rank in range(world_size)
-            for batch in data.test_loader(16, device=CPU, rank=rank, world_size=world_size)]
+    seen = [
+        batch
+        for rank in range(world_size)
+        for batch in data.test_loader(16, device=CPU, rank=rank, world_size=world_size)
+    ]
     assert torch.cat([b.index for b in seen]).tolist() == list(range(53))
     assert torch.equal(torch.cat([b.target for b in seen]), data.test.labels)
     plain = data.test.images.permute(0, 3, 1, 2).float() / 255
@@ -266,10 +277,11 @@ def test_resize_keeps_flat_colour_and_own_size():
     assert (resize(flat, 32) == 200).all() and resize(flat, 4).shape == (2, 4, 4, 3)
 
 
-@pytest.mark.parametrize("wrong", [{"image_size": 0}, {"val_fraction": 1.0}, {"val_fraction": -0.1}, {"few_ratio": 0.0},
-                                   {"few_ratio": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"image_size": 0}, {"val_fraction": 1.0}, {"val_fraction": -0.1}, {"few_ratio": 0.0}, {"few_ratio": 1.5}]
+)
 def test_options_out_of_range_are_refused(wrong):
-    (name, value), = wrong.items()
+    ((name, value),) = wrong.items()
     with pytest.raises(UserError, match=f"{name} is {value}"):
         DataOptions(Path("."), **wrong)
 
@@ -286,18 +298,30 @@ def test_registry_names_and_near_misses():
 
 
 def test_recipes_are_the_published_ones():
-    small = {"batch_size": 64, "epochs": 240, "learning_rate": 0.05, "lr_decay_epochs": "150,180,210",
-             "weight_decay": 5e-4}
+    small = {
+        "batch_size": 64,
+        "epochs": 240,
+        "learning_rate": 0.05,
+        "lr_decay_epochs": "150,180,210",
+        "weight_decay": 5e-4,
+    }
     assert all(recipe(name) == small for name in ("cifar100", "cifar10", "folder", "digits"))
-    assert recipe("imagenet") == {"batch_size": 256, "epochs": 120, "learning_rate": 0.1,
-                                  "lr_decay_epochs": "30,60,90", "weight_decay": 1e-4}
+    assert recipe("imagenet") == {
+        "batch_size": 256,
+        "epochs": 120,
+        "learning_rate": 0.1,
+        "lr_decay_epochs": "30,60,90",
+        "weight_decay": 1e-4,
+    }
 
 
 def test_a_recipe_imports_no_loader_and_a_loader_no_optional_package():
-    code = ("import sys, dataset; dataset.recipe('digits'); dataset.recipe('imagenet')\n"
-            "assert not {m for m in sys.modules if m.startswith('dataset.')} - {'dataset.recipes'}, sys.modules\n"
-            "[dataset.dataset_dict[name] for name in dataset.dataset_dict]\n"
-            "assert not {'torchvision', 'sklearn', 'PIL'} & set(sys.modules)")
+    code = (
+        "import sys, dataset; dataset.recipe('digits'); dataset.recipe('imagenet')\n"
+        "assert not {m for m in sys.modules if m.startswith('dataset.')} - {'dataset.recipes'}, sys.modules\n"
+        "[dataset.dataset_dict[name] for name in dataset.dataset_dict]\n"
+        "assert not {'torchvision', 'sklearn', 'PIL'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -401,15 +425,18 @@ def without(key):
     return lambda content: {k: v for k, v in content.items() if k != key}
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (without("test_labels"), "has no test_labels"),
-    (lambda c: {**c, "train_images": c["train_images"][:, :16]}, r"train_images is uint8 \[300, 16, 32, 3\]"),
-    (lambda c: {**c, "train_images": c["train_images"].astype(np.float32)}, "train_images is float32"),
-    (lambda c: {**c, "train_labels": c["train_labels"][:-1]}, r"train_labels is int64 \[299\]"),
-    (lambda c: {**c, "test_labels": c["test_labels"] + 1}, "test_labels run from 1 to 100"),
-    (lambda c: {**c, "classes": c["classes"][:10]}, "names 10 classes, expected 100"),
-    (lambda c: {**c, "train_labels": c["train_labels"].astype(object)}, "cannot be read as an npz archive"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (without("test_labels"), "has no test_labels"),
+        (lambda c: {**c, "train_images": c["train_images"][:, :16]}, r"train_images is uint8 \[300, 16, 32, 3\]"),
+        (lambda c: {**c, "train_images": c["train_images"].astype(np.float32)}, "train_images is float32"),
+        (lambda c: {**c, "train_labels": c["train_labels"][:-1]}, r"train_labels is int64 \[299\]"),
+        (lambda c: {**c, "test_labels": c["test_labels"] + 1}, "test_labels run from 1 to 100"),
+        (lambda c: {**c, "classes": c["classes"][:10]}, "names 10 classes, expected 100"),
+        (lambda c: {**c, "train_labels": c["train_labels"].astype(object)}, "cannot be read as an npz archive"),
+    ],
+)
 def test_foreign_npz_is_refused(tmp_path, spoil, message):
     np.savez(tmp_path / "cifar100.npz", **spoil(arrays(100)))
     with pytest.raises(UserError, match=message) as caught:
@@ -453,8 +480,11 @@ def official(monkeypatch, tmp_path):
         rows = content[f"{part}_images"].transpose(0, 3, 1, 2).reshape(-1, 3072)
         return pickle.dumps({"data": rows, "fine_labels": content[f"{part}_labels"].tolist()})
 
-    files = {"train": packed("train"), "test": packed("test"),
-             "meta": pickle.dumps({"fine_label_names": content["classes"].tolist()})}
+    files = {
+        "train": packed("train"),
+        "test": packed("test"),
+        "meta": pickle.dumps({"fine_label_names": content["classes"].tolist()}),
+    }
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
         for name, blob in files.items():
@@ -467,8 +497,9 @@ def official(monkeypatch, tmp_path):
 
     monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", md5(files["train"])]])
     monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", md5(files["test"])]])
-    monkeypatch.setattr(datasets.CIFAR100, "meta",
-                        {"filename": "meta", "key": "fine_label_names", "md5": md5(files["meta"])})
+    monkeypatch.setattr(
+        datasets.CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": md5(files["meta"])}
+    )
     monkeypatch.setattr(datasets.CIFAR100, "tgz_md5", md5(archive.getvalue()))
 
     def offline(*_, **__):
@@ -525,7 +556,7 @@ def test_half_downloaded_cifar_is_named(official, download):
 
 def test_cifar100_complete(tmp_path):
     if not SHARED.is_dir():
-        pytest.skip("../shared/data is absent")
+        pytest.skip("shared data is absent: CIFAR-100")
     subprocess.run([sys.executable, str(SHARED / "unpack.py"), str(tmp_path)], check=True, capture_output=True)
     data = dataset_dict["cifar100"](DataOptions(tmp_path, download=False))
     (tmp_path / "cifar100.npz").unlink()  # 185 MB that pytest would keep
@@ -575,8 +606,20 @@ def test_folder_decodes_as_torchvision_resizes_and_crops(tree):
     assert data.classes == ("ant", "bee") and data.train_labels.tolist() == [0] * 6 + [1] * 6
     assert data.flips and data.shapes["image"] == (3, 24, 24) and data.pad == 3 and len(data.test) == 4
     reference = transforms.Compose([transforms.Resize(24), transforms.CenterCrop(24)])
-    names = ["ant/0.png", "ant/1.png", "ant/2.png", "ant/3.png", "ant/tall.jpg", "ant/wide.JPEG", "bee/0.png",
-             "bee/1.png", "bee/2.png", "bee/3.png", "bee/grey.png", "bee/inner/deep.webp"]
+    names = [
+        "ant/0.png",
+        "ant/1.png",
+        "ant/2.png",
+        "ant/3.png",
+        "ant/tall.jpg",
+        "ant/wide.JPEG",
+        "bee/0.png",
+        "bee/1.png",
+        "bee/2.png",
+        "bee/3.png",
+        "bee/grey.png",
+        "bee/inner/deep.webp",
+    ]
     for got, name in zip(data.train_images, names, strict=True):
         with Image.open(tree / "train" / name) as image:
             assert np.array_equal(got.numpy(), np.asarray(reference(image.convert("RGB")))), name
@@ -667,7 +710,7 @@ def test_available_memory_is_plausible():
 def test_folder_on_real_photographs():
     root = SHARED / "imagenette_small"
     if not root.is_dir():
-        pytest.skip("../shared/data/imagenette_small is absent")
+        pytest.skip("shared data is absent: imagenette_small")
     data = read(root, image_size=64)
     assert len(data.train_labels) == 600 and len(data.test) == 200 and data.num_classes == 10
     assert data.classes[0] == "n01440764" and data.num_crops == 17 * 17 * 2

@@ -119,8 +119,9 @@ def test_srrl(case):
     has_published_keys(nn.ModuleDict({"transfer": method.transfer}), case)
     fill_module(method.transfer, prefix="transfer.")
     logits = torch.zeros(8, 100)
-    terms, *_ = run(method, {"logits": logits, "pooled": x["s"]}, {"logits": head(x["t"]), "pooled": x["t"]},
-                    batch_of(LABELS))
+    terms, *_ = run(
+        method, {"logits": logits, "pooled": x["s"]}, {"logits": head(x["t"]), "pooled": x["t"]}, batch_of(LABELS)
+    )
     check(case, terms["srrl"], x)
     assert not any(p.requires_grad for p in method.teacher_head.parameters())
 
@@ -163,8 +164,14 @@ def test_crd():
     """Two calls on the same banks: Z is fixed by the first, and the banks move in between."""
     first, second = cases("crd")
     hyper = first["hyper"]
-    method = build("crd", side("s", [], 64, 100), side("t", [], 96, 100), cls=0.0, div=0.0,
-                   **{k: hyper[k] for k in ("feat_dim", "nce_k", "nce_t", "nce_m")})
+    method = build(
+        "crd",
+        side("s", [], 64, 100),
+        side("t", [], 96, 100),
+        cls=0.0,
+        div=0.0,
+        **{k: hyper[k] for k in ("feat_dim", "nce_k", "nce_t", "nce_m")},
+    )
     has_published_keys(nn.ModuleDict({"embed_s": method.embed_s, "embed_t": method.embed_t}), first)
     fill_module(method.embed_s, prefix="embed_s.")
     fill_module(method.embed_t, prefix="embed_t.")
@@ -207,16 +214,29 @@ def hash_fill(module: nn.Module, prefix: str = "") -> nn.Module:
 
 
 def maps_named(names: str, batch: int = 4) -> dict[str, Tensor]:
-    shapes = {"s0": (8, 16, 16), "s1": (16, 8, 8), "s2": (24, 4, 4), "t0": (12, 16, 16), "t1": (16, 4, 4),
-              "t2": (32, 4, 4)}
+    shapes = {
+        "s0": (8, 16, 16),
+        "s1": (16, 8, 8),
+        "s2": (24, 4, 4),
+        "t0": (12, 16, 16),
+        "t1": (16, 4, 4),
+        "t2": (32, 4, 4),
+    }
     return {n: (2 * hashed(n, (batch, *shapes[n]))).requires_grad_(n[0] == "s") for n in names.split()}
 
 
 def table_method(name: str, x: dict[str, Tensor], head: nn.Module | None = None, **options: object):
     (*_, last_s), (*_, last_t) = shapes_of(x, "s"), shapes_of(x, "t")
     batch = len(next(iter(x.values())))
-    method = build(name, side("s", shapes_of(x, "s"), last_s[0], 10), side("t", shapes_of(x, "t"), last_t[0], 10, head),
-                   batch_size=batch, cls=0.0, div=0.0, **options)
+    method = build(
+        name,
+        side("s", shapes_of(x, "s"), last_s[0], 10),
+        side("t", shapes_of(x, "t"), last_t[0], 10, head),
+        batch_size=batch,
+        cls=0.0,
+        div=0.0,
+        **options,
+    )
     return method.double(), batch_of(torch.zeros(batch, dtype=torch.long))
 
 
@@ -239,17 +259,20 @@ def test_table_kd(temperature, loss, grad):
     assert torch.autograd.grad(terms["div"], logits_s)[0].norm().item() == pytest.approx(grad, **GRAD)
 
 
-@pytest.mark.parametrize(("name", "maps", "loss", "grads"), [
-    ("at", "s0 t0", 0.000176519711, [6.06648e-05]),
-    ("at", "s1 t1", 0.00176829973, [0.00235204]),
-    ("at", "s2 t2", 0.00144844089, [0.00164139]),
-    ("at", "s0 s1 s2 t0 t1 t2", 0.00339326033, [6.06648e-05, 0.00235204, 0.00164139]),
-    ("sp", "s2 t2", 0.169413786, [0.0173057]),
-    ("vid", "s0 t0", 0.877021126, [0.00285917]),
-    ("vid", "s1 t1", 0.840333301, [0.00274177]),
-    ("vid", "s2 t2", 0.845362231, [0.00415041]),
-    ("vid", "s0 s1 s2 t0 t1 t2", 2.56271666, [0.00285917, 0.00274177, 0.00415041]),
-])
+@pytest.mark.parametrize(
+    ("name", "maps", "loss", "grads"),
+    [
+        ("at", "s0 t0", 0.000176519711, [6.06648e-05]),
+        ("at", "s1 t1", 0.00176829973, [0.00235204]),
+        ("at", "s2 t2", 0.00144844089, [0.00164139]),
+        ("at", "s0 s1 s2 t0 t1 t2", 0.00339326033, [6.06648e-05, 0.00235204, 0.00164139]),
+        ("sp", "s2 t2", 0.169413786, [0.0173057]),
+        ("vid", "s0 t0", 0.877021126, [0.00285917]),
+        ("vid", "s1 t1", 0.840333301, [0.00274177]),
+        ("vid", "s2 t2", 0.845362231, [0.00415041]),
+        ("vid", "s0 s1 s2 t0 t1 t2", 2.56271666, [0.00285917, 0.00274177, 0.00415041]),
+    ],
+)
 def test_table_maps(name, maps, loss, grads):
     x = maps_named(maps)
     method, batch = table_method(name, x)
@@ -260,11 +283,14 @@ def test_table_maps(name, maps, loss, grads):
     assert norms == pytest.approx(grads, **GRAD)
 
 
-@pytest.mark.parametrize(("factor", "loss", "size", "mean"), [
-    (2, 0.352774115, 3328, 0.0209180518),
-    (4, 0.350588886, 1120, -0.0019428756),
-    (8, 0.382691288, 448, -0.000637345871),
-])
+@pytest.mark.parametrize(
+    ("factor", "loss", "size", "mean"),
+    [
+        (2, 0.352774115, 3328, 0.0209180518),
+        (4, 0.350588886, 1120, -0.0019428756),
+        (8, 0.382691288, 448, -0.000637345871),
+    ],
+)
 def test_table_simkd(factor, loss, size, mean):
     x = maps_named("s2 t2")
     method, batch = table_method("simkd", x, hash_fill(nn.Linear(32, 10)), factor=factor)
@@ -294,11 +320,14 @@ def test_table_srrl():
     assert terms["srrl"].item() == pytest.approx(7.88842515, **TIGHT)
 
 
-@pytest.mark.parametrize(("batch", "soft", "loss", "grads"), [
-    (4, 1.0, 0.332588396, [0.00294979, 0.00650184, 0.00494034]),
-    (4, 2.0, 0.336481318, None),
-    (8, 1.0, 0.358009958, [0.00241041, 0.00486343, 0.00424984]),
-])
+@pytest.mark.parametrize(
+    ("batch", "soft", "loss", "grads"),
+    [
+        (4, 1.0, 0.332588396, [0.00294979, 0.00650184, 0.00494034]),
+        (4, 2.0, 0.336481318, None),
+        (8, 1.0, 0.358009958, [0.00241041, 0.00486343, 0.00424984]),
+    ],
+)
 def test_table_semckd(batch, soft, loss, grads):
     x = maps_named("s0 s1 s2 t0 t1 t2", batch)
     method, made = table_method("semckd", x, soft=soft)
@@ -309,14 +338,22 @@ def test_table_semckd(batch, soft, loss, grads):
         assert norms == pytest.approx(grads, **GRAD)
     if batch == 8:
         _, s, _ = run(method, staged(x, "s"), staged(x, "t"), made)
-        alpha = torch.tensor([[.400187, .302481, .297331], [.112791, .764607, .122602], [.32919, .418141, .252669]])
+        alpha = torch.tensor(
+            [[0.400187, 0.302481, 0.297331], [0.112791, 0.764607, 0.122602], [0.32919, 0.418141, 0.252669]]
+        )
         torch.testing.assert_close(s["semckd.attention"][0], alpha.double(), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("shape_s", "shape_t", "mean"), [
-    ((8, 16, 16), (12, 8, 8), 0.273383368), ((8, 8, 8), (12, 16, 16), 0.108041309),
-    ((8, 16, 16), (12, 16, 16), 0.348779267), ((8, 7, 7), (12, 5, 5), 0.329703388),
-    ((8, 8, 8), (12, 32, 32), 0.986765852)])
+@pytest.mark.parametrize(
+    ("shape_s", "shape_t", "mean"),
+    [
+        ((8, 16, 16), (12, 8, 8), 0.273383368),
+        ((8, 8, 8), (12, 16, 16), 0.108041309),
+        ((8, 16, 16), (12, 16, 16), 0.348779267),
+        ((8, 7, 7), (12, 5, 5), 0.329703388),
+        ((8, 8, 8), (12, 32, 32), 0.986765852),
+    ],
+)
 def test_table_regressor(shape_s, shape_t, mean):
     x = {"s": 2 * hashed("s0", (4, *shape_s)), "t": 2 * hashed("t0", (4, *shape_t))}
     method, batch = table_method("fitnet", x)
@@ -349,5 +386,6 @@ def test_table_crd():
         assert method.criterion.z1.item() == pytest.approx(292687.384, **TIGHT)
         assert method.criterion.z2.item() == pytest.approx(263772.716, **TIGHT)
         method.after_backward(s, t, batch)
-    torch.testing.assert_close(method.memory.memory_v1[3, :3], torch.tensor([.573137, -.254932, -.205730]).double(),
-                               rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        method.memory.memory_v1[3, :3], torch.tensor([0.573137, -0.254932, -0.205730]).double(), rtol=0, atol=1e-6
+    )

@@ -27,11 +27,21 @@ def test_names():
     assert {published_names[method_dict.resolve(alias)] for alias in method_dict.aliases} == set(method_dict.aliases)
 
 
-@pytest.mark.parametrize(("name", "weights", "authors"), [
-    ("vanilla", (1, 0, 0), (1, 0, 0)), ("kd", (1, 1, 0), (0.1, 0.9, 0)), ("fitnet", (1, 1, 100), (1, 0, 100)),
-    ("at", (1, 1, 1000), (1, 0, 1000)), ("sp", (1, 1, 3000), (1, 0, 3000)), ("vid", (1, 1, 1), (1, 0, 1)),
-    ("crd", (1, 1, 0.8), (1, 0, 0.8)), ("srrl", (1, 1, 1), (1, 1, 1)), ("semckd", (1, 1, 400), (1, 1, 400)),
-    ("simkd", (0, 0, 1), (0, 0, 1))])
+@pytest.mark.parametrize(
+    ("name", "weights", "authors"),
+    [
+        ("vanilla", (1, 0, 0), (1, 0, 0)),
+        ("kd", (1, 1, 0), (0.1, 0.9, 0)),
+        ("fitnet", (1, 1, 100), (1, 0, 100)),
+        ("at", (1, 1, 1000), (1, 0, 1000)),
+        ("sp", (1, 1, 3000), (1, 0, 3000)),
+        ("vid", (1, 1, 1), (1, 0, 1)),
+        ("crd", (1, 1, 0.8), (1, 0, 0.8)),
+        ("srrl", (1, 1, 1), (1, 1, 1)),
+        ("semckd", (1, 1, 400), (1, 1, 400)),
+        ("simkd", (0, 0, 1), (0, 0, 1)),
+    ],
+)
 def test_published_weights(name, weights, authors):
     config = method_dict[name].Config()
     assert (config.cls, config.div, config.beta) == weights
@@ -43,9 +53,15 @@ def test_flags_are_spelled_as_published():
     fields = {f.name: f for m in method_dict.values() for f in dataclasses.fields(m.Config) if f.metadata}
     flags = {name: (f.metadata["flag"], f.metadata["short"], f.default) for name, f in fields.items()}
     assert flags == {
-        "hint_layer": ("--hint_layer", None, 1), "soft": ("--soft", "-s", 1.0), "factor": ("--factor", "-f", 2),
-        "feat_dim": ("--feat_dim", None, 128), "mode": ("--mode", None, "exact"), "nce_k": ("--nce_k", None, 16384),
-        "nce_t": ("--nce_t", None, 0.07), "nce_m": ("--nce_m", None, 0.5)}
+        "hint_layer": ("--hint_layer", None, 1),
+        "soft": ("--soft", "-s", 1.0),
+        "factor": ("--factor", "-f", 2),
+        "feat_dim": ("--feat_dim", None, 128),
+        "mode": ("--mode", None, "exact"),
+        "nce_k": ("--nce_k", None, 16384),
+        "nce_t": ("--nce_t", None, 0.07),
+        "nce_m": ("--nce_m", None, 0.5),
+    }
 
 
 def test_notes_name_the_pairs_only_when_stages_are_left_over():
@@ -94,9 +110,15 @@ def test_semckd_wants_full_batches():
 def test_features_added_are_prefixed(name):
     """`deploy` may replace the logits; nothing else of the networks is overwritten."""
     method = small(name, **({"nce_k": 4} if name == "crd" else {}))
-    s, t = ({"logits": torch.randn(8, 5), "pooled": torch.randn(8, width),
-             "stem": torch.randn(8, *stages[0]), **{f"stage{i + 1}": torch.randn(8, *x) for i, x in enumerate(stages)}}
-            for width, stages in ((6, STAGES_S), (12, STAGES_T)))
+    s, t = (
+        {
+            "logits": torch.randn(8, 5),
+            "pooled": torch.randn(8, width),
+            "stem": torch.randn(8, *stages[0]),
+            **{f"stage{i + 1}": torch.randn(8, *x) for i, x in enumerate(stages)},
+        }
+        for width, stages in ((6, STAGES_S), (12, STAGES_T))
+    )
     terms, s_out, t_out = run(method, s, t, batch_of(torch.arange(8) % 5))
     assert terms.keys() - {"cls", "div"} <= {name} and terms.keys() <= method.weights(Progress()).keys()
     for before, after in ((s, s_out), (t, t_out)):

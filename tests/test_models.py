@@ -90,7 +90,8 @@ def test_taps_in_training(spec):
     fired = dict.fromkeys(spec.taps, 0)
     for name, tap in spec.taps.items():
         net.model.get_submodule(tap.module).register_forward_hook(
-            lambda *_, name=name: fired.update({name: fired[name] + 1}))
+            lambda *_, name=name: fired.update({name: fired[name] + 1})
+        )
     out = net({"image": rand((2, 3, 32, 32), 1)})
     assert fired == dict.fromkeys(spec.taps, 1)
     assert out.keys() == {*spec.taps, "logits"}
@@ -200,6 +201,6 @@ def test_unknown_name_suggests_near_ones():
 def test_published_checkpoint_loads_strictly(name):
     path = CHECKPOINTS / f"{name}.pth"
     if not path.exists():
-        pytest.skip(f"{name}.pth, a checkpoint of other people, is not part of this repository")
+        pytest.skip(f"shared data is absent: {name}.pth, a checkpoint of other people")
     model = model_dict[name](num_classes=100)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)

@@ -29,8 +29,13 @@ def prepared(name: str, stages_s: list, stages_t: list, pooled_s: int = 12, **op
     """A distiller in float64, random everywhere (a fresh batch norm is the identity), and features of both networks."""
     pooled_t = stages_t[-1][0] if stages_t else 14
     head = nn.Linear(pooled_t, K).double()
-    method = build(name, side("s", stages_s, pooled_s, K), side("t", stages_t, pooled_t, K, head), batch_size=B,
-                   **{"cls": 0.0, "div": 0.0, **options}).double()
+    method = build(
+        name,
+        side("s", stages_s, pooled_s, K),
+        side("t", stages_t, pooled_t, K, head),
+        batch_size=B,
+        **{"cls": 0.0, "div": 0.0, **options},
+    ).double()
     with torch.no_grad():
         for i, p in enumerate(method.parameters()):
             p.add_(0.1 * normal(*p.shape, seed=i))
@@ -85,8 +90,9 @@ def test_sp(size_s, size_t):
 @pytest.mark.parametrize(("size_s", "size_t"), SIZES)
 def test_vid(size_s, size_t):
     method, s, t, _ = prepared("vid", [(3, *size_s), (4, 2, 2)], [(5, *size_t), (6, 4, 4)])
-    expected = sum(reference.vid(f_s, f_t, arrays(layer))
-                   for f_s, f_t, layer in zip(maps(s), maps(t), method.layers, strict=True))
+    expected = sum(
+        reference.vid(f_s, f_t, arrays(layer)) for f_s, f_t, layer in zip(maps(s), maps(t), method.layers, strict=True)
+    )
     assert term(method, s, t) == pytest.approx(expected, **TOLERANCE)
 
 
@@ -100,8 +106,13 @@ def test_vid_starts_at_variance_five():
 @pytest.mark.parametrize("pooled_s", [12, 14, 20])
 def test_srrl(pooled_s):
     method, s, t, head = prepared("srrl", [], [], pooled_s)
-    expected = reference.srrl(s["pooled"].numpy(), t["pooled"].numpy(), t["logits"].numpy(),
-                              arrays(method.transfer, "transfer."), arrays(head, "fc."))
+    expected = reference.srrl(
+        s["pooled"].numpy(),
+        t["pooled"].numpy(),
+        t["logits"].numpy(),
+        arrays(method.transfer, "transfer."),
+        arrays(head, "fc."),
+    )
     assert term(method, s, t) == pytest.approx(expected, **TOLERANCE)
 
 
@@ -134,11 +145,14 @@ def test_crd(nce_k):
     terms, s_all, t_all = run(method, s, t, batch)
     w = arrays(method)
     bank_1, bank_2 = w["memory.memory_v1"], w["memory.memory_v2"]
-    expected = reference.crd(s["pooled"].numpy(), t["pooled"].numpy(), w, bank_1.copy(), bank_2.copy(), places.numpy(),
-                             0.07)
+    expected = reference.crd(
+        s["pooled"].numpy(), t["pooled"].numpy(), w, bank_1.copy(), bank_2.copy(), places.numpy(), 0.07
+    )
     assert terms["crd"].item() == pytest.approx(expected, **TOLERANCE)
-    wanted = [reference.crd_update(bank, index.numpy(), v.detach().numpy(), 0.5)
-              for bank, v in ((bank_1, s_all["crd.v_s"]), (bank_2, t_all["crd.v_t"]))]
+    wanted = [
+        reference.crd_update(bank, index.numpy(), v.detach().numpy(), 0.5)
+        for bank, v in ((bank_1, s_all["crd.v_s"]), (bank_2, t_all["crd.v_t"]))
+    ]
     method.after_backward(s_all, t_all, batch)
     for bank, expected_bank in zip((method.memory.memory_v1, method.memory.memory_v2), wanted, strict=True):
         torch.testing.assert_close(bank, torch.from_numpy(expected_bank), rtol=1e-10, atol=1e-12)

@@ -38,8 +38,11 @@ def plain(name: str) -> ModelSpec:
 def batches() -> list[Batch]:
     size = GOLDEN["batch"]
     return [
-        Batch({"image": rand((size, 3, 32, 32), image)},
-              torch.from_numpy(np.random.RandomState(label).randint(0, 100, size)), torch.arange(size))
+        Batch(
+            {"image": rand((size, 3, 32, 32), image)},
+            torch.from_numpy(np.random.RandomState(label).randint(0, 100, size)),
+            torch.arange(size),
+        )
         for image, label in zip(GOLDEN["image_seeds"], GOLDEN["label_seeds"], strict=True)
     ]
 
@@ -81,8 +84,9 @@ def build_step(run: dict) -> DistillStep:
     context = Context(100, torch.arange(500) % 100, GOLDEN["batch"], probe(student, SHAPES), probe(teacher, SHAPES))
     distiller = method(cfg, context)
     fill_connector(distiller)
-    return DistillStep(student, LiveTeacher(teacher), distiller, lambda params, _: torch.optim.SGD(params, **SGD),
-                       needs=needs)
+    return DistillStep(
+        student, LiveTeacher(teacher), distiller, lambda params, _: torch.optim.SGD(params, **SGD), needs=needs
+    )
 
 
 @pytest.mark.parametrize("run", GOLDEN["runs"], ids=lambda r: r["method"])

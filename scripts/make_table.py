@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Tables from run folders: python scripts/make_table.py --root ./save [--dataset digits] [--out FILE]
+
+One row per (student, method, teacher, settings); repetitions that differ in trial and seed alone are averaged. Numbers
+come from metrics.jsonl and parameters.json of finished runs; nothing is typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from helper.checkpoint import atomic_write_text
+from helper.options import published_name
+from helper.protocols import UserError
+from helper.reporting import clock
+
+REPETITION = ("trial", "seed")  # what two runs of one cell may differ in
+METHOD = ("distill", "cls", "div", "beta", "model", "model_s", "teacher", "kd_T", "init_epochs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run. identity: every setting that changes what it computed."""
+
+    folder: Path
+    identity: dict[str, Any]
+    parameters: dict[str, Any]
+    rows: list[dict[str, Any]]
+    env: dict[str, Any]
+
+    @property
+    def is_teacher(self) -> bool:
+        return "model" in self.identity
+
+    @property
+    def cell(self) -> str:
+        return json.dumps({k: v for k, v in self.identity.items() if k not in REPETITION}, sort_keys=True)
+
+
+def read_run(folder: Path) -> Run | None:
+    """None if the run is not finished. Raises UserError if a file in it is not as the tool writes it."""
+    if not (folder / "parameters.json").exists():
+        return None
+    try:
+        args, parameters, env = (json.loads((folder / f"{n}.json").read_text()) for n in ("args", "parameters", "env"))
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return Run(folder, args["identity"], parameters, rows, env)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder} is not a run folder as this tool writes it ({error!r})") from error
+
+
+def find_runs(root: Path, dataset: str | None) -> list[Run]:
+    folders = sorted(
+        p
+        for kind in ("teachers", "students")
+        for p in (root / kind / "models").glob("*")
+        if p.is_dir() and not p.is_symlink()
+    )
+    runs = [run for run in map(read_run, folders) if run is not None]
+    return [r for r in runs if dataset is None or r.identity["dataset"] == dataset]
+
+
+def mean_std(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def method_settings(identity: dict[str, Any]) -> str:
+    """The method with its weights and its own settings, as a reader tells cells apart."""
+    if "model" in identity:
+        return "teacher"
+    name = published_name(identity["distill"])
+    return "student alone" if identity["distill"] == "vanilla" else name
+
+
+def protocol(run: Run) -> dict[str, Any]:
+    """What must be equal for two numbers to be comparable, beside method and networks."""
+    keys = (
+        "dataset",
+        "epochs",
+        "batch_size",
+        "learning_rate",
+        "lr_decay_epochs",
+        "lr_decay_rate",
+        "weight_decay",
+        "momentum",
+        "precision",
+        "val_fraction",
+        "few_ratio",
+        "image_size",
+        "max_steps",
+        "accumulate",
+    )
+    found = {k: run.identity.get(k) for k in keys}
+    return found | {"evaluated on": run.parameters.get("evaluated_on", "test")}
+
+
+def describe_protocol(run: Run) -> str:
+    p = protocol(run)
+    text = (
+        f"{p['dataset']}, {p['epochs']} epochs, batch {p['batch_size']}, lr {p['learning_rate']:g} times "
+        f"{p['lr_decay_rate']:g} after {p['lr_decay_epochs']}, wd {p['weight_decay']:g}, {p['precision']}, "
+        f"evaluated on {p['evaluated on']} in fp32"
+    )
+    extra = {"few_ratio": 1.0, "val_fraction": 0.0, "image_size": None, "max_steps": None, "accumulate": 1}
+    return text + "".join(f", {k} {p[k]}" for k, default in extra.items() if p[k] != default)
+
+
+def tell_apart(groups: list[list[Run]]) -> list[str]:
+    """For cells that would look alike: the settings in which they differ."""
+    labels = [(method_settings(g[0].identity), network(g[0]), g[0].parameters.get("arch_t")) for g in groups]
+    out = []
+    for i, group in enumerate(groups):
+        alike = [groups[j][0].identity for j in range(len(groups)) if labels[j] == labels[i]]
+        mine = group[0].identity
+        different = [k for k in mine if k not in REPETITION and any(other.get(k) != mine[k] for other in alike)]
+        out.append(labels[i][0] + "".join(f", {k} {mine[k]}" for k in different))
+    return out
+
+
+def network(run: Run) -> str:
+    return run.identity["model"] if run.is_teacher else run.identity["model_s"]
+
+
+def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]], list[str]]:
+    """(header, rows, notes). The teacher rows come first, then the students, alone before distilled."""
+    cells: dict[str, list[Run]] = {}
+    for run in runs:
+        cells.setdefault(run.cell, []).append(run)
+    groups = sorted(cells.values(), key=lambda g: (not g[0].is_teacher, network(g[0]), order(g[0])))
+    alone = {
+        (network(g[0]), json.dumps(protocol(g[0]))): statistics.mean(last(g))
+        for g in groups
+        if g[0].identity.get("distill") == "vanilla"
+    }
+    protocols = list(dict.fromkeys(describe_protocol(g[0]) for g in groups))
+    header = ["method", "network", "teacher", "last epoch", "(best)", "gain", "runs", "parameters", "MACs", "time"]
+    if len(protocols) > 1:
+        header.append("protocol")
+    rows = []
+    for group, label in zip(groups, tell_apart(groups), strict=True):
+        first, p = group[0], group[0].parameters
+        base = alone.get((network(first), json.dumps(protocol(first))))
+        comparable = base is not None and not first.is_teacher and first.identity["distill"] != "vanilla"
+        teacher = (
+            ""
+            if first.is_teacher or not p.get("arch_t")
+            else p["arch_t"] + (f" {acc:.2f}" if (acc := p.get("teacher_acc")) is not None else "")
+        )
+        row = [
+            label,
+            network(first),
+            teacher,
+            mean_std(last(group)),
+            f"({best(group):.2f})",
+            f"{statistics.mean(last(group)) - base:+.2f}" if comparable else "",
+            str(len(group)),
+            f"{p['Deployed params']:.3f} M",
+            f"{p['Deployed MACs']:.1f} M",
+            clock(statistics.mean(r.parameters["Total time"] * 3600 for r in group)),
+        ]
+        if len(protocols) > 1:
+            row.append(f"[{protocols.index(describe_protocol(first)) + 1}]")
+        rows.append(row)
+    hardware = dict.fromkeys(
+        f"{r.env['cpu']}, {r.env['cpu_threads']} threads" if not r.env["gpus"] else r.env["gpus"][0]
+        for g in groups
+        for r in g
+    )
+    numbered = len(protocols) > 1
+    notes = [f"Protocol{f' [{i + 1}]' if numbered else ''}: {text}." for i, text in enumerate(protocols)]
+    notes += [
+        "Last-epoch top-1, mean ± standard deviation over runs; best epoch in brackets, selected on what it is "
+        "reported on. Parameters and MACs are those at test time. Gain is over the student alone under the same "
+        "protocol.",
+        f"Hardware: {'; '.join(hardware)}.",
+    ]
+    return header, rows, notes
+
+
+def order(run: Run) -> tuple[int, str]:
+    return (0 if run.identity.get("distill") in (None, "vanilla") else 1, run.identity.get("distill", ""))
+
+
+def last(group: Sequence[Run]) -> list[float]:
+    return [r.rows[-1]["test_acc"] for r in group]
+
+
+def best(group: Sequence[Run]) -> float:
+    return statistics.mean(r.parameters["best"]["test_acc"] for r in group)
+
+
+def as_markdown(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
+    return "\n".join([line(header), rule, *map(line, rows), "", *[f"{n}\n" for n in notes]])
+
+
+def as_csv(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()
+
+
+FORMATS = {"markdown": as_markdown, "csv": as_csv}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
+    parser.add_argument("--dataset", help="runs on this data set only")
+    parser.add_argument("--format", choices=FORMATS, default="markdown")
+    parser.add_argument("--out", type=Path, help="write here instead of to standard output")
+    parser.add_argument("--title", help="a heading above a Markdown table")
+    args = parser.parse_args(argv)
+    runs = [run for root in args.root for run in find_runs(root, args.dataset)]
+    if not runs:
+        raise UserError(f"no finished run below {', '.join(map(str, args.root))}: train something first")
+    text = FORMATS[args.format](*table(runs))
+    if args.title and args.format == "markdown":
+        text = f"# {args.title}\n\n{text}"
+    if args.out:
+        atomic_write_text(args.out, text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

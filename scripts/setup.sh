@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Sourced by the other scripts: leaves a Python with the requirements in $PYTHON.
+# Uses the active virtual environment if there is one, else makes .venv in the repository. Needs Python 3.11 or 3.12.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+if [ -n "${VIRTUAL_ENV:-}" ]; then
+    PYTHON="$VIRTUAL_ENV/bin/python"
+else
+    PYTHON="$root/.venv/bin/python"
+    if [ ! -x "$PYTHON" ]; then
+        for candidate in python3.12 python3.11 python3; do
+            if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+                base=$candidate
+                break
+            fi
+        done
+        : "${base:?Retort needs Python 3.11 or 3.12 on the PATH}"
+        echo "making a virtual environment in .venv with $("$base" --version)"
+        "$base" -m venv .venv
+    fi
+fi
+stamp="$(dirname "$PYTHON")/../.retort-requirements"
+if ! cmp -s requirements.txt "$stamp"; then
+    echo "installing requirements.txt (the CUDA build of torch is about 5 GB once unpacked)"
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    cp requirements.txt "$stamp"
+fi

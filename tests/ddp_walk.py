@@ -1,0 +1,63 @@
+"""Two ranks walk through the contract cases: run by torchrun, see test_ddp.py.
+
+Each rank trains on its own half of a batch; afterwards all parameters and buffers that a method shares must agree.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+import torch  # noqa: E402 (a script: the paths come first)
+import torch.distributed as dist  # noqa: E402
+from cases import ALL  # noqa: E402
+from contract import PROGRESS, ddp, make_step, parameters_vector  # noqa: E402
+from toys import B  # noqa: E402
+
+
+def agree(values: torch.Tensor) -> bool:
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values)
+    return all(torch.allclose(parts[0], p, rtol=0, atol=1e-6) for p in parts[1:])
+
+
+def walk(case: str, rank: int) -> list[str]:
+    method, cfg, student, teacher, data = ALL[case]
+    build = partial(make_step, method, cfg, student, teacher, data, B)
+    start = parameters_vector(build())
+    step = build(wrap=ddp)
+    step.train()
+    for i in range(2):
+        step(data.batch(seed=10 * i + rank), PROGRESS)
+    trained = parameters_vector(step)
+    problems = []
+    if not agree(trained):
+        problems.append(f"{case}: ranks disagree")
+    if torch.equal(trained, start):
+        problems.append(f"{case}: nothing was trained")
+    banks = [b for name, b in step.method.named_buffers() if "memory" in name]
+    problems += [f"{case}: a memory bank differs between ranks" for b in banks if not agree(b)]
+    return problems
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    wanted = sys.argv[1:] or list(ALL)
+    problems = [p for case in wanted for p in walk(case, rank)]
+    dist.barrier()
+    dist.destroy_process_group()
+    if rank == 0:
+        print("\n".join(problems) or f"{len(wanted)} cases agree", flush=True)
+    sys.stdout.flush()
+    # leave at once: gloo's threads were seen to abort a process that ends through the interpreter
+    os._exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()
