@@ -156,8 +156,7 @@ class CachedTeacher:
             self.valid[rows] = 1
             self.unsaved.clear()
 
-    def hit_rate(self) -> float:
-        """Share of samples answered from the cache since the last call."""
-        rate = self.hits / max(self.asked, 1)
-        self.hits = self.asked = 0
-        return rate
+    def end_epoch(self) -> dict[str, float]:
+        """Flush; the share of samples answered from the cache since the start goes into metrics.jsonl."""
+        self.flush()
+        return {"cache_hit_rate": self.hits / max(self.asked, 1)}

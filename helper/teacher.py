@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from helper.cache import CachedTeacher
 from helper.protocols import Batch, Features, TeacherSource, UserError
 from helper.taps import TappedNet
 
@@ -60,11 +61,12 @@ class EnsembleTeacher:
 class SharedTeacher:
     """One forward per batch for several students: remembers the last batch, by identity, with all taps anybody wants.
 
-    taps: the union over the students. A student whose method changes the batch asks with
-    another batch, and pays for it.
+    taps: the union over the students. cache: the source, if it is one. A student whose method changes the batch asks
+    with another batch, and pays for it.
     """
 
-    def __init__(self, source: TeacherSource, taps: Sequence[str]):
+    def __init__(self, source: TeacherSource, taps: Sequence[str], cache: CachedTeacher | None = None):
+        self.cache = cache
         self.source, self.spec, self.taps = source, source.spec, tuple(dict.fromkeys(taps))
         self._batch: Batch | None = None
         self._features: Features = {}
