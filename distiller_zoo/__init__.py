@@ -19,6 +19,7 @@ method_dict = Registry(
         "simkd": "distiller_zoo.simkd:SimKD",
         "dist": "distiller_zoo.dist:DIST",
         "dkd": "distiller_zoo.dkd:DKD",
+        "nkd": "distiller_zoo.nkd:NKD",
     },
     aliases={
         "hint": "fitnet",
