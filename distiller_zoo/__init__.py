@@ -20,6 +20,7 @@ method_dict = Registry(
         "dist": "distiller_zoo.dist:DIST",
         "dkd": "distiller_zoo.dkd:DKD",
         "nkd": "distiller_zoo.nkd:NKD",
+        "wttm": "distiller_zoo.wttm:WTTM",
     },
     aliases={
         "hint": "fitnet",
