@@ -17,6 +17,7 @@ method_dict = Registry(
         "srrl": "distiller_zoo.srrl:SRRL",
         "semckd": "distiller_zoo.semckd:SemCKD",
         "simkd": "distiller_zoo.simkd:SimKD",
+        "ctkd": "distiller_zoo.ctkd:CTKD",
         "dist": "distiller_zoo.dist:DIST",
         "dkd": "distiller_zoo.dkd:DKD",
         "nkd": "distiller_zoo.nkd:NKD",
