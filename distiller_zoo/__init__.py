@@ -17,6 +17,7 @@ method_dict = Registry(
         "srrl": "distiller_zoo.srrl:SRRL",
         "semckd": "distiller_zoo.semckd:SemCKD",
         "simkd": "distiller_zoo.simkd:SimKD",
+        "cat_kd": "distiller_zoo.cat_kd:CATKD",
         "ctkd": "distiller_zoo.ctkd:CTKD",
         "dist": "distiller_zoo.dist:DIST",
         "dkd": "distiller_zoo.dkd:DKD",
