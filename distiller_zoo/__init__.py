@@ -21,6 +21,7 @@ method_dict = Registry(
         "ctkd": "distiller_zoo.ctkd:CTKD",
         "dist": "distiller_zoo.dist:DIST",
         "dkd": "distiller_zoo.dkd:DKD",
+        "mgd": "distiller_zoo.mgd:MGD",
         "nkd": "distiller_zoo.nkd:NKD",
         "wttm": "distiller_zoo.wttm:WTTM",
     },
