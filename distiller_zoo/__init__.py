@@ -23,6 +23,7 @@ method_dict = Registry(
         "dkd": "distiller_zoo.dkd:DKD",
         "mgd": "distiller_zoo.mgd:MGD",
         "nkd": "distiller_zoo.nkd:NKD",
+        "srd": "distiller_zoo.srd:SRD",
         "wttm": "distiller_zoo.wttm:WTTM",
     },
     aliases={
