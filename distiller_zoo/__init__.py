@@ -24,6 +24,7 @@ method_dict = Registry(
         "mgd": "distiller_zoo.mgd:MGD",
         "nkd": "distiller_zoo.nkd:NKD",
         "srd": "distiller_zoo.srd:SRD",
+        "vkd": "distiller_zoo.vkd:VkD",
         "wttm": "distiller_zoo.wttm:WTTM",
     },
     aliases={
