@@ -23,6 +23,7 @@ method_dict = Registry(
         "dkd": "distiller_zoo.dkd:DKD",
         "mgd": "distiller_zoo.mgd:MGD",
         "nkd": "distiller_zoo.nkd:NKD",
+        "ofa_kd": "distiller_zoo.ofa_kd:OFAKD",
         "srd": "distiller_zoo.srd:SRD",
         "vkd": "distiller_zoo.vkd:VkD",
         "wttm": "distiller_zoo.wttm:WTTM",
