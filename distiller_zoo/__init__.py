@@ -22,6 +22,7 @@ method_dict = Registry(
         "dist": "distiller_zoo.dist:DIST",
         "dkd": "distiller_zoo.dkd:DKD",
         "mgd": "distiller_zoo.mgd:MGD",
+        "mlkd": "distiller_zoo.mlkd:MLKD",
         "nkd": "distiller_zoo.nkd:NKD",
         "ofa_kd": "distiller_zoo.ofa_kd:OFAKD",
         "srd": "distiller_zoo.srd:SRD",
