@@ -18,7 +18,7 @@ class MGD(Distiller):
 
     G: conv 3x3, ReLU, conv 3x3. The channels of a sample are hidden as a whole, as the paper does for classification.
     align: conv 1x1 where the channels differ; the larger map is pooled to the smaller.
-    The weight and the share are those of ImageNet; none is published for CIFAR-100.
+    The weight and the share are the published ones of ImageNet.
     """
 
     name = "mgd"
