@@ -6,10 +6,11 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from helper.protocols import UserError
 
@@ -48,8 +49,25 @@ def start_log(path: Path | None = None) -> None:
             file = _File(path)
         except OSError as error:
             raise UserError(f"cannot write the log {path}: {error.strerror}") from error
+        claim(file.stream, path.parent)
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
+
+
+def claim(file: IO[str], folder: Path) -> None:
+    """Lock a run's open log; UserError where another process trains that run. The lock goes with the process."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is training {folder}: wait for it or stop it, or choose another --trial"
+        ) from error
+    except OSError:  # nor on this file system
+        return
 
 
 def log_to_file(message: str) -> None:
@@ -79,6 +97,7 @@ class _TensorboardWriter:
     def __init__(self, folder: Path):
         from torch.utils.tensorboard import SummaryWriter
 
+        _quiet_about_events()
         self.writer = SummaryWriter(str(folder), flush_secs=10)
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
@@ -90,6 +109,19 @@ class _TensorboardWriter:
         # what could not be written was reported by scalars(), and must not hide the error that ends the run
         with contextlib.suppress(OSError):
             self.writer.close()
+
+
+def _quiet_about_events() -> None:
+    """tensorboard's own thread hands its OSError to the next call, after printing a traceback; the former is enough."""
+    before = threading.excepthook
+    if before.__name__ == "_report":
+        return
+
+    def _report(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    threading.excepthook = _report
 
 
 class _TensorboardLoggerWriter:

@@ -24,6 +24,7 @@ import torch
 from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text
 from helper.options import Settings, published_name
 from helper.protocols import UserError
+from helper.reporting import claim
 
 SEPARATOR = "~" if os.name == "nt" else ":"
 LONGEST_NAME = 200  # of a folder; most file systems end at 255
@@ -46,7 +47,7 @@ def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
     if settings.dali:
         name += f"_dali{colon}{settings.dali}"
     for key, value in settings.off_default().items():
-        name += f"_{key}{colon}{value}"
+        name += f"_{key}{colon}{','.join(map(str, value)) if isinstance(value, list) else value}"
     name = name.replace("/", "-")
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:12]
@@ -92,6 +93,9 @@ class RunFolder:
 
         Raises UserError when the folder holds a run with other settings, naming each of them.
         """
+        if self.log.exists():
+            with open(self.log) as file:
+                claim(file, self.models)
         try:
             if overwrite:
                 # first what a later process would take for this run's state, in case the rest is not reached

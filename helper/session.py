@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dataset import dataset_dict
 from dataset.base import DataOptions
@@ -21,7 +23,7 @@ from helper.checkpoint import atomic_write_json
 from helper.cost import deployed_parameters, macs
 from helper.loops import Fit, Interrupted, evaluate, read_last, summary
 from helper.options import Settings, parse
-from helper.protocols import DataSet, Progress, UserError
+from helper.protocols import Batch, DataSet, Progress, UserError
 from helper.reporting import event_writer, log, log_to_file, require_backend, start_log
 from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
 from helper.schedule import StepDecay, parse_decay_epochs
@@ -90,9 +92,12 @@ def open_teacher(settings: Settings, data: DataSet) -> build.Network | None:
         settings.without_effect["path_t"] = f"--distill {settings.distill} uses no teacher"
         return None
     log.info("==> loading teacher model")
-    teacher = build.load_network(settings.path_t, settings.model_t, data.num_classes, data.shapes)
+    networks = [build.load_network(p, settings.model_t, data.num_classes, data.shapes) for p in settings.path_t]
+    weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
+    if weights is not None and len(weights) != len(networks):
+        raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
     log.info("==> done")
-    return teacher
+    return dataclasses.replace(networks[0], others=tuple(networks[1:]), weights=weights)
 
 
 def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device, skip: bool) -> float | None:
@@ -100,12 +105,15 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
     if skip:
         log.info("Skipping teacher validation.")
         return None
-    net = build.to_device(teacher.tapped(), device).eval()
-    acc = evaluate(lambda x: {"teacher": net(x)["logits"]}, data.test_loader(500, device=device), device)["teacher"][
-        "acc"
-    ]
+    source = teacher.source(build.to_device(teacher.tapped(), device), device, None)
+    unlabelled = torch.empty(0, dtype=torch.int64)
+
+    def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"teacher": source.features(Batch(inputs, unlabelled, unlabelled), ())["logits"]}
+
+    acc = evaluate(predict, data.test_loader(500, device=device), device)["teacher"]["acc"]
     log.info("teacher accuracy:  %.2f", acc)
-    recorded = teacher.checkpoint.best_acc
+    recorded = None if teacher.others else teacher.checkpoint.best_acc
     if recorded is not None:
         log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
         if abs(recorded - acc) > 0.1:
@@ -162,7 +170,7 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     student = model_dict[settings.model if is_teacher else settings.model_s]
     notice_without_effect(settings, device)
 
-    folder = folder_of(settings, teacher.spec.name if teacher else None, is_teacher)
+    folder = folder_of(settings, teacher.name if teacher else None, is_teacher)
     schedule = StepDecay(settings.learning_rate, parse_decay_epochs(settings.lr_decay_epochs), settings.lr_decay_rate)
     stages = build.build_stages(
         settings.method,
@@ -223,7 +231,7 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
         once = [f"--{name}" for name, given in (("overwrite", settings.overwrite), ("resume", chosen)) if given]
         command = f"the same command without {' and '.join(once)}" if once else "the same command"
         raise Interrupted(f"{stop}; {command} goes on from there", stop.code) from None
-    finish(settings, folder, fit, row, data, student, teacher_acc, is_teacher)
+    finish(settings, folder, fit, row, data, student, teacher.name if teacher else None, teacher_acc, is_teacher)
 
 
 def _chain(first: build.Stage, rest: Any) -> Any:
@@ -265,7 +273,7 @@ def describe(
     identity = settings.identity | {
         "precision": "bf16" if autocast else "fp32",
         "data": data.checksum,
-        "teacher": file_checksum(teacher.checkpoint.path) if teacher else None,
+        "teacher": "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others)) if teacher else None,
     }
     identity.pop("dali", None)
     return {
@@ -291,6 +299,7 @@ def finish(
     row: Mapping[str, Any],
     data: DataSet,
     student: Any,
+    teacher: str | None,
     teacher_acc: float | None,
     is_teacher: bool,
 ) -> None:
@@ -306,7 +315,7 @@ def finish(
             "Total params": bare / 1e6,
             "Deployed params": deployed / 1e6,
             "Deployed MACs": macs(stage.step.deployed(), data.shapes, fit.device) / 1e6,
-            "arch_t": stage.teacher.spec.name if stage.teacher else None,
+            "arch_t": teacher,
             "evaluated_on": getattr(data, "evaluated_on", "test"),
             "Total time": fit.seconds / 3600,
             "teacher_acc": teacher_acc,
