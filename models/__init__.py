@@ -31,5 +31,11 @@ model_dict = Registry(
         "vgg13": "models.vgg:vgg13",
         "vgg16": "models.vgg:vgg16",
         "vgg19": "models.vgg:vgg19",
+        "MobileNetV2": "models.mobilenetv2:mobilenetv2_0_5",
+        "MobileNetV2_1_0": "models.mobilenetv2:mobilenetv2_1_0",
+        "ShuffleV1": "models.shufflenetv1:shuffle_v1",
+        "ShuffleV2": "models.shufflenetv2:shuffle_v2",
+        "ShuffleV2_1_5": "models.shufflenetv2:shuffle_v2_1_5",
+        "ResNet50_cifar": "models.resnet_bottleneck:resnet50_cifar",
     },
 )

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from helper.protocols import ModelSpec, Tap
 
@@ -21,6 +22,15 @@ def conv3x3(c_in: int, c_out: int, stride: int = 1, bias: bool = False) -> nn.Co
 def global_pool() -> nn.Sequential:
     """[B, C, H, W] -> [B, C], the mean over H and W, whatever they are."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def shuffle(x: Tensor, groups: int) -> Tensor:
+    """[B, C, H, W], the channels of the groups taken in turn (Zhang et al., CVPR 2018, section 3.1)."""
+    b, c, h, w = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last):  # and stays so: a reshape across C would undo it
+        last = x.permute(0, 2, 3, 1).reshape(b, h, w, groups, c // groups)
+        return last.transpose(3, 4).reshape(b, h, w, c).permute(0, 3, 1, 2)
+    return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
 def init_convs(model: nn.Module) -> None:
@@ -40,6 +50,7 @@ def cifar_spec(
     stages: Mapping[str, Tap],
     preact: Mapping[str, Tap],
     head: str,
+    learning_rate: float | None = None,
     **options: Any,
 ) -> ModelSpec:
     """The frame all CIFAR families have in common: stem, stages, then the pooled vector in front of the head.
@@ -56,4 +67,5 @@ def cifar_spec(
         head=head,
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
+        learning_rate=learning_rate,
     )

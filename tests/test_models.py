@@ -18,14 +18,19 @@ from tests.golden.rule import fill_module, rand
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "checkpoints"
+RENAMED = {("repdistiller", "ResNet50"): "ResNet50_cifar"}
 CASES = [
-    pytest.param(name, case, id=f"{source}-{name}")
+    pytest.param(RENAMED.get((source, name), name), case, id=f"{source}-{name}")
     for source in ("simkd", "repdistiller")
     for name, case in json.loads((GOLDEN / f"models_{source}.json").read_text()).items()
-    if name in model_dict
+    if RENAMED.get((source, name), name) in model_dict
 ]
-SPECS = [pytest.param(model_dict[name], id=name) for name in model_dict]
-FAMILIES = [pytest.param(model_dict[name], id=name) for name in ("resnet8", "wrn_16_2", "vgg8")]
+SMALL = (3, 32, 32)
+SPECS = [pytest.param(model_dict[name], id=name) for name in model_dict if model_dict[name].input_shape == SMALL]
+
+
+def some(*names):
+    return pytest.mark.parametrize("spec", [pytest.param(model_dict[name], id=name) for name in names])
 
 
 def tapped(spec: ModelSpec, model: torch.nn.Module | None = None, want: tuple[str, ...] | None = None) -> TappedNet:
@@ -141,7 +146,7 @@ def test_state_dict_and_probe(spec):
         assert torch.equal(a, b), key
 
 
-@pytest.mark.parametrize("spec", FAMILIES)
+@some("resnet8", "wrn_16_2", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50_cifar")
 def test_compiles_as_one_graph(spec):
     net = tapped(spec).eval()
     x = rand((2, 3, 32, 32), 4)
@@ -154,7 +159,7 @@ def test_compiles_as_one_graph(spec):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("spec", FAMILIES)
+@some("resnet8", "wrn_16_2", "vgg8", "MobileNetV2", "ResNet50_cifar")
 def test_initialisation(spec):
     """Convolutions ~ N(0, 2 / (k * k * C_out)); the head as each family published it."""
     torch.manual_seed(0)
@@ -164,9 +169,22 @@ def test_initialisation(spec):
         assert conv.weight.std().item() == pytest.approx(std, rel=0.05)
         assert conv.bias is None or not conv.bias.any()
     head = model.get_submodule(spec.head)
-    assert bool(head.bias.any()) == spec.name.startswith("resnet")
-    std = 0.01 if spec.name.startswith("vgg") else 1 / math.sqrt(3 * head.in_features)
+    assert bool(head.bias.any()) == spec.name.lower().startswith("resnet")
+    std = 0.01 if spec.name.startswith(("vgg", "MobileNet")) else 1 / math.sqrt(3 * head.in_features)
     assert head.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["ShuffleV1", "ShuffleV2"])
+def test_shufflenets_keep_the_default_initialisation(name):
+    torch.manual_seed(0)
+    for conv in (m for m in model_dict[name]().modules() if isinstance(m, torch.nn.Conv2d) and m.weight.numel() > 5000):
+        assert conv.weight.std().item() == pytest.approx(1 / math.sqrt(3 * conv.weight[0].numel()), rel=0.05)
+
+
+def test_learning_rate_is_the_published_override():
+    slow = {name for name in model_dict if model_dict[name].learning_rate == 0.01}
+    assert slow == {"MobileNetV2", "MobileNetV2_1_0", "ShuffleV1", "ShuffleV2", "ShuffleV2_1_5"}
+    assert {model_dict[name].learning_rate for name in model_dict} == {None, 0.01}
 
 
 @pytest.mark.parametrize("spec", SPECS)
