@@ -24,7 +24,7 @@ from helper.reporting import event_writer, log, start_log
 from helper.runs import RunFolder, link_short_name, run_name
 from helper.schedule import StepDecay, parse_decay_epochs
 from helper.seeding import seed_everything
-from models import model_dict
+from models import model_for
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
@@ -150,7 +150,8 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     device, autocast = setup(settings)
     data = open_data(settings)
     teacher = None if is_teacher else open_teacher(settings, data)
-    student = model_dict[settings.model if is_teacher else settings.model_s]
+    name = settings.model if is_teacher else settings.model_s
+    student = model_for(name, data.shapes.get("image", ()))
     notice_without_effect(settings, device)
 
     folder = folder_of(settings, teacher.spec.name if teacher else None, is_teacher)
@@ -198,7 +199,7 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     teacher_acc = measure_teacher(teacher, data, device, settings.skip_validation) if teacher else None
     log.info("==> training...")
     row = fit.run(_chain(first, stages), resume)
-    finish(settings, folder, fit, row, data, student, teacher_acc, is_teacher)
+    finish(settings, folder, fit, row, data, teacher_acc, is_teacher)
 
 
 def _chain(first: build.Stage, rest: Any) -> Any:
@@ -248,7 +249,6 @@ def finish(
     fit: Fit,
     row: Mapping[str, Any],
     data: DataSet,
-    student: Any,
     teacher_acc: float | None,
     is_teacher: bool,
 ) -> None:
@@ -276,6 +276,6 @@ def finish(
     log.info(summary(row, fit.best_acc, fit.best_epoch, fit.seconds))
     log.info("result in %s", folder.models)
     if is_teacher and settings.dataset in ("cifar100", "imagenet"):
-        link = link_short_name(folder.models.parent, student.name, folder)
+        link = link_short_name(folder.models.parent, settings.model, folder)
         if link:
             log.info("also reachable as %s", link)
