@@ -1,8 +1,7 @@
 """ImageNet networks under the names of SemCKD and SimKD, built by torchvision (imported with the first of them).
 
 State-dict keys are torchvision's, so its published weights load as they are: `model_dict["ResNet34"](pretrained=True)`.
-ResNets, VGGs and MobileNetV1 say what their last ReLUs read (`_preact`); a MobileNetV2 stage is linear and names itself
-again; a ShuffleNetV2 activates half of a stage only and has none.
+`_preact` is what a stage's last ReLU reads; the stages of MobileNetV2 are linear and name themselves again.
 """
 
 from __future__ import annotations
@@ -30,6 +29,14 @@ def _resnet(
 
     model = without_inplace(build(blocks, num_classes, bottleneck, doubled, **options))
     return _filled(model, published, pretrained, "fc")
+
+
+def _shufflenet(
+    widths: tuple[int, ...], published: str, num_classes: int = 1000, pretrained: bool | str = False
+) -> nn.Module:
+    from models.shufflenet_imagenet import build
+
+    return _filled(without_inplace(build(widths, num_classes)), published, pretrained, "fc")
 
 
 def _torchvision(
@@ -63,12 +70,13 @@ def _resnet_spec(name: str, published: str | None, blocks: tuple[int, ...], **op
     )
 
 
-def _shuffle_spec(name: str, published: str) -> ModelSpec:
+def _shuffle_spec(name: str, published: str, widths: tuple[int, ...]) -> ModelSpec:
     return imagenet_spec(
         name,
-        partial(_torchvision, published, "fc"),
+        partial(_shufflenet, widths, published),
         stem="maxpool",
         stages=[f"stage{i}" for i in (2, 3, 4)],
+        preact=[Tap(f"stage{i}.{n - 1}.last_relu", side="input") for i, n in ((2, 4), (3, 8), (4, 4))],
         head="fc",
     )
 
@@ -109,8 +117,8 @@ mobilenet_v2 = imagenet_spec(
     pooled=Tap("classifier", kind="vector", side="input"),
     head="classifier.1",
 )
-shufflenet_v2 = _shuffle_spec("ShuffleV2_Imagenet", "shufflenet_v2_x1_0")
-shufflenet_v2_x0_5 = _shuffle_spec("shufflenet_v2_x0_5", "shufflenet_v2_x0_5")
-shufflenet_v2_x2_0 = _shuffle_spec("shufflenet_v2_x2_0", "shufflenet_v2_x2_0")
+shufflenet_v2 = _shuffle_spec("ShuffleV2_Imagenet", "shufflenet_v2_x1_0", (24, 116, 232, 464, 1024))
+shufflenet_v2_x0_5 = _shuffle_spec("shufflenet_v2_x0_5", "shufflenet_v2_x0_5", (24, 48, 96, 192, 1024))
+shufflenet_v2_x2_0 = _shuffle_spec("shufflenet_v2_x2_0", "shufflenet_v2_x2_0", (24, 244, 488, 976, 2048))
 vgg11 = _vgg_spec("vgg11_imagenet", "vgg11_bn", (2, 6, 13, 20, 27))
 vgg13 = _vgg_spec("vgg13_imagenet", "vgg13_bn", (5, 12, 19, 26, 33))
