@@ -37,6 +37,11 @@ def atomic_save(obj: Any, path: str | Path) -> None:
     _replace(Path(path), buffer.getbuffer())
 
 
+def atomic_write(content: bytes, path: str | Path) -> None:
+    """Write bytes, all or nothing, as atomic_save does."""
+    _replace(Path(path), content)
+
+
 def atomic_write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text, all or nothing, as atomic_save does."""
     _replace(Path(path), text.encode())

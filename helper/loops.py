@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from helper.build import Stage, describe_method
 from helper.checkpoint import atomic_save, atomic_write_json, load_file
@@ -64,22 +65,31 @@ def evaluate(
     return {name: meter.read()[0] for name, meter in meters.items()}
 
 
+def all_finite(module: nn.Module) -> bool:
+    """Whether every parameter and buffer is; waits for the device once."""
+    values = [v.detach() for v in (*module.parameters(), *module.buffers()) if v.is_floating_point()]
+    return not values or bool(torch.stack([v.isfinite().all() for v in values]).all())
+
+
 @dataclass
 class Fit:
     """One run being trained: stages in, checkpoints, rows and event files out.
 
     schedule: epoch -> learning rate of the final stage; earlier stages keep schedule(1).
+    writer: opens empty event files; what earlier processes of the run had to say is told again.
     describe: what every checkpoint's meta says (arch, num_classes, dataset).
+    identity: what a run must share with a state to continue from it.
     """
 
     folder: RunFolder
     data: DataSet
     device: torch.device
     schedule: Callable[[int], float]
-    writer: Callable[[int], Writer]
+    writer: Callable[[], Writer]
     describe: Mapping[str, Any]
     batch_size: int
     seed: int
+    identity: Mapping[str, Any] = field(default_factory=dict)
     full_batches: bool = False
     print_freq: int = 200
     max_steps: int | None = None
@@ -97,17 +107,19 @@ class Fit:
         """Train all stages to the end, or raise Interrupted. Returns the last row of metrics.jsonl."""
         done = (0, 0) if resume_from is None else (resume_from["stage"], resume_from["epoch"])
         rows = self.folder.trim(done)
-        self.last_row = rows[-1] if rows else {}
-        with Stopper().listening() as stopper:
+        self.last_row = {} if resume_from is None else resume_from["row"]
+        with Stopper().listening() as stopper, closing(self.writer()) as writer:
+            for row in rows:
+                writer.scalars(scalars_of(row), row["epoch"])
             for stage in stages:
                 self.stage = stage
                 if stage.index < done[0]:
                     continue  # its results live on in the networks the checkpoint restores
                 state = resume_from if resume_from is not None and stage.index == done[0] else None
-                self._train_stage(stage, state, stopper)
+                self._train_stage(stage, state, stopper, writer)
         return self.last_row
 
-    def _train_stage(self, stage: Stage, state: Mapping[str, Any] | None, stopper: Stopper) -> None:
+    def _train_stage(self, stage: Stage, state: Mapping[str, Any] | None, stopper: Stopper, writer: Writer) -> None:
         epoch, start_step, meter = 1, 0, Meter(self.device)
         if state is not None:
             stage.step.load_state_dict(state["step_state"])
@@ -117,16 +129,12 @@ class Fit:
             if start_step:
                 meter.load_state_dict(state["meter"])
             set_rng_state(state["rng"])
-        writer = self.writer(epoch)
-        try:
-            for e in range(epoch, stage.epochs + 1):
-                self._train_epoch(stage, e, start_step, meter, stopper, writer)
-                start_step, meter = 0, Meter(self.device)
-                last_of_all = stage.final and e == stage.epochs
-                if stopper.signal is not None and not last_of_all:
-                    self._stop(stopper.signal, f"after epoch {e}")
-        finally:
-            writer.close()
+        for e in range(epoch, stage.epochs + 1):
+            self._train_epoch(stage, e, start_step, meter, stopper, writer)
+            start_step, meter = 0, Meter(self.device)
+            last_of_all = stage.final and e == stage.epochs
+            if stopper.signal is not None and not last_of_all:
+                self._stop(stopper.signal, f"after epoch {e}")
 
     def _train_epoch(
         self, stage: Stage, epoch: int, start_step: int, meter: Meter, stopper: Stopper, writer: Writer
@@ -144,17 +152,18 @@ class Fit:
                 result = step(batch, Progress(epoch, stage.epochs, i, self.steps, stage.index))
                 meter.update(result.loss, result.logits, result.target, result.terms, i)
                 if stopper.signal is not None and i + 1 < self.steps:
+                    self._refuse_nan(epoch, i, meter.read()[1], stage)
                     self.seconds += time.monotonic() - started
                     self._save_last(stage, epoch - 1, i + 1, meter)
                     self._stop(stopper.signal, f"in epoch {epoch} after step {i + 1}")
                 if line.due(i):
                     means, bad = meter.read()
-                    self._refuse_nan(epoch, bad)
+                    self._refuse_nan(epoch, i, bad)
                     line.show(i, means)
         finally:
             line.close()
         means, bad = meter.read()
-        self._refuse_nan(epoch, bad)
+        self._refuse_nan(epoch, self.steps - 1, bad, stage)
         trained = time.monotonic() - started
         log.info(
             " * Epoch %d, Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f",
@@ -168,6 +177,8 @@ class Fit:
         row |= {f"train_{k}": v for k, v in means.items()}
         if stage.final:
             row |= self._validate(stage)
+            if not math.isfinite(row["test_loss"]):
+                self._diverged("the test loss is", epoch, self.steps - 1)
         evaluated = time.monotonic() - started - trained
         self.seconds += trained + evaluated
         images = (self.steps - start_step) * self.batch_size
@@ -180,12 +191,9 @@ class Fit:
         if stage.final and row["test_acc"] > self.best_acc:
             self._save_best(stage, epoch, row)
         self.folder.append(row)
-        self._save_last(stage, epoch, 0, meter)
         self.last_row = row
-        tags = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
-        writer.scalars(
-            {k: row[k] for k in tags if k in row} if stage.final else {"init_train_loss": row["train_loss"]}, epoch
-        )
+        self._save_last(stage, epoch, 0, meter)
+        writer.scalars(scalars_of(row), epoch)
 
     def _validate(self, stage: Stage) -> dict[str, float]:
         deployed = stage.step.deployed().eval()
@@ -196,16 +204,26 @@ class Fit:
         log.info(" ** Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
         return row
 
-    def _refuse_nan(self, epoch: int, bad_step: int | None) -> None:
+    def _refuse_nan(self, epoch: int, step: int, bad_step: int | None, stage: Stage | None = None) -> None:
+        """Raise UserError where training has diverged. step: the latest; bad_step: the first with a loss not finite.
+
+        stage: also look at the weights, which the latest update may have spoilt after a finite loss. Before a save.
+        """
+        what = "the loss is"
         if bad_step is None:
-            return
+            if stage is None or all_finite(stage.step.trained):
+                return
+            what, bad_step = "the weights are", step
+        self._diverged(what, epoch, bad_step)
+
+    def _diverged(self, what: str, epoch: int, step: int) -> NoReturn:
         kept = (
             f"the last good checkpoint is {self.folder.last}"
             if self.folder.last.exists()
             else "there is no checkpoint yet"
         )
         raise UserError(
-            f"the loss is not finite since epoch {epoch}, step {bad_step + 1}; {kept}. "
+            f"{what} not finite since epoch {epoch}, step {step + 1}; {kept}. "
             "A lower --learning_rate, a lower -b or --precision fp32 usually help"
         )
 
@@ -226,7 +244,7 @@ class Fit:
         )
         atomic_write_json(
             {k: row[k] for k in ("test_loss", "test_acc", "test_acc_top5")} | {"epoch": epoch},
-            self.folder.models / "test_best_metrics.json",
+            self.folder.best_metrics,
         )
 
     def _save_last(self, stage: Stage, epoch: int, step: int, meter: Meter) -> None:
@@ -243,6 +261,8 @@ class Fit:
                 "best_acc": self.best_acc,
                 "best_epoch": self.best_epoch,
                 "seconds": self.seconds,
+                "row": self.last_row,
+                "identity": dict(self.identity),
                 "model": stage.step.student.model.state_dict(),
                 "meta": dict(self.describe),
             },
@@ -251,13 +271,20 @@ class Fit:
 
     def _stop(self, number: int, where: str) -> None:
         name = signal.Signals(number).name
-        raise Interrupted(f"{name}: stopped {where}; the same command continues from {self.folder.last}", 128 + number)
+        raise Interrupted(f"{name}: stopped {where}, all of it kept in {self.folder.last}", 128 + number)
+
+
+def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The published tags of a row of metrics.jsonl; a first stage, which is not evaluated, has one."""
+    if "test_acc" not in row:
+        return {"init_train_loss": row["train_loss"]}
+    return {tag: row[tag] for tag in ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")}
 
 
 def read_last(path: Any) -> dict[str, Any]:
     """The state of an unfinished run, for Fit.run(resume_from=...)."""
     state = load_file(path)
-    wanted = {"stage", "epoch", "step", "step_state", "loader", "rng"}
+    wanted = {"stage", "epoch", "step", "step_state", "loader", "rng", "row", "identity"}
     missing = wanted - (state.keys() if isinstance(state, Mapping) else set())
     if missing:
         raise UserError(f"{path} is not the _last.pth of a run: it has no {', '.join(sorted(missing))}")

@@ -116,7 +116,22 @@ TEACHER = (Flag(("--model",), "resnet32x4", "network to train, see --list", resu
 
 STUDENT = (
     Flag(("--model_s",), "resnet8x4", "student network, see --list", result=True, named=True),
-    Flag(("--path_t",), None, "checkpoint of the teacher"),
+    Flag(("--path_t",), None, "checkpoint of the teacher; several make an ensemble", nargs="+"),
+    Flag(
+        ("--teacher_weight",),
+        None,
+        "weight of each teacher's probabilities in an ensemble (default: equal)",
+        float,
+        result=True,
+        nargs="+",
+    ),
+    Flag(
+        ("--weight",),
+        None,
+        "weights of terms by name in a combination, as crd=0.8 at=500 (default: the methods')",
+        result=True,
+        nargs="+",
+    ),
     Flag(("--model_t",), None, "teacher network, where neither the checkpoint nor its path tells"),
     Flag(("--distill",), "kd", "method, or several as kd+crd, see --list", result=True, named=True),
     Flag(
@@ -345,6 +360,7 @@ def _resolve(
     if values["seed"] is None:
         values["seed"] = trial_seed(values["trial"])
     if not teacher:
+        _apply_weights(values, methods)
         values["distill"] = "+".join(m.name for m in methods)
     values[network] = spec.name
     _check(values)
@@ -387,11 +403,38 @@ def _config(
     common = {k: values[k] for k in ("cls", "div", "kd_T")}
     if len(methods) == 1:
         return methods[0].Config(beta=values["beta"], **common, **fields_of(methods[0]))
-    weights = {m.name: m.Config.beta * values["beta"] for m in methods}
+    weights = {m.name: m.Config.beta * values["beta"] for m in methods} | {
+        k: v for k, v in term_weights(values["weight"]).items() if k not in ("cls", "div")
+    }
     members = tuple((m, m.Config(beta=weights[m.name], **common, **fields_of(m))) for m in methods)
     config = CombinedConfig(beta=values["beta"], members=members, **common)
     Combined.check(config)
     return config
+
+
+def term_weights(pairs: Sequence[str] | None) -> dict[str, float]:
+    """["crd=0.8", "cls=1"] -> {"crd": 0.8, "cls": 1.0}, aliases resolved."""
+    weights: dict[str, float] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        name = name if name in ("cls", "div") else method_dict.resolve(name)
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise UserError(f"--weight {pair} is not of the form NAME=NUMBER, such as crd=0.8") from None
+    return weights
+
+
+def _apply_weights(values: dict[str, Any], methods: Sequence[type[Distiller]]) -> None:
+    """--weight sets cls and div, and beta where there is one method; members of a combination read it themselves."""
+    weights = term_weights(values["weight"])
+    names = [m.name for m in methods]
+    stray = weights.keys() - {"cls", "div", *names}
+    if stray:
+        raise UserError(f"--weight names {', '.join(sorted(stray))}, the terms are cls, div, {', '.join(names)}")
+    values |= {k: v for k, v in weights.items() if k in ("cls", "div")}
+    if len(names) == 1 and names[0] in weights:
+        values["beta"] = weights[names[0]]
 
 
 def _check(values: Mapping[str, Any]) -> None:

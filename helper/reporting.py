@@ -2,34 +2,79 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from helper.protocols import UserError
 
 log = logging.getLogger("retort")
 
 
+class _Console(logging.StreamHandler):
+    """Standard output as it is at the time of the message."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stdout
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """A log line that cannot be written costs nothing; what matters is saved elsewhere, with errors of its own."""
+
+
 def start_log(path: Path | None = None) -> None:
     """Messages to standard output, and to the run's log file once there is one."""
     log.setLevel(logging.INFO)
     log.propagate = False
+    for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
+        log.removeHandler(handler)
+        handler.close()
     if not log.handlers:
-        console = logging.StreamHandler(sys.stdout)
+        console = _Console()
         console.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(console)
     if path is not None:
-        for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
-            log.removeHandler(handler)
-            handler.close()
-        file = logging.FileHandler(path)
+        try:
+            file = _File(path)
+        except OSError as error:
+            raise UserError(f"cannot write the log {path}: {error.strerror}") from error
+        claim(file.stream, path.parent)
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
+
+
+def claim(file: IO[str], folder: Path) -> None:
+    """Lock a run's open log; UserError where another process trains that run. The lock goes with the process."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is training {folder}: wait for it or stop it, or choose another --trial"
+        ) from error
+    except OSError:  # nor on this file system
+        return
+
+
+def log_to_file(message: str) -> None:
+    """A message that the console has seen already."""
+    for handler in log.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(log.makeRecord(log.name, logging.INFO, "", 0, message, (), None))
 
 
 class Writer(Protocol):
@@ -49,11 +94,11 @@ class _NoWriter:
 
 
 class _TensorboardWriter:
-    def __init__(self, folder: Path, first_epoch: int):
+    def __init__(self, folder: Path):
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step hides what a killed run wrote beyond its last checkpoint
-        self.writer = SummaryWriter(str(folder), purge_step=first_epoch if first_epoch > 1 else None, flush_secs=10)
+        _quiet_about_events()
+        self.writer = SummaryWriter(str(folder), flush_secs=10)
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
         for tag, value in values.items():
@@ -61,13 +106,27 @@ class _TensorboardWriter:
         self.writer.flush()
 
     def close(self) -> None:
-        self.writer.close()
+        # what could not be written was reported by scalars(), and must not hide the error that ends the run
+        with contextlib.suppress(OSError):
+            self.writer.close()
+
+
+def _quiet_about_events() -> None:
+    """tensorboard's own thread hands its OSError to the next call, after printing a traceback; the former is enough."""
+    before = threading.excepthook
+    if before.__name__ == "_report":
+        return
+
+    def _report(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    threading.excepthook = _report
 
 
 class _TensorboardLoggerWriter:
     def __init__(self, folder: Path):
-        # the package's generated code predates protobuf 4; only the pure-Python implementation still reads it
-        os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
+        _import_tensorboard_logger()
         from tensorboard_logger import Logger
 
         self.logger = Logger(logdir=str(folder), flush_secs=2)
@@ -80,20 +139,54 @@ class _TensorboardLoggerWriter:
         return None
 
 
-def event_writer(backend: str, folder: Path, first_epoch: int) -> Writer:
-    """backend: tensorboard, tensorboard_logger or none. first_epoch: where this process starts."""
-    package = {"tensorboard": "tensorboard", "tensorboard_logger": "tensorboard_logger"}.get(backend)
-    if package is None:
+def _import_tensorboard_logger() -> None:
+    # the package's generated code predates protobuf 4; only the pure-Python implementation still reads it
+    os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
+    import tensorboard_logger  # noqa: F401
+
+
+def require_backend(backend: str) -> None:
+    """UserError where the writer of --tb_backend cannot be imported; before anything of the run is written."""
+    try:
+        if backend == "tensorboard":
+            import torch.utils.tensorboard  # noqa: F401
+        elif backend == "tensorboard_logger":
+            _import_tensorboard_logger()
+    except (ImportError, TypeError) as error:  # TypeError: protobuf refuses generated code it deems too old
+        raise UserError(
+            f"--tb_backend {backend} needs the package {backend} (pip install {backend}), "
+            f"or pass --tb_backend none ({str(error).splitlines()[0]})"
+        ) from error
+
+
+class _Guarded:
+    """A disk that is full is the user's to mend: one sentence, and the run goes on from its last state."""
+
+    def __init__(self, writer: Writer, folder: Path):
+        self.writer, self.folder = writer, folder
+
+    def scalars(self, values: Mapping[str, float], epoch: int) -> None:
+        try:
+            self.writer.scalars(values, epoch)
+        except OSError as error:
+            raise UserError(f"cannot write event files in {self.folder}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def event_writer(backend: str, folder: Path) -> Writer:
+    """backend: tensorboard, tensorboard_logger or none. Starts from nothing: old event files are deleted, so that
+    neither what a killed run wrote beyond its last state nor what it did not come to write shows."""
+    if backend == "none":
         return _NoWriter()
     try:
-        if backend == "tensorboard_logger":
-            return _TensorboardLoggerWriter(folder)
-        return _TensorboardWriter(folder, first_epoch)
-    except ImportError as error:
-        raise UserError(
-            f"--tb_backend {backend} needs the package {package} (pip install {package}), "
-            f"or pass --tb_backend none ({error})"
-        ) from error
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        writer = _TensorboardLoggerWriter(folder) if backend == "tensorboard_logger" else _TensorboardWriter(folder)
+    except OSError as error:
+        raise UserError(f"cannot write event files in {folder}: {error.strerror or error}") from error
+    return _Guarded(writer, folder)
 
 
 class ProgressLine:

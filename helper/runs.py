@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
-from helper.checkpoint import atomic_write_json, atomic_write_text
+from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text
 from helper.options import Settings, published_name
 from helper.protocols import UserError
+from helper.reporting import claim
 
 SEPARATOR = "~" if os.name == "nt" else ":"
 LONGEST_NAME = 200  # of a folder; most file systems end at 255
@@ -51,7 +52,7 @@ def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
     if settings.dali:
         name += f"_dali{colon}{settings.dali}"
     for key, value in settings.off_default().items():
-        name += f"_{key}{colon}{value}"
+        name += f"_{key}{colon}{','.join(map(str, value)) if isinstance(value, list) else value}"
     name = name.replace("/", "-")
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:12]
@@ -80,6 +81,10 @@ class RunFolder:
         return self.models / "metrics.jsonl"
 
     @property
+    def best_metrics(self) -> Path:
+        return self.models / "test_best_metrics.json"
+
+    @property
     def finished(self) -> Path:
         """Written last of all: a run that has it is complete."""
         return self.models / "parameters.json"
@@ -93,12 +98,21 @@ class RunFolder:
 
         Raises UserError when the folder holds a run with other settings, naming each of them.
         """
-        if overwrite:
-            for folder in (self.models, self.tensorboard):
-                shutil.rmtree(folder, ignore_errors=True)
+        if self.log.exists():
+            with open(self.log) as file:
+                claim(file, self.models)
         try:
+            if overwrite:
+                # first what a later process would take for this run's state, in case the rest is not reached
+                for path in (self.last, self.finished):
+                    path.unlink(missing_ok=True)
+                for folder in (self.models, self.tensorboard):
+                    if folder.exists():
+                        shutil.rmtree(folder)
             self.models.mkdir(parents=True, exist_ok=True)
             self.tensorboard.mkdir(parents=True, exist_ok=True)
+            for leftover in self.models.glob(".*.tmp"):  # of a process that was killed in a save
+                leftover.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"cannot create the run folder {self.models}: {error.strerror}") from error
         args = self.models / "args.json"
@@ -109,20 +123,22 @@ class RunFolder:
                 raise UserError(
                     f"{args} is not readable as this tool writes it; --overwrite starts the run anew"
                 ) from error
-            self._refuse_differences(before, json.loads(json.dumps(described["identity"])))
+            refuse_differences(self.models, before, json.loads(json.dumps(described["identity"])))
         else:
-            atomic_write_json(described, args)
             atomic_write_json(environment(), self.models / "env.json")
+            atomic_write_json(described, args)
         return self.finished.exists()
 
-    def _refuse_differences(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        different = [k for k in {**before, **now} if before.get(k) != now.get(k)]
-        if different:
-            changes = "; ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in different)
-            raise UserError(
-                f"{self.models} holds a run with other settings ({changes}): choose another --trial, "
-                "or pass --overwrite to start it anew"
-            )
+    def adopt(self, other: Path) -> None:
+        """Bring in the rows and the best checkpoint of a run that goes on here from its folder `other`."""
+        if other.resolve() == self.models.resolve():
+            return
+        for path in (self.metrics, self.best, self.best_metrics):
+            source = other / path.name
+            if source.exists():
+                atomic_write(source.read_bytes(), path)
+            else:
+                path.unlink(missing_ok=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """The complete rows of metrics.jsonl; a torn last line (the run was killed while writing) is left out."""
@@ -154,14 +170,25 @@ class RunFolder:
             ) from error
 
 
+def refuse_differences(what: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """UserError naming every setting that differs between two identities. what: whose settings `before` are."""
+    different = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+    if different:
+        changes = "; ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in different)
+        raise UserError(
+            f"{what} holds a run with other settings ({changes}): choose another --trial, "
+            "or pass --overwrite to start it anew"
+        )
+
+
 def link_short_name(models_root: Path, model: str, run: RunFolder) -> Path | None:
     """save/teachers/models/NAME_vanilla -> this run, so that the published student command finds it.
 
-    Never replaces what is there; returns the link if it made one.
+    Never replaces what is there. Returns the path, whatever it leads to; None where it leads nowhere.
     """
     link = models_root / f"{file_name(model)}_vanilla"
     if link.exists() or link.is_symlink():
-        return None
+        return link
     try:
         link.symlink_to(run.models.name, target_is_directory=True)
     except OSError:  # a file system without links: the long name still works

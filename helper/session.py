@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import os
 import sys
@@ -11,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dataset import dataset_dict
 from dataset.base import DataOptions
+from distiller_zoo.base import Combined, Distiller
 from helper import build
 from helper.checkpoint import atomic_write_json
 from helper.cost import deployed_parameters, macs
 from helper.loops import Fit, Interrupted, evaluate, read_last, summary
 from helper.options import Settings, parse
-from helper.protocols import DataSet, UserError
-from helper.reporting import event_writer, log, start_log
-from helper.runs import RunFolder, link_short_name, run_name
+from helper.protocols import Batch, DataSet, Progress, UserError
+from helper.reporting import event_writer, log, log_to_file, require_backend, start_log
+from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
 from helper.schedule import StepDecay, parse_decay_epochs
 from helper.seeding import seed_everything
 from models import model_for
@@ -40,8 +44,7 @@ def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str]
 
 
 def _fail(message: str, code: int) -> int:
-    if log.handlers:
-        log.info("%s", message)
+    log_to_file(message)
     print(message, file=sys.stderr)
     return code
 
@@ -61,7 +64,8 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
 
 def open_data(settings: Settings) -> DataSet:
     if settings.sources["data_folder"] == "default":
-        Path(settings.data_folder).mkdir(parents=True, exist_ok=True)  # a fresh clone downloads into it
+        with contextlib.suppress(OSError):  # the data set says what it misses, if it misses anything
+            Path(settings.data_folder).mkdir(parents=True, exist_ok=True)  # a fresh clone downloads into it
     options = DataOptions(
         root=Path(settings.data_folder),
         image_size=settings.image_size,
@@ -88,9 +92,12 @@ def open_teacher(settings: Settings, data: DataSet) -> build.Network | None:
         settings.without_effect["path_t"] = f"--distill {settings.distill} uses no teacher"
         return None
     log.info("==> loading teacher model")
-    teacher = build.load_network(settings.path_t, settings.model_t, data.num_classes, data.shapes)
+    networks = [build.load_network(p, settings.model_t, data.num_classes, data.shapes) for p in settings.path_t]
+    weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
+    if weights is not None and len(weights) != len(networks):
+        raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
     log.info("==> done")
-    return teacher
+    return dataclasses.replace(networks[0], others=tuple(networks[1:]), weights=weights)
 
 
 def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device, skip: bool) -> float | None:
@@ -98,12 +105,15 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
     if skip:
         log.info("Skipping teacher validation.")
         return None
-    net = build.to_device(teacher.tapped(), device).eval()
-    acc = evaluate(lambda x: {"teacher": net(x)["logits"]}, data.test_loader(500, device=device), device)["teacher"][
-        "acc"
-    ]
+    source = teacher.source(build.to_device(teacher.tapped(), device), device, None)
+    unlabelled = torch.empty(0, dtype=torch.int64)
+
+    def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"teacher": source.features(Batch(inputs, unlabelled, unlabelled), ())["logits"]}
+
+    acc = evaluate(predict, data.test_loader(500, device=device), device)["teacher"]["acc"]
     log.info("teacher accuracy:  %.2f", acc)
-    recorded = teacher.checkpoint.best_acc
+    recorded = None if teacher.others else teacher.checkpoint.best_acc
     if recorded is not None:
         log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
         if abs(recorded - acc) > 0.1:
@@ -118,6 +128,7 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
 def notice_without_effect(settings: Settings, device: torch.device) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
     given = {k for k, source in settings.sources.items() if source == "command line"}
+    distill, alone = settings.values.get("distill"), settings.method.teacher_mode == "absent"
     why = {
         "num_workers": "the data is resident on the device",
         "dali": f"{settings.dataset} is resident on the device",
@@ -126,10 +137,15 @@ def notice_without_effect(settings: Settings, device: torch.device) -> None:
         "dist_backend": "one process",
         "world_size": "one process",
         "rank": "one process",
-        "init_epochs": f"--distill {settings.values.get('distill')} has no first stage",
     }
-    if len(build.chain_of(settings.method)) > 1:
-        del why["init_epochs"]
+    if len(build.chain_of(settings.method)) == 1:
+        why["init_epochs"] = f"--distill {distill} has no first stage"
+    if alone:
+        why |= dict.fromkeys(("model_t", "skip_validation", "div", "kd_T"), f"--distill {distill} uses no teacher")
+    elif not settings.values["div"]:
+        why["kd_T"] = "the logit KL has weight 0"
+    if settings.method.terms is Distiller.terms:
+        why["beta"] = f"--distill {distill} has no term of its own"
     settings.without_effect |= {k: reason for k, reason in why.items() if k in given}
     if settings.without_effect:
         log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in settings.without_effect.items()))
@@ -147,6 +163,7 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     """The whole of train_teacher.py and train_student.py."""
     start_log()
     settings = parse(argv, teacher=is_teacher)
+    require_backend(settings.tb_backend)
     device, autocast = setup(settings)
     data = open_data(settings)
     teacher = None if is_teacher else open_teacher(settings, data)
@@ -154,7 +171,7 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     student = model_for(name, data.shapes.get("image", ()))
     notice_without_effect(settings, device)
 
-    folder = folder_of(settings, teacher.spec.name if teacher else None, is_teacher)
+    folder = folder_of(settings, teacher.name if teacher else None, is_teacher)
     schedule = StepDecay(settings.learning_rate, parse_decay_epochs(settings.lr_decay_epochs), settings.lr_decay_rate)
     stages = build.build_stages(
         settings.method,
@@ -173,6 +190,12 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     )
     first = next(stages)  # builds the networks: whatever does not fit is refused before anything is written
     needs = build.union_of_needs(settings.method, settings.config, student, teacher.spec if teacher else None)
+    if needs.full_batches and settings.batch_size % settings.accumulate:
+        raise UserError(
+            f"--distill {settings.distill} needs micro-batches of one size: --batch_size {settings.batch_size} is not "
+            f"a multiple of --accumulate {settings.accumulate}"
+        )
+    described = describe(settings, data, teacher, autocast)
     fit = Fit(
         folder,
         data,
@@ -182,12 +205,17 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
         {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name},
         settings.batch_size,
         settings.seed,
+        described["identity"],
         needs.full_batches,
         settings.print_freq,
         settings.max_steps,
     )
+    refuse_idle(settings, first, fit.steps)
+    chosen = None
+    if settings.resume != "auto":
+        chosen = read_last(settings.resume)
+        refuse_differences(Path(settings.resume), chosen["identity"], fit.identity)
 
-    described = describe(settings, data, teacher, autocast)
     if folder.enter(described, settings.overwrite):
         log.info("already finished: %s holds the result (--overwrite trains it again)", folder.models)
         return
@@ -195,11 +223,16 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     log.info("run folder %s, %s on %s", folder.models, "bf16" if autocast else "fp32", device)
     for note in settings.method.notes(settings.config, student, teacher.spec if teacher else None):
         log.info(note)
-    resume = find_resume(settings.resume, folder)
+    resume = find_resume(settings.resume, chosen, folder, described["identity"])
     teacher_acc = measure_teacher(teacher, data, device, settings.skip_validation) if teacher else None
     log.info("==> training...")
-    row = fit.run(_chain(first, stages), resume)
-    finish(settings, folder, fit, row, data, teacher_acc, is_teacher)
+    try:
+        row = fit.run(_chain(first, stages), resume)
+    except Interrupted as stop:
+        once = [f"--{name}" for name, given in (("overwrite", settings.overwrite), ("resume", chosen)) if given]
+        command = f"the same command without {' and '.join(once)}" if once else "the same command"
+        raise Interrupted(f"{stop}; {command} goes on from there", stop.code) from None
+    finish(settings, folder, fit, row, data, teacher.name if teacher else None, teacher_acc, is_teacher)
 
 
 def _chain(first: build.Stage, rest: Any) -> Any:
@@ -207,11 +240,28 @@ def _chain(first: build.Stage, rest: Any) -> Any:
     yield from rest
 
 
-def find_resume(resume: str, folder: RunFolder) -> dict[str, Any] | None:
-    path = folder.last if resume == "auto" else Path(resume)
-    if resume == "auto" and not path.exists():
+def refuse_idle(settings: Settings, stage: build.Stage, steps: int) -> None:
+    """UserError where no term has a weight, at the start of training or at its end (weights may follow time)."""
+    method, ends = stage.step.method, ((1, 0), (stage.epochs, steps - 1))
+    weights = [method.weights(Progress(epoch, stage.epochs, step, steps, stage.index)) for epoch, step in ends]
+    idle = {name for name in weights[0] if not any(w.get(name) for w in weights)}
+    idle |= {"div"} if method.teacher_mode == "absent" else set()
+    members = method.members.values() if isinstance(method, Combined) else [method]
+    idle |= {m.name for m in members if type(m).terms is Distiller.terms}
+    if not weights[0].keys() - idle:
+        raise UserError(f"every term of the loss of --distill {settings.distill} has weight 0: raise one of -c, -d, -b")
+
+
+def find_resume(
+    resume: str, chosen: Mapping[str, Any] | None, folder: RunFolder, identity: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """The state to continue from, if any. chosen: that of --resume PATH, whose rows and best checkpoint come along."""
+    if chosen is None and not folder.last.exists():
         return None
-    state = read_last(path)
+    path, state = (folder.last, read_last(folder.last)) if chosen is None else (Path(resume), chosen)
+    refuse_differences(path, state["identity"], identity)
+    if chosen is not None:
+        folder.adopt(path.parent)
     where = f"epoch {state['epoch'] + 1}" + (f", step {state['step'] + 1}" if state["step"] else "")
     log.info("continuing from %s at %s", path, where)
     return state
@@ -224,7 +274,7 @@ def describe(
     identity = settings.identity | {
         "precision": "bf16" if autocast else "fp32",
         "data": data.checksum,
-        "teacher": file_checksum(teacher.checkpoint.path) if teacher else None,
+        "teacher": "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others)) if teacher else None,
     }
     identity.pop("dali", None)
     return {
@@ -249,6 +299,7 @@ def finish(
     fit: Fit,
     row: Mapping[str, Any],
     data: DataSet,
+    teacher: str | None,
     teacher_acc: float | None,
     is_teacher: bool,
 ) -> None:
@@ -264,7 +315,7 @@ def finish(
             "Total params": bare / 1e6,
             "Deployed params": deployed / 1e6,
             "Deployed MACs": macs(stage.step.deployed(), data.shapes, fit.device) / 1e6,
-            "arch_t": stage.teacher.spec.name if stage.teacher else None,
+            "arch_t": teacher,
             "evaluated_on": getattr(data, "evaluated_on", "test"),
             "Total time": fit.seconds / 3600,
             "teacher_acc": teacher_acc,
@@ -277,5 +328,9 @@ def finish(
     log.info("result in %s", folder.models)
     if is_teacher and settings.dataset in ("cifar100", "imagenet"):
         link = link_short_name(folder.models.parent, settings.model, folder)
-        if link:
+        if link is None:
+            log.info("no link %s_vanilla could be made here", settings.model)
+        elif link.resolve() == folder.models.resolve():
             log.info("also reachable as %s", link)
+        else:
+            log.info("%s is another run or file and stays as it is", link)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from helper.protocols import Batch, Features, TeacherSource
+from helper.protocols import Batch, Features, TeacherSource, UserError
 from helper.taps import TappedNet
 
 
@@ -27,6 +28,33 @@ class LiveTeacher:
         with torch.no_grad(), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             features = self.net(inputs)
         return {k: features[k] for k in ("logits", *taps)}
+
+
+class EnsembleTeacher:
+    """Several frozen networks as one: logits = log of the weighted mean of their probabilities (at temperature 1).
+
+    With one teacher that is the teacher itself, as a softmax ignores a constant. Feature maps of several networks have
+    no mean, so methods that read them are refused.
+    weights: one per teacher, normalised to sum 1; None weighs all alike.
+    """
+
+    def __init__(self, sources: Sequence[TeacherSource], weights: Sequence[float] | None = None):
+        weights = [1.0] * len(sources) if weights is None else list(weights)
+        if len(weights) != len(sources):
+            raise UserError(f"--teacher_weight has {len(weights)} values for {len(sources)} teachers")
+        if min(weights) < 0 or not sum(weights) > 0:
+            raise UserError("--teacher_weight takes weights of at least 0, one of them above 0")
+        self.sources, self.weights = list(sources), [w / sum(weights) for w in weights]
+        self.spec = sources[0].spec
+
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        assert not taps, "an ensemble answers for logits alone"
+        parts = [
+            source.features(batch, ())["logits"].float().log_softmax(1) + math.log(weight)
+            for source, weight in zip(self.sources, self.weights, strict=True)
+            if weight > 0
+        ]
+        return {"logits": torch.stack(parts).logsumexp(0)}
 
 
 class SharedTeacher:

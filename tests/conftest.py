@@ -8,6 +8,8 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
+from commands import Commands  # noqa: E402
+
 
 def pytest_addoption(parser):
     parser.addoption(
@@ -33,3 +35,25 @@ def pytest_sessionfinish(session, exitstatus):
     if strange := strange_skips(reporter):
         reporter.write_line("\nskipped for a reason that is not in tests/allowed_skips.txt:\n  " + "\n  ".join(strange))
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory):
+    commands = Commands(tmp_path_factory.mktemp("commands"))
+    yield commands
+    commands.close()
+
+
+@pytest.fixture(scope="session")
+def teacher_run(commands, tmp_path_factory) -> Path:
+    """Folder of a finished teacher: resnet8 on digits, two epochs."""
+    root = tmp_path_factory.mktemp("teacher")
+    commands.teacher("--epochs", 2, "--save_root", root).finished()
+    (folder,) = (root / "teachers" / "models").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(teacher_run) -> Path:
+    """Its best checkpoint."""
+    return teacher_run / "resnet8_best.pth"

@@ -1,0 +1,85 @@
+"""Drives the scripts from outside, as a user does."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+@dataclass(frozen=True)
+class Done:
+    """code: as a shell reports it, 128 + n after signal n."""
+
+    code: int
+    out: str
+    err: str
+
+    def refused(self, *words: str) -> None:
+        """Exit code 2 and one sentence that holds all of `words`."""
+        assert self.code == 2, (self.code, self.out, self.err)
+        assert "Traceback" not in self.err + self.out, self.err
+        assert len(self.err.strip().splitlines()) == 1, self.err
+        missing = [word for word in words if word not in self.err]
+        assert not missing, (missing, self.err)
+
+    def finished(self) -> "Done":
+        assert self.code == 0 and not self.err, (self.code, self.out, self.err)
+        return self
+
+
+class Process:
+    def __init__(self, commands: "Commands", job: dict):
+        self.commands, self.job = commands, job
+        for name in ("out", "err"):
+            Path(job[name]).touch()
+        commands.tell(job)
+        self.pid = int(commands.hear())
+
+    def wait(self) -> Done:
+        code = os.waitstatus_to_exitcode(int(self.commands.hear()))
+        out, err = (Path(self.job[name]).read_text() for name in ("out", "err"))
+        return Done(code if code >= 0 else 128 - code, out, err)
+
+
+class Commands:
+    """The scripts as commands, one at a time, each in a process forked from one that has imported torch already."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.numbers = folder, itertools.count()
+        command = [sys.executable, str(Path(__file__).with_name("nursery.py"))]
+        self.server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENV)
+        assert self.hear() == "ready"
+
+    def tell(self, job: dict) -> None:
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+
+    def hear(self) -> str:
+        line = self.server.stdout.readline()
+        assert line, "the nursery has died"
+        return line.strip()
+
+    def start(self, script: str, *argv: object, cwd: Path | None = None, **hooks: object) -> Process:
+        number = next(self.numbers)
+        out, err = (str(self.folder / f"{number}.{name}") for name in ("out", "err"))
+        job = {"script": script, "argv": [str(a) for a in argv], "cwd": str(cwd or self.folder), "hooks": hooks}
+        return Process(self, {**job, "out": out, "err": err})
+
+    def __call__(self, script: str, *argv: object, cwd: Path | None = None, **hooks: object) -> Done:
+        return self.start(script, *argv, cwd=cwd, **hooks).wait()
+
+    def teacher(self, *argv: object, **kwargs: object) -> Done:
+        return self("train_teacher.py", "--dataset", "digits", "--model", "resnet8", *argv, **kwargs)
+
+    def student(self, *argv: object, **kwargs: object) -> Done:
+        return self("train_student.py", "--dataset", "digits", "--model_s", "resnet8", *argv, **kwargs)
+
+    def close(self) -> None:
+        self.server.stdin.close()
+        self.server.wait()

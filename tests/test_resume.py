@@ -1,0 +1,184 @@
+"""Whatever ends a run, continuing it gives the numbers and the weights of the run that nothing ended."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+DEADLINE = 60  # seconds until something that must happen counts as not happening
+# memory banks, a projector, two generators, momentum, and a last batch that is smaller
+SETTINGS = ["--distill", "crd+simkd", "-c", 1, "-d", 1, "--nce_k", 32, "--batch_size", 60, "--few_ratio", 0.1]
+SETTINGS += ["--epochs", 6, "--lr_decay_epochs", 4, "--tb_backend", "none"]
+STEPS, EPOCHS = 3, 6
+
+
+def is_timing(key: object) -> bool:
+    return str(key).startswith("seconds") or key == "img_per_s"
+
+
+def rows_of(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not is_timing(k)} for row in rows]
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a if not is_timing(k))
+    if isinstance(a, Sequence) and not isinstance(a, str):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def assert_same(folder: Path, reference: Path) -> None:
+    assert rows_of(folder) == rows_of(reference)
+    for name in ("resnet8_last.pth", "resnet8_best.pth"):
+        state, wanted = (torch.load(f / name, weights_only=True) for f in (folder, reference))
+        assert state.keys() == wanted.keys()
+        different = [k for k in wanted if not is_timing(k) and not equal(state[k], wanted[k])]
+        assert not different, (name, different)
+    assert (folder / "test_best_metrics.json").read_text() == (reference / "test_best_metrics.json").read_text()
+    assert not list(folder.glob(".*.tmp"))
+
+
+class Run:
+    """One run of SETTINGS in a save root of its own; sometimes from the beginning, mostly continued."""
+
+    def __init__(self, commands, teacher: Path, root: Path, *more: object):
+        self.commands, self.root = commands, root
+        self.argv = ["--path_t", teacher, "--skip_validation", *SETTINGS, "--save_root", root, *more]
+
+    def start(self, **hooks):
+        argv = ["--dataset", "digits", "--model_s", "resnet8", *self.argv]
+        return self.commands.start("train_student.py", *argv, **hooks)
+
+    def go(self, **hooks):
+        return self.start(**hooks).wait()
+
+    @property
+    def folder(self) -> Path:
+        (folder,) = (self.root / "students" / "models").iterdir()
+        return folder
+
+
+@pytest.fixture(scope="module")
+def reference(commands, teacher, tmp_path_factory) -> Path:
+    run = Run(commands, teacher, tmp_path_factory.mktemp("reference"))
+    run.go().finished()
+    assert [r["epoch"] for r in rows_of(run.folder)] == list(range(1, EPOCHS + 1))
+    return run.folder
+
+
+def test_killed_at_twenty_random_moments(commands, teacher, reference, tmp_path):
+    rng, kills, finished = random.Random(0), 0, 0
+    run = Run(commands, teacher, tmp_path / "killed")
+    while kills < 20 or not finished:
+        kind = "end" if kills >= 20 else rng.choice(("fsync", "torn", "time"))
+        if kind == "time":
+            process = run.start()
+            trained = Path(process.job["out"])
+            deadline = time.monotonic() + DEADLINE
+            while "training" not in trained.read_text() and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.5))  # the random moment itself
+            os.kill(process.pid, signal.SIGKILL)
+            done = process.wait()
+        else:
+            done = run.go(**({} if kind == "end" else {kind: rng.randint(1, 22)}))
+        assert done.code in (0, 137), (kind, done)
+        kills += done.code == 137
+        if done.code == 0:
+            finished += 1
+            assert_same(run.folder, reference)
+            shutil.rmtree(run.root)  # a fresh start belongs to the moments, too
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_in_mid_epoch(commands, teacher, reference, tmp_path, number, code):
+    run, steps = Run(commands, teacher, tmp_path), EPOCHS * STEPS
+    interrupted = 0
+    # mid-epoch, at an epoch's last step, at its first, and in the step after a continuation
+    for at in (STEPS + 2, 2, 1, 1, STEPS, steps):
+        done = run.go(signals=[[at, int(number)]])
+        if done.code == 0:
+            break
+        interrupted += 1
+        assert done.code == code and len(done.err.splitlines()) == 1, done
+        assert signal.Signals(number).name in done.err and "the same command goes on" in done.err
+        assert "Traceback" not in done.err
+    assert interrupted == 5
+    run.go().finished()
+    assert_same(run.folder, reference)
+
+
+def test_second_ctrl_c_does_not_wait(commands, teacher, reference, tmp_path):
+    run = Run(commands, teacher, tmp_path)
+    assert run.go(signals=[[STEPS + 1, int(signal.SIGINT)]]).code == 130
+    # both arrive before the step that would notice the first
+    done = run.go(signals=[[2, int(signal.SIGINT)], [2, int(signal.SIGINT)]])
+    assert done.code == 130 and "Traceback" not in done.err
+    run.go().finished()
+    assert_same(run.folder, reference)
+
+
+def test_torn_line_is_cut(commands, teacher, reference, tmp_path):
+    run = Run(commands, teacher, tmp_path)
+    run.go(signals=[[STEPS * 2 + 2, int(signal.SIGTERM)]])
+    metrics = run.folder / "metrics.jsonl"
+    assert len(rows_of(run.folder)) == 2
+    with open(metrics, "a") as file:
+        file.write(metrics.read_text().splitlines()[0][:40])
+    run.go().finished()
+    assert_same(run.folder, reference)
+
+
+def test_killed_between_best_and_last(commands, teacher, reference, tmp_path):
+    """Best is newer than last, and the row of the epoch is there, or torn, or not."""
+    run, accuracy = Run(commands, teacher, tmp_path), [row["test_acc"] for row in rows_of(reference)]
+    improved = next(e for e in range(2, EPOCHS) if accuracy[e - 1] > max(accuracy[: e - 1]))
+    run.go(signals=[[STEPS * (improved - 1) + 1, int(signal.SIGTERM)]])
+    best, best_metrics, row, last = 3, 5, 7, 8  # fsyncs; the first two when metrics.jsonl is cut to length
+    for kind, at in (("fsync", best + 1), ("fsync", best_metrics), ("torn", row), ("fsync", row), ("torn", last)):
+        assert run.go(**{kind: at}).code == 137
+        epochs = [torch.load(run.folder / f"resnet8_{n}.pth", weights_only=True)["epoch"] for n in ("last", "best")]
+        assert epochs == [improved - 1, improved]
+    run.go().finished()
+    assert_same(run.folder, reference)
+
+
+def test_resume_from_a_path(commands, teacher, reference, tmp_path):
+    run = Run(commands, teacher, tmp_path / "first")
+    run.go(signals=[[STEPS * 3 + 2, int(signal.SIGTERM)]])
+    last = run.folder / "resnet8_last.pth"
+    elsewhere = Run(commands, teacher, tmp_path / "second", "--resume", last)
+    done = elsewhere.go(signals=[[2, int(signal.SIGTERM)]])
+    assert "without --resume" in done.err and done.code == 143  # or it would begin at the old place again
+    elsewhere.go().finished()
+    assert_same(elsewhere.folder, reference)
+    assert len(rows_of(run.folder)) == 3, "the run it came from is as it was"
+
+    other = Run(commands, teacher, tmp_path / "third", "--resume", last, "--learning_rate", 0.1)
+    other.go().refused("learning_rate was 0.05, is 0.1")
+    assert not (tmp_path / "third").exists()
+    missing = Run(commands, teacher, tmp_path / "third", "--resume", tmp_path / "none.pth")
+    missing.go().refused("none.pth")
+    foreign = Run(commands, teacher, tmp_path / "third", "--resume", teacher)
+    foreign.go().refused("not the _last.pth of a run")
+    assert not (tmp_path / "third").exists()
+
+
+def test_overwrite_killed_halfway_leaves_nothing_to_continue(commands, teacher, reference, tmp_path):
+    run = Run(commands, teacher, tmp_path, "--overwrite")
+    assert run.go(signals=[[STEPS + 2, int(signal.SIGTERM)]]).code == 143
+    done = run.go(signals=[[STEPS * 2 + 2, int(signal.SIGTERM)]])
+    assert "continuing" not in done.out and "without --overwrite" in done.err
+    Run(commands, teacher, tmp_path).go().finished()
+    assert_same(run.folder, reference)
