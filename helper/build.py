@@ -252,7 +252,8 @@ def build_stages(
         peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device)
         t_side = probe(peer, data.shapes)
     elif mode == "frozen":
-        t_net = to_device(teacher.tapped(needs.teacher), device)
+        # eval before anything else: a new wrapper is in training mode, and would take the teacher there
+        t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device)
         t_source = source(t_net) if source else teacher.source(t_net, device, autocast)
         t_side = probe(t_net, data.shapes)
     rng = torch.Generator(device).manual_seed(init_seed + 1)

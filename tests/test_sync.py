@@ -29,8 +29,7 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def no_copies_to_the_host(monkeypatch):
+def refuse_copies_to_the_host(monkeypatch):
     def refuse(name):
         def method(*args, **kwargs):
             raise AssertionError(f"Tensor.{name}() waits for the device")
@@ -42,10 +41,11 @@ def no_copies_to_the_host(monkeypatch):
 
 
 @pytest.mark.parametrize("case", ALL)
-def test_no_step_waits(case, no_copies_to_the_host):
+def test_no_step_waits(case, monkeypatch):
     method, cfg, student, teacher, data = ALL[case]
     step = make_step(method, cfg, student, teacher, data, B)
     step.train()
+    refuse_copies_to_the_host(monkeypatch)
     meter, batch = Meter(torch.device("cpu")), data.batch()
     for i in range(2):
         with NoWaiting():
