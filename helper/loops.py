@@ -75,7 +75,8 @@ def all_finite(module: nn.Module) -> bool:
 class Fit:
     """One run being trained: stages in, checkpoints, rows and event files out.
 
-    schedule: epoch -> learning rate of the final stage; earlier stages keep schedule(1).
+    schedule: epoch -> learning rate of the final stage; earlier stages keep schedule(1), or a
+        rate of their own.
     writer: opens empty event files; what earlier processes of the run had to say is told again.
     describe: what every checkpoint's meta says (arch, num_classes, dataset).
     identity: what a run must share with a state to continue from it.
@@ -140,7 +141,7 @@ class Fit:
         self, stage: Stage, epoch: int, start_step: int, meter: Meter, stopper: Stopper, writer: Writer
     ) -> None:
         step, started = stage.step, time.monotonic()
-        lr = self.schedule(epoch if stage.final else 1)
+        lr = self.schedule(epoch if stage.final else 1) if stage.constant_lr is None else stage.constant_lr
         step.set_lr(lr)
         step.train()
         self.train_loader.set_epoch(epoch + stage.index * 100_000, start_step)
