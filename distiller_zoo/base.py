@@ -74,21 +74,27 @@ def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def paired_stages(student: ModelSpec, teacher: ModelSpec | None, method: str) -> tuple[tuple[str, str], ...]:
-    """The first min(n_s, n_t) stages of both networks, side by side, as published (zip over feat[1:-1])."""
+def paired_stages(
+    student: ModelSpec, teacher: ModelSpec | None, method: str, deepest: bool = False
+) -> tuple[tuple[str, str], ...]:
+    """min(n_s, n_t) stages of both networks side by side: the first ones, as published for most methods (zip over
+    feat[1:-1]), or the deepest ones."""
     stages_t = teacher.stages if teacher is not None else ()
-    pairs = tuple(zip(student.stages, stages_t, strict=False))
-    if not pairs:
+    num = min(len(student.stages), len(stages_t))
+    if not num:
         raise UserError(
             f"{method} pairs stage maps, and there are none to pair: {student.name} has {len(student.stages)}, "
             f"{teacher.name if teacher else 'no teacher'} has {len(stages_t)}"
         )
-    return pairs
+    part = slice(-num, None) if deepest else slice(num)
+    return tuple(zip(student.stages[part], stages_t[part], strict=True))
 
 
-def unequal_stages(student: ModelSpec, teacher: ModelSpec | None, method: str) -> tuple[str, ...]:
+def unequal_stages(
+    student: ModelSpec, teacher: ModelSpec | None, method: str, deepest: bool = False
+) -> tuple[str, ...]:
     """A note on what is paired, where one network has stages that the other lacks."""
-    pairs = paired_stages(student, teacher, method)
+    pairs = paired_stages(student, teacher, method, deepest)
     if teacher is None or len(student.stages) == len(teacher.stages):
         return ()
     return (

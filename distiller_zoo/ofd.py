@@ -29,7 +29,7 @@ def partial_l2(f_s: Tensor, f_t: Tensor, margin: Tensor) -> Tensor:
 
 
 class OFD(Distiller):
-    """Pre-activations of paired stages, the student's through a 1x1 convolution and batch norm.
+    """Pre-activations of the deepest stages both have, the student's through a 1x1 convolution and batch norm.
 
     loss = sum over n stages of partial_l2_i / 2^(n - 1 - i). The larger map is pooled to the smaller first. The margin
     is measured on the teacher's own batch, as eq. 3 defines it; the published code guesses it from the batch norm
@@ -54,7 +54,7 @@ class OFD(Distiller):
 
     @classmethod
     def _pairs(cls, student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
-        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name), strict=True)
+        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name, deepest=True), strict=True)
         return tuple(zip(preact(student, stages_s, cls.name), preact(teacher, stages_t, cls.name), strict=True))
 
     @classmethod
@@ -64,7 +64,7 @@ class OFD(Distiller):
 
     @classmethod
     def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        return unequal_stages(student, teacher, cls.name)
+        return unequal_stages(student, teacher, cls.name, deepest=True)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         added_s, added_t = {}, {}

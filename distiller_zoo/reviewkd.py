@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo.base import Distiller, paired_stages, unequal_stages
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
 WIDEST = 512  # of the fused maps
 WARM_UP = 20  # epochs over which the weight grows to its full value
@@ -56,15 +56,13 @@ def hierarchical_context(f_s: Tensor, f_t: Tensor) -> Tensor:
 
 
 def levels(student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
-    """Stages and pooled feature of both networks side by side, the deepest first; what one has more is shallow and left
-    out. The teacher's stages are read before their ReLU where it has taps there."""
-    if not student.stages or teacher is None or not teacher.stages:
-        raise UserError(
-            f"reviewkd reads stage maps: {student.name} has {len(student.stages)}, "
-            f"{teacher.name if teacher else 'no teacher'} has {len(teacher.stages) if teacher else 0}"
-        )
-    stages_t = [f"{x}_preact" if f"{x}_preact" in teacher.taps else x for x in teacher.stages]
-    return tuple(zip(("pooled", *reversed(student.stages)), ("pooled", *reversed(stages_t)), strict=False))
+    """Pooled feature and stages of both networks side by side, the deepest first. The teacher's stages are read before
+    their ReLU where it has taps there."""
+    pairs = [("pooled", "pooled")]
+    for stage_s, stage_t in reversed(paired_stages(student, teacher, "reviewkd", deepest=True)):
+        before_relu = f"{stage_t}_preact"
+        pairs.append((stage_s, before_relu if before_relu in teacher.taps else stage_t))
+    return tuple(pairs)
 
 
 class ReviewKD(Distiller):
@@ -100,10 +98,7 @@ class ReviewKD(Distiller):
 
     @classmethod
     def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        if teacher is None or len(student.stages) == len(teacher.stages):
-            return ()
-        pairs = ", ".join(f"{a} with {b}" for a, b in levels(student, teacher))
-        return (f"reviewkd pairs {pairs} of {student.name} and {teacher.name}, from the deepest level up",)
+        return unequal_stages(student, teacher, cls.name, deepest=True)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         added_s, added_t, residual = {}, {}, None

@@ -146,6 +146,12 @@ def test_ofd(size_s, size_t):
     assert term(method, s, t) == pytest.approx(reference.ofd(preacts(s), preacts(t), arrays(method)), **TOLERANCE)
 
 
+def test_ofd_pairs_the_deepest_stages():
+    method, s, t = prepared("ofd", [(3, 4, 4), (4, 2, 2)], [(7, 8, 8), (5, 4, 4), (6, 2, 2)])
+    expected = reference.ofd(preacts(s), preacts(t)[1:], arrays(method))
+    assert term(method, s, t) == pytest.approx(expected, **TOLERANCE)
+
+
 @pytest.mark.parametrize(("size_s", "size_t"), SIZES)
 @pytest.mark.parametrize("more", [0, 1])
 def test_reviewkd(size_s, size_t, more):
