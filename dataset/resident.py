@@ -146,6 +146,7 @@ class TrainLoader(ResidentLoader):
         if not self.flips:
             crops -= crops % 2
         self.order, self.crops, self._drawn = order.to(device), crops.to(device), epoch
+        self.view_ids = order * (shifts * shifts * 2) + crops
 
     def batch(self, step: int) -> Batch:
         first = step * self.batch_size
@@ -153,7 +154,8 @@ class TrainLoader(ResidentLoader):
         mine = slice(first + size * self.rank // self.world_size, first + size * (self.rank + 1) // self.world_size)
         index, crop = self.order[mine], self.crops[mine]
         image = view(self.padded, index, crop, self.pad)
-        return Batch({"image": image}, self.labels.index_select(0, index), index, crop=crop)
+        target = self.labels.index_select(0, index)
+        return Batch({"image": image}, target, index, crop=crop, view_id=self.view_ids[mine])
 
 
 class TestLoader(ResidentLoader):

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from distiller_zoo.base import Distiller, option
+from distiller_zoo.base import Distiller, option, pooled_tap
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
 
@@ -34,7 +34,7 @@ class CC(Distiller):
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs(("pooled",), ("pooled",))
+        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         return {**s, "cc.embedded": self.embed_s(s["pooled"])}, {**t, "cc.embedded": self.embed_t(t["pooled"])}

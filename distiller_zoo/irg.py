@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, option
+from distiller_zoo.base import Distiller, option, pooled_tap
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 
 
@@ -77,10 +77,11 @@ class IRG(Distiller):
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        names = (
-            (*dict.fromkeys(x for pair in pairs for x in pair), "pooled") for pairs in cls._pairs(cfg, student, teacher)
+        pairs_s, pairs_t = cls._pairs(cfg, student, teacher)
+        return Needs(
+            (*dict.fromkeys(x for pair in pairs_s for x in pair), pooled_tap(student, cls.name)),
+            (*dict.fromkeys(x for pair in pairs_t for x in pair), pooled_tap(teacher, cls.name)),
         )
-        return Needs(*names)
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         loss = F.mse_loss(edges(s["pooled"]), edges(t["pooled"]))

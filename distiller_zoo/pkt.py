@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Distiller, pooled_tap
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
 EPS = 1e-7
@@ -36,7 +36,7 @@ class PKT(Distiller):
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs(("pooled",), ("pooled",))
+        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         p_s, p_t = neighbourhood(s["pooled"]), neighbourhood(t["pooled"])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, paired_stages, unequal_stages
+from distiller_zoo.base import Distiller, paired_stages, pooled_tap, unequal_stages
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
 WIDEST = 512  # of the fused maps
@@ -58,7 +58,7 @@ def hierarchical_context(f_s: Tensor, f_t: Tensor) -> Tensor:
 def levels(student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
     """Pooled feature and stages of both networks side by side, the deepest first. The teacher's stages are read before
     their ReLU where it has taps there."""
-    pairs = [("pooled", "pooled")]
+    pairs = [(pooled_tap(student, "reviewkd"), pooled_tap(teacher, "reviewkd"))]
     for stage_s, stage_t in reversed(paired_stages(student, teacher, "reviewkd", deepest=True)):
         before_relu = f"{stage_t}_preact"
         pairs.append((stage_s, before_relu if before_relu in teacher.taps else stage_t))

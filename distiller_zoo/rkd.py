@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, option
+from distiller_zoo.base import Distiller, option, pooled_tap
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
 
@@ -49,7 +49,7 @@ class RKD(Distiller):
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs(("pooled",), ("pooled",))
+        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         e_s, e_t = s["pooled"], t["pooled"]

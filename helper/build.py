@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from helper.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_
 from helper.protocols import Context, DataSet, ModelSpec, Needs, Side, Tap, TeacherSource, UserError
 from helper.step import DistillStep, MakeOptimizer
 from helper.taps import TappedNet, probe
-from helper.teacher import LiveTeacher
-from models import model_dict
+from helper.teacher import EnsembleTeacher, LiveTeacher
+from models import model_dict, model_in
 
 
 def pick_device(gpu_id: str) -> tuple[torch.device, str | None]:
@@ -81,14 +80,36 @@ def composite_spec(student: ModelSpec, method: Distiller) -> ModelSpec:
 
 @dataclass(frozen=True)
 class Network:
-    """A network read from a checkpoint, ready to be tapped."""
+    """A network read from a checkpoint, ready to be tapped; with `others`, the first of an ensemble.
+
+    weights: of the members' probabilities, one each; None for equal ones.
+    """
 
     spec: ModelSpec
     model: nn.Module
     checkpoint: Checkpoint
+    others: tuple[Network, ...] = ()
+    weights: tuple[float, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        return "+".join(network.spec.name for network in (self, *self.others))
 
     def tapped(self, want: Sequence[str] = ()) -> TappedNet:
+        if want and self.others:
+            raise UserError(
+                f"the method reads {', '.join(sorted(want))} of its teacher, and an ensemble ({self.name}) has only "
+                "logits: give one --path_t, or choose a method of logits alone"
+            )
         return TappedNet(self.model, self.spec, want)
+
+    def source(self, net: TappedNet, device: torch.device, autocast: torch.dtype | None) -> TeacherSource:
+        """Who answers for the teacher; net: this network, tapped and on the device."""
+        first = LiveTeacher(net, autocast)
+        if not self.others:
+            return first
+        rest = [LiveTeacher(to_device(n.tapped(), device), autocast) for n in self.others]
+        return EnsembleTeacher([first, *rest], self.weights)
 
 
 def load_network(
@@ -104,7 +125,10 @@ def load_network(
     """
     checkpoint = read_checkpoint(path)
     explicit = None if explicit is None else model_dict.resolve(explicit)
-    spec = model_dict[infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases])]
+    if explicit and model_in(explicit, checkpoint.state).name == checkpoint.meta.get("arch"):
+        explicit = None  # one name of two networks, and the file holds the other
+    arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases])
+    spec = model_in(arch, checkpoint.state)
     classes = num_classes_of(checkpoint.state, spec)
     if num_classes is not None and classes is not None and classes != num_classes:
         raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, the data set has {num_classes}")
@@ -230,7 +254,7 @@ def build_stages(
         t_side = probe(peer, data.shapes)
     elif mode == "frozen":
         t_net = to_device(teacher.tapped(needs.teacher), device)
-        t_source = (source or partial(LiveTeacher, autocast=autocast))(t_net)
+        t_source = source(t_net) if source else teacher.source(t_net, device, autocast)
         t_side = probe(t_net, data.shapes)
     rng = torch.Generator(device).manual_seed(init_seed + 1)
     ctx = Context(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from helper.build import Stage, describe_method
 from helper.checkpoint import atomic_save, atomic_write_json, load_file
 from helper.metrics import Meter
-from helper.protocols import DataSet, Loader, Progress, UserError
+from helper.protocols import Batch, DataSet, Loader, Progress, UserError
 from helper.reporting import ProgressLine, Writer, clock, log
 from helper.runs import RunFolder
 from helper.seeding import rng_state, set_rng_state
@@ -71,15 +72,27 @@ def all_finite(module: nn.Module) -> bool:
     return not values or bool(torch.stack([v.isfinite().all() for v in values]).all())
 
 
-@dataclass
+class Want(NamedTuple):
+    """A pass over the training set that a run asks for, from its start_step on."""
+
+    stage: int
+    epoch: int
+    start_step: int
+
+
+@dataclass(eq=False)
 class Fit:
     """One run being trained: stages in, checkpoints, rows and event files out.
+
+    life() is a generator that asks for passes and is sent their batches, so that several runs can share them (drive()).
 
     schedule: epoch -> learning rate of the final stage; earlier stages keep schedule(1), or a
         rate of their own.
     writer: opens empty event files; what earlier processes of the run had to say is told again.
     describe: what every checkpoint's meta says (arch, num_classes, dataset).
     identity: what a run must share with a state to continue from it.
+    loader: shared by all runs of the process. log: where the run's messages go. shown: whether progress is shown.
+    after_epoch: called before an epoch's row is written; what it returns goes into the row.
     """
 
     folder: RunFolder
@@ -89,27 +102,32 @@ class Fit:
     writer: Callable[[], Writer]
     describe: Mapping[str, Any]
     batch_size: int
-    seed: int
+    loader: Loader
     identity: Mapping[str, Any] = field(default_factory=dict)
     full_batches: bool = False
     print_freq: int = 200
     max_steps: int | None = None
+    after_epoch: Callable[[], Mapping[str, Any]] = dict
+    log: logging.Logger = log
+    shown: bool = True
 
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
-        self.train_loader = self.data.train_loader(
-            self.batch_size, seed=self.seed, device=self.device, drop_last=self.full_batches
-        )
+        self.ended, self.rng = False, rng_state()
         self.test_loader = self.data.test_loader(500, device=self.device)
-        self.steps = min(len(self.train_loader), self.max_steps or len(self.train_loader))
+        steps = len(self.data.train_labels) // self.batch_size if self.full_batches else len(self.loader)
+        self.steps = min(steps, self.max_steps or steps)
         self.last_row: dict[str, Any] = {}
 
-    def run(self, stages: Iterator[Stage], resume_from: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Train all stages to the end, or raise Interrupted. Returns the last row of metrics.jsonl."""
+    def life(self, stages: Iterator[Stage], resume_from: Mapping[str, Any] | None, stopper: Stopper) -> Life:
+        """Train all stages to the end, or raise Interrupted.
+
+        Yields a Want; is then sent (step, batch) for every batch of that pass and None after the last.
+        """
         done = (0, 0) if resume_from is None else (resume_from["stage"], resume_from["epoch"])
         rows = self.folder.trim(done)
         self.last_row = {} if resume_from is None else resume_from["row"]
-        with Stopper().listening() as stopper, closing(self.writer()) as writer:
+        with closing(self.writer()) as writer:
             for row in rows:
                 writer.scalars(scalars_of(row), row["epoch"])
             for stage in stages:
@@ -117,21 +135,21 @@ class Fit:
                 if stage.index < done[0]:
                     continue  # its results live on in the networks the checkpoint restores
                 state = resume_from if resume_from is not None and stage.index == done[0] else None
-                self._train_stage(stage, state, stopper, writer)
-        return self.last_row
+                yield from self._train_stage(stage, state, stopper, writer)
+        self.ended = True
 
-    def _train_stage(self, stage: Stage, state: Mapping[str, Any] | None, stopper: Stopper, writer: Writer) -> None:
+    def _train_stage(self, stage: Stage, state: Mapping[str, Any] | None, stopper: Stopper, writer: Writer) -> Life:
         epoch, start_step, meter = 1, 0, Meter(self.device)
         if state is not None:
             stage.step.load_state_dict(state["step_state"])
-            self.train_loader.load_state_dict(state["loader"])
+            self.loader.load_state_dict(state["loader"])
             self.best_acc, self.best_epoch, self.seconds = state["best_acc"], state["best_epoch"], state["seconds"]
             epoch, start_step = state["epoch"] + 1, state["step"]
             if start_step:
                 meter.load_state_dict(state["meter"])
             set_rng_state(state["rng"])
         for e in range(epoch, stage.epochs + 1):
-            self._train_epoch(stage, e, start_step, meter, stopper, writer)
+            yield from self._train_epoch(stage, e, start_step, meter, stopper, writer)
             start_step, meter = 0, Meter(self.device)
             last_of_all = stage.final and e == stage.epochs
             if stopper.signal is not None and not last_of_all:
@@ -139,17 +157,18 @@ class Fit:
 
     def _train_epoch(
         self, stage: Stage, epoch: int, start_step: int, meter: Meter, stopper: Stopper, writer: Writer
-    ) -> None:
+    ) -> Life:
         step, started = stage.step, time.monotonic()
         lr = self.schedule(epoch if stage.final else 1) if stage.constant_lr is None else stage.constant_lr
         step.set_lr(lr)
         step.train()
-        self.train_loader.set_epoch(epoch + stage.index * 100_000, start_step)
-        line = ProgressLine(epoch, stage.epochs, self.steps, self.batch_size, self.print_freq, start_step)
+        line = ProgressLine(
+            epoch, stage.epochs, self.steps, self.batch_size, self.print_freq, start_step, self.log, self.shown
+        )
         try:
-            for i, batch in enumerate(self.train_loader, start_step):
-                if i >= self.steps:
-                    break
+            sent = yield Want(stage.index, epoch, start_step)
+            while sent is not None:
+                i, batch = sent
                 result = step(batch, Progress(epoch, stage.epochs, i, self.steps, stage.index))
                 meter.update(result.loss, result.logits, result.target, result.terms, i)
                 if stopper.signal is not None and i + 1 < self.steps:
@@ -161,12 +180,13 @@ class Fit:
                     means, bad = meter.read()
                     self._refuse_nan(epoch, i, bad)
                     line.show(i, means)
+                sent = yield None
         finally:
             line.close()
         means, bad = meter.read()
         self._refuse_nan(epoch, self.steps - 1, bad, stage)
         trained = time.monotonic() - started
-        log.info(
+        self.log.info(
             " * Epoch %d, Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f",
             epoch,
             means["acc"],
@@ -188,6 +208,7 @@ class Fit:
             "seconds_eval": evaluated,
             "seconds_total": self.seconds,
             "img_per_s": min(images, len(self.data.train_labels)) / trained,
+            **self.after_epoch(),
         }
         if stage.final and row["test_acc"] > self.best_acc:
             self._save_best(stage, epoch, row)
@@ -202,7 +223,7 @@ class Fit:
         for name, result in evaluate(deployed, self.test_loader, self.device).items():
             suffix = "" if not row else f"_{name}"
             row |= {f"test_{k}{suffix}": v for k, v in result.items()}
-        log.info(" ** Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
+        self.log.info(" ** Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
         return row
 
     def _refuse_nan(self, epoch: int, step: int, bad_step: int | None, stage: Stage | None = None) -> None:
@@ -230,7 +251,7 @@ class Fit:
 
     def _save_best(self, stage: Stage, epoch: int, row: Mapping[str, Any]) -> None:
         self.best_acc, self.best_epoch = row["test_acc"], epoch
-        log.info("saving the best model!")
+        self.log.info("saving the best model!")
         step = stage.step
         meta = {**self.describe, **describe_method(step.method, step.method.cfg, stage.teacher)}
         atomic_save(
@@ -256,7 +277,7 @@ class Fit:
                 "epoch": epoch,
                 "step": step,
                 "step_state": stage.step.state_dict(),
-                "loader": self.train_loader.state_dict(),
+                "loader": self.loader.state_dict(),
                 "meter": meter.state_dict(),
                 "rng": rng_state(),
                 "best_acc": self.best_acc,
@@ -273,6 +294,58 @@ class Fit:
     def _stop(self, number: int, where: str) -> None:
         name = signal.Signals(number).name
         raise Interrupted(f"{name}: stopped {where}, all of it kept in {self.folder.last}", 128 + number)
+
+
+Life = Generator[Want | None, tuple[int, Batch] | None, None]
+
+
+def drive(lives: Mapping[Fit, Life], loader: Loader) -> None:
+    """Feed runs with batches until all have ended. Runs that ask for the same pass share its batches.
+
+    Each keeps generators of its own, so that it computes what it would compute alone. One that diverges or is
+    interrupted leaves the others going; the first such exception is raised at the end.
+    """
+    alone = len(lives) == 1
+    states = {} if alone else {fit: fit.rng for fit in lives}
+    stopped: list[Exception] = []
+
+    def send(fit: Fit, value: tuple[int, Batch] | None, start: bool = False) -> Want | None:
+        if not alone:
+            set_rng_state(states[fit])
+        try:
+            return next(lives[fit]) if start else lives[fit].send(value)
+        except StopIteration:
+            waiting.pop(fit, None)
+        except (Interrupted, UserError) as error:
+            stopped.append(error)
+            waiting.pop(fit, None)
+        finally:
+            if not alone:
+                states[fit] = rng_state()
+        return None
+
+    waiting: dict[Fit, Want] = {}
+    for fit in lives:
+        if (want := send(fit, None, start=True)) is not None:
+            waiting[fit] = want
+    while waiting:
+        stage, epoch, _ = min(waiting.values())
+        together = [fit for fit, want in waiting.items() if want[:2] == (stage, epoch)]
+        first = min(waiting[fit].start_step for fit in together)
+        last = max(fit.steps for fit in together)
+        loader.set_epoch(epoch + stage * 100_000, first)
+        for i, batch in enumerate(loader, first):
+            active = [fit for fit in together if fit in waiting and waiting[fit].start_step <= i < fit.steps]
+            for fit in active:
+                send(fit, (i, batch))
+            if i + 1 >= last or not any(fit in waiting for fit in together):
+                break
+        for fit in [fit for fit in together if fit in waiting]:
+            want = send(fit, None)
+            if want is not None:
+                waiting[fit] = want
+    if stopped:
+        raise stopped[0]
 
 
 def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:

@@ -81,6 +81,7 @@ COMMON = (
     Flag(("--weight_decay",), 5e-4, "on all parameters, batch norm and biases included", float, result=True),
     Flag(("--momentum",), 0.9, "of SGD", float, result=True),
     Flag(("--accumulate",), 1, "micro-batches per optimiser step", int, result=True),
+    Flag(("--trials",), 1, "repetitions, one after the other, counting on from --trial", int),
     Flag(("--trial", "-t"), "0", "name of this repetition", result=True, named=True),
     Flag(("--seed",), None, "random seed (default: the trial number, or crc32 of a word)", int, result=True),
     Flag(
@@ -115,10 +116,37 @@ COMMON = (
 TEACHER = (Flag(("--model",), "resnet32x4", "network to train, see --list", result=True, named=True),)
 
 STUDENT = (
-    Flag(("--model_s",), "resnet8x4", "student network, see --list", result=True, named=True),
-    Flag(("--path_t",), None, "checkpoint of the teacher"),
+    Flag(
+        ("--model_s",),
+        "resnet8x4",
+        "student network, see --list; several, as resnet8,vgg8, are trained together",
+        result=True,
+        named=True,
+    ),
+    Flag(("--path_t",), None, "checkpoint of the teacher; several make an ensemble", nargs="+"),
+    Flag(
+        ("--teacher_weight",),
+        None,
+        "weight of each teacher's probabilities in an ensemble (default: equal)",
+        float,
+        result=True,
+        nargs="+",
+    ),
+    Flag(
+        ("--weight",),
+        None,
+        "weights of terms by name in a combination, as crd=0.8 at=500 (default: the methods')",
+        result=True,
+        nargs="+",
+    ),
     Flag(("--model_t",), None, "teacher network, where neither the checkpoint nor its path tells"),
-    Flag(("--distill",), "kd", "method, or several as kd+crd, see --list", result=True, named=True),
+    Flag(
+        ("--distill",),
+        "kd",
+        "method, see --list; kd+crd joins losses, kd,crd trains two students together",
+        result=True,
+        named=True,
+    ),
     Flag(
         ("--cls", "-c", "-r", "--gamma"),
         1.0,
@@ -139,6 +167,11 @@ STUDENT = (
         ("--beta", "-b"), 0.0, "weight of the method's own term (default: the method's)", float, result=True, named=True
     ),
     Flag(("--kd_T",), 4.0, "temperature of the logit KL", float, result=True),
+    _switch(
+        ("--logit_stand",),
+        "compare z-scored logits in every logit loss (LSKD; published beside kd with -c 0.1 -d 9 --kd_T 2)",
+        result=True,
+    ),
     Flag(
         ("--protocol",),
         "simkd",
@@ -147,6 +180,8 @@ STUDENT = (
         result=True,
     ),
     _switch(("--skip_validation",), "do not evaluate the teacher first"),
+    Flag(("--teacher_cache",), None, "folder that keeps the teacher's logits of every view, for every later run"),
+    _switch(("--rebuild_cache",), "replace what --teacher_cache holds"),
     Flag(("--init_epochs",), 30, "epochs of the first stage, for methods that have one", int, result=True),
 )
 
@@ -170,6 +205,7 @@ class Settings:
     method_flags: Mapping[str, Any]  # dest -> default, of the method's own settings
     command: list[str] = field(default_factory=list)
     without_effect: dict[str, str] = field(default_factory=dict)  # flag -> why
+    label: str = ""  # of this student among those trained together
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -280,9 +316,15 @@ def _distill_of(argv: Sequence[str]) -> str:
 
 
 def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
-    """Parse a script's command line. teacher: train_teacher.py's table rather than train_student.py's.
+    """The settings of the first student of the first trial; see parse_lanes()."""
+    return parse_lanes(argv, teacher=teacher)[0][0]
 
-    argparse reports malformed input itself (exit code 2); everything else raises UserError.
+
+def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Settings]]:
+    """Parse a script's command line: one list of settings per trial, with one entry per student to train together.
+
+    teacher: train_teacher.py's table rather than train_student.py's. argparse reports malformed input itself (exit
+    code 2); everything else raises UserError.
     """
     argv = normalised(argv)
     table = (*TEACHER, *COMMON) if teacher else (*STUDENT, *COMMON)
@@ -300,8 +342,8 @@ def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
     if "--list" in argv:
         print(listing())
         raise SystemExit(0)
-    distill = "vanilla" if teacher else _distill_of(argv)
-    methods = _methods(distill)
+    distills = ["vanilla"] if teacher else _listed(_distill_of(argv), "--distill")
+    methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
     own: dict[str, list[tuple[type[Distiller], dataclasses.Field]]] = {}
     flags = {f.dest: f for f in table}
     for method in methods:
@@ -315,7 +357,77 @@ def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
 
     given = vars(parser.parse_args(argv))
     given.pop("list", None)
-    return _resolve(given, flags, own, methods, distill, teacher, list(argv))
+    students = [None] if teacher or given["model_s"] is UNSET else _listed(given["model_s"], "--model_s")
+    lanes = [(student, distill) for student in students for distill in distills]
+    if len(lanes) > 1:
+        _check_lanes(given, distills, methods)
+    trials = []
+    for trial in _trials(given, flags["trial"].default):
+        trials.append([])
+        for student, distill in lanes:
+            mine = _methods(distill)
+            used = {k: [(m, f) for m, f in users if m in mine] for k, users in own.items()}
+            others = {k for k, users in used.items() if not users}
+            chosen = {k: v for k, v in given.items() if k not in others} | {"trial": trial}
+            if not teacher:
+                chosen |= {"distill": distill} | ({"model_s": student} if student else {})
+                if len(lanes) > 1:
+                    chosen["weight"] = _weights_of(given["weight"], mine)
+            settings = _resolve(
+                chosen,
+                {k: f for k, f in flags.items() if k not in others},
+                {k: users for k, users in used.items() if users},
+                mine,
+                teacher,
+                list(argv),
+            )
+            settings.label = f"{settings.model_s} {distill}" if len(students) > 1 else distill
+            trials[-1].append(settings)
+    return trials
+
+
+def _listed(text: str, flag: str) -> list[str]:
+    """'kd,at' -> ['kd', 'at']."""
+    names = text.split(",")
+    if not all(names) or len(set(names)) < len(names):
+        raise UserError(f"{flag} '{text}' must list different names, separated by single commas")
+    return names
+
+
+def _trials(given: Mapping[str, Any], default: str) -> list[str]:
+    """--trials 3 counts on from --trial."""
+    first, count = (None if given[k] is UNSET else given[k] for k in ("trial", "trials"))
+    first = default if first is None else first
+    if count is None or count == 1:
+        return [first]
+    if count < 1:
+        raise UserError(f"--trials {count} must be at least 1")
+    if not first.isdecimal() or given["seed"] is not UNSET:
+        raise UserError(
+            "--trials counts on from --trial and seeds each trial with its number: give --trial a number "
+            "and leave --seed out"
+        )
+    return [str(int(first) + k) for k in range(count)]
+
+
+def _check_lanes(given: Mapping[str, Any], distills: Sequence[str], methods: Sequence[type[Distiller]]) -> None:
+    if given["beta"] is not UNSET and len(distills) > 1:
+        raise UserError(
+            f"-b/--beta would weigh every method alike: name them, as in --weight {methods[-1].name}={given['beta']:g}"
+        )
+    names = {"cls", "div", *(m.name for m in methods)}
+    if given["weight"] is not UNSET and (stray := term_weights(given["weight"]).keys() - names):
+        raise UserError(f"--weight names {', '.join(sorted(stray))}, the terms are {', '.join(sorted(names))}")
+
+
+def _weights_of(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
+    """The part of --weight that is about these methods, or about cls and div."""
+    if pairs is UNSET:
+        return UNSET
+    known = {m.name for m in methods}
+    every = {m for m in method_dict} - known
+    mine = [p for p in pairs if method_dict.aliases.get(p.partition("=")[0], p.partition("=")[0]) not in every]
+    return mine or UNSET
 
 
 def _resolve(
@@ -323,7 +435,6 @@ def _resolve(
     flags: Mapping[str, Flag],
     own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field]]],
     methods: Sequence[type[Distiller]],
-    distill: str,
     teacher: bool,
     argv: list[str],
 ) -> Settings:
@@ -348,6 +459,7 @@ def _resolve(
     if values["seed"] is None:
         values["seed"] = trial_seed(values["trial"])
     if not teacher:
+        _apply_weights(values, methods)
         values["distill"] = "+".join(m.name for m in methods)
     values[network] = spec.name
     _check(values)
@@ -356,6 +468,8 @@ def _resolve(
     method = methods[0] if len(methods) == 1 else Combined
     settings = Settings(values, sources, method, config, flags, method_flags, argv)
     settings.without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if sources[k] == "command line"}
+    if values.get("logit_stand") and not (config.div or any(m.reads_logits for m in methods)):
+        settings.without_effect["logit_stand"] = f"{values['distill']} compares no logits with -d 0"
     return settings
 
 
@@ -387,14 +501,41 @@ def _config(
 
     if teacher:
         return methods[0].Config(**fields_of(methods[0]))
-    common = {k: values[k] for k in ("cls", "div", "kd_T")}
+    common = {k: values[k] for k in ("cls", "div", "kd_T", "logit_stand")}
     if len(methods) == 1:
         return methods[0].Config(beta=values["beta"], **common, **fields_of(methods[0]))
-    weights = {m.name: m.Config.beta * values["beta"] for m in methods}
+    weights = {m.name: m.Config.beta * values["beta"] for m in methods} | {
+        k: v for k, v in term_weights(values["weight"]).items() if k not in ("cls", "div")
+    }
     members = tuple((m, m.Config(beta=weights[m.name], **common, **fields_of(m))) for m in methods)
     config = CombinedConfig(beta=values["beta"], members=members, **common)
     Combined.check(config)
     return config
+
+
+def term_weights(pairs: Sequence[str] | None) -> dict[str, float]:
+    """["crd=0.8", "cls=1"] -> {"crd": 0.8, "cls": 1.0}, aliases resolved."""
+    weights: dict[str, float] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        name = name if name in ("cls", "div") else method_dict.resolve(name)
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise UserError(f"--weight {pair} is not of the form NAME=NUMBER, such as crd=0.8") from None
+    return weights
+
+
+def _apply_weights(values: dict[str, Any], methods: Sequence[type[Distiller]]) -> None:
+    """--weight sets cls and div, and beta where there is one method; members of a combination read it themselves."""
+    weights = term_weights(values["weight"])
+    names = [m.name for m in methods]
+    stray = weights.keys() - {"cls", "div", *names}
+    if stray:
+        raise UserError(f"--weight names {', '.join(sorted(stray))}, the terms are cls, div, {', '.join(names)}")
+    values |= {k: v for k, v in weights.items() if k in ("cls", "div")}
+    if len(names) == 1 and names[0] in weights:
+        values["beta"] = weights[names[0]]
 
 
 def _check(values: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ class Batch:
     views: V, how many views of each sample `inputs` holds, those of one sample side by side, view 0 first.
     crop: [B] int64 or None; which of the data set's `num_crops` pixel views a sample is,
         (dy * (2 * pad + 1) + dx) * 2 + flip. None once the pixels were changed in any other way.
+    view_id: [B] int64 on the CPU or None; index * num_crops + crop, for look-ups that must not wait for the device.
     soft_target: [B, K] or None; mixed or smoothed labels, which the classification term then uses.
     teacher_inputs: what the teacher reads where it differs from `inputs`.
     """
@@ -43,6 +44,7 @@ class Batch:
     index: Tensor
     views: int = 1
     crop: Tensor | None = None
+    view_id: Tensor | None = None
     soft_target: Tensor | None = None
     teacher_inputs: Mapping[str, Tensor] | None = None
 
@@ -50,8 +52,9 @@ class Batch:
         return len(self.target)
 
     def with_inputs(self, inputs: Mapping[str, Tensor], views: int | None = None) -> Batch:
-        """The same samples with other pixels; `crop` no longer describes them and is cleared."""
-        return dataclasses.replace(self, inputs=inputs, views=self.views if views is None else views, crop=None)
+        """The same samples with other pixels; `crop` and `view_id` no longer say which, and are cleared."""
+        views = self.views if views is None else views
+        return dataclasses.replace(self, inputs=inputs, views=views, crop=None, view_id=None)
 
     def split(self, parts: int) -> list[Batch]:
         """Micro-batches of whole samples, in order; at most `parts` of them."""
@@ -79,6 +82,7 @@ class Batch:
                 self.index[lo : lo + size],
                 self.views,
                 cut(self.crop, lo),
+                cut(self.view_id, lo),
                 cut(self.soft_target, lo),
                 teacher(lo),
             )

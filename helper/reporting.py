@@ -6,10 +6,11 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from helper.protocols import UserError
 
@@ -32,31 +33,68 @@ class _File(logging.FileHandler):
         """A log line that cannot be written costs nothing; what matters is saved elsewhere, with errors of its own."""
 
 
-def start_log(path: Path | None = None) -> None:
-    """Messages to standard output, and to the run's log file once there is one."""
+class _Labelled(logging.Formatter):
+    """Several students in one process: whose line it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        label = record.name.removeprefix(log.name).lstrip(".")
+        return f"[{label}] {super().format(record)}" if label else super().format(record)
+
+
+_run_logs: list[logging.Logger] = []
+
+
+def start_log() -> None:
+    """Messages to standard output; the files of earlier runs in this process are closed."""
     log.setLevel(logging.INFO)
     log.propagate = False
-    for handler in [h for h in log.handlers if isinstance(h, logging.FileHandler)]:
-        log.removeHandler(handler)
-        handler.close()
+    for logger in _run_logs:
+        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+            logger.removeHandler(handler)
+            handler.close()
+    _run_logs.clear()
     if not log.handlers:
         console = _Console()
-        console.setFormatter(logging.Formatter("%(message)s"))
+        console.setFormatter(_Labelled("%(message)s"))
         log.addHandler(console)
-    if path is not None:
-        try:
-            file = _File(path)
-        except OSError as error:
-            raise UserError(f"cannot write the log {path}: {error.strerror}") from error
-        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        log.addHandler(file)
+
+
+def open_run_log(path: Path, label: str | None = None) -> logging.Logger:
+    """A run's own log: messages go to its file and to standard output, there with the label if it has one."""
+    logger = log if label is None else log.getChild(label.replace(".", "_"))
+    try:
+        file = _File(path)
+    except OSError as error:
+        raise UserError(f"cannot write the log {path}: {error.strerror}") from error
+    claim(file.stream, path.parent)
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(file)
+    _run_logs.append(logger)
+    return logger
+
+
+def claim(file: IO[str], folder: Path) -> None:
+    """Lock a run's open log; UserError where another process trains that run. The lock goes with the process."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is training {folder}: wait for it or stop it, or choose another --trial"
+        ) from error
+    except OSError:  # nor on this file system
+        return
 
 
 def log_to_file(message: str) -> None:
     """A message that the console has seen already."""
-    for handler in log.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(log.makeRecord(log.name, logging.INFO, "", 0, message, (), None))
+    for logger in _run_logs:
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(log.makeRecord(log.name, logging.INFO, "", 0, message, (), None))
 
 
 class Writer(Protocol):
@@ -79,6 +117,7 @@ class _TensorboardWriter:
     def __init__(self, folder: Path):
         from torch.utils.tensorboard import SummaryWriter
 
+        _quiet_about_events()
         self.writer = SummaryWriter(str(folder), flush_secs=10)
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
@@ -90,6 +129,19 @@ class _TensorboardWriter:
         # what could not be written was reported by scalars(), and must not hide the error that ends the run
         with contextlib.suppress(OSError):
             self.writer.close()
+
+
+def _quiet_about_events() -> None:
+    """tensorboard's own thread hands its OSError to the next call, after printing a traceback; the former is enough."""
+    before = threading.excepthook
+    if before.__name__ == "_report":
+        return
+
+    def _report(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    threading.excepthook = _report
 
 
 class _TensorboardLoggerWriter:
@@ -160,10 +212,21 @@ def event_writer(backend: str, folder: Path) -> Writer:
 class ProgressLine:
     """Live bar on a terminal; elsewhere a line every print_freq steps, at most one in ten seconds.
 
-    Reading the meter makes the host wait for the device, hence the limit.
+    Reading the meter makes the host wait for the device, hence the limit. shown: whether to say anything at all.
     """
 
-    def __init__(self, epoch: int, epochs: int, steps: int, batch_size: int, print_freq: int, start_step: int = 0):
+    def __init__(
+        self,
+        epoch: int,
+        epochs: int,
+        steps: int,
+        batch_size: int,
+        print_freq: int,
+        start_step: int = 0,
+        logger: logging.Logger = log,
+        shown: bool = True,
+    ):
+        self.log, self.shown = logger, shown
         self.epoch, self.epochs, self.steps, self.batch_size, self.print_freq = (
             epoch,
             epochs,
@@ -174,7 +237,7 @@ class ProgressLine:
         self.started = self.read_at = time.monotonic()
         self.start_step = start_step
         self.bar: Any = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(
@@ -192,7 +255,7 @@ class ProgressLine:
             self.bar.update(1)
         now = time.monotonic()
         interval = 5 if self.bar is not None else 10
-        wanted = self.bar is not None or (step + 1) % self.print_freq == 0
+        wanted = self.bar is not None or (self.shown and (step + 1) % self.print_freq == 0)
         if wanted and now - self.read_at >= interval:
             self.read_at = now
             return True
@@ -207,7 +270,7 @@ class ProgressLine:
         if self.bar is not None:
             self.bar.set_postfix_str(text)
         else:
-            log.info("Epoch: [%d][%d/%d]\t%s", self.epoch, step + 1, self.steps, text)
+            self.log.info("Epoch: [%d][%d/%d]\t%s", self.epoch, step + 1, self.steps, text)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -24,9 +24,15 @@ import torch
 from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text
 from helper.options import Settings, published_name
 from helper.protocols import UserError
+from helper.reporting import claim
 
 SEPARATOR = "~" if os.name == "nt" else ":"
 LONGEST_NAME = 200  # of a folder; most file systems end at 255
+
+
+def file_name(network: str) -> str:
+    """A registry name as part of a file's or folder's: the colon of `timm:NAME` is what the system allows."""
+    return network.replace(":", SEPARATOR).replace("/", "-")
 
 
 def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
@@ -36,17 +42,17 @@ def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
     """
     colon = SEPARATOR
     if is_teacher:
-        name = f"{settings.model}_vanilla_{settings.dataset}_trial_{settings.trial}"
+        name = f"{file_name(settings.model)}_vanilla_{settings.dataset}_trial_{settings.trial}"
     else:
         name = (
-            f"S{colon}{settings.model_s}_T{colon}{teacher or 'none'}_{settings.dataset}_"
+            f"S{colon}{file_name(settings.model_s)}_T{colon}{file_name(teacher or 'none')}_{settings.dataset}_"
             f"{published_name(settings.distill)}_r{colon}{settings.cls}_a{colon}{settings.div}_b{colon}{settings.beta}"
             f"_{settings.trial}"
         )
     if settings.dali:
         name += f"_dali{colon}{settings.dali}"
     for key, value in settings.off_default().items():
-        name += f"_{key}{colon}{value}"
+        name += f"_{key}{colon}{','.join(map(str, value)) if isinstance(value, list) else value}"
     name = name.replace("/", "-")
     if len(name) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:12]
@@ -64,11 +70,11 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        return self.models / f"{self.network}_best.pth"
+        return self.models / f"{file_name(self.network)}_best.pth"
 
     @property
     def last(self) -> Path:
-        return self.models / f"{self.network}_last.pth"
+        return self.models / f"{file_name(self.network)}_last.pth"
 
     @property
     def metrics(self) -> Path:
@@ -92,6 +98,9 @@ class RunFolder:
 
         Raises UserError when the folder holds a run with other settings, naming each of them.
         """
+        if self.log.exists():
+            with open(self.log) as file:
+                claim(file, self.models)
         try:
             if overwrite:
                 # first what a later process would take for this run's state, in case the rest is not reached
@@ -177,7 +186,7 @@ def link_short_name(models_root: Path, model: str, run: RunFolder) -> Path | Non
 
     Never replaces what is there. Returns the path, whatever it leads to; None where it leads nowhere.
     """
-    link = models_root / f"{model}_vanilla"
+    link = models_root / f"{file_name(model)}_vanilla"
     if link.exists() or link.is_symlink():
         return link
     try:

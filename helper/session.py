@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
+import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from distiller_zoo.base import Combined, Distiller
 from helper import build
+from helper.cache import CachedTeacher, cache_key
 from helper.checkpoint import atomic_write_json
 from helper.cost import deployed_parameters, macs
-from helper.loops import Fit, Interrupted, evaluate, read_last, summary
-from helper.options import Settings, parse
-from helper.protocols import DataSet, Progress, UserError
-from helper.reporting import event_writer, log, log_to_file, require_backend, start_log
+from helper.loops import Fit, Interrupted, Life, Stopper, drive, evaluate, read_last, summary
+from helper.options import Settings, parse_lanes
+from helper.protocols import Batch, DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
+from helper.reporting import event_writer, log, log_to_file, open_run_log, require_backend, start_log
 from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
 from helper.schedule import StepDecay, parse_decay_epochs
-from helper.seeding import seed_everything
-from models import model_dict
+from helper.seeding import rng_state, seed_everything
+from helper.teacher import SharedTeacher
+from models import model_for
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
@@ -79,33 +87,49 @@ def open_data(settings: Settings) -> DataSet:
     return data
 
 
-def open_teacher(settings: Settings, data: DataSet) -> build.Network | None:
-    """The teacher of --path_t, if the method wants one."""
-    wants = settings.method.teacher_mode == "frozen"
+def open_teacher(lanes: Sequence[Settings], data: DataSet) -> build.Network | None:
+    """The teacher of --path_t, if a method wants one."""
+    wanting = [lane for lane in lanes if lane.method.teacher_mode == "frozen"]
+    settings = lanes[0]
     if settings.path_t is None:
-        if wants:
-            raise UserError(f"--distill {settings.distill} needs a teacher: pass its checkpoint with --path_t")
+        if wanting:
+            raise UserError(f"--distill {wanting[0].distill} needs a teacher: pass its checkpoint with --path_t")
         return None
-    if not wants:
-        settings.without_effect["path_t"] = f"--distill {settings.distill} uses no teacher"
+    if not wanting:
+        for lane in lanes:
+            lane.without_effect["path_t"] = f"--distill {lane.distill} uses no teacher"
         return None
     log.info("==> loading teacher model")
-    teacher = build.load_network(settings.path_t, settings.model_t, data.num_classes, data.shapes)
+    networks = [build.load_network(p, settings.model_t, data.num_classes, data.shapes) for p in settings.path_t]
+    weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
+    if weights is not None and len(weights) != len(networks):
+        raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
     log.info("==> done")
-    return teacher
+    return dataclasses.replace(networks[0], others=tuple(networks[1:]), weights=weights)
 
 
-def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device, skip: bool) -> float | None:
-    """Evaluate in float32 and compare with what the file says of itself."""
-    if skip:
+def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
+    """Evaluate in float32 once, remember it beside the runs, and compare with what the file says of itself."""
+    if settings.skip_validation:
         log.info("Skipping teacher validation.")
         return None
-    net = build.to_device(teacher.tapped(), device).eval()
-    acc = evaluate(lambda x: {"teacher": net(x)["logits"]}, data.test_loader(500, device=device), device)["teacher"][
-        "acc"
-    ]
+    memory = Path(settings.save_root) / "teacher_accuracy.json"
+    checksum = "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others))
+    key = f"{checksum} {teacher.weights} on {data.name} {data.checksum} {getattr(data, 'evaluated_on', 'test')}"
+    known = read_json(memory)
+    if key in known:
+        log.info("teacher accuracy:  %.2f (measured before)", known[key])
+        return known[key]
+    source = teacher.source(build.to_device(teacher.tapped(), device), device, None)
+    unlabelled = torch.empty(0, dtype=torch.int64)
+
+    def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"teacher": source.features(Batch(inputs, unlabelled, unlabelled), ())["logits"]}
+
+    acc = evaluate(predict, data.test_loader(500, device=device), device)["teacher"]["acc"]
     log.info("teacher accuracy:  %.2f", acc)
-    recorded = teacher.checkpoint.best_acc
+    atomic_write_json(known | {key: acc}, memory)
+    recorded = None if teacher.others else teacher.checkpoint.best_acc
     if recorded is not None:
         log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
         if abs(recorded - acc) > 0.1:
@@ -115,6 +139,13 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
                 abs(recorded - acc),
             )
     return acc
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # absent or damaged: nothing is remembered
+        return {}
 
 
 def notice_without_effect(settings: Settings, device: torch.device) -> None:
@@ -151,19 +182,92 @@ def folder_of(settings: Settings, teacher: str | None, is_teacher: bool) -> RunF
     )
 
 
+@dataclass(frozen=True)
+class Lane:
+    """One student to be trained in this process, built and checked, nothing written yet."""
+
+    settings: Settings
+    folder: RunFolder
+    described: dict[str, Any]
+    fit: Fit
+    stages: Iterator[build.Stage]
+    notes: Sequence[str]
+    chosen: Mapping[str, Any] | None  # the state of --resume PATH
+
+
 def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     """The whole of train_teacher.py and train_student.py."""
     start_log()
-    settings = parse(argv, teacher=is_teacher)
+    for lanes in parse_lanes(argv, teacher=is_teacher):
+        start_log()
+        train_together(lanes, is_teacher)
+
+
+def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
+    """Students that share data order and teacher; usually one."""
+    settings = lanes[0]
     require_backend(settings.tb_backend)
     device, autocast = setup(settings)
     data = open_data(settings)
-    teacher = None if is_teacher else open_teacher(settings, data)
-    student = model_dict[settings.model if is_teacher else settings.model_s]
-    notice_without_effect(settings, device)
+    teacher = None if is_teacher else open_teacher(lanes, data)
+    for lane in lanes:
+        notice_without_effect(lane, device)
+    loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device)
+    source = None if teacher is None else shared_source(lanes, teacher, data, device, autocast)
+    built = [build_lane(lane, teacher, data, loader, source, device, autocast, is_teacher, lanes) for lane in lanes]
 
-    folder = folder_of(settings, teacher.spec.name if teacher else None, is_teacher)
-    schedule = StepDecay(settings.learning_rate, parse_decay_epochs(settings.lr_decay_epochs), settings.lr_decay_rate)
+    lives: dict[Fit, Life] = {}
+    running: list[Lane] = []
+    with Stopper().listening() as stopper:
+        for lane in built:
+            resume = enter(
+                lane, label=None if len(built) == 1 else lane.settings.label, autocast=autocast, device=device
+            )
+            if resume is False:
+                continue
+            running.append(lane)
+            lives[lane.fit] = lane.fit.life(lane.stages, resume, stopper)
+        if not running:
+            return
+        teacher_acc = None
+        if teacher:
+            teacher_acc = measure_teacher(teacher, data, device, settings)
+        log.info("==> training...")
+        try:
+            drive(lives, loader)
+        except Interrupted as stop:
+            once = [f"--{n}" for n, given in (("overwrite", settings.overwrite), ("resume", built[0].chosen)) if given]
+            command = f"the same command without {' and '.join(once)}" if once else "the same command"
+            raise Interrupted(f"{stop}; {command} goes on from there", stop.code) from None
+        finally:
+            for lane in running:
+                if lane.fit.ended:
+                    finish(lane, data, teacher, teacher_acc, is_teacher, [other.folder.models.name for other in built])
+
+
+def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
+    """What is trained; a name that means two networks is resolved by the size of the images."""
+    name = settings.values.get("model") or settings.values["model_s"]
+    return model_for(name, data.shapes.get("image", ()))
+
+
+def build_lane(
+    settings: Settings,
+    teacher: build.Network | None,
+    data: DataSet,
+    loader: Loader,
+    source: TeacherSource | None,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    is_teacher: bool,
+    lanes: Sequence[Settings],
+) -> Lane:
+    """Networks, method and run of one student. Whatever does not fit is refused here, before anything is written."""
+    if settings.method.teacher_mode != "frozen":
+        teacher = source = None
+    student = student_spec(settings, data)
+    folder = folder_of(settings, teacher.name if teacher else None, is_teacher)
+    seed_everything(settings.seed)  # a student starts the same whatever was built before it
     stages = build.build_stages(
         settings.method,
         settings.config,
@@ -178,57 +282,95 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
         init_seed=settings.seed,
         autocast=autocast,
         accumulate=settings.accumulate,
+        source=None if source is None else lambda net: source,
     )
-    first = next(stages)  # builds the networks: whatever does not fit is refused before anything is written
-    needs = build.union_of_needs(settings.method, settings.config, student, teacher.spec if teacher else None)
+    first = next(stages)
+    spec_t = teacher.spec if teacher else None
+    needs = build.union_of_needs(settings.method, settings.config, student, spec_t)
     if needs.full_batches and settings.batch_size % settings.accumulate:
         raise UserError(
             f"--distill {settings.distill} needs micro-batches of one size: --batch_size {settings.batch_size} is not "
             f"a multiple of --accumulate {settings.accumulate}"
         )
     described = describe(settings, data, teacher, autocast)
+    cached = source.cache if isinstance(source, SharedTeacher) and not needs.teacher else None
     fit = Fit(
         folder,
         data,
         device,
-        schedule,
+        StepDecay(settings.learning_rate, parse_decay_epochs(settings.lr_decay_epochs), settings.lr_decay_rate),
         partial(event_writer, settings.tb_backend, folder.tensorboard),
         {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name},
         settings.batch_size,
-        settings.seed,
+        loader,
         described["identity"],
         needs.full_batches,
         settings.print_freq,
         settings.max_steps,
+        after_epoch=dict if cached is None else cached.end_epoch,
+        shown=settings is lanes[0],
     )
+    fit.rng = rng_state()
     refuse_idle(settings, first, fit.steps)
     chosen = None
     if settings.resume != "auto":
+        if len(lanes) > 1:
+            raise UserError("--resume PATH belongs to one student: name a single --distill, or leave --resume out")
         chosen = read_last(settings.resume)
         refuse_differences(Path(settings.resume), chosen["identity"], fit.identity)
+    notes = settings.method.notes(settings.config, student, spec_t)
+    return Lane(settings, folder, described, fit, chain([first], stages), notes, chosen)
 
-    if folder.enter(described, settings.overwrite):
+
+def enter(lane: Lane, label: str | None, autocast: torch.dtype | None, device: torch.device) -> Any:
+    """Enter the run's folder: the state to continue from, None to start, False if it is finished already."""
+    folder, settings = lane.folder, lane.settings
+    if folder.enter(lane.described, settings.overwrite):
         log.info("already finished: %s holds the result (--overwrite trains it again)", folder.models)
-        return
-    start_log(folder.log)
-    log.info("run folder %s, %s on %s", folder.models, "bf16" if autocast else "fp32", device)
-    for note in settings.method.notes(settings.config, student, teacher.spec if teacher else None):
-        log.info(note)
-    resume = find_resume(settings.resume, chosen, folder, described["identity"])
-    teacher_acc = measure_teacher(teacher, data, device, settings.skip_validation) if teacher else None
-    log.info("==> training...")
-    try:
-        row = fit.run(_chain(first, stages), resume)
-    except Interrupted as stop:
-        once = [f"--{name}" for name, given in (("overwrite", settings.overwrite), ("resume", chosen)) if given]
-        command = f"the same command without {' and '.join(once)}" if once else "the same command"
-        raise Interrupted(f"{stop}; {command} goes on from there", stop.code) from None
-    finish(settings, folder, fit, row, data, student, teacher_acc, is_teacher)
+        return False
+    lane.fit.log = open_run_log(folder.log, label)
+    lane.fit.log.info("run folder %s, %s on %s", folder.models, "bf16" if autocast else "fp32", device)
+    for note in lane.notes:
+        lane.fit.log.info(note)
+    return find_resume(settings.resume, lane.chosen, folder, lane.described["identity"], lane.fit.log)
 
 
-def _chain(first: build.Stage, rest: Any) -> Any:
-    yield first
-    yield from rest
+def shared_source(
+    lanes: Sequence[Settings],
+    teacher: build.Network,
+    data: DataSet,
+    device: torch.device,
+    autocast: torch.dtype | None,
+) -> TeacherSource:
+    """One teacher for all students of the process, through the cache if there is one."""
+    needs = [
+        build.union_of_needs(s.method, s.config, student_spec(s, data), teacher.spec)
+        for s in lanes
+        if s.method.teacher_mode == "frozen"
+    ]
+    taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
+    net = build.to_device(teacher.tapped(taps), device)
+    source, cache = teacher.source(net, device, autocast), None
+    folder = lanes[0].teacher_cache
+    if folder is not None and taps:
+        log.info("--teacher_cache holds logits; these methods read %s and run the teacher", ", ".join(taps))
+    elif folder is not None:
+        if data.num_crops is None:
+            raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
+        checksum = "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others))
+        weights = "" if teacher.weights is None else f" {teacher.weights}"
+        source = cache = CachedTeacher(
+            source,
+            folder,
+            cache_key(checksum + weights, data.checksum, teacher.spec, autocast),
+            len(data.train_labels),
+            data.num_crops,
+            data.num_classes,
+            torch.float32 if teacher.others or autocast is None else autocast,
+            device,
+            lanes[0].rebuild_cache,
+        )
+    return SharedTeacher(source, taps, cache)
 
 
 def refuse_idle(settings: Settings, stage: build.Stage, steps: int) -> None:
@@ -244,7 +386,11 @@ def refuse_idle(settings: Settings, stage: build.Stage, steps: int) -> None:
 
 
 def find_resume(
-    resume: str, chosen: Mapping[str, Any] | None, folder: RunFolder, identity: Mapping[str, Any]
+    resume: str,
+    chosen: Mapping[str, Any] | None,
+    folder: RunFolder,
+    identity: Mapping[str, Any],
+    logger: logging.Logger,
 ) -> Mapping[str, Any] | None:
     """The state to continue from, if any. chosen: that of --resume PATH, whose rows and best checkpoint come along."""
     if chosen is None and not folder.last.exists():
@@ -254,7 +400,7 @@ def find_resume(
     if chosen is not None:
         folder.adopt(path.parent)
     where = f"epoch {state['epoch'] + 1}" + (f", step {state['step'] + 1}" if state["step"] else "")
-    log.info("continuing from %s at %s", path, where)
+    logger.info("continuing from %s at %s", path, where)
     return state
 
 
@@ -265,7 +411,7 @@ def describe(
     identity = settings.identity | {
         "precision": "bf16" if autocast else "fp32",
         "data": data.checksum,
-        "teacher": file_checksum(teacher.checkpoint.path) if teacher else None,
+        "teacher": "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others)) if teacher else None,
     }
     identity.pop("dali", None)
     return {
@@ -285,18 +431,17 @@ def file_checksum(path: str | Path) -> str:
 
 
 def finish(
-    settings: Settings,
-    folder: RunFolder,
-    fit: Fit,
-    row: Mapping[str, Any],
+    lane: Lane,
     data: DataSet,
-    student: Any,
+    teacher: build.Network | None,
     teacher_acc: float | None,
     is_teacher: bool,
+    lanes: Sequence[str],
 ) -> None:
     """parameters.json marks the run as complete; a teacher also appears under its short name."""
-    stage = fit.stage
-    bare, deployed = deployed_parameters(stage.step.student, stage.step.method)
+    settings, folder, fit, step = lane.settings, lane.folder, lane.fit, lane.fit.stage.step
+    uses_teacher = teacher is not None and settings.method.teacher_mode == "frozen"
+    bare, deployed = deployed_parameters(step.student, step.method)
     atomic_write_json(
         settings.as_dict()
         | {
@@ -305,22 +450,23 @@ def finish(
             "tb_folder": str(folder.tensorboard),
             "Total params": bare / 1e6,
             "Deployed params": deployed / 1e6,
-            "Deployed MACs": macs(stage.step.deployed(), data.shapes, fit.device) / 1e6,
-            "arch_t": stage.teacher.spec.name if stage.teacher else None,
+            "Deployed MACs": macs(step.deployed(), data.shapes, fit.device) / 1e6,
+            "arch_t": teacher.name if uses_teacher else None,
             "evaluated_on": getattr(data, "evaluated_on", "test"),
             "Total time": fit.seconds / 3600,
-            "teacher_acc": teacher_acc,
-            "last": {k: v for k, v in row.items()},
+            "lanes": list(lanes),
+            "teacher_acc": teacher_acc if uses_teacher else None,
+            "last": dict(fit.last_row),
             "best": {"test_acc": fit.best_acc, "epoch": fit.best_epoch},
         },
         folder.finished,
     )
-    log.info(summary(row, fit.best_acc, fit.best_epoch, fit.seconds))
-    log.info("result in %s", folder.models)
+    fit.log.info(summary(fit.last_row, fit.best_acc, fit.best_epoch, fit.seconds))
+    fit.log.info("result in %s", folder.models)
     if is_teacher and settings.dataset in ("cifar100", "imagenet"):
-        link = link_short_name(folder.models.parent, student.name, folder)
+        link = link_short_name(folder.models.parent, settings.model, folder)
         if link is None:
-            log.info("no link %s_vanilla could be made here", student.name)
+            log.info("no link %s_vanilla could be made here", settings.model)
         elif link.resolve() == folder.models.resolve():
             log.info("also reachable as %s", link)
         else:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
-from helper.protocols import Batch, Features, TeacherSource
+from helper.cache import CachedTeacher
+from helper.protocols import Batch, Features, TeacherSource, UserError
 from helper.taps import TappedNet
 
 
@@ -29,14 +31,42 @@ class LiveTeacher:
         return {k: features[k] for k in ("logits", *taps)}
 
 
+class EnsembleTeacher:
+    """Several frozen networks as one: logits = log of the weighted mean of their probabilities (at temperature 1).
+
+    With one teacher that is the teacher itself, as a softmax ignores a constant. Feature maps of several networks have
+    no mean, so methods that read them are refused.
+    weights: one per teacher, normalised to sum 1; None weighs all alike.
+    """
+
+    def __init__(self, sources: Sequence[TeacherSource], weights: Sequence[float] | None = None):
+        weights = [1.0] * len(sources) if weights is None else list(weights)
+        if len(weights) != len(sources):
+            raise UserError(f"--teacher_weight has {len(weights)} values for {len(sources)} teachers")
+        if min(weights) < 0 or not sum(weights) > 0:
+            raise UserError("--teacher_weight takes weights of at least 0, one of them above 0")
+        self.sources, self.weights = list(sources), [w / sum(weights) for w in weights]
+        self.spec = sources[0].spec
+
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        assert not taps, "an ensemble answers for logits alone"
+        parts = [
+            source.features(batch, ())["logits"].float().log_softmax(1) + math.log(weight)
+            for source, weight in zip(self.sources, self.weights, strict=True)
+            if weight > 0
+        ]
+        return {"logits": torch.stack(parts).logsumexp(0)}
+
+
 class SharedTeacher:
     """One forward per batch for several students: remembers the last batch, by identity, with all taps anybody wants.
 
-    taps: the union over the students. A student whose method changes the batch asks with
-    another batch, and pays for it.
+    taps: the union over the students. cache: the source, if it is one. A student whose method changes the batch asks
+    with another batch, and pays for it.
     """
 
-    def __init__(self, source: TeacherSource, taps: Sequence[str]):
+    def __init__(self, source: TeacherSource, taps: Sequence[str], cache: CachedTeacher | None = None):
+        self.cache = cache
         self.source, self.spec, self.taps = source, source.spec, tuple(dict.fromkeys(taps))
         self._batch: Batch | None = None
         self._features: Features = {}

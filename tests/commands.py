@@ -36,6 +36,8 @@ class Done:
 class Process:
     def __init__(self, commands: "Commands", job: dict):
         self.commands, self.job = commands, job
+        for name in ("out", "err"):
+            Path(job[name]).touch()
         commands.tell(job)
         self.pid = int(commands.hear())
 

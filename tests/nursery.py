@@ -5,6 +5,7 @@ moment. Two lines answer it: the process id at once, the wait status when it has
 """
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -77,7 +78,17 @@ def hide_module(name: str) -> None:
     sys.modules[name] = None
 
 
+def fill_disk_of_events(_: bool) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    RecordWriter.write = write
+
+
 HOOKS = {
+    "events_full": fill_disk_of_events,
     "fsync": lambda count: die_at_fsync(count, tear=False),
     "torn": lambda count: die_at_fsync(count, tear=True),
     "signals": lambda where: [at_step(k, lambda n=n: os.kill(os.getpid(), n)) for k, n in where],

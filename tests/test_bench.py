@@ -1,0 +1,145 @@
+"""scripts/bench.py runs, and its baseline is what it claims to be: the published loop, losses and time."""
+
+import copy
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import reference_loop
+import torch
+
+from dataset.base import Split
+from dataset.resident import ResidentData
+from distiller_zoo import method_dict
+from helper import build
+from helper.checkpoint import Checkpoint
+from helper.protocols import Progress, UserError
+from models import model_dict
+from scripts import bench
+from scripts.usual_way import Projector, UsualStep
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+
+
+def small_data(images=64):
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (images, 32, 32, 3), dtype=torch.uint8, generator=rng)
+    train = Split(pixels, torch.arange(images) % 10)
+    return ResidentData("random", [str(k) for k in range(10)], train, train, flips=True)
+
+
+def nets(teacher, student, data):
+    torch.manual_seed(0)
+    return [(model_dict[name], model_dict[name](num_classes=data.num_classes)) for name in (teacher, student)]
+
+
+def normalised(batch, spec):
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
+    return ((batch.inputs["image"] - mean) / std).contiguous(), batch.target
+
+
+def test_bench_runs_and_reports(tmp_path):
+    """The real command on tiny settings: every figure of the report is there, with what it was measured on."""
+    out = tmp_path / "bench.json"
+    flags = "--pair resnet8:resnet8 --methods simkd --baseline --steps 2 --warmup 1 --rounds 1 --batch_size 8"
+    command = [
+        sys.executable,
+        "scripts/bench.py",
+        *flags.split(),
+        "--images",
+        "128",
+        "--threads",
+        "1",
+        "--json",
+        str(out),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert {"command", "date", "device", "dtype", "pair", "threads", "environment", "rows", "ratios"} <= report.keys()
+    assert report["environment"]["versions"]["torch"] and report["environment"]["cpu"]
+    ours, usual = report["rows"]
+    assert (ours["kind"], usual["kind"]) == ("ours", "baseline") and usual["dtype"] == "fp32"
+    for row in (ours, usual):
+        assert all(row[k] > 0 for k in ("step_s", "bare_step_s", "loader_s", "img_s", "bare_img_s", "peak_mb"))
+        assert row["img_s"] == pytest.approx(8 / row["step_s"])
+    hidden = 32  # simkd's projector: 64 -> 32 -> 32 (3x3) -> 64 channels on 8x8 maps, then the classifier
+    assert ours["connector_macs"] == 64 * (64 * hidden + 9 * hidden * hidden + hidden * 64) + 64 * 100
+    assert ours["step_macs"] > 0 and ours["eval_img_s"] > 0
+    assert {r["what"] for r in report["ratios"]} == {"overhead", "speed-up"}
+    for r in report["ratios"]:
+        assert r["ratio_min"] <= r["ratio"] <= r["ratio_max"] and r["ratio_without_loader"] > 0
+    assert "ours simkd" in done.stdout and "baseline simkd" in done.stdout
+
+
+@pytest.mark.parametrize("flags", ["--methods simkdd", "--pair resnet8", "--pair resnet8:resnet9", "--rounds 0"])
+def test_bench_refuses_what_does_not_fit(flags):
+    with pytest.raises(UserError):
+        bench.main(flags.split())
+
+
+@pytest.mark.parametrize("method", ["kd", "simkd"])
+def test_baseline_and_our_float32_step_follow_the_literal_loop(method):
+    """Three steps on the same batches from the same weights: the same losses."""
+    data = small_data()
+    (spec_t, teacher), (spec_s, student) = nets("resnet14", "resnet8", data)
+    projector = Projector(64, 64) if method == "simkd" else None
+    kind = method_dict[method]
+    stage = next(
+        build.build_stages(
+            kind,
+            kind.Config(),
+            spec_s,
+            build.Network(spec_t, copy.deepcopy(teacher), Checkpoint(Path("random"), {})),
+            data,
+            batch_size=16,
+            device=CPU,
+            make_optimizer=build.sgd(0.9, 5e-4, 0.05),
+            epochs=1,
+        )
+    )
+    stage.step.student.model.load_state_dict(student.state_dict())
+    usual = UsualStep(method, copy.deepcopy(student), spec_s, copy.deepcopy(teacher), spec_t, CPU)
+    if projector is not None:
+        stage.step.method.transfer.load_state_dict(projector.state_dict())
+        usual.projector.load_state_dict(projector.state_dict())
+    batches = list(itertools.islice(data.train_loader(16, seed=0, device=CPU), 3))
+    plain = [normalised(batch, spec_s) for batch in batches]
+
+    literal, top1, top5 = reference_loop.train(method, student, teacher, projector, plain)
+    stage.step.train()
+    ours = [float(stage.step(batch, Progress(step=i, steps_per_epoch=3)).loss) for i, batch in enumerate(batches)]
+    theirs = [usual(*batch) for batch in plain]
+    torch.testing.assert_close(theirs, literal, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours, literal, rtol=1e-5, atol=0)
+    assert usual.sums["top1"] / 4800 == pytest.approx(top1) and usual.sums["top5"] / 4800 == pytest.approx(top5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["kd", "simkd"])
+def test_baseline_costs_what_the_literal_loop_costs(method):
+    """Turn and turn about on the same batches; the median of the ratios within 5 % of one."""
+    data = small_data()
+    (spec_t, teacher), (spec_s, student) = nets("resnet20", "resnet8x4", data)
+    projector = Projector(256, 64) if method == "simkd" else None
+    usual = UsualStep(method, copy.deepcopy(student), spec_s, copy.deepcopy(teacher), spec_t, CPU)
+    loader = data.train_loader(32, seed=0, device=CPU)
+    plain = [normalised(batch, spec_s) for batch in itertools.islice(loader, 2)] * 2
+
+    def seconds(work):
+        started = time.process_time()  # of the CPU: what else the machine does stays out
+        work()
+        return time.process_time() - started
+
+    ratios = []
+    for _ in range(12):
+        literal = seconds(lambda: reference_loop.train(method, student, teacher, projector, plain))
+        ratios.append(seconds(lambda: [usual(*batch) for batch in plain]) / literal)
+    assert statistics.median(ratios[2:]) == pytest.approx(1, abs=0.05), ratios
