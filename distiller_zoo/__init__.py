@@ -17,6 +17,18 @@ method_dict = Registry(
         "srrl": "distiller_zoo.srrl:SRRL",
         "semckd": "distiller_zoo.semckd:SemCKD",
         "simkd": "distiller_zoo.simkd:SimKD",
+        "ab": "distiller_zoo.ab:AB",
+        "cc": "distiller_zoo.cc:CC",
+        "fsp": "distiller_zoo.fsp:FSP",
+        "ft": "distiller_zoo.ft:FT",
+        "hkd": "distiller_zoo.hkd:HKD",
+        "irg": "distiller_zoo.irg:IRG",
+        "kdsvd": "distiller_zoo.kdsvd:KDSVD",
+        "nst": "distiller_zoo.nst:NST",
+        "ofd": "distiller_zoo.ofd:OFD",
+        "pkt": "distiller_zoo.pkt:PKT",
+        "reviewkd": "distiller_zoo.reviewkd:ReviewKD",
+        "rkd": "distiller_zoo.rkd:RKD",
         "cat_kd": "distiller_zoo.cat_kd:CATKD",
         "ctkd": "distiller_zoo.ctkd:CTKD",
         "dist": "distiller_zoo.dist:DIST",
@@ -33,8 +45,19 @@ method_dict = Registry(
         "hint": "fitnet",
         "attention": "at",
         "similarity": "sp",
+        "abound": "ab",
+        "correlation": "cc",
+        "factor": "ft",
+        "kr": "reviewkd",
     },
 )
 
 # registry name -> the spelling that names a run's folder, where the published toolboxes had another
-published_names = {"fitnet": "hint", "at": "attention", "sp": "similarity"}
+published_names = {
+    "fitnet": "hint",
+    "at": "attention",
+    "sp": "similarity",
+    "ab": "abound",
+    "cc": "correlation",
+    "ft": "factor",
+}

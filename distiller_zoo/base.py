@@ -13,6 +13,7 @@
 | extra_phases | further optimisers (a discriminator) | none |
 | teacher_mode | absent, frozen, or trained (an online peer) | frozen |
 | before | a first stage, trained to completion | none |
+| constant_lr | a learning rate of a stage's own, for as long as it lasts | the run's |
 | readouts | which logits evaluation reports | student |
 | deployed_state, deployed_taps, deployed_head | what of the method is part of the exported student | nothing |
 
@@ -106,21 +107,27 @@ def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def paired_stages(student: ModelSpec, teacher: ModelSpec | None, method: str) -> tuple[tuple[str, str], ...]:
-    """The first min(n_s, n_t) stages of both networks, side by side, as published (zip over feat[1:-1])."""
+def paired_stages(
+    student: ModelSpec, teacher: ModelSpec | None, method: str, deepest: bool = False
+) -> tuple[tuple[str, str], ...]:
+    """min(n_s, n_t) stages of both networks side by side: the first ones, as published for most methods (zip over
+    feat[1:-1]), or the deepest ones."""
     stages_t = teacher.stages if teacher is not None else ()
-    pairs = tuple(zip(student.stages, stages_t, strict=False))
-    if not pairs:
+    num = min(len(student.stages), len(stages_t))
+    if not num:
         raise UserError(
             f"{method} pairs stage maps, and there are none to pair: {student.name} has {len(student.stages)}, "
             f"{teacher.name if teacher else 'no teacher'} has {len(stages_t)}"
         )
-    return pairs
+    part = slice(-num, None) if deepest else slice(num)
+    return tuple(zip(student.stages[part], stages_t[part], strict=True))
 
 
-def unequal_stages(student: ModelSpec, teacher: ModelSpec | None, method: str) -> tuple[str, ...]:
+def unequal_stages(
+    student: ModelSpec, teacher: ModelSpec | None, method: str, deepest: bool = False
+) -> tuple[str, ...]:
     """A note on what is paired, where one network has stages that the other lacks."""
-    pairs = paired_stages(student, teacher, method)
+    pairs = paired_stages(student, teacher, method, deepest)
     if teacher is None or len(student.stages) == len(teacher.stages):
         return ()
     return (
@@ -134,6 +141,48 @@ def last_stage(spec: ModelSpec | None, method: str) -> str:
     if spec is None or not spec.stages:
         raise UserError(f"{method} reads the last stage map, and {spec.name if spec else 'no teacher'} has none")
     return spec.stages[-1]
+
+
+def preact(spec: ModelSpec | None, stages: Sequence[str], method: str) -> tuple[str, ...]:
+    """Taps of the maps that the ReLU at the end of each stage reads; UserError where a network has none."""
+    names = tuple(f"{stage}_preact" for stage in stages)
+    if spec is None or (missing := [n for n in names if n not in spec.taps]):
+        has = (
+            "no teacher"
+            if spec is None
+            else f"{spec.name} has no tap {', '.join(missing)}; it has {', '.join(spec.taps)}"
+        )
+        raise UserError(f"{method} reads stage maps before their ReLU, and {has}")
+    return names
+
+
+def require_equal_channels(student: Side, teacher: Side, pairs: Sequence[tuple[str, str]], method: str) -> None:
+    """UserError for the first pair of maps that differ in width."""
+    for a, b in pairs:
+        shape_s, shape_t = student.shapes[a], teacher.shapes[b]
+        if shape_s[0] != shape_t[0]:
+            raise UserError(
+                f"{method} needs maps of equal width: {a} of {student.spec.name} is {shown(shape_s)}, "
+                f"{b} of {teacher.spec.name} is {shown(shape_t)}; choose networks of one family and width"
+            )
+
+
+def shown(shape: Sequence[int]) -> str:
+    """(64, 8, 8) -> 64x8x8."""
+    return "x".join(map(str, shape))
+
+
+def resizing_conv(shape_s: Sequence[int], shape_t: Sequence[int]) -> nn.Module | None:
+    """The convolution that takes a student's map [C, H, W] to the shape of a teacher's, with the published choice of
+    kernel (FitNet, AB); None where the teacher's map is larger, but not twice as large."""
+    (c_s, h_s, w_s), (c_t, h_t, w_t) = shape_s, shape_t
+    if (h_s, w_s) == (2 * h_t, 2 * w_t):
+        return nn.Conv2d(c_s, c_t, kernel_size=3, stride=2, padding=1)
+    if (2 * h_s, 2 * w_s) == (h_t, w_t):
+        return nn.ConvTranspose2d(c_s, c_t, kernel_size=4, stride=2, padding=1)
+    if h_s >= h_t and w_s >= w_t:
+        return nn.Conv2d(c_s, c_t, kernel_size=(1 + h_s - h_t, 1 + w_s - w_t))
+    return None
 
 
 def pooled_tap(spec: ModelSpec | None, method: str) -> str:
@@ -202,6 +251,12 @@ class Distiller(nn.Module):
     def notes(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
         """Sentences the run prints once: which layers were paired, what was shortened."""
         return ()
+
+    @classmethod
+    def constant_lr(cls, cfg: Any, student: ModelSpec) -> float | None:
+        """The learning rate of this stage, unscheduled. None: a final stage follows the run's schedule, a first stage
+        keeps the rate the schedule starts with."""
+        return None
 
     def prepare(self, batch: Batch) -> Batch:
         return batch

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import nn
 
-from distiller_zoo.base import Distiller, option
+from distiller_zoo.base import Distiller, option, resizing_conv
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 
 
@@ -50,18 +50,16 @@ class FitNet(Distiller):
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
         self.hint_s, self.hint_t = hint_names(cfg, ctx.student.spec, ctx.teacher.spec)
-        (c_s, h_s, w_s), (c_t, h_t, w_t) = ctx.student.shapes[self.hint_s], ctx.teacher.shapes[self.hint_t]
+        shape_s, shape_t = ctx.student.shapes[self.hint_s], ctx.teacher.shapes[self.hint_t]
         self.shrink_teacher: nn.Module = nn.Identity()
-        if (h_s, w_s) == (2 * h_t, 2 * w_t):
-            self.conv: nn.Module = nn.Conv2d(c_s, c_t, kernel_size=3, stride=2, padding=1)
-        elif (2 * h_s, 2 * w_s) == (h_t, w_t):
-            self.conv = nn.ConvTranspose2d(c_s, c_t, kernel_size=4, stride=2, padding=1)
-        elif h_s >= h_t and w_s >= w_t:
-            self.conv = nn.Conv2d(c_s, c_t, kernel_size=(1 + h_s - h_t, 1 + w_s - w_t))
-        else:
-            self.conv = nn.Conv2d(c_s, c_t, kernel_size=3, padding=1)
-            self.shrink_teacher = nn.AdaptiveAvgPool2d((h_s, w_s))
-        self.bn = nn.BatchNorm2d(c_t)
+        conv = resizing_conv(shape_s, shape_t)
+        if conv is None:  # as the SimKD toolbox does; RepDistiller refuses
+            conv, self.shrink_teacher = (
+                nn.Conv2d(shape_s[0], shape_t[0], 3, padding=1),
+                nn.AdaptiveAvgPool2d(shape_s[1:]),
+            )
+        self.conv = conv
+        self.bn = nn.BatchNorm2d(shape_t[0])
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:

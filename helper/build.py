@@ -184,13 +184,14 @@ def describe_method(method: Distiller, cfg: Any, teacher: Side | None) -> dict[s
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a run: its step, its length, and whether it is the method itself."""
+    """One stage of a run: its step, its length, whether it is the method itself, and its own learning rate if any."""
 
     step: DistillStep
     teacher: Side | None
     epochs: int
     index: int
     final: bool
+    constant_lr: float | None = None
 
 
 def chain_of(method: type[Distiller]) -> tuple[type[Distiller], ...]:
@@ -286,5 +287,5 @@ def build_stages(
             rng=rng,
         )
         final = i == len(chain) - 1
-        yield Stage(step, t_side, epochs if final else init_epochs, i, final)
+        yield Stage(step, t_side, epochs if final else init_epochs, i, final, stage.constant_lr(cfg, student))
         previous = current

@@ -86,7 +86,8 @@ class Fit:
 
     life() is a generator that asks for passes and is sent their batches, so that several runs can share them (drive()).
 
-    schedule: epoch -> learning rate of the final stage; earlier stages keep schedule(1).
+    schedule: epoch -> learning rate of the final stage; earlier stages keep schedule(1), or a
+        rate of their own.
     writer: opens empty event files; what earlier processes of the run had to say is told again.
     describe: what every checkpoint's meta says (arch, num_classes, dataset).
     identity: what a run must share with a state to continue from it.
@@ -158,7 +159,7 @@ class Fit:
         self, stage: Stage, epoch: int, start_step: int, meter: Meter, stopper: Stopper, writer: Writer
     ) -> Life:
         step, started = stage.step, time.monotonic()
-        lr = self.schedule(epoch if stage.final else 1)
+        lr = self.schedule(epoch if stage.final else 1) if stage.constant_lr is None else stage.constant_lr
         step.set_lr(lr)
         step.train()
         line = ProgressLine(

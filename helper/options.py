@@ -294,8 +294,10 @@ def _add(parser: argparse._ActionsContainer, names: Sequence[str], flag: Flag) -
 def _flag_of_field(method: str, f: dataclasses.Field) -> tuple[tuple[str, ...], Flag]:
     name, short = _field_flag(method, f), f.metadata.get("short")
     names = (name, short) if short else (name,)
-    kind = type(f.default)
-    return names, Flag((name,), f.default, f.metadata.get("help", ""), kind, f.metadata.get("choices"), result=True)
+    several = isinstance(f.default, tuple)  # of layer numbers
+    kind, nargs = (int, "+") if several else (type(f.default), None)
+    help, choices = f.metadata.get("help", ""), f.metadata.get("choices")
+    return names, Flag((name,), f.default, help, kind, choices, result=True, nargs=nargs)
 
 
 def _methods(name: str) -> list[type[Distiller]]:
@@ -342,15 +344,16 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
         raise SystemExit(0)
     distills = ["vanilla"] if teacher else _listed(_distill_of(argv), "--distill")
     methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
-    own: dict[str, tuple[type[Distiller], dataclasses.Field]] = {}
+    own: dict[str, list[tuple[type[Distiller], dataclasses.Field]]] = {}
     flags = {f.dest: f for f in table}
     for method in methods:
         group = parser.add_argument_group(f"flags of {method.name}")
         for f in _own_fields(method):
             names, flag = _flag_of_field(method.name, f)
-            own[flag.dest] = (method, f)
-            flags[flag.dest] = flag
-            _add(group, names, flag)
+            if flag.dest not in own:  # two methods of a combination may share a published flag (--feat_dim)
+                flags[flag.dest] = flag
+                _add(group, names, flag)
+            own.setdefault(flag.dest, []).append((method, f))
 
     given = vars(parser.parse_args(argv))
     given.pop("list", None)
@@ -363,7 +366,8 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
         trials.append([])
         for student, distill in lanes:
             mine = _methods(distill)
-            others = {k for k, (m, _) in own.items() if m not in mine}
+            used = {k: [(m, f) for m, f in users if m in mine] for k, users in own.items()}
+            others = {k for k, users in used.items() if not users}
             chosen = {k: v for k, v in given.items() if k not in others} | {"trial": trial}
             if not teacher:
                 chosen |= {"distill": distill} | ({"model_s": student} if student else {})
@@ -372,7 +376,7 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
             settings = _resolve(
                 chosen,
                 {k: f for k, f in flags.items() if k not in others},
-                {k: v for k, v in own.items() if k not in others},
+                {k: users for k, users in used.items() if users},
                 mine,
                 teacher,
                 list(argv),
@@ -429,7 +433,7 @@ def _weights_of(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
 def _resolve(
     given: dict[str, Any],
     flags: Mapping[str, Flag],
-    own: Mapping[str, tuple[type[Distiller], dataclasses.Field]],
+    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field]]],
     methods: Sequence[type[Distiller]],
     teacher: bool,
     argv: list[str],
@@ -460,7 +464,7 @@ def _resolve(
     values[network] = spec.name
     _check(values)
     config = _config(values, own, methods, teacher)
-    method_flags = {k: f.default for k, (_, f) in own.items()}
+    method_flags = {k: users[0][1].default for k, users in own.items()}
     method = methods[0] if len(methods) == 1 else Combined
     settings = Settings(values, sources, method, config, flags, method_flags, argv)
     settings.without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if sources[k] == "command line"}
@@ -488,12 +492,12 @@ def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[s
 
 def _config(
     values: Mapping[str, Any],
-    own: Mapping[str, tuple[type[Distiller], dataclasses.Field]],
+    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field]]],
     methods: Sequence[type[Distiller]],
     teacher: bool,
 ) -> Any:
     def fields_of(method: type[Distiller]) -> dict[str, Any]:
-        return {f.name: values[k] for k, (m, f) in own.items() if m is method}
+        return {f.name: values[k] for k, users in own.items() for m, f in users if m is method}
 
     if teacher:
         return methods[0].Config(**fields_of(methods[0]))

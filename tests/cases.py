@@ -23,8 +23,10 @@ from distiller_zoo import method_dict
 from distiller_zoo.base import Combined, CombinedConfig
 from models import model_dict
 
-SMALL = {"crd": {"nce_k": 8, "feat_dim": 4}}  # settings that fit a toy data set
+SMALL = {"cc": {"feat_dim": 4}, "crd": {"nce_k": 8, "feat_dim": 4}}  # settings that fit a toy data set
 PAIRS = (("resnet8", "resnet8x4"), ("vgg8", "wrn_16_1"))  # student, teacher; the second pairs unequal stages
+EQUAL_WIDTHS = (("resnet8", "resnet14"), ("vgg8", "vgg11"))
+PAIRS_OF = {"fsp": EQUAL_WIDTHS, "kdsvd": EQUAL_WIDTHS}  # methods that compare channel by channel
 CLASSES = 5
 
 
@@ -41,7 +43,7 @@ def registry_cases():
     cases = {}
     for name in method_dict:
         method = method_dict[name]
-        for student, teacher in PAIRS:
+        for student, teacher in PAIRS_OF.get(name, PAIRS):
             data = ToyData(image=(3, 32, 32), num_classes=CLASSES)
             factory = None if method.teacher_mode == "absent" else lambda t=teacher: network(model_dict[t], CLASSES)
             cases[f"{name}-{student}-{teacher}"] = (method, config(name), model_dict[student], factory, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import islice
 
 import torch
 from torch import nn
@@ -35,7 +36,8 @@ def make_step(method, cfg, student, teacher, data, batch_size, *, wrap=lambda m:
         wrap=wrap,
         **kwargs,
     )
-    return list(stages)[stage].step
+    # a later stage freezes what an earlier one trains: go no further than asked
+    return (list(stages)[-1] if stage == -1 else next(islice(stages, stage, None))).step
 
 
 def leaves(loss):

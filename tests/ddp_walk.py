@@ -18,6 +18,8 @@ from cases import ALL  # noqa: E402
 from contract import PROGRESS, ddp, make_step, parameters_vector  # noqa: E402
 from toys import B  # noqa: E402
 
+from helper.build import chain_of  # noqa: E402
+
 
 def agree(values: torch.Tensor) -> bool:
     parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
@@ -25,9 +27,10 @@ def agree(values: torch.Tensor) -> bool:
     return all(torch.allclose(parts[0], p, rtol=0, atol=1e-6) for p in parts[1:])
 
 
-def walk(case: str, rank: int) -> list[str]:
+def walk(case: str, rank: int, stage: int) -> list[str]:
+    """Train one stage of a case; -1 is the method itself."""
     method, cfg, student, teacher, data = ALL[case]
-    build = partial(make_step, method, cfg, student, teacher, data, B)
+    build = partial(make_step, method, cfg, student, teacher, data, B, stage=stage)
     start = parameters_vector(build())
     step = build(wrap=ddp)
     step.train()
@@ -36,9 +39,9 @@ def walk(case: str, rank: int) -> list[str]:
     trained = parameters_vector(step)
     problems = []
     if not agree(trained):
-        problems.append(f"{case}: ranks disagree")
+        problems.append(f"{case}, stage {stage}: ranks disagree")
     if torch.equal(trained, start):
-        problems.append(f"{case}: nothing was trained")
+        problems.append(f"{case}, stage {stage}: nothing was trained")
     banks = [b for name, b in step.method.named_buffers() if "memory" in name]
     problems += [f"{case}: a memory bank differs between ranks" for b in banks if not agree(b)]
     return problems
@@ -49,7 +52,9 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     wanted = sys.argv[1:] or list(ALL)
-    problems = [p for case in wanted for p in walk(case, rank)]
+    problems = [
+        p for case in wanted for i in (*range(len(chain_of(ALL[case][0])) - 1), -1) for p in walk(case, rank, i)
+    ]
     dist.barrier()
     dist.destroy_process_group()
     if rank == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -9,21 +10,25 @@ from torch import Tensor, nn
 
 from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
+from helper.build import chain_of
 from helper.protocols import Batch, Context, Features, ModelSpec, Progress, Side, Tap
 
 
 def spec(name: str, num_stages: int) -> ModelSpec:
     stages = [f"stage{i + 1}" for i in range(num_stages)]
     feats = ("stem", *stages, "pooled")
-    return ModelSpec(name, nn.Module, {f: Tap(f) for f in feats}, feats, head="fc")
+    preact = [f"{stage}_preact" for stage in stages]
+    return ModelSpec(name, nn.Module, {f: Tap(f) for f in (*feats, *preact)}, feats, head="fc")
 
 
 def side(
     name: str, stages: Sequence[Sequence[int]], pooled: int, num_classes: int, head: nn.Module | None = None
 ) -> Side:
-    """stages: [C, H, W] of every stage. A tap per stage, and "pooled"; the stem has the shape of the first stage."""
+    """stages: [C, H, W] of every stage. Taps of each stage and its pre-activation, and "pooled"; the stem has the shape
+    of the first stage."""
     names = spec(name, len(stages))
     shapes = dict(zip(names.stages, map(tuple, stages), strict=True))
+    shapes |= {f"{stage}_preact": shape for stage, shape in shapes.items()}
     if stages:
         shapes["stem"] = tuple(stages[0])
     shapes.update(pooled=(pooled,), logits=(num_classes,))
@@ -37,24 +42,28 @@ def build(
     labels: Tensor | None = None,
     batch_size: int = 8,
     seed: int = 0,
+    stage: int = -1,
     **options: object,
 ) -> Distiller:
+    """One stage of a method, the last by default; those before it are built and left untrained."""
     kind = method_dict[method]
     labels = torch.arange(50) % 5 if labels is None else labels
     num_classes = student.shapes["logits"][0]
     torch.manual_seed(seed)
-    return kind(
-        kind.Config(**options),
-        Context(
-            num_classes,
-            labels,
-            batch_size,
-            student,
-            teacher,
-            init_rng=torch.Generator().manual_seed(seed),
-            rng=torch.Generator().manual_seed(seed + 1),
-        ),
+    ctx = Context(
+        num_classes,
+        labels,
+        batch_size,
+        student,
+        teacher,
+        init_rng=torch.Generator().manual_seed(seed),
+        rng=torch.Generator().manual_seed(seed + 1),
     )
+    built: list[Distiller] = []
+    for part in chain_of(kind):
+        ctx = dataclasses.replace(ctx, previous=built[-1].requires_grad_(False) if built else None)
+        built.append(part(kind.Config(**options), ctx))
+    return built[0].requires_grad_(True) if stage == 0 else built[stage]
 
 
 def batch_of(target: Tensor, index: Tensor | None = None, views: int = 1) -> Batch:

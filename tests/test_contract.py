@@ -33,6 +33,12 @@ def test_contract(case):
     check_contract(make, data.batch(), data.num_classes)
 
 
+@pytest.mark.parametrize("case", [case for case in ALL if ALL[case][0].before])
+def test_contract_of_first_stages(case):
+    make, data = maker(case, stage=0)
+    check_contract(make, data.batch(), data.num_classes)
+
+
 @pytest.mark.parametrize("name", method_dict)
 def test_registry_entry(name):
     method = method_dict[name]

@@ -11,6 +11,7 @@ from method_context import batch_of, build, run, side, spec
 from torch import nn
 
 from distiller_zoo import method_dict, published_names
+from helper.build import chain_of, union_of_needs
 from helper.protocols import ModelSpec, Progress, Tap, UserError
 from helper.taps import TappedNet, probe
 
@@ -24,7 +25,10 @@ def small(method: str, stages_s=STAGES_S, stages_t=STAGES_T, head: nn.Module | N
 def test_names():
     for name, method in method_dict.items():
         assert method.name == name
-    assert {published_names[method_dict.resolve(alias)] for alias in method_dict.aliases} == set(method_dict.aliases)
+    assert {name: method_dict.resolve(published) for name, published in published_names.items()} == {
+        name: name for name in published_names
+    }
+    assert method_dict["kr"].name == "reviewkd"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,18 @@ def test_names():
         ("srrl", (1, 1, 1), (1, 1, 1)),
         ("semckd", (1, 1, 400), (1, 1, 400)),
         ("simkd", (0, 0, 1), (0, 0, 1)),
+        ("ab", (1, 1, 1), (1, 0, 1)),
+        ("cc", (1, 1, 0.02), (1, 0, 0.02)),
+        ("fsp", (1, 1, 50), (1, 0, 50)),
+        ("ft", (1, 1, 200), (1, 0, 200)),
+        ("hkd", (1, 1, 1), (1, 1, 1)),
+        ("irg", (1, 1, 0.005), (1, 1, 0.005)),
+        ("kdsvd", (1, 1, 1), (1, 0, 1)),
+        ("nst", (1, 1, 50), (1, 0, 50)),
+        ("ofd", (1, 1, 1e-3), (1, 0, 1e-3)),
+        ("pkt", (1, 1, 30000), (1, 0, 30000)),
+        ("reviewkd", (1, 1, 5), (1, 0, 5)),
+        ("rkd", (1, 1, 1), (1, 0, 1)),
         ("cat_kd", (1, 1, 300), (0, 0, 300)),
         ("ctkd", (0.1, 0, 0.9), (0.1, 0, 0.9)),
         ("dist", (1, 0, 2), (1, 0, 2)),
@@ -61,7 +77,7 @@ def test_published_weights(name, weights, authors):
 
 
 def test_flags_are_spelled_as_published():
-    methods = [method_dict[name] for name in ("fitnet", "semckd", "simkd", "crd")]
+    methods = [method_dict[name] for name in ("fitnet", "semckd", "simkd", "crd", "cc", "irg")]
     fields = {f.name: f for m in methods for f in dataclasses.fields(m.Config) if f.metadata}
     flags = {name: (f.metadata["flag"], f.metadata["short"], f.default) for name, f in fields.items()}
     assert flags == {
@@ -73,6 +89,9 @@ def test_flags_are_spelled_as_published():
         "nce_k": ("--nce_k", None, 16384),
         "nce_t": ("--nce_t", None, 0.07),
         "nce_m": ("--nce_m", None, 0.5),
+        "transform_layer_s": ("--transform_layer_s", None, ()),
+        "transform_layer_t": ("--transform_layer_t", None, ()),
+        "no_edge_transform": ("--no_edge_transform", None, False),
     }
 
 
@@ -84,12 +103,15 @@ def test_notes_name_the_pairs_only_when_stages_are_left_over():
         assert "stage3 with stage3" in note and "b 4" in note
 
 
-@pytest.mark.parametrize("name", ["at", "sp", "vid", "semckd", "simkd", "fitnet"])
+@pytest.mark.parametrize(
+    "name",
+    ["at", "sp", "vid", "semckd", "simkd", "fitnet", "ab", "fsp", "ft", "hkd", "kdsvd", "nst", "ofd", "reviewkd"],
+)
 def test_networks_without_maps_are_refused(name):
     method = method_dict[name]
     bare = ModelSpec("sensor_net", nn.Module, {}, (), "fc")
     with pytest.raises(UserError, match="sensor_net"):
-        method.needs(method.Config(), bare, spec("t", 3))
+        union_of_needs(method, method.Config(), bare, spec("t", 3))
 
 
 def test_hint_layer_must_be_a_map_of_both():
@@ -118,23 +140,29 @@ def test_semckd_wants_full_batches():
         small("semckd", batch_size=3)
 
 
-@pytest.mark.parametrize("name", list(method_dict))
-def test_features_added_are_prefixed(name):
+EQUAL = ("fsp", "kdsvd")  # methods that compare channel by channel
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [(name, stage) for name in method_dict for stage in range(len(chain_of(method_dict[name])))]
+)
+def test_features_added_are_prefixed(name, stage):
     """`deploy` may replace the logits; nothing else of the networks is overwritten."""
-    method = small(name, **({"nce_k": 4} if name == "crd" else {}))
+    stages_t = STAGES_S if name in EQUAL else STAGES_T
+    method = small(name, stages_t=stages_t, stage=stage, **({"nce_k": 4} if name == "crd" else {}))
     s, t = (
         {
             "logits": torch.randn(8, 5),
             "pooled": torch.randn(8, width),
             "stem": torch.randn(8, *stages[0]),
-            **{f"stage{i + 1}": torch.randn(8, *x) for i, x in enumerate(stages)},
+            **{f"stage{i + 1}{tap}": torch.randn(8, *x) for i, x in enumerate(stages) for tap in ("", "_preact")},
         }
-        for width, stages in ((6, STAGES_S), (12, STAGES_T))
+        for width, stages in ((6, STAGES_S), (12, stages_t))
     )
     terms, s_out, t_out = run(method, s, t, batch_of(torch.arange(8) % 5))
-    assert terms.keys() - {"cls", "div"} <= {name} and terms.keys() <= method.weights(Progress()).keys()
+    assert terms.keys() - {"cls", "div"} <= {method.name} and terms.keys() <= method.weights(Progress()).keys()
     for before, after in ((s, s_out), (t, t_out)):
-        assert all(k.startswith(f"{name}.") for k in after.keys() - before.keys())
+        assert all(k.startswith(f"{method.name}.") for k in after.keys() - before.keys())
         changed = {k for k in before if after[k] is not before[k]}
         assert changed <= ({"logits"} if name == "simkd" else set())
 

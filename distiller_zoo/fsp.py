@@ -1,0 +1,76 @@
+"""A Gift from Knowledge Distillation (Yim et al., CVPR 2017, eq. 1 and 2): mean (G_s - G_t)^2, flow between layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, pool_to_smaller, require_equal_channels, unequal_stages
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+
+
+def flow(top: Tensor, bottom: Tensor) -> Tensor:
+    """[B, C, H, W] and [B, C', H', W'] -> [B, C, C']: mean over space of their products, the larger map pooled."""
+    top, bottom = (f.flatten(2) for f in pool_to_smaller(top, bottom))
+    return top @ bottom.mT / top.shape[2]
+
+
+class FSPInit(Distiller):
+    """First stage: the student's feature layers alone. Mean over B, C, C', summed over consecutive maps."""
+
+    name = "fsp_init"
+
+    def __init__(self, cfg: FSP.Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.maps = self._maps(ctx.student.spec, ctx.teacher.spec)
+        require_equal_channels(ctx.student, ctx.teacher, self.maps, "fsp")
+
+    @staticmethod
+    def _maps(student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
+        """Stem and stages of both networks side by side, the shorter list deciding, as published."""
+        feats_t = teacher.feats[:-1] if teacher is not None else ()
+        maps = tuple(zip(student.feats[:-1], feats_t, strict=False))
+        if len(maps) < 2:
+            raise UserError(
+                f"fsp relates consecutive maps: {student.name} has {len(student.feats[:-1])}, "
+                f"{teacher.name if teacher else 'no teacher'} has {len(feats_t)}, and it takes two"
+            )
+        return maps
+
+    @classmethod
+    def needs(cls, cfg: FSP.Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        names_s, names_t = zip(*cls._maps(student, teacher), strict=True)
+        return Needs(names_s, names_t)
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        loss = s["logits"].new_zeros(())
+        for (top_s, top_t), (bottom_s, bottom_t) in pairwise(self.maps):
+            loss = loss + F.mse_loss(flow(s[top_s], s[bottom_s]), flow(t[top_t], t[bottom_t]))
+        return {"fsp_init": loss}
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        return {"fsp_init": 1.0}
+
+
+class FSP(Distiller):
+    """Second stage: labels and logits alone, from the student the first stage leaves."""
+
+    name = "fsp"
+    before = FSPInit
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        beta: float = 50.0  # part of the published run name; the second stage has no term of its own
+        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
+
+    @classmethod
+    def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
+        return (
+            "fsp: its own loss trains the first stage alone (--init_epochs), --beta has no effect",
+            *unequal_stages(student, teacher, cls.name),
+        )

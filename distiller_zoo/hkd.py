@@ -1,0 +1,76 @@
+"""Heterogeneous KD by Information Flow Modeling (Passalis et al., CVPR 2020): Jeffreys divergence of two kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, option, paired_stages, unequal_stages
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+
+EPS = 1e-6
+FIRST_WEIGHT, DECAY = 100.0, 0.7
+
+
+def neighbourhoods(f: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, ...] -> two [B, B], rows summing to one: cosine moved to [0, 1], and Student-t 1 / (1 + distance)."""
+    flat = f.flatten(1)
+    unit = flat / (flat.norm(dim=1, keepdim=True) + EPS)
+    square = flat.pow(2).sum(1)
+    distance = ((square[:, None] + square - 2 * flat @ flat.T).clamp_min(0) + EPS).sqrt()
+    kernels = (unit @ unit.T + 1) / 2, 1 / (1 + distance)
+    cosine, student_t = (k / k.sum(1, keepdim=True) for k in kernels)
+    return cosine, student_t
+
+
+def jeffreys(p: Tensor, q: Tensor) -> Tensor:
+    """Mean of (p - q)(log p - log q); the floor keeps opposite vectors, whose similarity is 0, finite."""
+    return ((p - q) * (p.clamp_min(1e-12).log() - q.clamp_min(1e-12).log())).mean()
+
+
+class HKD(Distiller):
+    """Neighbourhoods of the batch at every paired stage: the last weighs 1, the others 100 * 0.7^(epochs done).
+
+    SemCKD's code computes a decay over layers and drops it: there the first stage weighs 100 and the others 1, at all
+    times. Its table was made so, and `--hkd_layer_weights semckd` keeps it.
+    """
+
+    name = "hkd"
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        beta: float = 1.0
+        layer_weights: str = option(
+            "paper",
+            "paper: early stages fade with the epochs; semckd: 100 for the first stage, 1 for the others",
+            choices=("paper", "semckd"),
+        )
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.pairs = paired_stages(ctx.student.spec, ctx.teacher.spec, self.name)
+        self.fading = cfg.layer_weights == "paper"
+
+    @classmethod
+    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name), strict=True)
+        return Needs(stages_s, stages_t)
+
+    @classmethod
+    def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
+        return unequal_stages(student, teacher, cls.name)
+
+    def _layer_weights(self, progress: Progress) -> list[float]:
+        others = len(self.pairs) - 1
+        if self.fading:
+            return [FIRST_WEIGHT * DECAY ** (progress.epoch - 1)] * others + [1.0]
+        return [FIRST_WEIGHT] + [1.0] * others
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        loss = s["logits"].new_zeros(())
+        for (stage_s, stage_t), weight in zip(self.pairs, self._layer_weights(progress), strict=True):
+            for p, q in zip(neighbourhoods(t[stage_t]), neighbourhoods(s[stage_s]), strict=True):
+                loss = loss + weight * jeffreys(p, q)
+        return {"hkd": loss}

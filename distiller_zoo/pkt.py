@@ -1,0 +1,43 @@
+"""Probabilistic Knowledge Transfer (Passalis and Tefas, ECCV 2018, eq. 7): mean p_t log(p_t / p_s), cosine kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, pooled_tap
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+
+EPS = 1e-7
+
+
+def neighbourhood(e: Tensor) -> Tensor:
+    """[B, D] -> [B, B] cosine similarities moved to [0, 1], rows summing to one."""
+    unit = e / (e.norm(dim=1, keepdim=True) + EPS)
+    similarity = (unit @ unit.T + 1) / 2
+    return similarity / similarity.sum(1, keepdim=True)
+
+
+class PKT(Distiller):
+    """Neighbourhoods of the pooled features. Mean over B^2 entries where the paper sums: hence the weight of 3e4."""
+
+    name = "pkt"
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        beta: float = 30000.0
+        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+
+    @classmethod
+    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        p_s, p_t = neighbourhood(s["pooled"]), neighbourhood(t["pooled"])
+        return {"pkt": (p_t * ((p_t + EPS) / (p_s + EPS)).log()).mean()}

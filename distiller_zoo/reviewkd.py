@@ -1,0 +1,117 @@
+"""Distilling Knowledge via Knowledge Review (Chen et al., CVPR 2021, eq. 8): HCL of fused student maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distiller_zoo.base import Distiller, paired_stages, pooled_tap, unequal_stages
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+
+WIDEST = 512  # of the fused maps
+WARM_UP = 20  # epochs over which the weight grows to its full value
+
+
+class Fusion(nn.Module):
+    """Attention based fusion (ABF): a student map joined with what all deeper levels left, in the teacher's shape.
+
+    Input [B, C_s, H, W] and residual [B, mid, h, w]; returns [B, C_t, *size_t] and the next residual [B, mid, *size_t].
+    """
+
+    def __init__(self, c_s: int, mid: int, c_t: int, size_s: Sequence[int], size_t: Sequence[int], deepest: bool):
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(c_s, mid, 1, bias=False), nn.BatchNorm2d(mid))
+        self.conv2 = nn.Sequential(nn.Conv2d(mid, c_t, 3, padding=1, bias=False), nn.BatchNorm2d(c_t))
+        self.att_conv = None if deepest else nn.Sequential(nn.Conv2d(2 * mid, 2, 1), nn.Sigmoid())
+        for conv in (self.conv1[0], self.conv2[0]):
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+        self.size_s, self.size_t = tuple(size_s), tuple(size_t)
+
+    def forward(self, f_s: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = self.conv1(f_s)
+        if self.att_conv is not None:
+            deeper = F.interpolate(residual, self.size_s, mode="nearest")
+            attention = self.att_conv(torch.cat([x, deeper], 1))  # [B, 2, H, W]
+            x = x * attention[:, :1] + deeper * attention[:, 1:]
+        if self.size_s != self.size_t:
+            x = F.interpolate(x, self.size_t, mode="nearest")
+        return self.conv2(x), x
+
+
+def hierarchical_context(f_s: Tensor, f_t: Tensor) -> Tensor:
+    """HCL: the squared error of the maps and of their averages on 4x4, 2x2 and 1x1 grids, each half the weight of the
+    one before; weights sum to one, grids no finer than the map itself are left out."""
+    loss, weight, total = F.mse_loss(f_s, f_t), 1.0, 1.0
+    for grid in (4, 2, 1):
+        if grid < f_s.shape[2]:
+            weight /= 2
+            total += weight
+            loss = loss + weight * F.mse_loss(F.adaptive_avg_pool2d(f_s, grid), F.adaptive_avg_pool2d(f_t, grid))
+    return loss / total
+
+
+def levels(student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
+    """Pooled feature and stages of both networks side by side, the deepest first. The teacher's stages are read before
+    their ReLU where it has taps there."""
+    pairs = [(pooled_tap(student, "reviewkd"), pooled_tap(teacher, "reviewkd"))]
+    for stage_s, stage_t in reversed(paired_stages(student, teacher, "reviewkd", deepest=True)):
+        before_relu = f"{stage_t}_preact"
+        pairs.append((stage_s, before_relu if before_relu in teacher.taps else stage_t))
+    return tuple(pairs)
+
+
+class ReviewKD(Distiller):
+    """A student level reviews all deeper ones: fused from the pooled feature upwards, compared at each level.
+
+    Sum over levels. Weight beta * min(epoch / 20, 1). Published beta: 5; 8 for ShuffleNetV2, 0.6 for resnet20. All
+    shapes come from the networks at hand; the published code lists them per pair.
+    """
+
+    name = "reviewkd"
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        beta: float = 5.0
+        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.levels = levels(ctx.student.spec, ctx.teacher.spec)
+        shapes = [
+            ((*ctx.student.shapes[a], 1, 1)[:3], (*ctx.teacher.shapes[b], 1, 1)[:3]) for a, b in self.levels
+        ]  # [C] of a pooled feature -> [C, 1, 1]
+        mid = min(WIDEST, shapes[0][0][0])
+        self.abfs = nn.ModuleList(
+            Fusion(c_s, mid, c_t, size_s, size_t, deepest=i == 0)
+            for i, ((c_s, *size_s), (c_t, *size_t)) in enumerate(shapes)
+        )
+
+    @classmethod
+    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        names_s, names_t = zip(*levels(student, teacher), strict=True)
+        return Needs(names_s, names_t)
+
+    @classmethod
+    def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
+        return unequal_stages(student, teacher, cls.name, deepest=True)
+
+    def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
+        added_s, added_t, residual = {}, {}, None
+        for fuse, (a, b) in zip(self.abfs, self.levels, strict=True):
+            f_s, f_t = (f if f.ndim == 4 else f[:, :, None, None] for f in (s[a], t[b]))
+            added_s[f"reviewkd.{a}"], residual = fuse(f_s, residual)
+            added_t[f"reviewkd.{b}"] = f_t
+        return {**s, **added_s}, {**t, **added_t}
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        losses = [hierarchical_context(s[f"reviewkd.{a}"], t[f"reviewkd.{b}"]) for a, b in self.levels]
+        return {"reviewkd": torch.stack(losses).sum()}
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        weights = super().weights(progress)
+        return {**weights, self.name: weights[self.name] * min(progress.epoch / WARM_UP, 1.0)}

@@ -1,0 +1,58 @@
+"""Relational Knowledge Distillation (Park et al., CVPR 2019, eq. 5 and 8): 25 * distances + 50 * angles, Huber loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distiller_zoo.base import Distiller, option, pooled_tap
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+
+
+def distances(e: Tensor) -> Tensor:
+    """[B, D] -> [B, B] Euclidean distances divided by their mean over pairs of different samples; diagonal 0."""
+    square = e.pow(2).sum(1)
+    others = 1 - torch.eye(len(e), dtype=e.dtype, device=e.device)
+    d = (square[:, None] + square - 2 * e @ e.T).clamp_min(1e-12).sqrt() * others
+    return d / (d.sum() / max(len(e) * (len(e) - 1), 1) + (len(e) == 1))  # one sample has no distance
+
+
+def angles(e: Tensor) -> Tensor:
+    """[B, D] -> [B, B, B] cosine at corner i between the directions to j and to k; 0 where two samples coincide."""
+    towards = e[None] - e[:, None]  # [B, B, D]
+    length = towards.norm(dim=2, keepdim=True)
+    # the mask also stops the gradient of a pair without a direction, which the division would multiply by 1e12
+    direction = towards / length.clamp_min(1e-12) * (length > 0)
+    return direction @ direction.mT
+
+
+class RKD(Distiller):
+    """Relations among the pooled features of a batch: smooth L1 (beta 1), mean over B^2 distances and B^3 angles."""
+
+    name = "rkd"
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        beta: float = 1.0
+        distance: float = option(25.0, "weight of the distances inside the term")
+        angle: float = option(50.0, "weight of the angles inside the term")
+        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.weight_d, self.weight_a = cfg.distance, cfg.angle
+
+    @classmethod
+    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        e_s, e_t = s["pooled"], t["pooled"]
+        loss_d = F.smooth_l1_loss(distances(e_s), distances(e_t))
+        loss_a = F.smooth_l1_loss(angles(e_s), angles(e_t))
+        return {"rkd": self.weight_d * loss_d + self.weight_a * loss_a}
