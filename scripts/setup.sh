@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sourced by the other scripts: leaves a Python with the requirements in $PYTHON.
+# Sourced by the other scripts: leaves a Python with the requirements in $PYTHON; `setup.sh extra` with those of
+# requirements-extra.txt too.
 # Uses the active virtual environment if there is one, else makes .venv in the repository. Needs Python 3.11 or 3.12.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -20,9 +21,13 @@ else
         "$base" -m venv .venv
     fi
 fi
-stamp="$(dirname "$PYTHON")/../.retort-requirements"
-if ! cmp -s requirements.txt "$stamp"; then
-    echo "installing requirements.txt (the CUDA build of torch is about 5 GB once unpacked)"
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r requirements.txt
-    cp requirements.txt "$stamp"
-fi
+files=(requirements.txt)
+[ "${1:-}" = extra ] && files+=(requirements-extra.txt)
+for file in "${files[@]}"; do
+    stamp="$(dirname "$PYTHON")/../.retort-$file"
+    if ! cmp -s "$file" "$stamp"; then
+        echo "installing $file (with requirements.txt comes the CUDA build of torch, about 5 GB once unpacked)"
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$file"
+        cp "$file" "$stamp"
+    fi
+done
