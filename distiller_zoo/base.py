@@ -22,6 +22,7 @@ A method file holds one subclass, its Config and nothing else. Shape letters as 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -54,7 +55,20 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def check_range(
+    flag: str, value: float, *, above: float | None = None, least: float | None = None, most: float | None = None
+) -> None:
+    """UserError unless above < value and least <= value <= most, as far as given; NaN and infinity never pass."""
+    fits = math.isfinite(value)
+    fits = fits and (above is None or value > above) and (least is None or value >= least)
+    if fits and (most is None or value <= most):
+        return
+    bounds = ((above, "above"), (least, "at least"), (most, "at most"))
+    wanted = " and ".join(f"{word} {bound:g}" for bound, word in bounds if bound is not None)
+    raise UserError(f"{flag} {value} must be {wanted or 'a finite number'}")
+
+
+def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
     """T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), mean over rows (Hinton et al. 2015, sections 2 and 2.1).
 
     student_logits, teacher_logits: [B, K]. In log space on both sides, so no 0 * log 0.
@@ -62,6 +76,25 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
     log_p = F.log_softmax(student_logits / temperature, dim=1)
     log_q = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
+
+
+def standardised(logits: Tensor) -> Tensor:
+    """[B, K]: every row minus its mean, over its standard deviation (Sun et al., CVPR 2024, algorithm 1).
+
+    The deviation is the unbiased one plus 1e-7, as published.
+    """
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """[B*V] one label per row of the logits."""
+    return batch.target.repeat_interleave(batch.views)
+
+
+def non_target(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B, K] -> [B, K - 1], without the column of each row's label. No boolean mask: that would wait for the device."""
+    columns = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, columns + (columns >= labels[:, None]))
 
 
 def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +134,13 @@ def last_stage(spec: ModelSpec | None, method: str) -> str:
     if spec is None or not spec.stages:
         raise UserError(f"{method} reads the last stage map, and {spec.name if spec else 'no teacher'} has none")
     return spec.stages[-1]
+
+
+def pooled_tap(spec: ModelSpec | None, method: str) -> str:
+    """Name of the pooled feature that the classifier reads; UserError where a network has none."""
+    if spec is None or "pooled" not in spec.taps:
+        raise UserError(f"{method} reads the pooled feature, and {spec.name if spec else 'no teacher'} has none")
+    return "pooled"
 
 
 def head_width(side: Side) -> int:
@@ -147,6 +187,7 @@ class Distiller(nn.Module):
         div: float = 1.0  # weight of the logit KL
         beta: float = 0.0  # weight of the method's own term
         kd_T: float = 4.0  # noqa: N815 (the published flag); temperature of the logit KL
+        logit_stand: bool = False  # whether logit losses compare z-scored logits (LSKD)
         authors: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, cfg: Any, ctx: Context):
@@ -198,6 +239,10 @@ class Distiller(nn.Module):
         """[B*V, K] the logits that cls and div act on."""
         return s["logits"]
 
+    def comparable(self, logits: Tensor) -> Tensor:
+        """Logits as a logit loss compares them: as they are, or z-scored with --logit_stand."""
+        return standardised(logits) if self.cfg.logit_stand else logits
+
     def common_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views. Weight 0: not computed."""
         logits, weights, terms = self.own_logits(s), self.weights(progress), Terms()
@@ -205,7 +250,7 @@ class Distiller(nn.Module):
             target = batch.target if batch.soft_target is None else batch.soft_target
             terms["cls"] = F.cross_entropy(logits[:: batch.views], target)
         if weights.get("div") and "logits" in t:
-            terms["div"] = kl(logits, t["logits"], self.cfg.kd_T)
+            terms["div"] = kl(self.comparable(logits), self.comparable(t["logits"]), self.cfg.kd_T)
         return terms
 
     def deploying(self) -> Distiller | None:

@@ -18,7 +18,7 @@ from helper.protocols import Context, DataSet, ModelSpec, Needs, Side, Tap, Teac
 from helper.step import DistillStep, MakeOptimizer
 from helper.taps import TappedNet, probe
 from helper.teacher import EnsembleTeacher, LiveTeacher
-from models import model_dict
+from models import model_dict, model_in
 
 
 def pick_device(gpu_id: str) -> tuple[torch.device, str | None]:
@@ -126,7 +126,10 @@ def load_network(
     """
     checkpoint = read_checkpoint(path)
     explicit = None if explicit is None else model_dict.resolve(explicit)
-    spec = model_dict[infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)]
+    if explicit and model_in(explicit, checkpoint.state).name == checkpoint.meta.get("arch"):
+        explicit = None  # one name of two networks, and the file holds the other
+    arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)
+    spec = model_in(arch, checkpoint.state)
     classes = num_classes_of(checkpoint.state, spec)
     if num_classes is not None and classes is not None and classes != num_classes:
         raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, the data set has {num_classes}")
@@ -250,7 +253,8 @@ def build_stages(
         peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device)
         t_side = probe(peer, data.shapes)
     elif mode == "frozen":
-        t_net = to_device(teacher.tapped(needs.teacher), device)
+        # eval before anything else: a new wrapper is in training mode, and would take the teacher there
+        t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device)
         t_source = source(t_net) if source else teacher.source(t_net, device, autocast)
         t_side = probe(t_net, data.shapes)
     rng = torch.Generator(device).manual_seed(init_seed + 1)

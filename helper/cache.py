@@ -77,8 +77,9 @@ class CachedTeacher:
 
     def _open_folder(self, rebuild: bool) -> None:
         record = self.folder / "key.json"
-        if rebuild:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if rebuild and record.exists():
+            for name in ("key.json", "filled.bin", "logits.bin"):
+                (self.folder / name).unlink(missing_ok=True)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

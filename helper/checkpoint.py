@@ -249,7 +249,10 @@ def infer_arch(
 
 def num_classes_of(state: Mapping[str, Tensor], spec: ModelSpec) -> int:
     """How many classes the classifier in `state` has. UserError where there is none of that name."""
-    key = f"{spec.head}.weight"
-    if key not in state or state[key].ndim == 0:
-        raise UserError(f"the checkpoint has no {key}, {spec.name}'s classifier: name the architecture it is of")
-    return state[key].shape[0]
+    inside = f"{spec.head}."
+    weights = [v for k, v in state.items() if k.startswith(inside) and k.endswith(".weight") and v.ndim > 1]
+    if not weights:
+        raise UserError(
+            f"the checkpoint has no {inside}weight, {spec.name}'s classifier: name the architecture it is of"
+        )
+    return weights[-1].shape[0]

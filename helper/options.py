@@ -167,6 +167,11 @@ STUDENT = (
         ("--beta", "-b"), 0.0, "weight of the method's own term (default: the method's)", float, result=True, named=True
     ),
     Flag(("--kd_T",), 4.0, "temperature of the logit KL", float, result=True),
+    _switch(
+        ("--logit_stand",),
+        "compare z-scored logits in every logit loss (LSKD; published beside kd with -c 0.1 -d 9 --kd_T 2)",
+        result=True,
+    ),
     Flag(
         ("--protocol",),
         "simkd",
@@ -460,6 +465,8 @@ def _resolve(
     method = methods[0] if len(methods) == 1 else Combined
     settings = Settings(values, sources, method, config, flags, method_flags, argv)
     settings.without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if sources[k] == "command line"}
+    if values.get("logit_stand") and not (config.div or any(m.reads_logits for m in methods)):
+        settings.without_effect["logit_stand"] = f"{values['distill']} compares no logits with -d 0"
     return settings
 
 
@@ -491,7 +498,7 @@ def _config(
 
     if teacher:
         return methods[0].Config(**fields_of(methods[0]))
-    common = {k: values[k] for k in ("cls", "div", "kd_T")}
+    common = {k: values[k] for k in ("cls", "div", "kd_T", "logit_stand")}
     if len(methods) == 1:
         return methods[0].Config(beta=values["beta"], **common, **fields_of(methods[0]))
     weights = {m.name: m.Config.beta * values["beta"] for m in methods} | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping
@@ -16,27 +17,45 @@ class Registry(Mapping[str, Any]):
     kind: what an entry is called in messages ("model", "method", "data set").
     table: name -> 'module:attribute'. Iteration and len() see these names only, so every entry is visited once.
     aliases: other spelling -> name in the table; accepted by lookups, never listed twice.
+    resolvers: prefix -> 'module:function', which answers for every `prefix:NAME` and raises UserError where there is
+        no such NAME. Lookups accept these names; iteration does not list them.
     """
 
-    def __init__(self, kind: str, table: Mapping[str, str], aliases: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        kind: str,
+        table: Mapping[str, str],
+        aliases: Mapping[str, str] | None = None,
+        resolvers: Mapping[str, str] | None = None,
+    ):
         self.kind, self.table, self.aliases = kind, dict(table), dict(aliases or {})
+        self.resolvers = dict(resolvers or {})
         stray = {a: n for a, n in self.aliases.items() if n not in self.table or a in self.table}
         assert not stray, f"{kind} aliases must be new spellings of known names: {stray}"
 
     def resolve(self, name: str) -> str:
         """The canonical name behind a spelling; raises UserError with near misses."""
+        if self._resolver(name):
+            self[name]  # raises where there is none
+            return name
         name = self.aliases.get(name, name)
         if name not in self.table:
             known = [*self.table, *self.aliases]
             lowered = {k.lower(): k for k in known}
             near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=3)]
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(sorted(self.table))}")
+            open_ended = "".join(f", {prefix}:NAME" for prefix in self.resolvers)
+            raise UserError(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(sorted(self.table))}{open_ended}")
         return name
 
+    def _resolver(self, name: object) -> str | None:
+        prefix, colon, _ = name.partition(":") if isinstance(name, str) else ("", "", "")
+        return self.resolvers.get(prefix) if colon else None
+
     def __getitem__(self, name: str) -> Any:
-        module, attribute = self.table[self.resolve(name)].split(":")
-        return getattr(importlib.import_module(module), attribute)
+        if resolver := self._resolver(name):
+            return _attribute(resolver)(name.partition(":")[2])
+        return _attribute(self.table[self.resolve(name)])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.table)
@@ -45,4 +64,13 @@ class Registry(Mapping[str, Any]):
         return len(self.table)
 
     def __contains__(self, name: object) -> bool:
+        if self._resolver(name):
+            with contextlib.suppress(UserError):
+                return self[name] is not None
+            return False
         return name in self.table or name in self.aliases
+
+
+def _attribute(path: str) -> Any:
+    module, attribute = path.split(":")
+    return getattr(importlib.import_module(module), attribute)

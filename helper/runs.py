@@ -30,6 +30,11 @@ SEPARATOR = "~" if os.name == "nt" else ":"
 LONGEST_NAME = 200  # bytes of a folder's name; most file systems end at 255
 
 
+def file_name(network: str) -> str:
+    """A registry name as part of a file's or folder's: the colon of `timm:NAME` is what the system allows."""
+    return network.replace(":", SEPARATOR).replace("/", "-")
+
+
 def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
     """The published template, then every setting that is off its default and not in the template.
 
@@ -37,10 +42,10 @@ def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
     """
     colon = SEPARATOR
     if is_teacher:
-        name = f"{settings.model}_vanilla_{settings.dataset}_trial_{settings.trial}"
+        name = f"{file_name(settings.model)}_vanilla_{settings.dataset}_trial_{settings.trial}"
     else:
         name = (
-            f"S{colon}{settings.model_s}_T{colon}{teacher or 'none'}_{settings.dataset}_"
+            f"S{colon}{file_name(settings.model_s)}_T{colon}{file_name(teacher or 'none')}_{settings.dataset}_"
             f"{published_name(settings.distill)}_r{colon}{settings.cls}_a{colon}{settings.div}_b{colon}{settings.beta}"
             f"_{settings.trial}"
         )
@@ -66,11 +71,11 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        return self.models / f"{self.network}_best.pth"
+        return self.models / f"{file_name(self.network)}_best.pth"
 
     @property
     def last(self) -> Path:
-        return self.models / f"{self.network}_last.pth"
+        return self.models / f"{file_name(self.network)}_last.pth"
 
     @property
     def metrics(self) -> Path:
@@ -188,7 +193,7 @@ def link_short_name(models_root: Path, model: str, run: RunFolder) -> Path | Non
 
     Never replaces what is there. Returns the path, whatever it leads to; None where it leads nowhere.
     """
-    link = models_root / f"{model}_vanilla"
+    link = models_root / f"{file_name(model)}_vanilla"
     if link.exists() or link.is_symlink():
         return link
     try:

@@ -34,7 +34,7 @@ from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
 from helper.schedule import StepDecay, parse_decay_epochs
 from helper.seeding import rng_state, seed_everything
 from helper.teacher import SharedTeacher
-from models import model_dict
+from models import model_for
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
@@ -193,7 +193,6 @@ class Lane:
     described: dict[str, Any]
     fit: Fit
     stages: Iterator[build.Stage]
-    student: ModelSpec
     notes: Sequence[str]
     chosen: Mapping[str, Any] | None  # the state of --resume PATH
 
@@ -248,6 +247,12 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
                     finish(lane, data, teacher, teacher_acc, is_teacher, [other.folder.models.name for other in built])
 
 
+def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
+    """What is trained; a name that means two networks is resolved by the size of the images."""
+    name = settings.values.get("model") or settings.values["model_s"]
+    return model_for(name, data.shapes.get("image", ()))
+
+
 def build_lane(
     settings: Settings,
     teacher: build.Network | None,
@@ -262,7 +267,7 @@ def build_lane(
     """Networks, method and run of one student. Whatever does not fit is refused here, before anything is written."""
     if settings.method.teacher_mode != "frozen":
         teacher = source = None
-    student = model_dict[settings.model if is_teacher else settings.model_s]
+    student = student_spec(settings, data)
     folder = folder_of(settings, teacher.name if teacher else None, is_teacher)
     seed_everything(settings.seed)  # a student starts the same whatever was built before it
     stages = build.build_stages(
@@ -321,7 +326,7 @@ def build_lane(
                 "goes with: leave one of the two out"
             )
     notes = settings.method.notes(settings.config, student, spec_t)
-    return Lane(settings, folder, described, fit, chain([first], stages), student, notes, chosen)
+    return Lane(settings, folder, described, fit, chain([first], stages), notes, chosen)
 
 
 def enter(lane: Lane, label: str | None, autocast: torch.dtype | None, device: torch.device) -> Any:
@@ -346,7 +351,7 @@ def shared_source(
 ) -> TeacherSource:
     """One teacher for all students of the process, through the cache if there is one."""
     needs = [
-        build.union_of_needs(s.method, s.config, model_dict[s.model_s], teacher.spec)
+        build.union_of_needs(s.method, s.config, student_spec(s, data), teacher.spec)
         for s in lanes
         if s.method.teacher_mode == "frozen"
     ]
@@ -466,9 +471,9 @@ def finish(
     fit.log.info(summary(fit.last_row, fit.best_acc, fit.best_epoch, fit.seconds))
     fit.log.info("result in %s", folder.models)
     if is_teacher and settings.dataset in ("cifar100", "imagenet"):
-        link = link_short_name(folder.models.parent, lane.student.name, folder)
+        link = link_short_name(folder.models.parent, settings.model, folder)
         if link is None:
-            log.info("no link %s_vanilla could be made here", lane.student.name)
+            log.info("no link %s_vanilla could be made here", settings.model)
         elif link.resolve() == folder.models.resolve():
             log.info("also reachable as %s", link)
         else:

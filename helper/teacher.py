@@ -25,6 +25,7 @@ class LiveTeacher:
         self.device = next(net.parameters()).device
 
     def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        assert not self.net.model.training, "the teacher was taken to training mode"
         inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
         with torch.no_grad(), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             features = self.net(inputs)

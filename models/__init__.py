@@ -1,5 +1,8 @@
 """Networks by public name: `model_dict["resnet8x4"](num_classes=100)` builds one (helper.protocols.ModelSpec)."""
 
+from collections.abc import Collection, Sequence
+
+from helper.protocols import ModelSpec
 from helper.registry import Registry
 
 model_dict = Registry(
@@ -31,5 +34,43 @@ model_dict = Registry(
         "vgg13": "models.vgg:vgg13",
         "vgg16": "models.vgg:vgg16",
         "vgg19": "models.vgg:vgg19",
+        "MobileNetV2": "models.mobilenetv2:mobilenetv2_0_5",
+        "MobileNetV2_1_0": "models.mobilenetv2:mobilenetv2_1_0",
+        "ShuffleV1": "models.shufflenetv1:shuffle_v1",
+        "ShuffleV2": "models.shufflenetv2:shuffle_v2",
+        "ShuffleV2_1_5": "models.shufflenetv2:shuffle_v2_1_5",
+        "ResNet50_cifar": "models.resnet_bottleneck:resnet50_cifar",
+        "ResNet10x2": "models.imagenet:resnet10x2",
+        "ResNet18": "models.imagenet:resnet18",
+        "ResNet34": "models.imagenet:resnet34",
+        "ResNet50": "models.imagenet:resnet50",
+        "ResNet18x2": "models.imagenet:resnet18x2",
+        "ResNet34x2": "models.imagenet:resnet34x2",
+        "resnext50_32x4d": "models.imagenet:resnext50_32x4d",
+        "wrn_50_2": "models.imagenet:wrn_50_2",
+        "MobileNetV1": "models.mobilenetv1:mobilenet_v1",
+        "MobileNetV2_Imagenet": "models.imagenet:mobilenet_v2",
+        "ShuffleV2_Imagenet": "models.imagenet:shufflenet_v2",
+        "shufflenet_v2_x0_5": "models.imagenet:shufflenet_v2_x0_5",
+        "shufflenet_v2_x2_0": "models.imagenet:shufflenet_v2_x2_0",
+        "vgg11_imagenet": "models.imagenet:vgg11",
+        "vgg13_imagenet": "models.imagenet:vgg13",
     },
+    resolvers={"torchvision": "models.external:torchvision_spec", "timm": "models.external:timm_spec"},
 )
+
+SMALL_IMAGE = 64  # px; up to this size a name of TWO_MEANINGS means the second network
+TWO_MEANINGS = {"ResNet50": "ResNet50_cifar"}
+
+
+def model_for(name: str, image_shape: Sequence[int]) -> ModelSpec:
+    """The network a name means for images [C, H, W]: `ResNet50` is ImageNet's, and RepDistiller's on small images."""
+    small = max(image_shape[1:], default=0) <= SMALL_IMAGE
+    return model_dict[TWO_MEANINGS.get(name, name) if small else name]
+
+
+def model_in(name: str, keys: Collection[str]) -> ModelSpec:
+    """The network a name means for weights: of two meanings, the one whose classifier `keys` hold."""
+    spec = model_dict[name]
+    other = model_dict[TWO_MEANINGS.get(name, name)]
+    return other if f"{other.head}.weight" in keys and f"{spec.head}.weight" not in keys else spec

@@ -67,6 +67,10 @@ def toy_cases():
         "combined": (Combined, combined("at", "crd", "vid"), cnn(4), small, image),
         "combined-deploying": (Combined, combined("simkd", "sp", cls=0.0, div=0.0), cnn(4), small, image),
         "simkd-own-logits": (method_dict["simkd"], config("simkd", cls=1.0, div=1.0), cnn(4), small, image),
+        "logits": (Combined, combined("dkd", "ctkd", "mgd", logit_stand=True), cnn(4), small, image),
+        "cat_kd-authors": (method_dict["cat_kd"], config("cat_kd", cls=0.0, div=0.0), cnn(4), small, image),
+        "srd-only": (method_dict["srd"], config("srd", cls=0.0, div=0.0), cnn(4), small, image),
+        "mlkd-video": (method_dict["mlkd"], config("mlkd", views=1), SENSOR, lambda: network(VIDEO), paired),
         "kd-only": (method_dict["kd"], config("kd", cls=0.0), cnn(4), small, image),
     }
 

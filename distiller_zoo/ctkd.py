@@ -1,0 +1,55 @@
+"""Curriculum Temperature for Knowledge Distillation (Li et al., AAAI 2023, global version): a learned T."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distiller_zoo.base import Distiller, check_range, kl, option
+from helper.protocols import Batch, Context, Features, Progress, Terms
+
+
+def reversed_gradient(x: Tensor, scale: float) -> Tensor:
+    """The value of x; the gradient arrives multiplied by -scale."""
+    return x.detach() - scale * (x - x.detach())
+
+
+class CTKD(Distiller):
+    """T^2 KL at T = start + range * sigmoid(theta); theta climbs the loss, ever more strongly.
+
+    The reversed gradient is scaled by (1 - cos(pi e / E)) / 2 of the epoch e, and by 1 after E epochs. theta starts at
+    1 (T = 15.6 with the defaults).
+    """
+
+    name = "ctkd"
+    reads_logits = True
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        cls: float = 0.1
+        div: float = 0.0
+        beta: float = 0.9
+        start: float = option(1.0, "lowest temperature", "--ctkd_start")
+        span: float = option(20.0, "how far the temperature can rise above the lowest", "--ctkd_range")
+        epochs: int = option(10, "epochs over which the reversed gradient grows to full strength", "--ctkd_epochs")
+
+        def __post_init__(self) -> None:
+            check_range("--ctkd_start", self.start, above=0)
+            check_range("--ctkd_range", self.span, above=0)
+            check_range("--ctkd_epochs", self.epochs, least=1)
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.theta = nn.Parameter(torch.tensor(1.0))
+
+    def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
+        return {**s, "ctkd.temperature": self.cfg.start + self.cfg.span * self.theta.sigmoid()}, t
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        share = min(progress.epoch / self.cfg.epochs, 1.0)
+        strength = 0.5 * (1 - math.cos(math.pi * share))
+        temperature = reversed_gradient(s["ctkd.temperature"], strength)
+        return {"ctkd": kl(self.comparable(s["logits"]), self.comparable(t["logits"]), temperature)}

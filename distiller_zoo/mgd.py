@@ -1,0 +1,55 @@
+"""Masked Generative Distillation (Yang et al., ECCV 2022): sum (G(M * align(f_s)) - f_t)^2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from distiller_zoo.base import Distiller, check_range, last_stage, option, pool_to_smaller
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+
+
+class MGD(Distiller):
+    """From the student's last map with random channels hidden, a generator rebuilds the teacher's: mean over B of sums.
+
+    G: conv 3x3, ReLU, conv 3x3. The channels of a sample are hidden as a whole, as the paper does for classification.
+    align: conv 1x1 where the channels differ; the larger map is pooled to the smaller.
+    The weight and the share are the published ones of ImageNet.
+    """
+
+    name = "mgd"
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        beta: float = 7e-5
+        mask: float = option(0.15, "share of the student's channels that is hidden", "--mgd_mask")
+        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
+
+        def __post_init__(self) -> None:
+            check_range("--mgd_mask", self.mask, least=0, most=0.99)
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.rng = ctx.rng
+        self.last_s, self.last_t = last_stage(ctx.student.spec, self.name), last_stage(ctx.teacher.spec, self.name)
+        c_s, c_t = ctx.student.shapes[self.last_s][0], ctx.teacher.shapes[self.last_t][0]
+        self.align = nn.Identity() if c_s == c_t else nn.Conv2d(c_s, c_t, 1)
+        self.generate = nn.Sequential(nn.Conv2d(c_t, c_t, 3, padding=1), nn.ReLU(), nn.Conv2d(c_t, c_t, 3, padding=1))
+
+    @classmethod
+    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        return Needs((last_stage(student, cls.name),), (last_stage(teacher, cls.name),))
+
+    def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
+        f_s, f_t = pool_to_smaller(s[self.last_s], t[self.last_t])
+        f_s = self.align(f_s)
+        drawn = torch.rand(f_s.shape[:2], generator=self.rng, device=f_s.device)
+        kept = (drawn >= self.cfg.mask).to(f_s.dtype)[:, :, None, None]  # [B, C, 1, 1]
+        return {**s, "mgd.generated": self.generate(f_s * kept)}, {**t, "mgd.target": f_t}
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        return {"mgd": (s["mgd.generated"] - t["mgd.target"]).pow(2).sum() / len(t["mgd.target"])}

@@ -1,0 +1,91 @@
+"""Multi-Level Logit Distillation (Jin et al., CVPR 2023): predictions agree per instance, per batch and per class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dataset.randaugment import rand_augment
+from distiller_zoo.base import Distiller, check_range, kl, option
+from helper.protocols import Batch, Context, Features, Progress, Terms, UserError
+
+TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
+
+
+def batch_correlation(p_s: Tensor, p_t: Tensor) -> Tensor:
+    """||P_s P_s^T - P_t P_t^T||^2 / B of probabilities [B, K]."""
+    return (p_s @ p_s.T - p_t @ p_t.T).pow(2).sum() / p_s.shape[0]
+
+
+def class_correlation(p_s: Tensor, p_t: Tensor) -> Tensor:
+    """||P_s^T P_s - P_t^T P_t||^2 / K of probabilities [B, K]."""
+    return (p_s.T @ p_s - p_t.T @ p_t).pow(2).sum() / p_s.shape[1]
+
+
+def alignment(z_s: Tensor, z_t: Tensor) -> Tensor:
+    """Sum over the temperatures of T^2 KL + batch correlation + class correlation; logits [B, K] of one view."""
+    parts = []
+    for temperature in TEMPERATURES:
+        p_s, p_t = (z_s / temperature).softmax(1), (z_t / temperature).softmax(1)
+        parts += [kl(z_s, z_t, temperature), batch_correlation(p_s, p_t), class_correlation(p_s, p_t)]
+    return torch.stack(parts).sum()
+
+
+class MLKD(Distiller):
+    """alignment() of every view, summed: the batch as it comes, and a strong view of it, RandAugment(2, 10).
+
+    Cross-entropy counts for both views (mlkd_cls is the strong one's). The published recipe goes with twice the images
+    per step, --learning_rate 0.025 and up to 480 epochs; --mlkd_views 1 is the comparison under the common protocol.
+    The strong view starts from the weak one's crop; the published one is cropped anew.
+    The published confidence masks multiply a mean and so only halve the weak view's alignment: --mlkd_halved.
+    """
+
+    name = "mlkd"
+    reads_logits = True
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        cls: float = 0.1
+        div: float = 0.0
+        beta: float = 0.9
+        views: int = option(2, "1: the batch alone; 2: a strongly augmented view beside it", "--mlkd_views", (1, 2))
+        halved: bool = option(False, "weigh the weak view's alignment 0.5, as the published code does", "--mlkd_halved")
+
+        def __post_init__(self) -> None:
+            check_range("--mlkd_views", self.views, least=1, most=2)
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.rng = ctx.rng
+        self.image = ctx.student.spec.input
+        if cfg.views == 2 and len(ctx.student.spec.input_shape) != 3:
+            raise UserError(
+                f"mlkd augments images, and {ctx.student.spec.name} reads '{self.image}'; use --mlkd_views 1"
+            )
+
+    def prepare(self, batch: Batch) -> Batch:
+        if self.cfg.views == 1:
+            return batch
+        if batch.views != 1:
+            raise UserError(f"mlkd adds a strong view to single ones, and the batch holds {batch.views} per sample")
+        inputs = {k: x.repeat_interleave(2, 0) for k, x in batch.inputs.items() if k != self.image}
+        x = batch.inputs[self.image]
+        both = torch.stack([x, rand_augment(x, self.rng)], 1).flatten(0, 1)  # [B * 2, C, H, W], weak first
+        inputs[self.image] = both.contiguous(memory_format=torch.channels_last)
+        return batch.with_inputs(inputs, views=2)
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        z_s, z_t = self.comparable(s["logits"]), self.comparable(t["logits"])
+        weak = 0.5 if self.cfg.halved else 1.0
+        views = [alignment(z_s[v :: batch.views], z_t[v :: batch.views]) for v in range(batch.views)]
+        terms = {"mlkd": weak * views[0] + sum(views[1:])}
+        if batch.views > 1 and self.cfg.cls:
+            target = batch.target if batch.soft_target is None else batch.soft_target
+            terms["mlkd_cls"] = F.cross_entropy(s["logits"][1 :: batch.views], target)
+        return terms
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        return {**super().weights(progress), "mlkd_cls": self.cfg.cls}

@@ -1,0 +1,40 @@
+"""From Knowledge Distillation to Self-Knowledge Distillation (Yang et al., ICCV 2023): normalised KD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from distiller_zoo.base import Distiller, check_range, labels_of, non_target, option
+from helper.protocols import Batch, Features, Progress, Terms
+
+
+class NKD(Distiller):
+    """-p_t[y] log p_s[y] - gamma T^2 sum over other classes of q_t log q_s, mean over B.
+
+    p: softmax at temperature 1; q: softmax over the classes that are not the label, at temperature T.
+    """
+
+    name = "nkd"
+    reads_logits = True
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        div: float = 0.0
+        beta: float = 1.0
+        gamma: float = option(3.5, "weight of the non-target part; published 1.5 on ImageNet", "--nkd_gamma")
+        temperature: float = option(3.0, "temperature of the non-target part; published 1 on ImageNet", "--nkd_T")
+
+        def __post_init__(self) -> None:
+            check_range("--nkd_gamma", self.gamma, least=0)
+            check_range("--nkd_T", self.temperature, above=0)
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        z_s, z_t, labels = self.comparable(s["logits"]), self.comparable(t["logits"]), labels_of(batch)
+        temperature, column = self.cfg.temperature, labels[:, None]
+        target = z_t.softmax(1).gather(1, column) * z_s.log_softmax(1).gather(1, column)  # [B, 1]
+        log_q_s = F.log_softmax(non_target(z_s, labels) / temperature, 1)
+        q_t = F.softmax(non_target(z_t, labels) / temperature, 1)
+        others = (q_t * log_q_s).sum(1).mean() * temperature**2
+        return {"nkd": -target.mean() - self.cfg.gamma * others}

@@ -1,0 +1,49 @@
+"""Understanding the Role of the Projector in Knowledge Distillation (Miles and Mikolajczyk, AAAI 2024): LogSum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from distiller_zoo.base import Distiller, check_range, option, pooled_tap
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+
+
+class SRD(Distiller):
+    """2 log sum |BN(W f_s) - BN(f_t)|^e over B and D, beside the logit KL. f: pooled vectors [B, D].
+
+    Both batch norms have no parameters and use the statistics of the batch; W has no bias, which they would remove.
+    """
+
+    name = "srd"
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        beta: float = 1.0
+        exponent: float = option(4.0, "power of the differences inside the logarithm", "--srd_exponent")
+
+        def __post_init__(self) -> None:
+            check_range("--srd_exponent", self.exponent, least=1)
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        (d_s,), (d_t,) = ctx.student.shapes["pooled"], ctx.teacher.shapes["pooled"]
+        self.project = nn.Linear(d_s, d_t, bias=False)
+        self.norm = nn.BatchNorm1d(d_t, affine=False, track_running_stats=False)
+
+    @classmethod
+    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
+
+    def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
+        return (
+            {**s, "srd.projected": self.norm(self.project(s["pooled"]))},
+            {**t, "srd.target": self.norm(t["pooled"])},
+        )
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        distance = (s["srd.projected"] - t["srd.target"]).abs().pow(self.cfg.exponent).sum()
+        # identical features would otherwise end in the logarithm of 0
+        return {"srd": 2 * distance.clamp_min(torch.finfo(distance.dtype).tiny).log()}

@@ -1,0 +1,202 @@
+"""Any network: `model_dict["torchvision:NAME"]` and `model_dict["timm:NAME"]`.
+
+The taps are found by reduction: one dry run, on no data and without weights, shows which modules put out maps of which
+size. stage1, stage2, ... are the last maps of strides 4, 8, ...; `stem` is the last one of a smaller stride, else the
+first of all. Of several modules the outermost is taken, or the one timm's feature_info names. A network with fewer than
+three such maps (a ViT; a Swin, whose maps have their channels last) has no stages. `tokens` is then what its last
+layer puts out. `pooled` is what the classifier reads. The normalisation is that of the published weights.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helper.protocols import ModelSpec, Tap, UserError
+from models.common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
+
+BATCH, CLASSES = 2, 1000  # of the dry run
+MIN_STAGES = 3
+
+
+@cache
+def torchvision_spec(name: str) -> ModelSpec:
+    """One of torchvision's classification networks."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise _unknown("torchvision", name, known)
+    transforms = models.get_model_weights(name).DEFAULT.transforms()
+    shape = (3, *2 * (transforms.crop_size[0],))
+    return _spec(f"torchvision:{name}", partial(_torchvision, name), shape, transforms.mean, transforms.std)
+
+
+@cache
+def timm_spec(name: str) -> ModelSpec:
+    """One of timm's networks; a tag (resnet18.a1_in1k) says which weights `pretrained` means."""
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"timm:{name} needs the package timm: pip install timm") from error
+    architecture, _, tag = name.partition(".")
+    known = timm.list_models() if not tag else timm.list_pretrained(f"{architecture}.*") or timm.list_models()
+    if name not in known:
+        raise _unknown("timm", name, known)
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    build = partial(_timm, name)
+    mean, std = (cfg.mean, cfg.std) if cfg else (IMAGENET_MEAN, IMAGENET_STD)
+    return _spec(f"timm:{name}", build, cfg.input_size if cfg else (3, 224, 224), mean, std)
+
+
+def _unknown(package: str, name: str, known: Sequence[str]) -> UserError:
+    near = difflib.get_close_matches(name, known, n=3)
+    hint = (
+        f"did you mean {' or '.join(f'{package}:{n}' for n in near)}?"
+        if near
+        else f"it has {', '.join(known[:8])}, ..."
+    )
+    return UserError(f"{package} has no network '{name}': {hint}")
+
+
+def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str = False, **options: Any) -> nn.Module:
+    from torchvision import models
+
+    if name in ("googlenet", "inception_v3"):  # their auxiliary heads would make the output a tuple in training
+        options = {"aux_logits": False, "init_weights": True, "transform_input": bool(pretrained), **options}
+    model = without_inplace(models.get_model(name, weights=None, num_classes=num_classes, **options))
+    if pretrained:
+        load_published(model, name, pretrained, torchvision_spec(name).head)
+    return model
+
+
+def _timm(name: str, num_classes: int = CLASSES, pretrained: bool = False, **options: Any) -> nn.Module:
+    import timm
+
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
+    except (OSError, RuntimeError) as error:  # no network, no such file; nobody published any
+        if not pretrained:
+            raise
+        raise UserError(f"no pretrained weights for timm:{name}: {str(error).splitlines()[0]}") from error
+    return without_inplace(model)
+
+
+def load_published(model: nn.Module, name: str, which: bool | str, head: str) -> None:
+    """Fill `model` with torchvision's weights for `name`; the classifier stays fresh if it has other classes.
+
+    which: the name of the weights; True is IMAGENET1K_V1, those of the published tables, or the only ones there are.
+    """
+    from torchvision import models
+
+    weights = models.get_model_weights(name)
+    names = [w.name for w in weights]
+    wanted = which if isinstance(which, str) else "IMAGENET1K_V1" if "IMAGENET1K_V1" in names else weights.DEFAULT.name
+    if wanted not in names:
+        raise UserError(f"torchvision has no weights '{wanted}' for {name}; it has {', '.join(names)}")
+    try:
+        state = weights[wanted].get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise UserError(f"cannot download the weights of {name} ({weights[wanted].url}): {error}") from error
+    own = model.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    left = {k for k in own if k not in fits and not k.startswith(f"{head}.")}
+    if left:
+        raise UserError(f"the weights {wanted} of {name} do not fit the network: {', '.join(sorted(left)[:3])} differ")
+    model.load_state_dict(fits, strict=False)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The one call of a submodule, whose output nothing wrote over afterwards."""
+
+    name: str
+    output: Tensor
+
+    @property
+    def depth(self) -> int:
+        return self.name.count(".")
+
+
+def _spec(
+    name: str, build: Callable[..., nn.Module], shape: Sequence[int], mean: Sequence[float], std: Sequence[float]
+) -> ModelSpec:
+    model, calls = _dry_run(build, shape)
+    head = next((c.name for c in reversed(calls) if _is_classifier(model.get_submodule(c.name))), None)
+    if head is None:
+        raise UserError(f"{name} has no classifier that could be found: no linear layer puts out the classes")
+    maps = _stages(calls, shape[-1], [f["module"] for f in getattr(model, "feature_info", None) or ()])
+    taps = {k: Tap(module) for k, module in maps.items()}
+    tokens = [c.name for c in calls if c.depth == 0 and c.output.ndim == 3 and len(c.output) == BATCH]
+    if not maps and tokens:
+        taps["tokens"] = Tap(tokens[-1], kind="tokens")
+    is_linear = isinstance(model.get_submodule(head), nn.Linear)
+    taps["pooled"] = Tap(head, kind="vector" if is_linear else "map", side="input")
+    feats = (*maps, "pooled")
+    return ModelSpec(name, build, taps, feats, head, input_shape=tuple(shape), mean=tuple(mean), std=tuple(std))
+
+
+def _is_classifier(module: nn.Module) -> bool:
+    """A linear layer, or the 1x1 convolution that stands for it in a SqueezeNet, with an output per class."""
+    outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
+    return isinstance(module, nn.Linear | nn.Conv2d) and outputs == CLASSES
+
+
+def _stages(calls: Sequence[Call], size: int, preferred: Sequence[str]) -> dict[str, str]:
+    """stem, stage1, ... -> module; {} for networks whose features are no maps."""
+    by_stride: dict[int, list[Call]] = {}
+    for call in calls:
+        if call.output.ndim == 4 and len(call.output) == BATCH and call.output.shape[2] == call.output.shape[3] > 1:
+            by_stride.setdefault(round(math.log2(size / call.output.shape[3])), []).append(call)
+
+    def last(found: Sequence[Call]) -> str:
+        named = [c.name for c in found if c.name in preferred]
+        outer = min(c.depth for c in found)  # a block rather than something inside of it
+        return (named or [c.name for c in found if c.depth == outer])[-1]
+
+    stages = [last(by_stride[s]) for s in sorted(by_stride) if s >= 2]
+    if len(stages) < MIN_STAGES:
+        return {}
+    early = [s for s in by_stride if s < 2]
+    first = by_stride[min(by_stride)]
+    outer = min(c.depth for c in first)
+    stem = last(by_stride[max(early)]) if early else next(c.name for c in first if c.depth == outer)
+    return {"stem": stem, **{f"stage{i}": module for i, module in enumerate(stages, 1)}}
+
+
+def _dry_run(build: Callable[..., nn.Module], shape: Sequence[int]) -> tuple[nn.Module, list[Call]]:
+    """The network and its calls in order of completion, of modules that run once and whose output survives.
+
+    On the meta device, which computes nothing; networks that need real numbers to be built run on the CPU.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return _run(build, shape)
+        except (NotImplementedError, RuntimeError):
+            return _run(build, shape)
+
+
+@torch.no_grad()
+def _run(build: Callable[..., nn.Module], shape: Sequence[int]) -> tuple[nn.Module, list[Call]]:
+    model = build(num_classes=CLASSES).eval()
+    seen: list[tuple[str, Tensor, int]] = []
+
+    def keep(name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        if isinstance(output, Tensor):
+            seen.append((name, output, output._version))
+
+    hooks = [m.register_forward_hook(partial(keep, name)) for name, m in model.named_modules() if name]
+    model(torch.zeros(BATCH, *shape))
+    for hook in hooks:
+        hook.remove()
+    times: Mapping[str, int] = Counter(name for name, *_ in seen)
+    return model, [Call(name, x) for name, x, version in seen if times[name] == 1 and x._version == version]

@@ -1,0 +1,53 @@
+"""ImageNet ResNets: torchvision's, whose blocks get a last ReLU of their own, so that both its sides can be tapped.
+
+Imported when such a network is built, as it needs torchvision. Same keys, same values bit by bit as torchvision's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+
+class BasicBlock(resnet.BasicBlock):
+    """Two 3x3 convolutions and a shortcut."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.last_relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.last_relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(resnet.Bottleneck):
+    """1x1, 3x3 (which has the stride), 1x1 and a shortcut; `relu` runs twice, `last_relu` once."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.last_relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
+        return self.last_relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class DoubledResNet(resnet.ResNet):
+    """All four stages twice as wide, behind the ordinary stem of 64 channels (SimKD's x2 networks)."""
+
+    def __init__(self, block: Any, layers: list[int], num_classes: int = 1000):
+        super().__init__(block, layers, num_classes)
+        self.fc = nn.Linear(2 * self.fc.in_features, num_classes)
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **options: Any) -> nn.Sequential:
+        return super()._make_layer(block, 2 * planes, *args, **options)
+
+
+def build(blocks: tuple[int, ...], num_classes: int, bottleneck: bool, doubled: bool, **options: int) -> nn.Module:
+    """[B, 3, H, W] -> [B, num_classes]. options: groups and width_per_group, as torchvision names them."""
+    kind = DoubledResNet if doubled else resnet.ResNet
+    return kind(Bottleneck if bottleneck else BasicBlock, list(blocks), num_classes=num_classes, **options)

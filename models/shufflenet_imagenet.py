@@ -1,0 +1,37 @@
+"""ImageNet ShuffleNetV2: torchvision's, whose units keep channels_last and have a last ReLU that can be tapped.
+
+Imported when such a network is built, as it needs torchvision. Same keys, same values bit by bit as torchvision's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import shufflenetv2
+
+from models.common import shuffle
+
+BLOCKS = (4, 8, 4)
+
+
+class Unit(shufflenetv2.InvertedResidual):
+    """Two branches side by side. The second one's ReLU acts on both, which changes nothing: the first ends in one."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.branch2[-1] = nn.Identity()
+        self.last_relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            kept, x = x.chunk(2, dim=1)
+        else:
+            kept = self.branch1(x)
+        return shuffle(self.last_relu(torch.cat([kept, self.branch2(x)], dim=1)), 2)
+
+
+def build(widths: tuple[int, ...], num_classes: int) -> nn.Module:
+    """[B, 3, H, W] -> [B, num_classes]. widths: stem, three stages, last convolution."""
+    return shufflenetv2.ShuffleNetV2(list(BLOCKS), list(widths), num_classes, Unit)

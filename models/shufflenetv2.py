@@ -1,0 +1,103 @@
+"""ShuffleNetV2 for CIFAR (Ma et al., ECCV 2018); state-dict keys as in RepDistiller and SimKD.
+
+Deviations of the published code, kept: a 1x1 stem of stride 1, and 3, 7, 3 basic units behind each stage's down unit.
+Stage maps are taken after the shuffle; `_preact` is the concatenation before ReLU and shuffle.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from helper.protocols import ModelSpec, Tap
+from models.common import cifar_spec, global_pool, shuffle
+
+STEM, BLOCKS = 24, (3, 7, 3)
+Widths = tuple[int, int, int, int]  # three stages, last convolution
+
+
+def _depthwise(channels: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
+
+
+class Unit(nn.Module):
+    """One half of the channels passes, the other goes through 1x1, 3x3 depthwise, 1x1."""
+
+    def __init__(self, channels: int, tapped: bool):
+        super().__init__()
+        half = channels // 2
+        self.conv1, self.bn1 = nn.Conv2d(half, half, 1, bias=False), nn.BatchNorm2d(half)
+        self.conv2, self.bn2 = _depthwise(half, 1), nn.BatchNorm2d(half)
+        self.conv3, self.bn3 = nn.Conv2d(half, half, 1, bias=False), nn.BatchNorm2d(half)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.relu2 = nn.ReLU(inplace=not tapped)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, x = x.chunk(2, dim=1)
+        x = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
+        # the published unit activates the second half alone; the first comes out of a ReLU, so this changes nothing
+        return shuffle(self.relu2(torch.cat([kept, self.bn3(self.conv3(x))], dim=1)), 2)
+
+
+class DownUnit(nn.Module):
+    """Half the size: depthwise and 1x1 beside 1x1, depthwise and 1x1, each with half of the new channels."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        half = c_out // 2
+        self.conv1, self.bn1 = _depthwise(c_in, 2), nn.BatchNorm2d(c_in)
+        self.conv2, self.bn2 = nn.Conv2d(c_in, half, 1, bias=False), nn.BatchNorm2d(half)
+        self.conv3, self.bn3 = nn.Conv2d(c_in, half, 1, bias=False), nn.BatchNorm2d(half)
+        self.conv4, self.bn4 = _depthwise(half, 2), nn.BatchNorm2d(half)
+        self.conv5, self.bn5 = nn.Conv2d(half, half, 1, bias=False), nn.BatchNorm2d(half)
+        self.relu1, self.relu2, self.relu3 = (nn.ReLU(inplace=True) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = self.relu1(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
+        right = self.bn4(self.conv4(self.relu2(self.bn3(self.conv3(x)))))
+        right = self.relu3(self.bn5(self.conv5(right)))
+        return shuffle(torch.cat([left, right], dim=1), 2)
+
+
+class ShuffleNetV2(nn.Module):
+    """[B, 3, H, W] -> [B, num_classes]; the three stages halve the size. PyTorch's default initialisation."""
+
+    def __init__(self, widths: Widths, num_classes: int = 100):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, STEM, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(STEM)
+        self.relu1 = nn.ReLU()
+        self.layer1 = _stage(STEM, widths[0], BLOCKS[0])
+        self.layer2 = _stage(widths[0], widths[1], BLOCKS[1])
+        self.layer3 = _stage(widths[1], widths[2], BLOCKS[2])
+        self.conv2 = nn.Conv2d(widths[2], widths[3], 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(widths[3])
+        self.relu2 = nn.ReLU(inplace=True)
+        self.pool = global_pool()
+        self.linear = nn.Linear(widths[3], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu1(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(self.pool(self.relu2(self.bn2(self.conv2(x)))))
+
+
+def _stage(c_in: int, c_out: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(DownUnit(c_in, c_out), *[Unit(c_out, tapped=i == blocks - 1) for i in range(blocks)])
+
+
+def _spec(name: str, widths: Widths) -> ModelSpec:
+    return cifar_spec(
+        name,
+        ShuffleNetV2,
+        widths=widths,
+        stem="relu1",
+        head="linear",
+        stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3)},
+        preact={f"stage{i}_preact": Tap(f"layer{i}.{BLOCKS[i - 1]}.relu2", side="input") for i in (1, 2, 3)},
+        learning_rate=0.01,
+    )
+
+
+shuffle_v2 = _spec("ShuffleV2", (116, 232, 464, 1024))
+shuffle_v2_1_5 = _spec("ShuffleV2_1_5", (176, 352, 704, 1024))

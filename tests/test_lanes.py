@@ -1,0 +1,200 @@
+"""Students trained together, trials in a row, and the teacher cache: the same numbers as one run at a time."""
+
+import json
+import shutil
+import signal
+
+import pytest
+import torch
+
+from helper.cache import CachedTeacher, cache_key
+from helper.checkpoint import load_file
+from helper.options import parse_lanes
+from helper.protocols import UserError
+
+TIMING = ("seconds_", "img_per_s", "cache_hit_rate")
+
+
+def rows(folder):
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(TIMING)} for row in found]
+
+
+def assert_same_run(one, two):
+    assert rows(one) == rows(two)
+    (last_one,), (last_two,) = one.glob("*_last.pth"), two.glob("*_last.pth")
+    a, b = load_file(last_one)["step_state"]["trained"], load_file(last_two)["step_state"]["trained"]
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def runs(root):
+    return {p.name: p for p in (root / "students" / "models").iterdir()}
+
+
+SHORT = ("--epochs", 2, "--max_steps", 3, "--tb_backend", "none", "--batch_size", 32)
+
+
+@pytest.fixture(scope="module")
+def apart(commands, teacher, tmp_path_factory):
+    """The runs, one process each."""
+    root = tmp_path_factory.mktemp("apart")
+    for distill in ("kd", "simkd", "semckd"):
+        commands.student("--path_t", teacher, "--distill", distill, *SHORT, "--save_root", root).finished()
+    return root
+
+
+def test_lanes_equal_separate_runs(commands, teacher, apart, tmp_path):
+    done = commands.student(
+        "--path_t", teacher, "--distill", "kd,simkd,semckd", *SHORT, "--save_root", tmp_path
+    ).finished()
+    assert "[simkd]" in done.out and done.out.count("teacher accuracy") == 1
+    assert runs(tmp_path).keys() == runs(apart).keys()
+    for name, folder in runs(tmp_path).items():
+        assert_same_run(folder, runs(apart)[name])
+        parameters = json.loads((folder / "parameters.json").read_text())
+        assert set(parameters["lanes"]) == runs(apart).keys()
+        assert (folder / "log.txt").read_text().count("Epoch 2") == 1
+
+
+def test_lanes_are_continued_after_a_signal(commands, teacher, apart, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd,simkd,semckd", *SHORT, "--save_root", tmp_path)
+    done = commands.student(*argv, signals=[[5, signal.SIGTERM]])
+    assert done.code == 143, (done.out, done.err)
+    commands.student(*argv).finished()
+    for name, folder in runs(tmp_path).items():
+        assert_same_run(folder, runs(apart)[name])
+
+
+def test_trials_count_on_and_keep_their_own_order(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd", *SHORT)
+    commands.student(*argv, "--trials", 2, "--save_root", tmp_path / "a").finished()
+    commands.student(*argv, "--trial", 1, "--save_root", tmp_path / "b").finished()
+    together, alone = runs(tmp_path / "a"), runs(tmp_path / "b")
+    assert len(together) == 2
+    (name,) = alone
+    assert_same_run(together[name], alone[name])
+    first, second = (rows(folder)[0]["train_loss"] for folder in together.values())
+    assert first != second
+
+
+def test_cached_equals_uncached_and_a_second_run_asks_the_cache_alone(commands, teacher, apart, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd", *SHORT, "--teacher_cache", tmp_path / "cache")
+    rates = []
+    for name in ("cold", "warm"):
+        commands.student(*argv, "--save_root", tmp_path / name).finished()
+        ((label, folder),) = runs(tmp_path / name).items()
+        assert_same_run(folder, runs(apart)[label])
+        rates.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["cache_hit_rate"])
+    assert rates[0] < 0.5 and rates[1] == 1.0
+
+
+def test_methods_that_need_maps_say_so(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "at", *SHORT, "--teacher_cache", tmp_path / "cache")
+    done = commands.student(*argv, "--save_root", tmp_path).finished()
+    assert "holds logits" in done.out and not (tmp_path / "cache").exists()
+
+
+def test_wrong_lists_are_refused(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, *SHORT, "--save_root", tmp_path)
+    commands.student("--distill", "kd,kd", *argv).refused("different names")
+    commands.student("--distill", "kd,at", "-b", 3, *argv).refused("--weight")
+    commands.student("--distill", "kd,at", "--weight", "vid=3", *argv).refused("vid", "at")
+    commands.student("--distill", "kd", "--trials", 2, "--trial", "a", *argv).refused("--trials")
+    assert not (tmp_path / "students").exists()
+
+
+def test_weights_by_name_reach_their_lane():
+    ((kd, at),) = parse_lanes(["--distill", "kd,at", "--weight", "at=7", "cls=0.5"], teacher=False)
+    assert (kd.config.cls, at.config.cls, at.config.beta, kd.config.beta) == (0.5, 0.5, 7.0, 0.0)
+    ((both,),) = parse_lanes(["--distill", "kd+attention", "--weight", "attention=7"], teacher=False)
+    assert dict((m.name, c.beta) for m, c in both.config.members) == {"kd": 0.0, "at": 7.0}
+
+
+# ---- the cache itself
+
+
+class Counting:
+    """A live teacher that counts the samples it is asked for."""
+
+    class spec:  # noqa: N801 (stands in for a ModelSpec)
+        mean = std = None
+
+    samples = 0
+
+    def features(self, batch, taps):
+        self.samples += len(batch)
+        return {"logits": batch.inputs["image"].flatten(1)[:, :5] * 2}
+
+
+N, Q, K = 12, 6, 5
+
+
+def cache(folder, live=None, teacher="t", rebuild=False):
+    key = cache_key(teacher, "d", Counting.spec, None)
+    live = Counting() if live is None else live
+    return CachedTeacher(live, folder, key, N, Q, K, torch.float32, torch.device("cpu"), rebuild)
+
+
+def batch_of(index, crop):
+    from helper.protocols import Batch
+
+    index, crop = torch.tensor(index), torch.tensor(crop)
+    image = torch.stack([torch.full((1, 4, 4), float(i * Q + c)) for i, c in zip(index, crop, strict=True)])
+    return Batch({"image": image}, index % K, index, crop=crop, view_id=index * Q + crop)
+
+
+def test_only_views_not_seen_are_computed(tmp_path):
+    live = Counting()
+    teacher = cache(tmp_path / "c", live)
+    batch = batch_of([0, 1, 2], [0, 1, 5])
+    want = Counting().features(batch, ())["logits"]
+    for _ in range(2):
+        assert torch.equal(teacher.features(batch, ())["logits"], want)
+    assert live.samples == 3
+    teacher.features(batch_of([0, 1, 2], [0, 2, 5]), ())
+    assert live.samples == 4
+    other = Counting()
+    assert torch.equal(cache(tmp_path / "c", other).features(batch, ())["logits"], want) and other.samples == 0
+
+
+def test_changed_pixels_go_to_the_teacher(tmp_path):
+    live = Counting()
+    batch = batch_of([0], [0])
+    cache(tmp_path / "c", live).features(batch.with_inputs(batch.inputs), ())
+    assert live.samples == 1 and not cache(tmp_path / "c").filled.any()
+
+
+def test_another_teacher_is_refused_and_rebuilt_on_request(tmp_path):
+    cache(tmp_path / "c").features(batch_of([3], [3]), ())
+    with pytest.raises(UserError, match="teacher: t there, u here"):
+        cache(tmp_path / "c", teacher="u")
+    assert not cache(tmp_path / "c", teacher="u", rebuild=True).filled.any()
+
+
+@pytest.mark.parametrize("name", ["logits.bin", "filled.bin"])
+def test_what_a_crash_cut_off_is_computed_again(tmp_path, name):
+    folder, live = tmp_path / "c", Counting()
+    batch = batch_of([0, 11], [0, 5])
+    cache(folder).features(batch, ())
+    path = folder / name
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    want = Counting().features(batch, ())["logits"]
+    assert torch.equal(cache(folder, live).features(batch, ())["logits"], want)
+    assert live.samples == 1
+
+
+def test_no_room_names_both_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(UserError, match=f"needs {N * Q * (K * 4 + 1)} bytes, 10 are free"):
+        cache(tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "thesis.tex").write_text("mine")
+    for rebuild in (False, True):
+        with pytest.raises(UserError, match="no teacher cache"):
+            cache(tmp_path / "c", rebuild=rebuild)
+    assert (tmp_path / "c" / "thesis.tex").read_text() == "mine"
