@@ -12,7 +12,7 @@ import torch
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from helper import build
-from helper.cost import macs
+from helper.cost import deployed_count, macs
 from helper.loops import evaluate
 from helper.options import normalised
 from helper.reporting import log, start_log
@@ -54,7 +54,7 @@ def main(argv=None):
     if recorded is not None:
         differs = abs(recorded - result["acc"]) > 0.1
         log.info("recorded in the file: %.2f%s", recorded, "  (warning: more than 0.1 apart)" if differs else "")
-    count = sum(p.numel() for p in net.model.parameters())
+    count = deployed_count(net.model)
     log.info(
         "parameters %d (%.3f M)  MACs %.1f M per sample  %.0f img/s",
         count,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from crd.criterion import NCECriterion
 from crd.memory import ContrastSampler, MemoryBank
 from distiller_zoo.base import Distiller, option
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 
 
 class Embed(nn.Module):
@@ -48,6 +48,8 @@ class CRD(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
+        if cfg.feat_dim < 1:
+            raise UserError(f"--feat_dim {cfg.feat_dim} leaves crd without embeddings; use at least 1")
         num_samples = len(ctx.train_labels)
         self.embed_s = Embed(ctx.student.shapes["pooled"][0], cfg.feat_dim)
         self.embed_t = Embed(ctx.teacher.shapes["pooled"][0], cfg.feat_dim)

@@ -31,6 +31,11 @@ class SRRL(Distiller):
                 f"srrl feeds the classifier of {ctx.teacher.spec.name}, which reads {width} values, while "
                 f"its pooled feature has {d_t}; choose another --model_t"
             )
+        if ctx.batch_size < 2 or len(ctx.train_labels) % ctx.batch_size == 1:
+            raise UserError(
+                f"srrl normalises pooled vectors over the batch, and {len(ctx.train_labels)} samples, {ctx.batch_size} "
+                "at a time, leave a batch of one: choose another --batch_size"
+            )
         self.transfer = nn.Sequential(nn.Conv2d(d_s, d_t, 1, bias=False), nn.BatchNorm2d(d_t), nn.ReLU())
         self.teacher_head = ctx.teacher.head.requires_grad_(False)
 

@@ -121,13 +121,14 @@ def load_network(
 ) -> Network:
     """A network from any checkpoint form; a SimKD student comes back with its projector and reused classifier.
 
-    num_classes: what the data set has; None takes the checkpoint's. shapes: of the data set's inputs.
+    num_classes: what the data set has; None takes the checkpoint's. shapes: of the data set's inputs. flag: what sets
+    `explicit` on the command line, for messages.
     """
     checkpoint = read_checkpoint(path)
     explicit = None if explicit is None else model_dict.resolve(explicit)
     if explicit and model_in(explicit, checkpoint.state).name == checkpoint.meta.get("arch"):
         explicit = None  # one name of two networks, and the file holds the other
-    arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases])
+    arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)
     spec = model_in(arch, checkpoint.state)
     classes = num_classes_of(checkpoint.state, spec)
     if num_classes is not None and classes is not None and classes != num_classes:

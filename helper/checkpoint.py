@@ -168,6 +168,9 @@ def _number(value: Any) -> float | None:
 
 
 def _accuracy(content: Mapping[str, Any]) -> float | None:
+    """Of the weights in the file. An unfinished run's best_acc is another epoch's; its row is theirs between epochs."""
+    if isinstance(row := content.get("row"), Mapping):
+        return _number(row.get("test_acc")) if content.get("step") == 0 else None
     for key in ACCURACY_ENTRIES:
         value = _number(content.get(key))
         if value is not None:
@@ -216,15 +219,21 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
     model.load_state_dict(state, strict=False)
 
 
-def infer_arch(path: str | Path, checkpoint: Checkpoint, explicit: str | None, known_names: Iterable[str]) -> str:
+def infer_arch(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    explicit: str | None,
+    known_names: Iterable[str],
+    flag: str = "--model_t",
+) -> str:
     """The registry name of the network in a checkpoint.
 
-    In order: what the file recorded, `explicit` (--model_t), the file name, the folder name (a distilled student's: its
-    `S:` group). Raises UserError if nothing fits, or if `explicit` contradicts the record.
+    In order: what the file recorded, `explicit` (what `flag` says), the file name, the folder name (a distilled
+    student's: its `S:` group). Raises UserError if nothing fits, or if `explicit` contradicts the record.
     """
     recorded = checkpoint.meta.get("arch")
     if recorded and explicit and recorded != explicit:
-        raise UserError(f"{path} holds a {recorded}, --model_t says {explicit}: leave --model_t out")
+        raise UserError(f"{path} holds a {recorded}, {flag} says {explicit}: leave {flag} out")
     if recorded or explicit:
         return str(recorded or explicit)
     path = Path(path).absolute()
@@ -235,7 +244,7 @@ def infer_arch(path: str | Path, checkpoint: Checkpoint, explicit: str | None, k
         for name in known:
             if text == name or text.startswith(f"{name}_"):
                 return name
-    raise UserError(f"cannot tell the architecture of {path} from its name or folder: name it with --model_t")
+    raise UserError(f"cannot tell the architecture of {path} from its name or folder: name it with {flag}")
 
 
 def num_classes_of(state: Mapping[str, Tensor], spec: ModelSpec) -> int:

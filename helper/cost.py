@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from distiller_zoo.base import Distiller
+from helper.build import Composite
 from helper.taps import TappedNet
 
 
@@ -26,6 +27,13 @@ def deployed_parameters(student: TappedNet, method: Distiller | None) -> tuple[i
     )
     own_head = sum(p.numel() for p in student.head.parameters()) if method.deployed_head() else 0
     return bare, bare - own_head + extra
+
+
+def deployed_count(model: nn.Module) -> int:
+    """Parameters at test time of a network read from a checkpoint: a classifier that was replaced does not count."""
+    if isinstance(model, Composite):
+        return deployed_parameters(model.student, model.method)[1]
+    return sum(p.numel() for p in model.parameters())
 
 
 @torch.no_grad()

@@ -286,7 +286,8 @@ class Fit:
                 "row": self.last_row,
                 "identity": dict(self.identity),
                 "model": stage.step.student.model.state_dict(),
-                "meta": dict(self.describe),
+                **stage.step.method.deployed_state(),
+                "meta": {**self.describe, **describe_method(stage.step.method, stage.step.method.cfg, stage.teacher)},
             },
             self.folder.last,
         )

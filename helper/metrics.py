@@ -28,20 +28,17 @@ class Meter:
     def update(self, loss: Tensor, logits: Tensor, target: Tensor, terms: Mapping[str, Tensor], step: int) -> None:
         """loss and terms: scalars, means over B. logits: [B, K]. target: [B]."""
         n = len(target)
+        # counts of right answers are exact in float64: an epoch that is as good as another is not better by rounding
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]  # [B, 5]
-        values = {
-            "loss": loss,
-            "acc": top[:, 0].float().mean() * 100,
-            "acc_top5": top.any(1).float().mean() * 100,
-            **terms,
-        }
-        for name in [v for v in values if v not in self.names]:  # a term that appears late counts from then on
+        totals = {"acc": top[:, 0].sum() * 100, "acc_top5": top.any(1).sum() * 100}
+        totals |= {name: value.to(torch.float64) * n for name, value in {"loss": loss, **terms}.items()}
+        for name in [v for v in totals if v not in self.names]:  # a term that appears late counts from then on
             self.names += (name,)
             self.sums = F.pad(self.sums, (0, 1))
             self.weights.append(0)
         zero = torch.zeros((), device=self.device)
-        self.sums += torch.stack([values.get(name, zero).to(torch.float64) for name in self.names]) * n
-        self.weights = [w + n * (name in values) for name, w in zip(self.names, self.weights, strict=True)]
+        self.sums += torch.stack([totals.get(name, zero).to(torch.float64) for name in self.names])
+        self.weights = [w + n * (name in totals) for name, w in zip(self.names, self.weights, strict=True)]
         bad = ~torch.isfinite(loss) & (self.first_bad < 0)
         self.first_bad = torch.where(bad, step, self.first_bad)
         self.count += n

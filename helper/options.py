@@ -339,9 +339,6 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     for flag in table:
         _add(parser, flag.names, flag)
 
-    if "--list" in argv:
-        print(listing())
-        raise SystemExit(0)
     distills = ["vanilla"] if teacher else _listed(_distill_of(argv), "--distill")
     methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
     own: dict[str, list[tuple[type[Distiller], dataclasses.Field]]] = {}
@@ -356,7 +353,9 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
             own.setdefault(flag.dest, []).append((method, f))
 
     given = vars(parser.parse_args(argv))
-    given.pop("list", None)
+    if given.pop("list"):
+        print(listing())
+        raise SystemExit(0)
     students = [None] if teacher or given["model_s"] is UNSET else _listed(given["model_s"], "--model_s")
     lanes = [(student, distill) for student in students for distill in distills]
     if len(lanes) > 1:
@@ -456,10 +455,12 @@ def _resolve(
         layer(_method_weights(methods, chosen.get("protocol", values["protocol"])), "method")
     values["_defaults"] = dict(values)
     layer(chosen, "command line")
+    if not values["trial"] or any(c in values["trial"] for c in "/\\") or not values["trial"].isprintable():
+        raise UserError(f"--trial {values['trial']!r} becomes part of a folder name and must be a plain word or number")
     if values["seed"] is None:
         values["seed"] = trial_seed(values["trial"])
     if not teacher:
-        _apply_weights(values, methods)
+        layer(_named_weights(values, methods), "command line")
         values["distill"] = "+".join(m.name for m in methods)
     values[network] = spec.name
     _check(values)
@@ -474,7 +475,7 @@ def _resolve(
 
 
 def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
-    """Weights of the method's own row. A combination takes cls = div = 1 unless a member says 0 to both."""
+    """Weights of the method's own row. A combination takes the largest cls and the largest div of its members."""
     rows = [
         {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
         | (dict(m.Config.authors) if protocol == "authors" else {})
@@ -526,16 +527,17 @@ def term_weights(pairs: Sequence[str] | None) -> dict[str, float]:
     return weights
 
 
-def _apply_weights(values: dict[str, Any], methods: Sequence[type[Distiller]]) -> None:
+def _named_weights(values: Mapping[str, Any], methods: Sequence[type[Distiller]]) -> dict[str, float]:
     """--weight sets cls and div, and beta where there is one method; members of a combination read it themselves."""
     weights = term_weights(values["weight"])
     names = [m.name for m in methods]
     stray = weights.keys() - {"cls", "div", *names}
     if stray:
         raise UserError(f"--weight names {', '.join(sorted(stray))}, the terms are cls, div, {', '.join(names)}")
-    values |= {k: v for k, v in weights.items() if k in ("cls", "div")}
+    flags = {k: v for k, v in weights.items() if k in ("cls", "div")}
     if len(names) == 1 and names[0] in weights:
-        values["beta"] = weights[names[0]]
+        flags["beta"] = weights[names[0]]
+    return flags
 
 
 def _check(values: Mapping[str, Any]) -> None:
@@ -555,8 +557,6 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UserError(f"--few_ratio {values['few_ratio']} must lie in (0, 1]")
     if values["max_steps"] is not None and values["max_steps"] < 1:
         raise UserError(f"--max_steps {values['max_steps']} must be at least 1")
-    if any(c in values["trial"] for c in "/\\") or not values["trial"]:
-        raise UserError(f"--trial '{values['trial']}' becomes part of a folder name and must be a plain word or number")
     if not 0 <= values["seed"] < 2**63:
         raise UserError(f"the seed {values['seed']} (--seed, else the number of --trial) must lie in [0, 2^63)")
     if values.get("kd_T", 1.0) <= 0:

@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,7 @@ from helper.protocols import UserError
 from helper.reporting import claim
 
 SEPARATOR = "~" if os.name == "nt" else ":"
-LONGEST_NAME = 200  # of a folder; most file systems end at 255
+LONGEST_NAME = 200  # bytes of a folder's name; most file systems end at 255
 
 
 def file_name(network: str) -> str:
@@ -49,14 +49,15 @@ def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
             f"{published_name(settings.distill)}_r{colon}{settings.cls}_a{colon}{settings.div}_b{colon}{settings.beta}"
             f"_{settings.trial}"
         )
-    if settings.dali:
+    if settings.dali and "dali" not in settings.without_effect:
         name += f"_dali{colon}{settings.dali}"
     for key, value in settings.off_default().items():
         name += f"_{key}{colon}{','.join(map(str, value)) if isinstance(value, list) else value}"
     name = name.replace("/", "-")
-    if len(name) > LONGEST_NAME:
+    if len(name.encode()) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-        name = f"{name[: LONGEST_NAME - 13]}_{digest}"
+        kept = name.encode()[: LONGEST_NAME - 13].decode(errors="ignore")  # a cut through a character loses it
+        name = f"{kept}_{digest}"
     return name
 
 
@@ -118,8 +119,8 @@ class RunFolder:
         args = self.models / "args.json"
         if args.exists():
             try:
-                before = json.loads(args.read_text())["identity"]
-            except (ValueError, KeyError) as error:
+                before = dict(json.loads(args.read_text())["identity"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{args} is not readable as this tool writes it; --overwrite starts the run anew"
                 ) from error
@@ -145,7 +146,7 @@ class RunFolder:
         if not self.metrics.exists():
             return []
         rows = []
-        for line in self.metrics.read_text().splitlines():
+        for line in self.metrics.read_text(errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except ValueError:
@@ -170,9 +171,15 @@ class RunFolder:
             ) from error
 
 
-def refuse_differences(what: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """UserError naming every setting that differs between two identities. what: whose settings `before` are."""
-    different = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+def refuse_differences(
+    what: Path, before: Mapping[str, Any], now: Mapping[str, Any], moved: Collection[str] = ()
+) -> None:
+    """UserError naming every setting that differs between two identities. what: whose settings `before` are.
+
+    A setting that `before` does not know did not exist when it was recorded, and counts only where the user has moved
+    it off its default (`moved`).
+    """
+    different = [k for k in {**before, **now} if before.get(k) != now.get(k) and (k in before or k in moved)]
     if different:
         changes = "; ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in different)
         raise UserError(

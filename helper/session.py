@@ -167,6 +167,8 @@ def notice_without_effect(settings: Settings, device: torch.device) -> None:
         why |= dict.fromkeys(("model_t", "skip_validation", "div", "kd_T"), f"--distill {distill} uses no teacher")
     elif not settings.values["div"]:
         why["kd_T"] = "the logit KL has weight 0"
+    if len(settings.values.get("path_t") or ()) < 2:
+        why["teacher_weight"] = "there is no ensemble to weigh"
     if settings.method.terms is Distiller.terms:
         why["beta"] = f"--distill {distill} has no term of its own"
     settings.without_effect |= {k: reason for k, reason in why.items() if k in given}
@@ -317,7 +319,12 @@ def build_lane(
         if len(lanes) > 1:
             raise UserError("--resume PATH belongs to one student: name a single --distill, or leave --resume out")
         chosen = read_last(settings.resume)
-        refuse_differences(Path(settings.resume), chosen["identity"], fit.identity)
+        refuse_differences(Path(settings.resume), chosen["identity"], fit.identity, settings.off_default())
+        if settings.overwrite and Path(settings.resume).resolve().parent == folder.models.resolve():
+            raise UserError(
+                f"--overwrite would delete the rows and the best checkpoint that --resume {settings.resume} "
+                "goes with: leave one of the two out"
+            )
     notes = settings.method.notes(settings.config, student, spec_t)
     return Lane(settings, folder, described, fit, chain([first], stages), notes, chosen)
 

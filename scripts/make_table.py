@@ -26,7 +26,6 @@ from helper.protocols import UserError
 from helper.reporting import clock
 
 REPETITION = ("trial", "seed")  # what two runs of one cell may differ in
-METHOD = ("distill", "cls", "div", "beta", "model", "model_s", "teacher", "kd_T", "init_epochs")
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,9 @@ class Run:
 
     @property
     def cell(self) -> str:
-        return json.dumps({k: v for k, v in self.identity.items() if k not in REPETITION}, sort_keys=True)
+        """What repetitions share. A share of the training set is drawn by seed, so its checksum is no part of it."""
+        own = {*REPETITION, "data"} if self.identity.get("few_ratio", 1) < 1 else REPETITION
+        return json.dumps({k: v for k, v in self.identity.items() if k not in own}, sort_keys=True)
 
 
 def read_run(folder: Path) -> Run | None:
@@ -78,7 +79,7 @@ def mean_std(values: Sequence[float]) -> str:
 
 
 def method_settings(identity: dict[str, Any]) -> str:
-    """The method with its weights and its own settings, as a reader tells cells apart."""
+    """The method's published name; tell_apart() adds the settings in which alike cells differ."""
     if "model" in identity:
         return "teacher"
     name = published_name(identity["distill"])

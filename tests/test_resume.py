@@ -169,6 +169,9 @@ def test_resume_from_a_path(commands, teacher, reference, tmp_path):
     run = Run(commands, teacher, tmp_path / "first")
     run.go(signals=[[STEPS * 3 + 2, int(signal.SIGTERM)]])
     last = run.folder / "resnet8_last.pth"
+    both = Run(commands, teacher, tmp_path / "first", "--resume", last, "--overwrite")
+    both.go().refused("--overwrite would delete", "--resume")
+    assert last.exists() and len(rows_of(run.folder)) == 3
     elsewhere = Run(commands, teacher, tmp_path / "second", "--resume", last)
     done = elsewhere.go(signals=[[2, int(signal.SIGTERM)]])
     assert "without --resume" in done.err and done.code == 143  # or it would begin at the old place again

@@ -17,8 +17,9 @@ import torch
 from commands import ENV, ROOT
 
 from helper.options import parse
+from helper.protocols import UserError
 from helper.registry import Registry
-from helper.runs import RunFolder, link_short_name, run_name
+from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
 from models import model_dict
 
 TAGS = ["train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss"]
@@ -165,8 +166,9 @@ def test_repeating_and_changing_a_command(commands, tmp_path):
     (folder / "args.json").write_text(json.dumps(args))
     commands.teacher(*argv).refused("data was 0000000000000000, is ", "--overwrite", "--trial")
     assert "metrics.jsonl" in {p.name for p in folder.iterdir()}
-    (folder / "args.json").write_text("{")
-    commands.teacher(*argv).refused("args.json is not readable", "--overwrite")
+    for damaged in ("{", "[]", '{"identity": 3}'):
+        (folder / "args.json").write_text(damaged)
+        commands.teacher(*argv).refused("args.json is not readable", "--overwrite")
     done = commands.teacher(*argv, "--overwrite").finished()
     assert "training..." in done.out
     again = {k: v for k, v in contents(root).items() if k.endswith("test_best_metrics.json")}
@@ -194,16 +196,17 @@ def names_of(*commands: str) -> list[str]:
 
 def test_settings_off_their_default_stand_in_the_name():
     plain = "S:resnet8x4_T:resnet32x4_cifar100_simkd_r:0.0_a:0.0_b:1.0_0"
-    factor, same, seed, long = names_of(
+    factor, same, seed, long, wide = names_of(
         "--distill simkd -f 4",
         "--distill simkd -f 2 --batch_size 64 --seed 0",
         "--distill simkd --seed 7 --val_fraction 0.1 --precision fp32",
         f"--distill simkd --trial {'x' * 300}",
+        f"--distill simkd --trial {'漢' * 100}",
     )
     assert factor == plain + "_factor:4"
     assert same == plain
     assert seed == plain + "_val_fraction:0.1_seed:7_precision:fp32"
-    assert len(long) <= 200
+    assert len(long.encode()) <= 200 and len(wide.encode()) <= 200
     published, authors, own = names_of(
         "--distill hint", "--distill hint --protocol authors", "--distill hint --protocol authors --hint_layer 1"
     )
@@ -282,6 +285,7 @@ def test_flags_without_effect(commands, teacher, tmp_path):
     assert len(notices) == 1 and all(f"--{flag} (" in notices[0] for flag in named)
     (folder,) = (tmp_path / "students" / "models").iterdir()
     assert set(json.loads((folder / "args.json").read_text())["without_effect"]) == named
+    assert "dali" not in folder.name
 
 
 def accuracy_of(done) -> str:
@@ -293,8 +297,11 @@ def test_a_simkd_student_is_a_model_of_its_own(commands, chain, tmp_path):
     best = chain["simkd"] / "resnet8_best.pth"
     row = max(rows_of(chain["simkd"]), key=lambda row: row["test_acc"])
     accuracy = accuracy_of(commands("test_model.py", "--path", best, "--dataset", "digits").finished())
-    # the run is evaluated in the precision it trains in, this command in float32: a sample may fall either way
-    assert abs(float(accuracy) - row["test_acc"]) <= 100 * 2 / 360
+    assert accuracy == f"{row['test_acc']:.2f}"  # both in float32, whatever the run trains in
+    last = commands("test_model.py", "--path", chain["simkd"] / "resnet8_last.pth", "--dataset", "digits").finished()
+    assert accuracy_of(last) == f"{rows_of(chain['simkd'])[-1]['test_acc']:.2f}" and "warning" not in last.out
+    parameters = json.loads((chain["simkd"] / "parameters.json").read_text())
+    assert f"parameters {round(parameters['Deployed params'] * 1e6)} " in last.out
     done = commands.student("--path_t", best, "--distill", "kd", *SHORT, "--save_root", tmp_path).finished()
     assert f"teacher accuracy:  {accuracy}" in done.out
 
@@ -306,6 +313,14 @@ def test_the_same_number_in_float32(commands, teacher, tmp_path, method):
     (folder,) = (tmp_path / "students" / "models").iterdir()
     done = commands("test_model.py", "--path", folder / "resnet8_best.pth", "--dataset", "digits").finished()
     assert accuracy_of(done) == f"{rows_of(folder)[0]['test_acc']:.2f}"
+
+
+def test_a_setting_that_did_not_exist_is_no_difference():
+    before, now = {"epochs": 3, "gone": 1}, {"epochs": 3, "gone": 1, "new": 0}
+    refuse_differences(Path("run"), before, now)
+    for changed, moved in ((now | {"epochs": 4}, ()), ({"epochs": 3, "new": 0}, ()), (now | {"new": 5}, ("new",))):
+        with pytest.raises(UserError, match="other settings"):
+            refuse_differences(Path("run"), before, changed, moved)
 
 
 def test_the_short_name_never_replaces(tmp_path):

@@ -17,7 +17,7 @@ run() {
     local path=(--path_t "$teacher" --model_t resnet20 --skip_validation)
     [ "$method" = vanilla ] && path=()
     "$PYTHON" train_student.py --dataset cifar100 --data_folder "$data" --save_root "$save" --model_s resnet8 \
-        --distill "$method" "${path[@]}" --epochs 10 --lr_decay_epochs 6,8 --trial "$trial" "$@"
+        --distill "$method" ${path[@]+"${path[@]}"} --epochs 10 --lr_decay_epochs 6,8 --trial "$trial" "$@"
 }
 export -f run
 export teacher data save
