@@ -328,6 +328,23 @@ class Distiller(nn.Module):
         return None
 
 
+class StagePairs(Distiller):
+    """A method that compares the stage maps of both networks, side by side; `pairs` holds their tap names."""
+
+    def __init__(self, cfg: Any, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.pairs = paired_stages(ctx.student.spec, None if ctx.teacher is None else ctx.teacher.spec, self.name)
+
+    @classmethod
+    def needs(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name), strict=True)
+        return Needs(stages_s, stages_t)
+
+    @classmethod
+    def notes(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
+        return unequal_stages(student, teacher, cls.name)
+
+
 @dataclass(frozen=True)
 class CombinedConfig(Distiller.Config):
     members: tuple[tuple[type[Distiller], Any], ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, paired_stages, require_equal_channels, unequal_stages
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo.base import Distiller, StagePairs, require_equal_channels
+from helper.protocols import Batch, Context, Features, Progress, Terms, UserError
 
 CANDIDATES = 4  # singular vectors of the student among which the teacher's first one finds its counterpart
 SOFTNESS = 1e-4  # below this share of the largest eigenvalue two eigenvalues count as equal
@@ -55,7 +55,7 @@ def relations(v: Tensor, before: Tensor) -> Tensor:
     return (-(v[:, :, None] - before[:, None]).pow(2) / 8).exp()
 
 
-class KDSVD(Distiller):
+class KDSVD(StagePairs):
     """Relations between the singular vectors of consecutive stages: squared differences, summed over channel pairs and
     stages, mean over B. With one vector its normalised singular value, by which the paper scales it, is 1.
     """
@@ -69,22 +69,12 @@ class KDSVD(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        self.pairs = paired_stages(ctx.student.spec, ctx.teacher.spec, self.name)
         if len(self.pairs) < 2:
             raise UserError(
                 f"kdsvd compares consecutive stages; {ctx.student.spec.name} and {ctx.teacher.spec.name} "
                 "have one in common, and it takes two"
             )
         require_equal_channels(ctx.student, ctx.teacher, self.pairs, self.name)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name), strict=True)
-        return Needs(stages_s, stages_t)
-
-    @classmethod
-    def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        return unequal_stages(student, teacher, cls.name)
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         vectors = []  # [B, C, 1] of student and teacher, stage after stage

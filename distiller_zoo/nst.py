@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, paired_stages, pool_to_smaller, unequal_stages
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo.base import Distiller, StagePairs, pool_to_smaller
+from helper.protocols import Batch, Features, Progress, Terms
 
 
 def channels(f: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def mean_kernel(a: Tensor, b: Tensor) -> Tensor:
     return ((a.mT @ a) * (b.mT @ b)).sum() / num_pairs
 
 
-class NST(Distiller):
+class NST(StagePairs):
     """K(t, t) + K(s, s) - 2 K(s, t), summed over paired stages; the larger map pooled to the smaller first.
 
     K(t, t) holds no parameter of the student: it shifts the reported loss and nothing else.
@@ -41,19 +41,6 @@ class NST(Distiller):
     class Config(Distiller.Config):
         beta: float = 50.0
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-    def __init__(self, cfg: Config, ctx: Context):
-        super().__init__(cfg, ctx)
-        self.pairs = paired_stages(ctx.student.spec, ctx.teacher.spec, self.name)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name), strict=True)
-        return Needs(stages_s, stages_t)
-
-    @classmethod
-    def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        return unequal_stages(student, teacher, cls.name)
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         loss = s["logits"].new_zeros(())

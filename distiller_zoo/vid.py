@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, paired_stages, pool_to_smaller, unequal_stages
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo.base import Distiller, StagePairs, pool_to_smaller
+from helper.protocols import Batch, Context, Features, Progress, Terms
 
 MIN_VARIANCE = 1e-5
 INITIAL_VARIANCE = 5.0
@@ -38,7 +38,7 @@ class Gaussian(nn.Module):
         return self.regressor(f_s), F.softplus(self.log_scale) + MIN_VARIANCE
 
 
-class VID(Distiller):
+class VID(StagePairs):
     """Sum over paired stages of the negative log-likelihood (without its constant), mean over B, C, H, W."""
 
     name = "vid"
@@ -50,17 +50,7 @@ class VID(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        self.pairs = paired_stages(ctx.student.spec, ctx.teacher.spec, self.name)
         self.layers = nn.ModuleList(Gaussian(ctx.student.shapes[a][0], ctx.teacher.shapes[b][0]) for a, b in self.pairs)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name), strict=True)
-        return Needs(stages_s, stages_t)
-
-    @classmethod
-    def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        return unequal_stages(student, teacher, cls.name)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         added_s, added_t = {}, {}

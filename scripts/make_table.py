@@ -108,6 +108,14 @@ def protocol(run: Run) -> dict[str, Any]:
     return found | {"evaluated on": run.parameters.get("evaluated_on", "test")}
 
 
+def refuse_shared_order(group: Sequence[Run]) -> None:
+    """UserError where repetitions had one seed: they saw the same batches, and their deviation would say too little."""
+    seeds = [run.identity["seed"] for run in group]
+    if len(set(seeds)) < len(seeds):
+        names = ", ".join(run.folder.name for run in group)
+        raise UserError(f"no standard deviation over runs that share seed and data order: {names}")
+
+
 def describe_protocol(run: Run) -> str:
     p = protocol(run)
     text = (
@@ -141,6 +149,8 @@ def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]], list[str]]:
     for run in runs:
         cells.setdefault(run.cell, []).append(run)
     groups = sorted(cells.values(), key=lambda g: (not g[0].is_teacher, network(g[0]), order(g[0])))
+    for group in groups:
+        refuse_shared_order(group)
     alone = {
         (network(g[0]), json.dumps(protocol(g[0]))): statistics.mean(last(g))
         for g in groups

@@ -1,0 +1,173 @@
+"""The table of flags that every run knows; a method's own flags are its Config fields (helper.options)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET = _Unset()
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of the common table.
+
+    result: the value changes what is computed, so it belongs to a run's identity. named: it stands in the published
+    run-name template already. default is what holds when neither user, model, method nor data set says otherwise.
+    """
+
+    names: tuple[str, ...]
+    default: Any
+    help: str
+    type: Any = str
+    choices: tuple[Any, ...] | None = None
+    result: bool = False
+    named: bool = False
+    nargs: str | None = None
+
+    @property
+    def dest(self) -> str:
+        return self.names[0].lstrip("-")
+
+
+def _switch(names: tuple[str, ...], help: str, **kwargs: Any) -> Flag:
+    return Flag(names, False, help, type=bool, **kwargs)
+
+
+COMMON = (
+    Flag(("--dataset",), "cifar100", "data set, see --list", result=True, named=True),
+    Flag(("--data_folder",), "../data/", "where data sets lie"),
+    Flag(("--image_size",), None, "side of the images of --dataset folder and digits (default 32)", int, result=True),
+    Flag(("--val_fraction",), 0.0, "hold out this share of train, stratified, and evaluate on it", float, result=True),
+    Flag(("--few_ratio",), 1.0, "train on this share of every class", float, result=True),
+    Flag(("--batch_size",), 64, "global batch size", int, result=True),
+    Flag(("--epochs",), 240, "epochs to train", int, result=True),
+    Flag(
+        ("--learning_rate",),
+        0.05,
+        "initial learning rate; 0.01 for mobile and shuffle nets unless given",
+        float,
+        result=True,
+    ),
+    Flag(
+        ("--lr_decay_epochs",),
+        "150,180,210",
+        "epochs after which the rate is multiplied by --lr_decay_rate",
+        result=True,
+    ),
+    Flag(("--lr_decay_rate",), 0.1, "factor of each decay", float, result=True),
+    Flag(("--weight_decay",), 5e-4, "on all parameters, batch norm and biases included", float, result=True),
+    Flag(("--momentum",), 0.9, "of SGD", float, result=True),
+    Flag(("--accumulate",), 1, "micro-batches per optimiser step", int, result=True),
+    Flag(("--trials",), 1, "repetitions, one after the other, counting on from --trial", int),
+    Flag(("--trial", "-t"), "0", "name of this repetition", result=True, named=True),
+    Flag(("--seed",), None, "random seed (default: the trial number, or crc32 of a word)", int, result=True),
+    Flag(
+        ("--precision",),
+        "auto",
+        "forward pass in bf16 or fp32; auto: bf16 where the hardware has it natively",
+        choices=("auto", "bf16", "fp32"),
+        result=True,
+    ),
+    _switch(("--deterministic",), "deterministic kernels; an error where an operation has none", result=True),
+    Flag(("--max_steps",), None, "stop every epoch after this many steps (for trying things out)", int, result=True),
+    Flag(("--gpu_id",), "0", "GPU to use; without CUDA, 0 means the CPU"),
+    Flag(("--num_workers",), 8, "loader processes, for data that is not resident on the device", int),
+    Flag(("--print_freq",), 200, "steps between progress lines in the log", int),
+    Flag(("--save_root",), "./save", "root of runs and teachers"),
+    Flag(("--resume",), "auto", "auto: continue what is there; or the path of a _last.pth"),
+    _switch(("--overwrite",), "delete a run of this name first"),
+    Flag(
+        ("--tb_backend",), "tensorboard", "writer of event files", choices=("tensorboard", "tensorboard_logger", "none")
+    ),
+    Flag(("--dali",), None, "ImageNet loader through DALI", choices=("cpu", "gpu"), result=True, named=True),
+    _switch(("--multiprocessing_distributed",), "one process per GPU of --gpu_id"),
+    Flag(("--dist_url",), "tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed"),
+    Flag(("--dist_backend",), None, "nccl or gloo (default: by device)", choices=("nccl", "gloo")),
+    Flag(("--world_size",), None, "number of nodes", int),
+    Flag(("--rank",), None, "rank of this node", int),
+    _switch(("--use_lmdb",), "accepted for old scripts"),
+    Flag(("--tb_freq",), None, "accepted for old scripts", int),
+    Flag(("--save_freq",), None, "accepted for old scripts", int),
+)
+
+TEACHER = (Flag(("--model",), "resnet32x4", "network to train, see --list", result=True, named=True),)
+
+STUDENT = (
+    Flag(
+        ("--model_s",),
+        "resnet8x4",
+        "student network, see --list; several, as resnet8,vgg8, are trained together",
+        result=True,
+        named=True,
+    ),
+    Flag(("--path_t",), None, "checkpoint of the teacher; several make an ensemble", nargs="+"),
+    Flag(
+        ("--teacher_weight",),
+        None,
+        "weight of each teacher's probabilities in an ensemble (default: equal)",
+        float,
+        result=True,
+        nargs="+",
+    ),
+    Flag(
+        ("--weight",),
+        None,
+        "weights of terms by name in a combination, as crd=0.8 at=500 (default: the methods')",
+        result=True,
+        nargs="+",
+    ),
+    Flag(("--model_t",), None, "teacher network, where neither the checkpoint nor its path tells"),
+    Flag(
+        ("--distill",),
+        "kd",
+        "method, see --list; kd+crd joins losses, kd,crd trains two students together",
+        result=True,
+        named=True,
+    ),
+    Flag(
+        ("--cls", "-c", "-r", "--gamma"),
+        1.0,
+        "weight of cross-entropy (default: the method's)",
+        float,
+        result=True,
+        named=True,
+    ),
+    Flag(
+        ("--div", "-d", "-a", "--alpha"),
+        1.0,
+        "weight of the logit KL (default: the method's)",
+        float,
+        result=True,
+        named=True,
+    ),
+    Flag(
+        ("--beta", "-b"), 0.0, "weight of the method's own term (default: the method's)", float, result=True, named=True
+    ),
+    Flag(("--kd_T",), 4.0, "temperature of the logit KL", float, result=True),
+    _switch(
+        ("--logit_stand",),
+        "compare z-scored logits in every logit loss (LSKD; published beside kd with -c 0.1 -d 9 --kd_T 2)",
+        result=True,
+    ),
+    Flag(
+        ("--protocol",),
+        "simkd",
+        "default weights: simkd keeps cross-entropy and KL beside every method, authors takes each publication's own",
+        choices=("simkd", "authors"),
+        result=True,
+    ),
+    _switch(("--skip_validation",), "do not evaluate the teacher first"),
+    Flag(("--teacher_cache",), None, "folder that keeps the teacher's logits of every view, for every later run"),
+    _switch(("--rebuild_cache",), "replace what --teacher_cache holds"),
+    Flag(("--init_epochs",), 30, "epochs of the first stage, for methods that have one", int, result=True),
+)
+
+# flags that do nothing unless the run is of the kind they are for
+WITHOUT_EFFECT = ("use_lmdb", "tb_freq", "save_freq")
