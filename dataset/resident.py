@@ -230,6 +230,14 @@ class ResidentData:
         digest.update(self.train_labels.numpy().data)
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def test_checksum(self) -> str:
+        """The same of what the test loader holds."""
+        digest = hashlib.sha256(repr((len(self.test.labels), self.shapes["image"])).encode())
+        digest.update(self.test.images.contiguous().numpy().data)
+        digest.update(self.test.labels.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
     def on(self, part: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """("train": padded images, "test": images as they are; labels) on a device, moved there once."""
         device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are one place

@@ -32,6 +32,8 @@ def pick_device(gpu_id: str) -> tuple[torch.device, str | None]:
         raise UserError(
             f"--gpu_id {ids[0]}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0"
         )
+    # what is called float32 here is float32; bf16 is for speed
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return torch.device("cuda", int(ids[0])), None
 
 

@@ -366,8 +366,8 @@ def read_last(path: Any) -> dict[str, Any]:
     return state
 
 
-def summary(row: Mapping[str, Any], best_acc: float, best_epoch: int, seconds: float) -> str:
+def summary(row: Mapping[str, Any], best_acc: float, best_epoch: int, seconds: float, evaluated_on: str) -> str:
     return (
         f"last epoch Acc@1 {row['test_acc']:.2f}, best accuracy: {best_acc:.2f} (epoch {best_epoch}, "
-        f"selected on the test set), {clock(seconds)}"
+        f"selected on what it is reported on: {evaluated_on}), {clock(seconds)}"
     )

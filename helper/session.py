@@ -115,20 +115,15 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
         return None
     memory = Path(settings.save_root) / "teacher_accuracy.json"
     checksum = "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others))
-    key = f"{checksum} {teacher.weights} on {data.name} {data.checksum} {getattr(data, 'evaluated_on', 'test')}"
+    key = f"{checksum} {teacher.weights} on {data.name} {getattr(data, 'test_checksum', data.checksum)}"
     known = read_json(memory)
     if key in known:
-        log.info("teacher accuracy:  %.2f (measured before)", known[key])
-        return known[key]
-    source = teacher.source(build.to_device(teacher.tapped(), device), device, None)
-    unlabelled = torch.empty(0, dtype=torch.int64)
-
-    def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"teacher": source.features(Batch(inputs, unlabelled, unlabelled), ())["logits"]}
-
-    acc = evaluate(predict, data.test_loader(500, device=device), device)["teacher"]["acc"]
-    log.info("teacher accuracy:  %.2f", acc)
-    atomic_write_json(known | {key: acc}, memory)
+        acc = known[key]
+        log.info("teacher accuracy:  %.2f (measured before)", acc)
+    else:
+        acc = accuracy_of(teacher, data, device)
+        log.info("teacher accuracy:  %.2f", acc)
+        atomic_write_json(known | {key: acc}, memory)
     recorded = None if teacher.others else teacher.checkpoint.best_acc
     if recorded is not None:
         log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
@@ -139,6 +134,17 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
                 abs(recorded - acc),
             )
     return acc
+
+
+def accuracy_of(teacher: build.Network, data: DataSet, device: torch.device) -> float:
+    """Top-1 in percent on the test images, in float32."""
+    source = teacher.source(build.to_device(teacher.tapped(), device), device, None)
+    unlabelled = torch.empty(0, dtype=torch.int64)
+
+    def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"teacher": source.features(Batch(inputs, unlabelled, unlabelled), ())["logits"]}
+
+    return evaluate(predict, data.test_loader(500, device=device), device)["teacher"]["acc"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -418,6 +424,7 @@ def describe(
     identity = settings.identity | {
         "precision": "bf16" if autocast else "fp32",
         "data": data.checksum,
+        "test_data": getattr(data, "test_checksum", None),
         "teacher": "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others)) if teacher else None,
     }
     identity.pop("dali", None)
@@ -468,7 +475,9 @@ def finish(
         },
         folder.finished,
     )
-    fit.log.info(summary(fit.last_row, fit.best_acc, fit.best_epoch, fit.seconds))
+    fit.log.info(
+        summary(fit.last_row, fit.best_acc, fit.best_epoch, fit.seconds, getattr(data, "evaluated_on", "test"))
+    )
     fit.log.info("result in %s", folder.models)
     if is_teacher and settings.dataset in ("cifar100", "imagenet"):
         link = link_short_name(folder.models.parent, settings.model, folder)

@@ -104,7 +104,7 @@ def protocol(run: Run) -> dict[str, Any]:
         "max_steps",
         "accumulate",
     )
-    found = {k: run.identity.get(k) for k in keys}
+    found = {k: run.identity.get(k) for k in keys} | {"protocol": run.identity.get("protocol") or "simkd"}
     return found | {"evaluated on": run.parameters.get("evaluated_on", "test")}
 
 
@@ -123,7 +123,14 @@ def describe_protocol(run: Run) -> str:
         f"{p['lr_decay_rate']:g} after {p['lr_decay_epochs']}, wd {p['weight_decay']:g}, {p['precision']}, "
         f"evaluated on {p['evaluated on']} in fp32"
     )
-    extra = {"few_ratio": 1.0, "val_fraction": 0.0, "image_size": None, "max_steps": None, "accumulate": 1}
+    extra = {
+        "protocol": "simkd",
+        "few_ratio": 1.0,
+        "val_fraction": 0.0,
+        "image_size": None,
+        "max_steps": None,
+        "accumulate": 1,
+    }
     return text + "".join(f", {k} {p[k]}" for k, default in extra.items() if p[k] != default)
 
 
@@ -196,6 +203,7 @@ def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]], list[str]]:
         "Last-epoch top-1, mean ± standard deviation over runs; best epoch in brackets, selected on what it is "
         "reported on. Parameters and MACs are those at test time. Gain is over the student alone under the same "
         "protocol.",
+        f"Seeds: {', '.join(map(str, sorted({r.identity['seed'] for g in groups for r in g})))}.",
         f"Hardware: {'; '.join(hardware)}.",
     ]
     return header, rows, notes
