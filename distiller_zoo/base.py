@@ -101,9 +101,9 @@ def non_target(logits: Tensor, labels: Tensor) -> Tensor:
 def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps [B, C, H, W]; the taller one is average-pooled to the height and width of the other."""
     if a.shape[2] > b.shape[2]:
-        return F.adaptive_avg_pool2d(a, b.shape[2:]), b
+        return F.adaptive_avg_pool2d(a, (b.shape[2], b.shape[3])), b
     if a.shape[2] < b.shape[2]:
-        return a, F.adaptive_avg_pool2d(b, a.shape[2:])
+        return a, F.adaptive_avg_pool2d(b, (a.shape[2], a.shape[3]))
     return a, b
 
 

@@ -18,6 +18,9 @@ class TappedNet(nn.Module):
     only inside this forward, so a submodule (a reused head, say) may be called again from elsewhere.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: nn.Module, spec: ModelSpec, want: Iterable[str] = ()):
         super().__init__()
         self.model, self.spec = model, spec
