@@ -300,7 +300,8 @@ class Distiller(nn.Module):
 
     def common_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views. Weight 0: not computed."""
-        logits, weights, terms = self.own_logits(s), self.weights(progress), Terms()
+        logits, weights = self.own_logits(s), self.weights(progress)
+        terms: Terms = {}
         if weights.get("cls"):
             target = batch.target if batch.soft_target is None else batch.soft_target
             terms["cls"] = F.cross_entropy(logits[:: batch.views], target)
@@ -411,7 +412,7 @@ class Combined(Distiller):
         return s, t
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        terms = Terms()
+        terms: Terms = {}
         for m in self._each():
             terms.update(m.terms(s, t, batch, progress))
         return terms

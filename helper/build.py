@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
 from helper.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
+from helper.kernels import PLAIN, Kernels
 from helper.protocols import Context, DataSet, ModelSpec, Needs, Side, Tap, TeacherSource, UserError
 from helper.step import DistillStep, MakeOptimizer
 from helper.taps import TappedNet, probe
@@ -52,8 +53,18 @@ def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
     return None
 
 
-def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    return net.to(device).to(memory_format=torch.channels_last)
+def to_device(net: nn.Module, device: torch.device, channels_last: bool = True) -> nn.Module:
+    """Weights in the memory order of the images, channels_last; or both in the contiguous one."""
+    net.to(device)
+    if channels_last:
+        return net.to(memory_format=torch.channels_last)
+    if isinstance(net, TappedNet) and not net._forward_pre_hooks:
+        net.register_forward_pre_hook(_contiguous_inputs)
+    return net
+
+
+def _contiguous_inputs(net: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor]]:
+    return ({k: x.contiguous() for k, x in args[0].items()},)
 
 
 class Composite(nn.Module):
@@ -105,12 +116,22 @@ class Network:
             )
         return TappedNet(self.model, self.spec, want)
 
-    def source(self, net: TappedNet, device: torch.device, autocast: torch.dtype | None) -> TeacherSource:
-        """Who answers for the teacher; net: this network, tapped and on the device."""
-        first = LiveTeacher(net, autocast)
+    def source(
+        self,
+        net: TappedNet,
+        device: torch.device,
+        autocast: torch.dtype | None,
+        kernels: Kernels = PLAIN,
+        full: int | None = None,
+    ) -> TeacherSource:
+        """Who answers for the teacher; net: this network, tapped and on the device. full: see LiveTeacher."""
+        first = LiveTeacher(net, autocast, kernels, full)
         if not self.others:
             return first
-        rest = [LiveTeacher(to_device(n.tapped(), device), autocast) for n in self.others]
+        rest = [
+            LiveTeacher(to_device(n.tapped(), device, kernels.channels_last), autocast, kernels, full)
+            for n in self.others
+        ]
         return EnsembleTeacher([first, *rest], self.weights)
 
 
@@ -214,12 +235,15 @@ def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teache
     )
 
 
-def sgd(momentum: float, weight_decay: float, lr: float) -> MakeOptimizer:
-    """The published optimiser: SGD on everything that trains, batch norm and biases included."""
+def sgd(momentum: float, weight_decay: float, lr: float, fused: bool = True) -> MakeOptimizer:
+    """The published optimiser: SGD on everything that trains, batch norm and biases included. fused: in one kernel;
+    otherwise as torch does it by default."""
 
     def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
         group = {"params": list(params), "lr_scale": scale}
-        return torch.optim.SGD([group], lr=lr * scale, momentum=momentum, weight_decay=weight_decay, fused=True)
+        return torch.optim.SGD(
+            [group], lr=lr * scale, momentum=momentum, weight_decay=weight_decay, fused=fused or None
+        )
 
     return make
 
@@ -241,6 +265,7 @@ def build_stages(
     accumulate: int = 1,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     source: Callable[[TappedNet], TeacherSource] | None = None,
+    kernels: Kernels = PLAIN,
 ) -> Iterator[Stage]:
     """Yield one stage after the other; the networks live through all of them. Train a stage before taking the next."""
     chain = chain_of(method)
@@ -250,21 +275,22 @@ def build_stages(
     peer_spec = student if mode == "trained" else None
     teacher_spec = None if mode == "absent" else peer_spec or (teacher and teacher.spec)
     needs = union_of_needs(method, cfg, student, teacher_spec)
-    s_net = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.student), device)
+    full, last = -(-batch_size // accumulate), kernels.channels_last
+    s_net = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.student), device, last)
     peer = t_source = t_side = None
     if mode == "trained":
-        peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device)
+        peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device, last)
         t_side = probe(peer, data.shapes)
     elif mode == "frozen":
         # eval before anything else: a new wrapper is in training mode, and would take the teacher there
-        t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device)
-        t_source = source(t_net) if source else teacher.source(t_net, device, autocast)
+        t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device, last)
+        t_source = source(t_net) if source else teacher.source(t_net, device, autocast, kernels, full)
         t_side = probe(t_net, data.shapes)
     rng = torch.Generator(device).manual_seed(init_seed + 1)
     ctx = Context(
         data.num_classes,
         data.train_labels.to(device),
-        -(-batch_size // accumulate),
+        full,
         probe(s_net, data.shapes),
         t_side,
         device=device,
@@ -276,7 +302,7 @@ def build_stages(
         s_net.requires_grad_(True)
         if previous is not None:
             ctx = dataclasses.replace(ctx, previous=previous.requires_grad_(False))
-        current = to_device(stage(cfg, ctx), device)
+        current = to_device(stage(cfg, ctx), device, last)
         step = DistillStep(
             s_net,
             t_source,
@@ -288,6 +314,8 @@ def build_stages(
             autocast=autocast,
             accumulate=accumulate,
             rng=rng,
+            kernels=kernels,
+            full=full,
         )
         final = i == len(chain) - 1
         yield Stage(step, t_side, epochs if final else init_epochs, i, final, stage.constant_lr(cfg, student))

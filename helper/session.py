@@ -26,7 +26,9 @@ from helper import build
 from helper.cache import CachedTeacher, cache_key
 from helper.checkpoint import atomic_write_json
 from helper.cost import deployed_parameters, macs
-from helper.loops import Fit, Interrupted, Life, Stopper, drive, evaluate, read_last, summary
+from helper.kernels import Kernels, pick_kernels, tune_allocator
+from helper.loops import Fit, Interrupted, Life, Stopper, drive, eval_batch, evaluate, read_last, summary
+from helper.memory import LaneMemory
 from helper.options import Settings, parse_lanes
 from helper.protocols import Batch, DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
 from helper.reporting import event_writer, log, log_to_file, open_run_log, require_backend, start_log
@@ -65,6 +67,7 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not settings.deterministic
     seed_everything(settings.seed)
+    tune_allocator()
     return device, build.pick_autocast(settings.precision, device)
 
 
@@ -144,7 +147,7 @@ def accuracy_of(teacher: build.Network, data: DataSet, device: torch.device) -> 
     def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"teacher": source.features(Batch(inputs, unlabelled, unlabelled), ())["logits"]}
 
-    return evaluate(predict, data.test_loader(500, device=device), device)["teacher"]["acc"]
+    return evaluate(predict, data.test_loader(eval_batch(device), device=device), device)["teacher"]["acc"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -173,6 +176,12 @@ def notice_without_effect(settings: Settings, device: torch.device) -> None:
         why |= dict.fromkeys(("model_t", "skip_validation", "div", "kd_T"), f"--distill {distill} uses no teacher")
     elif not settings.values["div"]:
         why["kd_T"] = "the logit KL has weight 0"
+    if not settings.values.get("teacher_cache"):
+        why |= dict.fromkeys(("cache_pooled", "cache_device", "rebuild_cache"), "there is no --teacher_cache")
+    elif device.type == "cpu":
+        why["cache_device"] = "the cache is mapped into memory"
+    if settings.values["compile"] == "none":
+        why["compile_parts"] = "nothing is compiled"
     if len(settings.values.get("path_t") or ()) < 2:
         why["teacher_weight"] = "there is no ensemble to weigh"
     if settings.method.terms is Distiller.terms:
@@ -221,8 +230,14 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     for lane in lanes:
         notice_without_effect(lane, device)
     loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device)
-    source = None if teacher is None else shared_source(lanes, teacher, data, device, autocast)
-    built = [build_lane(lane, teacher, data, loader, source, device, autocast, is_teacher, lanes) for lane in lanes]
+    steps = min(len(loader), settings.max_steps or len(loader)) * settings.epochs
+    kernels, notices = pick_kernels(settings.values, device, steps)
+    for notice in notices:
+        log.info(notice)
+    source = None if teacher is None else shared_source(lanes, teacher, data, device, autocast, kernels)
+    built = [
+        build_lane(lane, teacher, data, loader, source, device, autocast, is_teacher, lanes, kernels) for lane in lanes
+    ]
 
     lives: dict[Fit, Life] = {}
     running: list[Lane] = []
@@ -242,7 +257,7 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
             teacher_acc = measure_teacher(teacher, data, device, settings)
         log.info("==> training...")
         try:
-            drive(lives, loader)
+            drive(lives, loader, LaneMemory(len(lives), device))
         except Interrupted as stop:
             once = [f"--{n}" for n, given in (("overwrite", settings.overwrite), ("resume", built[0].chosen)) if given]
             command = f"the same command without {' and '.join(once)}" if once else "the same command"
@@ -269,6 +284,7 @@ def build_lane(
     autocast: torch.dtype | None,
     is_teacher: bool,
     lanes: Sequence[Settings],
+    kernels: Kernels,
 ) -> Lane:
     """Networks, method and run of one student. Whatever does not fit is refused here, before anything is written."""
     if settings.method.teacher_mode != "frozen":
@@ -284,13 +300,16 @@ def build_lane(
         data,
         batch_size=settings.batch_size,
         device=device,
-        make_optimizer=build.sgd(settings.momentum, settings.weight_decay, settings.learning_rate),
+        make_optimizer=build.sgd(
+            settings.momentum, settings.weight_decay, settings.learning_rate, kernels.fused_optimizer
+        ),
         epochs=settings.epochs,
         init_epochs=settings.values.get("init_epochs", 0),
         init_seed=settings.seed,
         autocast=autocast,
         accumulate=settings.accumulate,
         source=None if source is None else lambda net: source,
+        kernels=kernels,
     )
     first = next(stages)
     spec_t = teacher.spec if teacher else None
@@ -300,8 +319,8 @@ def build_lane(
             f"--distill {settings.distill} needs micro-batches of one size: --batch_size {settings.batch_size} is not "
             f"a multiple of --accumulate {settings.accumulate}"
         )
-    described = describe(settings, data, teacher, autocast)
-    cached = source.cache if isinstance(source, SharedTeacher) and not needs.teacher else None
+    described = describe(settings, data, teacher, autocast) | {"kernels": kernels.described()}
+    cached = source.cache if isinstance(source, SharedTeacher) else None
     fit = Fit(
         folder,
         data,
@@ -317,6 +336,7 @@ def build_lane(
         settings.max_steps,
         after_epoch=dict if cached is None else cached.end_epoch,
         shown=settings is lanes[0],
+        eval_autocast=autocast if settings.eval_precision == "train" else None,
     )
     fit.rng = rng_state()
     refuse_idle(settings, first, fit.steps)
@@ -354,20 +374,36 @@ def shared_source(
     data: DataSet,
     device: torch.device,
     autocast: torch.dtype | None,
+    kernels: Kernels,
 ) -> TeacherSource:
-    """One teacher for all students of the process, through the cache if there is one."""
+    """One teacher for all students of the process, through the cache if there is one.
+
+    Behind a cache the teacher is not compiled, so that what the cache holds does not depend on it.
+    """
     needs = [
         build.union_of_needs(s.method, s.config, student_spec(s, data), teacher.spec)
         for s in lanes
         if s.method.teacher_mode == "frozen"
     ]
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
-    net = build.to_device(teacher.tapped(taps), device)
-    source, cache = teacher.source(net, device, autocast), None
+    net = build.to_device(teacher.tapped(taps), device, kernels.channels_last)
     folder = lanes[0].teacher_cache
-    if folder is not None and taps:
-        log.info("--teacher_cache holds logits; these methods read %s and run the teacher", ", ".join(taps))
-    elif folder is not None:
+    kept = ("logits", "pooled") if lanes[0].cache_pooled else ("logits",)
+    deeper = [tap for tap in taps if tap not in kept]
+    if folder is None or deeper:
+        if folder is not None:
+            hint = " (--cache_pooled keeps it)" if deeper == ["pooled"] else ""
+            log.info(
+                "--teacher_cache holds %s; these methods read %s and run the teacher%s",
+                " and ".join(kept),
+                ", ".join(deeper),
+                hint,
+            )
+        full = -(-lanes[0].batch_size // lanes[0].accumulate)
+        source, cache = teacher.source(net, device, autocast, kernels, full), None
+    else:
+        source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
+        pooled = source_layout(source, teacher.spec, data, device) if lanes[0].cache_pooled and taps else None
         if data.num_crops is None:
             raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
         checksum = "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others))
@@ -375,15 +411,30 @@ def shared_source(
         source = cache = CachedTeacher(
             source,
             folder,
-            cache_key(checksum + weights, data.checksum, teacher.spec, autocast),
+            cache_key(checksum + weights, data.checksum, teacher.spec, autocast, kernels.fold_teacher),
             len(data.train_labels),
             data.num_crops,
             data.num_classes,
             torch.float32 if teacher.others or autocast is None else autocast,
             device,
             lanes[0].rebuild_cache,
+            pooled,
+            lanes[0].cache_device,
         )
     return SharedTeacher(source, taps, cache)
+
+
+def source_layout(
+    source: TeacherSource, spec: ModelSpec, data: DataSet, device: torch.device
+) -> tuple[int, torch.dtype]:
+    """(width, dtype) of the pooled feature, as the teacher computes it."""
+    none = torch.zeros(2, dtype=torch.int64, device=device)
+    noise = torch.rand(2, *data.shapes[spec.input], generator=torch.Generator().manual_seed(0))
+    images = noise.to(device, memory_format=torch.channels_last) if noise.ndim == 4 else noise.to(device)
+    pooled = source.features(Batch({spec.input: images}, none, none), ("pooled",))["pooled"]
+    if pooled.ndim != 2:
+        raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is no vector, leave the flag out")
+    return pooled.shape[1], pooled.dtype
 
 
 def refuse_idle(settings: Settings, stage: build.Stage, steps: int) -> None:

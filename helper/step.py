@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller_zoo.base import Distiller, weighted_sum
+from helper.kernels import PLAIN, Kernels, begin_step, maybe_compiled
 from helper.protocols import Batch, Features, Needs, Phase, Progress, TeacherSource, Terms
 from helper.taps import TappedNet
 
@@ -90,7 +91,8 @@ class DistillStep:
 
     teacher: answers for a frozen teacher; peer: the network of an online method; at most one of them.
     autocast: dtype of the forward pass, None for float32. accumulate: micro-batches per optimiser step (relational
-    losses then see a micro-batch). wrap: puts the root into DDP or torch.compile.
+    losses then see a micro-batch). wrap: puts the root into DDP. kernels: what is compiled, for batches of `full`
+    samples.
     """
 
     def __init__(
@@ -106,6 +108,8 @@ class DistillStep:
         autocast: torch.dtype | None = None,
         accumulate: int = 1,
         rng: torch.Generator | None = None,
+        kernels: Kernels = PLAIN,
+        full: int | None = None,
     ):
         self.student, self.teacher, self.peer, self.method = student, teacher, peer, method
         self.taps = (needs or Needs()).teacher
@@ -127,6 +131,10 @@ class DistillStep:
         main = [p for p in self.trained.parameters() if p.requires_grad]
         self.device = next(student.parameters()).device
         self.run = wrap(self.trained)
+        # the modules themselves stay as they are: state dicts, evaluation and DDP know nothing of a compiler
+        self.kernels = kernels
+        self._features = maybe_compiled("student", self.run, kernels, full)
+        self._terms = maybe_compiled("loss", self._main_terms, kernels, full)
         self.phases = (*extra, Phase("main", lambda: main, self._main_terms, isolated=False))
         self.optimizers = {
             phase.name: phase.optimizer(phase.params())
@@ -154,10 +162,11 @@ class DistillStep:
         """Features of student and teacher, projected and in float32."""
         t = self.teacher.features(batch, self.taps) if self.teacher is not None else {}
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            s, t = self.run(batch.inputs, t)
+            s, t = self._features(len(batch), batch.inputs, t)
         return full_precision(s), full_precision(t)
 
     def __call__(self, batch: Batch, progress: Progress) -> StepResult:
+        begin_step(self.kernels)
         batch = self.method.prepare(batch)
         weights = self.method.weights(progress)
         micro = batch.split(self.accumulate)
@@ -169,7 +178,7 @@ class DistillStep:
             with self._no_sync(not last):
                 s, t = self.forward(part)
                 seen = self._isolated_phases(s, t, part, progress, weights)
-                terms = self._main_terms(s, t, part, progress)
+                terms = self._terms(len(part), s, t, part, progress)
                 loss = weighted_sum(terms, weights)
                 (loss if len(micro) == 1 else loss * (len(part) / len(batch))).backward()
             seen.update(detached(terms))
