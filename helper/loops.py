@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from helper.build import Stage, describe_method
 from helper.checkpoint import atomic_save, atomic_write_json, load_file
-from helper.memory import LaneMemory, is_exhausted
+from helper.memory import LaneMemory, is_exhausted, kept_by
 from helper.metrics import Meter
 from helper.protocols import Batch, DataSet, Loader, Progress, UserError
 from helper.reporting import ProgressLine, Writer, clock, log
@@ -360,7 +360,7 @@ def drive(lives: Mapping[Fit, Life], loader: Loader, memory: LaneMemory | None =
                 send(fit, (i, batch))
                 if memory is not None and fit in fresh:
                     fresh.discard(fit)
-                    memory.after_first_step()
+                    memory.after_first_step(kept_by(fit.stage.step.optimizers.values()))
             if i + 1 >= last or not any(fit in waiting for fit in together):
                 break
         for fit in [fit for fit in together if fit in waiting]:

@@ -1,25 +1,15 @@
-"""What a process holds, what is left, and how many students that train together fit into it."""
+"""What memory is left, and how many students that train together fit into it."""
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from helper.protocols import UserError
-
-
-def held(device: torch.device) -> int:
-    """Bytes this process holds now: tensors on the accelerator, or resident memory."""
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # no /proc: the most it ever held
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def free(device: torch.device) -> int | None:
@@ -40,25 +30,35 @@ def is_exhausted(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-class LaneMemory:
-    """Watches the first steps of students that train together, and refuses the ones that will not fit.
+def kept_by(optimizers: Iterable[Optimizer]) -> int:
+    """Bytes of gradients and optimiser state, which the first step of a student allocates and keeps."""
+    tensors: list[Tensor] = []
+    for optimizer in optimizers:
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            state = [v for v in optimizer.state.get(p, {}).values() if isinstance(v, Tensor)]
+            tensors += state if p.grad is None else [*state, p.grad]
+    return sum(x.numel() * x.element_size() for x in tensors)
 
-    A student's first step leaves its gradients and its optimiser's state behind; what it needed in between is free
-    again for the next one. After each student's first step: UserError if the students still to come, at the mean of
-    those seen, need more than is left.
+
+class LaneMemory:
+    """Watches the first steps of students that train together, and refuses those that will not fit.
+
+    After each student's first step: UserError if the students still to come would keep, at the mean of those seen, more
+    than is left. What a step needs in between serves the next student again; if that runs out, exhausted() says so.
     """
 
     def __init__(self, lanes: int, device: torch.device):
         self.lanes, self.device = lanes, device
-        self.started, self.seen = held(device), 0
+        self.seen = self.kept = 0
 
-    def after_first_step(self) -> None:
-        """Called once by each student."""
+    def after_first_step(self, kept: int) -> None:
+        """Called once for each student. kept: bytes, as kept_by()."""
         self.seen += 1
-        each = max(0, held(self.device) - self.started) // self.seen
-        left, to_come = free(self.device), self.lanes - self.seen
+        self.kept += kept
+        each, to_come = self.kept // self.seen, self.lanes - self.seen
+        left = free(self.device) if to_come else None
         if left is not None and each * to_come > left:
-            raise self.too_many(self.seen + left // each, f"each needs {each} more bytes, {left} are free")
+            raise self.too_many(self.seen + left // each, f"each keeps {each} bytes, {left} are free")
 
     def too_many(self, fit: int, why: str) -> UserError:
         if self.lanes == 1:

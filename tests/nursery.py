@@ -87,7 +87,14 @@ def fill_disk_of_events(_: bool) -> None:
     RecordWriter.write = write
 
 
+def leave_memory(count: int) -> None:
+    import helper.memory
+
+    helper.memory.free = lambda device: count
+
+
 HOOKS = {
+    "memory_left": leave_memory,
     "events_full": fill_disk_of_events,
     "fsync": lambda count: die_at_fsync(count, tear=False),
     "torn": lambda count: die_at_fsync(count, tear=True),

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The benchmarks in results/bench_cpu_<dtype>*: bash scripts/bench_cpu.sh [part ...]; without a part, all of them. On two
+# cores about 20 minutes, on a machine that does nothing else. Parts, each under four minutes, may be measured one by one:
+# kd simkd crd | halves switches cache lanes | overheads=NAME,NAME (any methods) | pages
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON=${PYTHON:-python}
+DTYPE=${DTYPE:-bf16}
+TO=results/bench_cpu_$DTYPE
+into() { local file=$1; shift; "$PYTHON" scripts/bench.py --precision "$DTYPE" "$@" --check --json "$TO$file.json" --merge; }
+
+kd() { into "" --methods kd --baseline --equal_precision --steps 4 --warmup 1 --rounds 3; }
+simkd() { into "" --methods simkd --baseline --equal_precision --steps 4 --warmup 1 --rounds 3; }
+crd() { into "" --methods crd --steps 4 --warmup 1 --rounds 3; }
+halves() { into _speed --bare --floor --light --steps 6 --warmup 1 --rounds 5 --images 5000; }
+switches() {
+  into _speed --switches channels_last,fused_optimizer,allocator,fold_teacher,compile_teacher,compile_student,compile_loss \
+    --light --steps 4 --warmup 1 --rounds 3 --images 5000
+}
+cache() { into _speed --warm_cache 64 --steps 3 --warmup 1 --rounds 3; }
+lanes() { into _speed --lanes kd,at,sp,simkd --light --steps 3 --warmup 1 --rounds 3 --images 5000; }
+overheads() { into _methods --methods "$1" --overhead --floor --light --steps 1 --warmup 0 --rounds 5 --images 5000; }
+
+# a page is written from the figures alone
+page() {
+  { echo "# $1"; echo
+    echo "Written by \`scripts/bench_cpu.sh\`; all figures are in \`$(basename "$TO$2").json\`."; echo
+    "$PYTHON" scripts/bench.py --show "$TO$2.json" --markdown; } > "$TO$2.md"
+}
+pages() {
+  page "Against the usual way of training" ""
+  page "Settings, cache, several students and the floor" _speed
+  page "Every method's step beside kd's" _methods
+}
+
+if [[ $# == 0 ]]; then
+  rm -f "$TO.json" "${TO}_speed.json" "${TO}_methods.json"
+  set -- kd simkd crd halves switches cache lanes overheads=all pages
+fi
+for part in "$@"; do
+  if [[ $part == overheads=* ]]; then overheads "${part#*=}"; else "$part"; fi
+done
