@@ -84,7 +84,7 @@ class Subject:
             "teacher": args.teacher,
             "student": args.student,
             "flags": [],
-            **{k: getattr(args, k) for k in ("batch_size", "threads", "gpu_id", "images", "data_folder")},
+            **{k: getattr(args, k) for k in ("batch_size", "threads", "clock", "gpu_id", "images", "data_folder")},
             **self.request,
         }
         env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
@@ -360,10 +360,10 @@ def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def show(report: dict[str, Any], markdown: bool) -> None:
-    machine = report["environment"]
+    torch_version, clock = report["environment"]["versions"]["torch"], report["clock"]
     print(
         f"{report['pair']}, batch {report['batch_size']}, {report['data']}, on {report['device']} "
-        f"({report['threads']} threads), torch {machine['versions']['torch']}, {report['date']}: {report['command']}"
+        f"({report['threads']} threads, {clock} clock), torch {torch_version}, {report['date']}: {report['command']}"
     )
     lines = table(report)
     if markdown:
@@ -413,6 +413,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--baseline", action="store_true", help=f"also train {' and '.join(WEIGHTS)} the usual way, in float32")
     add("--equal_precision", action="store_true", help="also ours in float32 and the baseline under bf16 autocast")
     add("--threads", type=int, default=cores, help="of every process, and loader processes of the baseline")
+    add(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: seconds of the processor, with --threads 1, for machines that do other work as well; loader processes "
+        "of the baseline then cost nothing",
+    )
     add("--gpu_id", default="0")
     add("--images", type=int, default=50_000, help="random training images, where no --data_folder is given")
     add("--data_folder", default=None, help="where the real CIFAR-100 lies")
@@ -438,6 +445,8 @@ def plan(args: argparse.Namespace) -> list[str]:
     for name in ("batch_size", "steps", "rounds", "threads", "images", "warm_cache"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    if args.clock == "cpu" and args.threads > 1:
+        raise UserError("--clock cpu adds up the seconds of all threads, waiting ones too: pass --threads 1")
     unknown = [] if args.switches is None else [n for n in args.switches.split(",") if n not in SWITCHES]
     if unknown:
         raise UserError(f"--switches {', '.join(unknown)} are none of {', '.join(SWITCHES)}")
@@ -479,7 +488,7 @@ def merged(new: dict[str, Any], path: Path) -> dict[str, Any]:
     if not path.exists():
         return new
     old = json.loads(path.read_text())
-    different = [k for k in ("device", "dtype", "pair", "batch_size", "threads") if old.get(k) != new[k]]
+    different = [k for k in ("device", "dtype", "pair", "batch_size", "threads", "clock") if old.get(k) != new[k]]
     if different:
         raise UserError(f"--merge: {path} was measured with another {', '.join(different)}")
     rows = {r["label"]: r for r in old["rows"]}
@@ -521,7 +530,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "device": machine["gpus"][device.index] if device.type == "cuda" else machine["cpu"],
         "dtype": dtype,
         "data": f"{args.data_folder and 'CIFAR-100' or f'{args.images} random images'}, 100 classes",
-        **{k: getattr(args, k) for k in ("pair", "batch_size", "threads", "steps", "warmup", "rounds")},
+        **{k: getattr(args, k) for k in ("pair", "batch_size", "threads", "clock", "steps", "warmup", "rounds")},
         "environment": machine,
         "rows": rows,
         "ratios": ratios,

@@ -1,30 +1,35 @@
 #!/usr/bin/env bash
-# The benchmarks in results/bench_cpu_<dtype>*: bash scripts/bench_cpu.sh [part ...]; without a part, all of them. On two
-# cores about 20 minutes, on a machine that does nothing else. Parts, each under four minutes, may be measured one by one:
-# kd simkd crd | halves switches cache lanes | overheads=NAME,NAME (any methods) | pages
+# The benchmarks in results/bench_cpu_<dtype>*: bash scripts/bench_cpu.sh [part ...]; without a part, all of them. One
+# thread and the processor's own clock, so that a machine that does other work as well gives the same figures; about 30
+# minutes. Parts of a few minutes each may be measured one by one:
+# kd simkd | halves switches cache lanes | overheads=NAME,NAME (any methods) | pages
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python}
 DTYPE=${DTYPE:-bf16}
 TO=results/bench_cpu_$DTYPE
-into() { local file=$1; shift; "$PYTHON" scripts/bench.py --precision "$DTYPE" "$@" --check --json "$TO$file.json" --merge; }
+into() {
+  local file=$1
+  shift
+  "$PYTHON" scripts/bench.py --precision "$DTYPE" --threads 1 --clock cpu --images 5000 "$@" --check --json "$TO$file.json" --merge
+}
 
-kd() { into "" --methods kd --baseline --equal_precision --steps 4 --warmup 1 --rounds 3; }
-simkd() { into "" --methods simkd --baseline --equal_precision --steps 4 --warmup 1 --rounds 3; }
-crd() { into "" --methods crd --steps 4 --warmup 1 --rounds 3; }
-halves() { into _speed --bare --floor --light --steps 6 --warmup 1 --rounds 5 --images 5000; }
+kd() { into "" --methods kd --baseline --equal_precision --steps 2 --warmup 1 --rounds 3; }
+simkd() { into "" --methods simkd --baseline --equal_precision --steps 2 --warmup 1 --rounds 3; }
+halves() { into _speed --bare --floor --light --steps 4 --warmup 1 --rounds 5; }
 switches() {
   into _speed --switches channels_last,fused_optimizer,allocator,fold_teacher,compile_teacher,compile_student,compile_loss \
-    --light --steps 4 --warmup 1 --rounds 3 --images 5000
+    --light --steps 2 --warmup 1 --rounds 3
 }
-cache() { into _speed --warm_cache 64 --steps 3 --warmup 1 --rounds 3; }
-lanes() { into _speed --lanes kd,at,sp,simkd --light --steps 3 --warmup 1 --rounds 3 --images 5000; }
-overheads() { into _methods --methods "$1" --overhead --floor --light --steps 1 --warmup 0 --rounds 5 --images 5000; }
+cache() { into _speed --warm_cache 64 --light --steps 3 --warmup 1 --rounds 3; }
+lanes() { into _speed --lanes kd,at,sp,simkd --light --steps 2 --warmup 1 --rounds 3; }
+overheads() { into _methods --methods "$1" --overhead --light --steps 1 --warmup 0 --rounds 3; }
 
 # a page is written from the figures alone
 page() {
+  [[ -f "$TO$2.json" ]] || return 0
   { echo "# $1"; echo
-    echo "Written by \`scripts/bench_cpu.sh\`; all figures are in \`$(basename "$TO$2").json\`."; echo
+    echo "Written by \`scripts/bench_cpu.sh\`; all figures are in \`$(basename "$TO$2").json\`. Seconds are those of the processor."; echo
     "$PYTHON" scripts/bench.py --show "$TO$2.json" --markdown; } > "$TO$2.md"
 }
 pages() {
@@ -35,7 +40,7 @@ pages() {
 
 if [[ $# == 0 ]]; then
   rm -f "$TO.json" "${TO}_speed.json" "${TO}_methods.json"
-  set -- kd simkd crd halves switches cache lanes overheads=all pages
+  set -- kd simkd halves switches cache lanes overheads=all pages
 fi
 for part in "$@"; do
   if [[ $part == overheads=* ]]; then overheads "${part#*=}"; else "$part"; fi

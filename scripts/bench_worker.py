@@ -189,9 +189,9 @@ class Ours:
         batch = next(iter(self.data.test_loader(size, device=self.device)))
         batches = [batch] * EVAL_BATCHES
         evaluate(deployed, batches[:1], self.device, autocast)  # type: ignore[arg-type]
-        started = time.perf_counter()
+        started = clock()
         evaluate(deployed, batches, self.device, autocast)  # type: ignore[arg-type]  # reads its result: nothing is pending
-        rate = len(batch) * EVAL_BATCHES / (time.perf_counter() - started)
+        rate = len(batch) * EVAL_BATCHES / (clock() - started)
         self.steps[0].train()
         return rate
 
@@ -208,14 +208,14 @@ class Cached(Ours):
         self.subset = min(self.subset, len(self.data.train_labels))
         self.rng = torch.Generator().manual_seed(1)
         views = self.subset * self.data.num_crops
-        started = time.perf_counter()
+        started = clock()
         ids = torch.arange(views)
         for part in ids.split(self.batch_size):
             self.cache.features(self.rendered(part // self.data.num_crops, part % self.data.num_crops), ())
         self.cache.flush()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.fill_s, self.views = time.perf_counter() - started, views
+        self.fill_s, self.views = clock() - started, views
         self.cache.hits = self.cache.asked = 0
 
     def source(self, teacher: build.Network, net: build.TappedNet) -> Any:
@@ -338,8 +338,11 @@ class Usual:
 KINDS: dict[str, Callable[[dict[str, Any]], Any]] = {"ours": Ours, "cached": Cached, "bare": Bare, "baseline": Usual}
 
 
+clock: Callable[[], float] = time.perf_counter  # --clock cpu: time.process_time
+
+
 class Stopwatch:
-    """Seconds between marks: the wall clock on a CPU; on a GPU events, read at the end, so that measuring waits for
+    """Seconds between marks: by the clock on a CPU; on a GPU events, read at the end, so that measuring waits for
     nothing."""
 
     def __init__(self, device: torch.device):
@@ -347,7 +350,7 @@ class Stopwatch:
 
     def mark(self) -> None:
         if not self.cuda:
-            self.marks.append(time.perf_counter())
+            self.marks.append(clock())
             return
         self.marks.append(torch.cuda.Event(enable_timing=True))
         self.marks[-1].record()
@@ -416,10 +419,10 @@ def turn(subject: Any, warmup: int, steps: int, light: bool, floor: bool) -> dic
 def first_step(subject: Any) -> dict[str, Any]:
     """Seconds of the first step, compilation included."""
     batch = next(subject.batches())
-    started = time.perf_counter()
+    started = clock()
     subject.step(batch)
     subject.loss()  # waits for the device
-    return {"first_step_s": time.perf_counter() - started}
+    return {"first_step_s": clock() - started}
 
 
 def profiled(subject: Any, path: str) -> dict[str, Any]:
@@ -453,7 +456,9 @@ def serve(request: dict[str, Any]) -> None:
     def answer(content: dict[str, Any]) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
+    global clock
     torch.set_num_threads(request["threads"])
+    clock = time.process_time if request["clock"] == "cpu" else time.perf_counter
     subject = KINDS[request["kind"]](request)
     answer({"dtype": subject.dtype})
     for line in sys.stdin:

@@ -86,7 +86,7 @@ def one_process(monkeypatch):
     def start(self, args):
         request = {"kind": self.kind, "method": self.method, "precision": self.dtype, "teacher": args.teacher}
         request |= {"student": args.student, "flags": []}
-        request |= {k: getattr(args, k) for k in ("batch_size", "threads", "gpu_id", "images", "data_folder")}
+        request |= {k: getattr(args, k) for k in ("batch_size", "threads", "clock", "gpu_id", "images", "data_folder")}
         self.worker = bench_worker.KINDS[self.kind](request | self.request)
 
     monkeypatch.setattr(session, "tune_allocator", session.tune_allocator)  # the worker may replace it
@@ -142,7 +142,15 @@ def test_parts_of_a_report(one_process, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", ["--methods simkdd", "--switches turbo", "--pair resnet8", "--pair resnet8:resnet9", "--rounds 0"]
+    "flags",
+    [
+        "--methods simkdd",
+        "--switches turbo",
+        "--pair resnet8",
+        "--pair resnet8:resnet9",
+        "--rounds 0",
+        "--clock cpu --threads 2",
+    ],
 )
 def test_bench_refuses_what_does_not_fit(flags):
     with pytest.raises(UserError):

@@ -112,7 +112,7 @@ def test_lanes_that_do_not_fit_are_refused(commands, teacher, tmp_path):
 def test_how_many_lanes_fit(monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 130)
     lanes = memory.LaneMemory(5, torch.device("cpu"))
-    with pytest.raises(UserError, match="5 students .* each keeps 60 bytes, 130 are free.*about 3 do"):
+    with pytest.raises(UserError, match="5 students .*each keeps 60 bytes, 130 are free.*about 3 do"):
         lanes.after_first_step(60)
     with pytest.raises(UserError, match="about 4 do"):  # the two seen, and two more of 55 bytes
         lanes.after_first_step(50)
