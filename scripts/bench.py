@@ -417,7 +417,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--clock",
         choices=("wall", "cpu"),
         default="wall",
-        help="cpu: seconds of the processor, with --threads 1, for machines that do other work as well; loader processes "
+        help="cpu: seconds of the processor, with --threads 1, for a machine that does other work too; loader processes "
         "of the baseline then cost nothing",
     )
     add("--gpu_id", default="0")
