@@ -417,7 +417,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--clock",
         choices=("wall", "cpu"),
         default="wall",
-        help="cpu: seconds of the processor, with --threads 1, for a machine that does other work too; loader processes "
+        help="cpu: seconds of the processor, with --threads 1, where other work is done too; loader processes "
         "of the baseline then cost nothing",
     )
     add("--gpu_id", default="0")
