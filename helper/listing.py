@@ -116,8 +116,9 @@ def bare(spec: ModelSpec, num_classes: int, want: Sequence[str] = ()) -> TappedN
         return TappedNet(spec(num_classes=num_classes), spec, want).eval()
 
 
-def models() -> list[Model]:
-    return [model(model_dict[name]) for name in model_dict]
+@cache
+def models() -> tuple[Model, ...]:
+    return tuple(model(model_dict[name]) for name in model_dict)
 
 
 def model(spec: ModelSpec) -> Model:
@@ -127,8 +128,9 @@ def model(spec: ModelSpec) -> Model:
     return Model(spec.name, parameters, cost, spec.input_shape, grouped(spec.taps))
 
 
-def methods() -> list[Method]:
-    return [method(method_dict[name]) for name in method_dict]
+@cache
+def methods() -> tuple[Method, ...]:
+    return tuple(method(method_dict[name]) for name in method_dict)
 
 
 def method(kind: type[Distiller]) -> Method:

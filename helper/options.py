@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -329,20 +330,32 @@ def _resolve(
 
 
 def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
-    """Weights of the method's own row. A combination takes the largest cls and the largest div of its members."""
+    """Weights of the method's own row, and its own settings as far as the protocol changes them.
+
+    A combination takes the largest cls and the largest div of its members; those of the member that replaces the
+    student's classifier, if one does: the others' are meant for a classifier that will be used.
+    """
     rows = [
         {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
-        | (dict(m.Config.authors) if protocol == "authors" else {})
+        | ({_dest(m, k): v for k, v in m.Config.authors.items()} if protocol == "authors" else {})
         for m in methods
     ]
     if len(rows) == 1:
         return rows[0]
-    return {
-        "cls": max(r["cls"] for r in rows),
-        "div": max(r["div"] for r in rows),
+    deciding = [r for r, m in zip(rows, methods, strict=True) if m.deployed_head is not Distiller.deployed_head] or rows
+    common = {
+        "cls": max(r["cls"] for r in deciding),
+        "div": max(r["div"] for r in deciding),
         "beta": 1.0,
         "kd_T": rows[0]["kd_T"],
     }
+    return {k: v for row in rows for k, v in row.items()} | common
+
+
+def _dest(method: type[Distiller], name: str) -> str:
+    """The name under which a Config field is parsed."""
+    own = {f.name: f for f in _own_fields(method)}
+    return _field_flag(method.name, own[name]).lstrip("-") if name in own else name
 
 
 def _config(
@@ -402,9 +415,13 @@ def _check(values: Mapping[str, Any]) -> None:
     for name in ("learning_rate", "lr_decay_rate"):
         if not values[name] > 0:
             raise UserError(f"--{name} {values[name]} must be above 0")
-    for name in ("weight_decay", "momentum"):
-        if values[name] < 0:
-            raise UserError(f"--{name} {values[name]} must not be negative")
+    if not 0 <= values["momentum"] < 1:
+        raise UserError(f"--momentum {values['momentum']} must lie in [0, 1)")
+    weights = {f"--{k}": values[k] for k in ("cls", "div", "beta") if k in values}
+    weights |= {f"--weight {k}": v for k, v in term_weights(values.get("weight")).items()}
+    for name, value in {"--weight_decay": values["weight_decay"], **weights}.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name} {value} must be a finite number and not negative")
     if not 0 <= values["val_fraction"] < 1:
         raise UserError(f"--val_fraction {values['val_fraction']} must lie in [0, 1)")
     if not 0 < values["few_ratio"] <= 1:
