@@ -487,6 +487,7 @@ def finish(
             "evaluated_on": getattr(data, "evaluated_on", "test"),
             "Total time": fit.seconds / 3600,
             "lanes": list(lanes),
+            "num_classes": data.num_classes,
             "teacher_acc": teacher_acc if uses_teacher else None,
             "last": dict(fit.last_row),
             "best": {"test_acc": fit.best_acc, "epoch": fit.best_epoch},
