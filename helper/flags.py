@@ -43,6 +43,7 @@ def _switch(names: tuple[str, ...], help: str, **kwargs: Any) -> Flag:
 COMMON = (
     Flag(("--dataset",), "cifar100", "data set, see --list", result=True, named=True),
     Flag(("--data_folder",), "../data/", "where data sets lie"),
+    Flag(("--plugin",), None, "Python files that define further methods or models", nargs="+"),
     Flag(("--image_size",), None, "side of the images of --dataset folder and digits (default 32)", int, result=True),
     Flag(("--val_fraction",), 0.0, "hold out this share of train, stratified, and evaluate on it", float, result=True),
     Flag(("--few_ratio",), 1.0, "train on this share of every class", float, result=True),
