@@ -422,6 +422,8 @@ def _check(values: Mapping[str, Any]) -> None:
     for name, value in {"--weight_decay": values["weight_decay"], **weights}.items():
         if not 0 <= value < math.inf:
             raise UserError(f"{name} {value} must be a finite number and not negative")
+    if not values["dist_timeout"] > 0:
+        raise UserError(f"--dist_timeout {values['dist_timeout']} must be above 0")
     if not 0 <= values["val_fraction"] < 1:
         raise UserError(f"--val_fraction {values['val_fraction']} must lie in [0, 1)")
     if not 0 < values["few_ratio"] <= 1:
