@@ -25,9 +25,10 @@ def free(device: torch.device) -> int | None:
     return kilobytes.get("MemAvailable", 0) * 1024 or None
 
 
-def is_exhausted(error: BaseException) -> bool:
-    """Whether an allocation failed, on an accelerator or (as torch says it there) on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had too little memory, which torch says in several ways."""
+    said = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in said)
 
 
 def kept_by(optimizers: Iterable[Optimizer]) -> int:
@@ -61,11 +62,6 @@ class LaneMemory:
             raise self.too_many(self.seen + left // each, f"each keeps {each} bytes, {left} are free")
 
     def too_many(self, fit: int, why: str) -> UserError:
-        if self.lanes == 1:
-            return UserError(
-                f"the step does not fit into the memory of {self.device} ({why}): lower --batch_size, or pass "
-                "--accumulate 2"
-            )
         return UserError(
             f"{self.lanes} students do not fit into the memory of {self.device} together ({why}): about {max(1, fit)} "
             "do; list fewer in --distill and --model_s, or lower --batch_size"
