@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The benchmarks in results/bench_cpu_<dtype>*: bash scripts/bench_cpu.sh [part ...]; without a part, all of them. One
+# Writes results/bench_cpu_<dtype>_{baseline,speed,methods}: bash scripts/bench_cpu.sh [part ...]; without a part, all of them. One
 # thread and the processor's own clock, so that a machine that does other work as well gives the same figures; about 30
 # minutes. Parts of a few minutes each may be measured one by one:
 # kd simkd | halves switches cache lanes | overheads=NAME,NAME (any methods) | pages
@@ -14,8 +14,8 @@ into() {
   "$PYTHON" scripts/bench.py --precision "$DTYPE" --threads 1 --clock cpu --images 5000 "$@" --check --json "$TO$file.json" --merge
 }
 
-kd() { into "" --methods kd --baseline --equal_precision --steps 2 --warmup 1 --rounds 3; }
-simkd() { into "" --methods simkd --baseline --equal_precision --steps 2 --warmup 1 --rounds 3; }
+kd() { into _baseline --methods kd --baseline --equal_precision --steps 2 --warmup 1 --rounds 3; }
+simkd() { into _baseline --methods simkd --baseline --equal_precision --steps 2 --warmup 1 --rounds 3; }
 halves() { into _speed --bare --floor --light --steps 4 --warmup 1 --rounds 5; }
 switches() {
   into _speed --switches channels_last,fused_optimizer,allocator,fold_teacher,compile_teacher,compile_student,compile_loss \
@@ -33,13 +33,13 @@ page() {
     "$PYTHON" scripts/bench.py --show "$TO$2.json" --markdown; } > "$TO$2.md"
 }
 pages() {
-  page "Against the usual way of training" ""
+  page "Against the usual way of training" _baseline
   page "Settings, cache, several students and the floor" _speed
   page "Every method's step beside kd's" _methods
 }
 
 if [[ $# == 0 ]]; then
-  rm -f "$TO.json" "${TO}_speed.json" "${TO}_methods.json"
+  rm -f "${TO}_baseline.json" "${TO}_speed.json" "${TO}_methods.json"
   set -- kd simkd halves switches cache lanes overheads=all pages
 fi
 for part in "$@"; do
