@@ -24,6 +24,11 @@ class DataOptions:
     fixed by seed 0, that is held out and replaces the test set, so that nothing is selected on test images.
     few_ratio: share of the (remaining) training set to keep, stratified and fixed by `seed`; smaller ratios are
     subsets of larger ones.
+
+    For sets that are decoded as they are read: num_workers: processes that decode for this rank, or threads of DALI.
+    dali: "cpu" or "gpu", DALI instead of them. classes_subset: a number of classes or their names, separated by commas.
+    skip_corrupt: count images that cannot be read, and go on. augment: none, randaugment, trivialaugment, autoaugment.
+    random_erase: probability. repeated_augmentation: how often a sample comes in an epoch, if it does.
     """
 
     root: Path
@@ -32,6 +37,13 @@ class DataOptions:
     val_fraction: float = 0.0
     few_ratio: float = 1.0
     seed: int = 0
+    num_workers: int = 0
+    dali: str | None = None
+    classes_subset: str | None = None
+    skip_corrupt: bool = False
+    augment: str = "none"
+    random_erase: float = 0.0
+    repeated_augmentation: int = 1
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
@@ -40,6 +52,10 @@ class DataOptions:
             raise UserError(f"val_fraction is {self.val_fraction}; give a share of the training set in [0, 1)")
         if not 0 < self.few_ratio <= 1:
             raise UserError(f"few_ratio is {self.few_ratio}; give a share of the training set in (0, 1]")
+        if not 0 <= self.random_erase <= 1:
+            raise UserError(f"--random_erase {self.random_erase} must be a probability")
+        if self.repeated_augmentation < 1:
+            raise UserError(f"--repeated_augmentation {self.repeated_augmentation} must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -376,14 +376,23 @@ def _named_weights(values: Mapping[str, Any], methods: Sequence[type[Distiller]]
 
 def _check(values: Mapping[str, Any]) -> None:
     parse_decay_epochs(values["lr_decay_epochs"])
-    for name, low in (("batch_size", 1), ("epochs", 1), ("accumulate", 1), ("print_freq", 1), ("num_workers", 0)):
+    for name, low in (
+        ("batch_size", 1),
+        ("epochs", 1),
+        ("accumulate", 1),
+        ("print_freq", 1),
+        ("num_workers", 0),
+        ("ema_every", 1),
+    ):
         if values[name] < low:
             raise UserError(f"--{name} {values[name]} must be at least {low}")
     for name in ("learning_rate", "lr_decay_rate"):
         if not values[name] > 0:
             raise UserError(f"--{name} {values[name]} must be above 0")
-    for name in ("weight_decay", "momentum"):
-        if values[name] < 0:
+    if not 0 <= values["ema"] < 1:
+        raise UserError(f"--ema {values['ema']} must lie in [0, 1)")
+    for name in ("weight_decay", "momentum", "clip_grad", "mixup", "cutmix", "label_smoothing", "norm_weight_decay"):
+        if values[name] is not None and not values[name] >= 0:
             raise UserError(f"--{name} {values[name]} must not be negative")
     if not values["dist_timeout"] > 0:
         raise UserError(f"--dist_timeout {values['dist_timeout']} must be above 0")
