@@ -112,7 +112,11 @@ def joined(backend: str | None, timeout: float) -> Iterator[None]:
     if chosen == "nccl":
         torch.cuda.set_device(local_rank())
     try:
-        dist.init_process_group(chosen, timeout=wait)
+        store, place, size = next(dist.rendezvous("env://", timeout=wait))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # the launcher's own store outlives a restart, with the addresses of processes that are gone
+            store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(chosen, store=store, rank=place, world_size=size, timeout=wait)
         _group.rank, _group.size = dist.get_rank(), dist.get_world_size()
         # made once, under the short timeout: whoever does not come now never will
         _group.control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
