@@ -5,6 +5,8 @@ Shape letters: N samples, H W space, C channels, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +58,20 @@ class DataOptions:
             raise UserError(f"--random_erase {self.random_erase} must be a probability")
         if self.repeated_augmentation < 1:
             raise UserError(f"--repeated_augmentation {self.repeated_augmentation} must be at least 1")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's CPU generator starts from `seed`; afterwards it is where it was.
+
+    torch.manual_seed() would restart those of all accelerators too, and keep a stack trace until one of them is used.
+    """
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.base import DataOptions, stratified
+from dataset.base import DataOptions, seeded, stratified
 from dataset.folder import class_names, images_below, matching_classes
 from dataset.resident import PositionedLoader, generator, scaled
 from helper.protocols import Batch, Loader, UserError
@@ -161,8 +161,7 @@ class Decoded(Dataset[Item]):
                 image = file.convert("RGB")
         except Exception as error:  # noqa: BLE001 (decoders raise nearly anything on damaged bytes)
             return None, f"the image '{path}' is corrupt or not an image ({str(error) or type(error).__name__})"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             image = self.transform(image)
         return image.contiguous() if isinstance(image, Tensor) else torch.from_numpy(np.array(image)), ""
 

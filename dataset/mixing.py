@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from dataset.base import seeded
 from helper.protocols import Batch, Loader, UserError
 
 
@@ -52,8 +53,7 @@ class MixedLoader:
         if self.mixes and len(batch) > 1:
             text = f"mix {self.seed} {self.epoch} {step} {self.rank}"
             digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(digest)
+            with seeded(digest):
                 mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
                 image, soft = mix(batch.inputs["image"], batch.target)
             image = image.contiguous(memory_format=torch.channels_last)

@@ -25,6 +25,7 @@ import torch
 
 from dataset import dataset_dict
 from dataset.base import DataOptions
+from dataset.imagenet import Files, find_root
 from helper.build import pick_device, usable_cores
 from helper.checkpoint import atomic_write_json
 from helper.protocols import UserError
@@ -34,13 +35,16 @@ from models.common import IMAGENET_MEAN, IMAGENET_STD
 
 def ours(args: argparse.Namespace, device: torch.device, dali: str | None) -> Callable[[int], Iterator[int]]:
     options = DataOptions(args.data_folder, image_size=args.size, num_workers=args.workers, dali=dali)
-    loader = dataset_dict["imagenet"](options).train_loader(args.batch_size, seed=0, device=device, drop_last=True)
+    data = dataset_dict["imagenet"](options)
+    files = data.train
+    data.train = Files(files.root, files.paths * args.passes, files.labels.repeat(args.passes))
+    loader = data.train_loader(args.batch_size, seed=0, device=device, drop_last=True)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
 
     def epoch(number: int) -> Iterator[int]:
         loader.set_epoch(number)
         for batch in loader:
-            yield len((batch.inputs["image"] - mean) / std)
+            yield len(batch.inputs["image"].sub_(mean).div_(std))  # as the network would
 
     return epoch
 
@@ -48,12 +52,11 @@ def ours(args: argparse.Namespace, device: torch.device, dali: str | None) -> Ca
 def reference(args: argparse.Namespace, device: torch.device) -> Callable[[int], Iterator[int]]:
     from torchvision import datasets, transforms
 
-    from dataset.imagenet import find_root
-
     steps = [transforms.RandomResizedCrop(args.size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     transform = transforms.Compose([*steps, transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    images = datasets.ImageFolder(str(find_root(args.data_folder) / "train"), transform)
     loader = torch.utils.data.DataLoader(
-        datasets.ImageFolder(str(find_root(args.data_folder) / "train"), transform),
+        torch.utils.data.ConcatDataset([images] * args.passes),
         args.batch_size,
         shuffle=True,
         num_workers=args.workers,
@@ -100,12 +103,15 @@ def measure(args: argparse.Namespace) -> dict:
         "data": f"{args.data_folder.resolve().name}, {args.size} px",
         "batch_size": args.batch_size,
         "workers": args.workers,
+        "passes_per_round": args.passes,
         "rounds": args.rounds,
         "img_per_s": medians,
         "times_reference": {name: value / base for name, value in medians.items()},
         "all_rounds": rates,
-        "env": {k: env[k] for k in ("commit", "dirty", "cpu", "cpu_threads", "gpus", "versions", "command")},
+        "env": {k: env[k] for k in ("commit", "dirty", "cpu", "cpu_threads", "gpus", "versions")},
         "cores": usable_cores(),
+        "command": f"python scripts/bench_loader.py --data_folder {args.data_folder.resolve().name} "
+        f"--size {args.size} --workers {args.workers} --rounds {args.rounds} --passes {args.passes}",
     }
 
 
@@ -115,7 +121,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=usable_cores())
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--passes", type=int, default=3, help="over the files, in one round; small sets have short epochs"
+    )
     parser.add_argument("--loaders", default="folder,dali cpu")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
