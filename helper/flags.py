@@ -43,6 +43,7 @@ def _switch(names: tuple[str, ...], help: str, **kwargs: Any) -> Flag:
 COMMON = (
     Flag(("--dataset",), "cifar100", "data set, see --list", result=True, named=True),
     Flag(("--data_folder",), "../data/", "where data sets lie"),
+    Flag(("--plugin",), None, "Python files that define further methods or models", nargs="+"),
     Flag(
         ("--image_size",),
         None,

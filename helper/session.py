@@ -49,10 +49,21 @@ def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str]
         _end(_fail(error, 2))
     except Interrupted as stop:
         _end(_fail(stop, stop.code))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no memory left"
+        _end(_fail(f"out of memory ({reason}): choose a smaller --batch_size, --image_size or network", 2))
     except KeyboardInterrupt:
         _end(_fail("interrupted", 130))
     else:
         _end(0)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had too little memory, which torch says in several ways."""
+    said = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in said)
 
 
 def _end(code: int) -> None:
@@ -92,9 +103,11 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
 
 
 def open_data(settings: Settings) -> DataSet:
-    if settings.sources["data_folder"] == "default":
+    folder, made = Path(settings.data_folder), False
+    if settings.sources["data_folder"] == "default" and not folder.exists():
         with contextlib.suppress(OSError):  # the data set says what it misses, if it misses anything
-            Path(settings.data_folder).mkdir(parents=True, exist_ok=True)  # a fresh clone downloads into it
+            folder.mkdir(parents=True)  # a fresh clone downloads into it
+            made = True
     options = DataOptions(
         root=Path(settings.data_folder),
         image_size=settings.image_size,
@@ -104,7 +117,12 @@ def open_data(settings: Settings) -> DataSet:
         num_workers=min(-(-settings.num_workers // distributed.local_world_size()), build.usable_cores()),
         **{k: getattr(settings, k) for k in STREAMED},
     )
-    data = distributed.main_first(lambda: dataset_dict[settings.dataset](options))  # rank 0 downloads
+    try:
+        data = distributed.main_first(lambda: dataset_dict[settings.dataset](options))  # rank 0 downloads
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # unless something was put there
     if settings.batch_size > len(data.train_labels):
         raise UserError(
             f"--batch_size {settings.batch_size} is larger than the training set ({len(data.train_labels)} samples)"
@@ -572,6 +590,7 @@ def finish(
             "evaluated_on": getattr(data, "evaluated_on", "test"),
             "Total time": fit.seconds / 3600,
             "lanes": list(lanes),
+            "num_classes": data.num_classes,
             "processes": distributed.world_size(),
             "teacher_acc": teacher_acc if uses_teacher else None,
             "last": dict(fit.last_row),
