@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,11 @@ def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "bf16" or (precision == "auto" and native_bf16(device)):
         return torch.bfloat16
     return None
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def to_device(net: nn.Module, device: torch.device, channels_last: bool = True) -> nn.Module:
@@ -136,6 +143,28 @@ class Network:
         return EnsembleTeacher([first, *rest], self.weights)
 
 
+PUBLISHED_CLASSES = 1000  # of the weights that torchvision and timm publish
+
+
+def published(path: str | Path) -> str | None:
+    """The registry name if `path` names a network with published weights (torchvision:NAME, timm:NAME) and no file."""
+    name = str(path)
+    known = name.partition(":")[0] in ("torchvision", "timm") and not Path(name).exists()
+    return name if known else None
+
+
+def named_network(name: str, num_classes: int | None) -> Network:
+    """A network with the weights its package publishes. UserError: another number of classes, no download."""
+    spec = model_dict[name]
+    if num_classes not in (None, PUBLISHED_CLASSES):
+        raise UserError(
+            f"{name} comes with weights for ImageNet's {PUBLISHED_CLASSES} classes, the data set has {num_classes}: "
+            f"train a teacher on it (train_teacher.py --model {name}) and pass its checkpoint"
+        )
+    model = spec(pretrained=True, num_classes=PUBLISHED_CLASSES)
+    return Network(spec, model, Checkpoint(Path(name), model.state_dict(), {"arch": name}))
+
+
 def load_network(
     path: str | Path,
     explicit: str | None,
@@ -148,6 +177,8 @@ def load_network(
     num_classes: what the data set has; None takes the checkpoint's. shapes: of the data set's inputs. flag: what sets
     `explicit` on the command line, for messages.
     """
+    if (named := published(path)) is not None:
+        return named_network(named, num_classes)
     checkpoint = read_checkpoint(path)
     explicit = None if explicit is None else model_dict.resolve(explicit)
     if explicit and model_in(explicit, checkpoint.state).name == checkpoint.meta.get("arch"):
@@ -236,15 +267,43 @@ def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teache
     )
 
 
+OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw", "rmsprop")
+
+
 def sgd(momentum: float, weight_decay: float, lr: float, fused: bool = True) -> MakeOptimizer:
-    """The published optimiser: SGD on everything that trains, batch norm and biases included. fused: in one kernel;
-    otherwise as torch does it by default."""
+    """The published optimiser: SGD on everything that trains, batch norm and biases included."""
+    return optimizer("sgd", momentum, weight_decay, lr, fused=fused)
+
+
+def optimizer(
+    name: str,
+    momentum: float,
+    weight_decay: float,
+    lr: float,
+    norm_weight_decay: float | None = None,
+    fused: bool = True,
+) -> MakeOptimizer:
+    """One of OPTIMIZERS, as torch has it; rmsprop with torchvision's alpha and eps of 0.9 and 0.0316.
+
+    norm_weight_decay: of parameters with one dimension (normalisation layers and biases); None treats all alike.
+    fused: in one kernel, where torch has one; otherwise as torch does it by default.
+    """
+    fast = fused or None
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": partial(torch.optim.SGD, momentum=momentum, fused=fast),
+        "nesterov": partial(torch.optim.SGD, momentum=momentum, nesterov=True, fused=fast),
+        "adam": partial(torch.optim.Adam, fused=fast),
+        "adamw": partial(torch.optim.AdamW, fused=fast),
+        "rmsprop": partial(torch.optim.RMSprop, momentum=momentum, alpha=0.9, eps=0.0316),
+    }
 
     def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
-        group = {"params": list(params), "lr_scale": scale}
-        return torch.optim.SGD(
-            [group], lr=lr * scale, momentum=momentum, weight_decay=weight_decay, fused=fused or None
-        )
+        groups: list[dict[str, Any]] = [{"params": list(params), "lr_scale": scale}]
+        if norm_weight_decay is not None:
+            flat = [p for p in params if p.ndim <= 1]
+            groups[0]["params"] = [p for p in params if p.ndim > 1]
+            groups.append({"params": flat, "lr_scale": scale, "weight_decay": norm_weight_decay})
+        return kinds[name]([g for g in groups if g["params"]], lr=lr * scale, weight_decay=weight_decay)
 
     return make
 
@@ -267,6 +326,8 @@ def build_stages(
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     source: Callable[[TappedNet], TeacherSource] | None = None,
     kernels: Kernels = PLAIN,
+    clip: float = 0.0,
+    ema: tuple[float, int] | None = None,
 ) -> Iterator[Stage]:
     """Yield one stage after the other; the networks live through all of them. Train a stage before taking the next."""
     chain = chain_of(method)
@@ -317,6 +378,8 @@ def build_stages(
             rng=rng,
             kernels=kernels,
             full=full,
+            clip=clip,
+            ema=ema if stage is chain[-1] else None,
         )
         final = i == len(chain) - 1
         yield Stage(step, t_side, epochs if final else init_epochs, i, final, stage.constant_lr(cfg, student))

@@ -274,7 +274,13 @@ class Fit:
         distributed.share_statistics(stage.step.trained)
         deployed = stage.step.deployed().eval()
         row: dict[str, float] = {}
-        for name, result in evaluate(deployed, self.test_loader, self.device, self.eval_autocast).items():
+        with stage.step.averaged():
+            found = evaluate(deployed, self.test_loader, self.device, self.eval_autocast)
+        if stage.step.ema is not None:  # the weights trained, beside their average
+            found["trained"] = next(
+                iter(evaluate(deployed, self.test_loader, self.device, self.eval_autocast).values())
+            )
+        for name, result in found.items():
             suffix = "" if not row else f"_{name}"
             row |= {f"test_{k}{suffix}": v for k, v in result.items()}
         self.log.info(" ** Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
@@ -310,16 +316,17 @@ class Fit:
         self.log.info("saving the best model!")
         step = stage.step
         meta = {**self.describe, **describe_method(step.method, step.method.cfg, stage.teacher)}
-        atomic_save(
-            {
-                "epoch": epoch,
-                "model": step.student.model.state_dict(),
-                "best_acc": self.best_acc,
-                **step.method.deployed_state(),
-                "meta": meta,
-            },
-            self.folder.best,
-        )
+        with step.averaged():
+            atomic_save(
+                {
+                    "epoch": epoch,
+                    "model": step.student.model.state_dict(),
+                    "best_acc": self.best_acc,
+                    **step.method.deployed_state(),
+                    "meta": meta,
+                },
+                self.folder.best,
+            )
         atomic_write_json(
             {k: row[k] for k in ("test_loss", "test_acc", "test_acc_top5")} | {"epoch": epoch},
             self.folder.best_metrics,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dataset import dataset_dict
 from dataset.base import DataOptions
+from dataset.mixing import MixedLoader
 from distiller_zoo.base import Combined, Distiller
 from helper import build, distributed
 from helper.cache import CachedTeacher, cache_key
@@ -33,10 +34,13 @@ from helper.options import Settings, parse_lanes
 from helper.protocols import Batch, DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
 from helper.reporting import event_writer, log, log_to_file, open_run_log, require_backend, start_log
 from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
-from helper.schedule import StepDecay, parse_decay_epochs
+from helper.schedule import make_schedule
 from helper.seeding import rng_state, seed_everything
 from helper.teacher import SharedTeacher
 from models import model_for
+
+# what only data that is decoded as it is read knows
+STREAMED = ("dali", "classes_subset", "skip_corrupt", "augment", "random_erase", "repeated_augmentation")
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
@@ -107,6 +111,8 @@ def open_data(settings: Settings) -> DataSet:
         val_fraction=settings.val_fraction,
         few_ratio=settings.few_ratio,
         seed=settings.seed,
+        num_workers=min(-(-settings.num_workers // distributed.local_world_size()), build.usable_cores()),
+        **{k: getattr(settings, k) for k in STREAMED},
     )
     try:
         data = distributed.main_first(lambda: dataset_dict[settings.dataset](options))  # rank 0 downloads
@@ -191,14 +197,13 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def notice_without_effect(settings: Settings, device: torch.device) -> None:
+def notice_without_effect(settings: Settings, data: DataSet) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
     given = {k for k, source in settings.sources.items() if source == "command line"}
     distill, alone = settings.values.get("distill"), settings.method.teacher_mode == "absent"
-    why = {
-        "num_workers": "the data is resident on the device",
-        "dali": f"{settings.dataset} is resident on the device",
-    }
+    why = {}
+    if not getattr(data, "streamed", False):
+        why = dict.fromkeys(("num_workers", *STREAMED), f"{settings.dataset} is resident on the device")
     if distributed.world_size() == 1:
         why["multiprocessing_distributed"] = "one process is enough for one device"
         why |= dict.fromkeys(
@@ -280,9 +285,12 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     data = open_data(settings)
     teacher = None if is_teacher else open_teacher(lanes, data)
     for lane in lanes:
-        notice_without_effect(lane, device)
+        notice_without_effect(lane, data)
     ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device, **ranks)
+    if settings.mixup or settings.cutmix or settings.label_smoothing:
+        mixing = (settings.mixup, settings.cutmix, settings.label_smoothing)
+        loader = MixedLoader(loader, data.num_classes, *mixing, settings.seed, distributed.rank())
     if distributed.world_size() > 1:
         log.info(
             "%d processes, %d samples of each batch in each; losses over a batch see those of one process",
@@ -364,9 +372,16 @@ def build_lane(
         data,
         batch_size=per_process,
         device=device,
-        make_optimizer=build.sgd(
-            settings.momentum, settings.weight_decay, settings.learning_rate, kernels.fused_optimizer
+        make_optimizer=build.optimizer(
+            settings.optimizer,
+            settings.momentum,
+            settings.weight_decay,
+            settings.learning_rate,
+            settings.norm_weight_decay,
+            kernels.fused_optimizer,
         ),
+        clip=settings.clip_grad,
+        ema=(settings.ema, settings.ema_every) if settings.ema else None,
         epochs=settings.epochs,
         init_epochs=settings.values.get("init_epochs", 0),
         init_seed=settings.seed,
@@ -394,7 +409,16 @@ def build_lane(
         folder,
         data,
         device,
-        StepDecay(settings.learning_rate, parse_decay_epochs(settings.lr_decay_epochs), settings.lr_decay_rate),
+        make_schedule(
+            settings.schedule,
+            settings.learning_rate,
+            settings.epochs,
+            settings.lr_decay_epochs,
+            settings.lr_decay_rate,
+            settings.warmup_epochs,
+            settings.warmup_start,
+            settings.lr_min,
+        ),
         partial(event_writer, settings.tb_backend if distributed.is_main() else "none", folder.tensorboard),
         {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name},
         settings.batch_size,
@@ -403,7 +427,7 @@ def build_lane(
         needs.full_batches,
         settings.print_freq,
         settings.max_steps,
-        after_epoch=dict if cached is None else cached.end_epoch,
+        after_epoch=partial(end_of_epoch, [p.end_epoch for p in (cached, loader) if hasattr(p, "end_epoch")]),
         shown=settings is lanes[0] and distributed.is_main(),
         eval_autocast=autocast if settings.eval_precision == "train" else None,
     )
@@ -422,6 +446,13 @@ def build_lane(
             )
     notes = settings.method.notes(settings.config, student, spec_t)
     return Lane(settings, folder, described, fit, chain([first], stages), notes, chosen)
+
+
+def end_of_epoch(parts: Sequence[Callable[[], Mapping[str, Any]]]) -> dict[str, Any]:
+    """What teacher cache and loader have to say in an epoch's row; counts are those of all processes together."""
+    mine = {k: v for part in parts for k, v in part().items()}
+    everybody = distributed.gather(mine)
+    return {k: v if isinstance(v, float) else sum(one[k] for one in everybody) for k, v in mine.items()}
 
 
 def enter(lane: Lane, label: str | None, autocast: torch.dtype | None, device: torch.device) -> Any:
@@ -555,7 +586,8 @@ def describe(
         "test_data": getattr(data, "test_checksum", None),
         "teacher": "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others)) if teacher else None,
     }
-    identity.pop("dali", None)
+    if "dali" in settings.without_effect:
+        identity.pop("dali")
     return {
         "identity": identity,
         "settings": settings.as_dict(),
@@ -569,6 +601,9 @@ def describe(
 
 
 def file_checksum(path: str | Path) -> str:
+    """First 16 hex digits of the SHA-256; of published weights, their name."""
+    if (named := build.published(path)) is not None:
+        return named
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller_zoo.base import Distiller, weighted_sum
+from helper.ema import Average
 from helper.kernels import PLAIN, Kernels, begin_step, maybe_compiled
 from helper.protocols import Batch, Features, Needs, Phase, Progress, TeacherSource, Terms
 from helper.taps import TappedNet
@@ -92,7 +93,8 @@ class DistillStep:
     teacher: answers for a frozen teacher; peer: the network of an online method; at most one of them.
     autocast: dtype of the forward pass, None for float32. accumulate: micro-batches per optimiser step (relational
     losses then see a micro-batch). wrap: puts the root into DDP. kernels: what is compiled, for batches of `full`
-    samples.
+    samples. clip: the largest norm of the main phase's gradient; 0 for any. ema: (decay, every) of the average of what is
+    deployed.
     """
 
     def __init__(
@@ -110,6 +112,8 @@ class DistillStep:
         rng: torch.Generator | None = None,
         kernels: Kernels = PLAIN,
         full: int | None = None,
+        clip: float = 0.0,
+        ema: tuple[float, int] | None = None,
     ):
         self.student, self.teacher, self.peer, self.method = student, teacher, peer, method
         self.taps = (needs or Needs()).teacher
@@ -142,6 +146,10 @@ class DistillStep:
             else make_optimizer(phase.params(), phase.lr_scale)
             for phase in self.phases
         }
+        self.clip, self.main_params = clip, main
+        deploying = method.deploying()
+        averaged = [student.model, *([] if peer is None else [peer]), *([] if deploying is None else [deploying])]
+        self.ema = None if ema is None else Average(averaged, *ema)
         self._scheduled = [p.name for p in self.phases if p.optimizer is None]
 
     def _main_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
@@ -184,7 +192,11 @@ class DistillStep:
             seen.update(detached(terms))
             results.append(StepResult(loss.detach(), seen, s["logits"].detach()[:: part.views], part.target))
             kept.append((detached(s), detached(t), part))
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.main_params, self.clip)
         main.step()
+        if self.ema is not None:
+            self.ema.update()
         with torch.no_grad():
             for s, t, part in kept:
                 self.method.after_backward(s, t, part)
@@ -210,6 +222,10 @@ class DistillStep:
     def _no_sync(self, wanted: bool) -> AbstractContextManager[Any]:
         return self.run.no_sync() if wanted and hasattr(self.run, "no_sync") else nullcontext()
 
+    def averaged(self) -> AbstractContextManager[Any]:
+        """Inside, what is deployed holds its moving average, if there is one."""
+        return nullcontext() if self.ema is None else self.ema.shown()
+
     def deployed(self) -> Deployed:
         return Deployed(self.student, self.method, self.peer)
 
@@ -231,6 +247,8 @@ class DistillStep:
         }
         if self.rng is not None:
             state["rng"] = self.rng.get_state()
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -239,6 +257,8 @@ class DistillStep:
             optimizer.load_state_dict(state["optimizers"][name])
         if self.rng is not None:
             self.rng.set_state(state["rng"].cpu())
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
 
 
 def _joined(results: Sequence[StepResult]) -> StepResult:
