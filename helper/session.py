@@ -197,7 +197,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def notice_without_effect(settings: Settings, data: DataSet) -> None:
+def notice_without_effect(settings: Settings, data: DataSet, device: torch.device) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
     given = {k for k, source in settings.sources.items() if source == "command line"}
     distill, alone = settings.values.get("distill"), settings.method.teacher_mode == "absent"
@@ -285,7 +285,7 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     data = open_data(settings)
     teacher = None if is_teacher else open_teacher(lanes, data)
     for lane in lanes:
-        notice_without_effect(lane, data)
+        notice_without_effect(lane, data, device)
     ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device, **ranks)
     if settings.mixup or settings.cutmix or settings.label_smoothing:

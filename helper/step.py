@@ -93,8 +93,8 @@ class DistillStep:
     teacher: answers for a frozen teacher; peer: the network of an online method; at most one of them.
     autocast: dtype of the forward pass, None for float32. accumulate: micro-batches per optimiser step (relational
     losses then see a micro-batch). wrap: puts the root into DDP. kernels: what is compiled, for batches of `full`
-    samples. clip: the largest norm of the main phase's gradient; 0 for any. ema: (decay, every) of the average of what is
-    deployed.
+    samples. clip: the largest norm of the main phase's gradient; 0 for any. ema: (decay, every) of the average of
+    what is deployed.
     """
 
     def __init__(
