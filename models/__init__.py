@@ -45,6 +45,7 @@ model_dict = Registry(
         "vit_small_cifar": "models.vit:vit_small_cifar",
         "vit_micro_64": "models.vit:vit_micro_64",
         "vit_tiny_64": "models.vit:vit_tiny_64",
+        "vit_micro_224": "models.vit:vit_micro_224",
         "ResNet10x2": "models.imagenet:resnet10x2",
         "ResNet18": "models.imagenet:resnet18",
         "ResNet34": "models.imagenet:resnet34",

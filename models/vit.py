@@ -1,6 +1,7 @@
 """Vision Transformers (Dosovitskiy et al., ICLR 2021) for small images, with a convolutional stem; timm's key names.
 
-vit_{micro,tiny,small}_cifar cut 32 px into 8 x 8 patches of 4 px, vit_{micro,tiny}_64 cut 64 px into 8 x 8 of 8 px.
+vit_{micro,tiny,small}_cifar cut 32 px into 8 x 8 patches of 4 px, vit_{micro,tiny}_64 cut 64 px into 8 x 8 of 8 px,
+vit_micro_224 cuts 224 px into 14 x 14 of 16 px.
 Images of another size are cut into patches of the same side, and the position embedding is interpolated.
 The classifier reads the class token behind the final norm. A transformer has no stages; so that methods of stage maps
 have something to read, `stem` is the patch embedding and stage1..3 are the patch tokens behind each third of the
@@ -140,3 +141,4 @@ vit_tiny_cifar = _spec("vit_tiny_cifar", 32, 4, 192, 9, 3)
 vit_small_cifar = _spec("vit_small_cifar", 32, 4, 384, 9, 6)
 vit_micro_64 = _spec("vit_micro_64", 64, 8, 96, 4, 3)
 vit_tiny_64 = _spec("vit_tiny_64", 64, 8, 192, 9, 3)
+vit_micro_224 = _spec("vit_micro_224", 224, 16, 96, 4, 3)

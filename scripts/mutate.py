@@ -30,7 +30,14 @@ sys.path.insert(0, str(ROOT))
 from distiller_zoo import method_dict  # noqa: E402 (a script: the path comes first)
 
 PACKAGES = ("crd", "dataset", "distiller_zoo", "helper", "models", "tests")
-TESTS = ("test_reference_classic", "test_losses_classic", "test_reference_losses", "test_losses", "test_methods")
+TESTS = (
+    "test_reference_classic",
+    "test_losses_classic",
+    "test_reference_losses",
+    "test_losses",
+    "test_methods",
+    "test_cakd",
+)
 DEADLINE = 300  # seconds for one run of the tests
 
 
@@ -128,6 +135,15 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T"),
         Mutant("+ self.weight_a", "- self.weight_a"),
         Mutant("option(25.0,", "option(20.0,"),
+    ),
+    "logits": (Mutant('F.mse_loss(self.comparable(s["logits"])', 'F.mse_loss(-self.comparable(s["logits"])'),),
+    "cakd": (
+        Mutant("-F.softplus(score).mean()", "F.softplus(score).mean()"),
+        Mutant("F.softplus(-real).mean() + F", "F.softplus(-real).mean() - F"),
+        Mutant("drawn < self.cfg.replace", "drawn >= self.cfg.replace"),
+        Mutant("v @ v.mT / scale for", "v @ v.mT for"),
+        Mutant("0.2, 0.05, 0.05", "0.2, 0.05, 0.5"),
+        Mutant("progress.epoch - 1 - self", "progress.epoch - self"),
     ),
 }
 
