@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -432,3 +433,26 @@ def test_other_methods_learn_from_a_transformer():
         )
         step.train()
         assert torch.isfinite(step(data.batch(), PROGRESS).loss)
+
+
+# ---- scripts
+
+
+def test_robustness_and_table(commands, vit_teacher, tmp_path):
+    """Noise is the same for every checkpoint; the table says what its teacher is worth."""
+    best = vit_teacher / "vit_micro_cifar_best.pth"
+    spoil = ("--dataset", "digits", "--data_folder", tmp_path, "--noise", 0.1, 3)
+    done = commands("scripts/cakd/robustness.py", "--path", best, best, *spoil, "--out", tmp_path / "t.md").finished()
+    header, _, first, second = (tmp_path / "t.md").read_text().splitlines()
+    assert header == "| checkpoint | clean | noise 0.1 | noise 3 | views |" and first == second
+    assert first in done.out
+    commands("scripts/cakd/robustness.py", "--path", best, *spoil[:-2], -1).refused("--noise -1.0")
+
+    short = ("--epochs", 1, "--max_steps", 1, "--tb_backend", "none", "--save_root", tmp_path / "save")
+    commands.student("--distill", "baseline", *short).finished()
+    commands.student("--distill", "logits", "--path_t", best, *short).finished()
+    out = commands("scripts/cakd/table.py", "--root", tmp_path / "save", "--title", "A study").finished().out
+    assert out.startswith("# A study") and "Teacher vit_micro_cifar: " in out
+    teacher, alone = (float(x) for x in re.search(r"cifar: (\S+), resnet8 alone: (\S+):", out).groups())
+    assert ("TEACHER BELOW THE STUDENT ALONE" in out) == (teacher < alone)
+    commands("scripts/cakd/table.py", "--root", tmp_path / "none", "--title", "x").refused("no finished run")
