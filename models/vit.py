@@ -100,7 +100,7 @@ class VisionTransformer(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.xavier_uniform_(module.weight)  # as the paper's; a fixed 0.02 is too small for these widths
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
