@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Cross-Architecture Knowledge Distillation (Liu et al., ACCV 2022).
-# CIFAR-100, vit_tiny_cifar -> resnet8x4, 240 epochs: it needs a Vision Transformer as teacher (scripts/cakd/teacher.sh).
+# CIFAR-100, vit_tiny_cifar -> resnet8x4, 240 epochs. The teacher is a transformer (scripts/cakd/teacher.sh).
 # Published for ViT-B/16 -> ResNet50 on images scaled up (87.39, alone 85.02), and for no pair of this size.
 # Not measured here at this length.
 #   bash scripts/cifar100/methods/cakd.sh TEACHER.pth [further flags]      e.g. --trial 1 --data_folder DIR
