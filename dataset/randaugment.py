@@ -43,8 +43,8 @@ def augment(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tens
     sign = sign[:, None, None, None]
     candidates = {
         "brightness": _blend(torch.zeros_like(x), x, 1 + 0.9 * strength * sign),
-        "color": _blend(_grey(x).expand_as(x), x, 1 + 0.9 * strength * sign),
-        "contrast": _blend(_grey(x).mean((1, 2, 3), keepdim=True).expand_as(x), x, 1 + 0.9 * strength * sign),
+        "color": _blend(grey(x).expand_as(x), x, 1 + 0.9 * strength * sign),
+        "contrast": _blend(grey(x).mean((1, 2, 3), keepdim=True).expand_as(x), x, 1 + 0.9 * strength * sign),
         "sharpness": _blend(_smooth(x), x, 1 + 0.9 * strength * sign),
         "posterize": _posterize(x, 8 - round(4 * strength)),
         "solarize": torch.where(x >= 1 - strength, 1 - x, x),
@@ -88,7 +88,7 @@ def _blend(low: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     return (low + (x - low) * factor).clamp(0, 1)
 
 
-def _grey(x: Tensor) -> Tensor:
+def grey(x: Tensor) -> Tensor:
     """[B, 3, H, W] -> [B, 1, H, W]."""
     if x.shape[1] != len(GREY):
         return x.mean(1, keepdim=True)

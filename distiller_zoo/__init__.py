@@ -40,8 +40,11 @@ method_dict = Registry(
         "srd": "distiller_zoo.srd:SRD",
         "vkd": "distiller_zoo.vkd:VkD",
         "wttm": "distiller_zoo.wttm:WTTM",
+        "logits": "distiller_zoo.logits:Logits",
+        "cakd": "distiller_zoo.cakd:CAKD",
     },
     aliases={
+        "baseline": "vanilla",
         "hint": "fitnet",
         "attention": "at",
         "similarity": "sp",

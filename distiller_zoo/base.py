@@ -200,6 +200,15 @@ def head_width(side: Side) -> int:
     raise UserError(f"the classifier of {side.spec.name} ({side.spec.head}) holds no linear layer to reuse")
 
 
+def require_pooled_head(side: Side, method: str) -> None:
+    """UserError where the classifier reads a transformer's class token and not the mean over the last map."""
+    if "class_token" in side.spec.taps:
+        raise UserError(
+            f"{method} applies the classifier of {side.spec.name} to its last map, but that classifier reads a class "
+            "token; choose a network that only pools in between, e.g. a resnet, a wrn or a vgg"
+        )
+
+
 def unreached(student: Tapped) -> list[nn.Parameter]:
     """Parameters that none of the student's taps depends on: a dry run in eval mode, differentiated."""
     was_trainable = [p.requires_grad for p in student.model.parameters()]

@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, check_range, last_stage, option
+from distiller_zoo.base import Distiller, check_range, last_stage, option, require_pooled_head
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Terms, UserError
 
 
 def linear_head(side: Side, stage: str, resolution: int) -> nn.Linear:
     """The classifier, if it can be applied to every place of the stage map and the map is large enough."""
+    require_pooled_head(side, "cat_kd")
     channels, height, width = side.shapes[stage]
     if not isinstance(side.head, nn.Linear) or side.head.in_features != channels:
         reads = f"reads {side.head.in_features} values" if isinstance(side.head, nn.Linear) else "is not a linear layer"

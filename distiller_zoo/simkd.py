@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, head_width, last_stage, option
+from distiller_zoo.base import Distiller, head_width, last_stage, option, require_pooled_head
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Tap, Terms, UserError
 
 
@@ -35,6 +35,7 @@ class SimKD(Distiller):
         super().__init__(cfg, ctx)
         self.last_s, self.last_t = last_stage(ctx.student.spec, self.name), last_stage(ctx.teacher.spec, self.name)
         (c_s, *size_s), (c_t, *size_t) = ctx.student.shapes[self.last_s], ctx.teacher.shapes[self.last_t]
+        require_pooled_head(ctx.teacher, self.name)
         if c_t != (width := head_width(ctx.teacher)):
             raise UserError(
                 f"simkd reuses the classifier of {ctx.teacher.spec.name}, which reads {width} values, "

@@ -75,6 +75,17 @@ def _contiguous_inputs(net: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tup
     return ({k: x.contiguous() for k, x in args[0].items()},)
 
 
+def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A sentence where a transformer meets images of a size its position embedding was not made for."""
+    shape = shapes.get(spec.input, spec.input_shape)
+    if spec.patch is None or shape == spec.input_shape:
+        return []
+    made, needed = ("x".join(str(side // spec.patch) for side in s[1:]) for s in (spec.input_shape, shape))
+    return [
+        f"{spec.name}: position embedding interpolated from {made} patches to {needed}, for images of {shape[-1]} px"
+    ]
+
+
 class Composite(nn.Module):
     """A deployed student as one plain model: backbone, the method's surviving layers, logits. Reads [0, 1] images."""
 

@@ -107,11 +107,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Tap:
-    """A named place inside a model: the output (or first input) of one submodule that runs once per forward."""
+    """A named place inside a model: the output (or first input) of one submodule that runs once per forward.
+
+    read: what to make of the tapped tensor, `read(module, tensor)`, where it is not wanted as it is (a transformer's
+        patch tokens as a map, its queries, keys and values); must not write over it.
+    """
 
     module: str  # dotted path inside the model
     kind: Literal["map", "tokens", "vector", "attention", "logits"] = "map"
     side: Literal["output", "input"] = "output"
+    read: Callable[[nn.Module, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class ModelSpec:
     feats: tap names in the order of the published `is_feat=True` list; `stages` are its [1:-1], the last is pooled.
     head: dotted path of the classifier. mean, std: the pixel normalisation (of values in [0, 1]) it was trained with.
     learning_rate: the published default where it differs from the data set's recipe.
+    patch: side in px of a transformer's patches, whose position embedding is interpolated to other image sizes.
     """
 
     name: str
@@ -134,6 +140,7 @@ class ModelSpec:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     learning_rate: float | None = None
+    patch: int | None = None
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
         return self.build(num_classes=num_classes, **options)
@@ -168,11 +175,15 @@ class Needs:
 
 @dataclass(frozen=True)
 class Side:
-    """Read-only view of one network, handed to a distiller at construction."""
+    """Read-only view of one network, handed to a distiller at construction.
+
+    input_shape: per-sample shape of what it reads, of the data set at hand; () where nobody ran it.
+    """
 
     spec: ModelSpec
     head: nn.Module
     shapes: Mapping[str, tuple[int, ...]]  # per-sample shape of every tap that was asked for, and of "logits"
+    input_shape: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,8 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet) -> build.Network | No
     weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
     if weights is not None and len(weights) != len(networks):
         raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
+    for notice in chain.from_iterable(build.position_notice(n.spec, data.shapes) for n in networks):
+        log.info(notice)
     log.info("==> done")
     return dataclasses.replace(networks[0], others=tuple(networks[1:]), weights=weights)
 
@@ -444,7 +446,7 @@ def build_lane(
                 f"--overwrite would delete the rows and the best checkpoint that --resume {settings.resume} "
                 "goes with: leave one of the two out"
             )
-    notes = settings.method.notes(settings.config, student, spec_t)
+    notes = [*build.position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
     return Lane(settings, folder, described, fit, chain([first], stages), notes, chosen)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from helper.protocols import Features, ModelSpec, Side, UserError
+from helper.protocols import Features, ModelSpec, Side, Tap, UserError
 
 
 class TappedNet(nn.Module):
@@ -37,18 +37,19 @@ class TappedNet(nn.Module):
         self._kept: Features = {}
         for name in sorted(self.want):
             tap = spec.taps[name]
-            model.get_submodule(tap.module).register_forward_hook(partial(self._keep, name, tap.side))
+            model.get_submodule(tap.module).register_forward_hook(partial(self._keep, name, tap))
 
     @property
     def head(self) -> nn.Module:
         return self.model.get_submodule(self.spec.head)
 
-    def _keep(self, name: str, side: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+    def _keep(self, name: str, tap: Tap, module: nn.Module, args: tuple, output: Tensor) -> None:
         if not self._collecting:
             return
         if name in self._kept:
             raise RuntimeError(f"tap '{name}' of {self.spec.name} fired twice: give that call its own module")
-        self._kept[name] = args[0] if side == "input" else output
+        tensor = args[0] if tap.side == "input" else output
+        self._kept[name] = tensor if tap.read is None else tap.read(module, tensor)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         x = inputs[self.spec.input]
@@ -85,4 +86,4 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
         raise UserError(f"{net.spec.name} cannot run on inputs of {size}: {str(error).splitlines()[0]}") from error
     finally:
         net.train(was_training)
-    return Side(net.spec, net.head, {k: tuple(v.shape[1:]) for k, v in features.items()})
+    return Side(net.spec, net.head, {k: tuple(v.shape[1:]) for k, v in features.items()}, tuple(shape))

@@ -5,6 +5,10 @@ size. stage1, stage2, ... are the last maps of strides 4, 8, ...; `stem` is the 
 first of all. Of several modules the outermost is taken, or the one timm's feature_info names. A network with fewer than
 three such maps (a ViT; a Swin, whose maps have their channels last) has no stages. `tokens` is then what its last
 layer puts out. `pooled` is what the classifier reads. The normalisation is that of the published weights.
+
+Of a ViT (DeiT and other relatives included) and of a Swin, `patches` are the patch tokens behind the final norm, and
+`qkv` the queries, keys and values of the last block, over all tokens; a ViT with a class token has `class_token`, too.
+A ViT takes images of other sizes, for which its position embedding is interpolated; its weights stay as they are.
 """
 
 from __future__ import annotations
@@ -22,6 +26,15 @@ from torch import Tensor, nn
 
 from helper.protocols import ModelSpec, Tap, UserError
 from models.common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
+from models.transformer import (
+    read_class_token,
+    read_grid,
+    read_normed_qkv,
+    read_patches,
+    read_qkv,
+    read_qkv_of_mha,
+    read_qkv_of_window,
+)
 
 BATCH, CLASSES = 2, 1000  # of the dry run
 MIN_STAGES = 3
@@ -73,6 +86,10 @@ def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str =
     if name in ("googlenet", "inception_v3"):  # their auxiliary heads would make the output a tuple in training
         options = {"aux_logits": False, "init_weights": True, "transform_input": bool(pretrained), **options}
     model = without_inplace(models.get_model(name, weights=None, num_classes=num_classes, **options))
+    if isinstance(model, models.VisionTransformer):
+        from models.external_vit import any_size
+
+        model = any_size(model)
     if pretrained:
         load_published(model, name, pretrained, torchvision_spec(name).head)
     return model
@@ -81,6 +98,8 @@ def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str =
 def _timm(name: str, num_classes: int = CLASSES, pretrained: bool = False, **options: Any) -> nn.Module:
     import timm
 
+    if timm.models.is_model_in_modules(name, ("vision_transformer", "deit")):
+        options = {"dynamic_img_size": True, **options}
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
     except (OSError, RuntimeError) as error:  # no network, no such file; nobody published any
@@ -138,10 +157,73 @@ def _spec(
     tokens = [c.name for c in calls if c.depth == 0 and c.output.ndim == 3 and len(c.output) == BATCH]
     if not maps and tokens:
         taps["tokens"] = Tap(tokens[-1], kind="tokens")
+    attention, patch = ({}, None) if maps else _attention(model, calls)
+    taps |= attention
     is_linear = isinstance(model.get_submodule(head), nn.Linear)
     taps["pooled"] = Tap(head, kind="vector" if is_linear else "map", side="input")
     feats = (*maps, "pooled")
-    return ModelSpec(name, build, taps, feats, head, input_shape=tuple(shape), mean=tuple(mean), std=tuple(std))
+    return ModelSpec(
+        name, build, taps, feats, head, input_shape=tuple(shape), mean=tuple(mean), std=tuple(std), patch=patch
+    )
+
+
+def _attention(model: Any, calls: Sequence[Call]) -> tuple[dict[str, Tap], int | None]:
+    """Taps of a transformer whose last attention is over all of its tokens, and the side of its patches if their
+    positions are embedded; ({}, None) for any other network."""
+    outputs = {c.name: c.output for c in calls}
+    own = _torchvision_attention(model, outputs) or _timm_attention(model, outputs)
+    if own is None:
+        return {}, None
+    qkv, norm, prefix, has_class_token, patch = own
+    if norm not in outputs:
+        return {}, None
+    grid = outputs[norm].ndim == 4  # a Swin's, [B, g, g, D]
+    taps = {"patches": Tap(norm, "tokens", read=read_grid if grid else partial(read_patches, prefix)), "qkv": qkv}
+    if has_class_token:
+        taps["class_token"] = Tap(norm, "vector", read=read_class_token)
+    return taps, patch
+
+
+Attention = tuple[Tap, str, int, bool, int | None]  # qkv, final norm, tokens before the patches, class token?, patch
+
+
+def _torchvision_attention(model: Any, outputs: Mapping[str, Tensor]) -> Attention | None:
+    from torchvision import models
+    from torchvision.models.swin_transformer import ShiftedWindowAttention
+
+    if isinstance(model, models.VisionTransformer):
+        block = list(dict(model.encoder.layers.named_children()))[-1]
+        tap = Tap(f"encoder.layers.{block}.self_attention", "attention", "input", read_qkv_of_mha)
+        return tap, "encoder.ln", 1, True, model.patch_size
+    last = [(n, m) for n, m in model.named_modules() if isinstance(m, ShiftedWindowAttention)][-1:]
+    if last and type(last[0][1]) is ShiftedWindowAttention and last[0][0] in outputs:
+        name, module = last[0]
+        if outputs[name].shape[1:3] == tuple(module.window_size):  # else it is over parts of the map
+            return Tap(name, "attention", "input", read_qkv_of_window), "norm", 0, False, None
+    return None
+
+
+def _timm_attention(model: Any, outputs: Mapping[str, Tensor]) -> Attention | None:
+    try:
+        from timm.layers import Attention as GlobalAttention
+        from timm.models.swin_transformer import SwinTransformer, WindowAttention
+        from timm.models.vision_transformer import VisionTransformer
+    except ImportError:
+        return None
+    kinds = {VisionTransformer: GlobalAttention, SwinTransformer: WindowAttention}
+    kind = next((attention for network, attention in kinds.items() if isinstance(model, network)), None)
+    last = [(n, m) for n, m in model.named_modules() if kind is not None and type(m) is kind][-1:]
+    if not last:
+        return None
+    name, module = last[0]
+    if f"{name}.qkv" not in outputs or len(outputs[f"{name}.qkv"]) != BATCH:  # over windows
+        return None
+    tap = Tap(f"{name}.qkv", "attention", read=partial(read_qkv, module.num_heads))
+    if kind is WindowAttention:
+        return tap, "norm", 0, False, None
+    if not isinstance(module.q_norm, nn.Identity):
+        tap = Tap(name, "attention", "input", read_normed_qkv)
+    return tap, "norm", model.num_prefix_tokens, model.cls_token is not None, model.patch_embed.patch_size[0]
 
 
 def _is_classifier(module: nn.Module) -> bool:

@@ -37,6 +37,7 @@ TESTS = (
     "test_reference_losses",
     "test_losses",
     "test_methods",
+    "test_cakd",
 )
 DEADLINE = 300  # seconds for one run of the tests
 
@@ -192,6 +193,15 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("log_power = self.cfg.gamma", "log_power = -self.cfg.gamma"),
         Mutant("(log_u.exp() * divergence)", "((-log_u).exp() * divergence)"),
         Mutant("option(0.2,", "option(0.1,"),
+    ),
+    "logits": (Mutant('F.mse_loss(self.comparable(s["logits"])', 'F.mse_loss(-self.comparable(s["logits"])'),),
+    "cakd": (
+        Mutant("-F.softplus(score).mean()", "F.softplus(score).mean()"),
+        Mutant("F.softplus(-real).mean() + F", "F.softplus(-real).mean() - F"),
+        Mutant("drawn < self.cfg.replace", "drawn >= self.cfg.replace"),
+        Mutant("v @ v.mT / scale for", "v @ v.mT for"),
+        Mutant("0.2, 0.05, 0.05", "0.2, 0.05, 0.5"),
+        Mutant("progress.epoch - 1 - self", "progress.epoch - self"),
     ),
 }
 

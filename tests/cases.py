@@ -23,10 +23,18 @@ from distiller_zoo import method_dict
 from distiller_zoo.base import Combined, CombinedConfig
 from models import model_dict
 
-SMALL = {"cc": {"feat_dim": 4}, "crd": {"nce_k": 8, "feat_dim": 4}}  # settings that fit a toy data set
+SMALL = {
+    "cc": {"feat_dim": 4},
+    "crd": {"nce_k": 8, "feat_dim": 4},
+    "cakd": {"every": 1},
+}  # settings that fit a toy data set
 PAIRS = (("resnet8", "resnet8x4"), ("vgg8", "wrn_16_1"))  # student, teacher; the second pairs unequal stages
 EQUAL_WIDTHS = (("resnet8", "resnet14"), ("vgg8", "vgg11"))
-PAIRS_OF = {"fsp": EQUAL_WIDTHS, "kdsvd": EQUAL_WIDTHS}  # methods that compare channel by channel
+PAIRS_OF = {  # methods that compare channel by channel, or read a transformer
+    "fsp": EQUAL_WIDTHS,
+    "kdsvd": EQUAL_WIDTHS,
+    "cakd": (("resnet8", "vit_micro_cifar"),),
+}
 CLASSES = 5
 
 
@@ -56,6 +64,13 @@ def toy_cases():
     def small():
         return network(cnn(8))
 
+    def vit():
+        return network(model_dict["vit_micro_cifar"], CLASSES)
+
+    def cakd(student="resnet8", **settings):
+        photos = ToyData(image=(3, 32, 32), num_classes=CLASSES)
+        return method_dict["cakd"], config("cakd", **settings), model_dict[student], vit, photos
+
     default = method_dict["kd"].Config()
     return {
         "rotated-teacher": (RotatedTeacher, RotatedTeacher.Config(), cnn_aux(4), None, image),
@@ -73,6 +88,9 @@ def toy_cases():
         "cat_kd-authors": (method_dict["cat_kd"], config("cat_kd", cls=0.0, div=0.0), cnn(4), small, image),
         "srd-only": (method_dict["srd"], config("srd", cls=0.0, div=0.0), cnn(4), small, image),
         "mlkd-video": (method_dict["mlkd"], config("mlkd", views=1), SENSOR, lambda: network(VIDEO), paired),
+        "cakd-code": cakd(variant="code"),
+        "cakd-code-gl": cakd(variant="code", parts="gl"),
+        "cakd-gl+pca": cakd("vgg8", parts="gl+pca"),
         "kd-only": (method_dict["kd"], config("kd", cls=0.0), cnn(4), small, image),
     }
 

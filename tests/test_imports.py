@@ -14,7 +14,12 @@ ALLOWED = {  # package -> project modules it may import, beside its own
     "models": VOCABULARY,
     "crd": VOCABULARY,
     "dataset": VOCABULARY,
-    "distiller_zoo": (*VOCABULARY, "crd", "dataset.randaugment"),  # a function of tensors, for second views
+    "distiller_zoo": (
+        *VOCABULARY,
+        "crd",
+        "dataset.randaugment",
+        "dataset.multiview",
+    ),  # functions of tensors, for other views
 }
 
 

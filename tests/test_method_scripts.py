@@ -59,7 +59,7 @@ def test_the_command_is_the_published_one(method, run):
     assert (settings.batch_size, settings.lr_decay_epochs, settings.weight_decay) == (64, "150,180,210", 5e-4)
     assert settings.learning_rate == (0.025 if method == "mlkd" else 0.05)
     if method_dict[method].teacher_mode != "absent":
-        assert settings.path_t and settings.model_t in ("resnet32x4", "resnet8x4_double")
+        assert settings.path_t and settings.model_t in ("resnet32x4", "resnet8x4_double", "vit_tiny_cifar")
     weights = ("cls", "div", "beta", "kd_T")
     theirs = parse(["--distill", method, "--protocol", "authors"], teacher=False)
     if method not in RELEASED:

@@ -1,0 +1,89 @@
+#!/usr/bin/env python3
+"""Top-1 of checkpoints on noisy test images: python scripts/cakd/robustness.py --path A.pth B.pth --data_folder DIR
+
+Noise is Gaussian on pixels in [0, 1], clamped back, drawn from a fixed seed, the same for every checkpoint; `views` are
+the transformations CAKD trains with, on every image. Prints a Markdown table, rows in the order given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch import Tensor
+
+from dataset import dataset_dict
+from dataset.base import DataOptions
+from dataset.multiview import multi_view
+from helper import build
+from helper.checkpoint import atomic_write_text
+from helper.loops import evaluate
+from helper.options import normalised
+from helper.protocols import UserError
+from helper.session import run_script
+
+SEED = 0
+Spoil = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def noisy(sigma: float) -> Spoil:
+    def spoil(x: Tensor, rng: torch.Generator) -> Tensor:
+        return (x + sigma * torch.randn(x.shape, generator=rng, device=x.device)).clamp(0, 1)
+
+    return spoil
+
+
+def columns(sigmas: Sequence[float]) -> dict[str, Spoil]:
+    """Heading -> what happens to a batch of images."""
+    if any(not 0 < sigma < 10 for sigma in sigmas):
+        raise UserError(f"--noise {' '.join(map(str, sigmas))}: standard deviations lie between 0 and 10")
+    spoiled = {f"noise {sigma:g}": noisy(sigma) for sigma in sigmas}
+    return {"clean": lambda x, rng: x, **spoiled, "views": lambda x, rng: multi_view(x, rng, 1.0)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--path", nargs="+", required=True, help="checkpoints")
+    parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
+    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--data_folder", default="../data/")
+    parser.add_argument("--image_size", type=int)
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="standard deviations")
+    parser.add_argument("--gpu_id", default="0")
+    parser.add_argument("--out", type=Path, help="write the table here, too")
+    args = parser.parse_args(normalised(argv))
+    device, _ = build.pick_device(args.gpu_id)
+    data = dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder), image_size=args.image_size))
+    kinds = columns(args.noise)
+    lines = ["| checkpoint | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
+    for path in args.path:
+        network = build.load_network(path, args.model, data.num_classes, data.shapes, flag="--model")
+        net = build.to_device(network.tapped(), device).eval()
+        cells = []
+        for spoil in kinds.values():
+            rng = torch.Generator(device).manual_seed(SEED)
+
+            def predict(
+                inputs: Mapping[str, Tensor],
+                net: torch.nn.Module = net,
+                spoil: Spoil = spoil,
+                rng: torch.Generator = rng,
+            ) -> dict[str, Tensor]:
+                return {"student": net({k: spoil(x, rng) for k, x in inputs.items()})["logits"]}
+
+            result = evaluate(predict, data.test_loader(500, device=device), device)["student"]
+            cells.append(f"{result['acc']:.2f}")
+        lines.append(f"| {Path(path).parent.name} | " + " | ".join(cells) + " |")
+    text = "\n".join(lines)
+    print(text)
+    if args.out:
+        atomic_write_text(args.out, text + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main)

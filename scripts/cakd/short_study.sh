@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Three rows under one recipe, student alone, MSE on logits and CAKD, two seeds, ten epochs with two decays, on
+#   (a) a tenth of CIFAR-100 (5,000 images), resnet8 taught by a vit_micro_cifar that is trained here, on a fifth of the
+#       set, and itself taught by a CNN's logits;
+#   (b) a small image folder at 224 px, a ShuffleNetV2 x0.5 taught by a vit_micro_224 that is trained here on labels.
+#   bash scripts/cakd/short_study.sh CNN.pth CIFAR_FOLDER IMAGE_FOLDER SAVE_ROOT [JOBS]
+# CNN.pth: a wrn_16_2 for CIFAR-100. An interrupted study goes on where it stopped. Cost: about 45 minutes on one core.
+# The tables land in results/cakd_short_cifar100.md and results/cakd_short_folder224.md; they name the teacher's accuracy,
+# and say so where it is below the student alone. Such sets and schedules cannot reproduce a published number.
+source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
+cnn=${1:?checkpoint of a wrn_16_2}
+cifar=${2:?folder with cifar100.npz or the official files}
+images=${3:?folder with train/ and val/}
+save=${4:?folder for the runs}
+jobs=${5:-1}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHON
+
+cifar_recipe="--dataset cifar100 --data_folder $cifar --few_ratio 0.1 --model_s resnet8 --learning_rate 0.05"
+folder_recipe="--dataset folder --data_folder $images --image_size 224 --model_s shufflenet_v2_x0_5 --batch_size 32
+    --learning_rate 0.05"
+common="--epochs 10 --lr_decay_epochs 6,8 --tb_backend none"
+
+# the teachers; a command whose run is finished says so and does nothing
+"$PYTHON" train_student.py --dataset cifar100 --data_folder "$cifar" --few_ratio 0.2 --model_s vit_micro_cifar --distill kd \
+    --path_t "$cnn" --model_t wrn_16_2 --skip_validation --batch_size 32 --learning_rate 0.02 --epochs 8 \
+    --lr_decay_epochs 5,7 --tb_backend none --save_root "$save/teacher_cifar"
+"$PYTHON" train_teacher.py --dataset folder --data_folder "$images" --image_size 224 --model vit_micro_224 --batch_size 16 \
+    --learning_rate 0.02 --epochs 12 --lr_decay_epochs 8,11 --tb_backend none --save_root "$save/teacher_folder"
+cifar_teacher=$(echo "$save"/teacher_cifar/students/models/*/vit_micro_cifar_best.pth)
+folder_teacher=$(echo "$save"/teacher_folder/teachers/models/*trial*/vit_micro_224_best.pth)
+
+run() {
+    local set=$1 method=$2 trial=$3 path=() recipe=$cifar_recipe teacher=$cifar_teacher
+    [ "$set" = folder ] && recipe=$folder_recipe teacher=$folder_teacher
+    [ "$method" = baseline ] || path=(--path_t "$teacher")
+    # shellcheck disable=SC2086 (a list of flags)
+    "$PYTHON" train_student.py $recipe $common --distill "$method" ${path[@]+"${path[@]}"} --trial "$trial" \
+        --save_root "$save/$set"
+}
+export -f run
+export cifar_recipe folder_recipe common cifar_teacher folder_teacher save
+for set in cifar folder; do
+    printf '%s\n' "$set "{baseline,logits,cakd}" "{0,1}
+done | xargs -P "$jobs" -I{} bash -c 'set -euo pipefail; run {}' >"$save/study.log"
+"$PYTHON" scripts/cakd/table.py --root "$save/cifar" --out results/cakd_short_cifar100.md \
+    --title "A tenth of CIFAR-100, ten epochs: vit_micro_cifar teaches resnet8"
+"$PYTHON" scripts/cakd/table.py --root "$save/folder" --out results/cakd_short_folder224.md \
+    --title "A small image folder at 224 px, ten epochs: vit_micro_224 teaches ShuffleNetV2 x0.5"
