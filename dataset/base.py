@@ -24,6 +24,9 @@ class DataOptions:
     fixed by seed 0, that is held out and replaces the test set, so that nothing is selected on test images.
     few_ratio: share of the (remaining) training set to keep, stratified and fixed by `seed`; smaller ratios are
     subsets of larger ones.
+    Of action recordings: modality: names of what is read, first that of the network that is tested, then the teacher's.
+    data_split: a published protocol, None for the first. num_segments: frames of a clip. window: samples of a sensor
+    window, None for 224. clip_cache: folder of decoded frames, None for memory. skip_bad: leave out what is damaged.
     """
 
     root: Path
@@ -32,6 +35,12 @@ class DataOptions:
     val_fraction: float = 0.0
     few_ratio: float = 1.0
     seed: int = 0
+    modality: tuple[str, ...] = ()
+    data_split: str | None = None
+    num_segments: int = 8
+    window: int | None = None
+    clip_cache: Path | None = None
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
@@ -40,6 +49,10 @@ class DataOptions:
             raise UserError(f"val_fraction is {self.val_fraction}; give a share of the training set in [0, 1)")
         if not 0 < self.few_ratio <= 1:
             raise UserError(f"few_ratio is {self.few_ratio}; give a share of the training set in (0, 1]")
+        if self.num_segments < 1:
+            raise UserError(f"--num_segments {self.num_segments} must be at least 1")
+        if self.window is not None and self.window < 8:
+            raise UserError(f"--window {self.window} must be at least 8 samples")
 
 
 @dataclass(frozen=True)
