@@ -30,7 +30,14 @@ sys.path.insert(0, str(ROOT))
 from distiller_zoo import method_dict  # noqa: E402 (a script: the path comes first)
 
 PACKAGES = ("crd", "dataset", "distiller_zoo", "helper", "models", "tests")
-TESTS = ("test_reference_classic", "test_losses_classic", "test_reference_losses", "test_losses", "test_methods")
+TESTS = (
+    "test_reference_classic",
+    "test_losses_classic",
+    "test_reference_losses",
+    "test_losses",
+    "test_methods",
+    "test_dask",
+)
 DEADLINE = 300  # seconds for one run of the tests
 
 
@@ -125,9 +132,17 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("WIDEST = 512", "WIDEST = 8"),
     ),
     "rkd": (
-        Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T"),
+        Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T", "distiller_zoo/base.py"),
         Mutant("+ self.weight_a", "- self.weight_a"),
         Mutant("option(25.0,", "option(20.0,"),
+    ),
+    "dask": (
+        Mutant("(distances(e_s), distances(e_t))", "(distances(e_s), distances(e_s))"),
+        Mutant("loss + self.cfg.angle *", "loss - self.cfg.angle *"),
+        Mutant("return F.mse_loss(s[self.tap_s], t[self.tap_t])", "return F.mse_loss(t[self.tap_t], t[self.tap_t])"),
+        Mutant("div: float = 0.01", "div: float = 0.1"),
+        Mutant("ANCHOR_T = 0.1", "ANCHOR_T = 0.2"),
+        Mutant("in_space - target.detach()", "in_space - target"),
     ),
 }
 
