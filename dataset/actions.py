@@ -258,7 +258,13 @@ class ActionData:
     def described(self) -> dict[str, object]:
         """What a checkpoint's meta says, so that its network can be used on single files."""
         shapes = {entry: list(shape) for entry, shape in self.shapes.items()}
-        return {"classes": list(self.classes), "modalities": dict(self.modality_of), "shapes": shapes}
+        return {
+            "classes": list(self.classes),
+            "modalities": dict(self.modality_of),
+            "shapes": shapes,
+            "reads": next(iter(self.reads.values())),
+            "data_split": self.protocol,
+        }
 
     @cached_property
     def checksum(self) -> str:

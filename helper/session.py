@@ -36,6 +36,9 @@ from helper.seeding import rng_state, seed_everything
 from helper.teacher import SharedTeacher
 from models import model_for
 
+# flags that are about action recordings
+RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache", "skip_bad")
+
 
 def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
     """Run an entry point. A user's error becomes one sentence and exit code 2; a bug keeps its traceback."""
@@ -168,7 +171,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def notice_without_effect(settings: Settings, device: torch.device) -> None:
+def notice_without_effect(settings: Settings, data: DataSet) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
     given = {k for k, source in settings.sources.items() if source == "command line"}
     distill, alone = settings.values.get("distill"), settings.method.teacher_mode == "absent"
@@ -181,6 +184,8 @@ def notice_without_effect(settings: Settings, device: torch.device) -> None:
         "world_size": "one process",
         "rank": "one process",
     }
+    if "image" in data.shapes:
+        why |= dict.fromkeys(RECORDINGS, f"{settings.dataset} holds no action recordings")
     if len(build.chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
@@ -233,7 +238,7 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     data = open_data(settings)
     teacher = None if is_teacher else open_teacher(lanes, data)
     for lane in lanes:
-        notice_without_effect(lane, device)
+        notice_without_effect(lane, data)
     loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device)
     source = None if teacher is None else shared_source(lanes, teacher, data, device, autocast)
     built = [build_lane(lane, teacher, data, loader, source, device, autocast, is_teacher, lanes) for lane in lanes]
