@@ -125,7 +125,7 @@ def published_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v[0] if "_bn." in k and v.ndim == 2 and len(v) == 1 else v for k, v in renamed.items()}
 
 
-# the branches whose maps the VSKD teacher puts out, one a block
+# the branches whose maps the VSKD teacher puts out, one a block: taps branch1 to branch11
 HOOKED = (
     "conv2_relu_3x3",
     "inception_3a_relu_pool_proj",
@@ -150,7 +150,7 @@ bninception = ModelSpec(
         "stage3": Tap("inception_4d_output"),
         "stage4": Tap("inception_5b_output"),
         "pooled": Tap("last_linear", "vector", "input"),
-        **{module: Tap(module) for module in HOOKED},
+        **{f"branch{i}": Tap(module) for i, module in enumerate(HOOKED, 1)},
     },
     feats=("stem", "stage1", "stage2", "stage3", "stage4", "pooled"),
     head="last_linear",

@@ -59,11 +59,12 @@ def test_the_branches_vskd_hooks():
     spec = model_dict["bninception"]
     assert tuple(HOOKED_SHAPES) == HOOKED
     with torch.device("meta"):
-        net = TappedNet(spec(num_classes=5).eval(), spec, HOOKED)
+        names = {f"branch{i}": module for i, module in enumerate(HOOKED, 1)}
+        net = TappedNet(spec(num_classes=5).eval(), spec, names)
         del net.mean, net.std
         net.mean = net.std = torch.ones(3, 1, 1)
         out = net({"image": torch.zeros(1, 3, 224, 224)})
-    assert {k: tuple(out[k].shape[1:]) for k in HOOKED} == HOOKED_SHAPES
+    assert {module: tuple(out[k].shape[1:]) for k, module in names.items()} == HOOKED_SHAPES
 
 
 def test_both_public_files_of_weights_fit(inception):
