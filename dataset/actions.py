@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -340,7 +341,7 @@ class ActionData:
 class ActionTrainLoader(ResidentLoader):
     """Batches of pairs. The order depends on (seed, epoch), frames and crops on (seed, epoch, place in the epoch).
 
-    On a GPU, a thread prepares the next batch while the device works on this one.
+    On a GPU, threads prepare the next batches while the device works on this one.
     """
 
     def __init__(
@@ -380,13 +381,10 @@ class ActionTrainLoader(ResidentLoader):
         )
         self.draws = draws.tolist()
 
-    def clips(self, step: int) -> list[Tensor]:
-        """The clips of a step, on the CPU."""
-        out = []
-        for place in self._places(step):
-            *draw, box, mirror = self.draws[place]
-            out.append(self.data.clip(self.data.train[int(self.order[place])], draw, box, mirror < 0.5))
-        return out
+    def clip(self, place: int) -> Tensor:
+        """The clip at a place of the epoch, on the CPU."""
+        *draw, box, mirror = self.draws[place]
+        return self.data.clip(self.data.train[int(self.order[place])], draw, box, mirror < 0.5)
 
     def _places(self, step: int) -> range:
         first = step * self.batch_size
@@ -398,7 +396,7 @@ class ActionTrainLoader(ResidentLoader):
         index = self.order[places.start : places.stop].to(self.device)
         inputs = {}
         if VIDEO in self.data.shapes:
-            inputs[VIDEO] = to_input(self.clips(step) if clips is None else clips, self.device)
+            inputs[VIDEO] = to_input([self.clip(p) for p in places] if clips is None else clips, self.device)
         if self.windows is not None:
             inputs[SENSOR] = self.windows.index_select(0, index)
         return Batch(inputs, self.labels.index_select(0, index), index)
@@ -407,15 +405,26 @@ class ActionTrainLoader(ResidentLoader):
         if self.device.type != "cuda" or VIDEO not in self.data.shapes:
             yield from super().__iter__()
             return
+        yield from self.ahead(max(1, len(os.sched_getaffinity(0)) - 1))
+
+    def ahead(self, threads: int, batches: int = 2) -> Iterator[Batch]:
+        """The same batches, whose clips threads have prepared while the device was busy with earlier ones."""
         start = self.step if self._fresh else 0
         self._fresh = False
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.clips, start) if start < self.steps else None
-            for step in range(start, self.steps):
-                clips = ahead.result() if ahead is not None else None
-                ahead = pool.submit(self.clips, step + 1) if step + 1 < self.steps else None
-                self.step = step + 1
-                yield self.batch(step, clips)
+        with ThreadPoolExecutor(threads) as pool:
+
+            def ask(step: int) -> list[Future[Tensor]]:
+                return [pool.submit(self.clip, place) for place in self._places(step)] if step < self.steps else []
+
+            asked = deque(ask(start + i) for i in range(batches))
+            try:
+                for step in range(start, self.steps):
+                    clips = [future.result() for future in asked.popleft()]
+                    asked.append(ask(step + batches))
+                    self.step = step + 1
+                    yield self.batch(step, clips)
+            finally:  # somebody may stop in the middle of an epoch
+                pool.shutdown(cancel_futures=True)
 
 
 class ActionTestLoader(ResidentLoader):

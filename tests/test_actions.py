@@ -294,6 +294,21 @@ def test_order_and_views_depend_on_seed_and_epoch_alone(paired):
     )
 
 
+def test_threads_prepare_the_same_batches(paired):
+    """What a GPU is fed; also where an epoch is entered or left in the middle."""
+    plain, ahead = (paired.train_loader(5, seed=0, device=CPU) for _ in range(2))
+    for start in (0, 1):
+        plain.set_epoch(2, start)
+        ahead.set_epoch(2, start)
+        pairs = list(zip(plain, ahead.ahead(3), strict=True))
+        assert len(pairs) == 3 - start and plain.state_dict() == ahead.state_dict()
+        for a, b in pairs:
+            assert torch.equal(a.inputs["video"], b.inputs["video"]) and torch.equal(a.index, b.index)
+    ahead.set_epoch(3)
+    next(ahead.ahead(2))
+    assert ahead.state_dict()["step"] == 1
+
+
 def test_swipes_are_never_mirrored(paired):
     """Actions 1 and 2 are swipes, 4 is a two-hand clap; the left half of every clip is bright."""
     seen = {True: set(), False: set()}
