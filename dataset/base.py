@@ -33,6 +33,9 @@ class DataOptions:
     dali: "cpu" or "gpu", DALI instead of them. classes_subset: a number of classes or their names, separated by commas.
     skip_corrupt: count images that cannot be read, and go on. augment: none, randaugment, trivialaugment, autoaugment.
     random_erase: probability. repeated_augmentation: how often a sample comes in an epoch, if it does.
+    Of action recordings: modality: names of what is read, first that of the network that is tested, then the teacher's.
+    data_split: a published protocol, None for the first. num_segments: frames of a clip. window: samples of a sensor
+    window, None for 224. clip_cache: folder of decoded frames, None for memory. skip_bad: leave out what is damaged.
     """
 
     root: Path
@@ -48,6 +51,12 @@ class DataOptions:
     augment: str = "none"
     random_erase: float = 0.0
     repeated_augmentation: int = 1
+    modality: tuple[str, ...] = ()
+    data_split: str | None = None
+    num_segments: int = 8
+    window: int | None = None
+    clip_cache: Path | None = None
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size is not None and not 1 <= self.image_size <= LARGEST_IMAGE:
@@ -60,6 +69,10 @@ class DataOptions:
             raise UserError(f"--random_erase {self.random_erase} must be a probability")
         if self.repeated_augmentation < 1:
             raise UserError(f"--repeated_augmentation {self.repeated_augmentation} must be at least 1")
+        if self.num_segments < 1:
+            raise UserError(f"--num_segments {self.num_segments} must be at least 1")
+        if self.window is not None and self.window < 8:
+            raise UserError(f"--window {self.window} must be at least 8 samples")
 
 
 @contextmanager

@@ -87,6 +87,23 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
 
 
+def distances(e: Tensor) -> Tensor:
+    """[B, D] -> [B, B] Euclidean distances divided by their mean over pairs of different samples; diagonal 0."""
+    square = e.pow(2).sum(1)
+    others = 1 - torch.eye(len(e), dtype=e.dtype, device=e.device)
+    d = (square[:, None] + square - 2 * e @ e.T).clamp_min(1e-12).sqrt() * others
+    return d / (d.sum() / max(len(e) * (len(e) - 1), 1) + (len(e) == 1))  # one sample has no distance
+
+
+def angles(e: Tensor) -> Tensor:
+    """[B, D] -> [B, B, B] cosine at corner i between the directions to j and to k; 0 where two samples coincide."""
+    towards = e[None] - e[:, None]  # [B, B, D]
+    length = towards.norm(dim=2, keepdim=True)
+    # the mask also stops the gradient of a pair without a direction, which the division would multiply by 1e12
+    direction = towards / length.clamp_min(1e-12) * (length > 0)
+    return direction @ direction.mT
+
+
 def labels_of(batch: Batch) -> Tensor:
     """[B*V] one label per row of the logits."""
     return batch.target.repeat_interleave(batch.views)

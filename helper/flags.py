@@ -47,10 +47,15 @@ COMMON = (
     Flag(
         ("--image_size",),
         None,
-        "side of the images (default: 224 of imagenet, else 32)",
+        "side of the images (default: 224 of imagenet and of clips, else 32)",
         int,
         result=True,
     ),
+    Flag(("--data_split",), None, "published split of action recordings (default: cross_subject)", result=True),
+    Flag(("--num_segments",), 8, "frames of a clip that a network sees", int, result=True),
+    Flag(("--window",), None, "samples of a sensor window (default 224)", int, result=True),
+    Flag(("--clip_cache",), "./cache/clips", "folder for decoded frames of videos"),
+    _switch(("--skip_bad",), "leave out recordings that are damaged or lack their twin", result=True),
     Flag(("--val_fraction",), 0.0, "hold out this share of train, stratified, and evaluate on it", float, result=True),
     Flag(("--few_ratio",), 1.0, "train on this share of every class", float, result=True),
     Flag(("--batch_size",), 64, "global batch size", int, result=True),
@@ -169,7 +174,10 @@ COMMON = (
     Flag(("--save_freq",), None, "accepted for old scripts", int),
 )
 
-TEACHER = (Flag(("--model",), "resnet32x4", "network to train, see --list", result=True, named=True),)
+TEACHER = (
+    Flag(("--model",), "resnet32x4", "network to train, see --list", result=True, named=True),
+    Flag(("--modality",), None, "what the network reads of action recordings, as video or accel", result=True),
+)
 
 STUDENT = (
     Flag(
@@ -179,6 +187,8 @@ STUDENT = (
         result=True,
         named=True,
     ),
+    Flag(("--modality_s",), None, "what the student reads of action recordings, as accel", result=True),
+    Flag(("--modality_t",), None, "what the teacher reads of them, as video", result=True),
     Flag(
         ("--path_t", "--teacher"),
         None,

@@ -41,6 +41,8 @@ from models import model_for
 
 # what only data that is decoded as it is read knows
 STREAMED = ("dali", "classes_subset", "skip_corrupt", "augment", "random_erase", "repeated_augmentation")
+# flags that are about action recordings
+RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache", "skip_bad")
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
@@ -113,6 +115,12 @@ def open_data(settings: Settings) -> DataSet:
         seed=settings.seed,
         num_workers=min(-(-settings.num_workers // distributed.local_world_size()), build.usable_cores()),
         **{k: getattr(settings, k) for k in STREAMED},
+        modality=modalities(settings),
+        data_split=settings.data_split,
+        num_segments=settings.num_segments,
+        window=settings.window,
+        clip_cache=Path(settings.clip_cache),
+        skip_bad=settings.skip_bad,
     )
     try:
         data = distributed.main_first(lambda: dataset_dict[settings.dataset](options))  # rank 0 downloads
@@ -124,7 +132,15 @@ def open_data(settings: Settings) -> DataSet:
         raise UserError(
             f"--batch_size {settings.batch_size} is larger than the training set ({len(data.train_labels)} samples)"
         )
+    for note in getattr(data, "notes", ()):
+        log.info(note)
     return data
+
+
+def modalities(settings: Settings) -> tuple[str, ...]:
+    """What is read of recordings of several modalities: by the network that is trained, then by its teacher."""
+    named = [settings.values.get(flag) for flag in ("modality", "modality_s", "modality_t")]
+    return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 def open_teacher(lanes: Sequence[Settings], data: DataSet) -> build.Network | None:
@@ -212,6 +228,8 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
             ("dist_url", "dist_backend", "world_size", "rank", "dist_timeout", "sync_bn", "log_all_ranks"),
             "one process",
         )
+    if "image" in data.shapes:
+        why |= dict.fromkeys(RECORDINGS, f"{settings.dataset} holds no action recordings")
     if len(build.chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
@@ -340,7 +358,7 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
 def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
     """What is trained; a name that means two networks is resolved by the size of the images."""
     name = settings.values.get("model") or settings.values["model_s"]
-    spec = model_for(name, data.shapes.get("image", ()))
+    spec = model_for(name, data.shapes.get("image", ())).fitted(data.shapes)
     if settings.sync_bn and distributed.world_size() > 1:
         build_one = spec.build
         spec = dataclasses.replace(spec, build=lambda **k: distributed.sync_batch_norm(build_one(**k)))
@@ -422,7 +440,7 @@ def build_lane(
             settings.lr_min,
         ),
         partial(event_writer, settings.tb_backend if distributed.is_main() else "none", folder.tensorboard),
-        {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name},
+        {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name, **getattr(data, "described", {})},
         settings.batch_size,
         loader,
         described["identity"],
