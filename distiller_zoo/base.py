@@ -14,7 +14,7 @@
 | teacher_mode | absent, frozen, or trained (an online peer) | frozen |
 | before | a first stage, trained to completion | none |
 | constant_lr | a learning rate of a stage's own, for as long as it lasts | the run's |
-| readouts | which logits evaluation reports | student |
+| readouts, reported | which logits evaluation reports, and the branches they come from | student, none |
 | deployed_state, deployed_taps, deployed_head | what of the method is part of the exported student | nothing |
 
 A method file holds one subclass, its Config and nothing else. Shape letters as in helper.protocols.
@@ -287,6 +287,10 @@ class Distiller(nn.Module):
     def extra_phases(self) -> tuple[Phase, ...]:
         return ()
 
+    def reported(self) -> tuple[str, ...]:
+        """Branches of the student (auxiliary heads) that `deploy` or `readouts` read; no other is computed then."""
+        return ()
+
     def readouts(self, features: Features) -> dict[str, Tensor]:
         return {"student": features["logits"]}
 
@@ -428,6 +432,12 @@ class Combined(Distiller):
 
     def extra_phases(self) -> tuple[Phase, ...]:
         return tuple(p for m in self._each() for p in m.extra_phases())
+
+    def reported(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(x for m in self._each() for x in m.reported()))
+
+    def readouts(self, features: Features) -> dict[str, Tensor]:
+        return {k: v for m in self._each() for k, v in m.readouts(features).items()}
 
     def own_logits(self, s: Features) -> Tensor:
         return s["logits"] if (head := self.deploying()) is None else head.own_logits(s)

@@ -415,6 +415,6 @@ def listing() -> str:
     lines.append("Models (--model, --model_s):")
     for name in model_dict:
         spec = model_dict[name]
-        lines.append(f"  {name:24s} taps {', '.join(spec.taps)}")
+        lines.append(f"  {name:24s} taps {', '.join(spec.taps)}" + (f"; {spec.note}" if spec.note else ""))
     lines.append(f"Data sets (--dataset): {', '.join(dataset_dict)}")
     return "\n".join(lines)

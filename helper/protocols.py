@@ -122,6 +122,9 @@ class ModelSpec:
     feats: tap names in the order of the published `is_feat=True` list; `stages` are its [1:-1], the last is pooled.
     head: dotted path of the classifier. mean, std: the pixel normalisation (of values in [0, 1]) it was trained with.
     learning_rate: the published default where it differs from the data set's recipe.
+    branches: taps beside the path to the logits (auxiliary heads), which are computed on request alone:
+        forward(x, names). The network's parts(name) lists their modules.
+    twin: another name whose weights have the same keys and shapes. note: what --list says of it.
     """
 
     name: str
@@ -134,6 +137,9 @@ class ModelSpec:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     learning_rate: float | None = None
+    branches: tuple[str, ...] = ()
+    twin: str | None = None
+    note: str = ""
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
         return self.build(num_classes=num_classes, **options)

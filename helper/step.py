@@ -71,9 +71,9 @@ class Deployed(nn.Module):
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Readout name -> logits [B, K]; "student" comes first."""
-        features = self.method.deploy(self.student(inputs))
+        features = self.method.deploy(self.student(inputs, self.method.reported()))
         if self.peer is not None:
-            features = {**features, "peer": self.peer(inputs)["logits"]}
+            features = {**features, "peer": self.peer(inputs, ())["logits"]}
         return self.method.readouts(features)
 
 
@@ -112,7 +112,7 @@ class DistillStep:
         self.autocast, self.accumulate, self.rng = autocast, accumulate, rng
         self.trained = Trained(student, peer, method)
 
-        for p in method.unused(student):
+        for p in (*method.unused(student), *student.idle(), *(peer.idle() if peer is not None else ())):
             p.requires_grad_(False)
         # a reused head, a frozen backbone: no trainable parameter, so its batch-norm statistics stay too
         self._frozen = [
