@@ -40,6 +40,12 @@ method_dict = Registry(
         "srd": "distiller_zoo.srd:SRD",
         "vkd": "distiller_zoo.vkd:VkD",
         "wttm": "distiller_zoo.wttm:WTTM",
+        "hsakd_teacher": "distiller_zoo.hsakd_teacher:HSAKDTeacher",
+        "hsakd": "distiller_zoo.hsakd:HSAKD",
+        "hsakd_online": "distiller_zoo.hsakd_online:HSAKDOnline",
+        "dml": "distiller_zoo.dml:DML",
+        "dpcd_teacher": "distiller_zoo.dpcd_teacher:DPCDTeacher",
+        "dpcd": "distiller_zoo.dpcd:DPCD",
     },
     aliases={
         "hint": "fitnet",

@@ -79,6 +79,13 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tens
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
+def kl_rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """kl() of every row by itself: [B]."""
+    log_p = F.log_softmax(student_logits / temperature, dim=1)
+    log_q = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1) * temperature**2
+
+
 def standardised(logits: Tensor) -> Tensor:
     """[B, K]: every row minus its mean, over its standard deviation (Sun et al., CVPR 2024, algorithm 1).
 
@@ -96,6 +103,19 @@ def non_target(logits: Tensor, labels: Tensor) -> Tensor:
     """[B, K] -> [B, K - 1], without the column of each row's label. No boolean mask: that would wait for the device."""
     columns = torch.arange(logits.shape[1] - 1, device=logits.device)
     return logits.gather(1, columns + (columns >= labels[:, None]))
+
+
+def log_binary(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B, K] -> [B, 2], log of (p_y, 1 - p_y): the label's logit against the log-sum-exp of all others.
+
+    Taking the logarithm of the probabilities, as published, gives -inf where one of them underflows.
+    """
+    margin = logits.gather(1, labels[:, None]) - non_target(logits, labels).logsumexp(1, keepdim=True)
+    return F.logsigmoid(torch.cat([margin, -margin], 1))
+
+
+def detached(features: Features) -> Features:
+    return {k: v.detach() for k, v in features.items()}
 
 
 def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -330,6 +350,28 @@ class Distiller(nn.Module):
     def deployed_head(self) -> str | None:
         """Path inside this method of the classifier that `deploy` uses in place of the student's."""
         return None
+
+
+class Peers(Distiller):
+    """Two networks of one architecture that train each other; `t` holds the features of the second, with gradient.
+
+    Terms cls and div of the student, peer_cls and peer_div of its peer, with the same weights; each learns from the
+    other's logits as they are, without a gradient into them.
+    """
+
+    teacher_mode = "trained"
+
+    def common_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        own = super().common_terms(s, detached(t), batch, progress)
+        peers = super().common_terms(t, detached(s), batch, progress)
+        return own | {f"peer_{name}": value for name, value in peers.items()}
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        weights = super().weights(progress)
+        return weights | {f"peer_{name}": weights[name] for name in ("cls", "div")}
+
+    def readouts(self, features: Features) -> dict[str, Tensor]:
+        return super().readouts(features) | ({"peer": features["peer"]} if "peer" in features else {})
 
 
 class StagePairs(Distiller):

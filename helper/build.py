@@ -145,6 +145,29 @@ def load_network(
     return _composite(path, checkpoint, spec, model, classes, shapes)
 
 
+def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -> None:
+    """Fill a network, of one with auxiliary heads what lies under them, from a checkpoint or torchvision:NAME.
+
+    From torchvision, the classifier stays fresh where the data set has other classes; a frozen one must fit.
+    """
+    model: nn.Module = getattr(net.model, "backbone", net.model)
+    head = net.spec.head.removeprefix("backbone.") if net.spec.branches else net.spec.head
+    if source.startswith("torchvision:"):
+        published = model_dict[source]  # UserError for a name torchvision does not know
+        from models.external import CLASSES, load_published
+
+        if frozen and num_classes != CLASSES:
+            raise UserError(
+                f"{source} knows {CLASSES} classes, the data set has {num_classes}: a frozen backbone needs a "
+                "classifier that fits; leave --freeze_backbone out, or train the backbone first"
+            )
+        load_published(model, published.name.partition(":")[2], True, head)
+        return
+    state = read_checkpoint(source).state
+    inside = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    load_weights(model, inside or state, f"{source} as the backbone of {net.spec.name}")
+
+
 def warn_of_twins(path: str | Path, spec: ModelSpec, named: ModelSpec, recorded: str | None, flag: str) -> None:
     """Say so where a name means another network than the weights do, and where two networks share every key."""
     if spec.note and named.note and spec.note != named.note:

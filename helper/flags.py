@@ -67,7 +67,13 @@ COMMON = (
     Flag(("--accumulate",), 1, "micro-batches per optimiser step", int, result=True),
     Flag(("--trials",), 1, "repetitions, one after the other, counting on from --trial", int),
     Flag(("--trial", "-t"), "0", "name of this repetition", result=True, named=True),
-    Flag(("--seed",), None, "random seed (default: the trial number, or crc32 of a word)", int, result=True),
+    Flag(
+        ("--seed", "--manual_seed"),
+        None,
+        "random seed (default: the trial number, or crc32 of a word)",
+        int,
+        result=True,
+    ),
     Flag(
         ("--precision",),
         "auto",
@@ -97,7 +103,17 @@ COMMON = (
     Flag(("--save_freq",), None, "accepted for old scripts", int),
 )
 
-TEACHER = (Flag(("--model",), "resnet32x4", "network to train, see --list", result=True, named=True),)
+TEACHER = (
+    Flag(("--model",), "resnet32x4", "network to train, see --list", result=True, named=True),
+    Flag(("--distill",), "vanilla", "a method that needs no teacher, see --list", result=True, named=True),
+    Flag(
+        ("--pretrained_backbone",),
+        None,
+        "start from these weights: a checkpoint, or torchvision:NAME; auxiliary heads start fresh",
+        result=True,
+        named=True,
+    ),
+)
 
 STUDENT = (
     Flag(

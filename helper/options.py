@@ -138,15 +138,17 @@ def _methods(name: str) -> list[type[Distiller]]:
     return [method_dict[part] for part in name.split("+")]
 
 
-def _distill_of(argv: Sequence[str]) -> str:
+def _distill_of(argv: Sequence[str], default: str) -> str:
     """The value of --distill or an abbreviation of it. A parser that knows nothing else, as one that knows the common
     flags alone would take a method's own flag for the abbreviation of one of them (--mode for --model_s)."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--distill", *("--distill"[:n] for n in range(len("--disti"), len("--distill"))), default="kd")
+    parser.add_argument(
+        "--distill", *("--distill"[:n] for n in range(len("--disti"), len("--distill"))), default=default
+    )
     try:
         return parser.parse_known_args(argv)[0].distill
     except argparse.ArgumentError:  # no value: the full parser says so, with its own name and usage
-        return "kd"
+        return default
 
 
 def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
@@ -164,7 +166,7 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     table = (*TEACHER, *COMMON) if teacher else (*STUDENT, *COMMON)
     prog = "train_teacher.py" if teacher else "train_student.py"
     about = (
-        "Train a network on labels alone."
+        "Train a network on labels alone, with --distill on auxiliary heads too."
         if teacher
         else ("Train a student network with a teacher. `--distill METHOD --help` adds the method's own flags.")
     )
@@ -173,8 +175,10 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     for flag in table:
         _add(parser, flag.names, flag)
 
-    distills = ["vanilla"] if teacher else _listed(_distill_of(argv), "--distill")
+    distills = _listed(_distill_of(argv, next(f.default for f in table if f.dest == "distill")), "--distill")
     methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
+    if teacher and (len(methods) != 1 or methods[0].teacher_mode != "absent"):
+        raise UserError(f"--distill {','.join(distills)} is no way to train a teacher alone: use train_student.py")
     own: dict[str, list[tuple[type[Distiller], dataclasses.Field]]] = {}
     flags = {f.dest: f for f in table}
     for method in methods:
@@ -295,7 +299,7 @@ def _resolve(
         values["seed"] = trial_seed(values["trial"])
     if not teacher:
         layer(_named_weights(values, methods), "command line")
-        values["distill"] = "+".join(m.name for m in methods)
+    values["distill"] = "+".join(m.name for m in methods)
     values[network] = spec.name
     _check(values)
     config = _config(values, own, methods, teacher)

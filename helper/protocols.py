@@ -37,6 +37,7 @@ class Batch:
     view_id: [B] int64 on the CPU or None; index * num_crops + crop, for look-ups that must not wait for the device.
     soft_target: [B, K] or None; mixed or smoothed labels, which the classification term then uses.
     teacher_inputs: what the teacher reads where it differs from `inputs`.
+    turns: [B*V] int64 or None; by how many quarters each view was turned counter-clockwise.
     """
 
     inputs: Mapping[str, Tensor]
@@ -47,6 +48,7 @@ class Batch:
     view_id: Tensor | None = None
     soft_target: Tensor | None = None
     teacher_inputs: Mapping[str, Tensor] | None = None
+    turns: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -85,6 +87,7 @@ class Batch:
                 cut(self.view_id, lo),
                 cut(self.soft_target, lo),
                 teacher(lo),
+                cut(self.turns, lo, self.views),
             )
             for lo in whole
         ]
@@ -179,6 +182,7 @@ class Side:
     spec: ModelSpec
     head: nn.Module
     shapes: Mapping[str, tuple[int, ...]]  # per-sample shape of every tap that was asked for, and of "logits"
+    input_shape: tuple[int, ...] = ()  # of a sample of the data set at hand
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,11 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet) -> build.Network | No
             raise UserError(f"--distill {wanting[0].distill} needs a teacher: pass its checkpoint with --path_t")
         return None
     if not wanting:
+        if online := [lane.distill for lane in lanes if lane.method.teacher_mode == "trained"]:
+            raise UserError(
+                f"--distill {online[0]} trains two peers that teach each other, and --path_t "
+                f"{' '.join(settings.path_t)} would be ignored: leave it out"
+            )
         for lane in lanes:
             lane.without_effect["path_t"] = f"--distill {lane.distill} uses no teacher"
         return None
@@ -293,6 +298,10 @@ def build_lane(
         source=None if source is None else lambda net: source,
     )
     first = next(stages)
+    if settings.values.get("freeze_backbone") and not settings.values.get("pretrained_backbone"):
+        raise UserError("--freeze_backbone keeps a backbone as it is: name its weights with --pretrained_backbone")
+    if start := settings.values.get("pretrained_backbone"):
+        build.load_backbone(first.step.student, start, data.num_classes, bool(settings.values.get("freeze_backbone")))
     spec_t = teacher.spec if teacher else None
     needs = build.union_of_needs(settings.method, settings.config, student, spec_t)
     if needs.full_batches and settings.batch_size % settings.accumulate:
@@ -428,6 +437,9 @@ def describe(
         "teacher": "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others)) if teacher else None,
     }
     identity.pop("dali", None)
+    start = settings.values.get("pretrained_backbone")
+    if start and Path(start).is_file():
+        identity["pretrained_backbone"] = file_checksum(start)
     return {
         "identity": identity,
         "settings": settings.as_dict(),
@@ -464,7 +476,7 @@ def finish(
             "tb_folder": str(folder.tensorboard),
             "Total params": bare / 1e6,
             "Deployed params": deployed / 1e6,
-            "Deployed MACs": macs(step.deployed(), data.shapes, fit.device) / 1e6,
+            "Deployed MACs": macs(step.deployed(bare=True), data.shapes, fit.device) / 1e6,
             "arch_t": teacher.name if uses_teacher else None,
             "evaluated_on": getattr(data, "evaluated_on", "test"),
             "Total time": fit.seconds / 3600,
@@ -480,9 +492,9 @@ def finish(
     )
     fit.log.info("result in %s", folder.models)
     if is_teacher and settings.dataset in ("cifar100", "imagenet"):
-        link = link_short_name(folder.models.parent, settings.model, folder)
+        link = link_short_name(folder.models.parent, settings.model, folder, settings.distill)
         if link is None:
-            log.info("no link %s_vanilla could be made here", settings.model)
+            log.info("no link %s_%s could be made here", settings.model, settings.distill)
         elif link.resolve() == folder.models.resolve():
             log.info("also reachable as %s", link)
         else:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distiller_zoo.base import Distiller, weighted_sum
+from distiller_zoo.base import Distiller, detached, weighted_sum
 from helper.protocols import Batch, Features, Needs, Phase, Progress, TeacherSource, Terms
 from helper.taps import TappedNet
 
@@ -32,10 +32,6 @@ def full_precision(features: Features) -> Features:
     """Losses are computed in float32, whatever autocast made of the forward pass."""
     low = (torch.bfloat16, torch.float16)
     return {k: v.float() if v.dtype in low else v for k, v in features.items()}
-
-
-def detached(features: Features) -> Features:
-    return {k: v.detach() for k, v in features.items()}
 
 
 @contextmanager
@@ -63,15 +59,20 @@ class Trained(nn.Module):
 
 
 class Deployed(nn.Module):
-    """What is evaluated, averaged, exported: the student and whatever of the method survives training."""
+    """What is evaluated, averaged, exported: the student and whatever of the method survives training.
 
-    def __init__(self, student: TappedNet, method: Distiller, peer: TappedNet | None = None):
+    bare: the student's logits alone, without a peer and without heads that are reported.
+    """
+
+    def __init__(self, student: TappedNet, method: Distiller, peer: TappedNet | None = None, bare: bool = False):
         super().__init__()
-        self.student, self.method, self.peer = student, method, peer
+        self.student, self.method, self.peer, self.bare = student, method, peer, bare
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Readout name -> logits [B, K]; "student" comes first."""
-        features = self.method.deploy(self.student(inputs, self.method.reported()))
+        features = self.method.deploy(self.student(inputs, () if self.bare else self.method.reported()))
+        if self.bare:
+            return {"student": features["logits"]}
         if self.peer is not None:
             features = {**features, "peer": self.peer(inputs, ())["logits"]}
         return self.method.readouts(features)
@@ -201,8 +202,8 @@ class DistillStep:
     def _no_sync(self, wanted: bool) -> AbstractContextManager[Any]:
         return self.run.no_sync() if wanted and hasattr(self.run, "no_sync") else nullcontext()
 
-    def deployed(self) -> Deployed:
-        return Deployed(self.student, self.method, self.peer)
+    def deployed(self, bare: bool = False) -> Deployed:
+        return Deployed(self.student, self.method, self.peer, bare)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {

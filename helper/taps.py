@@ -95,4 +95,4 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
         raise UserError(f"{net.spec.name} cannot run on inputs of {size}: {str(error).splitlines()[0]}") from error
     finally:
         net.train(was_training)
-    return Side(net.spec, net.head, {k: tuple(v.shape[1:]) for k, v in features.items()})
+    return Side(net.spec, net.head, {k: tuple(v.shape[1:]) for k, v in features.items()}, tuple(shape))

@@ -62,7 +62,8 @@ def last_conv(c_in: int) -> nn.Sequential:
 
 class MobileNetV2(nn.Module):
     """[B, 3, H, W] -> [B, num_classes]; maps of 1/2, 1/2, 1/4, 1/8 and 1/16 of the input's size, twice that with a
-    stem of stride 1. nested: whether the classifier's keys are classifier.0.* (RepDistiller) or classifier.* (HSAKD, DPCD)."""
+    stem of stride 1. nested: whether the classifier's keys are classifier.0.* (RepDistiller) or classifier.*
+    (HSAKD, DPCD)."""
 
     def __init__(self, width: float, num_classes: int = 100, stem_stride: int = 2, nested: bool = True):
         super().__init__()

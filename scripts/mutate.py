@@ -31,6 +31,7 @@ from distiller_zoo import method_dict  # noqa: E402 (a script: the path comes fi
 
 PACKAGES = ("crd", "dataset", "distiller_zoo", "helper", "models", "tests")
 TESTS = ("test_reference_classic", "test_losses_classic", "test_reference_losses", "test_losses", "test_methods")
+TESTS += ("test_losses_hsakd",)
 DEADLINE = 300  # seconds for one run of the tests
 
 
@@ -128,6 +129,29 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T"),
         Mutant("+ self.weight_a", "- self.weight_a"),
         Mutant("option(25.0,", "option(20.0,"),
+    ),
+    "hsakd_teacher": (
+        Mutant("TURNS * batch.target", "batch.target", "distiller_zoo/heads.py"),
+        Mutant("len(heads) * self.over_views(rows)", "self.over_views(rows)", "distiller_zoo/heads.py"),
+    ),
+    "hsakd": (
+        Mutant("kd_T: float = 3.0", "kd_T: float = 4.0", "distiller_zoo/heads.py"),
+        Mutant("(1 - 1 / TURNS) / others", "1 / others", "distiller_zoo/heads.py"),
+        Mutant("pixels.rot90(k,", "pixels.rot90(-k,", "distiller_zoo/heads.py"),
+    ),
+    "hsakd_online": (Mutant("labels + mutual", "labels - mutual"), Mutant("(t, detached(s), same)", "(t, s, same)")),
+    "dml": (
+        Mutant("kd_T: float = 1.0", "kd_T: float = 2.0"),
+        Mutant("common_terms(t, detached(s), batch", "common_terms(t, s, batch", "distiller_zoo/base.py"),
+    ),
+    "dpcd_teacher": (Mutant("num * F.cross_entropy", "F.cross_entropy"),),
+    "dpcd": (
+        Mutant("alpha * tckd + beta * nckd", "alpha * tckd - beta * nckd"),
+        Mutant("self.cfg.base * (1 - 0.5 * rho)", "self.cfg.base * (1 + 0.5 * rho)"),
+        Mutant("sensitivity = 12 *", "sensitivity = 10 *"),
+        Mutant("others[students] * others[teachers]", "others[students] * others[students]"),
+        Mutant("EMA = 0.9", "EMA = 0.99"),
+        Mutant("log_n[students], log_n.detach()[teachers]", "log_n[teachers], log_n.detach()[students]"),
     ),
 }
 

@@ -27,6 +27,11 @@ SMALL = {"cc": {"feat_dim": 4}, "crd": {"nce_k": 8, "feat_dim": 4}}  # settings 
 PAIRS = (("resnet8", "resnet8x4"), ("vgg8", "wrn_16_1"))  # student, teacher; the second pairs unequal stages
 EQUAL_WIDTHS = (("resnet8", "resnet14"), ("vgg8", "vgg11"))
 PAIRS_OF = {"fsp": EQUAL_WIDTHS, "kdsvd": EQUAL_WIDTHS}  # methods that compare channel by channel
+HEADS = (("resnet8_aux", "wrn_16_1_aux"),)  # methods that read auxiliary heads
+PAIRS_OF |= dict.fromkeys(("hsakd_teacher", "hsakd", "hsakd_online"), HEADS)
+PAIRS_OF |= dict.fromkeys(("dpcd_teacher", "dpcd"), (("resnet8_aux_dpcd", "wrn_16_1"),)) | {
+    "dml": (("resnet8", "resnet8"),)
+}
 CLASSES = 5
 
 
@@ -44,7 +49,8 @@ def registry_cases():
     for name in method_dict:
         method = method_dict[name]
         for student, teacher in PAIRS_OF.get(name, PAIRS):
-            data = ToyData(image=(3, 32, 32), num_classes=CLASSES)
+            side = 16 if "_aux" in student else 32  # heads are many layers
+            data = ToyData(image=(3, side, side), num_classes=CLASSES)
             factory = None if method.teacher_mode == "absent" else lambda t=teacher: network(model_dict[t], CLASSES)
             cases[f"{name}-{student}-{teacher}"] = (method, config(name), model_dict[student], factory, data)
     return cases
@@ -55,6 +61,12 @@ def toy_cases():
 
     def small():
         return network(cnn(8))
+
+    def aux(name):
+        return model_dict[name]
+
+    def heads():
+        return network(aux("resnet8_aux"))
 
     default = method_dict["kd"].Config()
     return {
@@ -73,6 +85,22 @@ def toy_cases():
         "cat_kd-authors": (method_dict["cat_kd"], config("cat_kd", cls=0.0, div=0.0), cnn(4), small, image),
         "srd-only": (method_dict["srd"], config("srd", cls=0.0, div=0.0), cnn(4), small, image),
         "mlkd-video": (method_dict["mlkd"], config("mlkd", views=1), SENSOR, lambda: network(VIDEO), paired),
+        "hsakd-rotations": (method_dict["hsakd"], config("hsakd", rotations=2), aux("resnet8_aux"), heads, image),
+        "hsakd-heads": (
+            method_dict["hsakd"],
+            config("hsakd", heads=(3, 3, 1), cls=0.0, div=0.0),
+            aux("resnet8_aux"),
+            heads,
+            image,
+        ),
+        "hsakd_teacher-frozen": (
+            method_dict["hsakd_teacher"],
+            config("hsakd_teacher", freeze_backbone=True),
+            aux("resnet8_aux"),
+            None,
+            image,
+        ),
+        "kd-of-aux": (method_dict["kd"], config("kd"), aux("resnet8_aux"), heads, image),
         "kd-only": (method_dict["kd"], config("kd", cls=0.0), cnn(4), small, image),
     }
 
