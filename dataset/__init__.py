@@ -15,7 +15,10 @@ dataset_dict = Registry(
         "folder": "dataset.folder:load",
         "digits": "dataset.digits:load",
         "imagenet": "dataset.imagenet:load",
+        "stl10": "dataset.stl10:load",
+        "tinyimagenet": "dataset.tinyimagenet:load",
     },
+    aliases={"STL-10": "stl10", "TinyImageNet": "tinyimagenet"},
 )
 
 

@@ -42,8 +42,8 @@ def load(options: DataOptions) -> ResidentData:
     found = {"train": _samples(root / "train", classes)}
     if not options.val_fraction:
         found["test"] = _samples(_test_folder(root, classes), classes)
-    _check_memory({part: len(samples) for part, samples in found.items()}, size)
-    splits = {part: _decode_all(samples, size) for part, samples in found.items()}
+    check_memory({part: len(samples) for part, samples in found.items()}, size)
+    splits = {part: decode_all(samples, size) for part, samples in found.items()}
     return resident("folder", classes, splits["train"], splits.get("test"), options, flips=True)
 
 
@@ -116,7 +116,7 @@ def _samples(folder: Path, classes: list[str]) -> list[Sample]:
     return samples
 
 
-def _check_memory(counts: dict[str, int], size: int) -> None:
+def check_memory(counts: dict[str, int], size: int) -> None:
     """UserError if the decoded images, train/ padded beside them, would take over half of the available memory."""
     pixels = sum(counts.values()) * size**2 + counts["train"] * (size + 2 * (size // 8)) ** 2
     needed, free = pixels * 3, _available_memory()
@@ -137,7 +137,7 @@ def _available_memory() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
-def _decode_all(samples: list[Sample], size: int) -> Split:
+def decode_all(samples: list[Sample], size: int) -> Split:
     images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
     target = images.numpy()
 

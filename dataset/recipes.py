@@ -36,5 +36,7 @@ RECIPES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
         "folder": SMALL,
         "digits": SMALL,
         "imagenet": LARGE,
+        "stl10": SMALL,
+        "tinyimagenet": SMALL,
     }
 )

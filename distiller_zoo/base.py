@@ -79,13 +79,6 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tens
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
-def kl_rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """kl() of every row by itself: [B]."""
-    log_p = F.log_softmax(student_logits / temperature, dim=1)
-    log_q = F.log_softmax(teacher_logits / temperature, dim=1)
-    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1) * temperature**2
-
-
 def standardised(logits: Tensor) -> Tensor:
     """[B, K]: every row minus its mean, over its standard deviation (Sun et al., CVPR 2024, algorithm 1).
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, kl_rows, option, shown
+from distiller_zoo.base import Distiller, option, shown
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Tapped, Terms, UserError
 
 TURNS = 4
@@ -48,6 +48,13 @@ def require_outputs(side: Side, heads: Sequence[str], per_class: int, num_classe
 def stacked(features: Features, heads: Sequence[str]) -> Tensor:
     """[L * B*V, outputs]: the logits of all heads, so that one call of a loss serves them all."""
     return torch.cat([features[head] for head in heads])
+
+
+def kl_rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """base.kl() of every row by itself: [B]."""
+    log_p = F.log_softmax(student_logits / temperature, dim=1)
+    log_q = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1) * temperature**2
 
 
 class WithHeads(Distiller):

@@ -65,7 +65,7 @@ class Composite(nn.Module):
         self.student, self.method = student, method
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.method.deploy(self.student({self.student.spec.input: x}))["logits"]
+        return self.method.deploy(self.student({self.student.spec.input: x}, ()))["logits"]
 
 
 def composite_spec(student: ModelSpec, method: Distiller) -> ModelSpec:

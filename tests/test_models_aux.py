@@ -15,6 +15,7 @@ from helper.checkpoint import read_checkpoint
 from helper.cost import deployed_count, deployed_parameters, macs
 from helper.options import listing
 from helper.protocols import UserError
+from helper.reporting import log
 from helper.taps import TappedNet
 from models import AUXILIARY, PAIRS, model_dict, model_in
 from models.auxiliary import SPECS
@@ -201,7 +202,8 @@ def test_published_files_load(small, tmp_path):
         load_network(save(tmp_path, "wrn_16_1_aux.pth.tar", {"net": state}), None, 10, SHAPES)
 
 
-def test_the_stride_of_mobilenets_stem_is_told_apart(tmp_path, caplog):
+def test_the_stride_of_mobilenets_stem_is_told_apart(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(log, "propagate", True)
     with torch.no_grad():
         for name, size in (("mobilenetV2", 16), ("mobilenetV2_dpcd", 8)):
             spec = model_dict[name]
