@@ -254,12 +254,13 @@ def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teache
     )
 
 
-def sgd(momentum: float, weight_decay: float, lr: float) -> MakeOptimizer:
+def sgd(momentum: float, weight_decay: float, lr: float, nesterov: bool = False) -> MakeOptimizer:
     """The published optimiser: SGD on everything that trains, batch norm and biases included."""
 
     def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
         group = {"params": list(params), "lr_scale": scale}
-        return torch.optim.SGD([group], lr=lr * scale, momentum=momentum, weight_decay=weight_decay, fused=True)
+        options = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        return torch.optim.SGD([group], lr=lr * scale, fused=True, **options)
 
     return make
 

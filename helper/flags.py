@@ -64,6 +64,7 @@ COMMON = (
     Flag(("--lr_decay_rate",), 0.1, "factor of each decay", float, result=True),
     Flag(("--weight_decay",), 5e-4, "on all parameters, batch norm and biases included", float, result=True),
     Flag(("--momentum",), 0.9, "of SGD", float, result=True),
+    _switch(("--nesterov",), "Nesterov momentum, as HSAKD and DPCD train on CIFAR", result=True),
     Flag(("--accumulate",), 1, "micro-batches per optimiser step", int, result=True),
     Flag(("--trials",), 1, "repetitions, one after the other, counting on from --trial", int),
     Flag(("--trial", "-t"), "0", "name of this repetition", result=True, named=True),

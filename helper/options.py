@@ -393,6 +393,8 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UserError(f"--val_fraction {values['val_fraction']} must lie in [0, 1)")
     if not 0 < values["few_ratio"] <= 1:
         raise UserError(f"--few_ratio {values['few_ratio']} must lie in (0, 1]")
+    if values["nesterov"] and not values["momentum"]:
+        raise UserError("--nesterov needs a --momentum above 0")
     if values["max_steps"] is not None and values["max_steps"] < 1:
         raise UserError(f"--max_steps {values['max_steps']} must be at least 1")
     if not 0 <= values["seed"] < 2**63:

@@ -289,7 +289,7 @@ def build_lane(
         data,
         batch_size=settings.batch_size,
         device=device,
-        make_optimizer=build.sgd(settings.momentum, settings.weight_decay, settings.learning_rate),
+        make_optimizer=build.sgd(settings.momentum, settings.weight_decay, settings.learning_rate, settings.nesterov),
         epochs=settings.epochs,
         init_epochs=settings.values.get("init_epochs", 0),
         init_seed=settings.seed,

@@ -158,6 +158,20 @@ def test_golden_online():
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("name", ["hsakd_teacher", "hsakd", "hsakd_online", "dpcd_teacher", "dpcd"])
+def test_terms_bear_the_methods_name_and_features_stay(name):
+    per_class, rows = (1, 8) if name.startswith("dpcd") else (4, 32)
+    method = build(name, per_class=per_class)
+    s, t = (
+        {"logits": torch.randn(rows, 3), **{f"aux{i}": torch.randn(rows, 3 * per_class) for i in (1, 2)}} for _ in "st"
+    )
+    batch = plain_batch(np.arange(8) % 3) if per_class == 1 else rotated_batch(np.arange(8) % 3)
+    terms, s_out, t_out = run(method, s, t, batch)
+    assert all(k in ("cls", "div", "peer_cls", "peer_div") or k.startswith(name) for k in terms)
+    assert terms.keys() <= method.weights(LATE).keys()
+    assert s_out is s and t_out is t
+
+
 def test_golden_collapsed_logits():
     method = build("hsakd", report_heads=True)
     out = method.readouts(features(GOLDEN["s"]))

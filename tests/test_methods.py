@@ -11,6 +11,7 @@ from method_context import batch_of, build, run, side, spec
 from torch import nn
 
 from distiller_zoo import method_dict, published_names
+from distiller_zoo.heads import WithHeads
 from helper.build import chain_of, union_of_needs
 from helper.protocols import ModelSpec, Progress, Tap, UserError
 from helper.taps import TappedNet, probe
@@ -144,7 +145,13 @@ EQUAL = ("fsp", "kdsvd")  # methods that compare channel by channel
 
 
 @pytest.mark.parametrize(
-    ("name", "stage"), [(name, stage) for name in method_dict for stage in range(len(chain_of(method_dict[name])))]
+    ("name", "stage"),
+    [
+        (name, stage)
+        for name in method_dict
+        if not issubclass(method_dict[name], WithHeads)  # of auxiliary heads: test_losses_hsakd.py
+        for stage in range(len(chain_of(method_dict[name])))
+    ],
 )
 def test_features_added_are_prefixed(name, stage):
     """`deploy` may replace the logits; nothing else of the networks is overwritten."""
@@ -160,7 +167,10 @@ def test_features_added_are_prefixed(name, stage):
         for width, stages in ((6, STAGES_S), (12, stages_t))
     )
     terms, s_out, t_out = run(method, s, t, batch_of(torch.arange(8) % 5))
-    assert terms.keys() - {"cls", "div"} <= {method.name} and terms.keys() <= method.weights(Progress()).keys()
+    assert (
+        terms.keys() - {"cls", "div", "peer_cls", "peer_div"} <= {method.name}
+        and terms.keys() <= method.weights(Progress()).keys()
+    )
     for before, after in ((s, s_out), (t, t_out)):
         assert all(k.startswith(f"{method.name}.") for k in after.keys() - before.keys())
         changed = {k for k in before if after[k] is not before[k]}
