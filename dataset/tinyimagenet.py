@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataset.base import DataOptions
-from dataset.folder import EXTENSIONS, Sample, check_memory, decode_all
+from dataset.base import DataOptions, check_memory
+from dataset.folder import EXTENSIONS, Sample, decode_all
 from dataset.resident import ResidentData, resident
 from helper.protocols import UserError
 

@@ -1,4 +1,4 @@
-"""DPCD (code of 2025, no paper known): decoupled KD weighted by the teacher's confidence, and KD among one's own heads.
+"""DPCD (wsh081, code 2025): decoupled KD weighted by the teacher's confidence, and KD among one's own heads.
 
 Path 1, term dpcd: alpha * TCKD + beta * NCKD (Zhao et al., CVPR 2022) from the teacher's logits; alpha and beta follow
 how confident the teacher has been of late. Path 2, dpcd_ced: every head teaches the deeper ones and the student itself,

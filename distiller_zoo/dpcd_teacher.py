@@ -1,4 +1,4 @@
-"""Teacher of DPCD (code of 2025, no paper known): CE(p, y) + sum over heads of CE(q_l, y), on upright images."""
+"""Teacher of DPCD (wsh081, code 2025): CE(p, y) + sum over heads of CE(q_l, y), on upright images."""
 
 from __future__ import annotations
 

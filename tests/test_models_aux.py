@@ -10,10 +10,10 @@ import torch
 from golden.rule import fill_array, rand
 from model_contract import check_layout, check_training, tapped
 
+from helper import listing
 from helper.build import load_network
 from helper.checkpoint import read_checkpoint
 from helper.cost import deployed_count, deployed_parameters, macs
-from helper.options import listing
 from helper.protocols import UserError
 from helper.reporting import log
 from helper.taps import TappedNet
@@ -209,7 +209,8 @@ def test_the_stride_of_mobilenets_stem_is_told_apart(tmp_path, caplog, monkeypat
             spec = model_dict[name]
             out = TappedNet(spec(num_classes=10), spec, ("stage2",))({"image": rand((2, 3, 16, 16), 0)})
             assert out["stage2"].shape[-1] == size // 2
-    assert "stem of stride 1" in listing() and "stem of stride 2" in listing()
+    for name, stride in (("mobilenetV2", 1), ("mobilenetV2_aux", 1), ("mobilenetV2_dpcd", 2)):
+        assert f"stem of stride {stride}" in listing.model(model_dict[name]).taps
     heads = save(tmp_path, "mobilenetV2_aux.pth.tar", {"net": model_dict["mobilenetV2_aux_dpcd"](10).state_dict()})
     with caplog.at_level("WARNING"):
         assert load_network(heads, None, 10, SHAPES).spec.name == "mobilenetV2_aux_dpcd"
