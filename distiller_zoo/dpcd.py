@@ -104,7 +104,7 @@ class DPCD(WithHeads):
     def _remember(self, confidence: Tensor) -> None:
         """[B] of this process; afterwards every process knows those of all. The last batch may be of unequal parts."""
         is_real = torch.ones_like(confidence)
-        if torch.distributed.is_initialized():
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
             missing = self.batch_size - len(confidence)
             confidence, is_real = (gathered(F.pad(x, (0, missing))) for x in (confidence, is_real))
         count = is_real.sum()
