@@ -43,10 +43,12 @@ def options_of(args):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--path", required=True, help="checkpoint: a student, a teacher, or a plain state dict")
-    parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
+    parser.add_argument(
+        "--path", "--student_weights", required=True, help="checkpoint: a student, a teacher, or a plain state dict"
+    )
+    parser.add_argument("--model", "--arch", help="architecture, where neither the file nor its path tells")
     parser.add_argument("--dataset", default="cifar100")
-    parser.add_argument("--data_folder", default="../data/")
+    parser.add_argument("--data_folder", "--data", default="../data/")
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--file", type=Path, help="name the action in this sensor recording, with no data set at all")
     parser.add_argument("--modality", help="what the network reads of action recordings (default: as it was trained)")
@@ -55,6 +57,8 @@ def main(argv=None):
     parser.add_argument("--skip_bad", action="store_true", help="leave out damaged recordings")
     parser.add_argument("--batch_size", type=int, default=500)
     parser.add_argument("--gpu_id", default="0")
+    parser.add_argument("--manual_seed", "--seed", help="accepted for old commands: nothing is random here")
+    parser.add_argument("--num_workers", help="accepted for old commands: the data is in memory")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
     parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the method or model, if outside")
     args = parser.parse_args(normalised(argv))
@@ -72,19 +76,24 @@ def main(argv=None):
     for note in getattr(data, "notes", ()):
         log.info(note)
     network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
-    net = build.to_device(network.tapped(), device).eval()
+    net = build.to_device(network.tapped(network.spec.branches), device).eval()
     autocast = build.pick_autocast(args.precision, device)
 
     def predict(inputs):
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            return {"student": net(inputs)["logits"]}
+            out = net(inputs)
+        heads = {name: out[name].unflatten(1, (data.num_classes, -1)).sum(2) for name in network.spec.branches}
+        return {"student": out["logits"], **heads}
 
     started = time.monotonic()
-    result = evaluate(predict, data.test_loader(args.batch_size, device=device), device)["student"]
+    results = evaluate(predict, data.test_loader(args.batch_size, device=device), device)
+    result = results.pop("student")
     seconds = time.monotonic() - started
     samples = sum(len(batch) for batch in data.test_loader(args.batch_size, device=device))
     log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, data.name, samples, args.precision)
     log.info("top-1 %.2f  top-5 %.2f  loss %.4f", result["acc"], result["acc_top5"], result["loss"])
+    for name, head in results.items():  # auxiliary: of classes alone, the sum over rotations, on upright images
+        log.info("%s top-1 %.2f  top-5 %.2f", name, head["acc"], head["acc_top5"])
     recorded = network.checkpoint.best_acc
     if recorded is not None:
         differs = abs(recorded - result["acc"]) > 0.1
@@ -94,7 +103,7 @@ def main(argv=None):
         "parameters %d (%.3f M)  MACs %.1f M per sample  %.0f img/s",
         count,
         count / 1e6,
-        macs(net, data.shapes, device) / 1e6,
+        macs(build.to_device(network.tapped(), device), data.shapes, device) / 1e6,
         samples / seconds,
     )
 

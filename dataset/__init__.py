@@ -18,7 +18,10 @@ dataset_dict = Registry(
         "utd_mhad": "dataset.utd_mhad:load_utd_mhad",
         "berkeley_mhad": "dataset.berkeley_mhad:load_berkeley_mhad",
         "mmact": "dataset.mmact:load_mmact",
+        "stl10": "dataset.stl10:load",
+        "tinyimagenet": "dataset.tinyimagenet:load",
     },
+    aliases={"STL-10": "stl10", "TinyImageNet": "tinyimagenet"},
 )
 
 

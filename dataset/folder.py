@@ -46,7 +46,7 @@ def load(options: DataOptions) -> ResidentData:
     if not options.val_fraction:
         found["test"] = _samples(matching_classes(root, classes), classes)
     check_memory({part: len(samples) for part, samples in found.items()}, size)
-    splits = {part: _decode_all(samples, size) for part, samples in found.items()}
+    splits = {part: decode_all(samples, size) for part, samples in found.items()}
     return resident("folder", classes, splits["train"], splits.get("test"), options, flips=True)
 
 
@@ -128,7 +128,7 @@ def _samples(folder: Path, classes: list[str]) -> list[Sample]:
     return samples
 
 
-def _decode_all(samples: list[Sample], size: int) -> Split:
+def decode_all(samples: list[Sample], size: int) -> Split:
     images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
     target = images.numpy()
 

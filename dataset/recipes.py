@@ -48,5 +48,7 @@ RECIPES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
         "utd_mhad": PAIRED,
         "berkeley_mhad": PAIRED,
         "mmact": PAIRED,
+        "stl10": SMALL,
+        "tinyimagenet": SMALL,
     }
 )

@@ -43,6 +43,12 @@ method_dict = Registry(
         "logits": "distiller_zoo.logits:Logits",
         "cakd": "distiller_zoo.cakd:CAKD",
         "dask": "distiller_zoo.dask:DASK",
+        "hsakd_teacher": "distiller_zoo.hsakd_teacher:HSAKDTeacher",
+        "hsakd": "distiller_zoo.hsakd:HSAKD",
+        "hsakd_online": "distiller_zoo.hsakd_online:HSAKDOnline",
+        "dml": "distiller_zoo.dml:DML",
+        "dpcd_teacher": "distiller_zoo.dpcd_teacher:DPCDTeacher",
+        "dpcd": "distiller_zoo.dpcd:DPCD",
     },
     aliases={
         "baseline": "vanilla",

@@ -14,7 +14,7 @@
 | teacher_mode | absent, frozen, or trained (an online peer) | frozen |
 | before | a first stage, trained to completion | none |
 | constant_lr | a learning rate of a stage's own, for as long as it lasts | the run's |
-| readouts | which logits evaluation reports | student |
+| readouts, reported | which logits evaluation reports, and the branches they come from | student, none |
 | deployed_state, deployed_taps, deployed_head | what of the method is part of the exported student | nothing |
 
 A method file holds one subclass, its Config and nothing else. Shape letters as in helper.protocols.
@@ -113,6 +113,19 @@ def non_target(logits: Tensor, labels: Tensor) -> Tensor:
     """[B, K] -> [B, K - 1], without the column of each row's label. No boolean mask: that would wait for the device."""
     columns = torch.arange(logits.shape[1] - 1, device=logits.device)
     return logits.gather(1, columns + (columns >= labels[:, None]))
+
+
+def log_binary(logits: Tensor, labels: Tensor) -> Tensor:
+    """[B, K] -> [B, 2], log of (p_y, 1 - p_y): the label's logit against the log-sum-exp of all others.
+
+    Taking the logarithm of the probabilities, as published, gives -inf where one of them underflows.
+    """
+    margin = logits.gather(1, labels[:, None]) - non_target(logits, labels).logsumexp(1, keepdim=True)
+    return F.logsigmoid(torch.cat([margin, -margin], 1))
+
+
+def detached(features: Features) -> Features:
+    return {k: v.detach() for k, v in features.items()}
 
 
 def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,6 +326,10 @@ class Distiller(nn.Module):
     def extra_phases(self) -> tuple[Phase, ...]:
         return ()
 
+    def reported(self) -> tuple[str, ...]:
+        """Branches of the student (auxiliary heads) that `deploy` or `readouts` read; no other is computed then."""
+        return ()
+
     def readouts(self, features: Features) -> dict[str, Tensor]:
         return {"student": features["logits"]}
 
@@ -353,6 +370,28 @@ class Distiller(nn.Module):
     def deployed_head(self) -> str | None:
         """Path inside this method of the classifier that `deploy` uses in place of the student's."""
         return None
+
+
+class Peers(Distiller):
+    """Two networks of one architecture that train each other; `t` holds the features of the second, with gradient.
+
+    Terms cls and div of the student, peer_cls and peer_div of its peer, with the same weights; each learns from the
+    other's logits as they are, without a gradient into them.
+    """
+
+    teacher_mode = "trained"
+
+    def common_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        own = super().common_terms(s, detached(t), batch, progress)
+        peers = super().common_terms(t, detached(s), batch, progress)
+        return own | {f"peer_{name}": value for name, value in peers.items()}
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        weights = super().weights(progress)
+        return weights | {f"peer_{name}": weights[name] for name in ("cls", "div")}
+
+    def readouts(self, features: Features) -> dict[str, Tensor]:
+        return super().readouts(features) | ({"peer": features["peer"]} if "peer" in features else {})
 
 
 class StagePairs(Distiller):
@@ -462,6 +501,12 @@ class Combined(Distiller):
 
     def extra_phases(self) -> tuple[Phase, ...]:
         return tuple(p for m in self._each() for p in m.extra_phases())
+
+    def reported(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(x for m in self._each() for x in m.reported()))
+
+    def readouts(self, features: Features) -> dict[str, Tensor]:
+        return {k: v for m in self._each() for k, v in m.readouts(features).items()}
 
     def own_logits(self, s: Features) -> Tensor:
         return s["logits"] if (head := self.deploying()) is None else head.own_logits(s)

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from distiller_zoo.base import Distiller, check_range, kl, labels_of, non_target, option
+from distiller_zoo.base import Distiller, check_range, kl, labels_of, log_binary, non_target, option
 from helper.protocols import Batch, Features, Progress, Terms
-
-
-def log_binary(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B, K] -> [B, 2], log of (p_y, 1 - p_y): the label's logit against the log-sum-exp of all others.
-
-    Taking the logarithm of the probabilities, as published, gives -inf where one of them underflows.
-    """
-    margin = logits.gather(1, labels[:, None]) - non_target(logits, labels).logsumexp(1, keepdim=True)
-    return F.logsigmoid(torch.cat([margin, -margin], 1))
 
 
 class DKD(Distiller):

@@ -18,6 +18,7 @@ from distiller_zoo.base import Distiller
 from helper.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from helper.kernels import PLAIN, Kernels
 from helper.protocols import Context, DataSet, ModelSpec, Needs, Side, Tap, TeacherSource, UserError
+from helper.reporting import log
 from helper.step import DistillStep, MakeOptimizer
 from helper.taps import TappedNet, probe
 from helper.teacher import EnsembleTeacher, LiveTeacher
@@ -94,7 +95,7 @@ class Composite(nn.Module):
         self.student, self.method = student, method
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.method.deploy(self.student({self.student.spec.input: x}))["logits"]
+        return self.method.deploy(self.student({self.student.spec.input: x}, ()))["logits"]
 
 
 def composite_spec(student: ModelSpec, method: Distiller) -> ModelSpec:
@@ -103,11 +104,11 @@ def composite_spec(student: ModelSpec, method: Distiller) -> ModelSpec:
     def inside(prefix: str, tap: Tap) -> Tap:
         return dataclasses.replace(tap, module=f"{prefix}.{tap.module}")
 
-    taps = {k: inside("student.model", tap) for k, tap in student.taps.items()}
+    taps = {k: inside("student.model", tap) for k, tap in student.taps.items() if k not in student.branches}
     taps |= {k: inside("method", tap) for k, tap in method.deployed_taps(student).items()}
     own_head = method.deployed_head()
     head = f"student.model.{student.head}" if own_head is None else f"method.{own_head}"
-    return dataclasses.replace(student, taps=taps, head=head, mean=None, std=None)
+    return dataclasses.replace(student, taps=taps, head=head, mean=None, std=None, branches=())
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ def load_network(
         explicit = None  # one name of two networks, and the file holds the other
     arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)
     spec = model_in(arch, checkpoint.state).fitted(shapes)
+    warn_of_twins(path, spec, model_dict[arch], checkpoint.meta.get("arch"), flag)
     classes = num_classes_of(checkpoint.state, spec)
     if num_classes is not None and classes is not None and classes != num_classes:
         raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, the data set has {num_classes}")
@@ -205,6 +207,44 @@ def load_network(
     if "proj" not in checkpoint.extra:
         return Network(spec, model, checkpoint)
     return _composite(path, checkpoint, spec, model, classes, shapes)
+
+
+def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -> None:
+    """Fill a network, of one with auxiliary heads what lies under them, from a checkpoint or torchvision:NAME.
+
+    From torchvision, the classifier stays fresh where the data set has other classes; a frozen one must fit.
+    """
+    model: nn.Module = getattr(net.model, "backbone", net.model)
+    head = net.spec.head.removeprefix("backbone.") if net.spec.branches else net.spec.head
+    if source.startswith("torchvision:"):
+        published = model_dict[source]  # UserError for a name torchvision does not know
+        from models.external import CLASSES, load_published
+
+        if frozen and num_classes != CLASSES:
+            raise UserError(
+                f"{source} knows {CLASSES} classes, the data set has {num_classes}: a frozen backbone needs a "
+                "classifier that fits; leave --freeze_backbone out, or train the backbone first"
+            )
+        load_published(model, published.name.partition(":")[2], True, head)
+        return
+    state = read_checkpoint(source).state
+    inside = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    load_weights(model, inside or state, f"{source} as the backbone of {net.spec.name}")
+
+
+def warn_of_twins(path: str | Path, spec: ModelSpec, named: ModelSpec, recorded: str | None, flag: str) -> None:
+    """Say so where a name means another network than the weights do, and where two networks share every key."""
+    if spec.note and named.note and spec.note != named.note:
+        log.warning(
+            "warning: %s holds a %s (%s) and is read as that, not as the %s (%s) it was called",
+            *(path, spec.name, spec.note, named.name, named.note),
+        )
+    elif spec.twin and recorded is None:
+        log.warning(
+            "warning: %s fits %s (%s) and %s (%s) alike and is read as the first; if its accuracy is far off, name "
+            "the second with %s",
+            *(path, spec.name, spec.note, spec.twin, model_dict[spec.twin].note, flag),
+        )
 
 
 def _composite(

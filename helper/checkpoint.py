@@ -26,6 +26,7 @@ State = dict[str, Tensor]
 
 WEIGHT_ENTRIES = ("model", "net", "state_dict")
 ACCURACY_ENTRIES = ("best_acc", "accuracy", "acc")
+PEERS = ("net1", "net2")  # of an online run: the student, and its peer
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 TORCH_FILES = (b"PK\x03\x04", b"\x80")  # zip, pickle
 
@@ -121,8 +122,12 @@ def load_file(path: str | Path) -> Any:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read any of the forms named above. Raises UserError as load_file does, and where no weights are found."""
-    path, content = Path(path), load_file(path)
+    """Read any of the forms named above. Raises UserError as load_file does, and where no weights are found.
+
+    FILE@net1 and FILE@net2 name one of two peers that were trained together.
+    """
+    path, peer = _peer_of(Path(path))
+    content = load_file(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dict of weights: save a state_dict")
     entry = next((k for k in WEIGHT_ENTRIES if _tensors(content.get(k))), None)
@@ -134,6 +139,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} holds no weights, only {', '.join(map(str, content)) or 'an empty dict'}: "
             f"expected an entry {', '.join(WEIGHT_ENTRIES)} or a plain state dict"
         )
+    state, entry = _one_peer(path, _unwrap(state), entry, content, peer)
     meta, epoch = content.get("meta"), _number(content.get("epoch"))
     extra = {
         k: _unwrap(v)
@@ -142,12 +148,34 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     }
     return Checkpoint(
         path,
-        _unwrap(state),
+        state,
         dict(meta) if isinstance(meta, Mapping) else {},
         _accuracy(content),
         None if epoch is None else int(epoch),
         extra,
     )
+
+
+def _peer_of(path: Path) -> tuple[Path, str | None]:
+    """FILE@net2 -> (FILE, "net2"); a file of that very name is no such thing."""
+    name, at, peer = path.name.rpartition("@")
+    return (path.with_name(name), peer) if at and peer in PEERS and not path.exists() else (path, None)
+
+
+def _one_peer(
+    path: Path, state: State, entry: str | None, content: Mapping[str, Any], peer: str | None
+) -> tuple[State, str | None]:
+    """The weights of the peer that was asked for: of HSAKD's files, which prefix both, and of this toolbox's own."""
+    if all(k.startswith(tuple(f"{p}." for p in PEERS)) for k in state):
+        if peer is None:
+            raise UserError(f"{path} holds two peers: name one of them, {path}@net1 or {path}@net2")
+        return {k.removeprefix(f"{peer}."): v for k, v in state.items() if k.startswith(f"{peer}.")}, entry
+    if peer is None:
+        return state, entry
+    second = _tensors(content.get("peer"))
+    if not second:
+        raise UserError(f"{path} holds one network and no peer: leave @{peer} out")
+    return (state, entry) if peer == PEERS[0] else (_unwrap(second), "peer")
 
 
 def _tensors(entry: Any) -> State:
@@ -240,7 +268,8 @@ def infer_arch(
     folder = path.parent.name
     student = re.match(r"S[:~](.+?)_T[:~]", folder)
     known = sorted(known_names, key=len, reverse=True)
-    for text in (path.stem, student[1] if student else folder):
+    stem = path.name.rpartition("@")[0] or path.name  # a peer of two
+    for text in (re.sub(r"\.(pth|pt)(\.tar)?$", "", stem), student[1] if student else folder):
         for name in known:
             if text == name or text.startswith(f"{name}_"):
                 return name

@@ -18,24 +18,31 @@ from helper.taps import TappedNet
 def deployed_parameters(student: TappedNet, method: Distiller | None) -> tuple[int, int]:
     """(parameters of the bare student, parameters at test time).
 
-    They differ where a method deploys layers of its own, or replaces the student's classifier.
+    They differ where a method deploys layers of its own, or replaces the student's classifier, and by auxiliary heads.
     """
     bare = sum(p.numel() for p in student.model.parameters())
+    kept = bare - sum(p.numel() for p in _branches(student.model))
     if method is None or method.deploying() is None:
-        return bare, bare
+        return bare, kept
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     extra = sum(
         v.numel() for entry in method.deployed_state().values() for k, v in entry.items() if not k.endswith(buffers)
     )
     own_head = sum(p.numel() for p in student.head.parameters()) if method.deployed_head() else 0
-    return bare, bare - own_head + extra
+    return bare, kept - own_head + extra
+
+
+def _branches(model: nn.Module) -> Iterable[nn.Parameter]:
+    """What auxiliary heads have; nothing of them is needed at test time."""
+    heads = getattr(model, "auxiliary_classifier", None)
+    return () if heads is None else heads.parameters()
 
 
 def deployed_count(model: nn.Module) -> int:
     """Parameters at test time of a network read from a checkpoint: a classifier that was replaced does not count."""
     if isinstance(model, Composite):
         return deployed_parameters(model.student, model.method)[1]
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in _branches(model))
 
 
 def replaced_head(predict: nn.Module) -> nn.Module | None:

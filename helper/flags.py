@@ -100,10 +100,17 @@ COMMON = (
     Flag(("--cutmix",), 0.0, "alpha of CutMix; with --mixup, each batch draws one of them", float, result=True),
     Flag(("--weight_decay",), 5e-4, "on all parameters, batch norm and biases included", float, result=True),
     Flag(("--momentum",), 0.9, "of SGD", float, result=True),
+    _switch(("--nesterov",), "short for --optimizer nesterov, as HSAKD and DPCD train on CIFAR", result=True),
     Flag(("--accumulate",), 1, "micro-batches per optimiser step", int, result=True),
     Flag(("--trials",), 1, "repetitions, one after the other, counting on from --trial", int),
     Flag(("--trial", "-t"), "0", "name of this repetition", result=True, named=True),
-    Flag(("--seed",), None, "random seed (default: the trial number, or crc32 of a word)", int, result=True),
+    Flag(
+        ("--seed", "--manual_seed"),
+        None,
+        "random seed (default: the trial number, or crc32 of a word)",
+        int,
+        result=True,
+    ),
     Flag(
         ("--precision",),
         "auto",
@@ -177,6 +184,14 @@ COMMON = (
 TEACHER = (
     Flag(("--model",), "resnet32x4", "network to train, see --list", result=True, named=True),
     Flag(("--modality",), None, "what the network reads of action recordings, as video or accel", result=True),
+    Flag(("--distill",), "vanilla", "a method that needs no teacher, see --list", result=True, named=True),
+    Flag(
+        ("--pretrained_backbone",),
+        None,
+        "start from these weights: a checkpoint, or torchvision:NAME; auxiliary heads start fresh",
+        result=True,
+        named=True,
+    ),
 )
 
 STUDENT = (

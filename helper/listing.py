@@ -10,6 +10,7 @@ All of it is read off the registries: the first line of a method's file names it
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
@@ -125,7 +126,8 @@ def model(spec: ModelSpec) -> Model:
     net = bare(spec, 1000 if spec.input_shape[-1] > LARGE_IMAGE else 100)
     cost = macs(net, {spec.input: spec.input_shape}, torch.device("meta"))
     parameters = sum(p.numel() for p in net.model.parameters())
-    return Model(spec.name, parameters, cost, spec.input_shape, grouped(spec.taps))
+    about = f"; {spec.note}" if spec.note else ""
+    return Model(spec.name, parameters, cost, spec.input_shape, grouped(spec.taps) + about)
 
 
 @cache
@@ -150,7 +152,7 @@ def method(kind: type[Distiller]) -> Method:
     if kind.before is not None:
         remarks.append("a first stage before it (--init_epochs)")
     try:
-        taps, deployed, trained, full = _measured(kind, cfg)
+        taps, deployed, trained, full = _measured_somewhere(kind, cfg)
     except UserError as refusal:
         taps, deployed, trained, full = "of networks of its own", None, None, False
         remarks.append(str(refusal))
@@ -180,12 +182,20 @@ def _probed(name: str) -> tuple[TappedNet, Side]:
     return net, probe(net, {spec.input: spec.input_shape})
 
 
-def _measured(kind: type[Distiller], cfg: Distiller.Config) -> tuple[str, int | None, int, bool]:
+def _measured_somewhere(kind: type[Distiller], cfg: Distiller.Config) -> tuple[str, int | None, int, bool]:
+    """_measured() on the plain networks, else on those with auxiliary heads of either kind."""
+    for end in ("", "_aux"):
+        with contextlib.suppress(UserError):
+            return _measured(kind, cfg, end)
+    return _measured(kind, cfg, "_aux_dpcd")
+
+
+def _measured(kind: type[Distiller], cfg: Distiller.Config, end: str) -> tuple[str, int | None, int, bool]:
     """(taps, parameters deployed, parameters trained, whether short batches are left out) for STUDENT and TEACHER."""
-    student, teacher = model_dict[STUDENT], model_dict[TEACHER]
+    student, teacher = model_dict[STUDENT + end], model_dict[TEACHER + end]
     spec_t = {"absent": None, "trained": student, "frozen": teacher}[kind.teacher_mode]
     needs = union_of_needs(kind, cfg, student, spec_t)
-    net_s, side_s = _probed(STUDENT)
+    net_s, side_s = _probed(student.name)
     side_t = None if spec_t is None else _probed(spec_t.name)[1]
     for spec, wanted in ((student, needs.student), (spec_t, needs.teacher)):
         if missing := set(wanted) - (spec.taps.keys() if spec else set()):
@@ -202,7 +212,8 @@ def _measured(kind: type[Distiller], cfg: Distiller.Config) -> tuple[str, int | 
     reads_s, reads_t = (grouped((*names, *logits)) for names in (needs.student, needs.teacher))
     apart = f"student {reads_s or 'none'}; teacher {reads_t or 'none'}"
     taps = apart if reads_s != reads_t else reads_s or "none"
-    return taps, deployed - bare_count, trained, needs.full_batches
+    heads = 0 if built is None else bare_count - deployed_parameters(net_s, None)[1]  # are dropped, with any method
+    return taps, deployed - bare_count + heads, trained, needs.full_batches
 
 
 def in_millions(count: int | None) -> str:

@@ -284,6 +284,8 @@ class Fit:
             suffix = "" if not row else f"_{name}"
             row |= {f"test_{k}{suffix}": v for k, v in result.items()}
         self.log.info(" ** Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
+        for name in (k.removeprefix("test_acc_top5_") for k in row if k.startswith("test_acc_top5_")):
+            self.log.info(" ** %s: Acc@1 %.3f, Acc@5 %.3f", name, row[f"test_acc_{name}"], row[f"test_acc_top5_{name}"])
         return row
 
     def _refuse_nan(self, epoch: int, step: int, bad_step: int | None, stage: Stage | None = None) -> None:
@@ -322,6 +324,7 @@ class Fit:
                     "epoch": epoch,
                     "model": step.student.model.state_dict(),
                     "best_acc": self.best_acc,
+                    **({} if step.peer is None else {"peer": step.peer.model.state_dict()}),
                     **step.method.deployed_state(),
                     "meta": meta,
                 },

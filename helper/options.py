@@ -175,7 +175,7 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     table = (*TEACHER, *COMMON) if teacher else (*STUDENT, *COMMON)
     prog = "train_teacher.py" if teacher else "train_student.py"
     about = (
-        "Train a network on labels alone."
+        "Train a network on labels alone, with --distill on auxiliary heads too."
         if teacher
         else ("Train a student network with a teacher. `--distill METHOD --help` adds the method's own flags.")
     )
@@ -190,10 +190,11 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     for flag in table:
         _add(parser, flag.names, flag)
 
-    distills = (
-        ["vanilla"] if teacher else _listed(_named_before(argv, "--distill", len("--disti")) or "kd", "--distill")
-    )
+    named = _named_before(argv, "--distill", len("--disti"))
+    distills = _listed(named or next(f.default for f in table if f.dest == "distill"), "--distill")
     methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
+    if teacher and (len(methods) != 1 or methods[0].teacher_mode != "absent"):
+        raise UserError(f"--distill {','.join(distills)} is no way to train a teacher alone: use train_student.py")
     own: dict[str, list[tuple[type[Distiller], dataclasses.Field]]] = {}
     flags = {f.dest: f for f in table}
     for method in methods:
@@ -316,7 +317,7 @@ def _resolve(
         values["seed"] = trial_seed(values["trial"])
     if not teacher:
         layer(_named_weights(values, methods), "command line")
-        values["distill"] = "+".join(m.name for m in methods)
+    values["distill"] = "+".join(m.name for m in methods)
     values[network] = spec.name
     _check(values)
     config = _config(values, own, methods, teacher)
@@ -438,6 +439,10 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UserError(f"--val_fraction {values['val_fraction']} must lie in [0, 1)")
     if not 0 < values["few_ratio"] <= 1:
         raise UserError(f"--few_ratio {values['few_ratio']} must lie in (0, 1]")
+    if values["nesterov"] and values["optimizer"] not in ("sgd", "nesterov"):
+        raise UserError(f"--nesterov is a momentum of SGD, --optimizer {values['optimizer']} has none: drop one")
+    if values["nesterov"] and not values["momentum"]:
+        raise UserError("--nesterov needs a --momentum above 0")
     if values["max_steps"] is not None and values["max_steps"] < 1:
         raise UserError(f"--max_steps {values['max_steps']} must be at least 1")
     if not 0 <= values["seed"] < 2**63:

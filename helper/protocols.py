@@ -38,6 +38,7 @@ class Batch:
     view_id: [B] int64 on the CPU or None; index * num_crops + crop, for look-ups that must not wait for the device.
     soft_target: [B, K] or None; mixed or smoothed labels, which the classification term then uses.
     teacher_inputs: what the teacher reads where it differs from `inputs`.
+    turns: [B*V] int64 or None; by how many quarters each view was turned counter-clockwise.
     """
 
     inputs: Mapping[str, Tensor]
@@ -48,6 +49,7 @@ class Batch:
     view_id: Tensor | None = None
     soft_target: Tensor | None = None
     teacher_inputs: Mapping[str, Tensor] | None = None
+    turns: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -86,6 +88,7 @@ class Batch:
                 cut(self.view_id, lo),
                 cut(self.soft_target, lo),
                 teacher(lo),
+                cut(self.turns, lo, self.views),
             )
             for lo in whole
         ]
@@ -130,6 +133,9 @@ class ModelSpec:
     head: dotted path of the classifier. mean, std: the pixel normalisation (of values in [0, 1]) it was trained with.
     learning_rate: the published default where it differs from the data set's recipe.
     patch: side in px of a transformer's patches, whose position embedding is interpolated to other image sizes.
+    branches: taps beside the path to the logits (auxiliary heads), which are computed on request alone:
+        forward(x, names). The network's parts(name) lists their modules.
+    twin: another name whose weights have the same keys and shapes. note: what --list says of it.
     """
 
     name: str
@@ -144,6 +150,9 @@ class ModelSpec:
     learning_rate: float | None = None
     patch: int | None = None
     fits: bool = False  # whether `build` takes `shape`, the per-sample shape of its input in the data set
+    branches: tuple[str, ...] = ()
+    twin: str | None = None
+    note: str = ""
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
         return self.build(num_classes=num_classes, **options)

@@ -42,7 +42,7 @@ def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
     """
     colon = SEPARATOR
     if is_teacher:
-        name = f"{file_name(settings.model)}_vanilla_{settings.dataset}_trial_{settings.trial}"
+        name = f"{file_name(settings.model)}_{settings.distill}_{settings.dataset}_trial_{settings.trial}"
     else:
         name = (
             f"S{colon}{file_name(settings.model_s)}_T{colon}{file_name(teacher or 'none')}_{settings.dataset}_"
@@ -188,12 +188,13 @@ def refuse_differences(
         )
 
 
-def link_short_name(models_root: Path, model: str, run: RunFolder) -> Path | None:
-    """save/teachers/models/NAME_vanilla -> this run, so that the published student command finds it.
+def link_short_name(models_root: Path, model: str, run: RunFolder, method: str = "vanilla") -> Path | None:
+    """save/teachers/models/NAME_vanilla (or another method's name) -> this run.
 
+    So that the published student command finds it.
     Never replaces what is there. Returns the path, whatever it leads to; None where it leads nowhere.
     """
-    link = models_root / f"{file_name(model)}_vanilla"
+    link = models_root / f"{file_name(model)}_{method}"
     if link.exists() or link.is_symlink():
         return link
     try:

@@ -152,6 +152,11 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet) -> build.Network | No
             raise UserError(f"--distill {wanting[0].distill} needs a teacher: pass its checkpoint with --path_t")
         return None
     if not wanting:
+        if online := [lane.distill for lane in lanes if lane.method.teacher_mode == "trained"]:
+            raise UserError(
+                f"--distill {online[0]} trains two peers that teach each other, and --path_t "
+                f"{' '.join(settings.path_t)} would be ignored: leave it out"
+            )
         for lane in lanes:
             lane.without_effect["path_t"] = f"--distill {lane.distill} uses no teacher"
         return None
@@ -393,7 +398,7 @@ def build_lane(
         batch_size=per_process,
         device=device,
         make_optimizer=build.optimizer(
-            settings.optimizer,
+            "nesterov" if settings.nesterov else settings.optimizer,
             settings.momentum,
             settings.weight_decay,
             settings.learning_rate,
@@ -412,6 +417,10 @@ def build_lane(
         kernels=kernels,
     )
     first = next(stages)
+    if settings.values.get("freeze_backbone") and not settings.values.get("pretrained_backbone"):
+        raise UserError("--freeze_backbone keeps a backbone as it is: name its weights with --pretrained_backbone")
+    if start := settings.values.get("pretrained_backbone"):
+        build.load_backbone(first.step.student, start, data.num_classes, bool(settings.values.get("freeze_backbone")))
     if distributed.rank():  # networks start alike everywhere, what is drawn from here on differs
         seed_everything(rank_seed(settings.seed, distributed.rank()))
         first.step.seed_rng(rank_seed(settings.seed, distributed.rank()) + 1)
@@ -608,6 +617,9 @@ def describe(
     }
     if "dali" in settings.without_effect:
         identity.pop("dali")
+    start = settings.values.get("pretrained_backbone")
+    if start and Path(start).is_file():
+        identity["pretrained_backbone"] = file_checksum(start)
     return {
         "identity": identity,
         "settings": settings.as_dict(),
@@ -650,7 +662,7 @@ def finish(
             "tb_folder": str(folder.tensorboard),
             "Total params": bare / 1e6,
             "Deployed params": deployed / 1e6,
-            "Deployed MACs": macs(step.deployed(), data.shapes, fit.device) / 1e6,
+            "Deployed MACs": macs(step.deployed(bare=True), data.shapes, fit.device) / 1e6,
             "arch_t": teacher.name if uses_teacher else None,
             "evaluated_on": getattr(data, "evaluated_on", "test"),
             "Total time": fit.seconds / 3600,
@@ -668,9 +680,9 @@ def finish(
     )
     fit.log.info("result in %s", folder.models)
     if is_teacher and settings.dataset in ("cifar100", "imagenet"):
-        link = link_short_name(folder.models.parent, settings.model, folder)
+        link = link_short_name(folder.models.parent, settings.model, folder, settings.distill)
         if link is None:
-            log.info("no link %s_vanilla could be made here", settings.model)
+            log.info("no link %s_%s could be made here", settings.model, settings.distill)
         elif link.resolve() == folder.models.resolve():
             log.info("also reachable as %s", link)
         else:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distiller_zoo.base import Distiller, weighted_sum
+from distiller_zoo.base import Distiller, detached, weighted_sum
 from helper.ema import Average
 from helper.kernels import PLAIN, Kernels, begin_step, maybe_compiled
 from helper.protocols import Batch, Features, Needs, Phase, Progress, TeacherSource, Terms
@@ -34,10 +34,6 @@ def full_precision(features: Features) -> Features:
     """Losses are computed in float32, whatever autocast made of the forward pass."""
     low = (torch.bfloat16, torch.float16)
     return {k: v.float() if v.dtype in low else v for k, v in features.items()}
-
-
-def detached(features: Features) -> Features:
-    return {k: v.detach() for k, v in features.items()}
 
 
 @contextmanager
@@ -65,17 +61,22 @@ class Trained(nn.Module):
 
 
 class Deployed(nn.Module):
-    """What is evaluated, averaged, exported: the student and whatever of the method survives training."""
+    """What is evaluated, averaged, exported: the student and whatever of the method survives training.
 
-    def __init__(self, student: TappedNet, method: Distiller, peer: TappedNet | None = None):
+    bare: the student's logits alone, without a peer and without heads that are reported.
+    """
+
+    def __init__(self, student: TappedNet, method: Distiller, peer: TappedNet | None = None, bare: bool = False):
         super().__init__()
-        self.student, self.method, self.peer = student, method, peer
+        self.student, self.method, self.peer, self.bare = student, method, peer, bare
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Readout name -> logits [B, K]; "student" comes first."""
-        features = self.method.deploy(self.student(inputs))
+        features = self.method.deploy(self.student(inputs, () if self.bare else self.method.reported()))
+        if self.bare:
+            return {"student": features["logits"]}
         if self.peer is not None:
-            features = {**features, "peer": self.peer(inputs)["logits"]}
+            features = {**features, "peer": self.peer(inputs, ())["logits"]}
         return self.method.readouts(features)
 
 
@@ -120,7 +121,7 @@ class DistillStep:
         self.autocast, self.accumulate, self.rng = autocast, accumulate, rng
         self.trained = Trained(student, peer, method)
 
-        for p in method.unused(student):
+        for p in (*method.unused(student), *student.idle(), *(peer.idle() if peer is not None else ())):
             p.requires_grad_(False)
         # a reused head, a frozen backbone: no trainable parameter, so its batch-norm statistics stay too
         self._frozen = [
@@ -226,8 +227,8 @@ class DistillStep:
         """Inside, what is deployed holds its moving average, if there is one."""
         return nullcontext() if self.ema is None else self.ema.shown()
 
-    def deployed(self) -> Deployed:
-        return Deployed(self.student, self.method, self.peer)
+    def deployed(self, bare: bool = False) -> Deployed:
+        return Deployed(self.student, self.method, self.peer, bare)
 
     def rng_state(self) -> Tensor | None:
         return None if self.rng is None else self.rng.get_state()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -53,17 +53,27 @@ class TappedNet(nn.Module):
             value = tap.read(module, value)
         self._kept[name] = value.unflatten(0, (self._clips, -1)).mean(1) if tap.per_frame else value
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+    def idle(self) -> Iterator[nn.Parameter]:
+        """Parameters of branches that nobody asked for."""
+        for name in self.spec.branches:
+            if name not in self.want:
+                for module in self.model.parts(name):  # type: ignore[operator]
+                    yield from module.parameters()
+
+    def forward(self, inputs: Mapping[str, Tensor], branches: Collection[str] | None = None) -> Features:
+        """branches: which of the wanted ones beside the path to the logits to compute; None: all of them."""
+        asked = [b for b in self.spec.branches if b in self.want and (branches is None or b in branches)]
         x = inputs[self.spec.input]
         if self.spec.mean is not None:
             x = (x - self.mean) / self.std
         self._kept, self._collecting, self._clips = {}, True, x.shape[0]
         try:
-            logits = self.model(x)
+            logits = self.model(x, asked) if asked else self.model(x)
         finally:
             kept, self._kept, self._collecting = self._kept, {}, False
-        if kept.keys() != self.want:
-            raise RuntimeError(f"taps that never fired in {self.spec.name}: {sorted(self.want - kept.keys())}")
+        silent = self.want - kept.keys() - (set(self.spec.branches) - set(asked))
+        if silent:
+            raise RuntimeError(f"taps that never fired in {self.spec.name}: {sorted(silent)}")
         return {"logits": logits, **kept}
 
 

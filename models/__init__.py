@@ -1,9 +1,48 @@
 """Networks by public name: `model_dict["resnet8x4"](num_classes=100)` builds one (helper.protocols.ModelSpec)."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from helper.protocols import ModelSpec
 from helper.registry import Registry
+
+# network with auxiliary heads, without its _aux -> the network itself, where it has a name of its own
+AUXILIARY = {
+    "wrn_16_1": "wrn_16_1",
+    "wrn_16_2": "wrn_16_2",
+    "wrn_40_1": "wrn_40_1",
+    "wrn_40_2": "wrn_40_2",
+    "resnet8": "resnet8",
+    "resnet20": "resnet20",
+    "resnet56": "resnet56",
+    "resnet8x4": "resnet8x4",
+    "resnet32x4": "resnet32x4",
+    "vgg8_bn": "vgg8",
+    "vgg13_bn": "vgg13",
+    "mobilenetV2": "mobilenetV2",
+    "ShuffleV1": "ShuffleV1",
+    "ShuffleV2": "ShuffleV2",
+    "ResNet18": None,
+    "ResNet50": "ResNet50_cifar",
+    "resnet18_imagenet": "ResNet18",
+    "resnet34_imagenet": "ResNet34",
+    "resnet50_imagenet": "ResNet50",
+}
+# the pairs of HSAKD's online mode: two peers of one network
+PAIRS = {
+    "WRN_16_2_WRN_16_2": "wrn_16_2_aux",
+    "WRN_40_1_WRN_40_1": "wrn_40_1_aux",
+    "WRN_40_2_WRN_40_2": "wrn_40_2_aux",
+    "resnet20_resnet20": "resnet20_aux",
+    "resnet56_resnet56": "resnet56_aux",
+    "resnet8x4_resnet8x4": "resnet8x4_aux",
+    "resnet32x4_resnet32x4": "resnet32x4_aux",
+    "vgg13_vgg13": "vgg13_bn_aux",
+    "mbv2_mbv2": "mobilenetV2_aux",
+    "shufflev1_shufflev1": "ShuffleV1_aux",
+    "shufflev2_shufflev2": "ShuffleV2_aux",
+    "resnet18_resnet18": "resnet18_imagenet_aux",
+}
 
 model_dict = Registry(
     "model",
@@ -67,7 +106,11 @@ model_dict = Registry(
         "resnet18_gaf": "models.sensor:resnet18_gaf",
         "sensor_cnn": "models.sensor:sensor_cnn",
         "sensor_transformer": "models.sensor:sensor_transformer",
+        "mobilenetV2": "models.mobilenetv2:mobilenetv2_hsakd",
+        "mobilenetV2_dpcd": "models.mobilenetv2:mobilenetv2_dpcd",
+        **{f"{name}_aux{end}": f"models.auxiliary:{name}_aux{end}" for end in ("", "_dpcd") for name in AUXILIARY},
     },
+    aliases={k: v for k, v in AUXILIARY.items() if v and k.endswith(("_bn", "_imagenet"))} | PAIRS,
     resolvers={
         "torchvision": "models.external:torchvision_spec",
         "timm": "models.external:timm_spec",
@@ -85,8 +128,22 @@ def model_for(name: str, image_shape: Sequence[int]) -> ModelSpec:
     return model_dict[TWO_MEANINGS.get(name, name) if small else name]
 
 
-def model_in(name: str, keys: Collection[str]) -> ModelSpec:
-    """The network a name means for weights: of two meanings, the one whose classifier `keys` hold."""
+def model_in(name: str, state: Mapping[str, Any]) -> ModelSpec:
+    """The network a name means for weights: of two meanings, the one whose classifier `state` holds.
+
+    Where there are auxiliary heads in it, a plain name means the network with heads, and their number of outputs says
+    whose: HSAKD's have four per class, DPCD's one.
+    """
     spec = model_dict[name]
     other = model_dict[TWO_MEANINGS.get(name, name)]
-    return other if f"{other.head}.weight" in keys and f"{spec.head}.weight" not in keys else spec
+    spec = other if f"{other.head}.weight" in state and f"{spec.head}.weight" not in state else spec
+    head = state.get("auxiliary_classifier.fc1.weight")
+    if head is None:
+        return spec
+    plain = spec.name.removesuffix("_dpcd").removesuffix("_aux")
+    known = plain if plain in AUXILIARY and spec.branches else {v: k for k, v in AUXILIARY.items()}.get(plain)
+    if known is None:
+        return spec
+    found = model_dict[f"{known}_aux"]
+    classes = state.get(f"{found.head}.weight")
+    return found if classes is None or len(head) != len(classes) else model_dict[f"{known}_aux_dpcd"]

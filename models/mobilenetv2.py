@@ -8,6 +8,9 @@ are linear bottlenecks, with no activation behind them; published code answers p
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from torch import Tensor, nn
 
 from helper.protocols import ModelSpec, Tap
@@ -48,48 +51,63 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.is_residual else self.conv(x)
 
 
-class MobileNetV2(nn.Module):
-    """[B, 3, H, W] -> [B, num_classes]; maps of 1/2, 1/2, 1/4, 1/8 and 1/16 of the input's size."""
+def group(c_in: int, c_out: int, blocks: int, stride: int, expansion: int) -> nn.Sequential:
+    first = InvertedResidual(c_in, c_out, stride, expansion)
+    return nn.Sequential(first, *[InvertedResidual(c_out, c_out, 1, expansion) for _ in range(blocks - 1)])
 
-    def __init__(self, width: float, num_classes: int = 100):
+
+def last_conv(c_in: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(c_in, LAST_WIDTH, 1, bias=False), nn.BatchNorm2d(LAST_WIDTH), nn.ReLU(inplace=True))
+
+
+class MobileNetV2(nn.Module):
+    """[B, 3, H, W] -> [B, num_classes]; maps of 1/2, 1/2, 1/4, 1/8 and 1/16 of the input's size, twice that with a
+    stem of stride 1. nested: whether the classifier's keys are classifier.0.* (RepDistiller) or classifier.*
+    (HSAKD, DPCD)."""
+
+    def __init__(self, width: float, num_classes: int = 100, stem_stride: int = 2, nested: bool = True):
         super().__init__()
         c = int(32 * width)
-        self.conv1 = nn.Sequential(conv3x3(3, c, stride=2), nn.BatchNorm2d(c), nn.ReLU())
+        self.conv1 = nn.Sequential(conv3x3(3, c, stride=stem_stride), nn.BatchNorm2d(c), nn.ReLU())
         groups = []
         for expansion, channels, blocks, stride in SETTINGS:
-            c_out = int(channels * width)
-            first = InvertedResidual(c, c_out, stride, expansion)
-            groups.append(
-                nn.Sequential(first, *[InvertedResidual(c_out, c_out, 1, expansion) for _ in range(blocks - 1)])
-            )
-            c = c_out
+            groups.append(group(c, int(channels * width), blocks, stride, expansion))
+            c = int(channels * width)
         self.blocks = nn.Sequential(*groups)
-        self.conv2 = nn.Sequential(
-            nn.Conv2d(c, LAST_WIDTH, 1, bias=False), nn.BatchNorm2d(LAST_WIDTH), nn.ReLU(inplace=True)
-        )
+        self.conv2 = last_conv(c)
         self.pool = global_pool()
-        self.classifier = nn.Sequential(nn.Linear(LAST_WIDTH, num_classes))
+        linear = nn.Linear(LAST_WIDTH, num_classes)
+        self.classifier: nn.Module = nn.Sequential(linear) if nested else linear
         init_convs(self)
-        nn.init.normal_(self.classifier[0].weight, std=0.01)
-        nn.init.zeros_(self.classifier[0].bias)
+        nn.init.normal_(linear.weight, std=0.01)
+        nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.pool(self.conv2(self.blocks(self.conv1(x)))))
 
 
-def _spec(name: str, width: float) -> ModelSpec:
+def _spec(name: str, width: float, head: str = "classifier.0", **options: Any) -> ModelSpec:
     stages = {f"stage{i}": Tap(f"blocks.{end}") for i, end in enumerate(STAGE_ENDS, 1)}
     return cifar_spec(
         name,
         MobileNetV2,
         width=width,
         stem="conv1",
-        head="classifier.0",
+        head=head,
         stages=stages,
         preact={f"{stage}_preact": tap for stage, tap in stages.items()},
         learning_rate=0.01,
+        **options,
     )
+
+
+def _flat(name: str, stem_stride: int, twin: str, owner: str) -> ModelSpec:
+    """The plain network of HSAKD or DPCD: same keys, another stride of the stem."""
+    spec = _spec(name, 0.5, "classifier", stem_stride=stem_stride, nested=False)
+    return dataclasses.replace(spec, twin=twin, note=f"stem of stride {stem_stride}, as {owner} has it")
 
 
 mobilenetv2_0_5 = _spec("MobileNetV2", 0.5)
 mobilenetv2_1_0 = _spec("MobileNetV2_1_0", 1.0)
+mobilenetv2_hsakd = _flat("mobilenetV2", 1, "mobilenetV2_dpcd", "HSAKD")
+mobilenetv2_dpcd = _flat("mobilenetV2_dpcd", 2, "mobilenetV2", "DPCD")

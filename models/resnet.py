@@ -43,9 +43,9 @@ class ResNet(nn.Module):
         self.conv1 = conv3x3(3, widths[0])
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.relu = nn.ReLU()
-        self.layer1 = _stage(widths[0], widths[1], blocks, stride=1)
-        self.layer2 = _stage(widths[1], widths[2], blocks, stride=2)
-        self.layer3 = _stage(widths[2], widths[3], blocks, stride=2)
+        self.layer1 = stage(widths[0], widths[1], blocks, stride=1)
+        self.layer2 = stage(widths[1], widths[2], blocks, stride=2)
+        self.layer3 = stage(widths[2], widths[3], blocks, stride=2)
         self.pool = global_pool()
         self.fc = nn.Linear(widths[3], num_classes)
         init_convs(self)
@@ -56,7 +56,7 @@ class ResNet(nn.Module):
         return self.fc(self.pool(x))
 
 
-def _stage(c_in: int, c_out: int, blocks: int, stride: int) -> nn.Sequential:
+def stage(c_in: int, c_out: int, blocks: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
         *[BasicBlock(c_out if i else c_in, c_out, 1 if i else stride, tapped=i == blocks - 1) for i in range(blocks)]
     )

@@ -38,16 +38,16 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """[B, 3, H, W] -> [B, num_classes]; stages have stride 1, 2, 2, 2."""
 
-    def __init__(self, num_classes: int = 100):
+    def __init__(self, num_classes: int = 100, blocks: tuple[int, int, int, int] = BLOCKS):
         super().__init__()
         self.conv1 = conv3x3(3, WIDTHS[0])
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.relu = nn.ReLU()
         c_in = (WIDTHS[0], *[EXPANSION * width for width in WIDTHS])
-        self.layer1 = _stage(c_in[0], WIDTHS[0], BLOCKS[0], stride=1)
-        self.layer2 = _stage(c_in[1], WIDTHS[1], BLOCKS[1], stride=2)
-        self.layer3 = _stage(c_in[2], WIDTHS[2], BLOCKS[2], stride=2)
-        self.layer4 = _stage(c_in[3], WIDTHS[3], BLOCKS[3], stride=2)
+        self.layer1 = stage(c_in[0], WIDTHS[0], blocks[0], stride=1)
+        self.layer2 = stage(c_in[1], WIDTHS[1], blocks[1], stride=2)
+        self.layer3 = stage(c_in[2], WIDTHS[2], blocks[2], stride=2)
+        self.layer4 = stage(c_in[3], WIDTHS[3], blocks[3], stride=2)
         self.pool = global_pool()
         self.linear = nn.Linear(c_in[4], num_classes)
         init_convs(self)
@@ -58,18 +58,24 @@ class ResNet(nn.Module):
         return self.linear(self.pool(x))
 
 
-def _stage(c_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+def stage(c_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
     c_out = width * EXPANSION
     return nn.Sequential(
         *[Bottleneck(c_out if i else c_in, width, 1 if i else stride, tapped=i == blocks - 1) for i in range(blocks)]
     )
 
 
-resnet50_cifar: ModelSpec = cifar_spec(
-    "ResNet50_cifar",
-    ResNet,
-    stem="relu",
-    head="linear",
-    stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3, 4)},
-    preact={f"stage{i}_preact": Tap(f"layer{i}.{BLOCKS[i - 1] - 1}.relu3", side="input") for i in (1, 2, 3, 4)},
-)
+def _spec(name: str, blocks: tuple[int, int, int, int]) -> ModelSpec:
+    return cifar_spec(
+        name,
+        ResNet,
+        blocks=blocks,
+        stem="relu",
+        head="linear",
+        stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3, 4)},
+        preact={f"stage{i}_preact": Tap(f"layer{i}.{blocks[i - 1] - 1}.relu3", side="input") for i in (1, 2, 3, 4)},
+    )
+
+
+resnet50_cifar = _spec("ResNet50_cifar", BLOCKS)
+resnet18_bottleneck = _spec("ResNet18_bottleneck", (2, 2, 2, 2))  # of DPCD, for its auxiliary heads alone

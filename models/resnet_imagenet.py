@@ -36,6 +36,15 @@ class Bottleneck(resnet.Bottleneck):
         return self.last_relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
+def stage(c_in: int, width: int, blocks: int, stride: int, bottleneck: bool) -> nn.Sequential:
+    """A stage as torchvision builds it, for any number of input channels."""
+    kind = Bottleneck if bottleneck else BasicBlock
+    c_out, downsample = width * kind.expansion, None
+    if stride != 1 or c_in != c_out:
+        downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+    return nn.Sequential(kind(c_in, width, stride, downsample), *[kind(c_out, width) for _ in range(blocks - 1)])
+
+
 class DoubledResNet(resnet.ResNet):
     """All four stages twice as wide, behind the ordinary stem of 64 channels (SimKD's x2 networks)."""
 

@@ -48,9 +48,9 @@ class ShuffleNetV1(nn.Module):
         self.conv1 = nn.Conv2d(3, STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM)
         self.relu = nn.ReLU()
-        self.layer1 = _stage(STEM, WIDTHS[0], BLOCKS[0])
-        self.layer2 = _stage(WIDTHS[0], WIDTHS[1], BLOCKS[1])
-        self.layer3 = _stage(WIDTHS[1], WIDTHS[2], BLOCKS[2])
+        self.layer1 = stage(STEM, WIDTHS[0], BLOCKS[0])
+        self.layer2 = stage(WIDTHS[0], WIDTHS[1], BLOCKS[1])
+        self.layer3 = stage(WIDTHS[1], WIDTHS[2], BLOCKS[2])
         self.pool = global_pool()
         self.linear = nn.Linear(WIDTHS[2], num_classes)
 
@@ -59,8 +59,9 @@ class ShuffleNetV1(nn.Module):
         return self.linear(self.pool(self.layer3(self.layer2(self.layer1(x)))))
 
 
-def _stage(c_in: int, c_out: int, blocks: int) -> nn.Sequential:
-    first = Unit(c_in, c_out - c_in, stride=2, tapped=False)  # the shortcut brings the other c_in channels
+def stage(c_in: int, c_out: int, blocks: int, stride: int = 2) -> nn.Sequential:
+    # of stride 2, the shortcut brings c_in of the channels
+    first = Unit(c_in, c_out - c_in if stride == 2 else c_out, stride, tapped=False)
     return nn.Sequential(first, *[Unit(c_out, c_out, 1, tapped=i == blocks - 1) for i in range(1, blocks)])
 
 

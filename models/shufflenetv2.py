@@ -40,15 +40,15 @@ class Unit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Half the size: depthwise and 1x1 beside 1x1, depthwise and 1x1, each with half of the new channels."""
+    """Half the size (stride 2): depthwise and 1x1 beside 1x1, depthwise and 1x1, each with half of the new channels."""
 
-    def __init__(self, c_in: int, c_out: int):
+    def __init__(self, c_in: int, c_out: int, stride: int = 2):
         super().__init__()
         half = c_out // 2
-        self.conv1, self.bn1 = _depthwise(c_in, 2), nn.BatchNorm2d(c_in)
+        self.conv1, self.bn1 = _depthwise(c_in, stride), nn.BatchNorm2d(c_in)
         self.conv2, self.bn2 = nn.Conv2d(c_in, half, 1, bias=False), nn.BatchNorm2d(half)
         self.conv3, self.bn3 = nn.Conv2d(c_in, half, 1, bias=False), nn.BatchNorm2d(half)
-        self.conv4, self.bn4 = _depthwise(half, 2), nn.BatchNorm2d(half)
+        self.conv4, self.bn4 = _depthwise(half, stride), nn.BatchNorm2d(half)
         self.conv5, self.bn5 = nn.Conv2d(half, half, 1, bias=False), nn.BatchNorm2d(half)
         self.relu1, self.relu2, self.relu3 = (nn.ReLU(inplace=True) for _ in range(3))
 
@@ -67,9 +67,9 @@ class ShuffleNetV2(nn.Module):
         self.conv1 = nn.Conv2d(3, STEM, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM)
         self.relu1 = nn.ReLU()
-        self.layer1 = _stage(STEM, widths[0], BLOCKS[0])
-        self.layer2 = _stage(widths[0], widths[1], BLOCKS[1])
-        self.layer3 = _stage(widths[1], widths[2], BLOCKS[2])
+        self.layer1 = stage(STEM, widths[0], BLOCKS[0])
+        self.layer2 = stage(widths[0], widths[1], BLOCKS[1])
+        self.layer3 = stage(widths[1], widths[2], BLOCKS[2])
         self.conv2 = nn.Conv2d(widths[2], widths[3], 1, bias=False)
         self.bn2 = nn.BatchNorm2d(widths[3])
         self.relu2 = nn.ReLU(inplace=True)
@@ -82,8 +82,8 @@ class ShuffleNetV2(nn.Module):
         return self.linear(self.pool(self.relu2(self.bn2(self.conv2(x)))))
 
 
-def _stage(c_in: int, c_out: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(DownUnit(c_in, c_out), *[Unit(c_out, tapped=i == blocks - 1) for i in range(blocks)])
+def stage(c_in: int, c_out: int, blocks: int, stride: int = 2) -> nn.Sequential:
+    return nn.Sequential(DownUnit(c_in, c_out, stride), *[Unit(c_out, tapped=i == blocks - 1) for i in range(blocks)])
 
 
 def _spec(name: str, widths: Widths) -> ModelSpec:

@@ -20,11 +20,11 @@ class VGG(nn.Module):
     def __init__(self, convs: tuple[int, int, int, int, int], num_classes: int = 100):
         super().__init__()
         c_in = (3, *WIDTHS)
-        self.block0 = _block(c_in[0], WIDTHS[0], convs[0])
-        self.block1 = _block(c_in[1], WIDTHS[1], convs[1])
-        self.block2 = _block(c_in[2], WIDTHS[2], convs[2])
-        self.block3 = _block(c_in[3], WIDTHS[3], convs[3])
-        self.block4 = _block(c_in[4], WIDTHS[4], convs[4])
+        self.block0 = block(c_in[0], WIDTHS[0], convs[0])
+        self.block1 = block(c_in[1], WIDTHS[1], convs[1])
+        self.block2 = block(c_in[2], WIDTHS[2], convs[2])
+        self.block3 = block(c_in[3], WIDTHS[3], convs[3])
+        self.block4 = block(c_in[4], WIDTHS[4], convs[4])
         self.relu0, self.relu1, self.relu2, self.relu3, self.relu4 = (nn.ReLU() for _ in range(5))
         self.down = nn.MaxPool2d(2)
         self.pool = global_pool()
@@ -45,7 +45,7 @@ class VGG(nn.Module):
         return self.classifier(self.pool(x))
 
 
-def _block(c_in: int, c_out: int, convs: int) -> nn.Sequential:
+def block(c_in: int, c_out: int, convs: int) -> nn.Sequential:
     """conv, BN, ReLU, ..., conv, BN: the last ReLU is a module of the network, so that both its sides can be tapped."""
     layers: list[nn.Module] = []
     for i in range(convs):

@@ -39,6 +39,7 @@ TESTS = (
     "test_methods",
     "test_cakd",
     "test_dask",
+    "test_losses_hsakd",
 )
 DEADLINE = 300  # seconds for one run of the tests
 
@@ -138,6 +139,29 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("+ self.weight_a", "- self.weight_a"),
         Mutant("option(25.0,", "option(20.0,"),
     ),
+    "hsakd_teacher": (
+        Mutant("TURNS * batch.target", "batch.target", "distiller_zoo/heads.py"),
+        Mutant("len(heads) * self.over_views(rows)", "self.over_views(rows)", "distiller_zoo/heads.py"),
+    ),
+    "hsakd": (
+        Mutant("kd_T: float = 3.0", "kd_T: float = 4.0", "distiller_zoo/heads.py"),
+        Mutant("(1 - 1 / TURNS) / others", "1 / others", "distiller_zoo/heads.py"),
+        Mutant("pixels.rot90(k,", "pixels.rot90(-k,", "distiller_zoo/heads.py"),
+    ),
+    "hsakd_online": (Mutant("labels + mutual", "labels - mutual"), Mutant("(t, detached(s), same)", "(t, s, same)")),
+    "dml": (
+        Mutant("kd_T: float = 1.0", "kd_T: float = 2.0"),
+        Mutant("common_terms(t, detached(s), batch", "common_terms(t, s, batch", "distiller_zoo/base.py"),
+    ),
+    "dpcd_teacher": (Mutant("num * F.cross_entropy", "F.cross_entropy"),),
+    "dpcd": (
+        Mutant("alpha * tckd + beta * nckd", "alpha * tckd - beta * nckd"),
+        Mutant("self.cfg.base * (1 - 0.5 * rho)", "self.cfg.base * (1 + 0.5 * rho)"),
+        Mutant("sensitivity = 12 *", "sensitivity = 10 *"),
+        Mutant("others[students] * others[teachers]", "others[students] * others[students]"),
+        Mutant("EMA = 0.9", "EMA = 0.99"),
+        Mutant("log_n[students], log_n.detach()[teachers]", "log_n[teachers], log_n.detach()[students]"),
+    ),
     "cat_kd": (
         Mutant("F.mse_loss(maps_s, maps_t)", "F.mse_loss(-maps_s, maps_t)"),
         Mutant("F.normalize(maps_s, dim=2)", "F.normalize(maps_s, dim=1)"),
@@ -155,7 +179,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("option(4.0,", "option(2.0,"),
     ),
     "dkd": (
-        Mutant("[margin, -margin]", "[margin, margin]"),
+        Mutant("[margin, -margin]", "[margin, margin]", "distiller_zoo/base.py"),
         Mutant("* temperature**2", "* temperature"),
         Mutant("self.cfg.tckd * tckd + self", "self.cfg.tckd * tckd - self"),
         Mutant('8.0, "weight', '6.0, "weight'),

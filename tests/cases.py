@@ -35,6 +35,11 @@ PAIRS_OF = {  # methods that compare channel by channel, or read a transformer
     "kdsvd": EQUAL_WIDTHS,
     "cakd": (("resnet8", "vit_micro_cifar"),),
 }
+HEADS = (("resnet8_aux", "wrn_16_1_aux"),)  # methods that read auxiliary heads
+PAIRS_OF |= dict.fromkeys(("hsakd_teacher", "hsakd", "hsakd_online"), HEADS)
+PAIRS_OF |= dict.fromkeys(("dpcd_teacher", "dpcd"), (("resnet8_aux_dpcd", "wrn_16_1"),)) | {
+    "dml": (("resnet8", "resnet8"),)
+}
 CLASSES = 5
 
 
@@ -52,7 +57,8 @@ def registry_cases():
     for name in method_dict:
         method = method_dict[name]
         for student, teacher in PAIRS_OF.get(name, PAIRS):
-            data = ToyData(image=(3, 32, 32), num_classes=CLASSES)
+            side = 16 if "_aux" in student else 32  # heads are many layers
+            data = ToyData(image=(3, side, side), num_classes=CLASSES)
             factory = None if method.teacher_mode == "absent" else lambda t=teacher: network(model_dict[t], CLASSES)
             cases[f"{name}-{student}-{teacher}"] = (method, config(name), model_dict[student], factory, data)
     return cases
@@ -70,6 +76,12 @@ def toy_cases():
     def cakd(student="resnet8", **settings):
         photos = ToyData(image=(3, 32, 32), num_classes=CLASSES)
         return method_dict["cakd"], config("cakd", **settings), model_dict[student], vit, photos
+
+    def aux(name):
+        return model_dict[name]
+
+    def heads():
+        return network(aux("resnet8_aux"))
 
     default = method_dict["kd"].Config()
     return {
@@ -91,6 +103,22 @@ def toy_cases():
         "cakd-code": cakd(variant="code"),
         "cakd-code-gl": cakd(variant="code", parts="gl"),
         "cakd-gl+pca": cakd("vgg8", parts="gl+pca"),
+        "hsakd-rotations": (method_dict["hsakd"], config("hsakd", rotations=2), aux("resnet8_aux"), heads, image),
+        "hsakd-heads": (
+            method_dict["hsakd"],
+            config("hsakd", heads=(3, 3, 1), cls=0.0, div=0.0),
+            aux("resnet8_aux"),
+            heads,
+            image,
+        ),
+        "hsakd_teacher-frozen": (
+            method_dict["hsakd_teacher"],
+            config("hsakd_teacher", freeze_backbone=True),
+            aux("resnet8_aux"),
+            None,
+            image,
+        ),
+        "kd-of-aux": (method_dict["kd"], config("kd"), aux("resnet8_aux"), heads, image),
         "kd-only": (method_dict["kd"], config("kd", cls=0.0), cnn(4), small, image),
     }
 

@@ -291,7 +291,7 @@ def test_options_out_of_range_are_refused(wrong):
 
 
 def test_registry_names_and_near_misses():
-    assert set(dataset_dict) == {"cifar100", "cifar10", "folder", "digits", "imagenet"}
+    assert set(dataset_dict) == {"cifar100", "cifar10", "folder", "digits", "imagenet", "stl10", "tinyimagenet"}
     assert all(callable(dataset_dict[name]) for name in dataset_dict)
     for lookup in (dataset_dict.__getitem__, recipe):
         with pytest.raises(UserError, match="Did you mean cifar100"):

@@ -38,11 +38,12 @@ def run(tmp_path_factory):
     def run(method):
         (venv / "said").write_text("")
         script = tree / "scripts" / "cifar100" / "methods" / f"{method}.sh"
-        given = () if method_dict[method].teacher_mode == "absent" else ("T.pth",)
+        given = () if method_dict[method].teacher_mode != "frozen" else ("T.pth",)
         env = {**os.environ, "VIRTUAL_ENV": str(venv)}
         subprocess.run(["bash", str(script), *given, "--trial", "1"], env=env, check=True, capture_output=True)
         commands = (venv / "said").read_text().splitlines()
-        return [parse(line.split("\0")[:-1], teacher=False) for line in commands]
+        lines = [line.split("\0")[:-1] for line in commands]
+        return [parse(argv, teacher="--model" in argv) for argv in lines]
 
     return run
 
@@ -55,17 +56,27 @@ def test_every_method_has_a_script_and_every_script_a_method():
 def test_the_command_is_the_published_one(method, run):
     *_, settings = run(method)
     assert settings.distill == method and settings.trial == "1"
-    assert (settings.model_s, settings.dataset, settings.epochs) == ("resnet8x4", "cifar100", 240)
+    is_teacher = "model" in settings.values
+    network = settings.model.replace("32", "8") if is_teacher else settings.model_s
+    assert network.removesuffix("_dpcd").removesuffix("_aux") == "resnet8x4"
+    assert (settings.dataset, settings.epochs) == ("cifar100", 240)
     assert (settings.batch_size, settings.lr_decay_epochs, settings.weight_decay) == (64, "150,180,210", 5e-4)
     assert settings.learning_rate == (0.025 if method == "mlkd" else 0.05)
-    if method_dict[method].teacher_mode != "absent":
-        assert settings.path_t and settings.model_t in ("resnet32x4", "resnet8x4_double", "vit_tiny_cifar")
+    if method_dict[method].teacher_mode == "frozen":
+        assert settings.path_t and settings.model_t.startswith(("resnet32x4", "resnet8x4_double", "vit_tiny_cifar"))
     weights = ("cls", "div", "beta", "kd_T")
-    theirs = parse(["--distill", method, "--protocol", "authors"], teacher=False)
-    if method not in RELEASED:
+    protocol = [] if is_teacher else ["--protocol", "authors"]
+    theirs = parse(["--distill", method, *protocol], teacher=is_teacher)
+    if method not in RELEASED and not is_teacher:
         assert {k: settings.values[k] for k in weights} == {k: theirs.values[k] for k in weights}
-    switches = {"hkd_layer_weights", "mlkd_halved", "cat_kd_raw"}  # published behaviour that is off by default
-    for name in settings.method_flags.keys() - switches:
+    switches = {
+        "hkd_layer_weights",
+        "mlkd_halved",
+        "cat_kd_raw",
+        "dpcd_as_published",
+    }  # published behaviour that is off by default
+    of_the_pair = {"dpcd_beta_min", "dpcd_beta_max"}
+    for name in settings.method_flags.keys() - switches - of_the_pair:
         assert settings.values[name] == theirs.values[name], name
     header = (FOLDER / f"{method}.sh").read_text().partition("source ")[0]
     assert paper_of(method_dict[method])["venue"] in header and ("ublished" in header or "Reported" in header)

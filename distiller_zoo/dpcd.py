@@ -1,0 +1,152 @@
+"""DPCD (wsh081, code 2025): decoupled KD weighted by the teacher's confidence, and KD among one's own heads.
+
+Path 1, term dpcd: alpha * TCKD + beta * NCKD (Zhao et al., CVPR 2022) from the teacher's logits; alpha and beta follow
+how confident the teacher has been of late. Path 2, dpcd_ced: every head teaches the deeper ones and the student itself,
+the non-target part weighted by how far both agree. The teacher's own heads are not used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crd.memory import gathered
+from distiller_zoo.base import check_range, kl, labels_of, log_binary, non_target, option
+from distiller_zoo.heads import WithHeads, stacked
+from helper.protocols import Batch, Context, Features, Progress, Terms, UserError
+
+THRESHOLDS = ((0.60, 0.65), (0.65, 0.70), (0.70, 0.75))  # of each tier: before the history is full, then its quantile
+EMA = 0.9
+AGREEMENT_EPS = 1e-8  # as published, for every class
+
+
+def consensus(z: Tensor, labels: Tensor, teachers: Tensor, students: Tensor, cfg: DPCD.Config) -> Tensor:
+    """Sum over pairs of T^2 [TCKD + ced_nckd * omega * NCKD], mean over B.
+
+    z: [M, B, K], logits of heads and student; pair p is z[teachers[p]] -> z[students[p]]. omega = sum over the other
+    classes of P_s P_t, without gradient. The target of TCKD keeps its gradient, as published, unless detached.
+    """
+    (m, b, k), temperature = z.shape, cfg.temperature
+    flat, every = (z / temperature).flatten(0, 1), labels.repeat(m)
+    log_b = log_binary(flat, every).unflatten(0, (m, b))  # [M, B, 2]
+    log_n = non_target(flat, every).log_softmax(1).unflatten(0, (m, b))  # [M, B, K - 1]
+    with torch.no_grad():
+        others = non_target(flat.softmax(1), every).unflatten(0, (m, b))
+        omega = (others[students] * others[teachers]).sum(2) + k * AGREEMENT_EPS  # [P, B]
+    target = log_b.detach() if cfg.detach else log_b
+    tckd = F.kl_div(log_b[students], target[teachers], reduction="none", log_target=True).sum(2)
+    nckd = F.kl_div(log_n[students], log_n.detach()[teachers], reduction="none", log_target=True).sum(2)
+    return temperature**2 * (tckd + cfg.ced_nckd * omega * nckd).mean(1).sum()
+
+
+class DPCD(WithHeads):
+    """cls and dpcd_heads: cross-entropy of the student, and of its heads. The weight of dpcd rises over 20 epochs.
+
+    Confidence: the teacher's probability of the label at T = 1. tau: a constant until `history` values are known, then
+    their quantile; rho = sigmoid(sensitivity * (tau - moving mean)); alpha = clamp(1 + rho, 0.5, 2), beta =
+    clamp(base * (1 - rho / 2), least, most). tau and sensitivity follow the steps of training; published code never
+    passes the step, and so keeps what holds at step 0: --dpcd_as_published. All in log space: saturated logits give no
+    NaN. Pairs of a head with itself, which are zero, are left out. Under several processes, confidences are shared.
+    """
+
+    name = "dpcd"
+    reads_logits = True
+    memory_confidence: Tensor
+    memory_seen: Tensor
+    memory_mean: Tensor
+
+    @dataclass(frozen=True)
+    class Config(WithHeads.Config):
+        div: float = 0.0
+        temperature: float = option(3.0, "temperature of both paths; published 1 for ImageNet's first", "--dpcd_T")
+        base: float = option(6.0, "beta before confidence changes it; published 0.5 for ImageNet", "--dpcd_beta")
+        least: float = option(
+            5.0,
+            "smallest beta; published notes: 5 for vgg and wrn, 6 for resnet32x4 and ResNet50, 1 for resnet56",
+            "--dpcd_beta_min",
+        )
+        most: float = option(8.0, "largest beta; in the same notes 8, 10 and 4", "--dpcd_beta_max")
+        ramp: int = option(20, "epochs over which the weight of path 1 rises from 0; 0 for none", "--dpcd_ramp")
+        history: int = option(2000, "confidences that are remembered; published 20000 for ImageNet", "--dpcd_history")
+        tiers: tuple[int, ...] = option((200, 500), "steps at which tau's next tier begins", "--dpcd_tiers")
+        ced_nckd: float = option(8.0, "weight of the non-target part of path 2; 2 for ImageNet", "--dpcd_ced_beta")
+        detach: bool = option(False, "stop the gradient into the teaching head everywhere", "--dpcd_detach")
+        as_published: bool = option(
+            False, "the schedule as the published code runs it: at step 0 for good", "--dpcd_as_published"
+        )
+
+        def __post_init__(self) -> None:
+            check_range("--dpcd_T", self.temperature, above=0)
+            for flag, value in (("beta", self.base), ("beta_min", self.least), ("ced_beta", self.ced_nckd)):
+                check_range(f"--dpcd_{flag}", value, least=0)
+            check_range("--dpcd_beta_max", self.most, least=self.least)
+            check_range("--dpcd_ramp", self.ramp, least=0)
+            if len(self.tiers) != len(THRESHOLDS) - 1 or sorted(self.tiers) != list(self.tiers):
+                raise UserError(f"--dpcd_tiers {' '.join(map(str, self.tiers))} must be two increasing steps")
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        if cfg.history < ctx.batch_size:
+            raise UserError(f"--dpcd_history {cfg.history} holds less than one batch of {ctx.batch_size}: choose more")
+        self.batch_size, num = ctx.batch_size, len(self.heads)
+        self.register_buffer("memory_confidence", torch.zeros(cfg.history + 1))  # the last place takes what is padding
+        self.register_buffer("memory_seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("memory_mean", torch.zeros(()))
+        # heads 0..L-1, the student itself at L
+        pairs = torch.tensor([(i, j) for i in range(num) for j in range(i + 1, num + 1)])
+        self.register_buffer("teachers", pairs[:, 0].contiguous(), persistent=False)
+        self.register_buffer("students", pairs[:, 1].contiguous(), persistent=False)
+
+    @torch.no_grad()
+    def _remember(self, confidence: Tensor) -> None:
+        """[B] of this process; afterwards every process knows those of all. The last batch may be of unequal parts."""
+        is_real = torch.ones_like(confidence)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            missing = self.batch_size - len(confidence)
+            confidence, is_real = (gathered(F.pad(x, (0, missing))) for x in (confidence, is_real))
+        count = is_real.sum()
+        mean = (confidence * is_real).sum() / count
+        first = self.memory_seen == 0
+        self.memory_mean.copy_(torch.where(first, mean, EMA * self.memory_mean + (1 - EMA) * mean))
+        places = (self.memory_seen + is_real.cumsum(0).long() - 1) % self.cfg.history
+        places = torch.where(is_real > 0, places, self.cfg.history)
+        self.memory_confidence.index_copy_(0, places, confidence.to(self.memory_confidence.dtype))
+        self.memory_seen.add_(count.long())
+
+    @torch.no_grad()
+    def path_weights(self, step: int) -> tuple[Tensor, Tensor]:
+        """(alpha, beta) at an optimiser step, scalars on the device."""
+        step = 0 if self.cfg.as_published else step
+        constant, quantile = THRESHOLDS[sum(step >= tier for tier in self.cfg.tiers)]
+        known = torch.quantile(self.memory_confidence[:-1].float(), quantile)
+        tau = torch.where(self.memory_seen >= self.cfg.history, known, torch.full_like(known, constant))
+        sensitivity = 12 * (1 - min(step / 1000, 1.0)) + 6
+        rho = torch.sigmoid(sensitivity * (tau - self.memory_mean))
+        return (1 + rho).clamp(0.5, 2.0), (self.cfg.base * (1 - 0.5 * rho)).clamp(self.cfg.least, self.cfg.most)
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        labels, temperature, num = labels_of(batch), self.cfg.temperature, len(self.heads)
+        self._remember(t["logits"].softmax(1).gather(1, labels[:, None]).squeeze(1))
+        alpha, beta = self.path_weights(progress.global_step)
+        z_s, z_t = self.comparable(s["logits"]), self.comparable(t["logits"])
+        log_b_s, log_b_t = log_binary(z_s / temperature, labels), log_binary(z_t / temperature, labels)
+        tckd = F.kl_div(log_b_s, log_b_t, reduction="batchmean", log_target=True) * temperature**2
+        nckd = kl(non_target(z_s, labels), non_target(z_t, labels), temperature)
+        z = torch.stack([*(s[head] for head in self.heads), s["logits"]])
+        terms = {
+            "dpcd": alpha * tckd + beta * nckd,
+            "dpcd_ced": consensus(z, labels, self.teachers, self.students, self.cfg),
+        }
+        if self.cfg.cls:
+            target = labels if batch.soft_target is None else batch.soft_target.repeat_interleave(batch.views, 0)
+            target = target.repeat(num, *[1] * (target.ndim - 1))
+            terms["dpcd_heads"] = num * F.cross_entropy(stacked(s, self.heads), target)
+        return terms
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        ramp = min((progress.epoch - 1) / self.cfg.ramp, 1.0) if self.cfg.ramp else 1.0
+        own = {"dpcd": self.cfg.beta * ramp, "dpcd_ced": self.cfg.beta, "dpcd_heads": self.cfg.cls}
+        return super().weights(progress) | own

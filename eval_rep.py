@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Linear probe on frozen features: python eval_rep.py --dataset STL-10 --data ./data/ --arch mobilenetV2 --s-path FILE
+
+Every image passes the network once; then a linear classifier is fitted to what the network's own classifier reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from dataset import dataset_dict
+from dataset.base import DataOptions
+from helper import build
+from helper.checkpoint import atomic_write_json
+from helper.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
+from helper.options import normalised
+from helper.protocols import UserError
+from helper.reporting import log, start_log
+from helper.runs import environment
+from helper.schedule import StepDecay
+from helper.seeding import seed_everything
+from helper.session import run_script
+
+# of the published code; neither is what a network of CIFAR was trained with
+PUBLISHED = {"stl10": ((0.5,) * 3, (0.5,) * 3), "tinyimagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+SGD, LBFGS = {"epochs": 100, "weight_decay": 0.0}, {"epochs": 500, "weight_decay": 1e-3}
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--s_path", "--path", "--student_weights", required=True, help="checkpoint of any network")
+    parser.add_argument("--arch", "--model", help="its architecture, where neither the file nor its path tells")
+    parser.add_argument(
+        "--dataset", default="STL-10", help="what to probe on: STL-10, TinyImageNet, or any other data set"
+    )
+    parser.add_argument("--data", "--data_folder", default="../data/", help="where it lies")
+    parser.add_argument("--solver", default="sgd", choices=("sgd", "lbfgs"), help="sgd as published, or to the optimum")
+    parser.add_argument("--epochs", type=int, help="of SGD (100); most iterations of L-BFGS (500)")
+    parser.add_argument("--init_lr", "--learning_rate", type=float, default=0.1)
+    parser.add_argument("--milestones", type=int, nargs="+", default=[30, 60, 90], help="epochs done before each decay")
+    parser.add_argument("--weight_decay", type=float, help="0 for sgd, 1e-3 for lbfgs unless given")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--views", type=int, default=1, help="of each training image: the whole one, then random crops")
+    parser.add_argument(
+        "--norm", default="own", choices=("own", "published"), help="pixel statistics: the network's own"
+    )
+    parser.add_argument("--image_size", type=int, help="what the network sees; what it was designed for unless given")
+    parser.add_argument("--few_ratio", type=float, default=1.0, help="share of the training images")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the features")
+    parser.add_argument("--manual_seed", "--seed", type=int, default=0)
+    parser.add_argument("--gpu_id", default="0")
+    parser.add_argument("--json", help="write the result there, too")
+    args = parser.parse_args(normalised(argv))
+    for name, value in (SGD if args.solver == "sgd" else LBFGS).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name in ("epochs", "batch_size", "views"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    start_log()
+    device, notice = build.pick_device(args.gpu_id)
+    if notice:
+        log.info(notice)
+    seed_everything(args.manual_seed)
+    seen = {"image": (3, args.image_size or 32, args.image_size or 32)}  # by a student that deploys a projector
+    network = build.load_network(args.s_path, args.arch, None, seen, flag="--arch")
+    options = DataOptions(root=Path(args.data), few_ratio=args.few_ratio, seed=args.manual_seed)
+    data = dataset_dict[args.dataset](options)
+    size = args.image_size or network.spec.input_shape[-1]
+    norm = PUBLISHED.get(data.name, (None, None)) if args.norm == "published" else (None, None)
+    net = build.to_device(feature_net(network, *norm), device)
+    rng, autocast = torch.Generator().manual_seed(args.manual_seed), build.pick_autocast(args.precision, device)
+    x = extract(net, data.train_images, size, device, views=args.views, rng=rng, autocast=autocast)
+    train = x, data.train_labels.to(device).repeat(args.views)
+    test = extract(net, data.test.images, size, device, autocast=autocast), data.test.labels.to(device)
+    log.info("%s on %s: %d + %d features of width %d", network.spec.name, data.name, len(x), len(test[0]), x.shape[1])
+    if args.solver == "lbfgs":
+        result = fit_lbfgs(train, test, data.num_classes, iterations=args.epochs, weight_decay=args.weight_decay)
+    else:
+        schedule = StepDecay(args.init_lr, tuple(args.milestones), 0.1)
+        kwargs = {"epochs": args.epochs, "batch_size": args.batch_size, "weight_decay": args.weight_decay}
+        result = fit_sgd(train, test, data.num_classes, schedule=schedule, seed=args.manual_seed, **kwargs)
+    log.info("top-1 %.2f  top-5 %.2f  (train %.2f)", result.top1, result.top5, result.train_top1)
+    if args.solver == "sgd":
+        log.info("best %.2f in epoch %d, selected on the test set", result.best, result.best_epoch)
+    if args.json:
+        found = {"arch": network.spec.name, "data": [data.checksum, data.test_checksum], **vars(args)}
+        atomic_write_json(found | dataclasses.asdict(result) | {"environment": environment()}, args.json)
+
+
+if __name__ == "__main__":
+    run_script(main)

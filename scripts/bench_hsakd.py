@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""What a step of HSAKD and DPCD costs: python scripts/bench_hsakd.py --json FILE --markdown FILE
+
+Ours against a literal transcription of the published step (usual_hsakd.py), WRN-40-2 teaching WRN-16-2, in bf16 and in
+float32. Every configuration has a process of its own, they take turns, and ratios are taken within a round; no loader
+on either side. Random pixels of CIFAR-100's shape, random weights: arithmetic does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from distiller_zoo import method_dict
+from helper import build
+from helper.checkpoint import Checkpoint, atomic_write_json, atomic_write_text
+from helper.metrics import Meter
+from helper.protocols import Batch, Progress
+from helper.runs import environment
+from models import model_dict
+from scripts.usual_hsakd import UsualDPCD, UsualHSAKD
+
+CLASSES, KEPT = 100, 2
+NETWORKS = {"hsakd": ("wrn_40_2_aux", "wrn_16_2_aux"), "dpcd": ("wrn_40_2_aux_dpcd", "wrn_16_2_aux_dpcd")}
+SUBJECTS = [
+    *(
+        (method, kind, dtype)
+        for method in NETWORKS
+        for kind, dtype in (("usual", "fp32"), ("ours", "fp32"), ("ours", "bf16"))
+    )
+]
+TARGETS = {("hsakd", "fp32"): 1.05, ("hsakd", "bf16"): 1.8, ("dpcd", "fp32"): 1.3, ("dpcd", "bf16"): 1.3}
+
+
+class Data:
+    """As much of a data set as building a step takes."""
+
+    name, num_classes, shapes = "random", CLASSES, {"image": (3, 32, 32)}
+    train_labels = torch.arange(1000) % CLASSES
+
+
+def step_of(method: str, kind: str, dtype: str, batch_size: int) -> Any:
+    """A function that trains one step; its batches go round."""
+    (teacher, student), rng = NETWORKS[method], torch.Generator().manual_seed(0)
+    spec_t, spec_s = model_dict[teacher], model_dict[student]
+    torch.manual_seed(0)
+    model_t = spec_t(num_classes=CLASSES).eval()
+    pixels = [torch.rand(batch_size, 3, 32, 32, generator=rng) for _ in range(KEPT)]
+    target = torch.randint(CLASSES, (KEPT, batch_size), generator=rng)
+    if kind == "usual":
+        usual = {"hsakd": UsualHSAKD, "dpcd": UsualDPCD}[method](spec_s(num_classes=CLASSES), model_t, spec_s.branches)
+        mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec_s.mean, spec_s.std))
+        normal = [(x - mean) / std for x in pixels]
+        return lambda i: usual(normal[i % KEPT], target[i % KEPT])
+    distiller = method_dict[method]
+    network = build.Network(spec_t, model_t, Checkpoint(Path("random"), {}))
+    (stage,) = build.build_stages(
+        distiller,
+        distiller.Config(),
+        spec_s,
+        network,
+        Data(),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        device=torch.device("cpu"),
+        make_optimizer=build.sgd(0.9, 5e-4, 0.05, nesterov=True),
+        epochs=240,
+        autocast=torch.bfloat16 if dtype == "bf16" else None,
+    )
+    stage.step.train()
+    meter, index = Meter(torch.device("cpu")), torch.arange(batch_size)
+    inputs = [x.contiguous(memory_format=torch.channels_last) for x in pixels]
+
+    def step(i: int) -> None:
+        batch = Batch({"image": inputs[i % KEPT]}, target[i % KEPT], index)
+        result = stage.step(batch, Progress(61, 240, i, 1000))
+        meter.update(result.loss, result.logits, result.target, result.terms, i)
+
+    return step
+
+
+def worker(method: str, kind: str, dtype: str, batch_size: int, threads: int) -> None:
+    """A line on standard input is a turn of so many steps; answers with the median of their seconds."""
+    torch.set_num_threads(threads)
+    step, done = step_of(method, kind, dtype, batch_size), 0
+    for line in sys.stdin:
+        seconds = []
+        for i in range(int(line) + 1):  # the first warms up
+            started = time.perf_counter()
+            step(done + i)
+            seconds.append(time.perf_counter() - started)
+        done += len(seconds)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"step_s": statistics.median(seconds[1:]), "peak_mb": peak}), flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--methods", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json")
+    parser.add_argument("--markdown")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.worker:
+        return worker(*args.worker, args.batch_size, args.threads)
+    subjects = [s for s in SUBJECTS if s[0] in args.methods]
+    command = [
+        sys.executable,
+        __file__,
+        "--batch_size",
+        str(args.batch_size),
+        "--threads",
+        str(args.threads),
+        "--worker",
+    ]
+    env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": env}
+    processes = {s: subprocess.Popen([*command, *s], **pipes) for s in subjects}  # type: ignore[call-overload]
+    turns: dict[Any, list[dict[str, float]]] = {s: [] for s in subjects}
+    try:
+        for _ in range(args.rounds):
+            for subject, process in processes.items():
+                print(args.steps, file=process.stdin, flush=True)
+                turns[subject].append(json.loads(process.stdout.readline()))
+    finally:
+        for process in processes.values():
+            process.stdin.close()
+            process.wait()
+    report(args, subjects, turns)
+
+
+def report(args: argparse.Namespace, subjects: list[Any], turns: dict[Any, list[dict[str, float]]]) -> None:
+    environ, rows = environment(), []
+    for subject in subjects:
+        method, kind, dtype = subject
+        usual = turns[method, "usual", "fp32"]
+        ratios = [u["step_s"] / mine["step_s"] for u, mine in zip(usual, turns[subject], strict=True)]
+        rows.append(
+            {
+                "method": method,
+                "step": kind,
+                "dtype": dtype,
+                "step_s": statistics.median(t["step_s"] for t in turns[subject]),
+                "peak_mb": turns[subject][-1]["peak_mb"],
+                "speed_up": statistics.median(ratios),
+                "speed_up_min": min(ratios),
+                "speed_up_max": max(ratios),
+                "target": None if kind == "usual" else TARGETS[method, dtype],
+            }
+        )
+    lines = [
+        f"`{shlex.join(['python', 'scripts/bench_hsakd.py', *sys.argv[1:]])}`",
+        "",
+        f"{environ['cpu']}, {args.threads} thread(s), batch {args.batch_size}, torch {environ['versions']['torch']}, "
+        f"{datetime.date.today()}, median of {args.rounds} rounds of {args.steps} steps; the usual step is a literal "
+        "transcription of the published one.",
+        "",
+        "| method | step | | seconds | peak MB | times the usual speed | target |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {r['method']} | {r['step']} | {r['dtype']} | {r['step_s']:.3f} | {r['peak_mb']:.0f} | "
+            f"{r['speed_up']:.2f} ({r['speed_up_min']:.2f} to {r['speed_up_max']:.2f}) | {r['target'] or ''} |"
+            for r in rows
+        ),
+    ]
+    print("\n".join(lines))
+    if args.markdown:
+        atomic_write_text(args.markdown, "# A step of HSAKD and of DPCD\n\n" + "\n".join(lines) + "\n")
+    if args.json:
+        atomic_write_json({"command": sys.argv, "rows": rows, "environment": environ}, args.json)
+
+
+if __name__ == "__main__":
+    main()

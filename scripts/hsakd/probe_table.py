@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Table of linear probes: python scripts/hsakd/probe_table.py FOLDER [--out FILE]
+
+Reads what eval_rep.py --json wrote, one file "METHOD RATIO SOLVER SEED.json" each; probes that differ in the seed alone
+are averaged. Nothing is typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from helper.checkpoint import atomic_write_text
+from helper.protocols import UserError
+from helper.session import run_script
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder")
+    parser.add_argument("--out")
+    args = parser.parse_args(argv)
+    groups: dict[tuple[str, ...], list[dict]] = {}
+    for path in sorted(Path(args.folder).glob("*.json")):
+        groups.setdefault(tuple(path.stem.split(" ")[:-1]), []).append(json.loads(path.read_text()))
+    if not groups:
+        raise UserError(f"{args.folder} holds no results of eval_rep.py --json")
+    first = next(iter(groups.values()))[0]
+    lines = [
+        f"# Linear probe on {first['dataset']}",
+        "",
+        "Frozen features of the last epoch, each computed once; top-1 in percent on the validation images, mean and "
+        "standard deviation over seeds. SGD: of its last epoch, the best one in brackets, which the same images chose.",
+        "",
+        f"{first['environment']['cpu']}, commit {first['environment']['commit']}",
+        "",
+        "| student | share of CIFAR-100 | solver | top-1 | best | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (method, ratio, solver), found in sorted(groups.items()):
+        name = "alone" if method == "vanilla" else method
+        top, best = ([r[key] for r in found] for key in ("top1", "best"))
+        seeds = ", ".join(str(r["manual_seed"]) for r in found)
+        shown_best = f"[{statistics.mean(best):.2f}]" if solver == "sgd" else ""
+        lines.append(f"| {name} | {ratio} | {solver} | {mean_std(top)} | {shown_best} | {seeds} |")
+    print("\n".join(lines))
+    if args.out:
+        atomic_write_text(args.out, "\n".join(lines) + "\n")
+
+
+def mean_std(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}"
+
+
+if __name__ == "__main__":
+    run_script(main)

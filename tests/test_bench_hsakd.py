@@ -1,0 +1,65 @@
+"""scripts/bench_hsakd.py: its baseline computes what our float32 step computes, and the command reports it."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toys import ToyData, network
+
+from distiller_zoo import method_dict
+from helper import build
+from helper.protocols import Progress
+from models import model_dict
+from scripts.usual_hsakd import UsualDPCD, UsualHSAKD
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(("method", "usual", "end"), [("hsakd", UsualHSAKD, ""), ("dpcd", UsualDPCD, "_dpcd")])
+def test_baseline_and_our_step_lose_alike(method, usual, end):
+    """Three steps on the same batches from the same weights."""
+    spec, data = model_dict[f"resnet8_aux{end}"], ToyData(image=(3, 16, 16), num_classes=5)
+    torch.manual_seed(0)
+    student, teacher = spec(num_classes=5), network(spec)
+    kind = method_dict[method]
+    options = {"as_published": True} if method == "dpcd" else {}
+
+    (stage,) = build.build_stages(
+        kind,
+        kind.Config(**options),
+        spec,
+        teacher,
+        data,
+        batch_size=8,
+        device=torch.device("cpu"),
+        make_optimizer=build.sgd(0.9, 5e-4, 0.05, nesterov=True),
+        epochs=240,
+    )
+    stage.step.student.model.load_state_dict(student.state_dict())
+    step = usual(student, copy.deepcopy(teacher.model), spec.branches)
+    stage.step.train()
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
+    for i in range(3):
+        batch = data.batch(seed=i)
+        ours = stage.step(batch, Progress(61, 240, i, 3)).loss.item()
+        theirs = step((batch.inputs["image"] - mean) / std, batch.target)
+        assert ours == pytest.approx(theirs, rel=2e-4), i
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(tmp_path):
+    argv = ["--methods", "dpcd", "--rounds", "1", "--steps", "1", "--batch_size", "2", "--threads", "1"]
+    out = [tmp_path / "bench.json", tmp_path / "bench.md"]
+    command = [sys.executable, "scripts/bench_hsakd.py", *argv, "--json", str(out[0]), "--markdown", str(out[1])]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out[0].read_text())["rows"]
+    assert [(r["step"], r["dtype"]) for r in rows] == [("usual", "fp32"), ("ours", "fp32"), ("ours", "bf16")]
+    assert all(r["step_s"] > 0 and r["peak_mb"] > 0 and r["speed_up"] > 0 for r in rows)
+    assert rows[0]["speed_up"] == 1 and "| dpcd | ours | bf16 |" in out[1].read_text()

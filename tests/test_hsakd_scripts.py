@@ -1,0 +1,119 @@
+"""Every command of scripts/hsakd parses, names a published number, and reads what another command of it writes."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from eval_rep import parse as parse_probe
+from helper.options import parse
+from helper.runs import run_name
+from helper.session import run_script  # noqa: F401 (the scripts' own way in)
+from models import model_for
+from scripts.hsakd.probe_table import main as probe_table
+
+FOLDER = Path(__file__).parent.parent / "scripts" / "hsakd"
+TABLES = {  # file -> cells
+    "teachers.sh": 15,
+    "same_style.sh": 48,
+    "different_style.sh": 48,
+    "few_shot.sh": 10,
+    "transfer.sh": 22,
+    "imagenet.sh": 11,
+    "online_cifar.sh": 16,
+    "online_imagenet.sh": 2,
+    "dpcd.sh": 17,
+}
+
+
+def cells(file):
+    lines = [shlex.split(line) for line in (FOLDER / file).read_text().splitlines() if line.startswith("cell ")]
+    return [(name, published, argv) for _, name, published, *argv in lines]
+
+
+def written():
+    """Every file the training commands leave, best and last."""
+    found = set()
+    for _, _, (_, script, *argv) in [cell for file in TABLES for cell in cells(file)]:
+        if script == "eval_rep.py":
+            continue
+        is_teacher = script == "train_teacher.py"
+        settings = parse(argv, teacher=is_teacher)
+        model = settings.model if is_teacher else settings.model_s
+        teacher = None
+        if not is_teacher and settings.path_t:
+            arch = re.sub(r"_(best|last)\.pth$", "", Path(settings.path_t[0]).name)
+            teacher = model_for(arch, (3, 32, 32)).name if settings.dataset == "cifar100" else arch
+        kind = "teachers" if is_teacher else "students"
+        folder = f"save/{kind}/models/{run_name(settings, teacher, is_teacher)}"
+        found |= {f"{folder}/{model}_{which}.pth" for which in ("best", "last")}
+    return found
+
+
+@pytest.fixture(scope="module")
+def files():
+    return written()
+
+
+@pytest.mark.parametrize("file", TABLES)
+def test_every_cell(file, files):
+    found = cells(file)
+    assert len(found) == TABLES[file] and len({name for name, *_ in found}) == len(found)
+    for name, published, (python, script, *argv) in found:
+        assert python == "python" and re.fullmatch(r"\d\d\.\d\d(±\d?\.\d\d|/\d\d\.\d\d)?|not published", published), (
+            name
+        )
+        if script == "eval_rep.py":
+            assert parse_probe(argv).s_path in files, name
+            continue
+        settings = parse(argv, teacher=script == "train_teacher.py")
+        assert settings.method.teacher_mode == "frozen" or not settings.values.get("path_t")
+        for path in settings.values.get("path_t") or ():
+            assert path in files, f"{name}: nothing writes {path}"
+        start = settings.values.get("pretrained_backbone")
+        assert start is None or start.startswith("torchvision:") or start in files, name
+        if settings.dataset == "cifar100":
+            assert settings.nesterov and settings.batch_size == 64 and settings.weight_decay == 5e-4
+            slow = settings.values.get("model_s", "").startswith(("mobile", "Shuffle"))
+            assert settings.learning_rate == (0.01 if slow else 0.05), name
+            frozen = settings.values.get("freeze_backbone")
+            assert (settings.epochs, settings.lr_decay_epochs) == (
+                (100, "30,60,90") if frozen else (240, "150,180,210")
+            )
+        else:
+            assert (settings.learning_rate, settings.epochs, settings.weight_decay) == (0.1, 100, 1e-4)
+            assert not settings.nesterov
+
+
+def test_a_table_lists_and_runs_its_cells(tmp_path):
+    """Without an argument it lists; with one it runs what matches and nothing else. $PYTHON is replaced by echo."""
+    run = (FOLDER / "run.sh").read_text().replace('source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"', "PYTHON=echo")
+    (tmp_path / "run.sh").write_text(run)
+    table = (FOLDER / "few_shot.sh").read_text()
+    (tmp_path / "few_shot.sh").write_text(table)
+
+    def bash(*argv):
+        command = ["bash", "-euo", "pipefail", str(tmp_path / "few_shot.sh"), *argv]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    assert len(bash()) == TABLES["few_shot.sh"] and "68.50±.24" in bash()[2]
+    head, command = bash("^25% HSAKD")
+    assert head.endswith("published 68.50±.24") and command.startswith("train_student.py --path_t save/teachers/")
+
+
+def test_the_study_is_sound_bash():
+    subprocess.run(["bash", "-n", str(FOLDER / "short_study.sh")], check=True)
+
+
+def test_probes_become_a_table(tmp_path, capsys):
+    import json
+
+    for seed, top in ((0, 10.0), (1, 14.0)):
+        result = {"top1": top, "best": top + 1, "manual_seed": seed, "dataset": "TinyImageNet"}
+        environment = {"environment": {"cpu": "a CPU", "commit": "abc"}}
+        (tmp_path / f"hsakd 0.25 sgd {seed}.json").write_text(json.dumps(result | environment))
+    probe_table([str(tmp_path), "--out", str(tmp_path / "table.md")])
+    assert "| hsakd | 0.25 | sgd | 12.00 ± 2.83 | [13.00] | 0, 1 |" in capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text().startswith("# Linear probe on TinyImageNet")
