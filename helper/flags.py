@@ -77,6 +77,7 @@ COMMON = (
     ),
     _switch(("--deterministic",), "deterministic kernels; an error where an operation has none", result=True),
     Flag(("--max_steps",), None, "stop every epoch after this many steps (for trying things out)", int, result=True),
+    _switch(("--dry_run",), "parse, build, train one batch, and write nothing"),
     Flag(("--gpu_id",), "0", "GPU to use; without CUDA, 0 means the CPU"),
     Flag(("--num_workers",), 8, "loader processes, for data that is not resident on the device", int),
     Flag(("--print_freq",), 200, "steps between progress lines in the log", int),
