@@ -15,6 +15,7 @@ from helper import build
 from helper.cost import deployed_count, macs
 from helper.loops import evaluate
 from helper.options import normalised
+from helper.plugins import load_plugins
 from helper.reporting import log, start_log
 from helper.session import run_script
 
@@ -29,8 +30,10 @@ def main(argv=None):
     parser.add_argument("--batch_size", type=int, default=500)
     parser.add_argument("--gpu_id", default="0")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
+    parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the method or model, if outside")
     args = parser.parse_args(normalised(argv))
     start_log()
+    load_plugins(args.plugin)
 
     device, notice = build.pick_device(args.gpu_id)
     if notice:

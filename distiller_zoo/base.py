@@ -65,7 +65,7 @@ def check_range(
     if fits and (most is None or value <= most):
         return
     bounds = ((above, "above"), (least, "at least"), (most, "at most"))
-    wanted = " and ".join(f"{word} {bound:g}" for bound, word in bounds if bound is not None)
+    wanted = " and ".join(f"{word} {bound:.12g}" for bound, word in bounds if bound is not None)
     raise UserError(f"{flag} {value} must be {wanted or 'a finite number'}")
 
 
@@ -371,6 +371,13 @@ class Combined(Distiller):
         heads = [m.name for m in methods if m.deploy is not Distiller.deploy]
         if len(heads) > 1:
             raise UserError(f"{' and '.join(heads)} both change what is deployed; combine at most one of them")
+        replacing = [m.name for m in methods if m.deployed_head is not Distiller.deployed_head]
+        idle = [m.name for m in methods if m.terms is Distiller.terms and not (cfg.cls or cfg.div)]
+        if replacing and idle:
+            raise UserError(
+                f"{replacing[0]} replaces the classifier that {' and '.join(idle)} would train, and weighs it 0: "
+                f"leave {' and '.join(idle)} out, or train it too with -c and -d"
+            )
         modes = {m.teacher_mode for m in methods} - {"absent"}
         if len(modes) > 1:
             raise UserError(f"{'+'.join(names)} mixes methods with a frozen teacher and with a trained peer")

@@ -42,6 +42,7 @@ def write_run(root: Path, line: str, accuracies: Sequence[float], *, teacher: st
         "Total params": 0.1,
         "Deployed params": 0.1,
         "Deployed MACs": 12.5,
+        "num_classes": 100,
         "arch_t": None if is_teacher or alone else teacher,
         "Total time": 0.5,
         "teacher_acc": None if is_teacher or alone else 79.42,

@@ -273,7 +273,7 @@ def test_help_and_list(commands):
     assert plain.finished() and "--nce_k" not in plain.out and "--path_t" in plain.out
     assert crd.finished() and "--nce_k" in crd.out and "--factor" not in crd.out
     listed = commands("train_student.py", "--list").finished().out
-    assert "simkd" in listed and "fitnet (hint)" in listed and "resnet32x4" in listed and "digits" in listed
+    assert "simkd" in listed and "fitnet, hint" in listed and "resnet32x4" in listed and "digits" in listed
 
 
 def test_flags_without_effect(commands, teacher, tmp_path):
