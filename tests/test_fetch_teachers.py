@@ -8,11 +8,13 @@ import shlex
 import tarfile
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
 
+from helper.checkpoint import read_checkpoint
 from helper.options import parse
 from helper.published import read_table, tables
 from models import model_dict
@@ -182,6 +184,31 @@ def test_an_archive_of_several(server, fetch, weights):
     assert code == 2 and "holds no vgg8_vanilla" in said and len(server.asked) == 1  # the archive is at hand
     server.files["/no.tar"] = b"no archive"
     assert "no tar archive" in fetch(server.address("/no.tar"), kind="tar", member="x", name="vgg13")[1]
+
+
+def test_weights_of_torchvision_and_timm(server, fetch, weights, monkeypatch, tmp_path):
+    import torchvision.models
+
+    timm = pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
+
+    path = f"/resnet8-{hashlib.sha256(weights).hexdigest()[:8]}.pth"
+    server.files[path] = weights
+    monkeypatch.setattr(torchvision.models, "get_weight", lambda name: types.SimpleNamespace(url=server.address(path)))
+    code, _, place = fetch("A_Weights.V1", kind="torchvision")
+    assert code == 0 and place.read_bytes() == weights
+
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: torch.nn.Linear(2, 3))
+    assert fetch("unused", kind="timm", name="resnet14")[0] == 0
+    assert main(["timm:tiny", "--save_root", str(tmp_path), "--sources", str(tmp_path / "s.toml")]) == 0
+    (file,) = tmp_path.glob("teachers/models/timm*_vanilla/*_best.pth")
+    assert read_checkpoint(file).meta["arch"] == "timm:tiny"
+
+    def unreachable(name, pretrained):
+        raise OSError("no route to the hub")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    code, said, _ = fetch("unused", kind="timm", name="vgg8")
+    assert code == 2 and "no route to the hub" in said
 
 
 def test_the_list_of_sources_is_complete(capsys, tmp_path):
