@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shlex
 import statistics
 import sys
 import time
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from helper import build
-from helper.checkpoint import atomic_write_json, atomic_write_text
+from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text
 from helper.cost import deployed_count, macs
 from helper.options import normalised
 from helper.protocols import DataSet, UserError
@@ -68,14 +69,15 @@ def needs(package: str, form: str) -> Any:
 
 def write_safetensors(network: build.Network, config: dict[str, Any], out: Path) -> Path:
     """Weights under the names of the checkpoint (model.*, and proj.*, head.* where the method deploys them)."""
-    save = needs("safetensors.torch", "safetensors").save_file
+    save = needs("safetensors.torch", "safetensors").save
     checkpoint = network.checkpoint
     tensors = {f"model.{k}": v.contiguous() for k, v in checkpoint.state.items()}
     if "proj" in checkpoint.extra:
         tensors |= {f"{n}.{k}": v.contiguous() for n in ("proj", "head") for k, v in checkpoint.extra[n].items()}
     meta = {"arch": config["architecture"], "num_classes": config["num_classes"]} | checkpoint.meta
     path = out / "model.safetensors"
-    save({k: v.clone() for k, v in tensors.items()}, path, metadata={"format": "pt", "meta": json.dumps(meta)})
+    whole = {k: v.clone() for k, v in tensors.items()}
+    atomic_write(save(whole, metadata={"format": "pt", "meta": json.dumps(meta)}), path)
     return path
 
 
@@ -153,6 +155,7 @@ def numbers_of(folder: Path) -> dict[str, Any]:
     if not tested:
         return {}
     best = max(tested, key=lambda row: row["test_acc"])
+    script = "train_teacher.py" if "model" in args["identity"] else "train_student.py"
     return {
         "last_epoch": {"epoch": tested[-1]["epoch"], "accuracy": tested[-1]["test_acc"]},
         "best_epoch": {"epoch": best["epoch"], "accuracy": best["test_acc"], "selected_on": "what it is reported on"},
@@ -160,7 +163,7 @@ def numbers_of(folder: Path) -> dict[str, Any]:
         "teacher_accuracy": parameters.get("teacher_acc"),
         "epochs": args["identity"].get("epochs"),
         "seed": args.get("seed"),
-        "command": args.get("command"),
+        "command": ["python", script, *args.get("command", [])],
         "commit": env.get("commit"),
         "hardware": (env.get("gpus") or [env.get("cpu")])[0],
     }
@@ -207,8 +210,8 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
         *(f"| `{file}` | {gap:.1e} |" for file, gap in files.items()),
         "",
     ]
-    if run.get("command") is not None:
-        lines += ["Trained by", "", "    train: " + " ".join(map(str, run["command"])), ""]
+    if run:
+        lines += ["Trained by", "", "    " + shlex.join(map(str, run["command"])), ""]
         lines += [f"at commit {run['commit']}, on {run['hardware']}, seed {run['seed']}.", ""]
     return "\n".join(lines)
 
@@ -221,6 +224,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     if spec.input not in data.shapes:
         raise UserError(f"{spec.name} reads '{spec.input}', {data.name} has {', '.join(data.shapes)}")
     x, labels = real_batch(data, spec.input, args.images)
+    example = x[:2].clone()  # a view would bring all of x into the file
     with torch.no_grad():
         expected = model(x)
     config = {
@@ -243,8 +247,8 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     args.out.mkdir(parents=True, exist_ok=True)
     writers = {
         "safetensors": lambda: write_safetensors(network, config, args.out),
-        "export": lambda: write_program(model, x[:2], args.out),
-        "onnx": lambda: write_onnx(model, x[:2], args.out),
+        "export": lambda: write_program(model, example, args.out),
+        "onnx": lambda: write_onnx(model, example, args.out),
     }
     gaps, speed = {}, {}
     for form in args.forms:

@@ -339,7 +339,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         print(f"{failed} of {len(jobs)} processes failed; the same command tries them again", file=sys.stderr)
         return 1
-    print(f"the table: python scripts/make_table.py --root {everything[0].settings.save_root} --published {args.table}")
+    root = everything[0].settings.save_root
+    print(f"the table: python scripts/make_table.py --root {root} --published {args.table} --pivot")
     return 0
 
 

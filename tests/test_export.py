@@ -44,6 +44,8 @@ def test_every_form_of_a_composite(simkd, tmp_path, capsys, commands):
     assert config["run"]["last_epoch"]["accuracy"] == row["test_acc"]
     text = (tmp_path / "README.md").read_text()
     assert f"{row['test_acc']:.2f} %" in text and "simkd" in text and f"{config['parameters']:,}" in text
+    assert "    python train_student.py " in text
+    assert (tmp_path / "model.pt2").stat().st_size < 3 * (tmp_path / "model.safetensors").stat().st_size
     parameters = json.loads((simkd.parent / "parameters.json").read_text())
     assert config["parameters"] == round(parameters["Deployed params"] * 1e6)
     assert config["macs"] == pytest.approx(parameters["Deployed MACs"] * 1e6)
