@@ -123,6 +123,13 @@ def fill_disk_of_events(_: bool) -> None:
     RecordWriter.write = write
 
 
+def limit_memory(more: int) -> None:
+    """This process may have so many bytes beside those it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 HOOKS = {
     "events_full": fill_disk_of_events,
     "fsync": lambda count: die_at_fsync(count, tear=False),
@@ -131,6 +138,7 @@ HOOKS = {
     "bug_at": lambda count: at_step(count, planted_bug),
     "fsize": lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     "hide": hide_module,
+    "memory": limit_memory,
     "hang_at": lambda count: at_step(count, lambda: time.sleep(8)),
     "ranks": as_ranks,
     "in_rank": lambda where: in_rank(*where),
