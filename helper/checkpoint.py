@@ -103,6 +103,8 @@ def load_file(path: str | Path) -> Any:
         raise UserError(f"{path} is a folder, not a checkpoint: name the file in it, ending in .pth") from error
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    if path.suffix == ".safetensors":
+        return _safetensors(path, content)
     if not content.startswith(TORCH_FILES):
         reason = f"it starts with {content[:4]!r}" if content else "it is empty"
         raise UserError(f"{path} is not a checkpoint ({reason}): name a file that torch.save wrote")
@@ -119,6 +121,28 @@ def load_file(path: str | Path) -> Any:
         raise UserError(
             f"{path} is truncated or not a checkpoint ({reason.splitlines()[0][:120]}): fetch or save it again"
         ) from error
+
+
+def _safetensors(path: Path, content: bytes) -> Any:
+    """A file of scripts/export_student.py as the checkpoint it was made of; any other one as a plain state dict."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError as error:
+        raise UserError(f"reading {path} needs the package safetensors: pip install safetensors") from error
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        meta = json.loads(header.get("__metadata__", {}).get("meta", "null"))
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is truncated or no safetensors file ({error}): fetch or save it again") from error
+    if meta is None:
+        return tensors
+    found: dict[str, Any] = {"meta": meta}
+    for key, value in tensors.items():
+        entry, _, name = key.partition(".")
+        found.setdefault(entry, {})[name] = value
+    return found
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

@@ -142,6 +142,7 @@ COMMON = (
     Flag(("--fused_optimizer",), "auto", "SGD as one kernel; auto: on", choices=("auto", "on", "off")),
     _switch(("--deterministic",), "deterministic kernels; an error where an operation has none", result=True),
     Flag(("--max_steps",), None, "stop every epoch after this many steps (for trying things out)", int, result=True),
+    _switch(("--dry_run",), "parse, build, train one batch, and write nothing"),
     Flag(("--gpu_id",), "0", "GPU to use, or one per process; without CUDA, a number means a process on the CPU"),
     Flag(
         ("--num_workers",),

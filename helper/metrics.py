@@ -87,3 +87,19 @@ def merge(states: Sequence[Mapping[str, Any]], device: torch.device) -> Meter:
     bad = [int(state["first_bad"]) for state in states if int(state["first_bad"]) >= 0]
     whole.first_bad.fill_(min(bad, default=-1))
     return whole
+
+
+def calibration(logits: Tensor, target: Tensor, bins: int = 15) -> tuple[float, Tensor]:
+    """Expected calibration error (Guo et al., ICML 2017, eq. 3) and [bins, 3]: mean confidence, accuracy, share.
+
+    logits [N, K], target [N]. Bins have equal width in (0, 1]; an empty one holds zeros.
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)
+    right = (predicted == target).double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    count = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, torch.ones_like(right))
+    sums = torch.zeros(bins, 2, dtype=torch.float64).index_add_(0, place, torch.stack([confidence, right], 1))
+    means = sums / count.clamp(min=1)[:, None]
+    share = count / len(target)
+    error = (share * (means[:, 0] - means[:, 1]).abs()).sum()
+    return float(error), torch.cat([means, share[:, None]], 1)

@@ -331,6 +331,8 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
         build_lane(lane, teacher, data, loader, source, device, autocast, is_teacher, lanes, kernels) for lane in lanes
     ]
 
+    if settings.dry_run:
+        return try_out(built, loader)
     lives: dict[Fit, Life] = {}
     running: list[Lane] = []
     with Stopper().listening() as stopper:
@@ -358,6 +360,19 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
             for lane in running:
                 if lane.fit.ended:
                     finish(lane, data, teacher, teacher_acc, is_teacher, [other.folder.models.name for other in built])
+
+
+def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
+    """--dry_run: one batch through every student of the process. Writes no run."""
+    loader.set_epoch(1)
+    batch = next(iter(loader))
+    for lane in lanes:
+        stage = next(lane.stages)
+        stage.step.set_lr(lane.fit.schedule(1) if stage.constant_lr is None else stage.constant_lr)
+        stage.step.train()
+        result = stage.step(batch, Progress(1, stage.epochs, 0, lane.fit.steps, stage.index))
+        terms = ", ".join(f"{name} {float(value):.4g}" for name, value in result.terms.items())
+        log.info("dry run of %s: loss %.4g (%s)", lane.folder.models.name, float(result.loss), terms)
 
 
 def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
@@ -522,7 +537,7 @@ def shared_source(
     ]
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
     net = build.to_device(teacher.tapped(taps), device, kernels.channels_last)
-    folder = lanes[0].teacher_cache
+    folder = None if lanes[0].dry_run else lanes[0].teacher_cache
     kept = ("logits", "pooled") if lanes[0].cache_pooled else ("logits",)
     deeper = [tap for tap in taps if tap not in kept]
     if folder is None or deeper:

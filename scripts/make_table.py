@@ -25,7 +25,9 @@ from helper.build import chain_of
 from helper.checkpoint import atomic_write_text, read_checkpoint
 from helper.options import parse, published_name
 from helper.protocols import UserError
+from helper.published import Cell, read_table
 from helper.reporting import clock
+from scripts.table_writers import add_published, as_latex, pivot
 
 REPETITION = ("trial", "seed")  # what two runs of one cell may differ in
 
@@ -210,14 +212,30 @@ def network(run: Run) -> str:
     return run.identity["model"] if run.is_teacher else run.identity["model_s"]
 
 
-def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, rows, notes). The teacher rows come first, then the students, alone before distilled."""
+def grouped(runs: Iterable[Run]) -> list[list[Run]]:
+    """Repetitions together. The teachers come first, then the students, alone before distilled."""
     cells: dict[str, list[Run]] = {}
     for run in runs:
         cells.setdefault(run.cell, []).append(run)
     groups = sorted(cells.values(), key=lambda g: (not g[0].is_teacher, network(g[0]), order(g[0])))
     for group in groups:
         refuse_shared_order(group)
+    return groups
+
+
+def against_pairs(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str], list[list[str]], list[str]]:
+    """(header, rows, notes): methods against pairs of teacher and student, one protocol per column."""
+    groups = grouped(runs)
+
+    def entry(group: Sequence[Run]) -> str:
+        return f"{mean_std(last(group))} ({best(group):.2f}) [{len(group)}]"
+
+    return pivot(groups, tell_apart(groups), describe_protocol, entry, published)
+
+
+def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str], list[list[str]], list[str]]:
+    """(header, rows, notes), one row per cell. published: what to print beside the same experiment of ours."""
+    groups = grouped(runs)
     alone = {
         (network(g[0]), json.dumps(protocol(g[0]))): statistics.mean(last(g))
         for g in groups
@@ -273,6 +291,8 @@ def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]], list[str]]:
         f"Seeds: {', '.join(map(str, sorted({r.identity['seed'] for g in groups for r in g})))}.",
         f"Hardware: {'; '.join(hardware)}.",
     ]
+    if published:
+        add_published(header, rows, notes, groups, published)
     return header, rows, notes
 
 
@@ -304,7 +324,7 @@ def as_csv(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
     return text.getvalue()
 
 
-FORMATS = {"markdown": as_markdown, "csv": as_csv}
+FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -312,13 +332,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
     parser.add_argument("--dataset", help="runs on this data set only")
     parser.add_argument("--format", choices=FORMATS, default="markdown")
+    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand beside ours, as simkd")
+    parser.add_argument("--pivot", action="store_true", help="methods against pairs, one protocol per column")
     parser.add_argument("--out", type=Path, help="write here instead of to standard output")
     parser.add_argument("--title", help="a heading above a Markdown table")
     args = parser.parse_args(argv)
     runs = [run for root in args.root for run in find_runs(root, args.dataset)]
     if not runs:
         raise UserError(f"no finished run below {', '.join(map(str, args.root))}: train something first")
-    text = FORMATS[args.format](*table(runs))
+    published = [cell for name in args.published for cell in read_table(name).cells]
+    text = FORMATS[args.format](*(against_pairs if args.pivot else table)(runs, published))
     if args.title and args.format == "markdown":
         text = f"# {args.title}\n\n{text}"
     if args.out:

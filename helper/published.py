@@ -1,0 +1,182 @@
+"""Published tables as data (scripts/cifar100/tables/*.toml): every cell with its command, its number and its source."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from helper.options import Settings, parse
+from helper.protocols import UserError
+from helper.registry import Registry
+
+FOLDER = Path(__file__).resolve().parent.parent / "scripts" / "cifar100" / "tables"
+TEACHER_PATH = "./save/teachers/models/{0}_vanilla/{0}_best.pth"
+SAMPLES = 240 * 50_000  # forward and backward passes of one published run
+# From the wall-clock that the SimKD toolbox publishes for resnet32x4 (2:24 h), KD (1:12) and resnet8x4 alone (1:05):
+RATE, LOADER_HOURS = 9e12, 1.1  # FLOP/s of networks that fill an RTX 2080 Ti; what the published loader takes at least
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table. published: top-1 in percent, nan where the table has none. flags: of train_student.py."""
+
+    table: str
+    row: str
+    teacher: str
+    student: str
+    flags: str
+    published: float
+    source: str
+    dataset: str = "cifar100"
+
+    @property
+    def alone(self) -> bool:
+        """Whether the student trains without the teacher."""
+        return "--distill vanilla" in self.flags
+
+    def argv(self, trial: int | str = 0) -> list[str]:
+        path = [] if self.alone else ["--path_t", TEACHER_PATH.format(self.teacher)]
+        return [*path, *shlex.split(self.flags), *self._common, "--trial", str(trial)]
+
+    @property
+    def _common(self) -> list[str]:
+        return ["--model_s", self.student, "--dataset", self.dataset]
+
+    def command(self, trial: int | str = 0) -> str:
+        return " ".join(["python train_student.py", *self.argv(trial)])
+
+    @cached_property
+    def settings(self) -> Settings:
+        return parse(self.argv(), teacher=False)
+
+    def fits(self, identity: Mapping[str, Any], arch_t: str | None) -> bool:
+        """Whether a run (identity of its args.json, teacher of its parameters.json) is this cell's experiment.
+
+        Trial, seed, precision and the pieces of evidence (checksums) may differ; every other setting counts, where
+        it existed when the run was recorded.
+        """
+        if self.alone != (arch_t is None) or (arch_t is not None and arch_t.removesuffix("_cifar") != self.teacher):
+            return False
+        free = {"trial", "seed", "precision", "deterministic"}
+        mine = json.loads(json.dumps(self.settings.identity))  # args.json knows no tuples
+        return all(identity.get(k, v) == v for k, v in mine.items() if k not in free)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A published table. pairs: (teacher, student, accuracy of the teacher). rows: label -> the cells of its line."""
+
+    name: str
+    title: str
+    source: str
+    protocol: str
+    epoch: str
+    runs: str
+    pairs: tuple[tuple[str, str, float], ...]
+    rows: Mapping[str, tuple[Cell, ...]]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Row by row, without those the published table leaves out (nan); a student alone that stands in several
+        columns comes once."""
+        seen: dict[str, Cell] = {}
+        for line in self.rows.values():
+            for cell in line:
+                if not math.isnan(cell.published):
+                    seen.setdefault(cell.command(), cell)
+        return list(seen.values())
+
+    @property
+    def teachers(self) -> dict[str, float]:
+        """Teacher -> published accuracy, in the order of the columns."""
+        return {teacher: accuracy for teacher, _, accuracy in self.pairs}
+
+
+def tables() -> dict[str, Path]:
+    """Names of the published tables, and their files."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.toml"))}
+
+
+def read_table(name: str) -> Table:
+    """A published table by name, or one of your own by the path of its .toml file, in which `dataset` may name another
+    data set. UserError where there is none, or where a row does not have one value per column."""
+    if name.endswith(".toml"):
+        path = Path(name)
+    else:
+        path = tables()[Registry("table", {n: str(p) for n, p in tables().items()}).resolve(name)]
+    try:
+        raw = tomllib.loads(path.read_text())
+        lacking = {"title", "source", "protocol", "epoch", "runs", "pairs", "rows"} - raw.keys()
+    except OSError as error:
+        raise UserError(f"cannot read the table {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from error
+    if lacking:
+        raise UserError(
+            f"{path} has no {', '.join(sorted(lacking))}; scripts/cifar100/tables/simkd.toml shows the form"
+        )
+    dataset = raw.get("dataset", "cifar100")
+    pairs = tuple((p["teacher"], p["student"], float(p["teacher_accuracy"])) for p in raw["pairs"])
+    rows = {}
+    for row in raw["rows"]:
+        if len(row["published"]) != len(pairs):
+            raise UserError(f"{path}: {row['label']} has {len(row['published'])} values for {len(pairs)} columns")
+        rows[row["label"]] = tuple(
+            Cell(path.stem, row["label"], teacher, student, row["flags"], float(value), raw["source"], dataset)
+            for (teacher, student, _), value in zip(pairs, row["published"], strict=True)
+        )
+    return Table(path.stem, *(raw[k] for k in ("title", "source", "protocol", "epoch", "runs")), pairs, rows)
+
+
+def petaflop(cell: Cell, macs: Mapping[str, int]) -> float:
+    """Arithmetic of one run in 1e15 floating-point operations, of the two networks alone: forward and backward of the
+    student (three times its forward), forward of the teacher; a method's own layers and losses come on top.
+
+    macs: network -> multiply-accumulates of one image.
+    """
+    per_image = 3 * macs[cell.student] + (0 if cell.alone else macs[cell.teacher])
+    return 2 * per_image * SAMPLES / 1e15
+
+
+def hours(petaflops: float) -> float:
+    """Estimate for the published toolboxes on one RTX 2080 Ti, from three wall-clocks that the SimKD toolbox prints."""
+    return max(LOADER_HOURS, petaflops * 1e15 / RATE / 3600)
+
+
+def as_script(table: Table, macs: Mapping[str, int]) -> str:
+    """The table as literal commands, one per cell, each below its published number and its expected cost."""
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# {table.title}: one command per cell. `run_table.py --write` made it of tables/{table.name}.toml.",
+        f"#   source     {table.source}",
+        f"#   protocol   {table.protocol}",
+        f"#   published  top-1 in percent; epoch: {table.epoch}; number of runs: {table.runs}",
+        "#   cost       PFLOP of the two networks, methods' own layers not counted; hours are an estimate for the",
+        "#              published toolboxes on one RTX 2080 Ti, max(1.1 h, PFLOP / 9 TFLOP/s), fitted to three",
+        "#              wall-clocks they print",
+        f"# All of it, on all GPUs, skipping what is finished: bash scripts/run_table.sh {table.name} --trials 3",
+        f"# Teachers: {', '.join(f'{t} ({a:.2f})' for t, a in table.teachers.items())}; "
+        "bash scripts/fetch_teachers.sh or bash scripts/train_teachers.sh",
+        'source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"',
+        'python() { "$PYTHON" "$@"; }',
+    ]
+    last = None
+    for cell in sorted(table.cells, key=lambda c: [(t, s) for t, s, _ in table.pairs].index((c.teacher, c.student))):
+        if (cell.teacher, cell.student) != last:
+            last = (cell.teacher, cell.student)
+            lines += ["", f"# ---- {cell.teacher} -> {cell.student}"]
+        cost = petaflop(cell, macs)
+        lines += [f"# {cell.row}: {cell.published:.2f}; {cost:.1f} PFLOP, about {hours(cost):.1f} h", cell.command()]
+    return "\n".join(lines) + "\n"
+
+
+def names_of(cells: Sequence[Cell]) -> list[str]:
+    """Every network in these cells once."""
+    return list(dict.fromkeys(n for c in cells for n in (c.teacher, c.student)))

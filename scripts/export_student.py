@@ -1,0 +1,314 @@
+#!/usr/bin/env python3
+"""Take a network away: python scripts/export_student.py --path RUN/NAME_best.pth --dataset cifar100 --out exported/
+
+Writes model.safetensors with config.json, model.pt2 (torch.export), model.onnx and README.md, a model card with the
+run's numbers. Each form is run on real test images and must give the logits of the checkpoint; the latency on this CPU
+is printed. A network with layers of its method's (SimKD's projector and reused classifier) is exported as the one model
+it is. Inputs are what the data set yields (images in [0, 1]); the normalisation is part of the model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor, nn
+
+from dataset import dataset_dict
+from dataset.base import DataOptions
+from helper import build
+from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text
+from helper.cost import deployed_count, macs
+from helper.options import normalised
+from helper.protocols import DataSet, UserError
+
+TOLERANCE = 1e-4  # of logits, absolute
+
+
+class Plain(nn.Module):
+    """Input [B, ...] as the data set yields it -> logits [B, K], with the normalisation inside."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: build.Network):
+        super().__init__()
+        self.model, spec = network.model, network.spec
+        self.normalises = spec.mean is not None and spec.std is not None
+        if self.normalises:
+            shape = (1, -1, *[1] * (len(spec.input_shape) - 1))
+            self.register_buffer("mean", torch.tensor(spec.mean).view(shape))
+            self.register_buffer("std", torch.tensor(spec.std).view(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x - self.mean) / self.std if self.normalises else x)
+
+
+def needs(package: str, form: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(
+            f"writing {form} needs the package {package}: pip install {package}, or choose --forms"
+        ) from error
+
+
+def write_safetensors(network: build.Network, config: dict[str, Any], out: Path) -> Path:
+    """Weights under the names of the checkpoint (model.*, and proj.*, head.* where the method deploys them)."""
+    save = needs("safetensors.torch", "safetensors").save
+    checkpoint = network.checkpoint
+    tensors = {f"model.{k}": v.contiguous() for k, v in checkpoint.state.items()}
+    if "proj" in checkpoint.extra:
+        tensors |= {f"{n}.{k}": v.contiguous() for n in ("proj", "head") for k, v in checkpoint.extra[n].items()}
+    meta = {"arch": config["architecture"], "num_classes": config["num_classes"]} | checkpoint.meta
+    path = out / "model.safetensors"
+    whole = {k: v.clone() for k, v in tensors.items()}
+    atomic_write(save(whole, metadata={"format": "pt", "meta": json.dumps(meta)}), path)
+    return path
+
+
+def write_program(model: Plain, example: Tensor, out: Path) -> Path:
+    path = out / "model.pt2"
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.export.export(model, (example,), dynamic_shapes={"x": {0: batch}}, strict=False)
+    torch.export.save(program, path)
+    return path
+
+
+def write_onnx(model: Plain, example: Tensor, out: Path) -> Path:
+    needs("onnx", "ONNX")
+    needs("onnxscript", "ONNX")
+    path = out / "model.onnx"
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    torch.onnx.export(
+        model,
+        (example,),
+        path,
+        input_names=["x"],
+        output_names=["logits"],
+        dynamic_shapes={"x": {0: batch}},
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    return path
+
+
+def reader_of(path: Path, data: DataSet) -> Callable[[Tensor], Tensor]:
+    """The exported file as a function of a batch, through what a user would open it with."""
+    if path.suffix == ".safetensors":
+        loaded = Plain(build.load_network(path, None, data.num_classes, data.shapes)).eval()
+        return torch.no_grad()(loaded)
+    if path.suffix == ".pt2":
+        return torch.no_grad()(torch.export.load(path).module())
+    session = needs("onnxruntime", "and checking ONNX").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+
+
+def real_batch(data: DataSet, modality: str, count: int) -> tuple[Tensor, Tensor]:
+    """(inputs [n, ...], labels [n]) from the test set."""
+    inputs, labels = [], []
+    for batch in data.test_loader(min(count, 250), device=torch.device("cpu")):
+        inputs.append(batch.inputs[modality])
+        labels.append(batch.target)
+        if sum(map(len, labels)) >= count:
+            break
+    return torch.cat(inputs)[:count].contiguous(), torch.cat(labels)[:count]
+
+
+def latency(predict: Callable[[Tensor], Tensor], x: Tensor, repeats: int = 20) -> float:
+    """Median milliseconds of one call."""
+    for _ in range(3):
+        predict(x)
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        predict(x)
+        times.append(time.perf_counter() - started)
+    return 1e3 * statistics.median(times)
+
+
+def numbers_of(folder: Path) -> dict[str, Any]:
+    """What the run says of itself: {} where the checkpoint lies in no run folder."""
+    try:
+        args, env = (json.loads((folder / f"{n}.json").read_text()) for n in ("args", "env"))
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return {}
+    finished = folder / "parameters.json"
+    parameters = json.loads(finished.read_text()) if finished.exists() else {}
+    tested = [row for row in rows if "test_acc" in row]
+    if not tested:
+        return {}
+    best = max(tested, key=lambda row: row["test_acc"])
+    script = "train_teacher.py" if "model" in args["identity"] else "train_student.py"
+    return {
+        "last_epoch": {"epoch": tested[-1]["epoch"], "accuracy": tested[-1]["test_acc"]},
+        "best_epoch": {"epoch": best["epoch"], "accuracy": best["test_acc"], "selected_on": "what it is reported on"},
+        "teacher": parameters.get("arch_t"),
+        "teacher_accuracy": parameters.get("teacher_acc"),
+        "epochs": args["identity"].get("epochs"),
+        "seed": args.get("seed"),
+        "command": ["python", script, *args.get("command", [])],
+        "commit": env.get("commit"),
+        "hardware": (env.get("gpus") or [env.get("cpu")])[0],
+    }
+
+
+def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float], name: str) -> str:
+    """README.md of the exported folder, with the front matter that model hubs read."""
+    run, tested = config.get("run") or {}, config["measured"]
+    lines = [
+        "---",
+        "library_name: pytorch",
+        f"datasets: [{config['dataset']}]",
+        "tags: [knowledge-distillation]",
+        "---",
+        f"# {name}",
+        "",
+        f"`{config['architecture']}` for {config['num_classes']} classes of {config['dataset']}"
+        + (f", trained with {config['method']}" if config.get("method") else "")
+        + (f" by the teacher {run['teacher']}" if run.get("teacher") else "")
+        + ".",
+        "",
+        "| measured | |",
+        "|---|---|",
+        f"| top-1 on {tested['images']} test images, float32 | {tested['accuracy']:.2f} % |",
+    ]
+    if run:
+        last, best = run["last_epoch"], run["best_epoch"]
+        lines += [
+            f"| last epoch ({last['epoch']}) of its run | {last['accuracy']:.2f} % |",
+            f"| best epoch ({best['epoch']}), selected on what it is reported on | {best['accuracy']:.2f} % |",
+        ]
+        if run.get("teacher_accuracy") is not None:
+            lines.append(f"| its teacher | {run['teacher_accuracy']:.2f} % |")
+    lines += [
+        f"| parameters at test time | {config['parameters']:,} |",
+        f"| multiply-accumulates per sample | {config['macs'] / 1e6:.1f} M |",
+        *(f"| {what}, {config['threads']} CPU threads | {value:.2f} ms |" for what, value in speed.items()),
+        "",
+        f"Input: float32 `[batch, {', '.join(map(str, config['input_shape']))}]`, {config['input']} values as the data "
+        "set yields them (images in [0, 1]); the normalisation is part of the model. Output: logits.",
+        "",
+        "| file | largest difference of a logit from the checkpoint |",
+        "|---|---|",
+        *(f"| `{file}` | {gap:.1e} |" for file, gap in files.items()),
+        "",
+    ]
+    if run:
+        lines += ["Trained by", "", "    " + shlex.join(map(str, run["command"])), ""]
+        lines += [f"at commit {run['commit']}, on {run['hardware']}, seed {run['seed']}.", ""]
+    return "\n".join(lines)
+
+
+def export(args: argparse.Namespace) -> dict[str, float]:
+    """Everything in args.forms; file name -> largest difference. Raises UserError where one differs too much."""
+    data = dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder), image_size=args.image_size))
+    network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
+    model, spec, meta = Plain(network).eval(), network.spec, network.checkpoint.meta
+    if spec.input not in data.shapes:
+        raise UserError(f"{spec.name} reads '{spec.input}', {data.name} has {', '.join(data.shapes)}")
+    x, labels = real_batch(data, spec.input, args.images)
+    example = x[:2].clone()  # a view would bring all of x into the file
+    with torch.no_grad():
+        expected = model(x)
+    config = {
+        "architecture": spec.name,
+        "method": meta.get("method"),
+        "deploys": meta.get("deploys"),
+        "dataset": data.name,
+        "num_classes": data.num_classes,
+        "classes": list(map(str, data.classes)),
+        "input": spec.input,
+        "input_shape": list(x.shape[1:]),
+        "mean": spec.mean if model.normalises else None,
+        "std": spec.std if model.normalises else None,
+        "parameters": deployed_count(network.model),
+        "macs": macs(network.tapped().eval(), data.shapes, torch.device("cpu")),
+        "measured": {"images": len(x), "accuracy": 100 * float((expected.argmax(1) == labels).double().mean())},
+        "threads": torch.get_num_threads(),
+        "run": numbers_of(Path(args.path).resolve().parent),
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    writers = {
+        "safetensors": lambda: write_safetensors(network, config, args.out),
+        "export": lambda: write_program(model, example, args.out),
+        "onnx": lambda: write_onnx(model, example, args.out),
+    }
+    gaps, speed = {}, {}
+    for form in args.forms:
+        path = writers[form]()
+        predict = reader_of(path, data)
+        gap = float((predict(x) - expected).abs().max())
+        if not gap <= TOLERANCE:
+            raise UserError(
+                f"{path} is wrong: a logit differs by {gap:.2g} from the checkpoint's on real {spec.input}s"
+            )
+        gaps[path.name] = gap
+        print(f"{path}: logits of {len(x)} test samples agree to {gap:.1e}")
+        for size in (1, 64):
+            speed[f"{path.name}, batch {size}"] = latency(predict, x[:size])
+    for what, value in speed.items():
+        print(f"latency {what}: {value:.2f} ms on {torch.get_num_threads()} CPU threads")
+    atomic_write_json(config, args.out / "config.json")
+    name = args.name or f"{spec.name} on {data.name}"
+    atomic_write_text(args.out / "README.md", card(config, gaps, speed, name))
+    return gaps
+
+
+def push(folder: Path, repository: str) -> None:
+    hub = needs("huggingface_hub", "to a hub")
+    try:
+        hub.create_repo(repository, exist_ok=True)
+        where = hub.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Export of a student")
+    except Exception as error:  # the client raises its own, requests' and httpx's errors
+        raise UserError(f"cannot push to {repository}: {str(error).splitlines()[0]}") from error
+    print(f"pushed to {where}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path", required=True, help="checkpoint, _best.pth or _last.pth of a run")
+    parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
+    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--data_folder", default="../data/")
+    parser.add_argument("--image_size", type=int)
+    parser.add_argument("--images", type=int, default=1000, help="test samples to compare on (default 1000)")
+    parser.add_argument("--forms", nargs="+", default=["safetensors", "export", "onnx"])
+    parser.add_argument("--name", help="heading of the model card")
+    parser.add_argument("--push_to", help="repository on a model hub, as user/name (huggingface_hub)")
+    parser.add_argument("--out", type=Path, required=True, help="folder")
+    args = parser.parse_args(normalised(argv))
+    if stray := set(args.forms) - {"safetensors", "export", "onnx"}:
+        raise UserError(f"--forms {', '.join(sorted(stray))}: known are safetensors, export, onnx")
+    warnings.filterwarnings("ignore", category=UserWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    export(args)
+    if args.push_to:
+        push(args.out, args.push_to)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

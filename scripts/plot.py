@@ -1,0 +1,300 @@
+#!/usr/bin/env python3
+"""Pictures of runs and networks: python scripts/plot.py curves|cost|correlation|tsne|reliability ... --out FILE.png
+
+  curves       test loss (left) and top-1 (right) by epoch, mean over trials with their range
+  cost         accuracy against multiply-accumulates at test time
+  correlation  how far the correlations between class logits of students are from the teacher's
+  tsne         t-SNE of the features before the classifier
+  reliability  confidence against accuracy, with the expected calibration error
+The form follows the suffix of --out: png, pdf, svg. Colours are told apart by colour-blind readers, lines and markers
+also in grey.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from torch import Tensor
+
+from dataset import dataset_dict
+from dataset.base import DataOptions
+from helper import build
+from helper.metrics import calibration
+from helper.options import normalised
+from helper.protocols import DataSet, UserError
+from scripts.make_table import Run, find_runs, grouped, last, mean_std, network, tell_apart
+
+# Okabe and Ito, 2008, without the yellow that fades on paper
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINES = ("-", "--", "-.", ":")
+MARKERS = "osD^vP*X<>"
+
+
+def pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise UserError("pictures need the package matplotlib: pip install matplotlib") from error
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "axes.grid": True,
+            "grid.color": "0.9",
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "legend.fontsize": 8,
+            "figure.dpi": 150,
+            "savefig.bbox": "tight",
+            "pdf.fonttype": 42,  # text stays text
+            "svg.fonttype": "none",
+        }
+    )
+    return plt
+
+
+def styles(count: int) -> list[tuple[str, str]]:
+    """(colour, line) of each of `count` curves: colours first, then the same colours in other lines."""
+    return [(colour, line) for line, colour in itertools.islice(itertools.product(LINES, COLOURS), count)]
+
+
+def save(figure: Any, out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {out}: {error}") from error
+    print(f"wrote {out}")
+
+
+def pick(args: argparse.Namespace) -> list[tuple[str, list[Run]]]:
+    """(label, repetitions) of every cell below --root."""
+    groups = grouped(run for root in args.root for run in find_runs(root, args.dataset))
+    named = list(zip(tell_apart(groups), groups, strict=True))
+    if len({network(g[0]) for _, g in named if not g[0].is_teacher}) > 1:
+        named = [(f"{label}, {network(g[0])}", g) for label, g in named]
+    words = [w for w in args.only.split(",") if w]
+    named = [
+        (label, g) for label, g in named if not words or any(label == w or label.startswith(f"{w},") for w in words)
+    ]
+    if not named:
+        raise UserError(f"no finished run below {', '.join(map(str, args.root))} fits --only '{args.only}'")
+    return named
+
+
+def draw_curves(args: argparse.Namespace) -> None:
+    named = [(label, g) for label, g in pick(args) if not g[0].is_teacher]
+    if not named:
+        raise UserError("curves are drawn of students, and there is no finished one here")
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.0))
+    named.sort(key=lambda item: -sum(last(item[1])) / len(item[1]))  # the legend follows the curves' ends
+    for (label, group), (colour, line) in zip(named, styles(len(named)), strict=True):
+        for axis, key in zip(axes, ("test_loss", "test_acc"), strict=True):
+            runs = [[row for row in run.rows if key in row] for run in group]
+            epochs = [row["epoch"] for row in runs[0]]
+            values = torch.tensor([[row[key] for row in rows][: len(epochs)] for rows in runs], dtype=torch.float64)
+            axis.plot(
+                epochs, values.mean(0).numpy(), line, color=colour, lw=1.3, label=f"{label} {mean_std(last(group))}"
+            )
+            if len(group) > 1:
+                axis.fill_between(
+                    epochs, values.amin(0).numpy(), values.amax(0).numpy(), color=colour, alpha=0.15, lw=0
+                )
+    values = torch.tensor([row["test_loss"] for _, g in named for run in g for row in run.rows if "test_loss" in row])
+    usual, top = float(values.quantile(0.95)), float(values.max())
+    if top > 1.3 * usual:  # one wild epoch would flatten all other curves
+        axes[0].set_ylim(0.9 * float(values.min()), 1.1 * usual)
+    cut = f" (up to {top:.1f}, cut)" if top > 1.3 * usual else ""
+    axes[0].set(xlabel="epoch", ylabel="cross-entropy on test", title=f"test loss{cut}")
+    axes[1].set(xlabel="epoch", ylabel="top-1 accuracy in %", title="test accuracy")
+    axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="last epoch", handlelength=2.4)
+    figure.tight_layout()
+    save(figure, args.out)
+
+
+def draw_cost(args: argparse.Namespace) -> None:
+    plt = pyplot()
+    named = pick(args)
+    figure, axis = plt.subplots(figsize=(5.2, 3.4))
+    costs = sorted({g[0].parameters["Deployed MACs"] for _, g in named})
+    marks = itertools.cycle(MARKERS)
+    for (label, group), (colour, _) in zip(named, styles(len(named)), strict=True):
+        values = last(group)
+        mean = sum(values) / len(values)
+        axis.errorbar(
+            group[0].parameters["Deployed MACs"],
+            mean,
+            yerr=[[mean - min(values)], [max(values) - mean]],
+            fmt=next(marks),
+            color=colour,
+            ms=6,
+            capsize=2,
+            label=f"{label} ({group[0].parameters['Deployed params']:.3f} M)",
+        )
+    if len(costs) > 1 and costs[-1] > 4 * costs[0]:
+        axis.set_xscale("log")
+    axis.margins(0.12)
+    axis.set(xlabel="million multiply-accumulates per image at test time", ylabel="top-1 accuracy in %, last epoch")
+    axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="method (parameters)")
+    save(figure, args.out)
+
+
+@torch.no_grad()
+def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, Tensor, Tensor, Tensor]:
+    """(name, logits [N, K], pooled features [N, D], labels [N]) on the test images, in float32."""
+    loaded = build.load_network(path, None, data.num_classes, data.shapes, flag="--path")
+    device, _ = build.pick_device(args.gpu_id)
+    tap = loaded.spec.feats[-1]
+    net = build.to_device(loaded.tapped((tap,)), device).eval()
+    logits, features, labels = [], [], []
+    for batch in data.test_loader(500, device=device):
+        found = net(batch.inputs)
+        logits.append(found["logits"].float().cpu())
+        features.append(found[tap].flatten(1).float().cpu())
+        labels.append(batch.target.cpu())
+        if args.images and sum(map(len, labels)) >= args.images:
+            break
+    method = loaded.checkpoint.meta.get("method")
+    name = loaded.spec.name + (f", {method}" if method and method != "vanilla" else "")
+    return name, torch.cat(logits), torch.cat(features), torch.cat(labels)
+
+
+def open_data(args: argparse.Namespace) -> DataSet:
+    return dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder), image_size=args.image_size))
+
+
+def correlations(logits: Tensor) -> Tensor:
+    """[N, K] -> [K, K]: how the logits of two classes go together over the images; 0 where one never changes."""
+    return torch.corrcoef(logits.double().T).nan_to_num()
+
+
+def draw_correlation(args: argparse.Namespace) -> None:
+    data = open_data(args)
+    _, teacher, _, _ = outputs(args.path_t, args, data)
+    target = correlations(teacher)
+    found = [outputs(path, args, data) for path in args.path]
+    gaps = [(correlations(logits) - target).abs() for _, logits, _, _ in found]
+    plt = pyplot()
+    figure, axes = plt.subplots(1, len(gaps), figsize=(2.7 * len(gaps) + 0.8, 2.9), squeeze=False, layout="constrained")
+    top = max(float(gap.max()) for gap in gaps)
+    for axis, gap, (name, *_) in zip(axes[0], gaps, found, strict=True):
+        image = axis.imshow(gap.numpy(), cmap="cividis", vmin=0, vmax=top, interpolation="nearest")
+        axis.set(title=f"{name}\nmean {gap.mean():.3f}, largest {gap.max():.2f}", xlabel="class")
+        axis.grid(False)
+    axes[0][0].set_ylabel("class")
+    figure.colorbar(image, ax=list(axes[0]), label="|student - teacher|", shrink=0.85)
+    save(figure, args.out)
+
+
+def draw_tsne(args: argparse.Namespace) -> None:
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise UserError("t-SNE needs the package scikit-learn: pip install scikit-learn") from error
+    data = open_data(args)
+    plt = pyplot()
+    figure, axes = plt.subplots(1, len(args.path), figsize=(3.0 * len(args.path), 3.3), squeeze=False)
+    for axis, path in zip(axes[0], args.path, strict=True):
+        name, _, features, labels = outputs(path, args, data)
+        chosen = labels < args.classes
+        features, labels = features[chosen], labels[chosen]
+        if len(labels) < 10:
+            raise UserError(f"{len(labels)} images of the first {args.classes} classes are too few for t-SNE")
+        perplexity = min(30.0, (len(labels) - 1) / 3)
+        places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features.numpy())
+        for k in labels.unique().tolist():
+            mine = labels == k
+            colour, mark = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
+            axis.scatter(
+                *places[mine.numpy()].T, s=9, c=colour, marker=mark, lw=0, label=str(data.classes[k]), alpha=0.8
+            )
+        axis.set(title=f"{name}, {len(labels)} images", xticks=[], yticks=[])
+        axis.grid(False)
+        axis.spines[["left", "bottom"]].set_visible(False)
+    handles, names = axes[0][0].get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="lower center", ncol=min(len(names), 5), markerscale=2, bbox_to_anchor=(0.5, -0.14)
+    )
+    save(figure, args.out)
+
+
+def draw_reliability(args: argparse.Namespace) -> None:
+    data = open_data(args)
+    plt = pyplot()
+    count = len(args.path)
+    figure, axes = plt.subplots(1, count, figsize=(2.7 * count, 2.9), squeeze=False, sharey=True, layout="constrained")
+    for axis, path in zip(axes[0], args.path, strict=True):
+        name, logits, _, labels = outputs(path, args, data)
+        ece, bins = calibration(logits, labels, args.bins)
+        width = 1 / args.bins
+        middles = [(k + 0.5) * width for k in range(args.bins)]
+        axis.bar(middles, bins[:, 1].numpy(), width, color=COLOURS[4], edgecolor="white", lw=0.5, label="accuracy")
+        filled = bins[:, 2] > 0
+        axis.plot([0, 1], [0, 1], "--", color="0.3", lw=1, label="calibrated")
+        axis.plot(
+            bins[filled, 0].numpy(),
+            bins[filled, 1].numpy(),
+            "o",
+            color=COLOURS[1],
+            ms=3,
+            label="mean confidence of the bin",
+        )
+        accuracy = 100 * float((logits.argmax(1) == labels).double().mean())
+        axis.set(
+            title=f"{name}\ntop-1 {accuracy:.2f}, ECE {100 * ece:.2f} %", xlabel="confidence", xlim=(0, 1), ylim=(0, 1)
+        )
+    axes[0][0].set_ylabel("accuracy")
+    axes[0][0].legend(loc="upper left")
+    save(figure, args.out)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind, draw in (("curves", draw_curves), ("cost", draw_cost)):
+        sub = kinds.add_parser(kind)
+        sub.add_argument("--root", type=Path, nargs="+", default=[Path("./save")])
+        sub.add_argument("--dataset", help="runs on this data set only")
+        sub.add_argument("--only", default="", help="these methods, as kd,simkd")
+        sub.set_defaults(draw=draw)
+    for kind, draw in (("correlation", draw_correlation), ("tsne", draw_tsne), ("reliability", draw_reliability)):
+        sub = kinds.add_parser(kind)
+        sub.add_argument("--path", type=Path, nargs="+", required=True, help="checkpoints")
+        sub.add_argument("--dataset", default="cifar100")
+        sub.add_argument("--data_folder", default="../data/")
+        sub.add_argument("--image_size", type=int)
+        sub.add_argument("--gpu_id", default="0")
+        sub.add_argument("--images", type=int, help="stop after this many test images")
+        sub.set_defaults(draw=draw)
+        if kind == "correlation":
+            sub.add_argument("--path_t", type=Path, required=True, help="the teacher's checkpoint")
+        if kind == "tsne":
+            sub.add_argument("--classes", type=int, default=10, help="how many classes to show (default 10)")
+        if kind == "reliability":
+            sub.add_argument("--bins", type=int, default=15, help="bins of equal width (default 15)")
+    for sub in kinds.choices.values():
+        sub.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(normalised(argv))
+    args.draw(args)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,173 @@
+#!/usr/bin/env python3
+"""One HTML file about a set of runs: python scripts/report.py --root ./save --out report.html
+
+It needs nothing beside itself: tables that sort, curves that zoom, and behind every number the commands and machines it
+came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import html
+import json
+import math
+import re
+import shlex
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from helper.checkpoint import atomic_write_text
+from helper.options import normalised
+from helper.protocols import UserError
+from helper.published import read_table
+from scripts.make_table import Run, find_runs, grouped, table
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito, 2008
+DASHES = ("", "7 3", "2 3", "9 3 2 3")
+TEXT = ("method", "network", "teacher", "source", "protocol")
+
+
+def script_of(run: Run) -> str:
+    return "train_teacher.py" if run.is_teacher else "train_student.py"
+
+
+def command_of(run: Run) -> str:
+    """The command that trained it, from args.json."""
+    args = json.loads((run.folder / "args.json").read_text())
+    return shlex.join(["python", script_of(run), *map(str, args.get("command", []))])
+
+
+def environment_of(run: Run) -> dict[str, str]:
+    env = run.env
+    commit = f"{env.get('commit') or 'unknown'}{' with uncommitted changes' if env.get('dirty') else ''}"
+    versions = ", ".join(f"{k} {v}" for k, v in env.get("versions", {}).items() if v)
+    hardware = ", ".join(env.get("gpus") or []) or f"{env.get('cpu')}, {env.get('cpu_threads')} threads"
+    found = {"folder": run.folder.name, "commit": commit, "versions": versions, "hardware": hardware}
+    found |= {"platform": env.get("platform", ""), "Python": env.get("python", ""), "seed": str(run.identity["seed"])}
+    lanes = [name for name in run.parameters.get("lanes", []) if name != run.folder.name]
+    if lanes:
+        found["trained beside"] = "; ".join(lanes)
+    return {k: v for k, v in found.items() if v}
+
+
+def sort_key(column: str, text: str, group: Sequence[Run]) -> str:
+    """What a column is sorted by: text as it is, numbers by value, times in seconds."""
+    if column in TEXT:
+        return text
+    if column == "time":
+        return f"{statistics.mean(r.parameters['Total time'] * 3600 for r in group):.3f}"
+    found = re.search(r"-?\+?\d+(\.\d+)?", text)
+    return found[0].lstrip("+") if found else ""
+
+
+def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[Sequence[Run]]) -> str:
+    def kind(column: str) -> str:
+        return ' class="text"' if column in TEXT else ""
+
+    head = "".join(
+        f'<th scope="col" aria-sort="none"{kind(c)}><button type="button">{html.escape(c)}</button></th>'
+        for c in header
+    )
+    body = []
+    for i, (row, group) in enumerate(zip(rows, groups, strict=True)):
+        cells = "".join(
+            f'<td data-v="{html.escape(sort_key(c, text, group))}"{kind(c)}>'
+            + (f'<a href="#cell-{i}">{html.escape(text)}</a>' if text else "")
+            + "</td>"
+            for c, text in zip(header, row, strict=True)
+        )
+        body.append(f"<tr>{cells}</tr>")
+    return f'<table id="results"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
+
+
+def details_html(labels: Sequence[str], groups: Sequence[Sequence[Run]]) -> str:
+    out = []
+    for i, (label, group) in enumerate(zip(labels, groups, strict=True)):
+        runs = []
+        for run in group:
+            facts = "".join(
+                f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in environment_of(run).items()
+            )
+            final, top = run.rows[-1]["test_acc"], run.parameters["best"]
+            runs.append(
+                f"<p>last epoch {final:.2f}, best {top['test_acc']:.2f} (epoch {top['epoch']})</p>"
+                f"<pre>{html.escape(command_of(run))}</pre><dl>{facts}</dl>"
+            )
+        runs_word = "run" if len(group) == 1 else "runs"
+        out.append(
+            f'<details id="cell-{i}"><summary>{html.escape(label)} ({len(group)} {runs_word})</summary>'
+            f"{'<hr>'.join(runs)}</details>"
+        )
+    return "\n".join(out)
+
+
+def series_of(label: str, group: Sequence[Run], place: int) -> dict[str, Any]:
+    """One curve: mean over the runs, of the epochs that all of them have."""
+    rows = [[row for row in run.rows if "test_acc" in row] for run in group]
+    count = min(map(len, rows))
+
+    def mean(key: str) -> list[float]:
+        return [round(statistics.mean(r[i][key] for r in rows), 5) for i in range(count)]
+
+    return {
+        "label": label,
+        "epochs": [row["epoch"] for row in rows[0][:count]],
+        "loss": mean("test_loss"),
+        "accuracy": mean("test_acc"),
+        "colour": COLOURS[place % len(COLOURS)],
+        "dash": DASHES[place // len(COLOURS) % len(DASHES)],
+    }
+
+
+def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
+    groups = grouped(runs)
+    header, rows, notes = table(runs, [cell for name in published for cell in read_table(name).cells])
+    labels = [f"{row[0]}, {row[1]}" for row in rows]
+    series = [series_of(label, group, i) for i, (label, group) in enumerate(zip(labels, groups, strict=True))]
+    if any(not math.isfinite(v) for s in series for v in (*s["loss"], *s["accuracy"])):
+        raise UserError("a run holds a loss or an accuracy that is not finite")
+    about = (
+        f"{len(runs)} finished runs in {len(groups)} rows; made by scripts/report.py on "
+        f"{datetime.date.today().isoformat()}. Every number comes from metrics.jsonl of a run."
+    )
+    parts = {
+        "TITLE": html.escape(title),
+        "ABOUT": html.escape(about),
+        "TABLE": table_html(header, rows, groups),
+        "NOTES": "".join(f"<p>{html.escape(note)}</p>" for note in notes),
+        "DETAILS": details_html(labels, groups),
+        "DATA": json.dumps(series).replace("<", "\\u003c"),
+    }
+    template = Path(__file__).with_name("report.html").read_text()
+    return re.sub("@([A-Z]+)@", lambda found: parts[found[1]], template)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
+    parser.add_argument("--dataset", help="runs on this data set only")
+    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand beside ours, as simkd")
+    parser.add_argument("--title", default="Knowledge distillation: results")
+    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    args = parser.parse_args(normalised(argv))
+    runs = [run for root in args.root for run in find_runs(root, args.dataset)]
+    if not runs:
+        raise UserError(f"no finished run below {', '.join(map(str, args.root))}: train something first")
+    text = page(runs, args.title, args.published)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(args.out, text)
+    print(f"wrote {args.out}: {len(runs)} runs, {len(text) / 1024:.0f} KiB, no other file needed")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

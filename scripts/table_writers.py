@@ -1,0 +1,106 @@
+"""Forms of a table beside Markdown and CSV: LaTeX, published numbers beside ours, and methods against pairs."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from helper.protocols import UserError
+from helper.published import Cell
+
+_LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}"}
+_LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+_LATEX |= {"±": r"$\pm$", "→": r"$\rightarrow$", "-": "-"}
+
+
+def latex(text: str) -> str:
+    """Plain text with every special character escaped."""
+    escaped = "".join(_LATEX.get(c, c) for c in text)
+    return re.sub(r"^-(?=\d)", "$-$", escaped)
+
+
+def as_latex(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    """A tabular of the package booktabs; the first two columns are text, the others numbers. Notes become comments."""
+    form = "ll" + "r" * (len(header) - 2)
+    body = [" & ".join(map(latex, row)) + r" \\" for row in rows]
+    lines = [
+        *(f"% {note}" for note in notes),
+        rf"\begin{{tabular}}{{{form[: len(header)]}}}",
+        r"\toprule",
+        " & ".join(map(latex, header)) + r" \\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def add_published(
+    header: list[str], rows: list[list[str]], notes: list[str], groups: Sequence[Sequence[Any]], cells: Sequence[Cell]
+) -> None:
+    """Put "published" and "source" behind the gain, in place, where a row is the very experiment of a published cell.
+
+    groups: the runs behind each row. A run of another schedule or other weights is another experiment: its row gets
+    no number.
+    """
+    at = header.index("gain") + 1
+    header[at:at] = ["published", "source"]
+    sources = list(dict.fromkeys(c.source for c in cells))
+    used = set()
+    for row, group in zip(rows, groups, strict=True):
+        run = group[0]
+        fitting = [c for c in cells if not run.is_teacher and c.fits(run.identity, run.parameters.get("arch_t"))]
+        number = sources.index(fitting[0].source) + 1 if fitting else 0
+        used |= {number} - {0}
+        row[at:at] = [f"{fitting[0].published:.2f}", f"({number})"] if fitting else ["", ""]
+    notes += [f"Published ({k}): {sources[k - 1]}." for k in sorted(used)]
+
+
+def pivot(
+    groups: Sequence[Sequence[Any]],
+    labels: Sequence[str],
+    describe_protocol: Callable[[Any], str],
+    entry: Callable[[Sequence[Any]], str],
+    cells: Sequence[Cell] = (),
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """(header, rows, notes): one line per method, one column per pair of teacher and student.
+
+    entry: text of a cell, from its runs. Raises UserError where the numbers of one column come from different
+    protocols, or where two experiments fall into one cell.
+    """
+    students = [i for i, group in enumerate(groups) if not group[0].is_teacher]
+    distilled = [i for i in students if groups[i][0].parameters.get("arch_t")]
+    pairs: dict[tuple[str, str], list[int]] = {}
+    for i in distilled:
+        run = groups[i][0]
+        pairs.setdefault((run.parameters["arch_t"], run.identity["model_s"]), []).append(i)
+    for i in (i for i in students if i not in distilled):  # alone: in every column of its student
+        student = groups[i][0].identity["model_s"]
+        for pair in [p for p in pairs if p[1] == student] or [("", student)]:
+            pairs.setdefault(pair, []).insert(0, i)
+    header, table = ["method"], {}
+    notes = []
+    for (teacher, student), members in pairs.items():
+        protocols = {describe_protocol(groups[i][0]) for i in members}
+        if len(protocols) > 1:
+            raise UserError(
+                f"the column {teacher} → {student} would mix protocols: {' | '.join(sorted(protocols))}; "
+                "choose runs with --root, --dataset or --only, or leave --pivot out"
+            )
+        header.append(f"{teacher} → {student}" if teacher else student)
+        notes.append(f"{header[-1]}: {protocols.pop()}.")
+        for i in members:
+            row = table.setdefault(labels[i], {})
+            if header[-1] in row:
+                raise UserError(f"two experiments are called {labels[i]} in the column {header[-1]}")
+            run = groups[i][0]
+            fitting = [c.published for c in cells if c.fits(run.identity, run.parameters.get("arch_t"))]
+            row[header[-1]] = entry(groups[i]) + (f" / {statistics.mean(fitting):.2f}" if fitting else "")
+    rows = [[label, *(row.get(column, "") for column in header[1:])] for label, row in table.items()]
+    notes.append("Last epoch, mean ± standard deviation (best epoch, selected on what it is reported on) [runs]")
+    notes[-1] += " / published." if any(" / " in c for r in rows for c in r) else "."
+    notes += [f"Published: {source}." for source in dict.fromkeys(c.source for c in cells)]
+    return header, rows, notes

@@ -1,0 +1,181 @@
+#!/usr/bin/env python3
+"""Search a method's settings without looking at the test set.
+
+    python scripts/tune.py --search beta=0.1:10:log kd_T=1:8 --trials 20 -- --path_t T.pth --distill dkd --epochs 60
+
+Each trial trains on all but a stratified slice of the training set (--val_fraction, default 0.1) and is judged by the
+last epoch on that slice. NAME=LOW:HIGH[:log] draws numbers (whole ones where both ends are whole and the flag is one),
+NAME=A,B,C chooses. Everything after -- goes to train_student.py. The study lies in a file (--study), so that an
+interrupted search goes on; at the end stands the command of the final training, on the whole training set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from helper.checkpoint import atomic_write_text
+from helper.jobs import TrainCommand
+from helper.options import Settings, normalised, parse
+from helper.protocols import UserError
+
+SHORT = {"beta": "-b", "cls": "-c", "div": "-d"}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One setting that is searched: a range of numbers, or choices."""
+
+    name: str
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        return SHORT.get(self.name, f"--{self.name}")
+
+    def draw(self, trial: Any) -> str:
+        """trial: optuna's. The value as the command line has it."""
+        if self.choices:
+            return str(trial.suggest_categorical(self.name, self.choices))
+        if self.whole:
+            return str(trial.suggest_int(self.name, int(self.low), int(self.high), log=self.log))
+        return f"{trial.suggest_float(self.name, self.low, self.high, log=self.log):.4g}"
+
+
+def read_axis(text: str, settings: Settings) -> Axis:
+    """'beta=0.1:10:log' or 'hint_layer=1,2'. UserError where it is neither, or where the method has no such flag."""
+    name, equals, values = text.partition("=")
+    name = name.lstrip("-").replace("-", "_")
+    if name not in settings.flags:
+        raise UserError(f"--search {text}: --distill {settings.distill} has no flag --{name}; see its --help")
+    if "," in values:
+        return Axis(name, choices=tuple(values.split(",")))
+    parts = values.split(":")
+    try:
+        low, high = float(parts[0]), float(parts[1])
+    except (ValueError, IndexError):
+        raise UserError(f"--search {text} is not of the form NAME=LOW:HIGH[:log] or NAME=A,B,C") from None
+    log = parts[2:] == ["log"]
+    if not low < high or (log and low <= 0) or (parts[2:] and not log):
+        raise UserError(f"--search {text}: LOW must be below HIGH, and above 0 for :log")
+    return Axis(name, low, high, log, settings.flags[name].type is int)
+
+
+def trained(argv: Sequence[str], log: Path) -> float:
+    """Train, and return the accuracy of the last epoch on the held-out slice."""
+    process = TrainCommand(argv, str(log)).start()
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    lines = log.read_text(errors="replace").strip().splitlines()
+    if code:
+        raise UserError(f"a trial ended with exit code {code}: {lines[-1] if lines else 'nothing was logged'}")
+    folders = [line for line in lines if line.startswith("result in ") or line.startswith("already finished: ")]
+    folder = Path(
+        folders[-1].removeprefix("result in ").removeprefix("already finished: ").split(" holds the result")[0]
+    )
+    parameters = json.loads((folder / "parameters.json").read_text())
+    if parameters["evaluated_on"] == "test":
+        raise UserError("this data set held out no slice, so the search would look at the test set")
+    return float(parameters["last"]["test_acc"])
+
+
+def final_command(given: Sequence[str], values: Sequence[str]) -> str:
+    return shlex.join(["python", "train_student.py", *given, *values])
+
+
+def search(
+    axes: Sequence[Axis], given: Sequence[str], args: argparse.Namespace, train: Callable[[Sequence[str], Path], float]
+) -> str:
+    """Run the trials that are missing in the study; the command of the best one. train: as trained()."""
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("tuning needs the package optuna: pip install optuna") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    args.study.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        study_name="tune",
+        storage=f"sqlite:///{args.study / 'study.db'}",
+        direction="maximize",
+        load_if_exists=True,
+    )
+    # a seed of its own after an interruption: the same one would draw the same values again
+    study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
+    record = args.study / "search.json"
+    described = {"given": list(given), "search": args.search, "val_fraction": args.val_fraction}
+    if record.exists() and json.loads(record.read_text()) != described:
+        raise UserError(f"{args.study} holds another search: choose another --study, or delete it")
+    atomic_write_text(record, json.dumps(described))
+
+    def objective(trial: Any) -> float:
+        values = [token for axis in axes for token in (axis.flag, axis.draw(trial))]
+        held_out = ["--val_fraction", f"{args.val_fraction:g}", "--save_root", str(args.study / "runs")]
+        accuracy = train([*given, *values, *held_out], args.study / f"trial_{trial.number:03d}.log")
+        trial.set_user_attr("values", values)
+        print(f"trial {trial.number}: {' '.join(values)}: {accuracy:.2f} on the held-out slice", flush=True)
+        return accuracy
+
+    complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
+    if args.trials > len(complete):
+        study.optimize(objective, n_trials=args.trials - len(complete))
+    best = study.best_trial
+    command = final_command(given, best.user_attrs["values"])
+    text = (
+        "#!/usr/bin/env bash\n"
+        f"# The best of {len(study.trials)} trials: {best.value:.2f} on {args.val_fraction:g} of the training set, "
+        "held out. No test image was looked at.\n"
+        f"# Searched: {' '.join(args.search)}\n{command}\n"
+    )
+    atomic_write_text(args.study / "best.sh", text)
+    print(f"best: {best.value:.2f}; written to {args.study / 'best.sh'}\n{command}")
+    return command
+
+
+def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path], float] = trained) -> str:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    cut = argv.index("--") if "--" in argv else len(argv)
+    argv, given = argv[:cut], argv[cut + 1 :]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--search", nargs="+", required=True, help="NAME=LOW:HIGH[:log] or NAME=A,B,C")
+    parser.add_argument("--trials", type=int, default=20, help="in all, those of an interrupted search included")
+    parser.add_argument("--val_fraction", type=float, default=0.1, help="share of train to judge by (default 0.1)")
+    parser.add_argument("--study", type=Path, default=Path("save/tune"), help="folder of the search")
+    parser.add_argument("--seed", type=int, default=0, help="of the search")
+    args = parser.parse_args(normalised(argv))
+    if args.trials < 1 or not 0 < args.val_fraction < 1:
+        raise UserError("--trials must be at least 1, and --val_fraction lie between 0 and 1")
+    for flag in ("--val_fraction", "--save_root"):
+        if any(token.split("=")[0].replace("-", "_").lstrip("_") == flag[2:] for token in given):
+            raise UserError(
+                f"{flag} is the search's own: give it before --"
+                if flag == "--val_fraction"
+                else "--save_root is the search's own: use --study"
+            )
+    settings = parse(given, teacher=False)
+    return search([read_axis(text, settings) for text in args.search], given, args, train)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,93 @@
+"""A network that is taken away computes what its checkpoint does, in every form."""
+
+import json
+import types
+
+import pytest
+import torch
+
+from helper.checkpoint import read_checkpoint
+from helper.protocols import UserError
+from scripts.export_student import TOLERANCE, main
+
+for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
+
+SHORT = ("--epochs", 1, "--max_steps", 4, "--tb_backend", "none", "--image_size", 16)
+
+
+@pytest.fixture(scope="module")
+def simkd(commands, teacher, tmp_path_factory):
+    """The best checkpoint of a SimKD student: backbone, projector and the teacher's classifier."""
+    root = tmp_path_factory.mktemp("export")
+    argv = ("--path_t", teacher, "--distill", "simkd", "--skip_validation", "--save_root", root, *SHORT)
+    commands.student(*argv).finished()
+    (folder,) = (root / "students" / "models").iterdir()
+    return folder / "resnet8_best.pth"
+
+
+def exported(path, out, capsys, *more):
+    main(
+        ["--path", str(path), "--dataset", "digits", "--images", "100", "--image_size", "16", "--out", str(out), *more]
+    )
+    return capsys.readouterr().out
+
+
+def test_every_form_of_a_composite(simkd, tmp_path, capsys, commands):
+    said = exported(simkd, tmp_path, capsys)
+    names = {"model.safetensors", "model.pt2", "model.onnx", "config.json", "README.md"}
+    assert names <= {p.name for p in tmp_path.iterdir()} and said.count("agree to") == 3
+    assert said.count("latency") == 6 and " ms on " in said
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"] == "resnet8" and config["deploys"] == "simkd" and config["input_shape"] == [3, 16, 16]
+    row = json.loads((simkd.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    assert config["run"]["last_epoch"]["accuracy"] == row["test_acc"]
+    text = (tmp_path / "README.md").read_text()
+    assert f"{row['test_acc']:.2f} %" in text and "simkd" in text and f"{config['parameters']:,}" in text
+    assert "    python train_student.py " in text
+    assert (tmp_path / "model.pt2").stat().st_size < 3 * (tmp_path / "model.safetensors").stat().st_size
+    parameters = json.loads((simkd.parent / "parameters.json").read_text())
+    assert config["parameters"] == round(parameters["Deployed params"] * 1e6)
+    assert config["macs"] == pytest.approx(parameters["Deployed MACs"] * 1e6)
+
+    # the weights alone are a checkpoint like any other: it is evaluated to the run's number
+    done = commands(
+        "test_model.py", "--path", tmp_path / "model.safetensors", "--dataset", "digits", "--image_size", 16
+    )
+    assert f"top-1 {row['test_acc']:.2f} " in done.finished().out
+    state = read_checkpoint(tmp_path / "model.safetensors")
+    original = torch.load(simkd, weights_only=True)
+    assert state.extra["proj"].keys() == original["proj"].keys() and state.state.keys() == original["model"].keys()
+
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-50])
+    with pytest.raises(UserError, match="truncated"):
+        read_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_a_wrong_file_is_noticed(simkd, tmp_path, capsys, monkeypatch):
+    import scripts.export_student as module
+
+    real = module.write_safetensors
+
+    def spoilt(network, config, out):
+        network.checkpoint.state["conv1.weight"] = network.checkpoint.state["conv1.weight"] * (1 + 100 * TOLERANCE)
+        return real(network, config, out)
+
+    monkeypatch.setattr(module, "write_safetensors", spoilt)
+    with pytest.raises(UserError, match="is wrong: a logit differs by"):
+        exported(simkd, tmp_path, capsys, "--forms", "safetensors")
+
+
+def test_pushed_to_a_hub(simkd, tmp_path, capsys, monkeypatch):
+    import sys
+
+    sent = []
+    hub = types.SimpleNamespace(
+        create_repo=lambda name, exist_ok: None, upload_folder=lambda **what: sent.append(what) or "hub://a/b"
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert "pushed to hub://a/b" in exported(simkd, tmp_path, capsys, "--forms", "safetensors", "--push_to", "a/b")
+    assert sent[0]["repo_id"] == "a/b" and sent[0]["folder_path"] == str(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="needs the package huggingface_hub"):
+        exported(simkd, tmp_path, capsys, "--forms", "safetensors", "--push_to", "a/b")

@@ -1,0 +1,200 @@
+"""Published tables as data, as literal commands, and as grids that are run."""
+
+import math
+import os
+import shlex
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from commands import ENV
+
+from helper.options import parse
+from helper.protocols import UserError
+from helper.published import FOLDER, hours, petaflop, read_table, tables
+from scripts.run_table import Want, bundles, joined, key_values, literal, main, plan, slots_of, wants
+
+# what the README files print, by hand: (table, row, teacher, student, value)
+SPOT = [
+    ("simkd", "student alone", "resnet32x4", "resnet8x4", 73.09),
+    ("simkd", "KD", "resnet32x4", "resnet8x4", 74.42),
+    ("simkd", "SimKD (f=2)", "resnet32x4", "resnet8x4", 78.08),
+    ("simkd", "SimKD (f=8)", "resnet32x4", "ShuffleV2_1_5", 78.96),
+    ("simkd", "SemCKD", "resnet32x4", "vgg8", 75.27),
+    ("repdistiller_same", "CRD", "resnet110", "resnet32", 73.48),
+    ("repdistiller_same", "KD", "vgg13", "vgg8", 72.98),
+    ("repdistiller_different", "NST", "vgg13", "MobileNetV2", 58.16),
+    ("repdistiller_different", "CRD", "wrn_40_2", "ShuffleV1", 76.05),
+]
+
+
+@pytest.mark.parametrize("name", tables())
+def test_literal_commands_are_those_of_the_table(name):
+    text = (FOLDER.parent / f"{name}_table.sh").read_text()
+    assert text == literal(name), "run scripts/run_table.py --write"
+    lines = text.splitlines()
+    commands = [i for i, line in enumerate(lines) if line.startswith("python train_student.py ")]
+    assert len(commands) == len(read_table(name).cells)
+    for i in commands:  # each below its published number and its cost, and each is one the parser takes
+        assert "PFLOP" in lines[i - 1] and lines[i - 1].startswith("# ")
+        parse(shlex.split(lines[i])[2:], teacher=False)
+
+
+def test_published_numbers():
+    assert {n: len(read_table(n).cells) for n in tables()} == {
+        "simkd": 36,
+        "repdistiller_same": 14 * 7 - 1 - 1,  # FSP has no wrn_40_1; resnet20 alone stands twice
+        "repdistiller_different": 13 * 6 - 2,  # MobileNetV2 and ShuffleV1 alone stand twice
+    }
+    for table, row, teacher, student, value in SPOT:
+        (cell,) = [c for c in read_table(table).rows[row] if (c.teacher, c.student) == (teacher, student)]
+        assert cell.published == value
+    assert read_table("simkd").teachers == {"resnet32x4": 79.42}
+    fsp = read_table("repdistiller_same").rows["FSP"]
+    assert [c.student for c in fsp if math.isnan(c.published)] == ["wrn_40_1"]
+
+
+def test_cost_agrees_with_the_published_wall_clock():
+    macs = {"resnet32x4": 1083040000, "resnet8x4": 177070000}
+    alone, kd = read_table("simkd").cells[0], read_table("simkd").rows["KD"][0]
+    assert petaflop(kd, macs) == pytest.approx(2 * 12e6 * (1083.04e6 + 3 * 177.07e6) / 1e15)
+    assert hours(petaflop(alone, macs)) == pytest.approx(1 + 5 / 60, abs=0.1)
+    assert hours(petaflop(kd, macs)) == pytest.approx(1 + 12 / 60, abs=0.1)
+
+
+def test_a_run_of_another_protocol_is_not_the_cell():
+    kd = read_table("simkd").rows["KD"][0]
+    identity = dict(kd.settings.identity) | {"trial": "7", "seed": 7, "precision": "fp32"}
+    assert kd.fits(identity, "resnet32x4")
+    assert not kd.fits(identity | {"epochs": 10}, "resnet32x4") and not kd.fits(identity | {"cls": 0.1}, "resnet32x4")
+    assert kd.fits({k: v for k, v in identity.items() if k != "accumulate"}, "resnet32x4")  # recorded before it existed
+    assert not kd.fits(identity, "resnet110") and not kd.fits(identity, None)
+
+
+def test_lanes_train_what_the_single_commands_would():
+    pending = wants(read_table("simkd").cells, 2, ["--epochs", "3"])
+    jobs = plan(pending, lanes=6, cache=True)
+    assert sorted(f for job in jobs for f in job.folders) == sorted({w.folder for w in pending}) and len(pending) == 72
+    assert len(jobs) < 30 and all(len(job.folders) <= 6 for job in jobs)
+    cached = [job for job in jobs if "--teacher_cache" in job.argv]
+    assert cached and all("kd" in job.argv for job in cached)  # KD alone reads nothing but logits
+    assert all("--epochs" in job.argv for job in jobs)
+    single = plan(pending, lanes=1, cache=False)
+    assert [job.argv for job in single if "hint" in job.argv][0] == [w for w in pending if "hint" in w.argv][0].argv
+    assert len(single) == 72 and not [job for job in single if "--teacher_cache" in job.argv]
+
+
+def test_rows_that_differ_in_more_than_the_method_are_not_joined():
+    cells = read_table("simkd").rows
+    f8, f4 = (Want(c, 0, tuple(c.argv()), c.settings) for c in (cells["SimKD (f=8)"][0], cells["SimKD (f=4)"][0]))
+    assert joined([f8, f4]) is None and [len(b) for b in bundles([f8, f4], 4)] == [1, 1]
+    assert len({f8.folder, f4.folder}) == 2
+
+
+def test_processes_per_gpu():
+    assert slots_of(0, 1, 2) == [{}, {}]
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in slots_of(2, 2, 9)] == ["0", "1", "0", "1"]
+    assert key_values("slurm_partition=gpu,timeout_min=60") == {"slurm_partition": "gpu", "timeout_min": 60}
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    def refused(*argv):
+        with pytest.raises(UserError) as error:
+            main(list(argv))
+        return str(error.value)
+
+    assert "simkd" in refused("simkdd")
+    assert "--trials 0" in refused("simkd", "--trials", "0")
+    assert "names no row" in refused("simkd", "--only", "ResNeXt")
+    assert "fetch_teachers" in refused(
+        "simkd", "--only", "KD", "--", "--save_root", str(tmp_path), "--path_t", "no.pth"
+    )
+    assert "slurm_partition" in refused("simkd", "--executor", "slurm", "--slurm", "gpu", "--only", "student alone")
+    (tmp_path / "mine.toml").write_text("title = 'x'")
+    assert "has no epoch" in refused(str(tmp_path / "mine.toml"))
+
+
+OWN = """
+title = "two students"
+source = "this test"
+protocol = "two steps"
+epoch = "last"
+runs = "1"
+dataset = "digits"
+[[pairs]]
+teacher = "resnet8"
+student = "resnet8"
+teacher_accuracy = 10.0
+[[rows]]
+label = "student alone"
+flags = "--distill vanilla"
+published = [10.0]
+[[rows]]
+label = "AT"
+flags = "--distill attention -c 1 -d 1 -b 1000"
+published = [11.0]
+[[rows]]
+label = "SP"
+flags = "--distill similarity -c 1 -d 1 -b 3000"
+published = [12.0]
+"""
+SHORT = ("--epochs", "1", "--max_steps", "2", "--tb_backend", "none")
+
+
+@pytest.fixture
+def place(tmp_path, teacher) -> Path:
+    """A folder with a table of its own and the teacher where the table's commands look for it."""
+    (tmp_path / "own.toml").write_text(OWN)
+    folder = tmp_path / "save/teachers/models/resnet8_vanilla"
+    folder.mkdir(parents=True)
+    (folder / "resnet8_best.pth").symlink_to(teacher)
+    return tmp_path
+
+
+@pytest.fixture
+def run(place, monkeypatch, capfd):
+    """The script in this process; the trainings it starts are processes of their own."""
+    monkeypatch.chdir(place)
+    for key, value in ENV.items():
+        monkeypatch.setenv(key, value)
+
+    def run(*argv, short=SHORT):
+        assert main(["own.toml", *argv, "--", *short]) == 0
+        out, err = capfd.readouterr()
+        assert not err
+        return out
+
+    return run
+
+
+def test_a_grid_is_run_once(place, run):
+    assert "3 to do in 2 processes" in run("--dry-run") and not (place / "save/students").exists()
+    out = run("--jobs", "2")
+    assert out.count("done") == 2 and "--published own" in out
+    made = sorted((place / "save/students/models").iterdir())
+    assert len(made) == 3 and all((f / "parameters.json").exists() for f in made)
+    (made[0] / "parameters.json").unlink()
+    assert "2 finished, 1 to do in 1 processes" in run("--dry-run")
+
+
+def test_an_interrupted_grid_goes_on(place, run, capfd):
+    def stop():
+        while not list(place.glob("save/students/models/*/metrics.jsonl")):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(SystemExit) as end:
+        run("--only", "student alone", short=("--epochs", "4000", "--max_steps", "2", "--tb_backend", "none"))
+    assert end.value.code == 130 and "the same command goes on" in capfd.readouterr().out
+    (unfinished,) = place.glob("save/students/models/*")
+    assert list(unfinished.glob("*_last.pth")) and not (unfinished / "parameters.json").exists()
+
+
+def test_handed_to_a_scheduler(place, run):
+    pytest.importorskip("submitit", reason="needs submitit, of requirements-extra.txt")
+    assert "submitted " in run("--executor", "submitit", "--only", "AT")
+    (made,) = (place / "save/students/models").iterdir()
+    assert (made / "parameters.json").exists() and list(place.glob("save/run_table/own/submitit/*.pkl"))

@@ -1,0 +1,79 @@
+"""Published numbers beside ours, methods against pairs, LaTeX."""
+
+import csv
+
+import pytest
+from run_folders import write_run
+
+from helper.protocols import UserError
+from helper.published import read_table
+from scripts.make_table import against_pairs, find_runs, main, table
+from scripts.table_writers import as_latex, latex
+
+SIMKD = "--distill simkd -c 0 -d 0 -b 1"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two trials of KD and SimKD by resnet32x4, and resnet8x4 alone, as the published commands write them."""
+    for trial, shift in ((0, 0.0), (1, 1.0)):
+        write_run(tmp_path, f"--distill kd --trial {trial}", [60, 74 + shift, 73 + shift], teacher="resnet32x4")
+        write_run(tmp_path, f"{SIMKD} --trial {trial}", [70, 77 + shift], teacher="resnet32x4")
+    write_run(tmp_path, "--distill vanilla --trial 0", [50, 72], alone=True)
+    return tmp_path
+
+
+def test_published_numbers_stand_beside_the_same_experiment_only(runs):
+    write_run(runs, "--distill kd --trial 5 --epochs 10", [60, 70], teacher="resnet32x4")
+    header, rows, notes = table(find_runs(runs, None), read_table("simkd").cells)
+    at = {
+        name: header.index(name) for name in ("method", "last epoch", "(best)", "published", "source", "runs", "gain")
+    }
+    found = {row[0]: [row[at[k]] for k in ("last epoch", "(best)", "published", "source", "runs")] for row in rows}
+    kd = next(v for k, v in found.items() if k.startswith("kd") and v[4] == "2")
+    assert kd == ["73.50 ± 0.71", "(74.50)", "74.42", "(1)", "2"]
+    assert found["simkd"][2] == "78.08" and found["student alone"][2] == "73.09"
+    short = next(v for k, v in found.items() if v[4] == "1" and k.startswith("kd"))
+    assert short[2:4] == ["", ""]  # ten epochs are another experiment
+    assert [n for n in notes if n.startswith("Published (1): README of the SimKD")]
+    gains = {row[0]: row[at["gain"]] for row in rows}
+    assert gains["simkd"] == "+5.50" and gains["student alone"] == ""
+
+
+def test_methods_against_pairs(runs):
+    write_run(runs, "--distill kd --model_s vgg8", [70.5], teacher="resnet32x4")
+    header, rows, notes = against_pairs(find_runs(runs, None), read_table("simkd").cells)
+    assert header == ["method", "resnet32x4 → resnet8x4", "resnet32x4 → vgg8"]
+    assert {r[0]: r[1] for r in rows} == {
+        "student alone": "72.00 (72.00) [1] / 73.09",
+        "kd": "73.50 ± 0.71 (74.50) [2] / 74.42",
+        "simkd": "77.50 ± 0.71 (77.50) [2] / 78.08",
+    }
+    assert {r[0]: r[2] for r in rows} == {"student alone": "", "kd": "70.50 (70.50) [1] / 72.73", "simkd": ""}
+    assert "240 epochs" in notes[0] and "published" in notes[2]
+
+
+def test_a_column_has_one_protocol(runs):
+    write_run(runs, "--distill at --epochs 10", [70.5], teacher="resnet32x4")
+    with pytest.raises(UserError, match="would mix protocols.*10 epochs.*240 epochs"):
+        against_pairs(find_runs(runs, None))
+
+
+def test_latex(runs, capsys):
+    main(["--root", str(runs), "--format", "latex", "--published", "simkd"])
+    text = capsys.readouterr().out
+    assert text.count(r"\\") == 4 and r"73.50 $\pm$ 0.71" in text and text.startswith("% Protocol")
+    assert latex("50% of a_b & c #1 ~ ^ \\ {x}") == (
+        r"50\% of a\_b \& c \#1 \textasciitilde{} \textasciicircum{} \textbackslash{} \{x\}"
+    )
+    lines = text.splitlines()
+    (form,) = [line.removeprefix(r"\begin{tabular}").strip("{}") for line in lines if line.startswith(r"\begin")]
+    assert len(form) == lines[lines.index(r"\toprule") + 1].count("&") + 1 and set(form) == {"l", "r"}
+    assert as_latex(["a", "b"], [["-1.0", "x"]], []).count("$-$1.0") == 1
+
+
+def test_csv_keeps_every_column(runs, tmp_path):
+    out = tmp_path / "t.csv"
+    main(["--root", str(runs), "--format", "csv", "--published", "simkd", "--out", str(out)])
+    rows = list(csv.DictReader(out.open()))
+    assert {r["method"]: r["published"] for r in rows} == {"kd": "74.42", "simkd": "78.08", "student alone": "73.09"}
