@@ -12,12 +12,33 @@ import torch
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from helper import build
+from helper.checkpoint import read_checkpoint
 from helper.cost import deployed_count, macs
+from helper.export import load_classifier, recorded_shapes
 from helper.loops import evaluate
 from helper.options import normalised
 from helper.plugins import load_plugins
 from helper.reporting import log, start_log
 from helper.session import run_script
+
+
+def options_of(args):
+    """Of action recordings, whatever is not said is as in training."""
+    meta, shapes = read_checkpoint(args.path).meta, recorded_shapes(args.path)
+    read, video, sensor = (shapes.get(k) for k in (meta.get("reads"), "video", "sensor"))
+    known = {"num_segments": video[0]} if video else {}
+    trained = meta.get("modalities", {}).get(meta.get("reads")) if read else None
+    modality = args.modality or trained
+    return DataOptions(
+        root=Path(args.data_folder),
+        image_size=args.image_size or (video[-1] if video else None),
+        modality=(modality,) if modality else (),
+        data_split=args.data_split or meta.get("data_split"),
+        window=sensor[-1] if sensor else None,
+        clip_cache=args.clip_cache,
+        skip_bad=args.skip_bad,
+        **known,
+    )
 
 
 def main(argv=None):
@@ -27,6 +48,11 @@ def main(argv=None):
     parser.add_argument("--dataset", default="cifar100")
     parser.add_argument("--data_folder", default="../data/")
     parser.add_argument("--image_size", type=int)
+    parser.add_argument("--file", type=Path, help="name the action in this sensor recording, with no data set at all")
+    parser.add_argument("--modality", help="what the network reads of action recordings (default: as it was trained)")
+    parser.add_argument("--data_split", help="published split of action recordings")
+    parser.add_argument("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames")
+    parser.add_argument("--skip_bad", action="store_true", help="leave out damaged recordings")
     parser.add_argument("--batch_size", type=int, default=500)
     parser.add_argument("--gpu_id", default="0")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
@@ -35,10 +61,16 @@ def main(argv=None):
     start_log()
     load_plugins(args.plugin)
 
+    if args.file is not None:
+        for action, probability in load_classifier(args.path, args.model).predict(args.file)[:3]:
+            log.info("%s  %.1f %%", action, 100 * probability)
+        return
     device, notice = build.pick_device(args.gpu_id)
     if notice:
         log.info(notice)
-    data = dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder), image_size=args.image_size))
+    data = dataset_dict[args.dataset](options_of(args))
+    for note in getattr(data, "notes", ()):
+        log.info(note)
     network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     net = build.to_device(network.tapped(), device).eval()
     autocast = build.pick_autocast(args.precision, device)
@@ -50,7 +82,7 @@ def main(argv=None):
     started = time.monotonic()
     result = evaluate(predict, data.test_loader(args.batch_size, device=device), device)["student"]
     seconds = time.monotonic() - started
-    samples = len(data.test.labels)
+    samples = sum(len(batch) for batch in data.test_loader(args.batch_size, device=device))
     log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, data.name, samples, args.precision)
     log.info("top-1 %.2f  top-5 %.2f  loss %.4f", result["acc"], result["acc_top5"], result["loss"])
     recorded = network.checkpoint.best_acc

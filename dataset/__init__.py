@@ -15,6 +15,9 @@ dataset_dict = Registry(
         "folder": "dataset.folder:load",
         "digits": "dataset.digits:load",
         "imagenet": "dataset.imagenet:load",
+        "utd_mhad": "dataset.utd_mhad:load_utd_mhad",
+        "berkeley_mhad": "dataset.berkeley_mhad:load_berkeley_mhad",
+        "mmact": "dataset.mmact:load_mmact",
     },
 )
 

@@ -5,6 +5,8 @@ Shape letters: N samples, H W space, C channels, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,14 @@ class DataOptions:
     fixed by seed 0, that is held out and replaces the test set, so that nothing is selected on test images.
     few_ratio: share of the (remaining) training set to keep, stratified and fixed by `seed`; smaller ratios are
     subsets of larger ones.
+
+    For sets that are decoded as they are read: num_workers: processes that decode for this rank, or threads of DALI.
+    dali: "cpu" or "gpu", DALI instead of them. classes_subset: a number of classes or their names, separated by commas.
+    skip_corrupt: count images that cannot be read, and go on. augment: none, randaugment, trivialaugment, autoaugment.
+    random_erase: probability. repeated_augmentation: how often a sample comes in an epoch, if it does.
+    Of action recordings: modality: names of what is read, first that of the network that is tested, then the teacher's.
+    data_split: a published protocol, None for the first. num_segments: frames of a clip. window: samples of a sensor
+    window, None for 224. clip_cache: folder of decoded frames, None for memory. skip_bad: leave out what is damaged.
     """
 
     root: Path
@@ -34,6 +44,19 @@ class DataOptions:
     val_fraction: float = 0.0
     few_ratio: float = 1.0
     seed: int = 0
+    num_workers: int = 0
+    dali: str | None = None
+    classes_subset: str | None = None
+    skip_corrupt: bool = False
+    augment: str = "none"
+    random_erase: float = 0.0
+    repeated_augmentation: int = 1
+    modality: tuple[str, ...] = ()
+    data_split: str | None = None
+    num_segments: int = 8
+    window: int | None = None
+    clip_cache: Path | None = None
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size is not None and not 1 <= self.image_size <= LARGEST_IMAGE:
@@ -42,6 +65,28 @@ class DataOptions:
             raise UserError(f"val_fraction is {self.val_fraction}; give a share of the training set in [0, 1)")
         if not 0 < self.few_ratio <= 1:
             raise UserError(f"few_ratio is {self.few_ratio}; give a share of the training set in (0, 1]")
+        if not 0 <= self.random_erase <= 1:
+            raise UserError(f"--random_erase {self.random_erase} must be a probability")
+        if self.repeated_augmentation < 1:
+            raise UserError(f"--repeated_augmentation {self.repeated_augmentation} must be at least 1")
+        if self.num_segments < 1:
+            raise UserError(f"--num_segments {self.num_segments} must be at least 1")
+        if self.window is not None and self.window < 8:
+            raise UserError(f"--window {self.window} must be at least 8 samples")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's CPU generator starts from `seed`; afterwards it is where it was.
+
+    torch.manual_seed() would restart those of all accelerators too, and keep a stack trace until one of them is used.
+    """
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,20 +37,20 @@ def load(options: DataOptions) -> ResidentData:
         )
     if not (root / "train").is_dir():
         raise UserError(f"'{root}' has no folder train/; expected train/<class>/<image> and val/<class>/<image>")
-    classes = _class_names(root / "train")
+    classes = class_names(root / "train")
     if not classes:
         raise UserError(f"'{root / 'train'}' holds no class folders; expected train/<class>/<image>")
     if len(classes) < 2:
         raise UserError(f"'{root / 'train'}' holds one class folder, {classes[0]}; a classifier needs at least two")
     found = {"train": _samples(root / "train", classes)}
     if not options.val_fraction:
-        found["test"] = _samples(_test_folder(root, classes), classes)
+        found["test"] = _samples(matching_classes(root, classes), classes)
     check_memory({part: len(samples) for part, samples in found.items()}, size)
     splits = {part: _decode_all(samples, size) for part, samples in found.items()}
     return resident("folder", classes, splits["train"], splits.get("test"), options, flips=True)
 
 
-def _class_names(folder: Path) -> list[str]:
+def class_names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
@@ -57,30 +58,39 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS
 
 
-def _test_folder(root: Path, classes: list[str]) -> Path:
-    """val/ or test/, with the classes of train/."""
+def images_below(path: str) -> bool:
+    """Whether ImageFolder should list a file: an image, and not a hidden one."""
+    return _is_image(Path(path)) and not Path(path).name.startswith(".")
+
+
+def unsorted(folder: Path, place: Path) -> str:
+    return (
+        f"the images in '{place}' are not sorted into class folders; move each to "
+        f"'{folder}/<class>/', with the class names of train/"
+    )
+
+
+def matching_classes(root: Path, classes: list[str], flat: Callable[[Path, Path], str] = unsorted) -> Path:
+    """val/ or test/, with the classes of train/. flat: what to say of images outside class folders."""
     folder = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
     if folder is None:
         raise UserError(
             f"'{root}' has neither val/ nor test/; add val/<class>/<image> or hold out a slice of train/ "
             "with --val_fraction"
         )
-    names = _class_names(folder)
+    names = class_names(folder)
     if names == classes:
         return folder
-    flat = [folder, *(folder / name for name in names if len(names) == 1)]  # TinyImageNet: val/images/*.JPEG
-    for place in flat:
+    places = [folder, *(folder / name for name in names if len(names) == 1)]  # TinyImageNet: val/images/*.JPEG
+    for place in places:
         if place.name not in classes and any(_is_image(entry) for entry in place.iterdir()):
-            raise UserError(
-                f"the images in '{place}' are not sorted into class folders; move each to "
-                f"'{folder}/<class>/', with the class names of train/"
-            )
+            raise UserError(flat(folder, place))
     differences = (
         ("only in train/", set(classes) - set(names)),
         (f"only in {folder.name}/", set(names) - set(classes)),
     )
     raise UserError(
-        f"'{root}': train/ and {folder.name}/ hold different classes, "
+        f"'{root}': train/ ({len(classes)}) and {folder.name}/ ({len(names)}) hold different classes, "
         + "; ".join(f"{where}: {_few(sorted(which))}" for where, which in differences if which)
         + "; give both the same class folders"
     )

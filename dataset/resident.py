@@ -43,13 +43,13 @@ def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:
     return scaled(picked.view(len(index), height, width, channels))
 
 
-def _generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
+def generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
     digest = hashlib.blake2b(f"{purpose} {seed} {epoch}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-class ResidentLoader:
-    """Steps through batches that are rendered on the device; iteration starts where set_epoch said.
+class PositionedLoader:
+    """Steps through an epoch's batches; iteration starts where set_epoch said.
 
     After each batch `state_dict` points at the next one, so that a run stopped in mid-epoch continues with it.
     """
@@ -58,7 +58,8 @@ class ResidentLoader:
         self.steps, self.epoch, self.step = steps, 1, 0
         self._fresh = True
 
-    def batch(self, step: int) -> Batch:
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Those of the epoch from step `start` on."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -68,9 +69,9 @@ class ResidentLoader:
     def __iter__(self) -> Iterator[Batch]:
         start = self.step if self._fresh else 0
         self._fresh = False
-        for step in range(start, self.steps):
+        for step, batch in enumerate(self.batches(start), start):
             self.step = step + 1
-            yield self.batch(step)
+            yield batch
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         assert 0 <= start_step <= self.steps, f"start_step {start_step} of {self.steps}"
@@ -92,6 +93,16 @@ class ResidentLoader:
                     f"resume with {key} {state[key]} or start another run"
                 )
         self.set_epoch(state["epoch"], state["step"])
+
+
+class ResidentLoader(PositionedLoader):
+    """Batches that are rendered on the device."""
+
+    def batch(self, step: int) -> Batch:
+        raise NotImplementedError
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        return (self.batch(step) for step in range(start, self.steps))
 
 
 class TrainLoader(ResidentLoader):
@@ -142,8 +153,8 @@ class TrainLoader(ResidentLoader):
             return
         count, device = len(self.labels), self.labels.device
         shifts = 2 * self.pad + 1
-        order = torch.randperm(count, generator=_generator("order", self.seed, epoch))
-        crops = torch.randint(shifts * shifts * 2, (count,), generator=_generator("crop", self.seed, epoch))
+        order = torch.randperm(count, generator=generator("order", self.seed, epoch))
+        crops = torch.randint(shifts * shifts * 2, (count,), generator=generator("crop", self.seed, epoch))
         if not self.flips:
             crops -= crops % 2
         self.order, self.crops, self._drawn = order.to(device), crops.to(device), epoch

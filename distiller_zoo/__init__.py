@@ -42,6 +42,7 @@ method_dict = Registry(
         "wttm": "distiller_zoo.wttm:WTTM",
         "logits": "distiller_zoo.logits:Logits",
         "cakd": "distiller_zoo.cakd:CAKD",
+        "dask": "distiller_zoo.dask:DASK",
     },
     aliases={
         "baseline": "vanilla",

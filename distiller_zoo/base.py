@@ -87,6 +87,23 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
 
 
+def distances(e: Tensor) -> Tensor:
+    """[B, D] -> [B, B] Euclidean distances divided by their mean over pairs of different samples; diagonal 0."""
+    square = e.pow(2).sum(1)
+    others = 1 - torch.eye(len(e), dtype=e.dtype, device=e.device)
+    d = (square[:, None] + square - 2 * e @ e.T).clamp_min(1e-12).sqrt() * others
+    return d / (d.sum() / max(len(e) * (len(e) - 1), 1) + (len(e) == 1))  # one sample has no distance
+
+
+def angles(e: Tensor) -> Tensor:
+    """[B, D] -> [B, B, B] cosine at corner i between the directions to j and to k; 0 where two samples coincide."""
+    towards = e[None] - e[:, None]  # [B, B, D]
+    length = towards.norm(dim=2, keepdim=True)
+    # the mask also stops the gradient of a pair without a direction, which the division would multiply by 1e12
+    direction = towards / length.clamp_min(1e-12) * (length > 0)
+    return direction @ direction.mT
+
+
 def labels_of(batch: Batch) -> Tensor:
     """[B*V] one label per row of the logits."""
     return batch.target.repeat_interleave(batch.views)
@@ -309,7 +326,8 @@ class Distiller(nn.Module):
 
     def common_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views. Weight 0: not computed."""
-        logits, weights, terms = self.own_logits(s), self.weights(progress), Terms()
+        logits, weights = self.own_logits(s), self.weights(progress)
+        terms: Terms = {}
         if weights.get("cls"):
             target = batch.target if batch.soft_target is None else batch.soft_target
             terms["cls"] = F.cross_entropy(logits[:: batch.views], target)
@@ -427,7 +445,7 @@ class Combined(Distiller):
         return s, t
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        terms = Terms()
+        terms: Terms = {}
         for m in self._each():
             terms.update(m.terms(s, t, batch, progress))
         return terms

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
 from helper.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
+from helper.kernels import PLAIN, Kernels
 from helper.protocols import Context, DataSet, ModelSpec, Needs, Side, Tap, TeacherSource, UserError
 from helper.step import DistillStep, MakeOptimizer
 from helper.taps import TappedNet, probe
@@ -53,8 +56,23 @@ def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
     return None
 
 
-def to_device(net: nn.Module, device: torch.device) -> nn.Module:
-    return net.to(device).to(memory_format=torch.channels_last)
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def to_device(net: nn.Module, device: torch.device, channels_last: bool = True) -> nn.Module:
+    """Weights in the memory order of the images, channels_last; or both in the contiguous one."""
+    net.to(device)
+    if channels_last:
+        return net.to(memory_format=torch.channels_last)
+    if isinstance(net, TappedNet) and not net._forward_pre_hooks:
+        net.register_forward_pre_hook(_contiguous_inputs)
+    return net
+
+
+def _contiguous_inputs(net: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor]]:
+    return ({k: x.contiguous() for k, x in args[0].items()},)
 
 
 def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -117,13 +135,45 @@ class Network:
             )
         return TappedNet(self.model, self.spec, want)
 
-    def source(self, net: TappedNet, device: torch.device, autocast: torch.dtype | None) -> TeacherSource:
-        """Who answers for the teacher; net: this network, tapped and on the device."""
-        first = LiveTeacher(net, autocast)
+    def source(
+        self,
+        net: TappedNet,
+        device: torch.device,
+        autocast: torch.dtype | None,
+        kernels: Kernels = PLAIN,
+        full: int | None = None,
+    ) -> TeacherSource:
+        """Who answers for the teacher; net: this network, tapped and on the device. full: see LiveTeacher."""
+        first = LiveTeacher(net, autocast, kernels, full)
         if not self.others:
             return first
-        rest = [LiveTeacher(to_device(n.tapped(), device), autocast) for n in self.others]
+        rest = [
+            LiveTeacher(to_device(n.tapped(), device, kernels.channels_last), autocast, kernels, full)
+            for n in self.others
+        ]
         return EnsembleTeacher([first, *rest], self.weights)
+
+
+PUBLISHED_CLASSES = 1000  # of the weights that torchvision and timm publish
+
+
+def published(path: str | Path) -> str | None:
+    """The registry name if `path` names a network with published weights (torchvision:NAME, timm:NAME) and no file."""
+    name = str(path)
+    known = name.partition(":")[0] in ("torchvision", "timm") and not Path(name).exists()
+    return name if known else None
+
+
+def named_network(name: str, num_classes: int | None) -> Network:
+    """A network with the weights its package publishes. UserError: another number of classes, no download."""
+    spec = model_dict[name]
+    if num_classes not in (None, PUBLISHED_CLASSES):
+        raise UserError(
+            f"{name} comes with weights for ImageNet's {PUBLISHED_CLASSES} classes, the data set has {num_classes}: "
+            f"train a teacher on it (train_teacher.py --model {name}) and pass its checkpoint"
+        )
+    model = spec(pretrained=True, num_classes=PUBLISHED_CLASSES)
+    return Network(spec, model, Checkpoint(Path(name), model.state_dict(), {"arch": name}))
 
 
 def load_network(
@@ -138,12 +188,14 @@ def load_network(
     num_classes: what the data set has; None takes the checkpoint's. shapes: of the data set's inputs. flag: what sets
     `explicit` on the command line, for messages.
     """
+    if (named := published(path)) is not None:
+        return named_network(named, num_classes)
     checkpoint = read_checkpoint(path)
     explicit = None if explicit is None else model_dict.resolve(explicit)
     if explicit and model_in(explicit, checkpoint.state).name == checkpoint.meta.get("arch"):
         explicit = None  # one name of two networks, and the file holds the other
     arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)
-    spec = model_in(arch, checkpoint.state)
+    spec = model_in(arch, checkpoint.state).fitted(shapes)
     classes = num_classes_of(checkpoint.state, spec)
     if num_classes is not None and classes is not None and classes != num_classes:
         raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, the data set has {num_classes}")
@@ -226,12 +278,43 @@ def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teache
     )
 
 
-def sgd(momentum: float, weight_decay: float, lr: float) -> MakeOptimizer:
+OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw", "rmsprop")
+
+
+def sgd(momentum: float, weight_decay: float, lr: float, fused: bool = True) -> MakeOptimizer:
     """The published optimiser: SGD on everything that trains, batch norm and biases included."""
+    return optimizer("sgd", momentum, weight_decay, lr, fused=fused)
+
+
+def optimizer(
+    name: str,
+    momentum: float,
+    weight_decay: float,
+    lr: float,
+    norm_weight_decay: float | None = None,
+    fused: bool = True,
+) -> MakeOptimizer:
+    """One of OPTIMIZERS, as torch has it; rmsprop with torchvision's alpha and eps of 0.9 and 0.0316.
+
+    norm_weight_decay: of parameters with one dimension (normalisation layers and biases); None treats all alike.
+    fused: in one kernel, where torch has one; otherwise as torch does it by default.
+    """
+    fast = fused or None
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": partial(torch.optim.SGD, momentum=momentum, fused=fast),
+        "nesterov": partial(torch.optim.SGD, momentum=momentum, nesterov=True, fused=fast),
+        "adam": partial(torch.optim.Adam, fused=fast),
+        "adamw": partial(torch.optim.AdamW, fused=fast),
+        "rmsprop": partial(torch.optim.RMSprop, momentum=momentum, alpha=0.9, eps=0.0316),
+    }
 
     def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
-        group = {"params": list(params), "lr_scale": scale}
-        return torch.optim.SGD([group], lr=lr * scale, momentum=momentum, weight_decay=weight_decay, fused=True)
+        groups: list[dict[str, Any]] = [{"params": list(params), "lr_scale": scale}]
+        if norm_weight_decay is not None:
+            flat = [p for p in params if p.ndim <= 1]
+            groups[0]["params"] = [p for p in params if p.ndim > 1]
+            groups.append({"params": flat, "lr_scale": scale, "weight_decay": norm_weight_decay})
+        return kinds[name]([g for g in groups if g["params"]], lr=lr * scale, weight_decay=weight_decay)
 
     return make
 
@@ -253,6 +336,9 @@ def build_stages(
     accumulate: int = 1,
     wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
     source: Callable[[TappedNet], TeacherSource] | None = None,
+    kernels: Kernels = PLAIN,
+    clip: float = 0.0,
+    ema: tuple[float, int] | None = None,
 ) -> Iterator[Stage]:
     """Yield one stage after the other; the networks live through all of them. Train a stage before taking the next."""
     chain = chain_of(method)
@@ -262,21 +348,22 @@ def build_stages(
     peer_spec = student if mode == "trained" else None
     teacher_spec = None if mode == "absent" else peer_spec or (teacher and teacher.spec)
     needs = union_of_needs(method, cfg, student, teacher_spec)
-    s_net = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.student), device)
+    full, last = -(-batch_size // accumulate), kernels.channels_last
+    s_net = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.student), device, last)
     peer = t_source = t_side = None
     if mode == "trained":
-        peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device)
+        peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device, last)
         t_side = probe(peer, data.shapes)
     elif mode == "frozen":
         # eval before anything else: a new wrapper is in training mode, and would take the teacher there
-        t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device)
-        t_source = source(t_net) if source else teacher.source(t_net, device, autocast)
+        t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device, last)
+        t_source = source(t_net) if source else teacher.source(t_net, device, autocast, kernels, full)
         t_side = probe(t_net, data.shapes)
     rng = torch.Generator(device).manual_seed(init_seed + 1)
     ctx = Context(
         data.num_classes,
         data.train_labels.to(device),
-        -(-batch_size // accumulate),
+        full,
         probe(s_net, data.shapes),
         t_side,
         device=device,
@@ -288,7 +375,7 @@ def build_stages(
         s_net.requires_grad_(True)
         if previous is not None:
             ctx = dataclasses.replace(ctx, previous=previous.requires_grad_(False))
-        current = to_device(stage(cfg, ctx), device)
+        current = to_device(stage(cfg, ctx), device, last)
         step = DistillStep(
             s_net,
             t_source,
@@ -300,6 +387,10 @@ def build_stages(
             autocast=autocast,
             accumulate=accumulate,
             rng=rng,
+            kernels=kernels,
+            full=full,
+            clip=clip,
+            ema=ema if stage is chain[-1] else None,
         )
         final = i == len(chain) - 1
         yield Stage(step, t_side, epochs if final else init_epochs, i, final, stage.constant_lr(cfg, student))

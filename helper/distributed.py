@@ -12,6 +12,7 @@ import contextlib
 import errno
 import inspect
 import logging
+import multiprocessing
 import os
 import socket
 import sys
@@ -73,6 +74,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0)) if launched() else 0
 
 
+def local_world_size() -> int:
+    """How many processes of the run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() else 1
+
+
 def restarts() -> int:
     """How often the launcher has restarted the processes of this run; the largest count of all nodes."""
     return max(gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
@@ -101,12 +107,16 @@ def joined(backend: str | None, timeout: float) -> Iterator[None]:
         yield
         return
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    chosen = check_backend(backend, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    chosen = check_backend(backend, local_world_size())
     wait = timedelta(seconds=timeout)
     if chosen == "nccl":
         torch.cuda.set_device(local_rank())
     try:
-        dist.init_process_group(chosen, timeout=wait)
+        store, place, size = next(dist.rendezvous("env://", timeout=wait))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # the launcher's own store outlives a restart, with the addresses of processes that are gone
+            store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(chosen, store=store, rank=place, world_size=size, timeout=wait)
         _group.rank, _group.size = dist.get_rank(), dist.get_world_size()
         # made once, under the short timeout: whoever does not come now never will
         _group.control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
@@ -364,6 +374,8 @@ def launch(wanted: Launch, argv: Sequence[str], timeout: float) -> int:
 
 def leave(code: int) -> None:
     """End a process that was part of a group. Not through the interpreter: gloo's threads were seen to abort there."""
+    for child in multiprocessing.active_children():  # loader workers, which would look after us for seconds
+        child.terminate()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

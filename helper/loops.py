@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from helper import distributed
 from helper.build import Stage, describe_method
 from helper.checkpoint import atomic_save, atomic_write_json, load_file
+from helper.memory import LaneMemory, kept_by, out_of_memory
 from helper.metrics import Meter, merge
 from helper.protocols import Batch, DataSet, Loader, Progress, UserError
 from helper.reporting import ProgressLine, Writer, clock, log
@@ -60,17 +61,27 @@ class Stopper:
         self.signal = number
 
 
+def eval_batch(device: torch.device) -> int:
+    """Images of one forward of an evaluation: on a CPU as many as its caches like, elsewhere as fill the device."""
+    return 125 if device.type == "cpu" else 1000
+
+
 @torch.no_grad()
 def evaluate(
-    predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], loader: Loader, device: torch.device
+    predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    loader: Loader,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
 ) -> dict[str, dict[str, float]]:
     """Readout name -> loss, acc, acc_top5 (percent) over the loaders of all processes, each with a share of its own.
 
-    Runs in whatever precision `predict` runs in.
+    autocast: dtype of the forward pass; None leaves it to `predict`.
     """
     meters: dict[str, Meter] = {}
     for i, batch in enumerate(loader):
-        for name, logits in predict(batch.inputs).items():
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            readouts = predict(batch.inputs)
+        for name, logits in readouts.items():
             logits = logits.float()
             meter = meters.setdefault(name, Meter(device))
             meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
@@ -108,6 +119,7 @@ class Fit:
     identity: what a run must share with a state to continue from it.
     loader: shared by all runs of the process. log: where the run's messages go. shown: whether progress is shown.
     after_epoch: called before an epoch's row is written; what it returns goes into the row.
+    eval_autocast: dtype of evaluation's forward pass, None for float32.
     """
 
     folder: RunFolder
@@ -125,12 +137,13 @@ class Fit:
     after_epoch: Callable[[], Mapping[str, Any]] = dict
     log: logging.Logger = log
     shown: bool = True
+    eval_autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
         self.ended, self.rng = False, rng_state()
         ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        self.test_loader = self.data.test_loader(500, device=self.device, **ranks)
+        self.test_loader = self.data.test_loader(eval_batch(self.device), device=self.device, **ranks)
         steps = len(self.data.train_labels) // self.batch_size if self.full_batches else len(self.loader)
         self.steps = min(steps, self.max_steps or steps)
         self.last_row: dict[str, Any] = {}
@@ -261,7 +274,13 @@ class Fit:
         distributed.share_statistics(stage.step.trained)
         deployed = stage.step.deployed().eval()
         row: dict[str, float] = {}
-        for name, result in evaluate(deployed, self.test_loader, self.device).items():
+        with stage.step.averaged():
+            found = evaluate(deployed, self.test_loader, self.device, self.eval_autocast)
+        if stage.step.ema is not None:  # the weights trained, beside their average
+            found["trained"] = next(
+                iter(evaluate(deployed, self.test_loader, self.device, self.eval_autocast).values())
+            )
+        for name, result in found.items():
             suffix = "" if not row else f"_{name}"
             row |= {f"test_{k}{suffix}": v for k, v in result.items()}
         self.log.info(" ** Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
@@ -297,16 +316,17 @@ class Fit:
         self.log.info("saving the best model!")
         step = stage.step
         meta = {**self.describe, **describe_method(step.method, step.method.cfg, stage.teacher)}
-        atomic_save(
-            {
-                "epoch": epoch,
-                "model": step.student.model.state_dict(),
-                "best_acc": self.best_acc,
-                **step.method.deployed_state(),
-                "meta": meta,
-            },
-            self.folder.best,
-        )
+        with step.averaged():
+            atomic_save(
+                {
+                    "epoch": epoch,
+                    "model": step.student.model.state_dict(),
+                    "best_acc": self.best_acc,
+                    **step.method.deployed_state(),
+                    "meta": meta,
+                },
+                self.folder.best,
+            )
         atomic_write_json(
             {k: row[k] for k in ("test_loss", "test_acc", "test_acc_top5")} | {"epoch": epoch},
             self.folder.best_metrics,
@@ -359,13 +379,15 @@ def rank_seed(seed: int, rank: int) -> int:
 Life = Generator[Want | None, tuple[int, Batch] | None, None]
 
 
-def drive(lives: Mapping[Fit, Life], loader: Loader) -> None:
+def drive(lives: Mapping[Fit, Life], loader: Loader, memory: LaneMemory | None = None) -> None:
     """Feed runs with batches until all have ended. Runs that ask for the same pass share its batches.
 
     Each keeps generators of its own, so that it computes what it would compute alone. One that diverges or is
-    interrupted leaves the others going; the first such exception is raised at the end.
+    interrupted leaves the others going; the first such exception is raised at the end. memory: watches whether all of
+    them fit; if they do not, none goes on.
     """
     alone = len(lives) == 1
+    fresh = set() if memory is None else set(lives)
     states = {} if alone else {fit: fit.rng for fit in lives}
     stopped: list[Exception] = []
 
@@ -379,6 +401,10 @@ def drive(lives: Mapping[Fit, Life], loader: Loader) -> None:
         except (Interrupted, UserError) as error:
             stopped.append(error)
             waiting.pop(fit, None)
+        except RuntimeError as error:
+            if memory is None or memory.lanes == 1 or not out_of_memory(error):
+                raise
+            raise memory.exhausted(error) from error
         finally:
             if not alone:
                 states[fit] = rng_state()
@@ -398,6 +424,9 @@ def drive(lives: Mapping[Fit, Life], loader: Loader) -> None:
             active = [fit for fit in together if fit in waiting and waiting[fit].start_step <= i < fit.steps]
             for fit in active:
                 send(fit, (i, batch))
+                if memory is not None and fit in fresh:
+                    fresh.discard(fit)
+                    memory.after_first_step(kept_by(fit.stage.step.optimizers.values()))
             if i + 1 >= last or not any(fit in waiting for fit in together):
                 break
         for fit in [fit for fit in together if fit in waiting]:

@@ -409,7 +409,14 @@ def _named_weights(values: Mapping[str, Any], methods: Sequence[type[Distiller]]
 
 def _check(values: Mapping[str, Any]) -> None:
     parse_decay_epochs(values["lr_decay_epochs"])
-    for name, low in (("batch_size", 1), ("epochs", 1), ("accumulate", 1), ("print_freq", 1), ("num_workers", 0)):
+    for name, low in (
+        ("batch_size", 1),
+        ("epochs", 1),
+        ("accumulate", 1),
+        ("print_freq", 1),
+        ("num_workers", 0),
+        ("ema_every", 1),
+    ):
         if values[name] < low:
             raise UserError(f"--{name} {values[name]} must be at least {low}")
     for name in ("learning_rate", "lr_decay_rate"):
@@ -417,9 +424,12 @@ def _check(values: Mapping[str, Any]) -> None:
             raise UserError(f"--{name} {values[name]} must be above 0")
     if not 0 <= values["momentum"] < 1:
         raise UserError(f"--momentum {values['momentum']} must lie in [0, 1)")
+    if not 0 <= values["ema"] < 1:
+        raise UserError(f"--ema {values['ema']} must lie in [0, 1)")
     weights = {f"--{k}": values[k] for k in ("cls", "div", "beta") if k in values}
+    numbers = {f"--{k}": values[k] or 0 for k in ("weight_decay", "norm_weight_decay", "clip_grad", "mixup", "cutmix")}
     weights |= {f"--weight {k}": v for k, v in term_weights(values.get("weight")).items()}
-    for name, value in {"--weight_decay": values["weight_decay"], **weights}.items():
+    for name, value in {**numbers, **weights}.items():
         if not 0 <= value < math.inf:
             raise UserError(f"{name} {value} must be a finite number and not negative")
     if not values["dist_timeout"] > 0:

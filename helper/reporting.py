@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -67,6 +68,7 @@ def open_run_log(path: Path, label: str | None = None) -> logging.Logger:
         file = _File(path)
     except OSError as error:
         raise UserError(f"cannot write the log {path}: {error.strerror}") from error
+    _forget_logs_in_forks()
     claim(file.stream, path.parent)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(file)
@@ -88,6 +90,22 @@ def claim(file: IO[str], folder: Path) -> None:
         ) from error
     except OSError:  # nor on this file system
         return
+
+
+def _forget_logs() -> None:
+    """A forked process, such as a loader's worker, holds no lock on a run: the run may end before it."""
+    for logger in _run_logs:
+        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+            logger.removeHandler(handler)
+            with contextlib.suppress(OSError):
+                handler.stream.close()
+    _run_logs.clear()
+
+
+@cache
+def _forget_logs_in_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget_logs)
 
 
 def log_to_file(message: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from helper.protocols import UserError
+
+Schedule = Callable[[int], float]
 
 
 @dataclass(frozen=True)
@@ -18,6 +21,54 @@ class StepDecay:
 
     def __call__(self, epoch: int) -> float:
         return self.lr * self.rate ** sum(epoch > e for e in self.epochs)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from lr in the first epoch towards `lowest`, which the epoch after the last would have
+    (Loshchilov & Hutter, ICLR 2017, eq. 5, without restarts; torch's CosineAnnealingLR stepped once an epoch)."""
+
+    lr: float
+    epochs: int
+    lowest: float = 0.0
+
+    def __call__(self, epoch: int) -> float:
+        return self.lowest + (self.lr - self.lowest) * (1 + math.cos(math.pi * (epoch - 1) / self.epochs)) / 2
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """`start` times the rate in the first epoch, then evenly up to all of it in epoch `epochs` + 1 (torch's LinearLR).
+
+    A cosine begins after the warm-up, as in torchvision's recipes; decay epochs count from the start of the run.
+    """
+
+    then: Schedule
+    epochs: int
+    start: float
+
+    def __call__(self, epoch: int) -> float:
+        if epoch > self.epochs:
+            return self.then(epoch - self.epochs if isinstance(self.then, Cosine) else epoch)
+        return self.then(1) * (self.start + (1 - self.start) * (epoch - 1) / self.epochs)
+
+
+def make_schedule(
+    kind: str, lr: float, epochs: int, decay_epochs: str, decay_rate: float, warmup: int, start: float, lowest: float
+) -> Schedule:
+    """kind: step or cosine. UserError where warm-up takes the whole run."""
+    if not 0 <= warmup < epochs and warmup:
+        raise UserError(f"--warmup_epochs {warmup} must be at least 0 and below --epochs {epochs}")
+    if not 0 < start <= 1 or not 0 <= lowest <= lr:
+        raise UserError(
+            f"--warmup_start {start} must lie in (0, 1] and --lr_min {lowest} between 0 and --learning_rate {lr}"
+        )
+    then: Schedule = (
+        Cosine(lr, epochs - warmup, lowest)
+        if kind == "cosine"
+        else StepDecay(lr, parse_decay_epochs(decay_epochs), decay_rate)
+    )
+    return WarmUp(then, warmup, start) if warmup else then
 
 
 def parse_decay_epochs(text: str) -> tuple[int, ...]:

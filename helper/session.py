@@ -21,20 +21,28 @@ from torch import Tensor
 
 from dataset import dataset_dict
 from dataset.base import DataOptions
+from dataset.mixing import MixedLoader
 from distiller_zoo.base import Combined, Distiller
 from helper import build, distributed
 from helper.cache import CachedTeacher, cache_key
 from helper.checkpoint import atomic_write_json
 from helper.cost import deployed_parameters, macs
-from helper.loops import Fit, Interrupted, Life, Stopper, drive, evaluate, rank_seed, read_last, summary
+from helper.kernels import Kernels, pick_kernels, tune_allocator
+from helper.loops import Fit, Interrupted, Life, Stopper, drive, eval_batch, evaluate, rank_seed, read_last, summary
+from helper.memory import LaneMemory, out_of_memory
 from helper.options import Settings, parse_lanes
 from helper.protocols import Batch, DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
 from helper.reporting import event_writer, log, log_to_file, open_run_log, require_backend, start_log
 from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
-from helper.schedule import StepDecay, parse_decay_epochs
+from helper.schedule import make_schedule
 from helper.seeding import rng_state, seed_everything
 from helper.teacher import SharedTeacher
 from models import model_for
+
+# what only data that is decoded as it is read knows
+STREAMED = ("dali", "classes_subset", "skip_corrupt", "augment", "random_erase", "repeated_augmentation")
+# flags that are about action recordings
+RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache", "skip_bad")
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
@@ -54,12 +62,6 @@ def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str]
         _end(_fail("interrupted", 130))
     else:
         _end(0)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine had too little memory, which torch says in several ways."""
-    said = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in said)
 
 
 def _end(code: int) -> None:
@@ -95,6 +97,7 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
     seed_everything(settings.seed)
     if settings.sync_bn and device.type != "cuda":
         raise UserError("--sync_bn exists on CUDA devices only: leave it out")
+    tune_allocator()
     return device, build.pick_autocast(settings.precision, device)
 
 
@@ -110,6 +113,14 @@ def open_data(settings: Settings) -> DataSet:
         val_fraction=settings.val_fraction,
         few_ratio=settings.few_ratio,
         seed=settings.seed,
+        num_workers=min(-(-settings.num_workers // distributed.local_world_size()), build.usable_cores()),
+        **{k: getattr(settings, k) for k in STREAMED},
+        modality=modalities(settings),
+        data_split=settings.data_split,
+        num_segments=settings.num_segments,
+        window=settings.window,
+        clip_cache=Path(settings.clip_cache),
+        skip_bad=settings.skip_bad,
     )
     try:
         data = distributed.main_first(lambda: dataset_dict[settings.dataset](options))  # rank 0 downloads
@@ -121,7 +132,15 @@ def open_data(settings: Settings) -> DataSet:
         raise UserError(
             f"--batch_size {settings.batch_size} is larger than the training set ({len(data.train_labels)} samples)"
         )
+    for note in getattr(data, "notes", ()):
+        log.info(note)
     return data
+
+
+def modalities(settings: Settings) -> tuple[str, ...]:
+    """What is read of recordings of several modalities: by the network that is trained, then by its teacher."""
+    named = [settings.values.get(flag) for flag in ("modality", "modality_s", "modality_t")]
+    return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 def open_teacher(lanes: Sequence[Settings], data: DataSet) -> build.Network | None:
@@ -184,7 +203,8 @@ def accuracy_of(teacher: build.Network, data: DataSet, device: torch.device) -> 
     def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"teacher": source.features(Batch(inputs, unlabelled, unlabelled), ())["logits"]}
 
-    loader = data.test_loader(500, device=device, rank=distributed.rank(), world_size=distributed.world_size())
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader = data.test_loader(eval_batch(device), device=device, **ranks)
     return evaluate(predict, loader, device)["teacher"]["acc"]
 
 
@@ -195,26 +215,33 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def notice_without_effect(settings: Settings, device: torch.device) -> None:
+def notice_without_effect(settings: Settings, data: DataSet, device: torch.device) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
     given = {k for k, source in settings.sources.items() if source == "command line"}
     distill, alone = settings.values.get("distill"), settings.method.teacher_mode == "absent"
-    why = {
-        "num_workers": "the data is resident on the device",
-        "dali": f"{settings.dataset} is resident on the device",
-    }
+    why = {}
+    if not getattr(data, "streamed", False):
+        why = dict.fromkeys(("num_workers", *STREAMED), f"{settings.dataset} is resident on the device")
     if distributed.world_size() == 1:
         why["multiprocessing_distributed"] = "one process is enough for one device"
         why |= dict.fromkeys(
             ("dist_url", "dist_backend", "world_size", "rank", "dist_timeout", "sync_bn", "log_all_ranks"),
             "one process",
         )
+    if "image" in data.shapes:
+        why |= dict.fromkeys(RECORDINGS, f"{settings.dataset} holds no action recordings")
     if len(build.chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
         why |= dict.fromkeys(("model_t", "skip_validation", "div", "kd_T"), f"--distill {distill} uses no teacher")
     elif not settings.values["div"]:
         why["kd_T"] = "the logit KL has weight 0"
+    if not settings.values.get("teacher_cache"):
+        why |= dict.fromkeys(("cache_pooled", "cache_device", "rebuild_cache"), "there is no --teacher_cache")
+    elif device.type == "cpu":
+        why["cache_device"] = "the cache is mapped into memory"
+    if settings.values["compile"] == "none":
+        why["compile_parts"] = "nothing is compiled"
     if len(settings.values.get("path_t") or ()) < 2:
         why["teacher_weight"] = "there is no ensemble to weigh"
     if settings.method.terms is Distiller.terms:
@@ -278,17 +305,26 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     data = open_data(settings)
     teacher = None if is_teacher else open_teacher(lanes, data)
     for lane in lanes:
-        notice_without_effect(lane, device)
+        notice_without_effect(lane, data, device)
     ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device, **ranks)
+    if settings.mixup or settings.cutmix or settings.label_smoothing:
+        mixing = (settings.mixup, settings.cutmix, settings.label_smoothing)
+        loader = MixedLoader(loader, data.num_classes, *mixing, settings.seed, distributed.rank())
     if distributed.world_size() > 1:
         log.info(
             "%d processes, %d samples of each batch in each; losses over a batch see those of one process",
             distributed.world_size(),
             settings.batch_size // distributed.world_size(),
         )
-    source = None if teacher is None else shared_source(lanes, teacher, data, device, autocast)
-    built = [build_lane(lane, teacher, data, loader, source, device, autocast, is_teacher, lanes) for lane in lanes]
+    steps = min(len(loader), settings.max_steps or len(loader)) * settings.epochs
+    kernels, notices = pick_kernels(settings.values, device, steps)
+    for notice in notices:
+        log.info(notice)
+    source = None if teacher is None else shared_source(lanes, teacher, data, device, autocast, kernels)
+    built = [
+        build_lane(lane, teacher, data, loader, source, device, autocast, is_teacher, lanes, kernels) for lane in lanes
+    ]
 
     lives: dict[Fit, Life] = {}
     running: list[Lane] = []
@@ -308,7 +344,7 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
             teacher_acc = measure_teacher(teacher, data, device, settings)
         log.info("==> training...")
         try:
-            drive(lives, loader)
+            drive(lives, loader, LaneMemory(len(lives), device))
         except Interrupted as stop:
             once = [f"--{n}" for n, given in (("overwrite", settings.overwrite), ("resume", built[0].chosen)) if given]
             command = f"the same command without {' and '.join(once)}" if once else "the same command"
@@ -322,7 +358,7 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
 def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
     """What is trained; a name that means two networks is resolved by the size of the images."""
     name = settings.values.get("model") or settings.values["model_s"]
-    spec = model_for(name, data.shapes.get("image", ()))
+    spec = model_for(name, data.shapes.get("image", ())).fitted(data.shapes)
     if settings.sync_bn and distributed.world_size() > 1:
         build_one = spec.build
         spec = dataclasses.replace(spec, build=lambda **k: distributed.sync_batch_norm(build_one(**k)))
@@ -339,6 +375,7 @@ def build_lane(
     autocast: torch.dtype | None,
     is_teacher: bool,
     lanes: Sequence[Settings],
+    kernels: Kernels,
 ) -> Lane:
     """Networks, method and run of one student. Whatever does not fit is refused here, before anything is written."""
     if settings.method.teacher_mode != "frozen":
@@ -355,7 +392,16 @@ def build_lane(
         data,
         batch_size=per_process,
         device=device,
-        make_optimizer=build.sgd(settings.momentum, settings.weight_decay, settings.learning_rate),
+        make_optimizer=build.optimizer(
+            settings.optimizer,
+            settings.momentum,
+            settings.weight_decay,
+            settings.learning_rate,
+            settings.norm_weight_decay,
+            kernels.fused_optimizer,
+        ),
+        clip=settings.clip_grad,
+        ema=(settings.ema, settings.ema_every) if settings.ema else None,
         epochs=settings.epochs,
         init_epochs=settings.values.get("init_epochs", 0),
         init_seed=settings.seed,
@@ -363,6 +409,7 @@ def build_lane(
         accumulate=settings.accumulate,
         wrap=distributed.ddp,
         source=None if source is None else lambda net: source,
+        kernels=kernels,
     )
     first = next(stages)
     if distributed.rank():  # networks start alike everywhere, what is drawn from here on differs
@@ -376,23 +423,33 @@ def build_lane(
             f"{' over ' + str(distributed.world_size()) + ' processes' if distributed.world_size() > 1 else ''} is not "
             f"a multiple of --accumulate {settings.accumulate}"
         )
-    described = describe(settings, data, teacher, autocast)
-    cached = source.cache if isinstance(source, SharedTeacher) and not needs.teacher else None
+    described = describe(settings, data, teacher, autocast) | {"kernels": kernels.described()}
+    cached = source.cache if isinstance(source, SharedTeacher) else None
     fit = Fit(
         folder,
         data,
         device,
-        StepDecay(settings.learning_rate, parse_decay_epochs(settings.lr_decay_epochs), settings.lr_decay_rate),
+        make_schedule(
+            settings.schedule,
+            settings.learning_rate,
+            settings.epochs,
+            settings.lr_decay_epochs,
+            settings.lr_decay_rate,
+            settings.warmup_epochs,
+            settings.warmup_start,
+            settings.lr_min,
+        ),
         partial(event_writer, settings.tb_backend if distributed.is_main() else "none", folder.tensorboard),
-        {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name},
+        {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name, **getattr(data, "described", {})},
         settings.batch_size,
         loader,
         described["identity"],
         needs.full_batches,
         settings.print_freq,
         settings.max_steps,
-        after_epoch=dict if cached is None else cached.end_epoch,
+        after_epoch=partial(end_of_epoch, [p.end_epoch for p in (cached, loader) if hasattr(p, "end_epoch")]),
         shown=settings is lanes[0] and distributed.is_main(),
+        eval_autocast=autocast if settings.eval_precision == "train" else None,
     )
     fit.rng = rng_state()
     refuse_idle(settings, first, fit.steps)
@@ -409,6 +466,13 @@ def build_lane(
             )
     notes = [*build.position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
     return Lane(settings, folder, described, fit, chain([first], stages), notes, chosen)
+
+
+def end_of_epoch(parts: Sequence[Callable[[], Mapping[str, Any]]]) -> dict[str, Any]:
+    """What teacher cache and loader have to say in an epoch's row; counts are those of all processes together."""
+    mine = {k: v for part in parts for k, v in part().items()}
+    everybody = distributed.gather(mine)
+    return {k: v if isinstance(v, float) else sum(one[k] for one in everybody) for k, v in mine.items()}
 
 
 def enter(lane: Lane, label: str | None, autocast: torch.dtype | None, device: torch.device) -> Any:
@@ -436,20 +500,36 @@ def shared_source(
     data: DataSet,
     device: torch.device,
     autocast: torch.dtype | None,
+    kernels: Kernels,
 ) -> TeacherSource:
-    """One teacher for all students of the process, through the cache if there is one."""
+    """One teacher for all students of the process, through the cache if there is one.
+
+    Behind a cache the teacher is not compiled, so that what the cache holds does not depend on it.
+    """
     needs = [
         build.union_of_needs(s.method, s.config, student_spec(s, data), teacher.spec)
         for s in lanes
         if s.method.teacher_mode == "frozen"
     ]
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
-    net = build.to_device(teacher.tapped(taps), device)
-    source, cache = teacher.source(net, device, autocast), None
+    net = build.to_device(teacher.tapped(taps), device, kernels.channels_last)
     folder = lanes[0].teacher_cache
-    if folder is not None and taps:
-        log.info("--teacher_cache holds logits; these methods read %s and run the teacher", ", ".join(taps))
-    elif folder is not None:
+    kept = ("logits", "pooled") if lanes[0].cache_pooled else ("logits",)
+    deeper = [tap for tap in taps if tap not in kept]
+    if folder is None or deeper:
+        if folder is not None:
+            hint = " (--cache_pooled keeps it)" if deeper == ["pooled"] else ""
+            log.info(
+                "--teacher_cache holds %s; these methods read %s and run the teacher%s",
+                " and ".join(kept),
+                ", ".join(deeper),
+                hint,
+            )
+        full = -(-lanes[0].batch_size // distributed.world_size() // lanes[0].accumulate)
+        source, cache = teacher.source(net, device, autocast, kernels, full), None
+    else:
+        source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
+        pooled = source_layout(source, teacher.spec, data, device) if lanes[0].cache_pooled and taps else None
         if data.num_crops is None:
             raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
         checksum = "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others))
@@ -458,16 +538,31 @@ def shared_source(
             CachedTeacher,
             source,
             folder,
-            cache_key(checksum + weights, data.checksum, teacher.spec, autocast),
+            cache_key(checksum + weights, data.checksum, teacher.spec, autocast, kernels.fold_teacher),
             len(data.train_labels),
             data.num_crops,
             data.num_classes,
             torch.float32 if teacher.others or autocast is None else autocast,
             device,
+            pooled=pooled,
+            where=lanes[0].cache_device,
         )
         rebuild = lanes[0].rebuild_cache and distributed.is_main()
         source = cache = distributed.main_first(lambda: open_cache(rebuild))
     return SharedTeacher(source, taps, cache)
+
+
+def source_layout(
+    source: TeacherSource, spec: ModelSpec, data: DataSet, device: torch.device
+) -> tuple[int, torch.dtype]:
+    """(width, dtype) of the pooled feature, as the teacher computes it."""
+    none = torch.zeros(2, dtype=torch.int64, device=device)
+    noise = torch.rand(2, *data.shapes[spec.input], generator=torch.Generator().manual_seed(0))
+    images = noise.to(device, memory_format=torch.channels_last) if noise.ndim == 4 else noise.to(device)
+    pooled = source.features(Batch({spec.input: images}, none, none), ("pooled",))["pooled"]
+    if pooled.ndim != 2:
+        raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is no vector, leave the flag out")
+    return pooled.shape[1], pooled.dtype
 
 
 def refuse_idle(settings: Settings, stage: build.Stage, steps: int) -> None:
@@ -511,7 +606,8 @@ def describe(
         "test_data": getattr(data, "test_checksum", None),
         "teacher": "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others)) if teacher else None,
     }
-    identity.pop("dali", None)
+    if "dali" in settings.without_effect:
+        identity.pop("dali")
     return {
         "identity": identity,
         "settings": settings.as_dict(),
@@ -525,6 +621,9 @@ def describe(
 
 
 def file_checksum(path: str | Path) -> str:
+    """First 16 hex digits of the SHA-256; of published weights, their name."""
+    if (named := build.published(path)) is not None:
+        return named
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 

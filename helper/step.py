@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distiller_zoo.base import Distiller, weighted_sum
+from helper.ema import Average
+from helper.kernels import PLAIN, Kernels, begin_step, maybe_compiled
 from helper.protocols import Batch, Features, Needs, Phase, Progress, TeacherSource, Terms
 from helper.taps import TappedNet
 
@@ -90,7 +92,9 @@ class DistillStep:
 
     teacher: answers for a frozen teacher; peer: the network of an online method; at most one of them.
     autocast: dtype of the forward pass, None for float32. accumulate: micro-batches per optimiser step (relational
-    losses then see a micro-batch). wrap: puts the root into DDP or torch.compile.
+    losses then see a micro-batch). wrap: puts the root into DDP. kernels: what is compiled, for batches of `full`
+    samples. clip: the largest norm of the main phase's gradient; 0 for any. ema: (decay, every) of the average of
+    what is deployed.
     """
 
     def __init__(
@@ -106,6 +110,10 @@ class DistillStep:
         autocast: torch.dtype | None = None,
         accumulate: int = 1,
         rng: torch.Generator | None = None,
+        kernels: Kernels = PLAIN,
+        full: int | None = None,
+        clip: float = 0.0,
+        ema: tuple[float, int] | None = None,
     ):
         self.student, self.teacher, self.peer, self.method = student, teacher, peer, method
         self.taps = (needs or Needs()).teacher
@@ -127,6 +135,10 @@ class DistillStep:
         main = [p for p in self.trained.parameters() if p.requires_grad]
         self.device = next(student.parameters()).device
         self.run = wrap(self.trained)
+        # the modules themselves stay as they are: state dicts, evaluation and DDP know nothing of a compiler
+        self.kernels = kernels
+        self._features = maybe_compiled("student", self.run, kernels, full)
+        self._terms = maybe_compiled("loss", self._main_terms, kernels, full)
         self.phases = (*extra, Phase("main", lambda: main, self._main_terms, isolated=False))
         self.optimizers = {
             phase.name: phase.optimizer(phase.params())
@@ -134,6 +146,10 @@ class DistillStep:
             else make_optimizer(phase.params(), phase.lr_scale)
             for phase in self.phases
         }
+        self.clip, self.main_params = clip, main
+        deploying = method.deploying()
+        averaged = [student.model, *([] if peer is None else [peer]), *([] if deploying is None else [deploying])]
+        self.ema = None if ema is None else Average(averaged, *ema)
         self._scheduled = [p.name for p in self.phases if p.optimizer is None]
 
     def _main_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
@@ -154,10 +170,11 @@ class DistillStep:
         """Features of student and teacher, projected and in float32."""
         t = self.teacher.features(batch, self.taps) if self.teacher is not None else {}
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            s, t = self.run(batch.inputs, t)
+            s, t = self._features(len(batch), batch.inputs, t)
         return full_precision(s), full_precision(t)
 
     def __call__(self, batch: Batch, progress: Progress) -> StepResult:
+        begin_step(self.kernels)
         batch = self.method.prepare(batch)
         weights = self.method.weights(progress)
         micro = batch.split(self.accumulate)
@@ -169,13 +186,17 @@ class DistillStep:
             with self._no_sync(not last):
                 s, t = self.forward(part)
                 seen = self._isolated_phases(s, t, part, progress, weights)
-                terms = self._main_terms(s, t, part, progress)
+                terms = self._terms(len(part), s, t, part, progress)
                 loss = weighted_sum(terms, weights)
                 (loss if len(micro) == 1 else loss * (len(part) / len(batch))).backward()
             seen.update(detached(terms))
             results.append(StepResult(loss.detach(), seen, s["logits"].detach()[:: part.views], part.target))
             kept.append((detached(s), detached(t), part))
+        if self.clip:
+            nn.utils.clip_grad_norm_(self.main_params, self.clip)
         main.step()
+        if self.ema is not None:
+            self.ema.update()
         with torch.no_grad():
             for s, t, part in kept:
                 self.method.after_backward(s, t, part)
@@ -201,6 +222,10 @@ class DistillStep:
     def _no_sync(self, wanted: bool) -> AbstractContextManager[Any]:
         return self.run.no_sync() if wanted and hasattr(self.run, "no_sync") else nullcontext()
 
+    def averaged(self) -> AbstractContextManager[Any]:
+        """Inside, what is deployed holds its moving average, if there is one."""
+        return nullcontext() if self.ema is None else self.ema.shown()
+
     def deployed(self) -> Deployed:
         return Deployed(self.student, self.method, self.peer)
 
@@ -222,6 +247,8 @@ class DistillStep:
         }
         if self.rng is not None:
             state["rng"] = self.rng.get_state()
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -230,6 +257,8 @@ class DistillStep:
             optimizer.load_state_dict(state["optimizers"][name])
         if self.rng is not None:
             self.rng.set_state(state["rng"].cpu())
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
 
 
 def _joined(results: Sequence[StepResult]) -> StepResult:

@@ -29,11 +29,11 @@ class TappedNet(nn.Module):
         if unknown:
             raise UserError(f"{spec.name} has no tap {', '.join(sorted(unknown))}; it has {', '.join(spec.taps)}")
         if spec.mean is not None and spec.std is not None:
-            shape = (1, -1, *[1] * (len(spec.input_shape) - 1))
+            shape = (-1, *[1] * min(2, len(spec.input_shape) - 1))  # frames of a clip come before their channels
             # not in the state dict: published checkpoints have no such keys, and the spec says it already
             self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
             self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
-        self._collecting = False
+        self._collecting, self._clips = False, 0
         self._kept: Features = {}
         for name in sorted(self.want):
             tap = spec.taps[name]
@@ -48,14 +48,16 @@ class TappedNet(nn.Module):
             return
         if name in self._kept:
             raise RuntimeError(f"tap '{name}' of {self.spec.name} fired twice: give that call its own module")
-        tensor = args[0] if tap.side == "input" else output
-        self._kept[name] = tensor if tap.read is None else tap.read(module, tensor)
+        value = args[0] if tap.side == "input" else output
+        if tap.read is not None:
+            value = tap.read(module, value)
+        self._kept[name] = value.unflatten(0, (self._clips, -1)).mean(1) if tap.per_frame else value
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         x = inputs[self.spec.input]
         if self.spec.mean is not None:
             x = (x - self.mean) / self.std
-        self._kept, self._collecting = {}, True
+        self._kept, self._collecting, self._clips = {}, True, x.shape[0]
         try:
             logits = self.model(x)
         finally:

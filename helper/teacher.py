@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from helper.cache import CachedTeacher
+from helper.kernels import PLAIN, Kernels, folded, maybe_compiled, with_cast_weights
 from helper.protocols import Batch, Features, TeacherSource, UserError
 from helper.taps import TappedNet
 
@@ -16,20 +18,39 @@ class LiveTeacher:
     """A frozen network, run on every batch in eval mode without gradient.
 
     no_grad and not inference_mode: methods project teacher features with trainable layers, which keep them for
-    backward.
+    backward. What runs is a copy of `net` prepared at the first batch (helper.kernels) wherever that saves time, so the
+    weights must be in place by then. full: batch size that is compiled for, if anything is.
     """
 
-    def __init__(self, net: TappedNet, autocast: torch.dtype | None = None):
+    def __init__(
+        self,
+        net: TappedNet,
+        autocast: torch.dtype | None = None,
+        kernels: Kernels = PLAIN,
+        full: int | None = None,
+    ):
         self.net, self.autocast = net.eval().requires_grad_(False), autocast
+        self.kernels, self.full = kernels, full
         self.spec = net.spec
         self.device = next(net.parameters()).device
+        self._run: Callable[..., Features] | None = None
 
     def features(self, batch: Batch, taps: Sequence[str]) -> Features:
         assert not self.net.model.training, "the teacher was taken to training mode"
         inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
         with torch.no_grad(), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            features = self.net(inputs)
-        return {k: features[k] for k in ("logits", *taps)}
+            if self._run is None:
+                self._run = self._prepared(inputs)
+            features = self._run(len(batch), inputs)
+            # what a CUDA graph wrote is overwritten by its next replay; students of one batch may ask for it later
+            return {k: features[k].clone() if self.kernels.graphs else features[k] for k in ("logits", *taps)}
+
+    def _prepared(self, inputs: Mapping[str, Any]) -> Callable[..., Features]:
+        """A callable of (batch size, inputs)."""
+        net = folded(self.net, inputs) if self.kernels.fold_teacher else self.net
+        if self.autocast is not None:
+            net = with_cast_weights(net, inputs, self.autocast)
+        return maybe_compiled("teacher", net, self.kernels, self.full, freezing=True)
 
 
 class EnsembleTeacher:

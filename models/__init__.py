@@ -61,8 +61,18 @@ model_dict = Registry(
         "shufflenet_v2_x2_0": "models.imagenet:shufflenet_v2_x2_0",
         "vgg11_imagenet": "models.imagenet:vgg11",
         "vgg13_imagenet": "models.imagenet:vgg13",
+        "bninception": "models.bninception:bninception",
+        "trn_bninception": "models.trn:trn_bninception",
+        "trn_bninception_256": "models.trn:trn_bninception_256",
+        "resnet18_gaf": "models.sensor:resnet18_gaf",
+        "sensor_cnn": "models.sensor:sensor_cnn",
+        "sensor_transformer": "models.sensor:sensor_transformer",
     },
-    resolvers={"torchvision": "models.external:torchvision_spec", "timm": "models.external:timm_spec"},
+    resolvers={
+        "torchvision": "models.external:torchvision_spec",
+        "timm": "models.external:timm_spec",
+        "trn": "models.trn:trn_spec",
+    },
 )
 
 SMALL_IMAGE = 64  # px; up to this size a name of TWO_MEANINGS means the second network

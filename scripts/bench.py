@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What a training step costs, per method: python scripts/bench.py --methods all --baseline --json --markdown
+"""What a training step costs: python scripts/bench.py --methods all, --switches, --bare, --warm_cache, --lanes, --floor
 
 Every configuration runs in a process of its own; configurations that are compared take turns (A B A B ...), and every
 ratio is taken within a round, so that a machine that slows down slows both. Reported are medians, and the range over
 rounds. Data: random images of the shape and number of CIFAR-100, or the real set with --data_folder. Teachers have
-random weights: arithmetic does not depend on them.
+random weights: arithmetic does not depend on them. Parts of one report may be measured one by one (--merge).
 """
 
 from __future__ import annotations
@@ -33,27 +33,48 @@ from helper.checkpoint import atomic_write_json
 from helper.protocols import UserError
 from helper.runs import environment
 from helper.session import run_script
-from models import model_dict
+from models import model_for
 from scripts.bench_worker import serve
 from scripts.usual_way import WEIGHTS
 
 REFERENCE = "kd"  # what a method's overhead is measured against
 TIMES = ("step_s", "bare_step_s", "loader_s")
+CIFAR = (50_000, 10_000)  # training and test images of an epoch with its validation
+OVERHEAD, OVER_ARITHMETIC = 1.6, 1.25  # limits of a step's time over kd's, and over what its multiplications cost
+
+# name -> (flags or request that switch it over, whether the default has it on)
+SWITCHES: dict[str, tuple[dict[str, Any], bool]] = {
+    "channels_last": ({"flags": ["--channels_last", "off"]}, True),
+    "fused_optimizer": ({"flags": ["--fused_optimizer", "off"]}, True),
+    "allocator": ({"allocator": False}, True),
+    "fold_teacher": ({"flags": ["--fold_teacher"]}, False),
+    "compile_teacher": ({"flags": ["--compile", "default", "--compile_parts", "teacher"]}, False),
+    "compile_student": ({"flags": ["--compile", "default", "--compile_parts", "student"]}, False),
+    "compile_loss": ({"flags": ["--compile", "default", "--compile_parts", "loss"]}, False),
+    "compile_all": ({"flags": ["--compile", "default", "--compile_parts", "student", "teacher", "loss"]}, False),
+    "reduce_overhead": (
+        {"flags": ["--compile", "reduce-overhead", "--compile_parts", "student", "teacher", "loss"]},
+        False,
+    ),
+}
+PLAIN = ["--compile", "none"]  # what switches are compared with, on every device
 
 
 @dataclass
 class Subject:
     """One configuration: a process that waits for its turn, and what it has answered."""
 
-    kind: str  # "ours" or "baseline"
-    method: str
+    kind: str  # ours, cached, bare or baseline
+    method: str  # several, separated by commas, share each teacher forward
     dtype: str
+    name: str = ""  # what is special about it
+    request: dict[str, Any] = field(default_factory=dict)
     turns: list[dict[str, Any]] = field(default_factory=list)
     once: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        return f"{self.kind} {self.method} {self.dtype}"
+        return f"{self.kind} {self.method} {self.dtype} {self.name}".strip()
 
     def start(self, args: argparse.Namespace) -> None:
         request = {
@@ -62,7 +83,9 @@ class Subject:
             "precision": self.dtype,
             "teacher": args.teacher,
             "student": args.student,
-            **{k: getattr(args, k) for k in ("batch_size", "threads", "gpu_id", "images", "data_folder")},
+            "flags": [],
+            **{k: getattr(args, k) for k in ("batch_size", "threads", "clock", "gpu_id", "images", "data_folder")},
+            **self.request,
         }
         env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
         command = [sys.executable, __file__, "--worker", json.dumps(request)]
@@ -74,11 +97,26 @@ class Subject:
             raise UserError(f"the process of '{self.label}' stopped with exit code {self.process.wait()}; see above")
         return json.loads(line)
 
-    def ask(self, order: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, **order: dict[str, Any]) -> dict[str, Any]:
         print(json.dumps(order), file=self.process.stdin, flush=True)
         return self.read()
 
+    def take_turn(self, args: argparse.Namespace, round_number: int) -> None:
+        settings = {k: getattr(args, k) for k in ("warmup", "steps", "light", "floor")}
+        self.turns.append(self.ask(time=settings))
+        milliseconds = self.turns[-1]["step_s"] * 1e3
+        print(f"round {round_number}/{args.rounds}  {self.label:32s} {milliseconds:9.1f} ms", file=sys.stderr)
+
+    def finish(self, args: argparse.Namespace) -> None:
+        if args.profile and self.kind != "baseline":
+            path = Path(args.profile) / f"trace_{self.label.replace(' ', '_').replace(',', '+')}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.once |= self.ask(profile={"path": str(path)})
+        self.once |= self.ask(finish={"evaluation": not args.light})
+
     def stop(self) -> None:
+        if not hasattr(self, "process"):
+            return
         self.process.stdin.close()
         if self.process.poll() is None:
             self.process.kill()
@@ -90,19 +128,35 @@ class Subject:
     def row(self, batch_size: int) -> dict[str, Any]:
         step = self.median("step_s")
         row = {"label": self.label, "kind": self.kind, "method": self.method, "dtype": self.dtype}
-        row |= {key: self.median(key) for key in TIMES}
+        row |= {key: self.median(key) for key in TIMES if key in self.turns[0]}
         row |= {"step_s_min": min(t["step_s"] for t in self.turns), "step_s_max": max(t["step_s"] for t in self.turns)}
-        row |= {"img_s": batch_size / step, "bare_img_s": batch_size / row["bare_step_s"]}
-        row["loader_share"] = row["loader_s"] / step
-        row |= {key: self.turns[-1][key] for key in ("peak_mb", "loader_processes_mb", "loss")}
-        return row | self.once | {"turns": self.turns}
+        row["img_s"] = batch_size / step
+        if "bare_step_s" in row:
+            row |= {"bare_img_s": batch_size / row["bare_step_s"], "loader_share": row["loader_s"] / step}
+            row["loader_processes_mb"] = self.turns[-1]["loader_processes_mb"]
+        row |= {key: self.turns[-1][key] for key in ("peak_mb", "loss")} | self.once
+        if "eval_img_s" in row:
+            for key in ("eval_img_s", "eval_img_s_train"):
+                evaluating, training = CIFAR[1] / row[key], CIFAR[0] * step / batch_size
+                row[key.replace("img_s", "share")] = evaluating / (training + evaluating)
+        if "matrix_flops" in self.turns[0] and "step_macs" in row:
+            row["step_flops"] = 2 * row["step_macs"] * batch_size
+            row["matrix_flops"] = self.median("matrix_flops")
+            reached = [row["step_flops"] / t["step_s"] / t["matrix_flops"] for t in self.turns]
+            row["matrix_share"] = statistics.median(reached)
+        return row | {"turns": self.turns}
 
 
-def ratio(slow: Subject, fast: Subject, what: str) -> dict[str, Any]:
-    """How many times longer `slow` takes, per round; median and range."""
-    out: dict[str, Any] = {"what": what, "slow": slow.label, "fast": fast.label}
+def ratio(what: str, slow: Sequence[Subject], fast: Sequence[Subject]) -> dict[str, Any]:
+    """How many times longer `slow` take, one after the other, than `fast`, per round; median and range."""
+    labels = (" + ".join(s.label for s in side) for side in (slow, fast))
+    out: dict[str, Any] = dict(zip(("what", "slow", "fast"), (what, *labels), strict=True))
     for key, name in (("step_s", "ratio"), ("bare_step_s", "ratio_without_loader")):
-        rounds = [a[key] / b[key] for a, b in zip(slow.turns, fast.turns, strict=True)]
+        if any(key not in s.turns[0] for s in (*slow, *fast)):
+            continue
+        rounds = [
+            sum(s.turns[i][key] for s in slow) / sum(s.turns[i][key] for s in fast) for i in range(len(fast[0].turns))
+        ]
         out |= {name: statistics.median(rounds), f"{name}_min": min(rounds), f"{name}_max": max(rounds)}
     return out
 
@@ -114,111 +168,227 @@ def take_turns(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
             subject.start(args)
         for subject in subjects:
             subject.read()
+        for subject in subjects:
+            subject.once = subject.ask(first={})
         for number in range(args.rounds):
             for subject in subjects:
-                subject.turns.append(subject.ask({"time": {"warmup": args.warmup, "steps": args.steps}}))
-                milliseconds = subject.turns[-1]["step_s"] * 1e3
-                print(f"round {number + 1}/{args.rounds}  {subject.label:22s} {milliseconds:9.1f} ms", file=sys.stderr)
+                subject.take_turn(args, number + 1)
         for subject in subjects:
-            subject.once = subject.ask({"finish": {}})
+            subject.finish(args)
     finally:
         for subject in subjects:
-            if hasattr(subject, "process"):
-                subject.stop()
+            subject.stop()
 
 
-def measure(method: str, args: argparse.Namespace, dtype: str) -> tuple[list[Subject], list[dict[str, Any]]]:
-    """A method beside kd and, where there is one, the baseline: the subjects to report, and their ratios."""
+Measured = tuple[list[Subject], list[dict[str, Any]]]  # the subjects to report, and their ratios
+
+
+def measure_method(method: str, args: argparse.Namespace, dtype: str) -> Measured:
+    """A method beside kd and, where there is one, the baseline."""
     ours = Subject("ours", method, dtype)
     kd = ours if method == REFERENCE else Subject("ours", REFERENCE, dtype)
-    pairs: list[tuple[Subject, Subject, str]] = [] if kd is ours else [(ours, kd, "overhead")]
+    pairs: list[tuple[str, list[Subject], list[Subject]]] = [] if kd is ours else [("overhead", [ours], [kd])]
     own = [ours]
     if args.baseline and method in WEIGHTS:
         usual = Subject("baseline", method, "fp32")
-        pairs.append((usual, ours, "speed-up"))
+        pairs.append(("speed-up", [usual], [ours]))
         own.append(usual)
         if args.equal_precision and dtype == "bf16":
             ours_fp32, usual_bf16 = Subject("ours", method, "fp32"), Subject("baseline", method, "bf16")
             pairs += [
-                (usual, ours_fp32, "speed-up at equal precision"),
-                (usual_bf16, ours, "speed-up at equal precision"),
+                ("speed-up at equal precision", [usual], [ours_fp32]),
+                ("speed-up at equal precision", [usual_bf16], [ours]),
             ]
             own += [ours_fp32, usual_bf16]
     take_turns(own if kd is ours else [kd, *own], args)
     ratios = [ratio(*pair) for pair in pairs]
     if kd is not ours:
-        ratios[0]["step_macs_ratio"] = ours.once["step_macs"] / kd.once["step_macs"]
+        ratios[0] |= arithmetic(ours, kd)
     return own, ratios
 
 
+def arithmetic(ours: Subject, kd: Subject) -> dict[str, Any]:
+    """A method's multiplications over kd's, and how often it reads an image where that is more than once."""
+    more = {
+        k: ours.once[f"{k}_passes"] for k in ("student", "teacher") if ours.once[f"{k}_passes"] > kd.once[f"{k}_passes"]
+    }
+    return {"step_macs_ratio": ours.once["step_macs"] / kd.once["step_macs"], "more_passes": more}
+
+
+def measure_overheads(methods: Sequence[str], args: argparse.Namespace, dtype: str) -> Measured:
+    """Many methods, each taking turns with one and the same process of kd."""
+    kd, subjects, ratios = Subject("ours", REFERENCE, dtype), [], []
+    try:
+        kd.start(args)
+        kd.read()
+        kd.once = kd.ask(first={})
+        kd.finish(args)
+        for method in methods:
+            ours = Subject("ours", method, dtype)
+            kd.turns = []
+            try:
+                ours.start(args)
+                ours.read()
+                ours.once = ours.ask(first={})
+                ours.finish(args)
+                for number in range(args.rounds):
+                    kd.take_turn(args, number + 1)
+                    ours.take_turn(args, number + 1)
+            finally:
+                ours.stop()
+            subjects.append(ours)
+            ratios.append(ratio("overhead", [ours], [kd]) | arithmetic(ours, kd))
+    finally:
+        kd.stop()
+    return [kd, *subjects], ratios
+
+
+def measure_bare(args: argparse.Namespace, dtype: str) -> Measured:
+    """kd beside the two halves of its arithmetic, each with nothing around it."""
+    kd = Subject("ours", REFERENCE, dtype, "plain", {"flags": PLAIN})
+    halves = [Subject("bare", half, dtype) for half in ("teacher", "student")]
+    take_turns([kd, *halves], args)
+    return [kd, *halves], [ratio("bare forward and step", halves, [kd])]
+
+
+def measure_switches(names: Sequence[str], args: argparse.Namespace, dtype: str, on_cuda: bool) -> Measured:
+    """kd with one setting switched over at a time; every ratio reads: without it / with it."""
+    if not on_cuda:
+        names = [n for n in names if n != "reduce_overhead"]  # CUDA graphs
+    base = Subject("ours", REFERENCE, dtype, "plain", {"flags": PLAIN})
+    others = []
+    for name in names:
+        request = dict(SWITCHES[name][0])
+        request["flags"] = [*PLAIN, *request.get("flags", [])]
+        others.append(Subject("ours", REFERENCE, dtype, f"{'no ' * SWITCHES[name][1]}{name}", request))
+    take_turns([base, *others], args)
+    return [base, *others], [
+        ratio(f"gain of {name}", *(([other], [base]) if SWITCHES[name][1] else ([base], [other])))
+        for name, other in zip(names, others, strict=True)
+    ]
+
+
+def measure_warm_cache(args: argparse.Namespace, dtype: str) -> Measured:
+    """kd whose teacher is a filled cache, beside kd and the baseline."""
+    cached = Subject("cached", REFERENCE, dtype, request={"cache_images": args.warm_cache})
+    kd, usual = Subject("ours", REFERENCE, dtype), Subject("baseline", REFERENCE, "fp32")
+    take_turns([cached, kd, usual], args)
+    return [cached, kd, usual], [
+        ratio("speed-up of a warm cache", [usual], [cached]),
+        ratio("gain of a warm cache", [kd], [cached]),
+    ]
+
+
+def measure_lanes(methods: Sequence[str], args: argparse.Namespace, dtype: str) -> Measured:
+    """Students that share each teacher forward, beside the same students alone."""
+    together, alone = Subject("ours", ",".join(methods), dtype), [Subject("ours", m, dtype) for m in methods]
+    take_turns([together, *alone], args)
+    return [together, *alone], [ratio("gain of lanes", alone, [together])]
+
+
 def checks(rows: Sequence[dict[str, Any]], ratios: Sequence[dict[str, Any]], dtype: str) -> list[dict[str, Any]]:
-    """The targets, each with what was measured."""
+    """The targets that these rows and ratios can show, each with what was measured."""
     row = {r["label"]: r for r in rows}
-    seen = {(r["slow"], r["fast"]): r["ratio"] for r in ratios}
+    seen = {(r["what"], r["slow"], r["fast"]): r["ratio"] for r in ratios}
     ours, usual = f"ours {{}} {dtype}", "baseline {} fp32"
-    out = []
+    out: list[tuple[str, float, bool]] = []
     for method in WEIGHTS:
         mine, theirs = ours.format(method), usual.format(method)
-        out.append((f"{method} >= 2.0 x baseline", seen[theirs, mine], seen[theirs, mine] >= 2.0))
+        if (gain := seen.get(("speed-up", theirs, mine))) is None:
+            continue
+        out.append((f"{method} >= 2.0 x baseline", gain, gain >= 2.0))
         memory = row[mine]["peak_mb"] / row[theirs]["peak_mb"]
         out.append((f"{method} peak memory <= baseline's training process", memory, memory <= 1.0))
         share = row[mine]["loader_share"]
         out.append((f"{method} loader < 2 % of the step", share, share < 0.02))
-    crd = seen[ours.format("crd"), ours.format("kd")]
-    out.append(("crd <= 1.3 x kd", crd, crd <= 1.3))
+    for r in ratios:
+        if r["what"] == "overhead":
+            limit = max(OVERHEAD, OVER_ARITHMETIC * r["step_macs_ratio"])
+            method = r["slow"].split()[1]
+            if method == "crd":
+                out.append(("crd <= 1.3 x kd", r["ratio"], r["ratio"] <= 1.3))
+            out.append((f"{method} <= {limit:.2f} x kd", r["ratio"], r["ratio"] <= limit))
+        elif r["what"] == "bare forward and step":
+            out.append(("kd >= 92 % of the rate of its bare halves", r["ratio"], r["ratio"] >= 0.92))
+        elif r["what"] == "speed-up of a warm cache":
+            out.append(("kd with a warm cache >= 4.5 x baseline", r["ratio"], r["ratio"] >= 4.5))
+    if (kd := row.get(ours.format(REFERENCE))) is not None and "eval_share" in kd:
+        for key, precision in (("eval_share", "float32"), ("eval_share_train", "--eval_precision train")):
+            out.append((f"validation < 3 % of a kd epoch, {precision}", kd[key], kd[key] < 0.03))
     return [{"target": target, "measured": value, "passed": passed} for target, value, passed in out]
 
 
-HEADER = (
-    "configuration", "ms/step", "range", "img/s", "without loader", "loader ms (share)", "peak MB (+ loader processes)",
-    "time / kd", "MACs / kd", "connector MMACs/img", "eval img/s",
-)  # fmt: skip
+def cell(row: dict[str, Any], key: str, form: str, factor: float = 1.0) -> str:
+    return format(row[key] * factor, form) if row.get(key) is not None else ""
 
 
 def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Header and rows; a column that nobody fills is left out."""
     overhead = {r["slow"]: r for r in report["ratios"] if r["what"] == "overhead"}
-    lines = [HEADER]
+    header = (
+        "configuration", "ms/step", "range", "img/s", "without loader", "loader ms (share)", "first step s",
+        "peak MB", "loader processes MB", "time / kd", "MACs / kd", "connector MMACs/img", "GFLOP/step",
+        "matrix GFLOP/s", "share of it", "eval img/s", "validation", "in training precision",
+    )  # fmt: skip
+    lines = [header]
     for r in report["rows"]:
-        over, helpers = overhead.get(r["label"]), r["loader_processes_mb"]
+        over = overhead.get(r["label"], {})
         lines.append(
             (
                 r["label"],
-                f"{r['step_s'] * 1e3:.1f}",
+                cell(r, "step_s", ".1f", 1e3),
                 f"{r['step_s_min'] * 1e3:.1f} to {r['step_s_max'] * 1e3:.1f}",
-                f"{r['img_s']:.1f}",
-                f"{r['bare_img_s']:.1f}",
-                f"{r['loader_s'] * 1e3:.2f} ({r['loader_share']:.2%})",
-                f"{r['peak_mb']:.0f}" + (f" (+ {helpers:.0f})" if helpers else ""),
-                f"{over['ratio']:.3f}" if over else "",
-                f"{over['step_macs_ratio']:.3f}" if over else "",
-                f"{r['connector_macs'] / 1e6:.2f}" if "connector_macs" in r else "",
-                f"{r['eval_img_s']:.0f}" if "eval_img_s" in r else "",
+                cell(r, "img_s", ".1f"),
+                cell(r, "bare_img_s", ".1f"),
+                f"{r['loader_s'] * 1e3:.2f} ({r['loader_share']:.2%})" if "loader_s" in r else "",
+                cell(r, "first_step_s", ".1f"),
+                cell(r, "peak_mb", ".0f"),
+                cell(r, "loader_processes_mb", ".0f") if r.get("loader_processes_mb") else "",
+                cell(over, "ratio", ".3f"),
+                cell(over, "step_macs_ratio", ".3f"),
+                cell(r, "connector_macs", ".2f", 1e-6),
+                cell(r, "step_flops", ".1f", 1e-9),
+                cell(r, "matrix_flops", ".0f", 1e-9),
+                cell(r, "matrix_share", ".1%"),
+                cell(r, "eval_img_s", ".0f"),
+                cell(r, "eval_share", ".1%"),
+                cell(r, "eval_share_train", ".1%"),
             )
         )
-    return lines
+    used = [any(line[i] for line in lines[1:]) for i in range(len(header))]
+    return [tuple(text for text, keep in zip(line, used, strict=True) if keep) for line in lines]
 
 
 def show(report: dict[str, Any], markdown: bool) -> None:
-    machine = report["environment"]
+    torch_version, clock = report["environment"]["versions"]["torch"], report["clock"]
     print(
         f"{report['pair']}, batch {report['batch_size']}, {report['data']}, on {report['device']} "
-        f"({report['threads']} threads), torch {machine['versions']['torch']}, {report['date']}: {report['command']}"
+        f"({report['threads']} threads, {clock} clock), torch {torch_version}, {report['date']}: {report['command']}"
     )
     lines = table(report)
     if markdown:
-        lines.insert(1, ("---",) * len(HEADER))
+        lines.insert(1, ("---",) * len(lines[0]))
         print("", *("| " + " | ".join(line) + " |" for line in lines), "", sep="\n")
     else:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
-            print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+            print("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip())
+    dash = "- " * markdown
+    for r in report["rows"]:
+        if "views_cached" in r:
+            print(
+                f"{dash}{r['label']}: {r['views_cached']} views were filled in {r['fill_s']:.1f} s; the share of "
+                f"answers from the cache while timing was {r['cache_hit_rate']:.3f}"
+            )
     for r in report["ratios"]:
+        bare = f"; {r['ratio_without_loader']:.2f} x without the loaders" if "ratio_without_loader" in r else ""
+        more = "".join(f"; the {k} reads {n:.1f} x the images" for k, n in r.get("more_passes", {}).items())
         print(
-            f"{'- ' * markdown}{r['what']}: {r['slow']} takes {r['ratio']:.2f} x the time of {r['fast']} "
-            f"({r['ratio_min']:.2f} to {r['ratio_max']:.2f}); {r['ratio_without_loader']:.2f} x without the loaders"
+            f"{dash}{r['what']}: {r['slow']} takes {r['ratio']:.3f} x the time of {r['fast']} "
+            f"({r['ratio_min']:.3f} to {r['ratio_max']:.3f}){bare}{more}"
         )
     for c in report["checks"]:
-        print(f"{'- ' * markdown}{'PASS' if c['passed'] else 'FAIL'} {c['target']}: {c['measured']:.3f}")
+        print(f"{dash}{'PASS' if c['passed'] else 'FAIL'} {c['target']}: {c['measured']:.3f}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -227,20 +397,41 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--pair", default="resnet32x4:resnet8x4", metavar="TEACHER:STUDENT")
     add("--batch_size", type=int, default=64)
-    add("--methods", default="kd,simkd,crd", help="comma-separated, or all")
+    add("--methods", default=None, help="comma-separated, or all; kd,simkd,crd unless another part is asked for")
+    add("--overhead", action="store_true", help="all methods against one process of kd, which is quicker; with all")
+    add("--bare", action="store_true", help="kd beside its teacher's forward and its student's step alone")
+    add("--switches", nargs="?", const=",".join(SWITCHES), help="the gain of each setting, or of those listed")
+    add("--warm_cache", type=int, nargs="?", const=64, metavar="IMAGES", help="kd with all views of so many cached")
+    add("--lanes", nargs="?", const="kd,at,sp,simkd", help="methods that share each teacher forward")
+    add("--floor", action="store_true", help="FLOP of a step, and the share of the measured matrix rate it reaches")
+    add("--profile", metavar="FOLDER", help="write a trace of each configuration there")
     add("--steps", type=int, default=10, help="timed steps a turn")
     add("--warmup", type=int, default=2, help="steps before them, every turn")
     add("--rounds", type=int, default=5, help="turns of every configuration")
+    add("--light", action="store_true", help="time the step as it is, and neither without its loader nor the loader")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     add("--baseline", action="store_true", help=f"also train {' and '.join(WEIGHTS)} the usual way, in float32")
     add("--equal_precision", action="store_true", help="also ours in float32 and the baseline under bf16 autocast")
     add("--threads", type=int, default=cores, help="of every process, and loader processes of the baseline")
+    add(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: seconds of the processor, with --threads 1, where other work is done too; loader processes "
+        "of the baseline then cost nothing",
+    )
     add("--gpu_id", default="0")
     add("--images", type=int, default=50_000, help="random training images, where no --data_folder is given")
     add("--data_folder", default=None, help="where the real CIFAR-100 lies")
     add("--json", nargs="?", const="", help="write all figures; without FILE to results/bench_<device>_<dtype>.json")
+    add("--merge", action="store_true", help="keep what --json FILE holds beside what is measured now")
+    add("--show", metavar="FILE", help="measure nothing, print the report in a FILE")
     add("--markdown", action="store_true", help="print the table as markdown")
-    add("--check", action="store_true", help="PASS or FAIL per target; implies --baseline and the methods it needs")
+    add(
+        "--check",
+        action="store_true",
+        help="PASS or FAIL per target that can be shown; with no part named, also --baseline",
+    )
     add("--worker", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -250,15 +441,69 @@ def plan(args: argparse.Namespace) -> list[str]:
     teacher, colon, student = args.pair.partition(":")
     if not colon:
         raise UserError(f"--pair '{args.pair}' must read TEACHER:STUDENT, such as resnet32x4:resnet8x4")
-    args.teacher, args.student = model_dict.resolve(teacher), model_dict.resolve(student)
-    for name in ("batch_size", "steps", "rounds", "threads", "images"):
-        if getattr(args, name) < 1:
+    args.teacher, args.student = (model_for(name, (3, 32, 32)).name for name in (teacher, student))
+    for name in ("batch_size", "steps", "rounds", "threads", "images", "warm_cache"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
-    methods = list(method_dict) if args.methods == "all" else [method_dict.resolve(m) for m in args.methods.split(",")]
-    if args.check:
-        args.baseline = True
-        methods = [*WEIGHTS, "crd", *methods]
+    if args.clock == "cpu" and args.threads > 1:
+        raise UserError("--clock cpu adds up the seconds of all threads, waiting ones too: pass --threads 1")
+    unknown = [] if args.switches is None else [n for n in args.switches.split(",") if n not in SWITCHES]
+    if unknown:
+        raise UserError(f"--switches {', '.join(unknown)} are none of {', '.join(SWITCHES)}")
+    if args.lanes is not None:
+        args.lanes = list(dict.fromkeys(method_dict.resolve(m) for m in args.lanes.split(",")))
+    parts = (args.bare, args.switches, args.warm_cache, args.lanes)
+    if args.methods is None:
+        args.methods = "" if any(parts) else "kd,simkd,crd"
+        args.baseline |= args.check and bool(args.methods)
+    if args.methods == "all":
+        args.overhead, args.light = True, True
+    methods = list(method_dict) if args.methods == "all" else [method_dict.resolve(m) for m in _listed(args.methods)]
     return list(dict.fromkeys(methods))
+
+
+def _listed(text: str) -> list[str]:
+    return text.split(",") if text else []
+
+
+def measure(methods: Sequence[str], args: argparse.Namespace, dtype: str, on_cuda: bool) -> list[Measured]:
+    done: list[Measured] = []
+    if args.overhead:
+        done.append(measure_overheads([m for m in methods if m != REFERENCE], args, dtype))
+    else:
+        done += [measure_method(method, args, dtype) for method in methods]
+    if args.bare:
+        done.append(measure_bare(args, dtype))
+    if args.switches:
+        done.append(measure_switches(args.switches.split(","), args, dtype, on_cuda))
+    if args.warm_cache:
+        done.append(measure_warm_cache(args, dtype))
+    if args.lanes:
+        done.append(measure_lanes(args.lanes, args, dtype))
+    return done
+
+
+def merged(new: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The report in a file, with what `new` has measured in place of what it held of the same."""
+    if not path.exists():
+        return new
+    old = json.loads(path.read_text())
+    different = [k for k in ("device", "dtype", "pair", "batch_size", "threads", "clock") if old.get(k) != new[k]]
+    if different:
+        raise UserError(f"--merge: {path} was measured with another {', '.join(different)}")
+    rows = {r["label"]: r for r in old["rows"]}
+    for r in new["rows"]:
+        known = rows.get(r["label"], {})
+        if "bare_step_s" in r or "bare_step_s" not in known:  # a light turn does not replace a full one
+            rows[r["label"]] = r
+    ratios = {(r["what"], r["slow"], r["fast"]): r for r in (*old["ratios"], *new["ratios"])}
+    checks = {c["target"]: c for c in (*old["checks"], *new["checks"])}
+    return new | {
+        "command": f"{old['command']} && {new['command']}",
+        "rows": list(rows.values()),
+        "ratios": list(ratios.values()),
+        "checks": list(checks.values()),
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -266,14 +511,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.worker:
         serve(json.loads(args.worker))
         return
+    if args.show:
+        show(json.loads(Path(args.show).read_text()), args.markdown)
+        return
     methods = plan(args)
     device, notice = build.pick_device(args.gpu_id)
     if notice:
         print(notice, file=sys.stderr)
     dtype = "bf16" if build.pick_autocast(args.precision, device) else "fp32"
     torch.set_num_threads(args.threads)
-    measured = [measure(method, args, dtype) for method in methods]
-    rows = [subject.row(args.batch_size) for subjects, _ in measured for subject in subjects]
+    measured = measure(methods, args, dtype, device.type == "cuda")
+    rows = [subject.row(args.batch_size) for subjects, _ in measured for subject in subjects if subject.turns]
     ratios = [r for _, rs in measured for r in rs]
     machine = environment()
     report = {
@@ -282,16 +530,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         "device": machine["gpus"][device.index] if device.type == "cuda" else machine["cpu"],
         "dtype": dtype,
         "data": f"{args.data_folder and 'CIFAR-100' or f'{args.images} random images'}, 100 classes",
-        **{k: getattr(args, k) for k in ("pair", "batch_size", "threads", "steps", "warmup", "rounds")},
+        **{k: getattr(args, k) for k in ("pair", "batch_size", "threads", "clock", "steps", "warmup", "rounds")},
         "environment": machine,
         "rows": rows,
         "ratios": ratios,
         "checks": checks(rows, ratios, dtype) if args.check else [],
     }
-    show(report, args.markdown)
+    path = None
     if args.json is not None:
         slug = re.sub(r"[^a-z0-9]+", "_", report["device"].lower()).strip("_")
         path = Path(args.json or f"results/bench_{slug}_{dtype}.json")
+        report = merged(report, path) if args.merge else report
+    show(report, args.markdown)
+    if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_json(report, path)
         print(f"written to {path}")

@@ -38,6 +38,7 @@ TESTS = (
     "test_losses",
     "test_methods",
     "test_cakd",
+    "test_dask",
 )
 DEADLINE = 300  # seconds for one run of the tests
 
@@ -133,7 +134,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("WIDEST = 512", "WIDEST = 8"),
     ),
     "rkd": (
-        Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T"),
+        Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T", "distiller_zoo/base.py"),
         Mutant("+ self.weight_a", "- self.weight_a"),
         Mutant("option(25.0,", "option(20.0,"),
     ),
@@ -202,6 +203,14 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("v @ v.mT / scale for", "v @ v.mT for"),
         Mutant("0.2, 0.05, 0.05", "0.2, 0.05, 0.5"),
         Mutant("progress.epoch - 1 - self", "progress.epoch - self"),
+    ),
+    "dask": (
+        Mutant("(distances(e_s), distances(e_t))", "(distances(e_s), distances(e_s))"),
+        Mutant("loss + self.cfg.angle *", "loss - self.cfg.angle *"),
+        Mutant("return F.mse_loss(s[self.tap_s], t[self.tap_t])", "return F.mse_loss(t[self.tap_t], t[self.tap_t])"),
+        Mutant("div: float = 0.01", "div: float = 0.1"),
+        Mutant("ANCHOR_T = 0.1", "ANCHOR_T = 0.2"),
+        Mutant("in_space - target.detach()", "in_space - target"),
     ),
 }
 

@@ -123,6 +123,12 @@ def fill_disk_of_events(_: bool) -> None:
     RecordWriter.write = write
 
 
+def leave_memory(count: int) -> None:
+    import helper.memory
+
+    helper.memory.free = lambda device: count
+
+
 def limit_memory(more: int) -> None:
     """This process may have so many bytes beside those it has."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -131,6 +137,7 @@ def limit_memory(more: int) -> None:
 
 
 HOOKS = {
+    "memory_left": leave_memory,
     "events_full": fill_disk_of_events,
     "fsync": lambda count: die_at_fsync(count, tear=False),
     "torn": lambda count: die_at_fsync(count, tear=True),

@@ -17,11 +17,11 @@ import torch
 from dataset.base import Split
 from dataset.resident import ResidentData
 from distiller_zoo import method_dict
-from helper import build
+from helper import build, session
 from helper.checkpoint import Checkpoint
 from helper.protocols import Progress, UserError
 from models import model_dict
-from scripts import bench
+from scripts import bench, bench_worker
 from scripts.usual_way import Projector, UsualStep
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +79,79 @@ def test_bench_runs_and_reports(tmp_path):
     assert "ours simkd" in done.stdout and "baseline simkd" in done.stdout
 
 
-@pytest.mark.parametrize("flags", ["--methods simkdd", "--pair resnet8", "--pair resnet8:resnet9", "--rounds 0"])
+@pytest.fixture
+def one_process(monkeypatch):
+    """The worker's work without its processes, which would cost seconds each."""
+
+    def start(self, args):
+        request = {"kind": self.kind, "method": self.method, "precision": self.dtype, "teacher": args.teacher}
+        request |= {"student": args.student, "flags": []}
+        request |= {k: getattr(args, k) for k in ("batch_size", "threads", "clock", "gpu_id", "images", "data_folder")}
+        self.worker = bench_worker.KINDS[self.kind](request | self.request)
+
+    monkeypatch.setattr(session, "tune_allocator", session.tune_allocator)  # the worker may replace it
+    monkeypatch.setattr(bench_worker, "MATRICES", {"cpu": (64,)})
+    for name in ("EVAL_BATCHES", "LOADER_BATCHES", "PROFILED_STEPS"):
+        monkeypatch.setattr(bench_worker, name, 1)
+    monkeypatch.setattr(bench.Subject, "start", start)
+    monkeypatch.setattr(bench.Subject, "read", lambda self: {"dtype": self.worker.dtype})
+    monkeypatch.setattr(bench.Subject, "ask", lambda self, **order: bench_worker.respond(self.worker, order))
+    threads, rng = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(rng)
+
+
+TINY = "--pair resnet14:resnet8 --steps 1 --warmup 0 --rounds 2 --batch_size 8 --images 64 --threads 1 --precision fp32"
+
+
+def test_parts_of_a_report(one_process, tmp_path, capsys):
+    """Floor, halves, switches, cache, lanes and traces in one report; another run adds to it."""
+    out = tmp_path / "bench.json"
+    switches = "channels_last,fused_optimizer,allocator,fold_teacher,reduce_overhead"
+    parts = f"--bare --switches {switches} --warm_cache 2 --lanes kd,simkd --floor"
+    bench.main([*f"{TINY} {parts} --json {out} --profile {tmp_path}".split()])
+    report = json.loads(out.read_text())
+    rows, gains = {r["label"]: r for r in report["rows"]}, {r["what"]: r for r in report["ratios"]}
+    cached = rows["cached kd fp32"]
+    assert cached["views_cached"] == 2 * 162 and cached["cache_hit_rate"] == 1.0 and cached["fill_s"] > 0
+    assert cached["step_macs"] < rows["ours kd fp32"]["step_macs"]
+    assert {"bare teacher fp32", "bare student fp32", "ours kd,simkd fp32", "baseline kd fp32"} <= rows.keys()
+    assert {"bare forward and step", "gain of channels_last", "gain of fold_teacher", "gain of lanes"} <= gains.keys()
+    assert "gain of reduce_overhead" not in gains, "CUDA graphs without a GPU"
+    assert gains["gain of allocator"]["slow"] == "ours kd fp32 no allocator"
+    assert gains["gain of fold_teacher"]["slow"] == "ours kd fp32 plain"
+    assert gains["gain of lanes"]["slow"] == "ours kd fp32 + ours simkd fp32"
+    plain = rows["ours kd fp32 plain"]
+    assert plain["step_flops"] == 2 * 8 * plain["step_macs"] and plain["matrix_share"] > 0
+    assert plain["first_step_s"] > 0 and 0 < plain["eval_share"] < 1
+    assert Path(plain["trace"]).stat().st_size > 0 and "traceEvents" in Path(plain["trace"]).read_text()[:100_000]
+
+    bench.main([*f"{TINY} --methods vid,mlkd --overhead --light --json {out} --merge --check".split()])
+    both = json.loads(out.read_text())
+    assert {"cached kd fp32", "ours vid fp32", "ours mlkd fp32"} <= {r["label"] for r in both["rows"]}
+    over = {r["slow"]: r for r in both["ratios"] if r["what"] == "overhead"}
+    assert over["ours mlkd fp32"]["more_passes"] == {"student": 2.0, "teacher": 2.0}
+    assert over["ours vid fp32"]["more_passes"] == {} and over["ours vid fp32"]["step_macs_ratio"] > 1
+    assert any(c["target"].startswith("vid <= 1.6") for c in both["checks"])
+    assert "the student reads 2.0 x the images" in capsys.readouterr().out
+    bench.main(["--show", str(out), "--markdown"])
+    assert "| ours vid fp32 |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="batch_size"):
+        bench.main([*f"{TINY} --batch_size 16 --bare --json {out} --merge".split()])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--methods simkdd",
+        "--switches turbo",
+        "--pair resnet8",
+        "--pair resnet8:resnet9",
+        "--rounds 0",
+        "--clock cpu --threads 2",
+    ],
+)
 def test_bench_refuses_what_does_not_fit(flags):
     with pytest.raises(UserError):
         bench.main(flags.split())

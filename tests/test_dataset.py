@@ -327,7 +327,7 @@ def test_a_recipe_imports_no_loader_and_a_loader_no_optional_package():
 
 
 def test_imagenet_says_what_is_missing():
-    with pytest.raises(UserError, match="not built yet.*--dataset folder"):
+    with pytest.raises(UserError, match="no ImageNet in.*--data_folder"):
         dataset_dict["imagenet"](DataOptions(Path(".")))
 
 

@@ -1,5 +1,6 @@
 """Students trained together, trials in a row, and the teacher cache: the same numbers as one run at a time."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -7,6 +8,7 @@ import signal
 import pytest
 import torch
 
+from helper import memory
 from helper.cache import CachedTeacher, cache_key
 from helper.checkpoint import load_file
 from helper.options import parse_lanes
@@ -88,6 +90,46 @@ def test_cached_equals_uncached_and_a_second_run_asks_the_cache_alone(commands, 
     assert rates[0] < 0.5 and rates[1] == 1.0
 
 
+def test_pooled_features_are_kept_if_asked(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "srrl", *SHORT)
+    without = commands.student(*argv, "--teacher_cache", tmp_path / "cache", "--save_root", tmp_path / "apart")
+    assert "--cache_pooled keeps it" in without.finished().out and not (tmp_path / "cache").exists()
+    rates = []
+    for name in ("cold", "warm"):
+        cached = ("--teacher_cache", tmp_path / "cache", "--cache_pooled", "--save_root", tmp_path / name)
+        commands.student(*argv, *cached).finished()
+        ((label, folder),) = runs(tmp_path / name).items()
+        assert_same_run(folder, runs(tmp_path / "apart")[label])
+        rates.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["cache_hit_rate"])
+    assert rates[0] < 0.5 and rates[1] == 1.0
+
+
+def test_lanes_that_do_not_fit_are_refused(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd,simkd,semckd", *SHORT, "--save_root", tmp_path)
+    commands.student(*argv, memory_left=1000).refused("3 students do not fit", "about 1 do", "--distill")
+
+
+def test_how_many_lanes_fit(monkeypatch):
+    monkeypatch.setattr(memory, "free", lambda device: 130)
+    lanes = memory.LaneMemory(5, torch.device("cpu"))
+    with pytest.raises(UserError, match="5 students .*each keeps 60 bytes, 130 are free.*about 3 do"):
+        lanes.after_first_step(60)
+    with pytest.raises(UserError, match="about 4 do"):  # the two seen, and two more of 55 bytes
+        lanes.after_first_step(50)
+    fitting = memory.LaneMemory(3, torch.device("cpu"))
+    for _ in range(3):
+        fitting.after_first_step(60)
+    failed = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    assert memory.out_of_memory(failed) and not memory.out_of_memory(RuntimeError("shapes"))
+    assert "about 3 do" in str(fitting.exhausted(failed))
+    p = torch.nn.Parameter(torch.zeros(10))
+    optimizer = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+    assert memory.kept_by([optimizer]) == 0
+    p.sum().backward()
+    optimizer.step()
+    assert memory.kept_by([optimizer]) == 2 * 10 * 4
+
+
 def test_methods_that_need_maps_say_so(commands, teacher, tmp_path):
     argv = ("--path_t", teacher, "--distill", "at", *SHORT, "--teacher_cache", tmp_path / "cache")
     done = commands.student(*argv, "--save_root", tmp_path).finished()
@@ -123,16 +165,18 @@ class Counting:
 
     def features(self, batch, taps):
         self.samples += len(batch)
-        return {"logits": batch.inputs["image"].flatten(1)[:, :5] * 2}
+        pixels = batch.inputs["image"].flatten(1)
+        return {"logits": pixels[:, :5] * 2, **({"pooled": pixels[:, :D] * 3} if "pooled" in taps else {})}
 
 
-N, Q, K = 12, 6, 5
+N, Q, K, D = 12, 6, 5, 3
 
 
-def cache(folder, live=None, teacher="t", rebuild=False):
-    key = cache_key(teacher, "d", Counting.spec, None)
+def cache(folder, live=None, teacher="t", rebuild=False, pooled=False, fold=False, device="cpu", where="auto"):
+    key = cache_key(teacher, "d", Counting.spec, None, fold)
     live = Counting() if live is None else live
-    return CachedTeacher(live, folder, key, N, Q, K, torch.float32, torch.device("cpu"), rebuild)
+    width = (D, torch.float32) if pooled else None
+    return CachedTeacher(live, folder, key, N, Q, K, torch.float32, torch.device(device), rebuild, width, where)
 
 
 def batch_of(index, crop):
@@ -169,6 +213,59 @@ def test_another_teacher_is_refused_and_rebuilt_on_request(tmp_path):
     with pytest.raises(UserError, match="teacher: t there, u here"):
         cache(tmp_path / "c", teacher="u")
     assert not cache(tmp_path / "c", teacher="u", rebuild=True).filled.any()
+
+
+def test_pooled_features_join_a_cache_of_logits(tmp_path):
+    batch, want = batch_of([0, 1, 2], [0, 1, 5]), Counting()
+    both = want.features(batch, ("pooled",))
+    cache(tmp_path / "c").features(batch, ())
+    live = Counting()
+    teacher = cache(tmp_path / "c", live, pooled=True)
+    assert torch.equal(teacher.features(batch, ())["logits"], both["logits"]) and live.samples == 0
+    for _ in range(2):
+        answer = teacher.features(batch, ("pooled",))
+        assert answer.keys() == both.keys() and all(torch.equal(answer[k], both[k]) for k in both)
+    assert live.samples == 3 and teacher.end_epoch() == {"cache_hit_rate": 6 / 9}
+    teacher.features(batch_of([0, 4], [0, 1]), ("pooled",))
+    assert live.samples == 4
+    path = tmp_path / "c" / "pooled.bin"
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    later, late = Counting(), batch_of([0, 11], [0, 5])
+    again = cache(tmp_path / "c", later, pooled=True)
+    assert torch.equal(again.features(late, ("pooled",))["pooled"], want.features(late, ("pooled",))["pooled"])
+    assert later.samples == 1
+    again.features(batch, ("stage3",))
+    assert later.samples == 4, "taps that are not kept come from the teacher"
+
+
+def test_a_folded_teacher_has_a_cache_of_its_own(tmp_path):
+    cache(tmp_path / "c")
+    with pytest.raises(UserError, match="folded: False there, True here"):
+        cache(tmp_path / "c", fold=True)
+    record = json.loads((tmp_path / "c" / "key.json").read_text())
+    (tmp_path / "c" / "key.json").write_text(json.dumps({k: v for k, v in record.items() if k != "folded"}))
+    cache(tmp_path / "c")  # written before there was a choice
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("where", ["gpu", "disk"])
+def test_a_cache_read_by_a_gpu(tmp_path, where):
+    def moved(batch):
+        image = {"image": batch.inputs["image"].cuda()}
+        fields = {"target": batch.target.cuda(), "index": batch.index.cuda(), "crop": batch.crop.cuda()}
+        return dataclasses.replace(batch, inputs=image, **fields)
+
+    first, second = moved(batch_of([0, 1, 2], [0, 1, 5])), moved(batch_of([0, 1, 3], [0, 2, 5]))
+    for samples in (5, 0):
+        live = Counting()
+        teacher = cache(tmp_path / "c", live, pooled=True, device="cuda", where=where)
+        for batch in (first, second):
+            want, got = Counting().features(batch, ("pooled",)), teacher.features(batch, ("pooled",))
+            assert all(torch.equal(got[k], want[k]) for k in want)
+            teacher.end_epoch()
+        assert live.samples == samples
 
 
 @pytest.mark.parametrize("name", ["logits.bin", "filled.bin"])

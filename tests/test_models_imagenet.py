@@ -47,7 +47,8 @@ FAMILIES = ("ResNet18", "ResNet10x2", "ResNet50", "MobileNetV1", "MobileNetV2_Im
 
 def test_every_large_network_is_in_the_table():
     large = {name for name in model_dict if model_dict[name].input_shape == (3, 224, 224)}
-    assert large - {"vit_micro_224"} == PUBLISHED.keys()
+    # bninception's weights want another normalisation: test_vskd_models.py
+    assert large - {"vit_micro_224", "bninception"} == PUBLISHED.keys()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

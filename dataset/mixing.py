@@ -1,0 +1,75 @@
+"""Mixed and smoothed labels: MixUp (Zhang et al., ICLR 2018), CutMix (Yun et al., ICCV 2019), label smoothing.
+
+torchvision's transforms on whole batches that lie on the device already; any loader may stand behind it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from dataset.base import seeded
+from helper.protocols import Batch, Loader, UserError
+
+
+class MixedLoader:
+    """The batches of `loader` with soft targets [B, K]: (1 - smoothing) * label + smoothing / K.
+
+    mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, every batch draws one of them. `target` stays
+    the label of the first of two mixed images. What is drawn is a function of (seed, epoch, step, rank).
+    """
+
+    def __init__(
+        self, loader: Loader, num_classes: int, mixup: float, cutmix: float, smoothing: float, seed: int, rank: int
+    ):
+        if not 0 <= smoothing < 1:
+            raise UserError(f"--label_smoothing {smoothing} must lie in [0, 1)")
+        if min(mixup, cutmix) < 0:
+            raise UserError("--mixup and --cutmix take an alpha of at least 0")
+        self.loader, self.num_classes, self.smoothing = loader, num_classes, smoothing
+        self.seed, self.rank, self.epoch, self.first = seed, rank, 1, 0
+        self.mixes = []
+        if mixup or cutmix:
+            from torchvision.transforms import v2
+
+            self.mixes = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
+            self.mixes += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        first, self.first = self.first, 0
+        for step, batch in enumerate(self.loader, first):
+            yield self.mixed(batch, step)
+
+    def mixed(self, batch: Batch, step: int) -> Batch:
+        soft = F.one_hot(batch.target, self.num_classes).float()
+        if self.mixes and len(batch) > 1:
+            text = f"mix {self.seed} {self.epoch} {step} {self.rank}"
+            digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+            with seeded(digest):
+                mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
+                image, soft = mix(batch.inputs["image"], batch.target)
+            image = image.contiguous(memory_format=torch.channels_last)
+            batch = batch.with_inputs({**batch.inputs, "image": image})
+        soft = soft * (1 - self.smoothing) + self.smoothing / self.num_classes
+        return dataclasses.replace(batch, soft_target=soft)
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        self.epoch, self.first = epoch, start_step
+        self.loader.set_epoch(epoch, start_step)
+
+    def end_epoch(self) -> dict[str, int]:
+        return self.loader.end_epoch() if hasattr(self.loader, "end_epoch") else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.loader.load_state_dict(state)

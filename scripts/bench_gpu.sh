@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# What a CUDA device is worth here, in one table: bash scripts/bench_gpu.sh [FILE.json]. Under 8 minutes on one H200.
+# Tests marked gpu, the baseline, ours, every switch, cache, lanes and the floor. Random images and weights: nothing is
+# downloaded. PYTHON names the interpreter, an environment with requirements.txt. FAST=1 takes toy networks, to try the
+# script out (also without a GPU).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON=${PYTHON:-python}
+OUT=${1:-results/bench_gpu.json}
+MORE=()
+TURNS=(--steps 50 --warmup 10 --rounds 3)
+if [[ -n "${FAST:-}" ]]; then
+  MORE=(--pair resnet8:resnet8 --batch_size 8 --images 64)
+  TURNS=(--steps 1 --warmup 0 --rounds 1)
+fi
+measure() { "$PYTHON" scripts/bench.py ${MORE[@]+"${MORE[@]}"} "${TURNS[@]}" "$@" --json "$OUT" --merge > "$OUT.log" || { cat "$OUT.log"; exit 1; }; }
+
+rm -f "$OUT"
+echo "== tests that need a CUDA device"
+"$PYTHON" -m pytest -q -m gpu tests || echo "   failed: what follows may not be believed"
+echo "== baseline, ours, floor"
+measure --methods kd,simkd --baseline --floor
+echo "== halves, cache, lanes"
+measure --bare --warm_cache 64 --lanes kd,at,simkd --light
+echo "== switches"
+SWITCHES=${FAST:+channels_last,fused_optimizer}
+measure --switches ${SWITCHES:+"$SWITCHES"} --light
+"$PYTHON" scripts/bench.py --show "$OUT"
+rm -f "$OUT.log"

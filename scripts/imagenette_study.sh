@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# End to end in two processes, on real JPEGs: a torchvision:resnet34 teacher trained here, then torchvision:resnet18 alone
+# and distilled from it (kd), decoded by Pillow's workers and by DALI; two seeds. In one run a process is killed and
+# torchrun restarts all from the last checkpoint.
+#   bash scripts/imagenette_study.sh DATA_FOLDER SAVE_ROOT
+# DATA_FOLDER holds train/<class> and val/<class>, such as a reduced Imagenette (600 + 200 images of 10 classes): a test of
+# the way, not of the methods. The table lands in results/imagenette_small_resnet34_resnet18.md.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+data=${1:?folder with train/ and val/}
+save=${2:?folder for the runs}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+common=(--dataset imagenet --data_folder "$data" --image_size 48 --batch_size 32 --learning_rate 0.02 --epochs 10
+    --lr_decay_epochs 7,9 --num_workers 2 --save_root "$save")
+
+run=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node 2 --max_restarts 1)
+
+"${run[@]}" train_teacher.py "${common[@]}" --model torchvision:resnet34
+teacher=("$save"/teachers/models/*/torchvision*resnet34_best.pth)
+for seed in 0 1; do
+    student=(train_student.py "${common[@]}" --model_s torchvision:resnet18 --trial "$seed")
+    "${run[@]}" "${student[@]}" --distill vanilla
+    kd=(--distill kd --path_t "${teacher[0]}")
+    if [ "$seed" = 1 ]; then
+        "${run[@]}" "${student[@]}" "${kd[@]}" &
+        launcher=$!
+        folder=$save/students/models
+        until cat "$folder"/*_kd_*_b:0.0_1_*/metrics.jsonl 2>/dev/null | grep -q '"epoch": 3'; do
+            kill -0 "$launcher" || exit 1
+            sleep 0.2
+        done
+        victim=$(pgrep -P "$launcher" | tail -1)
+        kill -KILL "$victim"
+        echo "killed process $victim after epoch 3"
+        wait "$launcher"
+        grep -h "continuing from" "$folder"/*_kd_*_b:0.0_1_*/log.txt
+    else
+        "${run[@]}" "${student[@]}" "${kd[@]}"
+    fi
+    "${run[@]}" "${student[@]}" "${kd[@]}" --dali cpu
+done
+"$PYTHON" scripts/make_table.py --root "$save" --out results/imagenette_small_resnet34_resnet18.md \
+    --title "Imagenette, reduced to 600 images of 48 px: torchvision:resnet34 teaches torchvision:resnet18, 2 processes"

@@ -1,0 +1,72 @@
+#!/usr/bin/env python3
+"""Sort a flat validation folder into class folders: python scripts/sort_imagenet_val.py VAL_FOLDER --labels FILE
+
+FILE says the class of every image: LOC_val_solution.csv (Kaggle's ImageNet), val_annotations.txt (TinyImageNet),
+any text with a file name and a class folder's name per line, or ILSVRC2012_devkit_t12.tar.gz. Images are moved within
+the folder; what has been sorted already stays, so that an interrupted call can be repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from helper.protocols import UserError
+
+
+def labels_from_text(path: Path) -> dict[str, str]:
+    """File name without ending -> class."""
+    lines = path.read_text().splitlines()
+    if lines and lines[0].startswith("ImageId,"):
+        pairs = [line.split(",", 1) for line in lines[1:] if line]
+        return {name: rest.split()[0] for name, rest in pairs}
+    words = [line.replace(",", " ").split() for line in lines if line.strip()]
+    if not words or any(len(w) < 2 for w in words):
+        raise UserError(f"{path} must have a file name and a class on every line")
+    return {Path(w[0]).stem: w[1] for w in words}
+
+
+def labels_from_devkit(path: Path) -> dict[str, str]:
+    from torchvision.datasets.imagenet import load_meta_file, parse_devkit_archive
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / path.name).symlink_to(path.resolve())
+        parse_devkit_archive(folder, path.name)
+        _, wnids = load_meta_file(folder)
+    return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(wnids, 1)}
+
+
+def sort(folder: Path, labels: dict[str, str]) -> int:
+    """Move every image of the flat folder below its class; how many. UserError where one has no label."""
+    images = [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix.lower() in (".jpeg", ".jpg", ".png")]
+    if unknown := [p.name for p in images if p.stem not in labels]:
+        raise UserError(f"{len(unknown)} images of {folder} have no label, such as {unknown[0]}: nothing was moved")
+    for image in images:
+        target = folder / labels[image.stem]
+        target.mkdir(exist_ok=True)
+        image.rename(target / image.name)
+    return len(images)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--labels", type=Path, required=True)
+    args = parser.parse_args(argv)
+    try:
+        if not args.folder.is_dir() or not args.labels.is_file():
+            raise UserError(f"{args.folder} must be a folder and {args.labels} a file")
+        read = labels_from_devkit if ".tar" in args.labels.suffixes else labels_from_text
+        print(f"{sort(args.folder, read(args.labels))} images sorted in {args.folder}")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
