@@ -4,7 +4,8 @@
 #       set, and itself taught by a CNN's logits;
 #   (b) a small image folder at 224 px, a ShuffleNetV2 x0.5 taught by a vit_micro_224 that is trained here on labels.
 #   bash scripts/cakd/short_study.sh CNN.pth CIFAR_FOLDER IMAGE_FOLDER SAVE_ROOT [JOBS]
-# CNN.pth: a wrn_16_2 for CIFAR-100. An interrupted study goes on where it stopped. Cost: about 45 minutes on one core.
+# CNN.pth: a wrn_16_2 for CIFAR-100. An interrupted study goes on where it stopped. Cost: about 45 minutes on one core,
+# reckoned from images per second of its networks; not measured as a whole.
 # The tables land in results/cakd_short_cifar100.md and results/cakd_short_folder224.md; they name the teacher's accuracy,
 # and say so where it is below the student alone. Such sets and schedules cannot reproduce a published number.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
