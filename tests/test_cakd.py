@@ -418,16 +418,6 @@ def test_cakd_resumes_exactly(commands, vit_teacher, tmp_path, variant):
     assert best["model"].keys() == plain.keys() and "proj" not in best, "only the student is taken away"
 
 
-def test_cakd_in_two_processes(commands, vit_teacher, tmp_path):
-    argv = ("--path_t", vit_teacher / "vit_micro_cifar_best.pth", *SETTINGS, "--epochs", 1, "--save_root", tmp_path)
-    commands.student(*argv, ranks=2).finished()
-    (folder,) = (tmp_path / "students" / "models").iterdir()
-    (row,) = rows_of(folder)
-    assert {"train_cakd_gl", "train_cakd_pca", "train_cakd_adv"} <= row.keys()
-    critic = torch.load(folder / "resnet8_last.pth", weights_only=True)["step_state"]["optimizers"]["cakd.critic"]
-    assert critic["state"]
-
-
 def test_cakd_teacher_without_attention_is_one_sentence(commands, teacher, tmp_path):
     done = commands.student("--distill", "cakd", "--path_t", teacher, "--save_root", tmp_path, "--skip_validation")
     done.refused("cakd needs a teacher whose last block attends", "resnet8 shows no such attention")
