@@ -131,7 +131,9 @@ def load_network(
     if explicit and model_in(explicit, checkpoint.state).name == checkpoint.meta.get("arch"):
         explicit = None  # one name of two networks, and the file holds the other
     arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)
-    spec = model_in(arch, checkpoint.state)
+    spec = model_in(arch, checkpoint.state).fitted(shapes)
+    if spec.adapt is not None:
+        checkpoint = dataclasses.replace(checkpoint, state=spec.adapt(checkpoint.state))
     classes = num_classes_of(checkpoint.state, spec)
     if num_classes is not None and classes is not None and classes != num_classes:
         raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, the data set has {num_classes}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -112,6 +113,7 @@ class Tap:
     module: str  # dotted path inside the model
     kind: Literal["map", "tokens", "vector", "attention", "logits"] = "map"
     side: Literal["output", "input"] = "output"
+    per_frame: bool = False  # the module reads the frames of all clips, [B*T, ...]; collected is their mean over T
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,20 @@ class ModelSpec:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     learning_rate: float | None = None
+    fits: bool = False  # whether `build` takes `shape`, the per-sample shape of its input in the data set
+    adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None  # key maps of published checkpoints
+    average_clips: Literal["prob", "score"] = "prob"  # of several views at test time: probabilities, or logits
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
         return self.build(num_classes=num_classes, **options)
+
+    def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
+        """This network for inputs of a data set's shape (axes of a sensor, frames of a clip); itself if they do not
+        matter to how it is built."""
+        if not self.fits or self.input not in shapes:
+            return self
+        shape = tuple(shapes[self.input])
+        return dataclasses.replace(self, build=partial(self.build, shape=shape), input_shape=shape)
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -78,13 +78,27 @@ def open_data(settings: Settings) -> DataSet:
         val_fraction=settings.val_fraction,
         few_ratio=settings.few_ratio,
         seed=settings.seed,
+        modality=modalities(settings),
+        data_split=settings.data_split,
+        num_segments=settings.num_segments,
+        window=settings.window,
+        clip_cache=Path(settings.clip_cache),
+        skip_bad=settings.skip_bad,
     )
     data = dataset_dict[settings.dataset](options)
     if settings.batch_size > len(data.train_labels):
         raise UserError(
             f"--batch_size {settings.batch_size} is larger than the training set ({len(data.train_labels)} samples)"
         )
+    for note in getattr(data, "notes", ()):
+        log.info(note)
     return data
+
+
+def modalities(settings: Settings) -> tuple[str, ...]:
+    """What is read of recordings of several modalities: by the network that is trained, then by its teacher."""
+    named = [settings.values.get(flag) for flag in ("modality", "modality_s", "modality_t")]
+    return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 def open_teacher(lanes: Sequence[Settings], data: DataSet) -> build.Network | None:
@@ -256,7 +270,7 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
 def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
     """What is trained; a name that means two networks is resolved by the size of the images."""
     name = settings.values.get("model") or settings.values["model_s"]
-    return model_for(name, data.shapes.get("image", ()))
+    return model_for(name, data.shapes.get("image", ())).fitted(data.shapes)
 
 
 def build_lane(
@@ -308,7 +322,7 @@ def build_lane(
         device,
         StepDecay(settings.learning_rate, parse_decay_epochs(settings.lr_decay_epochs), settings.lr_decay_rate),
         partial(event_writer, settings.tb_backend, folder.tensorboard),
-        {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name},
+        {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name, **getattr(data, "described", {})},
         settings.batch_size,
         loader,
         described["identity"],

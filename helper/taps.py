@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from helper.protocols import Features, ModelSpec, Side, UserError
+from helper.protocols import Features, ModelSpec, Side, Tap, UserError
 
 
 class TappedNet(nn.Module):
@@ -29,32 +29,33 @@ class TappedNet(nn.Module):
         if unknown:
             raise UserError(f"{spec.name} has no tap {', '.join(sorted(unknown))}; it has {', '.join(spec.taps)}")
         if spec.mean is not None and spec.std is not None:
-            shape = (1, -1, *[1] * (len(spec.input_shape) - 1))
+            shape = (-1, *[1] * min(2, len(spec.input_shape) - 1))  # frames of a clip come before their channels
             # not in the state dict: published checkpoints have no such keys, and the spec says it already
             self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
             self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
-        self._collecting = False
+        self._collecting, self._clips = False, 0
         self._kept: Features = {}
         for name in sorted(self.want):
             tap = spec.taps[name]
-            model.get_submodule(tap.module).register_forward_hook(partial(self._keep, name, tap.side))
+            model.get_submodule(tap.module).register_forward_hook(partial(self._keep, name, tap))
 
     @property
     def head(self) -> nn.Module:
         return self.model.get_submodule(self.spec.head)
 
-    def _keep(self, name: str, side: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+    def _keep(self, name: str, tap: Tap, module: nn.Module, args: tuple, output: Tensor) -> None:
         if not self._collecting:
             return
         if name in self._kept:
             raise RuntimeError(f"tap '{name}' of {self.spec.name} fired twice: give that call its own module")
-        self._kept[name] = args[0] if side == "input" else output
+        value = args[0] if tap.side == "input" else output
+        self._kept[name] = value.unflatten(0, (self._clips, -1)).mean(1) if tap.per_frame else value
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         x = inputs[self.spec.input]
         if self.spec.mean is not None:
             x = (x - self.mean) / self.std
-        self._kept, self._collecting = {}, True
+        self._kept, self._collecting, self._clips = {}, True, len(x)
         try:
             logits = self.model(x)
         finally:

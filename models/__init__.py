@@ -55,8 +55,17 @@ model_dict = Registry(
         "shufflenet_v2_x2_0": "models.imagenet:shufflenet_v2_x2_0",
         "vgg11_imagenet": "models.imagenet:vgg11",
         "vgg13_imagenet": "models.imagenet:vgg13",
+        "tsm_resnet50": "models.temporal:tsm_resnet50",
+        "tsm_mobilenetv2": "models.temporal:tsm_mobilenetv2",
+        "tsn_resnet50": "models.temporal:tsn_resnet50",
+        "tsn_swin_base": "models.temporal:tsn_swin_base",
     },
-    resolvers={"torchvision": "models.external:torchvision_spec", "timm": "models.external:timm_spec"},
+    resolvers={
+        "torchvision": "models.external:torchvision_spec",
+        "timm": "models.external:timm_spec",
+        "tsn": "models.temporal:tsn_spec",
+        "tsm": "models.temporal:tsm_spec",
+    },
 )
 
 SMALL_IMAGE = 64  # px; up to this size a name of TWO_MEANINGS means the second network
