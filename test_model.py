@@ -13,10 +13,12 @@ from dataset import dataset_dict
 from dataset.base import DataOptions
 from helper import build
 from helper.cost import deployed_count, macs
-from helper.loops import evaluate
-from helper.options import normalised
+from helper.flags_video import DATA as VIDEO_DATA
+from helper.options import add_flags, normalised
+from helper.protocols import UserError
 from helper.reporting import log, start_log
 from helper.session import run_script
+from helper.views import evaluate_views
 
 
 def main(argv=None):
@@ -28,6 +30,13 @@ def main(argv=None):
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--batch_size", type=int, default=500)
     parser.add_argument("--gpu_id", default="0")
+    parser.add_argument("--num_workers", type=int, default=8, help="loader processes, for data read from disk")
+    parser.add_argument("--average_clips", choices=("prob", "score"), help="of several views (default: the network's)")
+    views = parser.add_argument_group("views of a video")
+    views.add_argument("--clips", type=int, default=1, help="temporal clips: 2 with uniform sampling, any with dense")
+    views.add_argument("--crops", default="one", choices=("one", "three", "ten"))
+    views.add_argument("--crop_size", type=int, help="side of the crops (default --image_size)")
+    add_flags(views, VIDEO_DATA)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
     args = parser.parse_args(normalised(argv))
     start_log()
@@ -35,21 +44,41 @@ def main(argv=None):
     device, notice = build.pick_device(args.gpu_id)
     if notice:
         log.info(notice)
-    data = dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder), image_size=args.image_size))
+    options = vars(args)
+    data = dataset_dict[args.dataset](
+        DataOptions(
+            root=Path(args.data_folder),
+            image_size=args.image_size,
+            num_segments=args.num_segments,
+            skip_bad=args.skip_bad,
+            more={f.dest: options[f.dest] for f in VIDEO_DATA} | {"num_workers": args.num_workers},
+        )
+    )
+    chosen = {"clips": args.clips, "crops": args.crops, "size": args.crop_size}
+    given = {k: v for k, v in chosen.items() if v not in (None, 1, "one")}
+    if given and "video" not in data.shapes:
+        raise UserError(f"--dataset {args.dataset} holds no videos: leave --clips, --crops and --crop_size out")
     network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     net = build.to_device(network.tapped(), device).eval()
     autocast = build.pick_autocast(args.precision, device)
 
     def predict(inputs):
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            return {"student": net(inputs)["logits"]}
+            return net(inputs)["logits"]
 
     started = time.monotonic()
-    result = evaluate(predict, data.test_loader(args.batch_size, device=device), device)["student"]
+    loader = data.test_loader(args.batch_size, device=device, **({"views": data.views(**given)} if given else {}))
+    how = args.average_clips or network.spec.average_clips
+    result = evaluate_views(predict, loader, device, data.num_classes, how)
     seconds = time.monotonic() - started
-    samples = len(data.test.labels)
+    samples = int(result["samples"])
     log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, data.name, samples, args.precision)
-    log.info("top-1 %.2f  top-5 %.2f  loss %.4f", result["acc"], result["acc_top5"], result["loss"])
+    log.info(
+        "top-1 %.2f  top-5 %.2f  mean class %.2f  loss %.4f",
+        *(result[k] for k in ("acc", "acc_top5", "acc_mean_class", "loss")),
+    )
+    if given:
+        log.info("each sample seen in %s, averaged by %s", ", ".join(f"{k} {v}" for k, v in given.items()), how)
     recorded = network.checkpoint.best_acc
     if recorded is not None:
         differs = abs(recorded - result["acc"]) > 0.1

@@ -15,6 +15,8 @@ dataset_dict = Registry(
         "folder": "dataset.folder:load",
         "digits": "dataset.digits:load",
         "imagenet": "dataset.imagenet:load",
+        "kinetics400": "dataset.video:load_kinetics400",
+        "video": "dataset.video:load_video",
     },
 )
 

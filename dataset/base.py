@@ -5,8 +5,10 @@ Shape letters: N samples, H W space, C channels, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,8 @@ class DataOptions:
     fixed by seed 0, that is held out and replaces the test set, so that nothing is selected on test images.
     few_ratio: share of the (remaining) training set to keep, stratified and fixed by `seed`; smaller ratios are
     subsets of larger ones.
+    num_segments: frames of a clip. skip_bad: leave out what cannot be read. more: settings of single data sets, by the
+    names of their flags; one that is absent has its default.
     """
 
     root: Path
@@ -32,6 +36,9 @@ class DataOptions:
     val_fraction: float = 0.0
     few_ratio: float = 1.0
     seed: int = 0
+    num_segments: int = 8
+    skip_bad: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
@@ -40,6 +47,8 @@ class DataOptions:
             raise UserError(f"val_fraction is {self.val_fraction}; give a share of the training set in [0, 1)")
         if not 0 < self.few_ratio <= 1:
             raise UserError(f"few_ratio is {self.few_ratio}; give a share of the training set in (0, 1]")
+        if self.num_segments < 1:
+            raise UserError(f"--num_segments {self.num_segments} must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,19 @@ from helper.protocols import UserError
 
 @dataclass(frozen=True)
 class StepDecay:
-    """lr * rate^(number of decay epochs that have passed); with 150 in `epochs`, epoch 151 is the first reduced one."""
+    """lr * rate^(number of decay epochs that have passed); with 150 in `epochs`, epoch 151 is the first reduced one.
+
+    warmup: epochs over which the rate rises linearly from a tenth, epoch by epoch.
+    """
 
     lr: float
     epochs: Sequence[int]
     rate: float
+    warmup: int = 0
 
     def __call__(self, epoch: int) -> float:
-        return self.lr * self.rate ** sum(epoch > e for e in self.epochs)
+        lr = self.lr * self.rate ** sum(epoch > e for e in self.epochs)
+        return lr * (0.1 + 0.9 * (epoch - 1) / self.warmup) if epoch <= self.warmup else lr
 
 
 def parse_decay_epochs(text: str) -> tuple[int, ...]:

@@ -26,6 +26,7 @@ from helper import build
 from helper.cache import CachedTeacher, cache_key
 from helper.checkpoint import atomic_write_json
 from helper.cost import deployed_parameters, macs
+from helper.flags_video import DATA as VIDEO_DATA
 from helper.loops import Fit, Interrupted, Life, Stopper, drive, evaluate, read_last, summary
 from helper.options import Settings, parse_lanes
 from helper.protocols import Batch, DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
@@ -33,7 +34,7 @@ from helper.reporting import event_writer, log, log_to_file, open_run_log, requi
 from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
 from helper.schedule import StepDecay, parse_decay_epochs
 from helper.seeding import rng_state, seed_everything
-from helper.teacher import SharedTeacher
+from helper.teacher import SharedTeacher, keep_dropout
 from models import model_for
 
 
@@ -78,27 +79,16 @@ def open_data(settings: Settings) -> DataSet:
         val_fraction=settings.val_fraction,
         few_ratio=settings.few_ratio,
         seed=settings.seed,
-        modality=modalities(settings),
-        data_split=settings.data_split,
         num_segments=settings.num_segments,
-        window=settings.window,
-        clip_cache=Path(settings.clip_cache),
         skip_bad=settings.skip_bad,
+        more={f.dest: settings.values[f.dest] for f in VIDEO_DATA} | {"num_workers": settings.num_workers},
     )
     data = dataset_dict[settings.dataset](options)
     if settings.batch_size > len(data.train_labels):
         raise UserError(
             f"--batch_size {settings.batch_size} is larger than the training set ({len(data.train_labels)} samples)"
         )
-    for note in getattr(data, "notes", ()):
-        log.info(note)
     return data
-
-
-def modalities(settings: Settings) -> tuple[str, ...]:
-    """What is read of recordings of several modalities: by the network that is trained, then by its teacher."""
-    named = [settings.values.get(flag) for flag in ("modality", "modality_s", "modality_t")]
-    return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 def open_teacher(lanes: Sequence[Settings], data: DataSet) -> build.Network | None:
@@ -168,7 +158,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def notice_without_effect(settings: Settings, device: torch.device) -> None:
+def notice_without_effect(settings: Settings, device: torch.device, data: DataSet) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
     given = {k for k, source in settings.sources.items() if source == "command line"}
     distill, alone = settings.values.get("distill"), settings.method.teacher_mode == "absent"
@@ -181,10 +171,15 @@ def notice_without_effect(settings: Settings, device: torch.device) -> None:
         "world_size": "one process",
         "rank": "one process",
     }
+    if "video" in data.shapes:
+        del why["num_workers"]
+    else:
+        why |= {f.dest: f"{settings.dataset} holds no videos" for f in VIDEO_DATA}
     if len(build.chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
-        why |= dict.fromkeys(("model_t", "skip_validation", "div", "kd_T"), f"--distill {distill} uses no teacher")
+        no_teacher = ("model_t", "skip_validation", "div", "kd_T", "teacher_dropout")
+        why |= dict.fromkeys(no_teacher, f"--distill {distill} uses no teacher")
     elif not settings.values["div"]:
         why["kd_T"] = "the logit KL has weight 0"
     if len(settings.values.get("path_t") or ()) < 2:
@@ -233,7 +228,7 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     data = open_data(settings)
     teacher = None if is_teacher else open_teacher(lanes, data)
     for lane in lanes:
-        notice_without_effect(lane, device)
+        notice_without_effect(lane, device, data)
     loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device)
     source = None if teacher is None else shared_source(lanes, teacher, data, device, autocast)
     built = [build_lane(lane, teacher, data, loader, source, device, autocast, is_teacher, lanes) for lane in lanes]
@@ -270,7 +265,8 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
 def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
     """What is trained; a name that means two networks is resolved by the size of the images."""
     name = settings.values.get("model") or settings.values["model_s"]
-    return model_for(name, data.shapes.get("image", ())).fitted(data.shapes)
+    spec = model_for(name, data.shapes.get("image", ())).fitted(data.shapes)
+    return spec if settings.pretrained is None else build.started_from(spec, settings.pretrained)
 
 
 def build_lane(
@@ -305,6 +301,8 @@ def build_lane(
         autocast=autocast,
         accumulate=settings.accumulate,
         source=None if source is None else lambda net: source,
+        clip_grad=settings.clip_grad,
+        param_groups=settings.param_groups,
     )
     first = next(stages)
     spec_t = teacher.spec if teacher else None
@@ -320,9 +318,14 @@ def build_lane(
         folder,
         data,
         device,
-        StepDecay(settings.learning_rate, parse_decay_epochs(settings.lr_decay_epochs), settings.lr_decay_rate),
+        StepDecay(
+            settings.learning_rate,
+            parse_decay_epochs(settings.lr_decay_epochs),
+            settings.lr_decay_rate,
+            settings.warmup_epochs,
+        ),
         partial(event_writer, settings.tb_backend, folder.tensorboard),
-        {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name, **getattr(data, "described", {})},
+        {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name},
         settings.batch_size,
         loader,
         described["identity"],
@@ -379,6 +382,10 @@ def shared_source(
     net = build.to_device(teacher.tapped(taps), device)
     source, cache = teacher.source(net, device, autocast), None
     folder = lanes[0].teacher_cache
+    if lanes[0].teacher_dropout:
+        if folder is not None:
+            raise UserError("--teacher_dropout draws anew for every batch, which --teacher_cache cannot keep: drop one")
+        keep_dropout(source)
     if folder is not None and taps:
         log.info("--teacher_cache holds logits; these methods read %s and run the teacher", ", ".join(taps))
     elif folder is not None:

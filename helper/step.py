@@ -90,7 +90,8 @@ class DistillStep:
 
     teacher: answers for a frozen teacher; peer: the network of an online method; at most one of them.
     autocast: dtype of the forward pass, None for float32. accumulate: micro-batches per optimiser step (relational
-    losses then see a micro-batch). wrap: puts the root into DDP or torch.compile.
+    losses then see a micro-batch). clip_grad: largest L2 norm of the main phase's gradient. wrap: puts the root into
+    DDP or torch.compile.
     """
 
     def __init__(
@@ -106,10 +107,12 @@ class DistillStep:
         autocast: torch.dtype | None = None,
         accumulate: int = 1,
         rng: torch.Generator | None = None,
+        clip_grad: float | None = None,
     ):
         self.student, self.teacher, self.peer, self.method = student, teacher, peer, method
         self.taps = (needs or Needs()).teacher
         self.autocast, self.accumulate, self.rng = autocast, accumulate, rng
+        self.clip_grad = clip_grad
         self.trained = Trained(student, peer, method)
 
         for p in method.unused(student):
@@ -137,7 +140,8 @@ class DistillStep:
         self._scheduled = [p.name for p in self.phases if p.optimizer is None]
 
     def _main_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        return {**self.method.common_terms(s, t, batch, progress), **self.method.terms(s, t, batch, progress)}
+        own = self.method.terms(*self.method.rows(s, t, batch), progress)
+        return {**self.method.common_terms(s, t, batch, progress), **own}
 
     def train(self) -> None:
         """Training mode, except for what never trains. Once an epoch."""
@@ -175,6 +179,8 @@ class DistillStep:
             seen.update(detached(terms))
             results.append(StepResult(loss.detach(), seen, s["logits"].detach()[:: part.views], part.target))
             kept.append((detached(s), detached(t), part))
+        if self.clip_grad is not None:
+            nn.utils.clip_grad_norm_(self.phases[-1].params(), self.clip_grad)
         main.step()
         with torch.no_grad():
             for s, t, part in kept:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from helper.cache import CachedTeacher
 from helper.protocols import Batch, Features, TeacherSource, UserError
@@ -21,15 +24,37 @@ class LiveTeacher:
 
     def __init__(self, net: TappedNet, autocast: torch.dtype | None = None):
         self.net, self.autocast = net.eval().requires_grad_(False), autocast
+        self.dropout = False  # whether dropout and drop path stay on; see keep_dropout()
         self.spec = net.spec
         self.device = next(net.parameters()).device
 
     def features(self, batch: Batch, taps: Sequence[str]) -> Features:
         assert not self.net.model.training, "the teacher was taken to training mode"
         inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
-        with torch.no_grad(), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        with (
+            torch.no_grad(),
+            torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None),
+            noisy(self.net.model) if self.dropout else nullcontext(),
+        ):
             features = self.net(inputs)
         return {k: features[k] for k in ("logits", *taps)}
+
+
+@contextmanager
+def noisy(model: nn.Module) -> Iterator[None]:
+    """Training mode for everything but batch norm, for one forward pass: what MMRazor does to a teacher."""
+    for module in model.modules():
+        module.training = not isinstance(module, _BatchNorm)
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+def keep_dropout(source: TeacherSource) -> None:
+    """Leave the dropout of a live teacher on, or of every member of an ensemble."""
+    for member in getattr(source, "sources", [source]):
+        member.dropout = True
 
 
 class EnsembleTeacher:

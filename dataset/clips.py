@@ -1,0 +1,357 @@
+"""Clips: decoding, a cache of decoded frames on disk, the choice of frames, and crops; for every video data set.
+
+Shape letters: T frames of a clip, K segments (frames that a network sees), h w pixels of a kept frame, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from helper.protocols import UserError
+
+CACHE_VERSION = 1
+OPEN_CLIPS = 256  # memory maps held open
+CROP_SCALES = (1.0, 0.875, 0.75, 0.66)  # of the shorter side (TSN)
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where the frames of one clip come from: a video file, a depth recording (.mat), or a folder of images.
+
+    template: name of an image in the folder, from its number, as "{:06d}.jpg". first: number of the first image.
+    count: how many there are; None counts them.
+    """
+
+    path: Path
+    template: str | None = None
+    first: int = 1
+    count: int | None = None
+
+    def stamp(self) -> str:
+        """Changes when the files do."""
+        info = self.path.stat()
+        return f"{self.path.resolve()} {info.st_size} {info.st_mtime_ns} {self.template} {self.first} {self.count}"
+
+
+def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
+    """All frames of a video file: uint8 [T, h, w, C], C = 1 where the picture is grey.
+
+    short_side: size of the shorter side, by area averaging while decoding; None keeps the size. UserError: no such
+    file, not a video, or fewer frames than its header promises (a header may say one too many, or nothing).
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(f"reading videos needs the package av: pip install av ({error})") from error
+    if not path.is_file():
+        raise UserError(f"there is no video '{path}'")
+    if not path.stat().st_size:
+        raise UserError(f"the video '{path}' is empty (0 bytes); fetch it again, or pass --skip_bad to leave it out")
+    frames = []
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"  # several files are decoded at once instead
+            promised = stream.frames
+            for frame in container.decode(stream):
+                width, height = _scaled(frame.width, frame.height, short_side)
+                frames.append(frame.to_ndarray(width=width, height=height, format="rgb24", interpolation="AREA"))
+    except (av.FFmpegError, IndexError, OSError, ValueError) as error:
+        raise UserError(
+            f"the video '{path}' is truncated or not a video ({error}); fetch it again, or pass --skip_bad to leave "
+            "it out"
+        ) from error
+    if len(frames) < 0.9 * promised - 1 or not frames:
+        raise UserError(
+            f"the video '{path}' is truncated: {len(frames)} of {promised} frames can be decoded; fetch it again, or "
+            "pass --skip_bad to leave it out"
+        )
+    if len({f.shape for f in frames}) > 1:
+        raise UserError(f"the frames of '{path}' are of different sizes; convert it again, or pass --skip_bad")
+    return _without_colour(np.stack(frames))
+
+
+def _scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    if short_side is None:
+        return width, height
+    short = min(width, height)
+    return max(1, round(width * short_side / short)), max(1, round(height * short_side / short))
+
+
+def _without_colour(frames: np.ndarray) -> np.ndarray:
+    """[T, h, w, 3] -> [T, h, w, 1] where the three channels are the same."""
+    grey = frames[..., :1]
+    return np.ascontiguousarray(grey) if (frames == grey).all() else frames
+
+
+def read_depth(path: Path, short_side: int | None = None, farthest: int = 4080) -> np.ndarray:
+    """A Kinect recording (`d_depth` [H, W, T] in mm) as uint8 [T, h, w, 1]: 16 mm a step, up to `farthest`."""
+    depth = read_mat(path, "d_depth")
+    if depth.ndim != 3:
+        raise UserError(f"'{path}': d_depth has the shape {list(depth.shape)}, expected [H, W, T]")
+    grey = (np.clip(depth, 0, farthest) // 16).astype(np.uint8)
+    clip = torch.from_numpy(np.ascontiguousarray(grey.transpose(2, 0, 1)))[:, None]  # [T, 1, H, W]
+    if short_side is not None:
+        from torchvision.transforms.v2 import functional as v2
+
+        clip = v2.resize(clip, [short_side], antialias=True)
+    return np.ascontiguousarray(clip.permute(0, 2, 3, 1).numpy())
+
+
+def read_mat(path: Path, key: str) -> np.ndarray:
+    """One array of a MATLAB file; UserError names the file where it cannot be had."""
+    import scipy.io
+
+    try:
+        content = scipy.io.loadmat(path, variable_names=[key])
+    except Exception as error:  # on a truncated file scipy raises nearly anything
+        raise UserError(
+            f"'{path}' is truncated or not a MATLAB file ({type(error).__name__}: {error}); fetch it again, or pass "
+            "--skip_bad to leave it out"
+        ) from error
+    if key not in content:
+        raise UserError(f"'{path}' holds no {key}; is it another recording?")
+    return content[key]
+
+
+def read_folder(source: ClipSource, short_side: int | None = None) -> np.ndarray:
+    """A folder of numbered images as uint8 [T, h, w, C]. UserError for one that is missing, damaged or of another
+    size."""
+    from PIL import Image
+
+    count, template = source.count, source.template or "{:06d}.jpg"
+    if count is None:
+        count = sum(1 for _ in source.path.glob(f"*{Path(template).suffix}"))
+    frames = []
+    for number in range(source.first, source.first + count):
+        path = source.path / template.format(number)
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except FileNotFoundError:
+            raise UserError(f"'{source.path}' should hold {count} frames, and '{path.name}' is missing") from None
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UserError(f"the frame '{path}' is damaged ({error}); extract it again, or pass --skip_bad") from error
+        size = _scaled(*image.size, short_side)
+        image = image if image.size == size else image.resize(size, Image.Resampling.BOX)
+        frames.append(np.asarray(image))
+    if not frames:
+        raise UserError(f"'{source.path}' holds no frames")
+    if len({f.shape for f in frames}) > 1:
+        raise UserError(f"the frames in '{source.path}' are of different sizes; extract them again")
+    return _without_colour(np.stack(frames))
+
+
+def read_clip(source: ClipSource, short_side: int | None = None) -> np.ndarray:
+    """uint8 [T, h, w, C] of any source."""
+    if source.template is not None:
+        return read_folder(source, short_side)
+    return (read_depth if source.path.suffix == ".mat" else read_video)(source.path, short_side)
+
+
+class FrameCache:
+    """Decoded frames on disk, one uint8 array [T, h, w, C] a clip, read through memory maps.
+
+    A clip is decoded when it is first asked for. The file's name says which clip, how large, and which state of its
+    source, so that a changed video is decoded again. folder: None keeps the clips in memory.
+    """
+
+    def __init__(self, folder: Path | None, short_side: int):
+        self.folder, self.short_side = folder, short_side
+        self._open: OrderedDict[ClipSource, np.ndarray] = OrderedDict()
+
+    def read(self, source: ClipSource) -> np.ndarray:
+        """Decode a clip, all of it."""
+        return read_clip(source, self.short_side)
+
+    def path(self, source: ClipSource) -> Path | None:
+        if self.folder is None:
+            return None
+        stamp = f"{CACHE_VERSION} {self.short_side} {source.stamp()}"
+        digest = hashlib.blake2b(stamp.encode(), digest_size=8).hexdigest()
+        return self.folder / f"{source.path.stem[:60]}_{self.short_side}_{digest}.npy"
+
+    def get(self, source: ClipSource) -> np.ndarray:
+        """uint8 [T, h, w, C]; not to be written to."""
+        clip = self._open.get(source)
+        if clip is None:
+            clip = self._open[source] = self._load(source)
+            while self.folder is not None and len(self._open) > OPEN_CLIPS:
+                self._open.popitem(last=False)
+        return clip
+
+    def _load(self, source: ClipSource) -> np.ndarray:
+        try:
+            path = self.path(source)
+        except OSError as error:
+            raise UserError(f"cannot read the clip '{source.path}': {error.strerror}") from error
+        if path is None:
+            return self.read(source)
+        try:
+            return np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):  # not there, or torn by a full disk
+            clip = self.read(source)
+        self._write(path, clip)
+        return np.load(path, mmap_mode="r")
+
+    def _write(self, path: Path, clip: np.ndarray) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+                np.save(file, clip)
+            os.replace(file.name, path)
+        except OSError as error:
+            raise UserError(
+                f"cannot write decoded frames to '{path.parent}' ({error.strerror}); point --clip_cache at a folder "
+                "with room for them"
+            ) from error
+
+    def fill(self, sources: Iterable[ClipSource], bad: Callable[[ClipSource, UserError], None] | None = None) -> int:
+        """Decode whatever is not there yet, several clips at a time; returns how many bytes the clips take.
+
+        bad: told of every clip that cannot be read; None raises the first such error.
+        """
+
+        def size(source: ClipSource) -> int:
+            try:
+                return self._load(source).nbytes if self.folder is not None else self.get(source).nbytes
+            except UserError as error:
+                if bad is None:
+                    raise
+                bad(source, error)
+                return 0
+
+        pool = ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0))))
+        try:
+            return sum(pool.map(size, sources))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def segment_frames(num_frames: int, num_segments: int, draw: Sequence[float] | None = None) -> list[int]:
+    """The frames of a clip that a network sees, 0-based (TSN sampling; Wang et al., ECCV 2016, and its code).
+
+    draw: K numbers in [0, 1) that choose a frame of every segment, in training; None takes the middles, in evaluation.
+    Training: segments of F // K frames, one frame of each; evaluation: int(tick / 2 + tick k) with tick = F / K.
+    UserError where there are fewer frames than segments (the published code repeats the first frame there).
+    """
+    if num_frames < num_segments:
+        raise UserError(f"{num_frames} frames are fewer than --num_segments {num_segments}: lower --num_segments")
+    if draw is None:
+        tick = num_frames / num_segments
+        return [int(tick / 2 + tick * k) for k in range(num_segments)]
+    length = num_frames // num_segments
+    return [k * length + int(u * length) for k, u in enumerate(draw)]
+
+
+def crop_boxes(height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """The (top, left, height, width) of TSN's multi-scale corner crops: sides of 1, .875, .75 and .66 of the shorter
+    side, two neighbouring ones at most combined, at 13 fixed places; without repetitions."""
+    sides = [int(min(height, width) * scale) for scale in CROP_SCALES]
+    boxes = {}
+    for i, h in enumerate(sides):
+        for j, w in enumerate(sides):
+            if abs(i - j) > 1:
+                continue
+            step_y, step_x = (height - h) // 4, (width - w) // 4
+            grid = [
+                (0, 0),
+                (0, 4),
+                (4, 0),
+                (4, 4),
+                (2, 2),
+                (0, 2),
+                (4, 2),
+                (2, 0),
+                (2, 4),
+                (1, 1),
+                (1, 3),
+                (3, 1),
+                (3, 3),
+            ]
+            boxes.update(dict.fromkeys((y * step_y, x * step_x, h, w) for y, x in grid))
+    return list(boxes)
+
+
+def centre_box(height: int, width: int, side: int) -> tuple[int, int, int, int]:
+    """The middle square of `side` pixels, or of the whole shorter side where that is less."""
+    side = min(side, height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def render(
+    clip: np.ndarray, frames: Sequence[int], box: tuple[int, int, int, int], size: int, mirror: bool = False
+) -> Tensor:
+    """Frames of a clip, cropped alike and resized (bilinear, antialiased): uint8 [K, C, size, size]."""
+    from torchvision.transforms.v2 import functional as v2
+
+    top, left, height, width = box
+    picked = np.stack([clip[i, top : top + height, left : left + width] for i in frames])
+    out = torch.from_numpy(picked).permute(0, 3, 1, 2)
+    if (height, width) != (size, size):
+        out = v2.resize(out, [size, size], antialias=True)
+    return out.flip(-1) if mirror else out
+
+
+def to_input(clips: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Clips uint8 [K, C, S, S] -> float32 [B, K, 3, S, S] in [0, 1] on the device; grey clips get three channels."""
+    widest = max(c.shape[1] for c in clips)
+    stacked = torch.stack([c.expand(-1, widest, -1, -1) for c in clips])
+    if device.type == "cuda":
+        stacked = stacked.pin_memory().to(device, non_blocking=True)
+    return (stacked.float() / 255).expand(-1, -1, 3, -1, -1)
+
+
+@dataclass(frozen=True)
+class ListRow:
+    """One line of a published frame list: `<folder> <number of frames> <label>`."""
+
+    folder: str
+    count: int
+    label: int
+    where: str  # file and line, for messages
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Of the folder's path, whichever system wrote it."""
+        return tuple(part for part in self.folder.replace("\\", "/").split("/") if part)
+
+    def below(self, root: Path) -> Path | None:
+        """The folder on this machine: the longest end of the listed path that exists below root."""
+        ends = (root.joinpath(*self.parts[i:]) for i in range(len(self.parts)))
+        return next((path for path in ends if path.is_dir()), None)
+
+
+def read_list(path: Path) -> list[ListRow]:
+    """A frame list in the published format. UserError names the file and line that does not parse."""
+    rows = []
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the frame list '{path}': {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        fields: list[Any] = line.rsplit(maxsplit=2)
+        try:
+            row = ListRow(fields[0], int(fields[1]), int(fields[2]), f"{path}, line {number}")
+        except (IndexError, ValueError):
+            raise UserError(
+                f"{path}, line {number}: '{line.strip()[:80]}' is not of the form FOLDER FRAMES LABEL"
+            ) from None
+        if row.count < 1 or row.label < 0:
+            raise UserError(f"{path}, line {number}: {row.count} frames with label {row.label} cannot be")
+        rows.append(row)
+    return rows
