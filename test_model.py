@@ -12,13 +12,37 @@ import torch
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from helper import build
+from helper.checkpoint import read_checkpoint
 from helper.cost import deployed_count, macs
+from helper.export import load_classifier, recorded_shapes
 from helper.flags_video import DATA as VIDEO_DATA
 from helper.options import add_flags, normalised
+from helper.plugins import load_plugins
 from helper.protocols import UserError
 from helper.reporting import log, start_log
 from helper.session import run_script
 from helper.views import evaluate_views
+
+
+def options_of(args):
+    """Of action recordings, whatever is not said is as in training."""
+    meta, shapes = read_checkpoint(args.path).meta, recorded_shapes(args.path)
+    read, video, sensor = (shapes.get(k) for k in (meta.get("reads"), "video", "sensor"))
+    segments = args.num_segments or (video[0] if video else None)
+    known = {"num_segments": segments} if segments else {}
+    trained = meta.get("modalities", {}).get(meta.get("reads")) if read else None
+    modality = args.modality or trained
+    return DataOptions(
+        root=Path(args.data_folder),
+        image_size=args.image_size or (video[-1] if video else None),
+        modality=(modality,) if modality else (),
+        data_split=args.data_split or meta.get("data_split"),
+        window=sensor[-1] if sensor else None,
+        clip_cache=args.clip_cache,
+        skip_bad=args.skip_bad,
+        more={f.dest: getattr(args, f.dest) for f in VIDEO_DATA} | {"num_workers": args.num_workers},
+        **known,
+    )
 
 
 def main(argv=None):
@@ -28,6 +52,12 @@ def main(argv=None):
     parser.add_argument("--dataset", default="cifar100")
     parser.add_argument("--data_folder", default="../data/")
     parser.add_argument("--image_size", type=int)
+    parser.add_argument("--file", type=Path, help="name the action in this sensor recording, with no data set at all")
+    parser.add_argument("--modality", help="what the network reads of action recordings (default: as it was trained)")
+    parser.add_argument("--data_split", help="published split of action recordings")
+    parser.add_argument("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames")
+    parser.add_argument("--skip_bad", "--skip_corrupt", action="store_true", help="leave out damaged recordings")
+    parser.add_argument("--num_segments", type=int, help="frames of a clip (default: as in training, else 8)")
     parser.add_argument("--batch_size", type=int, default=500)
     parser.add_argument("--gpu_id", default="0")
     parser.add_argument("--num_workers", type=int, default=8, help="loader processes, for data read from disk")
@@ -38,26 +68,25 @@ def main(argv=None):
     views.add_argument("--crop_size", type=int, help="side of the crops (default --image_size)")
     add_flags(views, VIDEO_DATA)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
+    parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the method or model, if outside")
     args = parser.parse_args(normalised(argv))
     start_log()
+    load_plugins(args.plugin)
 
+    if args.file is not None:
+        for action, probability in load_classifier(args.path, args.model).predict(args.file)[:3]:
+            log.info("%s  %.1f %%", action, 100 * probability)
+        return
     device, notice = build.pick_device(args.gpu_id)
     if notice:
         log.info(notice)
-    options = vars(args)
-    data = dataset_dict[args.dataset](
-        DataOptions(
-            root=Path(args.data_folder),
-            image_size=args.image_size,
-            num_segments=args.num_segments,
-            skip_bad=args.skip_bad,
-            more={f.dest: options[f.dest] for f in VIDEO_DATA} | {"num_workers": args.num_workers},
-        )
-    )
+    data = dataset_dict[args.dataset](options_of(args))
+    for note in getattr(data, "notes", ()):
+        log.info(note)
     chosen = {"clips": args.clips, "crops": args.crops, "size": args.crop_size}
     given = {k: v for k, v in chosen.items() if v not in (None, 1, "one")}
-    if given and "video" not in data.shapes:
-        raise UserError(f"--dataset {args.dataset} holds no videos: leave --clips, --crops and --crop_size out")
+    if given and not hasattr(data, "views"):
+        raise UserError(f"--dataset {args.dataset} is no list of videos: leave --clips, --crops and --crop_size out")
     network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     net = build.to_device(network.tapped(), device).eval()
     autocast = build.pick_autocast(args.precision, device)

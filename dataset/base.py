@@ -16,6 +16,8 @@ from torch import Tensor
 
 from helper.protocols import UserError
 
+LARGEST_IMAGE = 4096
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -26,8 +28,10 @@ class DataOptions:
     fixed by seed 0, that is held out and replaces the test set, so that nothing is selected on test images.
     few_ratio: share of the (remaining) training set to keep, stratified and fixed by `seed`; smaller ratios are
     subsets of larger ones.
-    num_segments: frames of a clip. skip_bad: leave out what cannot be read. more: settings of single data sets, by the
-    names of their flags; one that is absent has its default.
+    Of action recordings: modality: names of what is read, first that of the network that is tested, then the teacher's.
+    data_split: a published protocol, None for the first. num_segments: frames of a clip. window: samples of a sensor
+    window, None for 224. clip_cache: folder of decoded frames, None for memory. skip_bad: leave out what is damaged.
+    more: settings of single data sets, by the names of their flags; one that is absent has its default.
     """
 
     root: Path
@@ -36,19 +40,25 @@ class DataOptions:
     val_fraction: float = 0.0
     few_ratio: float = 1.0
     seed: int = 0
+    modality: tuple[str, ...] = ()
+    data_split: str | None = None
     num_segments: int = 8
+    window: int | None = None
+    clip_cache: Path | None = None
     skip_bad: bool = False
     more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
-            raise UserError(f"image_size is {self.image_size}; give a side of at least 1 pixel")
+        if self.image_size is not None and not 1 <= self.image_size <= LARGEST_IMAGE:
+            raise UserError(f"image_size is {self.image_size}; give a side of 1 to {LARGEST_IMAGE} pixels")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"val_fraction is {self.val_fraction}; give a share of the training set in [0, 1)")
         if not 0 < self.few_ratio <= 1:
             raise UserError(f"few_ratio is {self.few_ratio}; give a share of the training set in (0, 1]")
         if self.num_segments < 1:
             raise UserError(f"--num_segments {self.num_segments} must be at least 1")
+        if self.window is not None and self.window < 8:
+            raise UserError(f"--window {self.window} must be at least 8 samples")
 
 
 @dataclass(frozen=True)
@@ -120,3 +130,24 @@ def resize(images: Tensor, size: int) -> Tensor:
         chunk = F.interpolate(chunk, (size, size), mode="bilinear", align_corners=False, antialias=True)
         out[lo : lo + 1024] = chunk.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
     return out
+
+
+def check_memory(counts: dict[str, int], size: int) -> None:
+    """UserError if the images, those of "train" padded beside them, would take over half of the available memory."""
+    pixels = sum(counts.values()) * size**2 + counts["train"] * (size + 2 * (size // 8)) ** 2
+    needed, free = pixels * 3, _available_memory()
+    if free is not None and needed > free / 2:
+        raise UserError(
+            f"{sum(counts.values())} images at {size}x{size} need {needed / 2**30:.2f} GiB of memory, more "
+            f"than half of the {free / 2**30:.2f} GiB available; choose a smaller --image_size or fewer "
+            "images"
+        )
+
+
+def _available_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from dataset.base import DataOptions, Split, resize
+from dataset.base import DataOptions, Split, check_memory, resize
 from dataset.resident import ResidentData, resident
 from helper.protocols import UserError
 
@@ -22,8 +22,10 @@ def load(options: DataOptions) -> ResidentData:
             f"({error}); install it with: pip install scikit-learn"
         ) from error
     digits = load_digits()
+    size = options.image_size or 32
+    check_memory({"train": len(digits.images), "test": 0}, size)
     grey = torch.from_numpy(digits.images)[..., None] * (255 / 16)  # [1797, 8, 8, 1], published as 0..16
-    images = resize(grey.round().to(torch.uint8), options.image_size or 32).expand(-1, -1, -1, 3)
+    images = resize(grey.round().to(torch.uint8), size).expand(-1, -1, -1, 3)
     labels = torch.from_numpy(digits.target).to(torch.int64)
     places = range(len(labels))
     train, test = train_test_split(places, stratify=digits.target, test_size=360, random_state=0)

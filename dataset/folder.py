@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset.base import DataOptions, Split
+from dataset.base import DataOptions, Split, check_memory
 from dataset.resident import ResidentData, resident
 from helper.protocols import UserError
 
@@ -39,10 +39,12 @@ def load(options: DataOptions) -> ResidentData:
     classes = _class_names(root / "train")
     if not classes:
         raise UserError(f"'{root / 'train'}' holds no class folders; expected train/<class>/<image>")
+    if len(classes) < 2:
+        raise UserError(f"'{root / 'train'}' holds one class folder, {classes[0]}; a classifier needs at least two")
     found = {"train": _samples(root / "train", classes)}
     if not options.val_fraction:
         found["test"] = _samples(_test_folder(root, classes), classes)
-    _check_memory({part: len(samples) for part, samples in found.items()}, size)
+    check_memory({part: len(samples) for part, samples in found.items()}, size)
     splits = {part: _decode_all(samples, size) for part, samples in found.items()}
     return resident("folder", classes, splits["train"], splits.get("test"), options, flips=True)
 
@@ -114,27 +116,6 @@ def _samples(folder: Path, classes: list[str]) -> list[Sample]:
             stacklevel=2,
         )
     return samples
-
-
-def _check_memory(counts: dict[str, int], size: int) -> None:
-    """UserError if the decoded images, train/ padded beside them, would take over half of the available memory."""
-    pixels = sum(counts.values()) * size**2 + counts["train"] * (size + 2 * (size // 8)) ** 2
-    needed, free = pixels * 3, _available_memory()
-    if free is not None and needed > free / 2:
-        raise UserError(
-            f"{sum(counts.values())} images at {size}x{size} need {needed / 2**30:.2f} GiB of memory, more "
-            f"than half of the {free / 2**30:.2f} GiB available; choose a smaller --image_size or fewer "
-            "images"
-        )
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def _decode_all(samples: list[Sample], size: int) -> Split:

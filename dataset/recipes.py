@@ -37,6 +37,15 @@ VIDEO: Mapping[str, Value] = MappingProxyType(
         "weight_decay": 2e-5,
     }
 )  # TSM-MobileNetV2 on Kinetics-400 in MMAction2
+PAIRED: Mapping[str, Value] = MappingProxyType(
+    {
+        "batch_size": 16,
+        "epochs": 100,
+        "learning_rate": 0.01,
+        "lr_decay_epochs": "50,75",
+        "weight_decay": 5e-4,
+    }
+)  # VSKD's batch, epochs, decay and first drop; its rates are 1e-3 for the teacher, and Adam's 2e-4 for the student
 
 RECIPES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {
@@ -45,6 +54,9 @@ RECIPES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
         "folder": SMALL,
         "digits": SMALL,
         "imagenet": LARGE,
+        "utd_mhad": PAIRED,
+        "berkeley_mhad": PAIRED,
+        "mmact": PAIRED,
         "kinetics400": VIDEO,
         "video": VIDEO,
     }

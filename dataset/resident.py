@@ -98,7 +98,8 @@ class TrainLoader(ResidentLoader):
     """Global batch k is perm[k*B : (k+1)*B], cut into world_size contiguous slices; this rank renders its own.
 
     The permutation depends on (seed, epoch), the crop ids on (seed, epoch, place in the epoch), neither on the batch
-    size. A short last batch is cut as evenly as possible, and left out on every rank if a rank would get nothing.
+    size. Slices are equal: a short last batch leaves out what world_size does not divide, fewer than world_size samples
+    and others in every epoch, and is left out altogether where a rank would get nothing.
     """
 
     def __init__(
@@ -151,6 +152,7 @@ class TrainLoader(ResidentLoader):
     def batch(self, step: int) -> Batch:
         first = step * self.batch_size
         size = min(self.batch_size, len(self.labels) - first)
+        size -= size % self.world_size
         mine = slice(first + size * self.rank // self.world_size, first + size * (self.rank + 1) // self.world_size)
         index, crop = self.order[mine], self.crops[mine]
         image = view(self.padded, index, crop, self.pad)

@@ -40,6 +40,7 @@ method_dict = Registry(
         "srd": "distiller_zoo.srd:SRD",
         "vkd": "distiller_zoo.vkd:VkD",
         "wttm": "distiller_zoo.wttm:WTTM",
+        "dask": "distiller_zoo.dask:DASK",
     },
     aliases={
         "hint": "fitnet",

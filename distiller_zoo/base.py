@@ -68,7 +68,7 @@ def check_range(
     if fits and (most is None or value <= most):
         return
     bounds = ((above, "above"), (least, "at least"), (most, "at most"))
-    wanted = " and ".join(f"{word} {bound:g}" for bound, word in bounds if bound is not None)
+    wanted = " and ".join(f"{word} {bound:.12g}" for bound, word in bounds if bound is not None)
     raise UserError(f"{flag} {value} must be {wanted or 'a finite number'}")
 
 
@@ -88,6 +88,23 @@ def standardised(logits: Tensor) -> Tensor:
     The deviation is the unbiased one plus 1e-7, as published.
     """
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+
+
+def distances(e: Tensor) -> Tensor:
+    """[B, D] -> [B, B] Euclidean distances divided by their mean over pairs of different samples; diagonal 0."""
+    square = e.pow(2).sum(1)
+    others = 1 - torch.eye(len(e), dtype=e.dtype, device=e.device)
+    d = (square[:, None] + square - 2 * e @ e.T).clamp_min(1e-12).sqrt() * others
+    return d / (d.sum() / max(len(e) * (len(e) - 1), 1) + (len(e) == 1))  # one sample has no distance
+
+
+def angles(e: Tensor) -> Tensor:
+    """[B, D] -> [B, B, B] cosine at corner i between the directions to j and to k; 0 where two samples coincide."""
+    towards = e[None] - e[:, None]  # [B, B, D]
+    length = towards.norm(dim=2, keepdim=True)
+    # the mask also stops the gradient of a pair without a direction, which the division would multiply by 1e12
+    direction = towards / length.clamp_min(1e-12) * (length > 0)
+    return direction @ direction.mT
 
 
 def labels_of(batch: Batch) -> Tensor:
@@ -386,6 +403,13 @@ class Combined(Distiller):
         heads = [m.name for m in methods if m.deploy is not Distiller.deploy]
         if len(heads) > 1:
             raise UserError(f"{' and '.join(heads)} both change what is deployed; combine at most one of them")
+        replacing = [m.name for m in methods if m.deployed_head is not Distiller.deployed_head]
+        idle = [m.name for m in methods if m.terms is Distiller.terms and not (cfg.cls or cfg.div)]
+        if replacing and idle:
+            raise UserError(
+                f"{replacing[0]} replaces the classifier that {' and '.join(idle)} would train, and weighs it 0: "
+                f"leave {' and '.join(idle)} out, or train it too with -c and -d"
+            )
         modes = {m.teacher_mode for m in methods} - {"absent"}
         if len(modes) > 1:
             raise UserError(f"{'+'.join(names)} mixes methods with a frozen teacher and with a trained peer")

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from distiller_zoo.base import Distiller, option, pooled_tap
+from distiller_zoo.base import Distiller, check_range, option, pooled_tap
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
 
@@ -26,6 +26,9 @@ class CC(Distiller):
         beta: float = 0.02
         feat_dim: int = option(128, "width of the embeddings", "--feat_dim")
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
+
+        def __post_init__(self) -> None:
+            check_range("--feat_dim", self.feat_dim, least=1, most=2**20)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

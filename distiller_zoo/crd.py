@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from crd.criterion import NCECriterion
 from crd.memory import ContrastSampler, MemoryBank
-from distiller_zoo.base import Distiller, option
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo.base import Distiller, check_range, option
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
 
 class Embed(nn.Module):
@@ -46,10 +46,14 @@ class CRD(Distiller):
         nce_m: float = option(0.5, "momentum of the memory banks", "--nce_m")
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
+        def __post_init__(self) -> None:
+            check_range("--feat_dim", self.feat_dim, least=1, most=2**20)
+            check_range("--nce_k", self.nce_k, least=1, most=2**24)
+            check_range("--nce_t", self.nce_t, above=0)
+            check_range("--nce_m", self.nce_m, least=0, most=1)
+
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        if cfg.feat_dim < 1:
-            raise UserError(f"--feat_dim {cfg.feat_dim} leaves crd without embeddings; use at least 1")
         num_samples = len(ctx.train_labels)
         self.embed_s = Embed(ctx.student.shapes["pooled"][0], cfg.feat_dim)
         self.embed_t = Embed(ctx.teacher.shapes["pooled"][0], cfg.feat_dim)

@@ -20,8 +20,8 @@ def reversed_gradient(x: Tensor, scale: float) -> Tensor:
 class CTKD(Distiller):
     """T^2 KL at T = start + range * sigmoid(theta); theta climbs the loss, ever more strongly.
 
-    The reversed gradient is scaled by (1 - cos(pi e / E)) / 2 of the epoch e, and by 1 after E epochs. theta starts at
-    1 (T = 15.6 with the defaults).
+    The reversed gradient is scaled by (1 - cos(pi e / E)) / 2 of the epoch e, and by 1 after E epochs. As in the
+    released code, theta starts at 1 (T = 15.6 with the defaults) and its gradient passes through the factor T^2 too.
     """
 
     name = "ctkd"

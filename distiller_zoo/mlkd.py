@@ -38,7 +38,8 @@ class MLKD(Distiller):
     """alignment() of every view, summed: the batch as it comes, and a strong view of it, RandAugment(2, 10).
 
     Cross-entropy counts for both views (mlkd_cls is the strong one's). The published recipe goes with twice the images
-    per step, --learning_rate 0.025 and up to 480 epochs; --mlkd_views 1 is the comparison under the common protocol.
+    per step, --learning_rate 0.025 and 480 epochs in the paper's table (240 in the settings released later);
+    --mlkd_views 1 is the comparison under the common protocol.
     The strong view starts from the weak one's crop; the published one is cropped anew.
     The published confidence masks multiply a mean and so only halve the weak view's alignment: --mlkd_halved.
     """

@@ -6,29 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from distiller_zoo.base import Distiller, option, pooled_tap
+from distiller_zoo.base import Distiller, angles, distances, option, pooled_tap
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
-
-
-def distances(e: Tensor) -> Tensor:
-    """[B, D] -> [B, B] Euclidean distances divided by their mean over pairs of different samples; diagonal 0."""
-    square = e.pow(2).sum(1)
-    others = 1 - torch.eye(len(e), dtype=e.dtype, device=e.device)
-    d = (square[:, None] + square - 2 * e @ e.T).clamp_min(1e-12).sqrt() * others
-    return d / (d.sum() / max(len(e) * (len(e) - 1), 1) + (len(e) == 1))  # one sample has no distance
-
-
-def angles(e: Tensor) -> Tensor:
-    """[B, D] -> [B, B, B] cosine at corner i between the directions to j and to k; 0 where two samples coincide."""
-    towards = e[None] - e[:, None]  # [B, B, D]
-    length = towards.norm(dim=2, keepdim=True)
-    # the mask also stops the gradient of a pair without a direction, which the division would multiply by 1e12
-    direction = towards / length.clamp_min(1e-12) * (length > 0)
-    return direction @ direction.mT
 
 
 class RKD(Distiller):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -10,11 +12,15 @@ from torch import nn
 from distiller_zoo.base import Distiller, check_range, option, pooled_tap
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
+EPS = 1e-4  # of both batch norms
+
 
 class SRD(Distiller):
     """2 log sum |BN(W f_s) - BN(f_t)|^e over B and D, beside the logit KL. f: pooled vectors [B, D].
 
-    Both batch norms have no parameters and use the statistics of the batch; W has no bias, which they would remove.
+    Both batch norms (eps 1e-4, as released) have no parameters and use the statistics of the batch; W has no bias,
+    which they would remove. Weights, exponent and a logit KL at temperature 1 (--protocol authors) are those released
+    for ImageNet, resnet34 -> resnet18.
     """
 
     name = "srd"
@@ -23,6 +29,7 @@ class SRD(Distiller):
     class Config(Distiller.Config):
         beta: float = 1.0
         exponent: float = option(4.0, "power of the differences inside the logarithm", "--srd_exponent")
+        authors: ClassVar[Mapping[str, float]] = {"kd_T": 1.0}
 
         def __post_init__(self) -> None:
             check_range("--srd_exponent", self.exponent, least=1)
@@ -31,7 +38,7 @@ class SRD(Distiller):
         super().__init__(cfg, ctx)
         (d_s,), (d_t,) = ctx.student.shapes["pooled"], ctx.teacher.shapes["pooled"]
         self.project = nn.Linear(d_s, d_t, bias=False)
-        self.norm = nn.BatchNorm1d(d_t, affine=False, track_running_stats=False)
+        self.norm = nn.BatchNorm1d(d_t, eps=EPS, affine=False, track_running_stats=False)
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:

@@ -23,20 +23,21 @@ from helper.teacher import EnsembleTeacher, LiveTeacher
 from models import model_dict, model_in
 
 
-def pick_device(gpu_id: str) -> tuple[torch.device, str | None]:
-    """The device of --gpu_id, and a notice if it is not what was asked for."""
+def pick_device(gpu_id: str, place: int = 0) -> tuple[torch.device, str | None]:
+    """The device of --gpu_id, and a notice if it is not what was asked for. place: of several ids, this process's."""
     ids = [part.strip() for part in gpu_id.split(",") if part.strip()]
     if not ids or not all(part.isdecimal() for part in ids):
         raise UserError(f"--gpu_id '{gpu_id}' must be a GPU number, such as 0")
     if not torch.cuda.is_available():
         return torch.device("cpu"), f"no CUDA device here: --gpu_id {gpu_id} runs on the CPU"
-    if int(ids[0]) >= torch.cuda.device_count():
+    chosen = int(ids[place % len(ids)])
+    if chosen >= torch.cuda.device_count():
         raise UserError(
-            f"--gpu_id {ids[0]}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0"
+            f"--gpu_id {chosen}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0"
         )
     # what is called float32 here is float32; bf16 is for speed
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.device("cuda", int(ids[0])), None
+    return torch.device("cuda", chosen), None
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from distiller_zoo.base import Distiller
 from helper.build import Composite
+from helper.step import Deployed
 from helper.taps import TappedNet
 
 
@@ -36,14 +38,37 @@ def deployed_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def replaced_head(predict: nn.Module) -> nn.Module | None:
+    """The student's classifier where the method has another one at test time."""
+    inner = predict.model if isinstance(predict, TappedNet) else predict
+    if isinstance(inner, (Deployed, Composite)) and inner.method.deployed_head() is not None:
+        return inner.student.head
+    return None
+
+
+@contextmanager
+def _passed_by(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """These modules hand their input on."""
+    passed = list(modules)
+    for module in passed:
+        module.forward = lambda x: x  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module in passed:
+            del module.forward
+
+
 @torch.no_grad()
 def macs(predict: nn.Module, shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> int:
     """Multiply-accumulates of convolutions and matrix products for one sample, in eval mode. predict: takes
-    Batch.inputs; may be a TappedNet or a Deployed student."""
+    Batch.inputs; may be a TappedNet or a Deployed student, whose replaced classifier does not count."""
     was_training = predict.training
     predict.eval()
     inputs = {k: torch.zeros(1, *shape, device=device) for k, shape in shapes.items()}
-    with FlopCounterMode(display=False) as counter:
+    norms = [m for m in predict.modules() if isinstance(m, nn.BatchNorm2d)]  # hold none, and take the counter's time
+    head = replaced_head(predict)
+    with _passed_by([*norms, *([] if head is None else [head])]), FlopCounterMode(display=False) as counter:
         predict(inputs)
     predict.train(was_training)
     return counter.get_total_flops() // 2

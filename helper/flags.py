@@ -43,7 +43,19 @@ def _switch(names: tuple[str, ...], help: str, **kwargs: Any) -> Flag:
 COMMON = (
     Flag(("--dataset",), "cifar100", "data set, see --list", result=True, named=True),
     Flag(("--data_folder",), "../data/", "where data sets lie"),
-    Flag(("--image_size",), None, "side of the images of --dataset folder and digits (default 32)", int, result=True),
+    Flag(("--plugin",), None, "Python files that define further methods or models", nargs="+"),
+    Flag(
+        ("--image_size",),
+        None,
+        "side of the images of --dataset folder and digits (default 32), and of clips (224)",
+        int,
+        result=True,
+    ),
+    Flag(("--data_split",), None, "published split of action recordings (default: cross_subject)", result=True),
+    Flag(("--num_segments",), 8, "frames of a clip that a network sees", int, result=True),
+    Flag(("--window",), None, "samples of a sensor window (default 224)", int, result=True),
+    Flag(("--clip_cache",), "./cache/clips", "folder for decoded frames of videos"),
+    _switch(("--skip_bad", "--skip_corrupt"), "leave out recordings that are damaged or lack their twin", result=True),
     Flag(("--val_fraction",), 0.0, "hold out this share of train, stratified, and evaluate on it", float, result=True),
     Flag(("--few_ratio",), 1.0, "train on this share of every class", float, result=True),
     Flag(("--batch_size",), 64, "global batch size", int, result=True),
@@ -77,7 +89,7 @@ COMMON = (
     ),
     _switch(("--deterministic",), "deterministic kernels; an error where an operation has none", result=True),
     Flag(("--max_steps",), None, "stop every epoch after this many steps (for trying things out)", int, result=True),
-    Flag(("--gpu_id",), "0", "GPU to use; without CUDA, 0 means the CPU"),
+    Flag(("--gpu_id",), "0", "GPU to use, or one per process; without CUDA, a number means a process on the CPU"),
     Flag(("--num_workers",), 8, "loader processes, for data that is not resident on the device", int),
     Flag(("--print_freq",), 200, "steps between progress lines in the log", int),
     Flag(("--save_root",), "./save", "root of runs and teachers"),
@@ -90,14 +102,20 @@ COMMON = (
     _switch(("--multiprocessing_distributed",), "one process per GPU of --gpu_id"),
     Flag(("--dist_url",), "tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed"),
     Flag(("--dist_backend",), None, "nccl or gloo (default: by device)", choices=("nccl", "gloo")),
-    Flag(("--world_size",), None, "number of nodes", int),
-    Flag(("--rank",), None, "rank of this node", int),
+    Flag(("--world_size",), None, "number of nodes of --multiprocessing_distributed", int),
+    Flag(("--rank",), None, "rank of this node, from 0", int),
+    Flag(("--dist_timeout",), 50.0, "seconds to wait for the other processes before giving up", float),
+    _switch(("--sync_bn",), "batch-norm statistics over all processes (CUDA only)", result=True),
+    _switch(("--log_all_ranks",), "a log file per process, log_rank1.txt and so on"),
     _switch(("--use_lmdb",), "accepted for old scripts"),
     Flag(("--tb_freq",), None, "accepted for old scripts", int),
     Flag(("--save_freq",), None, "accepted for old scripts", int),
 )
 
-TEACHER = (Flag(("--model",), "resnet32x4", "network to train, see --list", result=True, named=True),)
+TEACHER = (
+    Flag(("--model",), "resnet32x4", "network to train, see --list", result=True, named=True),
+    Flag(("--modality",), None, "what the network reads of action recordings, as video or accel", result=True),
+)
 
 STUDENT = (
     Flag(
@@ -107,6 +125,8 @@ STUDENT = (
         result=True,
         named=True,
     ),
+    Flag(("--modality_s",), None, "what the student reads of action recordings, as accel", result=True),
+    Flag(("--modality_t",), None, "what the teacher reads of them, as video", result=True),
     Flag(("--path_t",), None, "checkpoint of the teacher; several make an ensemble", nargs="+"),
     Flag(
         ("--teacher_weight",),

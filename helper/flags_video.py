@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from helper.flags import Flag, _switch
 
-# settings that the data set reads (DataOptions.more, num_segments and skip_bad)
+# settings that the data set reads (DataOptions.more)
 DATA = (
-    Flag(("--num_segments",), 8, "frames of a clip that a network sees", int, result=True),
     Flag(("--train_list",), None, "list of training videos (default: the published name, or train.txt)"),
     Flag(("--test_list",), None, "list of test videos (default: the published name, or test.txt)"),
     Flag(("--short_side",), None, "shorter side of frames before the crop (default 256 at 224)", int, result=True),
@@ -29,7 +28,6 @@ DATA = (
     Flag(("--frame_template",), "img_{:05}.jpg", "file name of an extracted frame"),
     Flag(("--frame_cache",), None, "folder that keeps decoded frames, resized to --short_side, as uint8"),
     _switch(("--seek",), "go to the key frame before a wanted frame instead of decoding up to it; the same pixels"),
-    _switch(("--skip_bad", "--skip_corrupt"), "leave out videos that cannot be read, and say so", result=True),
 )
 
 # settings of the optimiser and the start

@@ -15,13 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helper import distributed
 from helper.build import Stage, describe_method
 from helper.checkpoint import atomic_save, atomic_write_json, load_file
-from helper.metrics import Meter
+from helper.metrics import Meter, merge
 from helper.protocols import Batch, DataSet, Loader, Progress, UserError
 from helper.reporting import ProgressLine, Writer, clock, log
 from helper.runs import RunFolder
-from helper.seeding import rng_state, set_rng_state
+from helper.seeding import rng_state, seed_everything, set_rng_state
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: the run goes on later)
@@ -36,6 +37,13 @@ class Stopper:
     """Ctrl-C and SIGTERM ask the loop to stop at the next step; a second Ctrl-C does not wait."""
 
     signal: int | None = None
+
+    def __init__(self) -> None:
+        self._agreement = distributed.Agreement()
+
+    def asked(self) -> int:
+        """The signal that asked to stop, else 0. All processes must ask equally often, and get the same answer."""
+        return self._agreement.poll(self.signal or 0)
 
     @contextmanager
     def listening(self) -> Iterator[Stopper]:
@@ -56,13 +64,20 @@ class Stopper:
 def evaluate(
     predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], loader: Loader, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Readout name -> loss, acc, acc_top5 (percent) over the loader. Runs in whatever precision `predict` runs in."""
+    """Readout name -> loss, acc, acc_top5 (percent) over the loaders of all processes, each with a share of its own.
+
+    Runs in whatever precision `predict` runs in.
+    """
     meters: dict[str, Meter] = {}
     for i, batch in enumerate(loader):
         for name, logits in predict(batch.inputs).items():
             logits = logits.float()
             meter = meters.setdefault(name, Meter(device))
             meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
+    if distributed.world_size() > 1:
+        shares = distributed.gather({name: meter.on_host() for name, meter in meters.items()})
+        names = dict.fromkeys(name for share in shares for name in share)
+        meters = {name: merge([share[name] for share in shares if name in share], device) for name in names}
     return {name: meter.read()[0] for name, meter in meters.items()}
 
 
@@ -114,7 +129,8 @@ class Fit:
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
         self.ended, self.rng = False, rng_state()
-        self.test_loader = self.data.test_loader(500, device=self.device)
+        ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+        self.test_loader = self.data.test_loader(500, device=self.device, **ranks)
         steps = len(self.data.train_labels) // self.batch_size if self.full_batches else len(self.loader)
         self.steps = min(steps, self.max_steps or steps)
         self.last_row: dict[str, Any] = {}
@@ -125,7 +141,7 @@ class Fit:
         Yields a Want; is then sent (step, batch) for every batch of that pass and None after the last.
         """
         done = (0, 0) if resume_from is None else (resume_from["stage"], resume_from["epoch"])
-        rows = self.folder.trim(done)
+        rows = self.folder.trim(done) if distributed.is_main() else []
         self.last_row = {} if resume_from is None else resume_from["row"]
         with closing(self.writer()) as writer:
             for row in rows:
@@ -145,15 +161,35 @@ class Fit:
             self.loader.load_state_dict(state["loader"])
             self.best_acc, self.best_epoch, self.seconds = state["best_acc"], state["best_epoch"], state["seconds"]
             epoch, start_step = state["epoch"] + 1, state["step"]
-            if start_step:
+            if start_step and distributed.is_main():  # the state's meter is that of all processes
                 meter.load_state_dict(state["meter"])
-            set_rng_state(state["rng"])
+            self._restore_rng(stage, state)
         for e in range(epoch, stage.epochs + 1):
             yield from self._train_epoch(stage, e, start_step, meter, stopper, writer)
             start_step, meter = 0, Meter(self.device)
             last_of_all = stage.final and e == stage.epochs
-            if stopper.signal is not None and not last_of_all:
-                self._stop(stopper.signal, f"after epoch {e}")
+            number = stopper.asked()
+            if number and not last_of_all:
+                self._stop(number, f"after epoch {e}")
+
+    def _restore_rng(self, stage: Stage, state: Mapping[str, Any]) -> None:
+        """The generators of this process; new ones where the state is of another number of processes."""
+        set_rng_state(state["rng"])
+        ranks, rank = state.get("ranks", [None]), distributed.rank()
+        if len(ranks) == distributed.world_size():
+            if ranks[rank] is not None:
+                set_rng_state(ranks[rank]["rng"])
+                stage.step.set_rng(ranks[rank]["step"])
+            return
+        self.log.info(
+            "the state is of %d process(es), this run has %d: the order of the data goes on, random draws start anew",
+            len(ranks),
+            distributed.world_size(),
+        )
+        if rank:
+            seed = rank_seed(int(self.identity.get("seed", 0)), rank) + state["epoch"]
+            seed_everything(seed)
+            stage.step.seed_rng(seed)
 
     def _train_epoch(
         self, stage: Stage, epoch: int, start_step: int, meter: Meter, stopper: Stopper, writer: Writer
@@ -171,11 +207,13 @@ class Fit:
                 i, batch = sent
                 result = step(batch, Progress(epoch, stage.epochs, i, self.steps, stage.index))
                 meter.update(result.loss, result.logits, result.target, result.terms, i)
-                if stopper.signal is not None and i + 1 < self.steps:
+                number = stopper.asked()
+                if number and i + 1 < self.steps:
+                    meter = meter.merged()
                     self._refuse_nan(epoch, i, meter.read()[1], stage)
                     self.seconds += time.monotonic() - started
                     self._save_last(stage, epoch - 1, i + 1, meter)
-                    self._stop(stopper.signal, f"in epoch {epoch} after step {i + 1}")
+                    self._stop(number, f"in epoch {epoch} after step {i + 1}")
                 if line.due(i):
                     means, bad = meter.read()
                     self._refuse_nan(epoch, i, bad)
@@ -183,6 +221,7 @@ class Fit:
                 sent = yield None
         finally:
             line.close()
+        meter = meter.merged()
         means, bad = meter.read()
         self._refuse_nan(epoch, self.steps - 1, bad, stage)
         trained = time.monotonic() - started
@@ -212,12 +251,14 @@ class Fit:
         }
         if stage.final and row["test_acc"] > self.best_acc:
             self._save_best(stage, epoch, row)
-        self.folder.append(row)
+        if distributed.is_main():
+            self.folder.append(row)
         self.last_row = row
         self._save_last(stage, epoch, 0, meter)
         writer.scalars(scalars_of(row), epoch)
 
     def _validate(self, stage: Stage) -> dict[str, float]:
+        distributed.share_statistics(stage.step.trained)
         deployed = stage.step.deployed().eval()
         row: dict[str, float] = {}
         for name, result in evaluate(deployed, self.test_loader, self.device).items():
@@ -251,6 +292,8 @@ class Fit:
 
     def _save_best(self, stage: Stage, epoch: int, row: Mapping[str, Any]) -> None:
         self.best_acc, self.best_epoch = row["test_acc"], epoch
+        if not distributed.is_main():
+            return
         self.log.info("saving the best model!")
         step = stage.step
         meta = {**self.describe, **describe_method(step.method, step.method.cfg, stage.teacher)}
@@ -270,9 +313,20 @@ class Fit:
         )
 
     def _save_last(self, stage: Stage, epoch: int, step: int, meter: Meter) -> None:
-        """Everything a continuation needs. epoch: how many are complete; step: how far the next one has come."""
+        """Everything a continuation needs. epoch: how many are complete; step: how far the next one has come.
+
+        Rank 0 writes, and the others wait for it: none trains on without a state to go back to.
+        """
+        several = distributed.world_size() > 1
+        ranks = distributed.gather({"rng": rng_state(), "step": stage.step.rng_state()}) if several else []
+        if distributed.is_main():
+            self._write_last(stage, epoch, step, meter, {"ranks": ranks} if several else {})
+        distributed.barrier()
+
+    def _write_last(self, stage: Stage, epoch: int, step: int, meter: Meter, more: Mapping[str, Any]) -> None:
         atomic_save(
             {
+                **more,
                 "stage": stage.index,
                 "epoch": epoch,
                 "step": step,
@@ -295,6 +349,11 @@ class Fit:
     def _stop(self, number: int, where: str) -> None:
         name = signal.Signals(number).name
         raise Interrupted(f"{name}: stopped {where}, all of it kept in {self.folder.last}", 128 + number)
+
+
+def rank_seed(seed: int, rank: int) -> int:
+    """Where the random draws of a process start: those of rank 0 as of a process alone."""
+    return (seed + 1_000_003 * rank) % 2**63
 
 
 Life = Generator[Want | None, tuple[int, Batch] | None, None]

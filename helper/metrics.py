@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from helper import distributed
 
 
 class Meter:
@@ -49,6 +51,13 @@ class Meter:
         means = {name: s / w for name, s, w in zip(self.names, sums, self.weights, strict=True)}
         return {k: means[k] for k in sorted(means)}, None if bad < 0 else bad
 
+    def merged(self) -> Meter:
+        """Over the samples of all processes; itself where there is one. All processes must call it."""
+        return self if distributed.world_size() == 1 else merge(distributed.gather(self.on_host()), self.device)
+
+    def on_host(self) -> dict[str, Any]:
+        return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.state_dict().items()}
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "names": list(self.names),
@@ -62,3 +71,19 @@ class Meter:
         self.names, self.weights, self.count = tuple(state["names"]), list(state["weights"]), state["count"]
         self.sums = state["sums"].to(self.device)
         self.first_bad = state["first_bad"].to(self.device)
+
+
+def merge(states: Sequence[Mapping[str, Any]], device: torch.device) -> Meter:
+    """One meter of the states of several."""
+    whole = Meter(device)
+    whole.names = tuple(dict.fromkeys(name for state in states for name in state["names"]))
+    sums, weights = dict.fromkeys(whole.names, 0.0), dict.fromkeys(whole.names, 0)
+    for state in states:
+        for name, value, weight in zip(state["names"], state["sums"].tolist(), state["weights"], strict=True):
+            sums[name] += value
+            weights[name] += weight
+    whole.sums = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
+    whole.weights, whole.count = list(weights.values()), sum(state["count"] for state in states)
+    bad = [int(state["first_bad"]) for state in states if int(state["first_bad"]) >= 0]
+    whole.first_bad.fill_(min(bad, default=-1))
+    return whole

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from distiller_zoo import method_dict, published_names
 from distiller_zoo.base import Combined, CombinedConfig, Distiller
 from helper.flags import COMMON, STUDENT, TEACHER, UNSET, WITHOUT_EFFECT, Flag
 from helper.flags_video import STUDENT_VIDEO, VIDEO
+from helper.plugins import load_plugins
 from helper.protocols import UserError
 from helper.schedule import parse_decay_epochs
 from helper.seeding import trial_seed
@@ -101,6 +103,11 @@ def _spellings(method: type[Distiller]) -> list[tuple[str, ...]]:
     return [_flag_of_field(method.name, f)[0] for f in _own_fields(method)]
 
 
+def flags_of(method: type[Distiller]) -> list[Flag]:
+    """The flags that exist once --distill names the method."""
+    return [_flag_of_field(method.name, f)[1] for f in _own_fields(method)]
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, except that a flag of another method is answered with that method's name."""
 
@@ -146,15 +153,18 @@ def _methods(name: str) -> list[type[Distiller]]:
     return [method_dict[part] for part in name.split("+")]
 
 
-def _distill_of(argv: Sequence[str]) -> str:
-    """The value of --distill or an abbreviation of it. A parser that knows nothing else, as one that knows the common
-    flags alone would take a method's own flag for the abbreviation of one of them (--mode for --model_s)."""
+def _named_before(argv: Sequence[str], flag: str, shortest: int, nargs: str | None = None) -> Any:
+    """The value of a flag that decides which flags there are, or of an abbreviation of at least `shortest` characters.
+
+    A parser that knows nothing else, as one that knows the common flags alone would take a method's own flag for the
+    abbreviation of one of them (--mode for --model_s).
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--distill", *("--distill"[:n] for n in range(len("--disti"), len("--distill"))), default="kd")
+    parser.add_argument(flag, *(flag[:n] for n in range(shortest, len(flag))), dest="value", nargs=nargs)
     try:
-        return parser.parse_known_args(argv)[0].distill
+        return parser.parse_known_args(argv)[0].value
     except argparse.ArgumentError:  # no value: the full parser says so, with its own name and usage
-        return "kd"
+        return None
 
 
 def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
@@ -169,6 +179,7 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     code 2); everything else raises UserError.
     """
     argv = normalised(argv)
+    load_plugins(_named_before(argv, "--plugin", 4, "*") or ())
     table = (*TEACHER, *COMMON, *VIDEO) if teacher else (*STUDENT, *COMMON, *VIDEO, *STUDENT_VIDEO)
     prog = "train_teacher.py" if teacher else "train_student.py"
     about = (
@@ -177,11 +188,19 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
         else ("Train a student network with a teacher. `--distill METHOD --help` adds the method's own flags.")
     )
     parser = _Parser(prog, description=about, epilog="Dashes and underscores are interchangeable in flags.")
-    parser.add_argument("--list", action="store_true", help="list methods, models and data sets, and exit")
+    parser.add_argument(
+        "--list",
+        nargs="?",
+        const="all",
+        choices=("all", "methods", "models", "data"),
+        help="list methods, models and data sets, and exit",
+    )
     for flag in table:
         _add(parser, flag.names, flag)
 
-    distills = ["vanilla"] if teacher else _listed(_distill_of(argv), "--distill")
+    distills = (
+        ["vanilla"] if teacher else _listed(_named_before(argv, "--distill", len("--disti")) or "kd", "--distill")
+    )
     methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
     own: dict[str, list[tuple[type[Distiller], dataclasses.Field]]] = {}
     flags = {f.dest: f for f in table}
@@ -195,8 +214,10 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
             own.setdefault(flag.dest, []).append((method, f))
 
     given = vars(parser.parse_args(argv))
-    if given.pop("list"):
-        print(listing())
+    if kind := given.pop("list"):
+        from helper.listing import show  # imports every method
+
+        show(kind)
         raise SystemExit(0)
     students = [None] if teacher or given["model_s"] is UNSET else _listed(given["model_s"], "--model_s")
     lanes = [(student, distill) for student in students for distill in distills]
@@ -319,20 +340,32 @@ def _resolve(
 
 
 def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
-    """Weights of the method's own row. A combination takes the largest cls and the largest div of its members."""
+    """Weights of the method's own row, and its own settings as far as the protocol changes them.
+
+    A combination takes the largest cls and the largest div of its members; those of the member that replaces the
+    student's classifier, if one does: the others' are meant for a classifier that will be used.
+    """
     rows = [
         {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
-        | (dict(m.Config.authors) if protocol == "authors" else {})
+        | ({_dest(m, k): v for k, v in m.Config.authors.items()} if protocol == "authors" else {})
         for m in methods
     ]
     if len(rows) == 1:
         return rows[0]
-    return {
-        "cls": max(r["cls"] for r in rows),
-        "div": max(r["div"] for r in rows),
+    deciding = [r for r, m in zip(rows, methods, strict=True) if m.deployed_head is not Distiller.deployed_head] or rows
+    common = {
+        "cls": max(r["cls"] for r in deciding),
+        "div": max(r["div"] for r in deciding),
         "beta": 1.0,
         "kd_T": rows[0]["kd_T"],
     }
+    return {k: v for row in rows for k, v in row.items()} | common
+
+
+def _dest(method: type[Distiller], name: str) -> str:
+    """The name under which a Config field is parsed."""
+    own = {f.name: f for f in _own_fields(method)}
+    return _field_flag(method.name, own[name]).lstrip("-") if name in own else name
 
 
 def _config(
@@ -392,11 +425,17 @@ def _check(values: Mapping[str, Any]) -> None:
     for name in ("learning_rate", "lr_decay_rate"):
         if not values[name] > 0:
             raise UserError(f"--{name} {values[name]} must be above 0")
-    for name in ("weight_decay", "momentum"):
-        if values[name] < 0:
-            raise UserError(f"--{name} {values[name]} must not be negative")
-    if values["clip_grad"] is not None and not values["clip_grad"] > 0:
-        raise UserError(f"--clip_grad {values['clip_grad']} must be above 0")
+    if not 0 <= values["momentum"] < 1:
+        raise UserError(f"--momentum {values['momentum']} must lie in [0, 1)")
+    weights = {f"--{k}": values[k] for k in ("cls", "div", "beta") if k in values}
+    weights |= {f"--weight {k}": v for k, v in term_weights(values.get("weight")).items()}
+    for name, value in {"--weight_decay": values["weight_decay"], **weights}.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name} {value} must be a finite number and not negative")
+    if not values["dist_timeout"] > 0:
+        raise UserError(f"--dist_timeout {values['dist_timeout']} must be above 0")
+    if values["clip_grad"] is not None and not 0 < values["clip_grad"] < math.inf:
+        raise UserError(f"--clip_grad {values['clip_grad']} must be a finite number above 0")
     if values["warmup_epochs"] < 0:
         raise UserError(f"--warmup_epochs {values['warmup_epochs']} must be at least 0")
     if not 0 <= values["val_fraction"] < 1:
@@ -414,21 +453,3 @@ def _check(values: Mapping[str, Any]) -> None:
 def published_name(distill: str) -> str:
     """The spelling run folders use: fitnet -> hint, kd+at -> kd+attention."""
     return "+".join(published_names.get(part, part) for part in distill.split("+"))
-
-
-def listing() -> str:
-    """Methods, models and data sets, with what each needs; the first docstring line names a method's paper."""
-    from dataset import dataset_dict
-
-    lines = ["Methods (--distill):"]
-    for name in method_dict:
-        module = sys.modules[method_dict[name].__module__]
-        other = [a for a, n in method_dict.aliases.items() if n == name]
-        spelled = f"{name} ({', '.join(other)})" if other else name
-        lines.append(f"  {spelled:24s} {(module.__doc__ or '').strip().splitlines()[0]}")
-    lines.append("Models (--model, --model_s):")
-    for name in model_dict:
-        spec = model_dict[name]
-        lines.append(f"  {name:24s} taps {', '.join(spec.taps)}")
-    lines.append(f"Data sets (--dataset): {', '.join(dataset_dict)}")
-    return "\n".join(lines)

@@ -12,7 +12,7 @@ from helper.protocols import UserError
 
 
 class Registry(Mapping[str, Any]):
-    """A read-only mapping of public names.
+    """A mapping of public names.
 
     kind: what an entry is called in messages ("model", "method", "data set").
     table: name -> 'module:attribute'. Iteration and len() see these names only, so every entry is visited once.
@@ -47,6 +47,12 @@ class Registry(Mapping[str, Any]):
             open_ended = "".join(f", {prefix}:NAME" for prefix in self.resolvers)
             raise UserError(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(sorted(self.table))}{open_ended}")
         return name
+
+    def add(self, name: str, path: str, origin: str) -> None:
+        """One more name for 'module:attribute'; UserError if it stands for something else. origin: for the message."""
+        if name in self.aliases or self.table.get(name, path) != path:
+            raise UserError(f"there is a {self.kind} '{name}' already: give the one in {origin} another name")
+        self.table[name] = path
 
     def _resolver(self, name: object) -> str | None:
         prefix, colon, _ = name.partition(":") if isinstance(name, str) else ("", "", "")

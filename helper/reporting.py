@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from helper import distributed
 from helper.protocols import UserError
 
 log = logging.getLogger("retort")
@@ -54,7 +55,7 @@ def start_log() -> None:
             handler.close()
     _run_logs.clear()
     if not log.handlers:
-        console = _Console()
+        console: logging.Handler = _Console() if distributed.is_main() else logging.NullHandler()
         console.setFormatter(_Labelled("%(message)s"))
         log.addHandler(console)
 

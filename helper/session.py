@@ -22,12 +22,12 @@ from torch import Tensor
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from distiller_zoo.base import Combined, Distiller
-from helper import build
+from helper import build, distributed
 from helper.cache import CachedTeacher, cache_key
 from helper.checkpoint import atomic_write_json
 from helper.cost import deployed_parameters, macs
 from helper.flags_video import DATA as VIDEO_DATA
-from helper.loops import Fit, Interrupted, Life, Stopper, drive, evaluate, read_last, summary
+from helper.loops import Fit, Interrupted, Life, Stopper, drive, evaluate, rank_seed, read_last, summary
 from helper.options import Settings, parse_lanes
 from helper.protocols import Batch, DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
 from helper.reporting import event_writer, log, log_to_file, open_run_log, require_backend, start_log
@@ -37,28 +37,59 @@ from helper.seeding import rng_state, seed_everything
 from helper.teacher import SharedTeacher, keep_dropout
 from models import model_for
 
+# flags that are about action recordings
+RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache", "skip_bad")
+
 
 def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
     """Run an entry point. A user's error becomes one sentence and exit code 2; a bug keeps its traceback."""
     try:
         main(argv)
     except UserError as error:
-        sys.exit(_fail(str(error), 2))
+        _end(_fail(error, 2))
     except Interrupted as stop:
-        sys.exit(_fail(str(stop), stop.code))
+        _end(_fail(stop, stop.code))
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no memory left"
+        _end(_fail(f"out of memory ({reason}): choose a smaller --batch_size, --image_size or network", 2))
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
+        _end(_fail("interrupted", 130))
+    else:
+        _end(0)
 
 
-def _fail(message: str, code: int) -> int:
-    log_to_file(message)
-    print(message, file=sys.stderr)
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had too little memory, which torch says in several ways."""
+    said = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in said)
+
+
+def _end(code: int) -> None:
+    if distributed.launched():
+        distributed.leave(code)
+    if code:
+        sys.exit(code)
+
+
+def _fail(message: Exception | str, code: int) -> int:
+    log_to_file(str(message))
+    if distributed.is_main():
+        print(message, file=sys.stderr)
+    elif isinstance(message, UserError):  # of this rank alone, perhaps
+        if not isinstance(message, distributed.RankLost):
+            distributed.wait_to_speak()
+        print(f"[rank {distributed.rank()}] {message}", file=sys.stderr)
     return code
 
 
 def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
     """Device and precision, kernels and seeds."""
-    device, notice = build.pick_device(settings.gpu_id)
+    gpu_id, place = settings.gpu_id, distributed.local_rank()
+    if settings.sources["gpu_id"] == "default" and place:
+        gpu_id = ",".join(map(str, range(place + 1)))
+    device, notice = build.pick_device(gpu_id, place)
     if notice:
         log.info(notice)
     if settings.deterministic:
@@ -66,29 +97,50 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not settings.deterministic
     seed_everything(settings.seed)
+    if settings.sync_bn and device.type != "cuda":
+        raise UserError("--sync_bn exists on CUDA devices only: leave it out")
     return device, build.pick_autocast(settings.precision, device)
 
 
 def open_data(settings: Settings) -> DataSet:
-    if settings.sources["data_folder"] == "default":
+    folder, made = Path(settings.data_folder), False
+    if settings.sources["data_folder"] == "default" and not folder.exists():
         with contextlib.suppress(OSError):  # the data set says what it misses, if it misses anything
-            Path(settings.data_folder).mkdir(parents=True, exist_ok=True)  # a fresh clone downloads into it
+            folder.mkdir(parents=True)  # a fresh clone downloads into it
+            made = True
     options = DataOptions(
         root=Path(settings.data_folder),
         image_size=settings.image_size,
         val_fraction=settings.val_fraction,
         few_ratio=settings.few_ratio,
         seed=settings.seed,
+        modality=modalities(settings),
+        data_split=settings.data_split,
         num_segments=settings.num_segments,
+        window=settings.window,
+        clip_cache=Path(settings.clip_cache),
         skip_bad=settings.skip_bad,
         more={f.dest: settings.values[f.dest] for f in VIDEO_DATA} | {"num_workers": settings.num_workers},
     )
-    data = dataset_dict[settings.dataset](options)
+    try:
+        data = distributed.main_first(lambda: dataset_dict[settings.dataset](options))  # rank 0 downloads
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # unless something was put there
     if settings.batch_size > len(data.train_labels):
         raise UserError(
             f"--batch_size {settings.batch_size} is larger than the training set ({len(data.train_labels)} samples)"
         )
+    for note in getattr(data, "notes", ()):
+        log.info(note)
     return data
+
+
+def modalities(settings: Settings) -> tuple[str, ...]:
+    """What is read of recordings of several modalities: by the network that is trained, then by its teacher."""
+    named = [settings.values.get(flag) for flag in ("modality", "modality_s", "modality_t")]
+    return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 def open_teacher(lanes: Sequence[Settings], data: DataSet) -> build.Network | None:
@@ -120,14 +172,15 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
     memory = Path(settings.save_root) / "teacher_accuracy.json"
     checksum = "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others))
     key = f"{checksum} {teacher.weights} on {data.name} {getattr(data, 'test_checksum', data.checksum)}"
-    known = read_json(memory)
+    known = distributed.by_main(lambda: read_json(memory))
     if key in known:
         acc = known[key]
         log.info("teacher accuracy:  %.2f (measured before)", acc)
     else:
         acc = accuracy_of(teacher, data, device)
         log.info("teacher accuracy:  %.2f", acc)
-        atomic_write_json(known | {key: acc}, memory)
+        if distributed.is_main():
+            atomic_write_json(known | {key: acc}, memory)
     recorded = None if teacher.others else teacher.checkpoint.best_acc
     if recorded is not None:
         log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
@@ -148,7 +201,8 @@ def accuracy_of(teacher: build.Network, data: DataSet, device: torch.device) -> 
     def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"teacher": source.features(Batch(inputs, unlabelled, unlabelled), ())["logits"]}
 
-    return evaluate(predict, data.test_loader(500, device=device), device)["teacher"]["acc"]
+    loader = data.test_loader(500, device=device, rank=distributed.rank(), world_size=distributed.world_size())
+    return evaluate(predict, loader, device)["teacher"]["acc"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -158,23 +212,26 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
 
 
-def notice_without_effect(settings: Settings, device: torch.device, data: DataSet) -> None:
+def notice_without_effect(settings: Settings, data: DataSet) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
     given = {k for k, source in settings.sources.items() if source == "command line"}
     distill, alone = settings.values.get("distill"), settings.method.teacher_mode == "absent"
     why = {
         "num_workers": "the data is resident on the device",
         "dali": f"{settings.dataset} is resident on the device",
-        "multiprocessing_distributed": "one process is enough for one device",
-        "dist_url": "one process",
-        "dist_backend": "one process",
-        "world_size": "one process",
-        "rank": "one process",
     }
-    if "video" in data.shapes:
+    if hasattr(data, "workers"):
         del why["num_workers"]
     else:
-        why |= {f.dest: f"{settings.dataset} holds no videos" for f in VIDEO_DATA}
+        why |= {f.dest: f"{settings.dataset} is no list of videos" for f in VIDEO_DATA}
+    if distributed.world_size() == 1:
+        why["multiprocessing_distributed"] = "one process is enough for one device"
+        why |= dict.fromkeys(
+            ("dist_url", "dist_backend", "world_size", "rank", "dist_timeout", "sync_bn", "log_all_ranks"),
+            "one process",
+        )
+    if "image" in data.shapes:
+        why |= dict.fromkeys(RECORDINGS, f"{settings.dataset} holds no action recordings")
     if len(build.chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
@@ -215,9 +272,26 @@ class Lane:
 def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     """The whole of train_teacher.py and train_student.py."""
     start_log()
-    for lanes in parse_lanes(argv, teacher=is_teacher):
-        start_log()
-        train_together(lanes, is_teacher)
+    trials = parse_lanes(argv, teacher=is_teacher)
+    settings = trials[0][0]
+    wanted = distributed.wanted_launch(
+        settings.multiprocessing_distributed,
+        settings.gpu_id,
+        settings.dist_url,
+        settings.dist_backend,
+        settings.world_size,
+        settings.rank,
+        settings.dist_timeout,
+    )
+    if wanted is not None:
+        code = distributed.launch(wanted, settings.command, settings.dist_timeout)
+        if code:
+            raise SystemExit(code)
+        return
+    with distributed.joined(settings.dist_backend, settings.dist_timeout):
+        for lanes in trials:
+            start_log()
+            train_together(lanes, is_teacher)
 
 
 def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
@@ -228,8 +302,15 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     data = open_data(settings)
     teacher = None if is_teacher else open_teacher(lanes, data)
     for lane in lanes:
-        notice_without_effect(lane, device, data)
-    loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device)
+        notice_without_effect(lane, data)
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device, **ranks)
+    if distributed.world_size() > 1:
+        log.info(
+            "%d processes, %d samples of each batch in each; losses over a batch see those of one process",
+            distributed.world_size(),
+            settings.batch_size // distributed.world_size(),
+        )
     source = None if teacher is None else shared_source(lanes, teacher, data, device, autocast)
     built = [build_lane(lane, teacher, data, loader, source, device, autocast, is_teacher, lanes) for lane in lanes]
 
@@ -266,7 +347,12 @@ def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
     """What is trained; a name that means two networks is resolved by the size of the images."""
     name = settings.values.get("model") or settings.values["model_s"]
     spec = model_for(name, data.shapes.get("image", ())).fitted(data.shapes)
-    return spec if settings.pretrained is None else build.started_from(spec, settings.pretrained)
+    if settings.pretrained is not None:
+        spec = build.started_from(spec, settings.pretrained)
+    if settings.sync_bn and distributed.world_size() > 1:
+        build_one = spec.build
+        spec = dataclasses.replace(spec, build=lambda **k: distributed.sync_batch_norm(build_one(**k)))
+    return spec
 
 
 def build_lane(
@@ -284,6 +370,7 @@ def build_lane(
     if settings.method.teacher_mode != "frozen":
         teacher = source = None
     student = student_spec(settings, data)
+    per_process = settings.batch_size // distributed.world_size()
     folder = folder_of(settings, teacher.name if teacher else None, is_teacher)
     seed_everything(settings.seed)  # a student starts the same whatever was built before it
     stages = build.build_stages(
@@ -292,7 +379,7 @@ def build_lane(
         student,
         teacher,
         data,
-        batch_size=settings.batch_size,
+        batch_size=per_process,
         device=device,
         make_optimizer=build.sgd(settings.momentum, settings.weight_decay, settings.learning_rate),
         epochs=settings.epochs,
@@ -300,16 +387,21 @@ def build_lane(
         init_seed=settings.seed,
         autocast=autocast,
         accumulate=settings.accumulate,
+        wrap=distributed.ddp,
         source=None if source is None else lambda net: source,
         clip_grad=settings.clip_grad,
         param_groups=settings.param_groups,
     )
     first = next(stages)
+    if distributed.rank():  # networks start alike everywhere, what is drawn from here on differs
+        seed_everything(rank_seed(settings.seed, distributed.rank()))
+        first.step.seed_rng(rank_seed(settings.seed, distributed.rank()) + 1)
     spec_t = teacher.spec if teacher else None
     needs = build.union_of_needs(settings.method, settings.config, student, spec_t)
-    if needs.full_batches and settings.batch_size % settings.accumulate:
+    if needs.full_batches and per_process % settings.accumulate:
         raise UserError(
-            f"--distill {settings.distill} needs micro-batches of one size: --batch_size {settings.batch_size} is not "
+            f"--distill {settings.distill} needs micro-batches of one size: --batch_size {settings.batch_size}"
+            f"{' over ' + str(distributed.world_size()) + ' processes' if distributed.world_size() > 1 else ''} is not "
             f"a multiple of --accumulate {settings.accumulate}"
         )
     described = describe(settings, data, teacher, autocast)
@@ -324,8 +416,8 @@ def build_lane(
             settings.lr_decay_rate,
             settings.warmup_epochs,
         ),
-        partial(event_writer, settings.tb_backend, folder.tensorboard),
-        {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name},
+        partial(event_writer, settings.tb_backend if distributed.is_main() else "none", folder.tensorboard),
+        {"arch": student.name, "num_classes": data.num_classes, "dataset": data.name, **getattr(data, "described", {})},
         settings.batch_size,
         loader,
         described["identity"],
@@ -333,7 +425,7 @@ def build_lane(
         settings.print_freq,
         settings.max_steps,
         after_epoch=dict if cached is None else cached.end_epoch,
-        shown=settings is lanes[0],
+        shown=settings is lanes[0] and distributed.is_main(),
     )
     fit.rng = rng_state()
     refuse_idle(settings, first, fit.steps)
@@ -341,7 +433,7 @@ def build_lane(
     if settings.resume != "auto":
         if len(lanes) > 1:
             raise UserError("--resume PATH belongs to one student: name a single --distill, or leave --resume out")
-        chosen = read_last(settings.resume)
+        chosen = distributed.by_main(lambda: read_last(settings.resume))
         refuse_differences(Path(settings.resume), chosen["identity"], fit.identity, settings.off_default())
         if settings.overwrite and Path(settings.resume).resolve().parent == folder.models.resolve():
             raise UserError(
@@ -355,14 +447,20 @@ def build_lane(
 def enter(lane: Lane, label: str | None, autocast: torch.dtype | None, device: torch.device) -> Any:
     """Enter the run's folder: the state to continue from, None to start, False if it is finished already."""
     folder, settings = lane.folder, lane.settings
-    if folder.enter(lane.described, settings.overwrite):
+    restarted = distributed.restarts() > 0  # by an elastic launcher: on from the last state, whatever began it
+    if distributed.by_main(lambda: folder.enter(lane.described, settings.overwrite and not restarted)):
         log.info("already finished: %s holds the result (--overwrite trains it again)", folder.models)
         return False
-    lane.fit.log = open_run_log(folder.log, label)
+    if distributed.is_main():
+        lane.fit.log = open_run_log(folder.log, label)
+    elif settings.log_all_ranks:
+        lane.fit.log = open_run_log(folder.log.with_name(f"log_rank{distributed.rank()}.txt"), label)
     lane.fit.log.info("run folder %s, %s on %s", folder.models, "bf16" if autocast else "fp32", device)
     for note in lane.notes:
         lane.fit.log.info(note)
-    return find_resume(settings.resume, lane.chosen, folder, lane.described["identity"], lane.fit.log)
+    chosen = None if restarted and folder.last.exists() else lane.chosen
+    identity = lane.described["identity"]
+    return distributed.by_main(lambda: find_resume(settings.resume, chosen, folder, identity, lane.fit.log))
 
 
 def shared_source(
@@ -393,7 +491,8 @@ def shared_source(
             raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
         checksum = "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others))
         weights = "" if teacher.weights is None else f" {teacher.weights}"
-        source = cache = CachedTeacher(
+        open_cache = partial(
+            CachedTeacher,
             source,
             folder,
             cache_key(checksum + weights, data.checksum, teacher.spec, autocast),
@@ -402,8 +501,9 @@ def shared_source(
             data.num_classes,
             torch.float32 if teacher.others or autocast is None else autocast,
             device,
-            lanes[0].rebuild_cache,
         )
+        rebuild = lanes[0].rebuild_cache and distributed.is_main()
+        source = cache = distributed.main_first(lambda: open_cache(rebuild))
     return SharedTeacher(source, taps, cache)
 
 
@@ -455,6 +555,7 @@ def describe(
         "sources": settings.sources,
         "without_effect": settings.without_effect,
         "cpu_threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
         "seed": settings.seed,
         "command": settings.command,
     }
@@ -474,6 +575,8 @@ def finish(
     lanes: Sequence[str],
 ) -> None:
     """parameters.json marks the run as complete; a teacher also appears under its short name."""
+    if not distributed.is_main():
+        return
     settings, folder, fit, step = lane.settings, lane.folder, lane.fit, lane.fit.stage.step
     uses_teacher = teacher is not None and settings.method.teacher_mode == "frozen"
     bare, deployed = deployed_parameters(step.student, step.method)
@@ -490,6 +593,8 @@ def finish(
             "evaluated_on": getattr(data, "evaluated_on", "test"),
             "Total time": fit.seconds / 3600,
             "lanes": list(lanes),
+            "num_classes": data.num_classes,
+            "processes": distributed.world_size(),
             "teacher_acc": teacher_acc if uses_teacher else None,
             "last": dict(fit.last_row),
             "best": {"test_acc": fit.best_acc, "epoch": fit.best_epoch},

@@ -210,6 +210,17 @@ class DistillStep:
     def deployed(self) -> Deployed:
         return Deployed(self.student, self.method, self.peer)
 
+    def rng_state(self) -> Tensor | None:
+        return None if self.rng is None else self.rng.get_state()
+
+    def set_rng(self, state: Tensor | None) -> None:
+        if self.rng is not None and state is not None:
+            self.rng.set_state(state.cpu())
+
+    def seed_rng(self, seed: int) -> None:
+        if self.rng is not None:
+            self.rng.manual_seed(seed)
+
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "trained": self.trained.state_dict(),

@@ -55,7 +55,7 @@ class TappedNet(nn.Module):
         x = inputs[self.spec.input]
         if self.spec.mean is not None:
             x = (x - self.mean) / self.std
-        self._kept, self._collecting, self._clips = {}, True, len(x)
+        self._kept, self._collecting, self._clips = {}, True, x.shape[0]
         try:
             logits = self.model(x)
         finally:

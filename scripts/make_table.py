@@ -20,8 +20,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helper.checkpoint import atomic_write_text
-from helper.options import published_name
+from distiller_zoo import method_dict
+from helper.build import chain_of
+from helper.checkpoint import atomic_write_text, read_checkpoint
+from helper.options import parse, published_name
 from helper.protocols import UserError
 from helper.reporting import clock
 
@@ -79,11 +81,68 @@ def mean_std(values: Sequence[float]) -> str:
 
 
 def method_settings(identity: dict[str, Any]) -> str:
-    """The method's published name; tell_apart() adds the settings in which alike cells differ."""
+    """The method's published name and what of its settings is off its default; tell_apart() adds what alike cells
+    differ in."""
     if "model" in identity:
         return "teacher"
-    name = published_name(identity["distill"])
-    return "student alone" if identity["distill"] == "vanilla" else name
+    name = "student alone" if identity["distill"] == "vanilla" else published_name(identity["distill"])
+    return name + "".join(f", {k} {identity[k]}" for k in off_default(identity))
+
+
+def off_default(identity: dict[str, Any]) -> list[str]:
+    """Weights and own settings that are not those of the method under its protocol; none for a method unknown here."""
+    distill = identity["distill"]
+    if any(part not in method_dict for part in distill.split("+")):
+        return []
+    protocol = identity.get("protocol") or "simkd"
+    theirs = parse(["--distill", distill, "--protocol", protocol], teacher=False)
+    names = ["cls", "div", "beta", "kd_T", "logit_stand", "weight", *theirs.method_flags]
+    if len(chain_of(theirs.method)) > 1:
+        names.append("init_epochs")
+    defaults = json.loads(json.dumps({k: theirs.values[k] for k in names}))
+    return [k for k in names if k in identity and identity[k] != defaults[k]]
+
+
+def num_classes(run: Run) -> int:
+    """Recorded with the run; in older ones, with its checkpoint."""
+    if "num_classes" in run.parameters:
+        return run.parameters["num_classes"]
+    (best,) = run.folder.glob("*_best.pth")
+    return read_checkpoint(best).meta["num_classes"]
+
+
+def from_first_to_last(group: Sequence[Run], column: str) -> str:
+    """Means over the runs of a column of metrics.jsonl, in the first and the last epoch of the method's own stage."""
+    ends = []
+    for run in group:
+        rows = [row for row in run.rows if row["stage"] == run.rows[-1]["stage"]]
+        ends.append((rows[0].get(column), rows[-1].get(column)))
+    if any(value is None for pair in ends for value in pair):
+        return ""
+    return " → ".join(f"{statistics.mean(values):.3g}" for values in zip(*ends, strict=True))
+
+
+def own_terms(group: Sequence[Run]) -> str:
+    """The unweighted term of every method of the cell."""
+    distill = group[0].identity.get("distill", "")
+    shown = {part: from_first_to_last(group, f"train_{part}") for part in distill.split("+")}
+    if len(shown) == 1:
+        return next(iter(shown.values()))
+    return ", ".join(f"{published_name(part)} {text}" for part, text in shown.items() if text)
+
+
+def side_by_side(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """A note on runs that shared one process, and so the order of the data."""
+    methods = {r.folder.name: method_settings(r.identity) for g in groups for r in g}
+    together = {
+        tuple(dict.fromkeys(methods[name] for name in r.parameters.get("lanes", ()) if name in methods))
+        for g in groups
+        for r in g
+    }
+    lists = [", ".join(names) for names in sorted(together) if len(names) > 1]
+    if not lists:
+        return []
+    return [f"Trained side by side, on the same batches in the same order, for each seed: {'; '.join(lists)}."]
 
 
 def protocol(run: Run) -> dict[str, Any]:
@@ -142,6 +201,7 @@ def tell_apart(groups: list[list[Run]]) -> list[str]:
         alike = [groups[j][0].identity for j in range(len(groups)) if labels[j] == labels[i]]
         mine = group[0].identity
         different = [k for k in mine if k not in REPETITION and any(other.get(k) != mine[k] for other in alike)]
+        different = [k for k in different if f", {k} {mine[k]}" not in labels[i][0]]
         out.append(labels[i][0] + "".join(f", {k} {mine[k]}" for k in different))
     return out
 
@@ -164,7 +224,8 @@ def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]], list[str]]:
         if g[0].identity.get("distill") == "vanilla"
     }
     protocols = list(dict.fromkeys(describe_protocol(g[0]) for g in groups))
-    header = ["method", "network", "teacher", "last epoch", "(best)", "gain", "runs", "parameters", "MACs", "time"]
+    header = ["method", "network", "teacher", "last epoch", "(best)", "gain", "x chance", "loss", "own term", "runs"]
+    header += ["parameters", "MACs", "time"]
     if len(protocols) > 1:
         header.append("protocol")
     rows = []
@@ -184,6 +245,9 @@ def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]], list[str]]:
             mean_std(last(group)),
             f"({best(group):.2f})",
             f"{statistics.mean(last(group)) - base:+.2f}" if comparable else "",
+            f"{statistics.mean(last(group)) * num_classes(first) / 100:.1f}",
+            from_first_to_last(group, "train_loss"),
+            own_terms(group),
             str(len(group)),
             f"{p['Deployed params']:.3f} M",
             f"{p['Deployed MACs']:.1f} M",
@@ -202,7 +266,10 @@ def table(runs: Iterable[Run]) -> tuple[list[str], list[list[str]], list[str]]:
     notes += [
         "Last-epoch top-1, mean ± standard deviation over runs; best epoch in brackets, selected on what it is "
         "reported on. Parameters and MACs are those at test time. Gain is over the student alone under the same "
-        "protocol.",
+        "protocol. Chance is one in as many as there are classes. Loss and own term: means over train in the first and "
+        "the last epoch; the loss is weighted as in that epoch (some weights rise with time), the method's own term is "
+        "not.",
+        *side_by_side(groups),
         f"Seeds: {', '.join(map(str, sorted({r.identity['seed'] for g in groups for r in g})))}.",
         f"Hardware: {'; '.join(hardware)}.",
     ]

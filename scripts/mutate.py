@@ -30,7 +30,15 @@ sys.path.insert(0, str(ROOT))
 from distiller_zoo import method_dict  # noqa: E402 (a script: the path comes first)
 
 PACKAGES = ("crd", "dataset", "distiller_zoo", "helper", "models", "tests")
-TESTS = ("test_reference_classic", "test_losses_classic", "test_reference_losses", "test_losses", "test_methods")
+TESTS = (
+    "test_reference_classic",
+    "test_losses_classic",
+    "test_losses_new",
+    "test_reference_losses",
+    "test_losses",
+    "test_methods",
+    "test_dask",
+)
 DEADLINE = 300  # seconds for one run of the tests
 
 
@@ -125,9 +133,74 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("WIDEST = 512", "WIDEST = 8"),
     ),
     "rkd": (
-        Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T"),
+        Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T", "distiller_zoo/base.py"),
         Mutant("+ self.weight_a", "- self.weight_a"),
         Mutant("option(25.0,", "option(20.0,"),
+    ),
+    "cat_kd": (
+        Mutant("F.mse_loss(maps_s, maps_t)", "F.mse_loss(-maps_s, maps_t)"),
+        Mutant("F.normalize(maps_s, dim=2)", "F.normalize(maps_s, dim=1)"),
+        Mutant("beta: float = 300.0", "beta: float = 30.0"),
+    ),
+    "ctkd": (
+        Mutant("x.detach() - scale", "x.detach() + scale"),
+        Mutant("(1 - math.cos(", "(1 + math.cos("),
+        Mutant("torch.tensor(1.0)", "torch.tensor(2.0)"),
+        Mutant("self.cfg.start + self.cfg.span", "self.cfg.start - self.cfg.span"),
+    ),
+    "dist": (
+        Mutant("inter = 1 - correlation", "inter = 1 + correlation"),
+        Mutant('{"dist": tau**2 *', '{"dist": tau *'),
+        Mutant("option(4.0,", "option(2.0,"),
+    ),
+    "dkd": (
+        Mutant("[margin, -margin]", "[margin, margin]"),
+        Mutant("* temperature**2", "* temperature"),
+        Mutant("self.cfg.tckd * tckd + self", "self.cfg.tckd * tckd - self"),
+        Mutant('8.0, "weight', '6.0, "weight'),
+    ),
+    "mgd": (
+        Mutant('s["mgd.generated"] - t', 's["mgd.generated"] + t'),
+        Mutant("(drawn >= self", "(drawn < self"),
+        Mutant("beta: float = 7e-5", "beta: float = 2e-5"),
+    ),
+    "mlkd": (
+        Mutant("p_s @ p_s.T - p_t", "p_s @ p_s.T + p_t"),
+        Mutant("p_s.T @ p_s - p_t", "p_s.T @ p_s + p_t"),
+        Mutant("TEMPERATURES = (2.0,", "TEMPERATURES = (1.0,"),
+        Mutant("weak = 0.5 if", "weak = 0.6 if"),
+    ),
+    "nkd": (
+        Mutant("-target.mean() - self", "-target.mean() + self"),
+        Mutant("* temperature**2", "* temperature"),
+        Mutant("option(3.5,", "option(1.5,"),
+    ),
+    "ofa_kd": (
+        Mutant("loss = loss - (enhanced", "loss = loss + (enhanced"),
+        Mutant(".pow(self.cfg.eps) - label", ".pow(self.cfg.eps) + label"),
+        Mutant("option(1.0,", "option(1.5,"),
+    ),
+    "srd": (
+        Mutant('s["srd.projected"] - t', 's["srd.projected"] + t'),
+        Mutant('{"srd": 2 * distance', '{"srd": 1 * distance'),
+        Mutant("option(4.0,", "option(2.0,"),
+    ),
+    "vkd": (
+        Mutant('smooth_l1_loss(s["vkd', 'smooth_l1_loss(-s["vkd'),
+        Mutant("q * r.diagonal().sign()", "q * -r.diagonal().sign()"),
+    ),
+    "wttm": (
+        Mutant("log_power = self.cfg.gamma", "log_power = -self.cfg.gamma"),
+        Mutant("(log_u.exp() * divergence)", "((-log_u).exp() * divergence)"),
+        Mutant("option(0.2,", "option(0.1,"),
+    ),
+    "dask": (
+        Mutant("(distances(e_s), distances(e_t))", "(distances(e_s), distances(e_s))"),
+        Mutant("loss + self.cfg.angle *", "loss - self.cfg.angle *"),
+        Mutant("return F.mse_loss(s[self.tap_s], t[self.tap_t])", "return F.mse_loss(t[self.tap_t], t[self.tap_t])"),
+        Mutant("div: float = 0.01", "div: float = 0.1"),
+        Mutant("ANCHOR_T = 0.1", "ANCHOR_T = 0.2"),
+        Mutant("in_space - target.detach()", "in_space - target"),
     ),
 }
 
@@ -206,7 +279,7 @@ def main() -> int:
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
         copy_tree(Path(folder))
-        if failure := first_failure(Path(folder)):
+        if failure := first_failure(Path(folder), " or ".join(map(tests_of, methods))):
             print(f"{failure} fails without any change: nothing can be said of the mutants")
             return 1
         print(f"{'method':10s} {'change':75s} {'s':>4s}  noticed by")

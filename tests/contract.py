@@ -6,7 +6,6 @@ import copy
 from itertools import islice
 
 import torch
-from torch import nn
 
 from helper.build import build_stages
 from helper.protocols import Progress
@@ -124,9 +123,3 @@ def parameters_vector(step):
     return torch.cat(
         [p.detach().flatten() for o in step.optimizers.values() for g in o.param_groups for p in g["params"]]
     )
-
-
-def ddp(module):
-    if not any(p.requires_grad for p in module.parameters()):
-        return module
-    return nn.parallel.DistributedDataParallel(module, broadcast_buffers=False)

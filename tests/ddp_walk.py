@@ -15,10 +15,11 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 import torch  # noqa: E402 (a script: the paths come first)
 import torch.distributed as dist  # noqa: E402
 from cases import ALL  # noqa: E402
-from contract import PROGRESS, ddp, make_step, parameters_vector  # noqa: E402
+from contract import PROGRESS, make_step, parameters_vector  # noqa: E402
 from toys import B  # noqa: E402
 
 from helper.build import chain_of  # noqa: E402
+from helper.distributed import ddp, joined  # noqa: E402
 
 
 def agree(values: torch.Tensor) -> bool:
@@ -49,14 +50,12 @@ def walk(case: str, rank: int, stage: int) -> list[str]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank = dist.get_rank()
     wanted = sys.argv[1:] or list(ALL)
-    problems = [
-        p for case in wanted for i in (*range(len(chain_of(ALL[case][0])) - 1), -1) for p in walk(case, rank, i)
-    ]
-    dist.barrier()
-    dist.destroy_process_group()
+    with joined("gloo", 200):
+        rank = dist.get_rank()
+        problems = [
+            p for case in wanted for i in (*range(len(chain_of(ALL[case][0])) - 1), -1) for p in walk(case, rank, i)
+        ]
     if rank == 0:
         print("\n".join(problems) or f"{len(wanted)} cases agree", flush=True)
     sys.stdout.flush()

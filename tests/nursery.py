@@ -11,7 +11,9 @@ import os
 import resource
 import runpy
 import signal
+import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -72,6 +74,40 @@ def planted_bug():
     raise KeyError("planted")
 
 
+def as_ranks(count: int) -> None:
+    """Go on as `count` processes of one group; whoever forked them ends the others when one has failed, as torchrun
+    does, and with its code."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pids = []
+    for rank in range(count):
+        pid = os.fork()
+        if pid == 0:
+            os.environ |= {k: str(v) for k, v in {**world, "RANK": rank, "LOCAL_RANK": rank}.items()}
+            return
+        pids.append(pid)
+    worst = 0
+    signal.signal(signal.SIGTERM, lambda *_: [os.kill(pid, signal.SIGTERM) for pid in pids])
+    while pids:
+        pid, status = os.wait()
+        pids.remove(pid)
+        code = os.waitstatus_to_exitcode(status)
+        if code and not worst:
+            worst = code if code > 0 else 128 - code
+            for other in pids:
+                os.kill(other, signal.SIGTERM)
+    os._exit(worst)
+
+
+def in_rank(rank: int, hooks: dict) -> None:
+    """Hooks for one process of as_ranks() alone."""
+    if int(os.environ["RANK"]) == rank:
+        for hook, value in hooks.items():
+            HOOKS[hook](value)
+
+
 def hide_module(name: str) -> None:
     for loaded in [m for m in sys.modules if m.split(".")[0] == name or m.startswith("torch.utils.tensorboard")]:
         del sys.modules[loaded]
@@ -87,6 +123,13 @@ def fill_disk_of_events(_: bool) -> None:
     RecordWriter.write = write
 
 
+def limit_memory(more: int) -> None:
+    """This process may have so many bytes beside those it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
 HOOKS = {
     "events_full": fill_disk_of_events,
     "fsync": lambda count: die_at_fsync(count, tear=False),
@@ -95,6 +138,11 @@ HOOKS = {
     "bug_at": lambda count: at_step(count, planted_bug),
     "fsize": lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     "hide": hide_module,
+    "memory": limit_memory,
+    "hang_at": lambda count: at_step(count, lambda: time.sleep(8)),
+    "ranks": as_ranks,
+    "in_rank": lambda where: in_rank(*where),
+    "env": lambda values: os.environ.update(values),
 }
 
 

@@ -134,7 +134,7 @@ def mgd(f_s: A, f_t: A, kept: A, w: W) -> float:
 
 def srd(v_s: A, v_t: A, weight: A, exponent: float) -> float:
     def standard(x: A) -> A:
-        return np.array([[(v - col.mean()) / math.sqrt(col.var() + 1e-5) for v in col] for col in x.T]).T
+        return np.array([[(v - col.mean()) / math.sqrt(col.var() + 1e-4) for v in col] for col in x.T]).T
 
     a, b = standard(v_s @ weight.T), standard(v_t)
     return 2 * math.log(sum(abs(x - y) ** exponent for x, y in zip(a.ravel(), b.ravel(), strict=True)))

@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +56,19 @@ def student(commands, teacher, tmp_path):
         (("--distill", "srrl", "--batch_size", 1), ("a batch of one", "--batch_size")),
         (("--distill", "srrl", "--batch_size", 718), ("a batch of one", "--batch_size")),
         (("--distill", "crd", "--feat_dim", 0), ("--feat_dim 0",)),
+        (("--distill", "crd", "--nce_k", 10**13), ("--nce_k 10000000000000", "at most 16777216")),
+        (("--distill", "crd", "--nce_t", 0), ("--nce_t 0.0",)),
+        (("--distill", "cc", "--feat_dim", 10**12), ("--feat_dim 1000000000000", "at most")),
+        (("--image_size", 100000), ("image_size is 100000", "4096")),
+        (("--image_size", 4000), ("1797 images at 4000x4000 need", "--image_size")),
+        (("-c", -1), ("--cls -1.0", "not negative")),
+        (("-d", "nan"), ("--div nan", "finite")),
+        (("--distill", "at", "-b", "inf"), ("--beta inf", "finite")),
+        (("--distill", "kd+at", "--weight", "at=-2"), ("--weight at -2.0", "not negative")),
+        (("--weight_decay", -1), ("--weight_decay -1.0", "not negative")),
+        (("--momentum", 1), ("--momentum 1.0", "[0, 1)")),
+        (("--momentum", -0.1), ("--momentum -0.1", "[0, 1)")),
+        (("--distill", "kd+simkd"), ("simkd replaces the classifier that kd would train", "-c and -d")),
         (("--trial", "9" * 30), ("the seed 999", "--trial")),
         (("--seed", -1), ("the seed -1",)),
         (("--learning_rate", "nan"), ("--learning_rate nan",)),
@@ -158,6 +172,27 @@ def test_a_folder_of_images(commands, image_tree, tmp_path):
     (tree / "train").rename(tree / "training")
     commands.teacher(*argv).refused(str(tree), "no folder train/")
     assert not (tmp_path / "save").exists()
+
+
+def test_one_class_is_no_classification(commands, image_tree, tmp_path):
+    tree = shutil.copytree(image_tree, tmp_path / "tree")
+    for part in ("train", "val"):
+        shutil.rmtree(tree / part / "dog")
+    commands.teacher("--dataset", "folder", "--data_folder", tree, "--batch_size", 2, *SHORT).refused(
+        "holds one class folder, cat", "at least two"
+    )
+
+
+def test_digits_make_no_data_folder(commands, tmp_path):
+    (tmp_path / "here").mkdir()
+    commands.teacher(*SHORT, cwd=tmp_path / "here").finished()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here"]
+
+
+def test_out_of_memory_is_one_sentence(student):
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("needs Linux: memory cannot be limited elsewhere")
+    student("--distill", "crd", "--nce_k", 2**24, memory=2**29).refused("out of memory", "--batch_size")
 
 
 def test_cifar_half_there(commands, tmp_path):

@@ -217,6 +217,37 @@ def test_ofa_kd(eps, stand):
     assert terms["ofa_kd"].item() == pytest.approx(expected, **TOLERANCE)
 
 
+# ------------------------------------------------------------------ published settings
+
+
+PUBLISHED = {  # for CIFAR-100 where there are any, resnet32x4 -> resnet8x4; mgd, srd and vkd for ImageNet
+    "cat_kd": {"beta": 300, "resolution": 2, "raw": False},
+    "ctkd": {"cls": 0.1, "div": 0, "beta": 0.9, "start": 1, "span": 20, "epochs": 10},
+    "dist": {"cls": 1, "div": 0, "beta": 2, "inter": 1, "intra": 1, "tau": 4},
+    "dkd": {"cls": 1, "div": 0, "beta": 1, "tckd": 1, "nckd": 8, "temperature": 4, "warmup": 20},
+    "mgd": {"beta": 7e-5, "mask": 0.15},
+    "mlkd": {"cls": 0.1, "div": 0, "beta": 0.9, "views": 2, "halved": False},
+    "nkd": {"cls": 1, "div": 0, "beta": 1, "gamma": 3.5, "temperature": 3},
+    "ofa_kd": {"cls": 1, "div": 0, "beta": 1, "eps": 1},
+    "srd": {"cls": 1, "div": 1, "beta": 1, "exponent": 4},
+    "vkd": {"cls": 1, "div": 1, "beta": 1},
+    "wttm": {"cls": 1, "div": 0, "beta": 4, "gamma": 0.2},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_defaults_are_the_published_settings(name):
+    cfg = method_dict[name].Config()
+    assert {k: getattr(cfg, k) for k in PUBLISHED[name]} == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ["srd", "vkd"])
+def test_authors_compare_logits_at_temperature_one(name):
+    settings = parse(["--distill", name, "--protocol", "authors"], teacher=False)
+    assert (settings.kd_T, settings.div, settings.config.kd_T) == (1, 1, 1)
+    assert parse(["--distill", name], teacher=False).kd_T == 4
+
+
 # ------------------------------------------------------------------ schedules
 
 

@@ -7,13 +7,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from cases import CLASSES, config
+from contract import make_step
 from method_context import batch_of, build, run, side, spec
 from torch import nn
+from toys import B, ToyData, network
 
 from distiller_zoo import method_dict, published_names
 from helper.build import chain_of, union_of_needs
+from helper.cost import macs
 from helper.protocols import ModelSpec, Progress, Tap, UserError
 from helper.taps import TappedNet, probe
+from models import model_dict
 
 STAGES_S, STAGES_T = [(4, 8, 8), (6, 4, 4)], [(8, 8, 8), (12, 4, 4)]
 
@@ -202,3 +207,16 @@ def test_simkd_deploys_projector_and_classifier():
     taps = a.deployed_taps(SimpleNamespace(name="s", stages=("stage1", "stage2")))
     assert {k: tap.module for k, tap in taps.items()} == {"stage2": "transfer", "pooled": "pool"}
     assert a.get_submodule(a.deployed_head()) is a.teacher_head
+
+
+def test_a_replaced_classifier_costs_no_macs():
+    data = ToyData(image=(3, 32, 32), num_classes=CLASSES)
+    student, device = model_dict["resnet8"], torch.device("cpu")
+    step = make_step(
+        method_dict["simkd"], config("simkd"), student, lambda: network(model_dict["resnet14"], CLASSES), data, B
+    )
+    hidden = 64 // 2
+    projector = 64 * (64 * hidden + 9 * hidden * hidden + hidden * 64)  # on 8x8 maps
+    bare, deployed = (macs(net, data.shapes, device) for net in (step.student, step.deployed()))
+    assert deployed == bare - 64 * CLASSES + projector + 64 * CLASSES
+    assert step.student(data.batch().inputs)["logits"].shape == (B, CLASSES)  # the classifier is as it was

@@ -46,7 +46,8 @@ FAMILIES = ("ResNet18", "ResNet10x2", "ResNet50", "MobileNetV1", "MobileNetV2_Im
 
 
 def test_every_large_network_is_in_the_table():
-    assert {name for name in model_dict if model_dict[name].input_shape == (3, 224, 224)} == PUBLISHED.keys()
+    large = {name for name in model_dict if model_dict[name].input_shape == (3, 224, 224)}
+    assert large == PUBLISHED.keys() | {"bninception"}  # whose weights want another normalisation: test_vskd_models.py
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -169,3 +169,10 @@ def test_reviewkd_warms_up():
     method, *_ = prepared("reviewkd", [(3, 4, 4)], [(3, 4, 4)])
     weights = [method.weights(Progress(epoch=e, epochs=99))["reviewkd"] for e in (1, 10, 20, 60)]
     assert weights == pytest.approx([0.25, 2.5, 5.0, 5.0])
+
+
+@pytest.mark.parametrize(("width", "mid"), [(20, 20), (512, 512), (600, 512)])
+def test_reviewkd_fuses_in_the_width_of_the_pooled_feature(width, mid):
+    """At most 512 channels, as published."""
+    sides = (side("s", [(3, 2, 2)], width, 4), side("t", [(3, 2, 2)], 5, 4))
+    assert [fuse.conv1[0].out_channels for fuse in build("reviewkd", *sides).abfs] == [mid, mid]

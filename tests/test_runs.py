@@ -273,7 +273,7 @@ def test_help_and_list(commands):
     assert plain.finished() and "--nce_k" not in plain.out and "--path_t" in plain.out
     assert crd.finished() and "--nce_k" in crd.out and "--factor" not in crd.out
     listed = commands("train_student.py", "--list").finished().out
-    assert "simkd" in listed and "fitnet (hint)" in listed and "resnet32x4" in listed and "digits" in listed
+    assert "simkd" in listed and "fitnet, hint" in listed and "resnet32x4" in listed and "digits" in listed
 
 
 def test_flags_without_effect(commands, teacher, tmp_path):
@@ -365,3 +365,20 @@ PUBLISHED = (
     "python train_student.py --path_t ./save/teachers/models/resnet32x4_vanilla/resnet32x4_best.pth --distill simkd "
     "--model_s resnet8x4 -c 0 -d 0 -b 1 --trial 0",
 )
+
+
+def test_protocols_of_combinations():
+    hint = parse(shlex.split("--distill kd+hint --protocol authors"), teacher=False)
+    assert (hint.hint_layer, hint.cls, hint.div) == (2, 1.0, 0.9)
+    assert dict((m.name, c) for m, c in hint.config.members)["fitnet"].hint_layer == 2
+    assert parse(shlex.split("--distill kd+hint --protocol authors --hint_layer 3"), teacher=False).hint_layer == 3
+    assert parse(shlex.split("--distill kd+hint"), teacher=False).hint_layer == 1
+
+
+def test_a_replaced_classifier_is_trained_only_on_demand():
+    replaced = parse(shlex.split("--distill simkd+at"), teacher=False)
+    assert (replaced.cls, replaced.div) == (0, 0)
+    kept = parse(shlex.split("--distill at+kd"), teacher=False)
+    assert (kept.cls, kept.div) == (1, 1)
+    asked = parse(shlex.split("--distill simkd+kd -c 1 -d 1"), teacher=False)
+    assert (asked.cls, asked.div) == (1, 1)

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,6 @@ from helper.views import average_views, evaluate_views, mean_class_accuracy
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "data" / "action_clips"
 CPU = torch.device("cpu")
-av = pytest.importorskip("av", reason="needs av, of requirements-extra.txt")
 
 
 def real_clips():

@@ -273,7 +273,6 @@ def test_convert_a_raw_training_checkpoint(tmp_path, commands, monkeypatch):
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    pytest.importorskip("av", reason="needs av, of requirements-extra.txt")
     from test_video import write_video
 
     root = tmp_path_factory.mktemp("clips")
@@ -306,7 +305,9 @@ def test_from_teacher_to_tested_student(videos, tmp_path, commands):
         done = commands("test_model.py", "--path", student, *data, *views).finished()
         assert "mean class" in done.out and "2 samples" in done.out and "averaged by" in done.out
     commands("test_model.py", "--path", student, *data, "--clips", 4).refused("--sampling dense")
-    commands("test_model.py", "--path", student, "--dataset", "digits", "--crops", "ten").refused("holds no videos")
+    commands("test_model.py", "--path", student, "--dataset", "digits", "--crops", "ten").refused(
+        "is no list of videos"
+    )
     refused = commands(
         "train_student.py", *common, "--teacher_dropout", "--teacher_cache", tmp_path / "t", "--trial", 1
     )
@@ -318,7 +319,7 @@ def test_from_teacher_to_tested_student(videos, tmp_path, commands):
 
 def test_video_flags_say_when_they_do_nothing(commands, tmp_path):
     done = commands.teacher("--epochs", 1, "--max_steps", 1, "--save_root", tmp_path, "--sampling", "dense").finished()
-    assert "--sampling (digits holds no videos)" in done.out
+    assert "--sampling (digits is no list of videos)" in done.out
 
 
 def test_value_of_a_method_is_untouched_without_frames():

@@ -1,0 +1,549 @@
+"""Action recordings of several modalities: pairs by (action, subject, trial), their protocols, and their loaders.
+
+A data set module says which files there are and what their names mean; everything else is here. Shape letters: N
+samples, B samples of a batch, K frames of a clip, C axes, L samples of a window, S pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dataset.base import DataOptions
+from dataset.clips import (
+    ClipSource,
+    FrameCache,
+    ListRow,
+    centre_box,
+    crop_boxes,
+    read_list,
+    render,
+    segment_frames,
+    to_input,
+)
+from dataset.resident import ResidentLoader, _generator
+from dataset.sensors import read_sensor, window
+from helper.protocols import Batch, UserError
+
+VIDEO, SENSOR = "video", "sensor"  # entries of Batch.inputs
+DEFAULT_SIDE = 224
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One file (or folder of frames) of one modality.
+
+    key: (action, subject, trial) or what names a performance in the data set. view: the camera, where there are
+    several of one performance. origin: what the file is, for reports, where that is not the modality's name.
+    """
+
+    path: Path
+    key: tuple[int | str, ...]
+    label: int
+    subject: int
+    view: str = ""
+    frames: ClipSource | None = None
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One performance (as one camera saw it), with its recordings by modality."""
+
+    key: tuple[int | str, ...]
+    label: int
+    subject: int
+    view: str
+    files: Mapping[str, Recording]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """kind: "video" or "sensor", the entry of Batch.inputs it becomes. axes: of a sensor."""
+
+    kind: str
+    axes: int = 3
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A published split. trains: whether a recording is for training. by_subject: nobody may be on both sides.
+
+    told: as reports name it.
+    """
+
+    trains: Callable[[Recording], bool]
+    told: str
+    by_subject: bool = False
+    by_view: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a data set module knows.
+
+    find: (root, modality) -> its recordings. mirrored: classes whose mirror image is the same action; no clip of
+    another is ever mirrored.
+    """
+
+    name: str
+    classes: Sequence[str]
+    modalities: Mapping[str, Modality]
+    protocols: Mapping[str, Protocol]
+    find: Callable[[Path, str], list[Recording]]
+    mirrored: frozenset[int] = frozenset()
+    describe_key: Callable[[tuple[int | str, ...]], str] = str
+
+
+def pair(
+    found: Mapping[str, Sequence[Recording]], required: str, skip_bad: bool, trains: Callable[[Recording], bool]
+) -> tuple[list[Sample], list[str]]:
+    """Join recordings of one performance: (samples in the order of their keys, what was left out).
+
+    A sample stands for every view of a performance. Everybody needs the modality `required`; the others may be absent
+    from all recordings that are tested on. UserError for a recording without its twin, or two of one performance.
+    """
+    tables: dict[str, dict[tuple[tuple[int | str, ...], str], Recording]] = {}
+    for modality, recordings in found.items():
+        table = tables[modality] = {}
+        for r in recordings:
+            twice = table.setdefault((r.key, r.view), r)
+            if twice is not r:
+                raise UserError(
+                    f"two {modality} recordings of one performance: '{twice.path}' and '{r.path}'; keep one of them"
+                )
+    views = {(key, view) for table in tables.values() for key, view in table}
+    seen = {key for key, view in views if view}
+    wanted = sorted((v for v in views if v[1] or v[0] not in seen), key=_natural)  # each view is a sample of its own
+    tested = {m: any(not trains(r) for r in recordings) for m, recordings in found.items()}
+    samples, left_out = [], []
+    for key, view in wanted:
+        files = {}
+        for modality, table in tables.items():
+            recording = table.get((key, view)) or table.get((key, ""))
+            if recording is not None:
+                files[modality] = recording
+        one = next(iter(files.values()))
+        missing = [m for m in found if m not in files and (m == required or trains(one) or tested[m])]
+        labels = {m: r.label for m, r in files.items()}
+        if len(set(labels.values())) > 1:
+            told = " and ".join(f"'{r.path}' ({r.label})" for r in files.values())
+            raise UserError(f"recordings of one performance have different labels: {told}; correct the list")
+        if not missing:
+            samples.append(Sample(key, one.label, one.subject, view, files))
+            continue
+        message = f"'{one.path}' has no twin: its {missing[0]} recording {twin_name(found[missing[0]], one)} is missing"
+        if not skip_bad:
+            raise UserError(f"{message}; add it, or pass --skip_bad to leave such recordings out")
+        left_out.append(message)
+    return samples, left_out
+
+
+def twin_name(others: Sequence[Recording], one: Recording) -> str:
+    """The name the missing file should have, read off its neighbours."""
+    if not others:
+        return f"of {one.key}"
+    pattern = others[0]
+    name = pattern.path.name
+    if all(isinstance(k, int) for k in (*pattern.key, *one.key)) and name.count("_") >= len(one.key):
+        fields = name.split("_")
+        changed = [
+            f"{f[0]}{k:0{len(f) - 1}d}" if f[:1].isalpha() and f[1:] == f"{p:0{len(f) - 1}d}" else None
+            for f, p, k in zip(fields, pattern.key, one.key, strict=False)
+        ]
+        if all(changed):
+            return f"'{pattern.path.parent / '_'.join([*map(str, changed), *fields[len(changed) :]])}'"
+    return f"of {one.key} {one.view}".rstrip()
+
+
+def frame_folders(root: Path, lists: str, suffix: str) -> list[tuple[Path, tuple[str, ...], ListRow | None]]:
+    """(folder, parts of its path below root, its line in a list) of every folder of frames.
+
+    lists: pattern of frame lists in root; where there are none, every folder below root that holds such files counts.
+    UserError for a listed folder that is not there.
+    """
+    out: list[tuple[Path, tuple[str, ...], ListRow | None]] = []
+    for path in sorted(root.glob(lists)):
+        for row in read_list(path):
+            folder = row.below(root)
+            if folder is None:
+                raise UserError(
+                    f"{row.where}: there is no folder '{row.folder}' below '{root}'; extract its frames there"
+                )
+            out.append((folder, row.parts, row))
+    if out:
+        return out
+    for place, inner, files in os.walk(root, followlinks=True):
+        inner.sort()
+        if any(name.endswith(suffix) for name in files):
+            out.append((Path(place), Path(place).relative_to(root).parts, None))
+    return out
+
+
+def _natural(item: tuple[tuple[int | str, ...], str]) -> tuple:
+    key, view = item
+    return tuple((0, k, "") if isinstance(k, int) else (1, 0, k) for k in key), view
+
+
+class OnDemand(Mapping[str, Tensor]):
+    """Inputs of a batch that are rendered when somebody reads them: a student that reads the sensor pays for no video,
+    and needs none to be there."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
+        self._makers, self._made = makers, dict[str, Tensor]()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+@dataclass(frozen=True)
+class ActionOptions:
+    """What the loaders need to know of the options, resolved."""
+
+    num_segments: int
+    side: int
+    length: int
+
+
+@dataclass(eq=False)
+class ActionData:
+    """Paired recordings with labels: a DataSet (helper.protocols).
+
+    Sensor windows are resident on the device, clips come from the cache of decoded frames. reads: modality name ->
+    entry of Batch.inputs. notes: what the run should say once.
+    """
+
+    layout: Layout
+    protocol: str
+    train: list[Sample]
+    test: list[Sample]
+    reads: Mapping[str, str]
+    options: ActionOptions
+    cache: FrameCache
+    evaluated_on: str
+    notes: Sequence[str] = ()
+    _windows: dict[str, Tensor] = field(default_factory=dict)
+
+    num_crops: int | None = None  # crops are drawn from many sizes and places
+
+    def __post_init__(self) -> None:
+        self.name, self.classes = self.layout.name, tuple(self.layout.classes)
+        self.num_classes = len(self.classes)
+        self.train_labels = torch.tensor([s.label for s in self.train], dtype=torch.int64)
+        self.test_labels = torch.tensor([s.label for s in self.test], dtype=torch.int64)
+        o, shapes = self.options, {}
+        for modality, entry in self.reads.items():
+            axes = self.layout.modalities[modality].axes
+            shapes[entry] = (o.num_segments, 3, o.side, o.side) if entry == VIDEO else (axes, o.length)
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
+        self.modality_of = {entry: modality for modality, entry in self.reads.items()}
+
+    @property
+    def described(self) -> dict[str, object]:
+        """What a checkpoint's meta says, so that its network can be used on single files."""
+        shapes = {entry: list(shape) for entry, shape in self.shapes.items()}
+        return {
+            "classes": list(self.classes),
+            "modalities": dict(self.modality_of),
+            "shapes": shapes,
+            "reads": next(iter(self.reads.values())),
+            "data_split": self.protocol,
+        }
+
+    @cached_property
+    def checksum(self) -> str:
+        return self._checksum(self.train)
+
+    @cached_property
+    def test_checksum(self) -> str:
+        return self._checksum(self.test)
+
+    def _checksum(self, samples: Sequence[Sample]) -> str:
+        """First 16 hex digits of the SHA-256 of shapes, keys, labels, sensor values and the sizes of the videos."""
+        digest = hashlib.sha256(repr((sorted(self.shapes.items()), self.protocol)).encode())
+        for s in samples:
+            sizes = [
+                (m, r.path.stat().st_size if r.path.is_file() else r.frames and r.frames.count)
+                for m, r in s.files.items()
+                if self.reads[m] == VIDEO
+            ]
+            digest.update(repr((s.key, s.view, s.label, sizes)).encode())
+        if SENSOR in self.shapes:
+            digest.update(self.windows("train" if samples is self.train else "test").numpy().data)
+        return digest.hexdigest()[:16]
+
+    def windows(self, part: str) -> Tensor:
+        """float32 [N, C, L] on the CPU."""
+        if part not in self._windows:
+            modality, samples = self.modality_of[SENSOR], self.train if part == "train" else self.test
+            rows = [window(read_sensor(s.files[modality].path, modality), self.options.length) for s in samples]
+            self._windows[part] = torch.stack(rows)
+        return self._windows[part]
+
+    def clip(self, sample: Sample, draw: Sequence[float] | None, box: float | None, mirror: bool) -> Tensor:
+        """uint8 [K, C, S, S]. draw: positions inside the segments; box: which crop, in [0, 1); None: the middle."""
+        recording = sample.files.get(self.modality_of[VIDEO])
+        if recording is None or recording.frames is None:
+            raise UserError(
+                f"{self.layout.describe_key(sample.key)} has no {self.modality_of[VIDEO]} recording, and the network "
+                "reads one: evaluate a network that reads the sensor (--skip_validation leaves the teacher out)"
+            )
+        frames = self.cache.get(recording.frames)
+        try:
+            picked = segment_frames(len(frames), self.options.num_segments, draw)
+        except UserError as error:
+            raise UserError(f"'{recording.path}': {error}") from error
+        height, width = frames.shape[1:3]
+        if box is None:
+            area = centre_box(height, width, self.options.side)
+        else:
+            boxes = crop_boxes(height, width)
+            area = boxes[int(box * len(boxes))]
+        return render(frames, picked, area, self.options.side, mirror and sample.label in self.layout.mirrored)
+
+    def train_loader(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> ActionTrainLoader:
+        """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
+        return ActionTrainLoader(self, batch_size, seed, device, drop_last, rank, world_size)
+
+    def test_loader(
+        self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1
+    ) -> ActionTestLoader:
+        """batch_size counts the samples of this rank; inputs are rendered when they are read."""
+        return ActionTestLoader(self, batch_size, device, rank, world_size)
+
+
+class ActionTrainLoader(ResidentLoader):
+    """Batches of pairs. The order depends on (seed, epoch), frames and crops on (seed, epoch, place in the epoch).
+
+    On a GPU, threads prepare the next batches while the device works on this one.
+    """
+
+    def __init__(
+        self,
+        data: ActionData,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        drop_last: bool,
+        rank: int,
+        world_size: int,
+    ):
+        count = len(data.train)
+        if not 1 <= batch_size <= count:
+            raise UserError(f"batch_size is {batch_size}, but there are {count} recordings to train on")
+        if batch_size % world_size:
+            raise UserError(
+                f"batch_size {batch_size} cannot be divided among {world_size} processes; "
+                f"give a multiple of {world_size}"
+            )
+        whole, left = divmod(count, batch_size)
+        super().__init__(whole + (0 if drop_last or left < world_size else 1))
+        self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
+        self.rank, self.world_size, self.count = rank, world_size, count
+        self.labels = data.train_labels.to(device)
+        self.windows = data.windows("train").to(device) if SENSOR in data.shapes else None
+        self.set_epoch(1)
+
+    def identity(self) -> dict[str, int]:
+        return {"seed": self.seed, "batch_size": self.batch_size, "train_samples": self.count}
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        super().set_epoch(epoch, start_step)
+        self.order = torch.randperm(self.count, generator=_generator("order", self.seed, epoch))
+        draws = torch.rand(
+            self.count, self.data.options.num_segments + 2, generator=_generator("clip", self.seed, epoch)
+        )
+        self.draws = draws.tolist()
+
+    def clip(self, place: int) -> Tensor:
+        """The clip at a place of the epoch, on the CPU."""
+        *draw, box, mirror = self.draws[place]
+        return self.data.clip(self.data.train[int(self.order[place])], draw, box, mirror < 0.5)
+
+    def _places(self, step: int) -> range:
+        first = step * self.batch_size
+        size = min(self.batch_size, self.count - first)
+        return range(first + size * self.rank // self.world_size, first + size * (self.rank + 1) // self.world_size)
+
+    def batch(self, step: int, clips: Sequence[Tensor] | None = None) -> Batch:
+        places = self._places(step)
+        index = self.order[places.start : places.stop].to(self.device)
+        inputs = {}
+        if VIDEO in self.data.shapes:
+            inputs[VIDEO] = to_input([self.clip(p) for p in places] if clips is None else clips, self.device)
+        if self.windows is not None:
+            inputs[SENSOR] = self.windows.index_select(0, index)
+        return Batch(inputs, self.labels.index_select(0, index), index)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.device.type != "cuda" or VIDEO not in self.data.shapes:
+            yield from super().__iter__()
+            return
+        yield from self.ahead(max(1, len(os.sched_getaffinity(0)) - 1))
+
+    def ahead(self, threads: int, batches: int = 2) -> Iterator[Batch]:
+        """The same batches, whose clips threads have prepared while the device was busy with earlier ones."""
+        start = self.step if self._fresh else 0
+        self._fresh = False
+        with ThreadPoolExecutor(threads) as pool:
+
+            def ask(step: int) -> list[Future[Tensor]]:
+                return [pool.submit(self.clip, place) for place in self._places(step)] if step < self.steps else []
+
+            asked = deque(ask(start + i) for i in range(batches))
+            try:
+                for step in range(start, self.steps):
+                    clips = [future.result() for future in asked.popleft()]
+                    asked.append(ask(step + batches))
+                    self.step = step + 1
+                    yield self.batch(step, clips)
+            finally:  # somebody may stop in the middle of an epoch
+                pool.shutdown(cancel_futures=True)
+
+
+class ActionTestLoader(ResidentLoader):
+    """The tested recordings in order: the middle of every segment, the middle of the picture."""
+
+    def __init__(self, data: ActionData, batch_size: int, device: torch.device, rank: int, world_size: int):
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; give at least 1")
+        count = len(data.test)
+        self.first, self.last = count * rank // world_size, count * (rank + 1) // world_size
+        self.batch_size = min(batch_size, 32) if VIDEO in data.shapes else batch_size  # clips are large
+        super().__init__(-(-(self.last - self.first) // self.batch_size))
+        self.data, self.device, self.labels = data, device, data.test_labels.to(device)
+        self.windows = data.windows("test").to(device) if SENSOR in data.shapes else None
+
+    def batch(self, step: int) -> Batch:
+        first = self.first + step * self.batch_size
+        last = min(first + self.batch_size, self.last)
+        makers: dict[str, Callable[[], Tensor]] = {}
+        if VIDEO in self.data.shapes:
+            samples = self.data.test[first:last]
+            makers[VIDEO] = lambda: to_input([self.data.clip(s, None, None, False) for s in samples], self.device)
+        if self.windows is not None:
+            rows = self.windows[first:last]
+            makers[SENSOR] = lambda: rows
+        places = torch.arange(first, last, device=self.device)
+        return Batch(OnDemand(makers), self.labels[first:last], places)
+
+
+def load(layout: Layout, options: DataOptions) -> ActionData:
+    """Find, pair, split and check the recordings of a data set, and decode its clips into the cache."""
+    if not options.root.is_dir():
+        raise UserError(f"the data folder '{options.root}' does not exist; point --data_folder at {layout.name}")
+    if options.val_fraction or options.few_ratio < 1:
+        raise UserError(f"{layout.name} is split by subject or trial: leave --val_fraction and --few_ratio out")
+    wanted = options.modality or (next(iter(layout.modalities)),)
+    for name in wanted:
+        if name not in layout.modalities:
+            raise UserError(f"{layout.name} has no modality '{name}': choose {', '.join(layout.modalities)}")
+    entries = {name: layout.modalities[name].kind for name in wanted}
+    if len(set(entries.values())) < len(entries):
+        first, second = list(entries)[:2]
+        raise UserError(
+            f"{first} and {second} are both read as '{entries[first]}', and teacher and student would read the same "
+            "input: choose one of them, or a video and a sensor"
+        )
+    split = options.data_split or next(iter(layout.protocols))
+    if split not in layout.protocols:
+        raise UserError(f"{layout.name} has no split '{split}': choose {', '.join(layout.protocols)}")
+    protocol = layout.protocols[split]
+    if protocol.by_view and entries[wanted[0]] == SENSOR:
+        raise UserError(
+            f"--data_split {split} parts the cameras of one performance, whose sensor recording would be trained and "
+            "tested on: choose another split for a network that reads a sensor"
+        )
+    found = {name: layout.find(options.root, name) for name in wanted}
+    for name, recordings in found.items():
+        if not recordings:
+            raise UserError(f"'{options.root}' holds no {name} recordings of {layout.name}")
+    samples, left_out = pair(found, wanted[0], options.skip_bad, protocol.trains)
+    resolved = ActionOptions(options.num_segments, options.image_size or DEFAULT_SIDE, options.window or DEFAULT_SIDE)
+    cache = FrameCache(options.clip_cache, max(1, resolved.side * 256 // 224))
+    samples, notes = _readable(samples, entries, cache, options.skip_bad, left_out)
+    sides: dict[bool, list[Sample]] = {True: [], False: []}
+    for s in samples:
+        sides[protocol.trains(s.files[wanted[0]])].append(s)
+    check_split(sides[True], sides[False], protocol, split)
+    if entries[wanted[0]] == SENSOR:  # several cameras saw a performance; its sensor recording is tested once
+        sides[False] = list({s.key: s for s in reversed(sides[False])}.values())[::-1]
+    origins = [
+        f"{name} is {', '.join(sorted(kinds))}"
+        for name, recordings in found.items()
+        if (kinds := {r.origin for r in recordings if r.origin})
+    ]
+    told = "; ".join([f"{protocol.told}, {'+'.join(wanted)}", *origins])
+    notes = [f"{layout.name}: {len(sides[True])} recordings to train on, {len(sides[False])} to test; {told}", *notes]
+    return ActionData(layout, split, sides[True], sides[False], entries, resolved, cache, told, notes)
+
+
+def check_split(train: Sequence[Sample], test: Sequence[Sample], protocol: Protocol, name: str) -> None:
+    """UserError where a side is empty, or where somebody is on both sides of a split by subject."""
+    for side, samples in (("train on", train), ("test", test)):
+        if not samples:
+            raise UserError(f"--data_split {name} leaves no recording to {side}: are all subjects there?")
+    both = {s.subject for s in train} & {s.subject for s in test}
+    if protocol.by_subject and both:
+        who = next(iter(both))
+        names = [next(s for s in side if s.subject == who) for side in (train, test)]
+        paths = " and ".join(f"'{next(iter(s.files.values())).path}'" for s in names)
+        raise UserError(f"--data_split {name}: subject {who} is trained on and tested on ({paths}); correct the list")
+
+
+def _readable(
+    samples: Sequence[Sample], entries: Mapping[str, str], cache: FrameCache, skip_bad: bool, left_out: Sequence[str]
+) -> tuple[list[Sample], list[str]]:
+    """Decode all clips into the cache, and read all sensor files; what cannot be read is left out, if so wanted."""
+    bad: dict[Path, str] = {}
+    notes = []
+    for name, entry in entries.items():
+        recordings = [s.files[name] for s in samples if name in s.files]
+        if entry == SENSOR and skip_bad:
+            for r in recordings:
+                try:
+                    read_sensor(r.path, name)
+                except UserError as error:
+                    bad[r.path] = str(error)
+        if entry == VIDEO:
+            sources = {r.frames: r.path for r in recordings if r.frames is not None}
+
+            def remember(source: ClipSource, error: UserError, sources: Mapping[ClipSource, Path] = sources) -> None:
+                bad[sources[source]] = str(error)
+
+            size = cache.fill(list(sources), remember if skip_bad else None)
+            where = f"in '{cache.folder}'" if cache.folder else "in memory"
+            notes.append(
+                f"decoded frames of {len(sources)} clips, {cache.short_side} px: {size / 2**20:.0f} MiB {where}"
+            )
+    kept = [s for s in samples if not any(r.path in bad for r in s.files.values())]
+    gone = [*left_out, *bad.values()]
+    if gone:
+        notes.append(f"left out {len(samples) - len(kept) + len(left_out)} recordings, the first because {gone[0]}")
+    return kept, notes

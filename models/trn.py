@@ -1,0 +1,159 @@
+"""Temporal Relation Network, multi-scale (Zhou et al., ECCV 2018, eq. 1 to 3), over any 2-D network: `trn:NAME`.
+
+Module names are those of TRN-pytorch: `base_model`, `new_fc`, `consensus.fc_fusion_scales`. Shape letters: B clips, T
+frames of a clip, D values per frame, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cache, partial
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helper.protocols import ModelSpec, Tap, UserError
+
+NUM_SEGMENTS = 8
+SUBSETS = 3  # of each scale below the largest
+HIDDEN = 256
+DROPOUT, NARROW_DROPOUT = 0.5, 0.2  # of BN-Inception's 1024 values, as published; of networks that may have 64
+
+
+class MultiScaleRelation(nn.Module):
+    """Frame features [B, T, D] -> [B, K]: the sum over scales k = T, ..., 2 of an MLP on ordered subsets of k frames.
+
+    At the largest scale there is one subset; of the others min(3, all) are drawn without replacement in every training
+    forward, the same ones for the whole batch. In evaluation they are fixed (evenly spaced in lexicographic order), so
+    that a score is a function of the clip; the published code draws there too.
+    """
+
+    def __init__(self, num_frames: int, width: int, num_classes: int):
+        super().__init__()
+        if num_frames < 2:
+            raise UserError(f"a relation needs at least 2 frames, and --num_segments is {num_frames}")
+        self.num_frames = num_frames
+        self.subsets = [list(combinations(range(num_frames), k)) for k in range(num_frames, 1, -1)]
+        self.fc_fusion_scales = nn.ModuleList(
+            nn.Sequential(nn.ReLU(), nn.Linear(k * width, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, num_classes))
+            for k in range(num_frames, 1, -1)
+        )
+
+    def chosen(self) -> list[list[tuple[int, ...]]]:
+        """The frames of every call of every scale's MLP."""
+        return [self._choose(subsets) for subsets in self.subsets]
+
+    def _choose(self, subsets: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        count = min(SUBSETS, len(subsets))
+        if self.training:
+            return [subsets[i] for i in torch.randperm(len(subsets))[:count].tolist()]
+        return [subsets[i * (len(subsets) - 1) // max(count - 1, 1)] for i in range(count)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.unbind(1)  # picked one by one, as an index would travel to the device in every call
+        terms = [
+            mlp(torch.cat([frames[i] for i in subset], 1))
+            for mlp, subsets in zip(self.fc_fusion_scales, self.chosen(), strict=True)
+            for subset in subsets
+        ]
+        return torch.stack(terms).sum(0)
+
+
+class TRN(nn.Module):
+    """Clips [B, T, 3, H, W] -> [B, K]. Dropout takes the place of the backbone's classifier, `new_fc` makes frame
+    features."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: str,
+        num_classes: int,
+        num_frames: int,
+        feature_dim: int,
+        dropout: float,
+        feature_std: float | None,
+    ):
+        super().__init__()
+        classifier = backbone.get_submodule(head)
+        width = next((m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)), None)
+        if width is None:
+            raise UserError(f"trn replaces a linear classifier, and {head} of {type(backbone).__name__} holds none")
+        backbone.set_submodule(head, nn.Dropout(dropout))
+        self.base_model = backbone
+        self.new_fc = nn.Linear(width, feature_dim)
+        if feature_std is not None:
+            nn.init.normal_(self.new_fc.weight, 0, feature_std)
+            nn.init.zeros_(self.new_fc.bias)
+        self.consensus = MultiScaleRelation(num_frames, feature_dim, num_classes)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        clips_t = clips.shape[:2]
+        if clips_t[1] != self.consensus.num_frames:
+            raise UserError(f"this trn relates {self.consensus.num_frames} frames, a clip has {clips_t[1]}")
+        frames = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return self.consensus(self.new_fc(self.base_model(frames)).unflatten(0, clips_t))
+
+
+def _build(
+    backbone: ModelSpec,
+    num_classes: int,
+    shape: Sequence[int] | None = None,
+    feature_dim: int = 300,
+    dropout: float = DROPOUT,
+    feature_std: float | None = None,
+    **options: Any,
+) -> nn.Module:
+    """shape: [T, C, H, W] of a clip. options: for the backbone.
+
+    feature_std: of the normal distribution the weights of `new_fc` start from, 0.001 as published, for backbones that
+    know ImageNet already; None, as a layer usually starts. From scratch, 0.001 leaves the backbone hardly any gradient:
+    six epochs of UTD-MHAD over resnet8 stayed at chance level.
+    """
+    num_frames = NUM_SEGMENTS if shape is None else shape[0]
+    base = backbone(num_classes=num_classes, **options)
+    return TRN(base, backbone.head, num_classes, num_frames, feature_dim, dropout, feature_std)
+
+
+def trn_over(backbone: ModelSpec, name: str, **options: Any) -> ModelSpec:
+    """The relation network over a 2-D network. Its maps are tapped as their mean over frames, as VSKD has them;
+    `pooled` and `semantic` are the mean of the frame features."""
+    if backbone.input != "image":
+        raise UserError(f"trn runs over a network of images, and {backbone.name} reads '{backbone.input}'")
+    inside = {
+        k: dataclasses.replace(tap, module=f"base_model.{tap.module}", per_frame=True)
+        for k, tap in backbone.taps.items()
+    }
+    mean_feature = Tap("new_fc", "vector", per_frame=True)
+    return ModelSpec(
+        name,
+        partial(_build, backbone, **options),
+        {**inside, "frame_pooled": inside["pooled"], "pooled": mean_feature, "semantic": mean_feature},
+        backbone.feats,
+        "consensus",
+        input="video",
+        input_shape=(NUM_SEGMENTS, *backbone.input_shape),
+        mean=backbone.mean,
+        std=backbone.std,
+        fits=True,
+    )
+
+
+@cache
+def trn_spec(name: str) -> ModelSpec:
+    """`trn:NAME` over any network of the registry, as trn:resnet8 or trn:torchvision:resnet18."""
+    from models import model_dict
+
+    return trn_over(model_dict[name], f"trn:{name}", dropout=NARROW_DROPOUT)
+
+
+def _over_bninception(name: str, **options: Any) -> ModelSpec:
+    from models.bninception import bninception
+
+    return trn_over(bninception, name, **options)
+
+
+trn_bninception = _over_bninception("trn_bninception")
+trn_bninception_256 = _over_bninception("trn_bninception_256", feature_dim=256)

@@ -1,0 +1,168 @@
+#!/usr/bin/env python3
+"""How fast clips and Gramian fields come: python scripts/bench_vskd.py [--device cuda] [--out FILE.md]
+
+Three things, on clips and windows of noise in the shapes of UTD-MHAD (16 pairs a batch, 8 frames of a 52-frame clip):
+- Gramian fields per second, of batches of [16, 3, L] windows;
+- what share of the time a training step waits for its batch, once clips are cached (kd, the teacher a TRN over
+  BN-Inception, the student resnet18_gaf);
+- frames decoded per second, and the bytes of a cached clip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from dataset.base import DataOptions
+from dataset.clips import ClipSource, FrameCache, read_video
+from dataset.gaf import gramian_field
+from dataset.utd_mhad import load_utd_mhad
+from distiller_zoo import method_dict
+from helper.build import Network, build_stages, native_bf16, sgd
+from helper.checkpoint import Checkpoint, atomic_write_text
+from helper.protocols import Progress, UserError
+from helper.runs import environment
+from models import model_dict
+
+BATCH, BATCHES, FRAMES, SIZE = 16, 4, 52, (240, 320)
+
+
+def seconds(run: Callable[[], object], device: torch.device, repetitions: int) -> float:
+    """Median of one call, after one that does not count."""
+    times = []
+    for _ in range(repetitions + 1):
+        started = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:]))
+
+
+def make_recordings(root: Path, pairs: int) -> None:
+    """Files in the layout of UTD-MHAD: noise that moves little, so that it compresses as a picture does."""
+    import av
+    from scipy.io import savemat
+
+    rng = np.random.default_rng(0)
+    picture = np.kron(
+        rng.integers(0, 255, (SIZE[0] // 16, SIZE[1] // 16, 3), dtype=np.uint8), np.ones((16, 16, 1), "u1")
+    )
+    for i in range(pairs):
+        for subject in (1, 2) if i == 0 else (1,):  # one to test
+            stem = f"a{i % 27 + 1}_s{subject + 2 * (i // 108)}_t{i // 27 % 4 + 1}"
+            savemat(root / f"{stem}_inertial.mat", {"d_iner": rng.normal(size=(180, 6))})
+            with av.open(str(root / f"{stem}_color.avi"), "w") as container:
+                stream = container.add_stream("mpeg4", rate=15)
+                stream.width, stream.height, stream.pix_fmt = SIZE[1], SIZE[0], "yuv420p"
+                for k in range(FRAMES):
+                    frame = av.VideoFrame.from_ndarray(np.roll(picture, 2 * k, axis=1), format="rgb24")
+                    container.mux(stream.encode(frame))
+                container.mux(stream.encode())
+
+
+def fields(device: torch.device, length: int) -> float:
+    """Fields (one of a window's axes each) per second."""
+    x = torch.randn(BATCH, 3, length, device=device)
+    return 3 * BATCH / seconds(lambda: gramian_field(x), device, 20)
+
+
+def loader_share(root: Path, device: torch.device, side: int, steps: int) -> tuple[float, float]:
+    """(seconds a step waits for its batch, seconds of the step itself), means over an epoch of cached clips."""
+    options = DataOptions(root, image_size=side, window=side, modality=("accel", "video"), clip_cache=root / "cache")
+    data = load_utd_mhad(options)
+    teacher = model_dict["trn_bninception"].fitted(data.shapes)
+    network = Network(
+        teacher, teacher(num_classes=27), Checkpoint(path="", state={}, meta={}, best_acc=None, epoch=None, extra={})
+    )
+    kd = method_dict["kd"]
+    stage = next(
+        build_stages(
+            kd,
+            kd.Config(),
+            model_dict["resnet18_gaf"].fitted(data.shapes),
+            network,
+            data,
+            batch_size=BATCH,
+            device=device,
+            make_optimizer=sgd(0.9, 5e-4, 0.01),
+            epochs=1,
+            autocast=torch.bfloat16 if native_bf16(device) else None,
+        )
+    )
+    loader = data.train_loader(BATCH, seed=0, device=device)
+    stage.step.train()
+    waited = worked = 0.0
+    for epoch in (1, 2):  # the first does not count
+        loader.set_epoch(epoch)
+        batches, waited, worked = iter(loader), 0.0, 0.0
+        for _ in range(min(steps, len(loader))):
+            started = time.perf_counter()
+            batch = next(batches)
+            arrived = time.perf_counter()
+            stage.step(batch, Progress())
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            waited, worked = waited + arrived - started, worked + time.perf_counter() - arrived
+    return waited / steps, worked / steps
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--side", type=int, nargs="+", default=[64, 224], help="pixels of clips and fields")
+    parser.add_argument(
+        "--steps", type=int, default=BATCHES, choices=range(1, BATCHES + 1), help="steps that are timed"
+    )
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(argv)
+    device = torch.device(args.device)
+    lines = ["| what | side | value |", "|---|---|---|"]
+
+    def say(what: str, side: int | str, value: str) -> None:
+        lines.append(f"| {what} | {side} | {value} |")
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_recordings(root, BATCH * BATCHES)
+        video = next(root.glob("*.avi"))
+        started = time.perf_counter()
+        read_video(video)
+        say(
+            "decoding and nothing else",
+            f"{SIZE[1]}x{SIZE[0]}",
+            f"{FRAMES / (time.perf_counter() - started):.0f} frames/s",
+        )
+        for side in args.side:
+            say("Gramian fields", side, f"{fields(device, side):.0f} /s")
+            short = side * 256 // 224
+            say("cached clip", side, f"{FrameCache(None, short).get(ClipSource(video)).nbytes / 2**20:.2f} MiB")
+            load, step = loader_share(root, device, side, args.steps)
+            say("waiting for a batch", side, f"{1000 * load:.1f} ms")
+            say("training step on it", side, f"{1000 * step:.0f} ms")
+            say("loader's share", side, f"{100 * load / (load + step):.1f} %")
+    env = environment()
+    where = env["gpus"][0] if device.type == "cuda" else f"{env['cpu']}, {torch.get_num_threads()} threads"
+    text = "\n".join(
+        [*lines, "", f"python scripts/bench_vskd.py --device {device.type}; {where}; torch {torch.__version__}", ""]
+    )
+    print(text)
+    if args.out is not None:
+        atomic_write_text(args.out, text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

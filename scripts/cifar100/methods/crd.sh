@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Contrastive Representation Distillation (Tian et al., ICLR 2020).
+# CIFAR-100, resnet32x4 -> resnet8x4, 240 epochs.
+# Published 75.51 (RepDistiller README, last epoch, no logit KL), 75.59 (SimKD README, with -c 1 -d 1).
+# Not measured here at this length.
+#   bash scripts/cifar100/methods/crd.sh TEACHER.pth [further flags]      e.g. --trial 1 --data_folder DIR
+source "$(dirname "${BASH_SOURCE[0]}")/../../setup.sh"
+teacher=${1:?path of a resnet32x4 checkpoint}
+shift
+"$PYTHON" train_student.py --distill crd \
+    -c 1 -d 0 -b 0.8 --feat_dim 128 --mode exact --nce_k 16384 --nce_t 0.07 --nce_m 0.5 \
+    --dataset cifar100 --path_t "$teacher" --model_t resnet32x4 --model_s resnet8x4 \
+    --batch_size 64 --epochs 240 --learning_rate 0.05 --lr_decay_epochs 150,180,210 --weight_decay 5e-4 "$@"

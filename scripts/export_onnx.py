@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""A network of action recordings as ONNX, and what it costs to run:
+
+    python scripts/export_onnx.py --path STUDENT_best.pth [TEACHER_best.pth] [--out DIR] [--report FILE.md]
+
+The graph of a sensor student holds everything from sensor values to logits, the Gramian field included. The report has
+one row a network: parameters, multiply-accumulates, file size, and the latency of one sample on one CPU thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+
+from helper.checkpoint import atomic_write_text
+from helper.export import export_onnx, load_classifier, onnx_session, report
+from helper.protocols import UserError
+from helper.runs import environment, file_name
+
+
+def as_table(rows: Sequence[dict[str, float | str]]) -> str:
+    header = list(rows[0])
+    lines = [header, *[[f"{v:.3f}" if isinstance(v, float) else v for v in row.values()] for row in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    shown = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
+    return "\n".join([shown[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *shown[1:]])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path", nargs="+", required=True, help="checkpoints of runs on action recordings")
+    parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder for the .onnx files")
+    parser.add_argument("--file", type=Path, help="a sensor recording to classify with the exported graph")
+    parser.add_argument("--report", type=Path, help="write the table here as well")
+    parser.add_argument("--repetitions", type=int, default=30, help="calls that are timed")
+    args = parser.parse_args(argv)
+    rows = []
+    for path in args.path:
+        classifier = load_classifier(path, args.model)
+        target = args.out / f"{file_name(classifier.network.spec.name)}.onnx"
+        export_onnx(classifier, target)
+        rows.append(report(classifier, target, args.repetitions))
+        if args.file is not None:
+            (logits,) = onnx_session(target).run(None, {"input": classifier.read(args.file).numpy()})
+            print(f"{args.file.name}: {classifier.classes[int(torch.from_numpy(logits).argmax())]}")
+    cpu = environment()["cpu"]
+    text = f"{as_table(rows)}\n\nOne sample on one thread, float32, median of {args.repetitions} calls; {cpu}.\n"
+    print(text)
+    if args.report is not None:
+        atomic_write_text(args.report, text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""The tables and pictures of a study on action recordings, from its run folders; nothing is typed:
+
+    python scripts/vskd/report.py --root SAVE --data_folder UTD [--berkeley_root SAVE --berkeley_folder BERKELEY]
+
+Writes OUT_utd_mhad_short.md (with a row for extremely randomised trees on statistics of the accelerometer),
+OUT_utd_mhad_short_confusion.png, OUT_utd_mhad_short_cost.md and OUT_berkeley_short.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import numpy as np
+import torch
+
+from dataset import dataset_dict
+from dataset.actions import SENSOR, ActionData
+from dataset.base import DataOptions
+from helper.baseline import TREES, extra_trees
+from helper.checkpoint import atomic_write_text
+from helper.export import export_onnx, load_classifier, report
+from helper.protocols import UserError
+from helper.runs import file_name
+from scripts.export_onnx import as_table
+from scripts.make_table import Run, as_markdown, find_runs, mean_std, table
+
+SEEDS = (0, 1, 2)
+
+
+def baseline_row(data: ActionData) -> list[str]:
+    scores = [extra_trees(data, seed)[0] for seed in SEEDS]
+    what = f"ExtraTrees, {TREES} trees on {data.modality_of[SENSOR]} statistics"
+    return [what, "scikit-learn", "", mean_std(scores), "", "", str(len(scores)), "", "", ""]
+
+
+def write_table(runs: Sequence[Run], data: ActionData, out: Path, title: str, about: str) -> None:
+    header, rows, notes = table(runs)
+    row = baseline_row(data)
+    rows = [*rows, row + [""] * (len(header) - len(row))]
+    origins = f"The trees were tested on the same recordings: {data.evaluated_on}; last column of numbers as for runs."
+    atomic_write_text(out, f"# {title}\n\n{about}\n\n{as_markdown(header, rows, [*notes, origins])}")
+    print(out)
+
+
+def network_file(run: Run) -> Path:
+    """Weights of the last epoch."""
+    return run.folder / f"{file_name(run.identity['model' if run.is_teacher else 'model_s'])}_last.pth"
+
+
+@torch.no_grad()
+def confusion(run: Run, data: ActionData) -> np.ndarray:
+    """[K, K] counts on the tested recordings: rows are true classes, columns what the last epoch's network says."""
+    net = load_classifier(network_file(run)).net
+    counts = np.zeros((data.num_classes, data.num_classes), dtype=int)
+    for batch in data.test_loader(64, device=torch.device("cpu")):
+        said = net(batch.inputs)["logits"].argmax(1)
+        np.add.at(counts, (batch.target.numpy(), said.numpy()), 1)
+    return counts
+
+
+def draw(matrices: Mapping[str, np.ndarray], classes: Sequence[str], out: Path) -> None:
+    """Shares of each true class, side by side; cividis, which colour-blind people read as others do."""
+    from matplotlib.figure import Figure
+
+    count = len(matrices)
+    figure = Figure(figsize=(5.2 * count + 2.6, 6.4), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, count, sharey=True))
+    for panel, (title, counts) in zip(panels, matrices.items(), strict=True):
+        share = counts / counts.sum(1, keepdims=True).clip(1)
+        shown = panel.imshow(share, cmap="cividis", vmin=0, vmax=1)
+        panel.set_title(f"{title}\n{100 * counts.trace() / counts.sum():.1f} % right", fontsize=10)
+        panel.set_xticks(range(len(classes)), range(1, len(classes) + 1), fontsize=6)
+        panel.set_xlabel("predicted action")
+    names = [f"{name} ({i})" for i, name in enumerate(classes, 1)]
+    panels[0].set_yticks(range(len(classes)), names, fontsize=7)
+    figure.colorbar(shown, ax=list(panels), shrink=0.7, label="share of the true class")
+    figure.savefig(out, dpi=90)
+    print(out)
+
+
+def chosen(runs: Sequence[Run], network: str) -> dict[str, list[Run]]:
+    """Title -> runs of the teacher and of one student network, alone first."""
+    out: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda r: (not r.is_teacher, r.identity.get("distill") != "vanilla")):
+        if run.is_teacher:
+            out.setdefault(f"teacher: {run.identity['model']}", []).append(run)
+        elif run.identity["model_s"] == network:
+            name = "alone" if run.identity["distill"] == "vanilla" else run.identity["distill"]
+            out.setdefault(f"{network}, {name}", []).append(run)
+    return out
+
+
+def opened(name: str, folder: Path, runs: Sequence[Run], cache: Path | None) -> ActionData:
+    """The data of the runs, with every modality one of them reads."""
+    first = next((r for r in runs if not r.is_teacher), runs[0]).identity
+    read = [first.get(k) for k in ("modality", "modality_s", "modality_t")]
+    options = DataOptions(
+        folder,
+        image_size=first["image_size"],
+        modality=tuple(m for m in read if m),
+        data_split=first["data_split"],
+        num_segments=first["num_segments"],
+        window=first["window"],
+        clip_cache=cache,
+    )
+    return dataset_dict[name](options)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="root of the runs on UTD-MHAD")
+    parser.add_argument("--data_folder", type=Path, required=True)
+    parser.add_argument("--clip_cache", type=Path, default=Path("./cache/clips"))
+    parser.add_argument("--network", default="resnet18_gaf", help="student of the picture")
+    parser.add_argument("--berkeley_root", type=Path)
+    parser.add_argument("--berkeley_folder", type=Path)
+    parser.add_argument("--out", default="results/vskd", help="beginning of the files' names")
+    args = parser.parse_args(argv)
+    runs = find_runs(args.root, "utd_mhad")
+    if not runs:
+        raise UserError(f"no finished run on utd_mhad below {args.root}: train something first")
+    data = opened("utd_mhad", args.data_folder, runs, args.clip_cache)
+    stem = Path(f"{args.out}_utd_mhad_short")
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    about = (
+        f"Written by scripts/vskd/report.py from the runs of scripts/vskd/short_study.sh. Split: {data.evaluated_on}; "
+        f"{len(data.train)} recordings to train on, {len(data.test)} to test. The students read the sensor alone when "
+        "tested. One teacher, from scratch, taught all of them."
+    )
+    write_table(runs, data, stem.with_suffix(".md"), "UTD-MHAD: a video network teaches sensor networks", about)
+    groups = chosen(runs, args.network)
+    matrices = {
+        f"{title} ({len(group)} seed{'s' * (len(group) > 1)})": sum(
+            (confusion(run, data) for run in group), np.zeros((data.num_classes,) * 2, dtype=int)
+        )
+        for title, group in groups.items()
+    }
+    draw(matrices, data.classes, Path(f"{stem}_confusion.png"))
+    nets = {str(r.identity["model" if r.is_teacher else "model_s"]): r for r in runs if r.identity["trial"] == "0"}
+    with tempfile.TemporaryDirectory() as folder:
+        costs = []
+        for name, run in sorted(nets.items()):
+            classifier, target = load_classifier(network_file(run)), Path(folder) / f"{file_name(name)}.onnx"
+            export_onnx(classifier, target)
+            costs.append(report(classifier, target))
+    cpu = runs[0].env["cpu"]
+    told = f"One sample on one thread, float32, median of 30 calls; {cpu}. The Gramian field is part of the network."
+    atomic_write_text(Path(f"{stem}_cost.md"), f"# What teacher and students cost\n\n{as_table(costs)}\n\n{told}\n")
+    if args.berkeley_root is not None:
+        others = find_runs(args.berkeley_root, "berkeley_mhad")
+        berkeley = opened("berkeley_mhad", args.berkeley_folder, others, None)
+        about = (
+            f"Written by scripts/vskd/report.py. Split: {berkeley.evaluated_on}; {len(berkeley.train)} recordings to "
+            f"train on, {len(berkeley.test)} to test; Shimmer 1 alone."
+        )
+        write_table(others, berkeley, Path(f"{args.out}_berkeley_short.md"), "Berkeley MHAD: a sensor network", about)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

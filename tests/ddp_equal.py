@@ -1,0 +1,93 @@
+"""Trains small nets for some steps as one of several processes: torchrun ddp_equal.py OUT STEPS NORM...
+
+NORM: batch, or none for a net without batch norm. train() does the same alone; with `parts`, every batch is run as that
+many micro-batches, each normalised by itself, as several processes do it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+import torch  # noqa: E402 (a script: the paths come first)
+from torch import nn  # noqa: E402
+from toys import CNN_FEATS, CNN_TAPS, IMG, ToyCNN, cnn  # noqa: E402
+
+from dataset.base import Split  # noqa: E402
+from dataset.resident import ResidentData  # noqa: E402
+from distiller_zoo import method_dict  # noqa: E402
+from helper import distributed  # noqa: E402
+from helper.build import Network, build_stages, sgd  # noqa: E402
+from helper.checkpoint import Checkpoint  # noqa: E402
+from helper.protocols import ModelSpec, Progress  # noqa: E402
+
+
+class Plain(ToyCNN):
+    """The toy network, normalised by nothing."""
+
+    def __init__(self, num_classes):
+        super().__init__(8, num_classes)
+        for stage in (self.stem, self.stage1, self.stage2):
+            stage[1] = nn.Identity()
+
+
+SPECS = {"batch": cnn(8), "none": ModelSpec("plain", Plain, CNN_TAPS, CNN_FEATS, "fc", input_shape=IMG)}
+
+
+def data(count=203):
+    g = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 16, 16, 3), dtype=torch.uint8, generator=g)
+    labels = torch.arange(count) % 5
+    return ResidentData("toy", list("abcde"), Split(images, labels), Split(images[:53], labels[:53]), flips=True)
+
+
+def train(norm: str, steps: int, parts: int = 1) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    spec, method, toy, device = SPECS[norm], method_dict["kd"], data(), torch.device("cpu")
+    world = distributed.world_size()
+    teacher = Network(cnn(6), cnn(6)(num_classes=5), Checkpoint(Path("toy"), {}))
+    (stage,) = build_stages(
+        method,
+        method.Config(),
+        spec,
+        teacher,
+        toy,
+        batch_size=64 // world,
+        device=device,
+        make_optimizer=sgd(0.9, 5e-4, 0.05),
+        epochs=10,
+        accumulate=parts,
+        wrap=distributed.ddp,
+    )
+    step = stage.step
+    loader = toy.train_loader(64, seed=0, device=device, rank=distributed.rank(), world_size=world)
+    step.train()
+    done = 0
+    for epoch in range(1, 99):
+        loader.set_epoch(epoch)
+        for i, batch in enumerate(loader):
+            if i == 3:  # the short last batch is cut down to what all can share
+                continue
+            step(batch, Progress(epoch, 10, i, 4))
+            done += 1
+            if done == steps:
+                distributed.share_statistics(step.trained)
+                return step.trained.state_dict()
+    raise AssertionError
+
+
+def main():
+    out, steps, *norms = sys.argv[1:]
+    torch.set_num_threads(1)
+    with distributed.joined("gloo", 50):
+        for norm in norms:
+            torch.save(train(norm, int(steps)), f"{out}.{norm}.{distributed.rank()}")
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

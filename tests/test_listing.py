@@ -1,0 +1,141 @@
+"""`--list` and README's tables, which come from the registries."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from commands import ENV, ROOT
+
+from distiller_zoo import method_dict
+from helper import listing
+from models import model_dict
+
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def page():
+    return listing.page()
+
+
+def test_every_entry_is_listed_and_fits_a_terminal(page):
+    assert max(map(len, page.splitlines())) <= 120
+    starts = {re.split(r"[,: ]", line)[0] for line in page.splitlines()}
+    assert {*method_dict, *model_dict} <= starts
+    assert all(alias in page for alias in method_dict.aliases)
+
+
+def test_every_paper_is_named():
+    """The first line of a method's file is the only place where it stands."""
+    for name in set(method_dict) - {"vanilla"}:
+        paper = listing.paper_of(method_dict[name])
+        assert paper["title"] and paper["authors"] and re.fullmatch(r"(.+ )?(19|20)\d\d", paper["venue"]), (name, paper)
+
+
+def test_numbers_are_counted():
+    simkd, kd, fitnet = (listing.method(method_dict[name]) for name in ("simkd", "kd", "fitnet"))
+    # f = 2: 256 x 128, 9 x 128 x 128, 128 x 256, and three batch norms of 2 x width; published as 0.21 M
+    assert simkd.deployed == simkd.trained == 256 * 128 + 9 * 128 * 128 + 128 * 256 + 2 * (128 + 128 + 256)
+    assert (kd.deployed, kd.trained, kd.taps) == (0, 0, "logits")
+    assert (fitnet.deployed, fitnet.trained) == (0, 64 * 64 + 64 + 2 * 64)
+    assert fitnet.by_authors == "-d 0 --hint_layer 2"
+    resnet = listing.model(model_dict["resnet8x4"])
+    assert resnet.parameters == 1_233_540 and resnet.taps == "stem, stage1-3, stage1-3_preact, pooled"
+    assert listing.model(model_dict["ResNet18"]).parameters == 11_689_512
+
+
+@pytest.mark.parametrize(
+    ("taps", "words"),
+    [
+        (("stage1", "stage2", "pooled"), "stage1-2, pooled"),
+        (("stage1", "stage3"), "stage1, stage3"),
+        (("stem", "stage2", "stage2_preact"), "stem, stage2, stage2_preact"),
+        ((), ""),
+    ],
+)
+def test_taps_in_few_words(taps, words):
+    assert listing.grouped(taps) == words
+
+
+def test_readme_is_up_to_date():
+    assert listing.written(README) == README, "run: python -m helper.listing --write README.md"
+
+
+@pytest.mark.parametrize("script", ["train_student.py", "train_teacher.py"])
+def test_the_flag(commands, script):
+    data = commands(script, "--list", "data").finished().out
+    assert "digits" in data and "resnet8x4" not in data
+    assert commands(script, "--list", "papers").code == 2
+
+
+def test_parts_of_the_page(page):
+    models = listing.page("models")
+    assert "resnet8x4" in models and "METHODS" not in models and models in page and listing.page("methods") in page
+
+
+def test_a_reader_that_stops_early():
+    """A page larger than a pipe's buffer, read by nobody."""
+    reader, writer = os.pipe()
+    code = "from helper import listing; listing.page = lambda kind: 'line\\n' * 10**5; listing.show('all')"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, env=ENV)
+    os.close(writer)
+    os.read(reader, 10)
+    os.close(reader)
+    assert child.communicate()[1] == "" and child.returncode == 0
+
+
+def section(heading):
+    return README.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def test_adding_your_own_works_as_written(commands, teacher, tmp_path):
+    text = section("Adding your own")
+    (code,) = blocks(text, "python")
+    (tmp_path / "cosine.py").write_text(code)
+    (script,) = blocks(text, "bash")
+    for line in script.splitlines():
+        python, name, *argv = shlex.split(line.replace("T.pth", str(teacher)))
+        assert python == "python"
+        short = ("--dataset", "digits", "--model_s", "resnet8", "--epochs", 2, "--max_steps", 8, "--tb_backend", "none")
+        done = commands(name, *argv, *short, "--save_root", tmp_path / "save", cwd=tmp_path).finished()
+        assert "cosine" in done.out
+    alone, joined = sorted((tmp_path / "save/students/models").iterdir(), key=lambda p: len(p.name.split("+")))
+    assert "cosine_bias" in alone.name and "cosine+kd" in joined.name
+    for folder in (alone, joined):
+        rows = [eval(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert rows[1]["train_cosine"] < rows[0]["train_cosine"]
+
+
+METHOD = "from distiller_zoo.base import Distiller\nclass Mine(Distiller):\n    name = '{}'\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ("mine.py", "is no Python file")),
+        ("x = 1\n", ("defines neither a method",)),
+        (METHOD.format("kd"), ("there is a method 'kd' already", "mine.py")),
+        (METHOD.format("hint"), ("there is a method 'hint' already",)),
+    ],
+)
+def test_plugins_that_cannot_be(commands, tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "mine.py").write_text(content)
+    commands("train_student.py", "--plugin", tmp_path / "mine.py", "--distill", "kd").refused(*words)
+
+
+def test_a_model_from_a_plugin(commands, tmp_path):
+    lines = ("import dataclasses", "from models import model_dict")
+    spec = "small = dataclasses.replace(model_dict['resnet8'], name='mine8')"
+    (tmp_path / "mine.py").write_text("\n".join([*lines, spec]))
+    argv = ("--dataset", "digits", "--epochs", 1, "--max_steps", 1, "--tb_backend", "none", "--save_root", tmp_path)
+    commands("train_teacher.py", "--plugin", tmp_path / "mine.py", "--model", "mine8", *argv).finished()
+    (best,) = tmp_path.rglob("mine8_best.pth")
+    commands("test_model.py", "--plugin", tmp_path / "mine.py", "--path", best, "--dataset", "digits").finished()

@@ -1,0 +1,79 @@
+"""scripts/cifar100/methods/: one literal command a method. Run here with an interpreter that says what it was asked."""
+
+import os
+import subprocess
+
+import pytest
+from commands import ROOT
+
+from distiller_zoo import method_dict
+from helper.listing import paper_of
+from helper.options import parse
+
+FOLDER = ROOT / "scripts" / "cifar100" / "methods"
+RELEASED = {"cat_kd"}  # settings of this pair that are not the paper's
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Script -> the settings of every command it runs."""
+    venv = tmp_path_factory.mktemp("venv")
+    (venv / "bin").mkdir()
+    python = venv / "bin" / "python"
+    python.write_text(
+        f"#!/bin/sh\nexec >>{venv}/said\nshift\nprintf '%s\\0' \"$@\"\necho\n"  # drops the name of the script
+        'case "$*" in *save/hkd*) mkdir -p save/hkd/students/models/x;'
+        " touch save/hkd/students/models/x/resnet8x4_double_best.pth;; esac\n"
+    )
+    python.chmod(0o755)
+    # a tree of its own: the script goes to the root of what it lies in, and may write there
+    tree = tmp_path_factory.mktemp("tree")
+    (tree / "scripts" / "cifar100").mkdir(parents=True)
+    (tree / "scripts" / "setup.sh").write_text((ROOT / "scripts" / "setup.sh").read_text())
+    (tree / "scripts" / "cifar100" / "methods").symlink_to(FOLDER)
+    for name in ("requirements.txt", "requirements-extra.txt"):
+        (tree / name).write_text((ROOT / name).read_text())
+        (venv / f".retort-{name}").write_text((ROOT / name).read_text())
+
+    def run(method):
+        (venv / "said").write_text("")
+        script = tree / "scripts" / "cifar100" / "methods" / f"{method}.sh"
+        given = () if method_dict[method].teacher_mode == "absent" else ("T.pth",)
+        env = {**os.environ, "VIRTUAL_ENV": str(venv)}
+        subprocess.run(["bash", str(script), *given, "--trial", "1"], env=env, check=True, capture_output=True)
+        commands = (venv / "said").read_text().splitlines()
+        return [parse(line.split("\0")[:-1], teacher=False) for line in commands]
+
+    return run
+
+
+def test_every_method_has_a_script_and_every_script_a_method():
+    assert {path.stem for path in FOLDER.glob("*.sh")} == {*method_dict}
+
+
+@pytest.mark.parametrize("method", method_dict)
+def test_the_command_is_the_published_one(method, run):
+    *_, settings = run(method)
+    assert settings.distill == method and settings.trial == "1"
+    assert (settings.model_s, settings.dataset, settings.epochs) == ("resnet8x4", "cifar100", 240)
+    assert (settings.batch_size, settings.lr_decay_epochs, settings.weight_decay) == (64, "150,180,210", 5e-4)
+    assert settings.learning_rate == (0.025 if method == "mlkd" else 0.05)
+    if method_dict[method].teacher_mode != "absent":
+        assert settings.path_t and settings.model_t in ("resnet32x4", "resnet8x4_double")
+    weights = ("cls", "div", "beta", "kd_T")
+    theirs = parse(["--distill", method, "--protocol", "authors"], teacher=False)
+    if method not in RELEASED:
+        assert {k: settings.values[k] for k in weights} == {k: theirs.values[k] for k in weights}
+    switches = {"hkd_layer_weights", "mlkd_halved", "cat_kd_raw"}  # published behaviour that is off by default
+    for name in settings.method_flags.keys() - switches:
+        assert settings.values[name] == theirs.values[name], name
+    header = (FOLDER / f"{method}.sh").read_text().partition("source ")[0]
+    assert paper_of(method_dict[method])["venue"] in header and ("ublished" in header or "Reported" in header)
+    assert max(map(len, (FOLDER / f"{method}.sh").read_text().splitlines())) <= 120
+
+
+def test_hkd_trains_its_auxiliary_teacher_first(run):
+    first, second = run("hkd")
+    assert (first.distill, first.model_s, first.beta, first.path_t) == ("pkt", "resnet8x4_double", 30000, ["T.pth"])
+    (teacher,) = second.path_t
+    assert teacher.startswith(first.save_root) and teacher.endswith("resnet8x4_double_best.pth")

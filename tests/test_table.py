@@ -1,0 +1,111 @@
+"""scripts/make_table.py on run folders made for it."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+from commands import ROOT
+
+from helper.options import parse
+from helper.protocols import UserError
+
+
+@pytest.fixture(scope="module")
+def make_table():
+    spec = importlib.util.spec_from_file_location("make_table", ROOT / "scripts" / "make_table.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["make_table"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def add(tmp_path):
+    """Writes one finished run of twenty classes; returns its folder's name."""
+
+    def add(command, name, acc=10.0, lanes=(), terms=(), stages=1):
+        settings = parse(command.split(), teacher=False)
+        folder = tmp_path / "students" / "models" / name
+        folder.mkdir(parents=True)
+        rows = [
+            {"stage": stage, "epoch": epoch, "train_loss": 8.0 / epoch + 100 * (stages - 1 - stage), "test_acc": acc}
+            | {f"train_{term}": 2.0 / epoch for term in terms}
+            for stage in range(stages)
+            for epoch in (1, 2)
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        parameters = {"Deployed params": 1, "Deployed MACs": 2, "Total time": 0.1, "best": {"test_acc": acc}}
+        parameters |= {"num_classes": 20, "lanes": list(lanes) or [name]}
+        (folder / "parameters.json").write_text(json.dumps(parameters))
+        (folder / "args.json").write_text(json.dumps({"identity": settings.identity}))
+        (folder / "env.json").write_text(json.dumps({"cpu": "a CPU", "cpu_threads": 1, "gpus": []}))
+        return name
+
+    return add
+
+
+@pytest.fixture
+def table(make_table, tmp_path):
+    def table():
+        header, rows, notes = make_table.table(make_table.find_runs(tmp_path, None))
+        return [dict(zip(header, row, strict=True)) for row in rows], notes
+
+    return table
+
+
+def test_a_row_shows_that_the_loss_falls_and_how_far_from_chance_it_got(add, table):
+    add("--distill vanilla", "alone", acc=8)
+    add("--distill hint", "a", acc=20, terms=("fitnet",))
+    add("--distill hint --trial 1", "b", acc=30, terms=("fitnet",))
+    add("--distill kd+at", "c", terms=("at",))
+    add("--distill ft", "d", stages=2, terms=("ft",))
+    rows, _ = table()
+    by_name = {row["method"]: row for row in rows}
+    assert list(by_name) == ["student alone", "hint", "factor", "kd+attention"]
+    hint = by_name["hint"]
+    assert (hint["loss"], hint["own term"], hint["x chance"]) == ("8 → 4", "2 → 1", "5.0")
+    assert (hint["last epoch"], hint["gain"], hint["runs"]) == ("25.00 ± 7.07", "+17.00", "2")
+    assert (by_name["student alone"]["own term"], by_name["student alone"]["gain"]) == ("", "")
+    assert by_name["kd+attention"]["own term"] == "attention 2 → 1"
+    assert by_name["factor"]["loss"] == "8 → 4"  # of its second stage
+
+
+def test_settings_off_their_default_stand_beside_the_method(add, table):
+    for i, line in enumerate(("hint", "crd --nce_k 5", "kd -c 0.1 -d 0.9", "kd --protocol authors", "ab")):
+        add(f"--distill {line} --init_epochs 3", str(i))
+    add("--distill simkd", "wide")
+    add("--distill simkd -f 4", "narrow")
+    rows, notes = table()
+    assert {row["method"] for row in rows} == {
+        "abound, init_epochs 3",
+        "crd, nce_k 5",
+        "hint",
+        "kd, cls 0.1, div 0.9",
+        "kd",
+        "simkd",
+        "simkd, factor 4",
+    }
+    assert sum("protocol authors" in note for note in notes) == 1
+
+
+def test_runs_that_shared_their_batches_are_named(add, table):
+    lanes = ("x", "y")
+    add("--distill kd", "x", lanes=lanes)
+    add("--distill hint", "y", lanes=lanes)
+    add("--distill kd --trial 1", "z")
+    _, notes = table()
+    (note,) = [note for note in notes if note.startswith("Trained side by side")]
+    assert note.endswith("for each seed: kd, hint.")
+
+
+def test_no_note_where_nothing_was_shared(add, table):
+    add("--distill kd", "x")
+    assert not [note for note in table()[1] if "side by side" in note]
+
+
+def test_repetitions_with_one_seed_are_refused(add, table):
+    add("--distill kd --seed 3", "x")
+    add("--distill kd --seed 3 --trial 1", "y")
+    with pytest.raises(UserError, match="share seed and data order: x, y"):
+        table()
