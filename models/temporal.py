@@ -235,6 +235,12 @@ def _over(kind: str, backbone: ModelSpec, name: str) -> ModelSpec:
     )
 
 
+def family_of(spec: ModelSpec) -> str | None:
+    """Whose names the keys of a segment network follow (models.video_keys); None where there is no map."""
+    family = spec.adapt.args[0] if isinstance(spec.adapt, partial) else "plain"
+    return None if family == "plain" else family
+
+
 def _own_keys(build: Any) -> list[str]:
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         return list(build(num_classes=1).state_dict())
