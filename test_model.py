@@ -85,7 +85,7 @@ def main(argv=None):
         log.info(note)
     chosen = {"clips": args.clips, "crops": args.crops, "size": args.crop_size}
     given = {k: v for k, v in chosen.items() if v not in (None, 1, "one")}
-    if given and not hasattr(data, "views"):
+    if given and not hasattr(data, "clip_views"):
         raise UserError(f"--dataset {args.dataset} is no list of videos: leave --clips, --crops and --crop_size out")
     network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     net = build.to_device(network.tapped(), device).eval()
@@ -96,7 +96,7 @@ def main(argv=None):
             return net(inputs)["logits"]
 
     started = time.monotonic()
-    loader = data.test_loader(args.batch_size, device=device, **({"views": data.views(**given)} if given else {}))
+    loader = data.test_loader(args.batch_size, device=device, **({"views": data.clip_views(**given)} if given else {}))
     how = args.average_clips or network.spec.average_clips
     result = evaluate_views(predict, loader, device, data.num_classes, how)
     seconds = time.monotonic() - started

@@ -386,7 +386,7 @@ class VideoData:
         )
 
     @staticmethod
-    def views(**chosen: Any) -> TestViews:
+    def clip_views(**chosen: Any) -> TestViews:
         """Several views of a test clip, for test_loader."""
         return TestViews(**chosen)
 

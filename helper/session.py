@@ -220,7 +220,7 @@ def notice_without_effect(settings: Settings, data: DataSet) -> None:
         "num_workers": "the data is resident on the device",
         "dali": f"{settings.dataset} is resident on the device",
     }
-    if hasattr(data, "workers"):
+    if hasattr(data, "clip_views"):
         del why["num_workers"]
     else:
         why |= {f.dest: f"{settings.dataset} is no list of videos" for f in VIDEO_DATA}

@@ -5,7 +5,8 @@
 # student of the first seed is written as a distillation checkpoint under OpenMMLab's keys, extracted from it again, and
 # tested with three crops.
 #   bash scripts/video/short_study.sh FOLDER_OF_CLIPS SAVE_ROOT [EPOCHS]
-# Cost: about 40 minutes on one core with native bf16 (estimated from steps). An interrupted study goes on where it stopped. Depth, not RGB, and far from Kinetics in
+# Cost: about 40 minutes on one core with native bf16, estimated from single steps. An interrupted study goes on where it
+# stopped. Depth, not RGB, and far from Kinetics in
 # size: no line belongs beside a published number.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 clips=${1:?folder of a{A}_s{S}_t{T}_color.avi}
