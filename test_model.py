@@ -15,18 +15,22 @@ from helper import build
 from helper.checkpoint import read_checkpoint
 from helper.cost import deployed_count, macs
 from helper.export import load_classifier, recorded_shapes
+from helper.flags_video import DATA as VIDEO_DATA
 from helper.loops import evaluate
-from helper.options import normalised
+from helper.options import add_flags, normalised
 from helper.plugins import load_plugins
+from helper.protocols import UserError
 from helper.reporting import log, start_log
 from helper.session import run_script
+from helper.views import evaluate_views
 
 
 def options_of(args):
     """Of action recordings, whatever is not said is as in training."""
     meta, shapes = read_checkpoint(args.path).meta, recorded_shapes(args.path)
     read, video, sensor = (shapes.get(k) for k in (meta.get("reads"), "video", "sensor"))
-    known = {"num_segments": video[0]} if video else {}
+    segments = args.num_segments or (video[0] if video else None)
+    known = {"num_segments": segments} if segments else {}
     trained = meta.get("modalities", {}).get(meta.get("reads")) if read else None
     modality = args.modality or trained
     return DataOptions(
@@ -36,7 +40,8 @@ def options_of(args):
         data_split=args.data_split or meta.get("data_split"),
         window=sensor[-1] if sensor else None,
         clip_cache=args.clip_cache,
-        skip_bad=args.skip_bad,
+        skip_corrupt=args.skip_corrupt,
+        more={f.dest: getattr(args, f.dest) for f in VIDEO_DATA} | {"num_workers": args.num_workers},
         **known,
     )
 
@@ -54,11 +59,18 @@ def main(argv=None):
     parser.add_argument("--modality", help="what the network reads of action recordings (default: as it was trained)")
     parser.add_argument("--data_split", help="published split of action recordings")
     parser.add_argument("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames")
-    parser.add_argument("--skip_bad", action="store_true", help="leave out damaged recordings")
+    parser.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="leave out damaged recordings")
+    parser.add_argument("--num_segments", type=int, help="frames of a clip (default: as in training, else 8)")
     parser.add_argument("--batch_size", type=int, default=500)
     parser.add_argument("--gpu_id", default="0")
     parser.add_argument("--manual_seed", "--seed", help="accepted for old commands: nothing is random here")
-    parser.add_argument("--num_workers", help="accepted for old commands: the data is in memory")
+    parser.add_argument("--num_workers", type=int, default=8, help="loader processes, for data read from disk")
+    parser.add_argument("--average_clips", choices=("prob", "score"), help="of several views (default: the network's)")
+    views = parser.add_argument_group("views of a video")
+    views.add_argument("--clips", type=int, default=1, help="temporal clips: 2 with uniform sampling, any with dense")
+    views.add_argument("--crops", default="one", choices=("one", "three", "ten"))
+    views.add_argument("--crop_size", type=int, help="side of the crops (default --image_size)")
+    add_flags(views, VIDEO_DATA)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
     parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the method or model, if outside")
     args = parser.parse_args(normalised(argv))
@@ -75,6 +87,10 @@ def main(argv=None):
     data = dataset_dict[args.dataset](options_of(args))
     for note in getattr(data, "notes", ()):
         log.info(note)
+    chosen = {"clips": args.clips, "crops": args.crops, "size": args.crop_size}
+    given = {k: v for k, v in chosen.items() if v not in (None, 1, "one")}
+    if given and not hasattr(data, "clip_views"):
+        raise UserError(f"--dataset {args.dataset} is no list of videos: leave --clips, --crops and --crop_size out")
     network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     net = build.to_device(network.tapped(network.spec.branches), device).eval()
     autocast = build.pick_autocast(args.precision, device)
@@ -86,14 +102,21 @@ def main(argv=None):
         return {"student": out["logits"], **heads}
 
     started = time.monotonic()
-    results = evaluate(predict, data.test_loader(args.batch_size, device=device), device)
-    result = results.pop("student")
+    loader = data.test_loader(args.batch_size, device=device, **({"views": data.clip_views(**given)} if given else {}))
+    how = args.average_clips or network.spec.average_clips
+    result = evaluate_views(lambda inputs: predict(inputs)["student"], loader, device, data.num_classes, how)
+    heads = evaluate(predict, loader, device) if network.spec.branches else {}
     seconds = time.monotonic() - started
-    samples = sum(len(batch) for batch in data.test_loader(args.batch_size, device=device))
+    samples = int(result["samples"])
     log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, data.name, samples, args.precision)
-    log.info("top-1 %.2f  top-5 %.2f  loss %.4f", result["acc"], result["acc_top5"], result["loss"])
-    for name, head in results.items():  # auxiliary: of classes alone, the sum over rotations, on upright images
-        log.info("%s top-1 %.2f  top-5 %.2f", name, head["acc"], head["acc_top5"])
+    log.info(
+        "top-1 %.2f  top-5 %.2f  mean class %.2f  loss %.4f",
+        *(result[k] for k in ("acc", "acc_top5", "acc_mean_class", "loss")),
+    )
+    if given:
+        log.info("each sample seen in %s, averaged by %s", ", ".join(f"{k} {v}" for k, v in given.items()), how)
+    for name in network.spec.branches:  # auxiliary: of classes alone, the sum over rotations, on upright images
+        log.info("%s top-1 %.2f  top-5 %.2f", name, heads[name]["acc"], heads[name]["acc_top5"])
     recorded = network.checkpoint.best_acc
     if recorded is not None:
         differs = abs(recorded - result["acc"]) > 0.1

@@ -20,6 +20,8 @@ dataset_dict = Registry(
         "mmact": "dataset.mmact:load_mmact",
         "stl10": "dataset.stl10:load",
         "tinyimagenet": "dataset.tinyimagenet:load",
+        "kinetics400": "dataset.video:load_kinetics400",
+        "video": "dataset.video:load_video",
     },
     aliases={"STL-10": "stl10", "TinyImageNet": "tinyimagenet"},
 )

@@ -105,7 +105,7 @@ class Layout:
 
 
 def pair(
-    found: Mapping[str, Sequence[Recording]], required: str, skip_bad: bool, trains: Callable[[Recording], bool]
+    found: Mapping[str, Sequence[Recording]], required: str, skip_corrupt: bool, trains: Callable[[Recording], bool]
 ) -> tuple[list[Sample], list[str]]:
     """Join recordings of one performance: (samples in the order of their keys, what was left out).
 
@@ -142,8 +142,8 @@ def pair(
             samples.append(Sample(key, one.label, one.subject, view, files))
             continue
         message = f"'{one.path}' has no twin: its {missing[0]} recording {twin_name(found[missing[0]], one)} is missing"
-        if not skip_bad:
-            raise UserError(f"{message}; add it, or pass --skip_bad to leave such recordings out")
+        if not skip_corrupt:
+            raise UserError(f"{message}; add it, or pass --skip_corrupt to leave such recordings out")
         left_out.append(message)
     return samples, left_out
 
@@ -484,10 +484,10 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
     for name, recordings in found.items():
         if not recordings:
             raise UserError(f"'{options.root}' holds no {name} recordings of {layout.name}")
-    samples, left_out = pair(found, wanted[0], options.skip_bad, protocol.trains)
+    samples, left_out = pair(found, wanted[0], options.skip_corrupt, protocol.trains)
     resolved = ActionOptions(options.num_segments, options.image_size or DEFAULT_SIDE, options.window or DEFAULT_SIDE)
     cache = FrameCache(options.clip_cache, max(1, resolved.side * 256 // 224))
-    samples, notes = _readable(samples, entries, cache, options.skip_bad, left_out)
+    samples, notes = _readable(samples, entries, cache, options.skip_corrupt, left_out)
     sides: dict[bool, list[Sample]] = {True: [], False: []}
     for s in samples:
         sides[protocol.trains(s.files[wanted[0]])].append(s)
@@ -518,14 +518,18 @@ def check_split(train: Sequence[Sample], test: Sequence[Sample], protocol: Proto
 
 
 def _readable(
-    samples: Sequence[Sample], entries: Mapping[str, str], cache: FrameCache, skip_bad: bool, left_out: Sequence[str]
+    samples: Sequence[Sample],
+    entries: Mapping[str, str],
+    cache: FrameCache,
+    skip_corrupt: bool,
+    left_out: Sequence[str],
 ) -> tuple[list[Sample], list[str]]:
     """Decode all clips into the cache, and read all sensor files; what cannot be read is left out, if so wanted."""
     bad: dict[Path, str] = {}
     notes = []
     for name, entry in entries.items():
         recordings = [s.files[name] for s in samples if name in s.files]
-        if entry == SENSOR and skip_bad:
+        if entry == SENSOR and skip_corrupt:
             for r in recordings:
                 try:
                     read_sensor(r.path, name)
@@ -537,7 +541,7 @@ def _readable(
             def remember(source: ClipSource, error: UserError, sources: Mapping[ClipSource, Path] = sources) -> None:
                 bad[sources[source]] = str(error)
 
-            size = cache.fill(list(sources), remember if skip_bad else None)
+            size = cache.fill(list(sources), remember if skip_corrupt else None)
             where = f"in '{cache.folder}'" if cache.folder else "in memory"
             notes.append(
                 f"decoded frames of {len(sources)} clips, {cache.short_side} px: {size / 2**20:.0f} MiB {where}"

@@ -5,10 +5,11 @@ Shape letters: N samples, H W space, C channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,8 @@ class DataOptions:
     random_erase: probability. repeated_augmentation: how often a sample comes in an epoch, if it does.
     Of action recordings: modality: names of what is read, first that of the network that is tested, then the teacher's.
     data_split: a published protocol, None for the first. num_segments: frames of a clip. window: samples of a sensor
-    window, None for 224. clip_cache: folder of decoded frames, None for memory. skip_bad: leave out what is damaged.
+    window, None for 224. clip_cache: folder of decoded frames, None for memory.
+    more: settings of single data sets, by the names of their flags; one that is absent has its default.
     """
 
     root: Path
@@ -56,7 +58,7 @@ class DataOptions:
     num_segments: int = 8
     window: int | None = None
     clip_cache: Path | None = None
-    skip_bad: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.image_size is not None and not 1 <= self.image_size <= LARGEST_IMAGE:

@@ -58,7 +58,7 @@ def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"there is no video '{path}'")
     if not path.stat().st_size:
-        raise UserError(f"the video '{path}' is empty (0 bytes); fetch it again, or pass --skip_bad to leave it out")
+        raise UserError(f"the video '{path}' is empty (0 bytes); fetch it again, or pass --skip_corrupt")
     frames = []
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
@@ -70,14 +70,16 @@ def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
                 frames.append(frame.to_ndarray(width=width, height=height, format="rgb24", interpolation="AREA"))
     except (av.FFmpegError, IndexError, OSError, ValueError) as error:
         raise UserError(
-            f"the video '{path}' is truncated or not a video ({error}); fetch it again, or pass --skip_bad to leave "
-            "it out"
+            f"the video '{path}' is truncated or not a video ({error}); fetch it again, or leave it out with "
+            "--skip_corrupt"
         ) from error
     if len(frames) < 0.9 * promised - 1 or not frames:
         raise UserError(
             f"the video '{path}' is truncated: {len(frames)} of {promised} frames can be decoded; fetch it again, or "
-            "pass --skip_bad to leave it out"
+            "pass --skip_corrupt to leave it out"
         )
+    if len({f.shape for f in frames}) > 1:
+        raise UserError(f"the frames of '{path}' are of different sizes; convert it again, or pass --skip_corrupt")
     return _without_colour(np.stack(frames))
 
 
@@ -117,7 +119,7 @@ def read_mat(path: Path, key: str) -> np.ndarray:
     except Exception as error:  # on a truncated file scipy raises nearly anything
         raise UserError(
             f"'{path}' is truncated or not a MATLAB file ({type(error).__name__}: {error}); fetch it again, or pass "
-            "--skip_bad to leave it out"
+            "--skip_corrupt to leave it out"
         ) from error
     if key not in content:
         raise UserError(f"'{path}' holds no {key}; is it another recording?")
@@ -141,7 +143,9 @@ def read_folder(source: ClipSource, short_side: int | None = None) -> np.ndarray
         except FileNotFoundError:
             raise UserError(f"'{source.path}' should hold {count} frames, and '{path.name}' is missing") from None
         except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(f"the frame '{path}' is damaged ({error}); extract it again, or pass --skip_bad") from error
+            raise UserError(
+                f"the frame '{path}' is damaged ({error}); extract it again, or pass --skip_corrupt"
+            ) from error
         size = _scaled(*image.size, short_side)
         image = image if image.size == size else image.resize(size, Image.Resampling.BOX)
         frames.append(np.asarray(image))
@@ -170,6 +174,10 @@ class FrameCache:
         self.folder, self.short_side = folder, short_side
         self._open: OrderedDict[ClipSource, np.ndarray] = OrderedDict()
 
+    def read(self, source: ClipSource) -> np.ndarray:
+        """Decode a clip, all of it."""
+        return read_clip(source, self.short_side)
+
     def path(self, source: ClipSource) -> Path | None:
         if self.folder is None:
             return None
@@ -192,11 +200,11 @@ class FrameCache:
         except OSError as error:
             raise UserError(f"cannot read the clip '{source.path}': {error.strerror}") from error
         if path is None:
-            return read_clip(source, self.short_side)
+            return self.read(source)
         try:
             return np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError):  # not there, or torn by a full disk
-            clip = read_clip(source, self.short_side)
+            clip = self.read(source)
         self._write(path, clip)
         return np.load(path, mmap_mode="r")
 

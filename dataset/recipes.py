@@ -28,6 +28,15 @@ LARGE: Mapping[str, Value] = MappingProxyType(
         "weight_decay": 1e-4,
     }
 )  # ImageNet in SimKD
+VIDEO: Mapping[str, Value] = MappingProxyType(
+    {
+        "batch_size": 128,
+        "epochs": 100,
+        "learning_rate": 0.02,
+        "lr_decay_epochs": "40,80",
+        "weight_decay": 2e-5,
+    }
+)  # TSM-MobileNetV2 on Kinetics-400 in MMAction2
 PAIRED: Mapping[str, Value] = MappingProxyType(
     {
         "batch_size": 16,
@@ -50,5 +59,7 @@ RECIPES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
         "mmact": PAIRED,
         "stl10": SMALL,
         "tinyimagenet": SMALL,
+        "kinetics400": VIDEO,
+        "video": VIDEO,
     }
 )

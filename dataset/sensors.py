@@ -49,7 +49,7 @@ def read_sensor(path: Path, modality: str = "accel") -> np.ndarray:
     values = readers[path.suffix](path, modality)
     if values.shape[1] < SHORTEST:
         raise UserError(
-            f"'{path}' holds {values.shape[1]} samples, fewer than {SHORTEST}; leave it out with --skip_bad"
+            f"'{path}' holds {values.shape[1]} samples, fewer than {SHORTEST}; leave it out with --skip_corrupt"
         )
     return _without_gaps(values, path)
 
@@ -95,7 +95,7 @@ def _table(path: Path, separator: str | None) -> np.ndarray:
         except ValueError:
             raise UserError(f"'{path}', line {number}: '{line[:60]}' holds no numbers; fetch it again") from None
     if not rows:
-        raise UserError(f"'{path}' is empty; fetch it again, or pass --skip_bad to leave it out")
+        raise UserError(f"'{path}' is empty; fetch it again, or pass --skip_corrupt to leave it out")
     table = np.array(rows)
     return table if separator is None else table[table[:, 0].argsort(kind="stable")]
 
@@ -112,7 +112,7 @@ def _without_gaps(values: np.ndarray, path: Path) -> np.ndarray:
     place = np.arange(values.shape[1])
     for axis, (row, good) in enumerate(zip(values, finite, strict=True)):
         if not good.any():
-            raise UserError(f"'{path}': axis {axis} holds no finite value; leave it out with --skip_bad")
+            raise UserError(f"'{path}': axis {axis} holds no finite value; leave it out with --skip_corrupt")
         row[~good] = np.interp(place[~good], place[good], row[good])
     return values
 

@@ -6,6 +6,7 @@
 | prepare | change the batch: rotations, second views, a view for the teacher alone | as it is |
 | deploy | student-side work that survives into evaluation and export; may replace "logits" | none |
 | connect | every other projection with parameters; runs inside the root that DDP, compile and autocast wrap | none |
+| rows | which rows of the logits `terms` compares: clips, or frames | clips |
 | terms | named, unweighted float32 scalars; owns no parameters | none |
 | weights | term name -> weight, over time | cls, div and beta |
 | unused | student parameters the method leaves out of training | none |
@@ -46,6 +47,8 @@ from helper.protocols import (
     Terms,
     UserError,
 )
+
+FRAME_LOGITS = "frame_logits"  # tap of networks that score every frame of a clip: [B*T, K]
 
 
 def option(
@@ -276,6 +279,7 @@ class Distiller(nn.Module):
         beta: float = 0.0  # weight of the method's own term
         kd_T: float = 4.0  # noqa: N815 (the published flag); temperature of the logit KL
         logit_stand: bool = False  # whether logit losses compare z-scored logits (LSKD)
+        frame_logits: bool = False  # whether logit losses compare the scores of every frame of a clip
         authors: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, cfg: Any, ctx: Context):
@@ -341,15 +345,26 @@ class Distiller(nn.Module):
         """Logits as a logit loss compares them: as they are, or z-scored with --logit_stand."""
         return standardised(logits) if self.cfg.logit_stand else logits
 
+    def rows(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
+        """What `terms` is given. With --frame_logits a method that reads logits sees those of the T frames of a clip as
+        its views, [B*T, K]."""
+        if not (self.cfg.frame_logits and self.reads_logits):
+            return s, t, batch
+        views = len(s[FRAME_LOGITS]) // len(batch)
+        s, t = ({**f, "logits": f[FRAME_LOGITS]} if f else f for f in (s, t))
+        return s, t, dataclasses.replace(batch, views=views, crop=None, view_id=None)
+
     def common_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views. Weight 0: not computed."""
+        """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views (all frames, with --frame_logits).
+        Weight 0: not computed."""
         logits, weights = self.own_logits(s), self.weights(progress)
         terms: Terms = {}
         if weights.get("cls"):
             target = batch.target if batch.soft_target is None else batch.soft_target
             terms["cls"] = F.cross_entropy(logits[:: batch.views], target)
         if weights.get("div") and "logits" in t:
-            terms["div"] = kl(self.comparable(logits), self.comparable(t["logits"]), self.cfg.kd_T)
+            z_s, z_t = (s[FRAME_LOGITS], t[FRAME_LOGITS]) if self.cfg.frame_logits else (logits, t["logits"])
+            terms["div"] = kl(self.comparable(z_s), self.comparable(z_t), self.cfg.kd_T)
         return terms
 
     def deploying(self) -> Distiller | None:
@@ -475,6 +490,9 @@ class Combined(Distiller):
             batch = m.prepare(batch)
         return batch
 
+    def rows(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
+        return s, t, batch  # each member has its own
+
     def deploy(self, s: Features) -> Features:
         return s if (head := self.deploying()) is None else head.deploy(s)
 
@@ -486,7 +504,7 @@ class Combined(Distiller):
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         terms: Terms = {}
         for m in self._each():
-            terms.update(m.terms(s, t, batch, progress))
+            terms.update(m.terms(*m.rows(s, t, batch), progress))
         return terms
 
     def weights(self, progress: Progress) -> dict[str, float]:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from distiller_zoo import method_dict
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import FRAME_LOGITS, Distiller
 from helper.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from helper.kernels import PLAIN, Kernels
+from helper.param_groups import regroup, tsm_multipliers
 from helper.protocols import Context, DataSet, ModelSpec, Needs, Side, Tap, TeacherSource, UserError
 from helper.reporting import log
 from helper.step import DistillStep, MakeOptimizer
@@ -198,6 +199,8 @@ def load_network(
     arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)
     spec = model_in(arch, checkpoint.state).fitted(shapes)
     warn_of_twins(path, spec, model_dict[arch], checkpoint.meta.get("arch"), flag)
+    if spec.adapt is not None:
+        checkpoint = dataclasses.replace(checkpoint, state=spec.adapt(checkpoint.state))
     classes = num_classes_of(checkpoint.state, spec)
     if num_classes is not None and classes is not None and classes != num_classes:
         raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, the data set has {num_classes}")
@@ -309,8 +312,56 @@ def chain_of(method: type[Distiller]) -> tuple[type[Distiller], ...]:
     return tuple(chain)
 
 
+def needs_of(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+    """What one stage reads, the scores of every frame included where they are compared."""
+    needs = method.needs(cfg, student, teacher)
+    if not cfg.frame_logits or teacher is None:
+        return needs
+    for spec in (student, teacher):
+        if FRAME_LOGITS not in spec.taps:
+            raise UserError(
+                f"--frame_logits compares the scores of every frame, and {spec.name} has none: leave it out, so that "
+                "scores of clips are compared"
+            )
+    return dataclasses.replace(needs, student=(*needs.student, FRAME_LOGITS), teacher=(*needs.teacher, FRAME_LOGITS))
+
+
+def started_from(spec: ModelSpec, weights: str) -> ModelSpec:
+    """The same network, which starts from published weights; a classifier of other classes starts fresh.
+
+    weights: `imagenet` for torchvision's (fetched), or a checkpoint of any layout its key map knows.
+    """
+    if weights == "imagenet":
+        return dataclasses.replace(spec, build=partial(_from_imagenet, spec))
+    return dataclasses.replace(spec, build=partial(_from_file, spec, read_checkpoint(weights)))
+
+
+def _from_imagenet(spec: ModelSpec, **options: Any) -> nn.Module:
+    try:
+        return spec.build(**options, pretrained=True)
+    except TypeError as error:
+        if "pretrained" not in str(error):
+            raise
+        raise UserError(f"nobody publishes ImageNet weights of {spec.name}: name a file with --pretrained") from error
+
+
+def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Module:
+    model = spec.build(**options)
+    state = checkpoint.state if spec.adapt is None else spec.adapt(checkpoint.state)
+    own = model.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    left = [k for k in own if k not in fits and not k.startswith(f"{spec.head}.") and "num_batches" not in k]
+    if left:
+        raise UserError(
+            f"--pretrained {checkpoint.path} does not fit {spec.name}: {len(left)} of {len(own)} weights are missing "
+            f"or of another shape ({', '.join(left[:3])})"
+        )
+    model.load_state_dict(fits, strict=False)
+    return model
+
+
 def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-    needs = [m.needs(cfg, student, teacher) for m in chain_of(method)]
+    needs = [needs_of(m, cfg, student, teacher) for m in chain_of(method)]
     return Needs(
         tuple(dict.fromkeys(x for n in needs for x in n.student)),
         tuple(dict.fromkeys(x for n in needs for x in n.teacher)),
@@ -379,6 +430,7 @@ def build_stages(
     kernels: Kernels = PLAIN,
     clip: float = 0.0,
     ema: tuple[float, int] | None = None,
+    param_groups: str = "one",
 ) -> Iterator[Stage]:
     """Yield one stage after the other; the networks live through all of them. Train a stage before taking the next."""
     chain = chain_of(method)
@@ -421,7 +473,7 @@ def build_stages(
             t_source,
             current,
             make_optimizer,
-            needs=stage.needs(cfg, student, teacher_spec),
+            needs=needs_of(stage, cfg, student, teacher_spec),
             peer=peer,
             wrap=wrap,
             autocast=autocast,
@@ -432,6 +484,8 @@ def build_stages(
             clip=clip,
             ema=ema if stage is chain[-1] else None,
         )
+        if param_groups != "one":
+            regroup(step.optimizers["main"], tsm_multipliers(s_net.model, s_net.head, param_groups == "tsm_fc5"))
         final = i == len(chain) - 1
         yield Stage(step, t_side, epochs if final else init_epochs, i, final, stage.constant_lr(cfg, student))
         previous = current

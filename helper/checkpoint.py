@@ -116,7 +116,8 @@ def load_file(path: str | Path) -> Any:
         if refused := re.search(r"GLOBAL (\S+)", reason):
             raise UserError(
                 f"{path} is refused: it needs {refused[1]}, and only tensors and plain values are loaded, "
-                "as anything else could run code; save its state_dict instead"
+                "as anything else could run code; save its state_dict instead (of MMRazor's distillation checkpoints, "
+                "scripts/convert_kd_ckpt_to_student.py takes the student)"
             ) from error
         raise UserError(
             f"{path} is truncated or not a checkpoint ({reason.splitlines()[0][:120]}): fetch or save it again"

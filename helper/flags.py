@@ -55,7 +55,6 @@ COMMON = (
     Flag(("--num_segments",), 8, "frames of a clip that a network sees", int, result=True),
     Flag(("--window",), None, "samples of a sensor window (default 224)", int, result=True),
     Flag(("--clip_cache",), "./cache/clips", "folder for decoded frames of videos"),
-    _switch(("--skip_bad",), "leave out recordings that are damaged or lack their twin", result=True),
     Flag(("--val_fraction",), 0.0, "hold out this share of train, stratified, and evaluate on it", float, result=True),
     Flag(("--few_ratio",), 1.0, "train on this share of every class", float, result=True),
     Flag(("--batch_size",), 64, "global batch size", int, result=True),
@@ -158,7 +157,10 @@ COMMON = (
         ("--tb_backend",), "tensorboard", "writer of event files", choices=("tensorboard", "tensorboard_logger", "none")
     ),
     Flag(("--classes_subset",), None, "of ImageNet: this many classes, or these names (a,b,c)", result=True),
-    _switch(("--skip_corrupt",), "count images that cannot be read, and go on"),
+    _switch(
+        ("--skip_corrupt", "--skip_bad"),
+        "leave out and count what cannot be read (images, videos, recordings, and these without their twin)",
+    ),
     Flag(
         ("--augment",),
         "none",

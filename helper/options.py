@@ -18,6 +18,7 @@ from dataset import recipe
 from distiller_zoo import method_dict, published_names
 from distiller_zoo.base import Combined, CombinedConfig, Distiller
 from helper.flags import COMMON, STUDENT, TEACHER, UNSET, WITHOUT_EFFECT, Flag
+from helper.flags_video import STUDENT_VIDEO, VIDEO
 from helper.plugins import load_plugins
 from helper.protocols import UserError
 from helper.schedule import parse_decay_epochs
@@ -132,6 +133,13 @@ def _add(parser: argparse._ActionsContainer, names: Sequence[str], flag: Flag) -
     parser.add_argument(*names, type=flag.type, choices=flag.choices, nargs=flag.nargs, **kwargs)
 
 
+def add_flags(parser: argparse._ActionsContainer, flags: Sequence[Flag]) -> None:
+    """A part of the table of flags for another script's parser, with its defaults."""
+    for flag in flags:
+        _add(parser, flag.names, flag)
+        parser.set_defaults(**{flag.dest: flag.default})
+
+
 def _flag_of_field(method: str, f: dataclasses.Field) -> tuple[tuple[str, ...], Flag]:
     name, short = _field_flag(method, f), f.metadata.get("short")
     names = (name, short) if short else (name,)
@@ -172,7 +180,7 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     """
     argv = normalised(argv)
     load_plugins(_named_before(argv, "--plugin", 4, "*") or ())
-    table = (*TEACHER, *COMMON) if teacher else (*STUDENT, *COMMON)
+    table = (*TEACHER, *COMMON, *VIDEO) if teacher else (*STUDENT, *COMMON, *VIDEO, *STUDENT_VIDEO)
     prog = "train_teacher.py" if teacher else "train_student.py"
     about = (
         "Train a network on labels alone, with --distill on auxiliary heads too."
@@ -327,6 +335,8 @@ def _resolve(
     settings.without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if sources[k] == "command line"}
     if values.get("logit_stand") and not (config.div or any(m.reads_logits for m in methods)):
         settings.without_effect["logit_stand"] = f"{values['distill']} compares no logits with -d 0"
+    if values.get("frame_logits") and not (config.div or any(m.reads_logits for m in methods)):
+        settings.without_effect["frame_logits"] = f"{values['distill']} compares no logits with -d 0"
     return settings
 
 
@@ -370,7 +380,7 @@ def _config(
 
     if teacher:
         return methods[0].Config(**fields_of(methods[0]))
-    common = {k: values[k] for k in ("cls", "div", "kd_T", "logit_stand")}
+    common = {k: values[k] for k in ("cls", "div", "kd_T", "logit_stand", "frame_logits")}
     if len(methods) == 1:
         return methods[0].Config(beta=values["beta"], **common, **fields_of(methods[0]))
     weights = {m.name: m.Config.beta * values["beta"] for m in methods} | {
@@ -435,6 +445,10 @@ def _check(values: Mapping[str, Any]) -> None:
             raise UserError(f"{name} {value} must be a finite number and not negative")
     if not values["dist_timeout"] > 0:
         raise UserError(f"--dist_timeout {values['dist_timeout']} must be above 0")
+    if values["clip_grad"] is not None and not 0 < values["clip_grad"] < math.inf:
+        raise UserError(f"--clip_grad {values['clip_grad']} must be a finite number above 0")
+    if values["warmup_epochs"] < 0:
+        raise UserError(f"--warmup_epochs {values['warmup_epochs']} must be at least 0")
     if not 0 <= values["val_fraction"] < 1:
         raise UserError(f"--val_fraction {values['val_fraction']} must lie in [0, 1)")
     if not 0 < values["few_ratio"] <= 1:

@@ -153,6 +153,8 @@ class ModelSpec:
     branches: tuple[str, ...] = ()
     twin: str | None = None
     note: str = ""
+    adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None  # key maps of published checkpoints
+    average_clips: Literal["prob", "score"] = "prob"  # of several views at test time: probabilities, or logits
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
         return self.build(num_classes=num_classes, **options)

@@ -27,6 +27,7 @@ from helper import build, distributed
 from helper.cache import CachedTeacher, cache_key
 from helper.checkpoint import atomic_write_json
 from helper.cost import deployed_parameters, macs
+from helper.flags_video import DATA as VIDEO_DATA
 from helper.kernels import Kernels, pick_kernels, tune_allocator
 from helper.loops import Fit, Interrupted, Life, Stopper, drive, eval_batch, evaluate, rank_seed, read_last, summary
 from helper.memory import LaneMemory, out_of_memory
@@ -36,13 +37,13 @@ from helper.reporting import event_writer, log, log_to_file, open_run_log, requi
 from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
 from helper.schedule import make_schedule
 from helper.seeding import rng_state, seed_everything
-from helper.teacher import SharedTeacher
+from helper.teacher import SharedTeacher, keep_dropout
 from models import model_for
 
 # what only data that is decoded as it is read knows
 STREAMED = ("dali", "classes_subset", "skip_corrupt", "augment", "random_erase", "repeated_augmentation")
 # flags that are about action recordings
-RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache", "skip_bad")
+RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache")
 
 
 def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
@@ -120,7 +121,7 @@ def open_data(settings: Settings) -> DataSet:
         num_segments=settings.num_segments,
         window=settings.window,
         clip_cache=Path(settings.clip_cache),
-        skip_bad=settings.skip_bad,
+        more={f.dest: settings.values[f.dest] for f in VIDEO_DATA} | {"num_workers": settings.num_workers},
     )
     try:
         data = distributed.main_first(lambda: dataset_dict[settings.dataset](options))  # rank 0 downloads
@@ -227,6 +228,10 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
     why = {}
     if not getattr(data, "streamed", False):
         why = dict.fromkeys(("num_workers", *STREAMED), f"{settings.dataset} is resident on the device")
+    if not hasattr(data, "clip_views"):
+        why |= {f.dest: f"{settings.dataset} is no list of videos" for f in VIDEO_DATA}
+    else:
+        why.pop("num_workers", None)
     if distributed.world_size() == 1:
         why["multiprocessing_distributed"] = "one process is enough for one device"
         why |= dict.fromkeys(
@@ -235,10 +240,13 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
         )
     if "image" in data.shapes:
         why |= dict.fromkeys(RECORDINGS, f"{settings.dataset} holds no action recordings")
+    else:
+        why.pop("skip_corrupt", None)
     if len(build.chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
-        why |= dict.fromkeys(("model_t", "skip_validation", "div", "kd_T"), f"--distill {distill} uses no teacher")
+        no_teacher = ("model_t", "skip_validation", "div", "kd_T", "teacher_dropout")
+        why |= dict.fromkeys(no_teacher, f"--distill {distill} uses no teacher")
     elif not settings.values["div"]:
         why["kd_T"] = "the logit KL has weight 0"
     if not settings.values.get("teacher_cache"):
@@ -379,6 +387,8 @@ def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
     """What is trained; a name that means two networks is resolved by the size of the images."""
     name = settings.values.get("model") or settings.values["model_s"]
     spec = model_for(name, data.shapes.get("image", ())).fitted(data.shapes)
+    if settings.pretrained is not None:
+        spec = build.started_from(spec, settings.pretrained)
     if settings.sync_bn and distributed.world_size() > 1:
         build_one = spec.build
         spec = dataclasses.replace(spec, build=lambda **k: distributed.sync_batch_norm(build_one(**k)))
@@ -430,6 +440,7 @@ def build_lane(
         wrap=distributed.ddp,
         source=None if source is None else lambda net: source,
         kernels=kernels,
+        param_groups=settings.param_groups,
     )
     first = next(stages)
     if settings.values.get("freeze_backbone") and not settings.values.get("pretrained_backbone"):
@@ -538,6 +549,8 @@ def shared_source(
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
     net = build.to_device(teacher.tapped(taps), device, kernels.channels_last)
     folder = None if lanes[0].dry_run else lanes[0].teacher_cache
+    if lanes[0].teacher_dropout and folder is not None:
+        raise UserError("--teacher_dropout draws anew for every batch, which --teacher_cache cannot keep: drop one")
     kept = ("logits", "pooled") if lanes[0].cache_pooled else ("logits",)
     deeper = [tap for tap in taps if tap not in kept]
     if folder is None or deeper:
@@ -551,6 +564,8 @@ def shared_source(
             )
         full = -(-lanes[0].batch_size // distributed.world_size() // lanes[0].accumulate)
         source, cache = teacher.source(net, device, autocast, kernels, full), None
+        if lanes[0].teacher_dropout:
+            keep_dropout(source)
     else:
         source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
         pooled = source_layout(source, teacher.spec, data, device) if lanes[0].cache_pooled and taps else None

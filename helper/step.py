@@ -154,7 +154,8 @@ class DistillStep:
         self._scheduled = [p.name for p in self.phases if p.optimizer is None]
 
     def _main_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        return {**self.method.common_terms(s, t, batch, progress), **self.method.terms(s, t, batch, progress)}
+        own = self.method.terms(*self.method.rows(s, t, batch), progress)
+        return {**self.method.common_terms(s, t, batch, progress), **own}
 
     def train(self) -> None:
         """Training mode, except for what never trains. Once an epoch."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from helper.cache import CachedTeacher
 from helper.kernels import PLAIN, Kernels, folded, maybe_compiled, with_cast_weights
@@ -31,6 +34,7 @@ class LiveTeacher:
     ):
         self.net, self.autocast = net.eval().requires_grad_(False), autocast
         self.kernels, self.full = kernels, full
+        self.dropout = False  # whether dropout and drop path stay on; see keep_dropout()
         self.spec = net.spec
         self.device = next(net.parameters()).device
         self._run: Callable[..., Features] | None = None
@@ -39,6 +43,10 @@ class LiveTeacher:
         assert not self.net.model.training, "the teacher was taken to training mode"
         inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
         with torch.no_grad(), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            if self.dropout:  # what is prepared below is fixed in eval mode
+                with noisy(self.net.model):
+                    features = self.net(inputs)
+                return {k: features[k] for k in ("logits", *taps)}
             if self._run is None:
                 self._run = self._prepared(inputs)
             features = self._run(len(batch), inputs)
@@ -51,6 +59,23 @@ class LiveTeacher:
         if self.autocast is not None:
             net = with_cast_weights(net, inputs, self.autocast)
         return maybe_compiled("teacher", net, self.kernels, self.full, freezing=True)
+
+
+@contextmanager
+def noisy(model: nn.Module) -> Iterator[None]:
+    """Training mode for everything but batch norm, for one forward pass: what MMRazor does to a teacher."""
+    for module in model.modules():
+        module.training = not isinstance(module, _BatchNorm)
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+def keep_dropout(source: TeacherSource) -> None:
+    """Leave the dropout of a live teacher on, or of every member of an ensemble."""
+    for member in getattr(source, "sources", [source]):
+        member.dropout = True
 
 
 class EnsembleTeacher:

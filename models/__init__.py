@@ -109,12 +109,18 @@ model_dict = Registry(
         "mobilenetV2": "models.mobilenetv2:mobilenetv2_hsakd",
         "mobilenetV2_dpcd": "models.mobilenetv2:mobilenetv2_dpcd",
         **{f"{name}_aux{end}": f"models.auxiliary:{name}_aux{end}" for end in ("", "_dpcd") for name in AUXILIARY},
+        "tsm_resnet50": "models.temporal:tsm_resnet50",
+        "tsm_mobilenetv2": "models.temporal:tsm_mobilenetv2",
+        "tsn_resnet50": "models.temporal:tsn_resnet50",
+        "tsn_swin_base": "models.temporal:tsn_swin_base",
     },
     aliases={k: v for k, v in AUXILIARY.items() if v and k.endswith(("_bn", "_imagenet"))} | PAIRS,
     resolvers={
         "torchvision": "models.external:torchvision_spec",
         "timm": "models.external:timm_spec",
         "trn": "models.trn:trn_spec",
+        "tsn": "models.temporal:tsn_spec",
+        "tsm": "models.temporal:tsm_spec",
     },
 )
 

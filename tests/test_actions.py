@@ -346,8 +346,8 @@ def test_a_missing_twin_names_both_files(copy, kind):
     with pytest.raises(UserError) as error:
         load_utd_mhad(options(copy, "accel", "video"))
     assert "a2_s3_t1_color.avi" in str(error.value) and "a2_s3_t1_inertial.mat" in str(error.value)
-    assert "--skip_bad" in str(error.value)
-    data = load_utd_mhad(options(copy, "accel", "video", skip_bad=True))
+    assert "--skip_corrupt" in str(error.value)
+    data = load_utd_mhad(options(copy, "accel", "video", skip_corrupt=True))
     assert len(data.train) == 11 and any("left out 1 recordings" in note for note in data.notes)
 
 
@@ -359,7 +359,7 @@ def test_damaged_files_are_named_or_left_out(copy):
         load_utd_mhad(options(copy, "accel", "video"))
     with pytest.raises(UserError, match="a1_s2_t1_inertial.mat' is truncated"):
         load_utd_mhad(options(copy, "accel")).windows("test")
-    data = load_utd_mhad(options(copy, "accel", "video", skip_bad=True))
+    data = load_utd_mhad(options(copy, "accel", "video", skip_corrupt=True))
     assert (len(data.train), len(data.test)) == (11, 11)
     assert {s.key for s in data.train + data.test}.isdisjoint({(2, 3, 1), (1, 2, 1)})
 

@@ -291,7 +291,9 @@ def test_options_out_of_range_are_refused(wrong):
 
 
 def test_registry_names_and_near_misses():
-    assert set(dataset_dict) == {"cifar100", "cifar10", "folder", "digits", "imagenet", "stl10", "tinyimagenet"}
+    images = {"cifar100", "cifar10", "folder", "digits", "imagenet", "stl10", "tinyimagenet"}
+    actions = {"utd_mhad", "berkeley_mhad", "mmact"}
+    assert set(dataset_dict) == images | actions | {"kinetics400", "video"}
     assert all(callable(dataset_dict[name]) for name in dataset_dict)
     for lookup in (dataset_dict.__getitem__, recipe):
         with pytest.raises(UserError, match="Did you mean cifar100"):
@@ -307,6 +309,17 @@ def test_recipes_are_the_published_ones():
         "weight_decay": 5e-4,
     }
     assert all(recipe(name) == small for name in ("cifar100", "cifar10", "folder", "digits"))
+    assert (
+        recipe("kinetics400")
+        == recipe("video")
+        == {
+            "batch_size": 128,
+            "epochs": 100,
+            "learning_rate": 0.02,
+            "lr_decay_epochs": "40,80",
+            "weight_decay": 2e-5,
+        }
+    )
     assert recipe("imagenet") == {
         "batch_size": 256,
         "epochs": 120,

@@ -1,0 +1,60 @@
+"""Flags of video data sets and of the published video recipes; part of every script's table."""
+
+from __future__ import annotations
+
+from helper.flags import Flag, _switch
+
+# settings that the data set reads (DataOptions.more)
+DATA = (
+    Flag(("--train_list",), None, "list of training videos (default: the published name, or train.txt)"),
+    Flag(("--test_list",), None, "list of test videos (default: the published name, or test.txt)"),
+    Flag(("--short_side",), None, "shorter side of frames before the crop (default 256 at 224)", int, result=True),
+    Flag(
+        ("--sampling",),
+        "uniform",
+        "frames from the whole video, or dense: from 64 successive ones",
+        choices=("uniform", "dense"),
+        result=True,
+    ),
+    Flag(
+        ("--train_crop",),
+        "multiscale13",
+        "crop of training clips: MultiScaleCrop at 13 places (TSM) or 5 (TSN), RandomResizedCrop, or the centre",
+        choices=("multiscale13", "multiscale5", "resized", "centre"),
+        result=True,
+    ),
+    _switch(("--no_flip",), "never mirror clips", result=True),
+    Flag(("--flip_pairs",), "", "classes that change places in a mirrored clip, as 86:87,93:94,166:167", result=True),
+    Flag(("--frame_template",), "img_{:05}.jpg", "file name of an extracted frame"),
+    Flag(("--frame_cache",), None, "folder that keeps decoded frames, resized to --short_side, as uint8"),
+    _switch(("--seek",), "go to the key frame before a wanted frame instead of decoding up to it; the same pixels"),
+)
+
+# settings of the optimiser and the start
+RECIPE = (
+    Flag(
+        ("--param_groups",),
+        "one",
+        "tsm: biases at twice the rate, no decay on biases and batch norm; tsm_fc5: also the classifier at five times",
+        choices=("one", "tsm", "tsm_fc5"),
+        result=True,
+    ),
+    Flag(
+        ("--pretrained",),
+        None,
+        "weights to start from, all but the classifier: a checkpoint of a known layout, or imagenet for torchvision's",
+        result=True,
+    ),
+)
+
+VIDEO = (*DATA, *RECIPE)
+STUDENT_VIDEO = (
+    _switch(
+        ("--frame_logits",), "compare the scores of every frame, not of the clip, in every logit loss", result=True
+    ),
+    _switch(
+        ("--teacher_dropout",),
+        "leave the teacher's dropout and drop path on, as MMRazor does (its batch norm is off)",
+        result=True,
+    ),
+)

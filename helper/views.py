@@ -1,0 +1,49 @@
+"""Evaluation of clips seen several times: averages over views, and mean class accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helper.metrics import Meter
+from helper.protocols import Loader, UserError
+
+
+def average_views(logits: Tensor, views: int, how: str) -> Tensor:
+    """[B * V, K] -> [B, K]. prob: log of the mean of the probabilities; score: mean of the logits."""
+    if views == 1:
+        return logits
+    split = logits.unflatten(0, (-1, views))
+    return split.softmax(2).mean(1).log() if how == "prob" else split.mean(1)
+
+
+def mean_class_accuracy(confusion: Tensor) -> float:
+    """Percent. confusion: [K, K] counts, rows true and columns predicted. Mean of the recall over the classes that
+    occur on either side, so a class that is only ever predicted counts 0 (the published metric)."""
+    counts = confusion.double()
+    true, predicted = counts.sum(1), counts.sum(0)
+    recall = counts.diagonal() / true.clamp_min(1)
+    return 100 * recall[(true + predicted) > 0].mean().item()
+
+
+@torch.no_grad()
+def evaluate_views(
+    predict: Callable[[Mapping[str, Tensor]], Tensor], loader: Loader, device: torch.device, num_classes: int, how: str
+) -> dict[str, float]:
+    """loss, acc, acc_top5, acc_mean_class (percent) and samples, of predictions averaged over the views of a sample."""
+    meter = Meter(device)
+    confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+    for i, batch in enumerate(loader):
+        logits = average_views(predict(batch.inputs).float(), batch.views, how)
+        meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
+        confusion += torch.bincount(batch.target * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
+    if not meter.count:
+        raise UserError("not one test sample could be read")
+    result = meter.read()[0]
+    return result | {
+        "acc_mean_class": mean_class_accuracy(confusion.view(num_classes, num_classes)),
+        "samples": meter.count,
+    }

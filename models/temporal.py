@@ -1,0 +1,308 @@
+"""Segment networks over any 2-D network: TSN (Wang et al., ECCV 2016, eq. 1), TSM (Lin et al., ICCV 2019, section 4).
+
+Module names are those of temporal-shift-module: `base_model`, `new_fc`, and `net` inside a shifted layer. The heads are
+those of the published Kinetics configurations: TSN averages the frames' features, then drops out and classifies; TSM
+drops out and classifies every frame, then averages. Shape letters: B clips, T frames of a clip, D values per frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helper.protocols import ModelSpec, Tap, UserError
+from models.common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
+from models.video_keys import FAMILY_OF, adapted
+
+NUM_SEGMENTS = 8
+SHIFT_DIV = 8
+DEEP = 23  # blocks in the third stage from which on every second block is shifted (ResNet-101, ResNet-152)
+
+
+def shifted(x: Tensor, num_segments: int, fold: int, back: bool = False) -> Tensor:
+    """A shifted copy of frames [B*T, C, H, W]: channels [0, fold) come from the next frame, [fold, 2 fold) from the one
+    before, zeros at the ends of a clip. back: the other way round, which is the transpose."""
+    y = x.clone()  # contiguous copies are cheap; then a quarter of it once more
+    _write(y, x.unflatten(0, (-1, num_segments)), num_segments, fold, back)
+    return y
+
+
+def _write(y: Tensor, source: Tensor, num_segments: int, fold: int, back: bool = False) -> None:
+    clips = y.unflatten(0, (-1, num_segments))
+    first, second = slice(fold), slice(fold, 2 * fold)
+    earlier, later = (second, first) if back else (first, second)  # whose frames come too early, too late
+    clips[:, :-1, earlier] = source[:, 1:, earlier]
+    clips[:, -1, earlier] = 0
+    clips[:, 1:, later] = source[:, :-1, later]
+    clips[:, 0, later] = 0
+
+
+class _Shift(torch.autograd.Function):
+    """One copy forward and one backward; slices written by autograd itself would cost six."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, num_segments: int, fold: int, back: bool) -> Tensor:
+        ctx.settings = num_segments, fold, back
+        return shifted(x, num_segments, fold, back)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        num_segments, fold, back = ctx.settings
+        return _Shift.apply(gradient, num_segments, fold, not back), None, None, None
+
+
+class TemporalShift(nn.Module):
+    """A layer of frames [B*T, C, H, W] that reads them shifted by one frame: an eighth of the channels from the future,
+    an eighth from the past.
+
+    The residual branch reads the shifted frames, the shortcut the frames themselves. Without gradient the frames are
+    shifted in place, a quarter of the traffic of a copy, and put back once the layer has read them.
+    """
+
+    def __init__(self, net: nn.Module, num_segments: int, shift_div: int = SHIFT_DIV):
+        super().__init__()
+        self.net, self.num_segments, self.shift_div = net, num_segments, shift_div
+
+    def forward(self, x: Tensor) -> Tensor:
+        fold = x.shape[1] // self.shift_div
+        if fold == 0:
+            return self.net(x)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.net(_Shift.apply(x, self.num_segments, fold, False))
+        clips = x.unflatten(0, (-1, self.num_segments))
+        kept = clips[:, :, : 2 * fold].clone()
+        _write(x, kept, self.num_segments, fold)
+        y = self.net(x)
+        clips[:, :, : 2 * fold] = kept
+        return y
+
+
+def residual_layers(backbone: nn.Module) -> Iterator[tuple[str, int]]:
+    """(path of the layer to shift, number of its block in its stage): the first layer of each residual branch.
+
+    ResNets and RegNets: `conv1` of every block. Inverted residuals (MobileNets, EfficientNets): the expansion, where
+    there is one beside a shortcut. ConvNeXts: the depthwise convolution.
+    """
+    counts: dict[str, int] = {}
+    for path, module in backbone.named_modules():
+        layer = _first_of_branch(module)
+        if layer is not None:
+            stage = path.rpartition(".")[0]
+            yield f"{path}.{layer}", counts.get(stage, 0)
+            counts[stage] = counts.get(stage, 0) + 1
+
+
+def _first_of_branch(module: nn.Module) -> str | None:
+    children = dict(module.named_children())
+    if "conv1" in children and "conv2" in children and hasattr(module, "downsample"):
+        return "conv1"  # ResNets of torchvision, timm and CIFAR, RegNets of timm
+    if "f" in children and isinstance(module.f, nn.Sequential) and "a" in dict(module.f.named_children()):
+        return "f.a"  # RegNets of torchvision
+    if getattr(module, "use_res_connect", False):  # inverted residuals of torchvision
+        branch = "conv" if "conv" in children else "block"
+        return f"{branch}.0" if len(children[branch]) > (3 if branch == "conv" else 2) else None  # type: ignore[arg-type]
+    if getattr(module, "has_skip", False) and "conv_pw" in children and "conv_pwl" in children:
+        return "conv_pw"  # of timm
+    if "conv_dw" in children and "mlp" in children:
+        return "conv_dw"  # ConvNeXt of timm
+    if "block" in children and hasattr(module, "layer_scale"):
+        return "block.0"  # of torchvision
+    return None
+
+
+def shift_layers(backbone: nn.Module, name: str, num_segments: int) -> list[str]:
+    """Wrap what residual_layers() names; the paths. From ResNet-101 on every second block, as published."""
+    layers = list(residual_layers(backbone))
+    if not layers:
+        raise UserError(
+            f"tsm:{name} has no residual blocks whose branch could be shifted; tsn:{name} averages its frames instead"
+        )
+    third = getattr(backbone, "layer3", ())
+    every = 2 if isinstance(third, nn.Sequential) and len(third) >= DEEP else 1
+    chosen = [path for path, block in layers if block % every == 0]
+    for path in chosen:
+        backbone.set_submodule(path, TemporalShift(backbone.get_submodule(path), num_segments))
+    return chosen
+
+
+class Segments(nn.Module):
+    """What TSN and TSM share: clips [B, T, 3, H, W] -> frame features [B*T, D] of a backbone without its classifier."""
+
+    def __init__(
+        self, backbone: nn.Module, head: str, name: str, num_classes: int, num_segments: int, dropout: float, std: float
+    ):
+        super().__init__()
+        classifier = backbone.get_submodule(head)
+        width = next((m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)), None)
+        if width is None:
+            raise UserError(f"a segment network replaces a linear classifier, and {head} of {name} holds none")
+        backbone.set_submodule(head, nn.Identity())
+        _without_dropout(backbone, head)
+        self.num_segments = num_segments
+        self.base_model = without_inplace(backbone)
+        self.dropout = nn.Dropout(dropout)
+        self.new_fc = nn.Linear(width, num_classes)
+        nn.init.normal_(self.new_fc.weight, 0, std)
+        nn.init.zeros_(self.new_fc.bias)
+
+    def frame_features(self, clips: Tensor) -> Tensor:
+        frames = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return self.base_model(frames)
+
+
+def _without_dropout(backbone: nn.Module, head: str) -> None:
+    """The dropout right in front of the classifier belonged to it."""
+    parent, _, place = head.rpartition(".")
+    box = backbone.get_submodule(parent)
+    if isinstance(box, nn.Sequential) and place.isdecimal() and place != "0":
+        before = str(int(place) - 1)
+        if isinstance(box.get_submodule(before), nn.Dropout):
+            box.set_submodule(before, nn.Identity())
+
+
+class TSN(Segments):
+    """[B, T, 3, H, W] -> [B, K]: mean of the frames' features, dropout, linear layer. Any T."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        features = self.frame_features(clips).unflatten(0, clips.shape[:2])
+        return self.new_fc(self.dropout(features.mean(1)))
+
+
+class TSM(Segments):
+    """[B, T, 3, H, W] -> [B, K]: dropout and linear layer on every frame, mean of the frames' scores."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        if clips.shape[1] != self.num_segments:
+            raise UserError(
+                f"this TSM shifts within {self.num_segments} frames, and a clip has {clips.shape[1]}: "
+                f"use --num_segments {self.num_segments}"
+            )
+        scores = self.new_fc(self.dropout(self.frame_features(clips)))
+        return scores.unflatten(0, clips.shape[:2]).mean(1)
+
+
+def _build(
+    kind: str,
+    backbone: ModelSpec,
+    num_classes: int = 400,
+    shape: Sequence[int] | None = None,
+    dropout: float | None = None,
+    **options: Any,
+) -> nn.Module:
+    """shape: [T, C, H, W] of a clip. dropout: the published one by default. options: for the backbone."""
+    num_segments = NUM_SEGMENTS if shape is None else shape[0]
+    base = backbone(num_classes=num_classes, **options)
+    if kind == "tsm":
+        shift_layers(base, backbone.name, num_segments)
+        rate = 0.5 if dropout is None else dropout
+        return TSM(base, backbone.head, backbone.name, num_classes, num_segments, rate, 0.001)
+    rate = 0.4 if dropout is None else dropout
+    return TSN(base, backbone.head, backbone.name, num_classes, num_segments, rate, 0.01)
+
+
+def _over(kind: str, backbone: ModelSpec, name: str) -> ModelSpec:
+    """Maps are tapped as their mean over frames. `frame_logits` of a TSM are the scores of every frame [B*T, K]; a TSN
+    scores clips alone."""
+    if backbone.input != "image":
+        raise UserError(f"{kind} runs over a network of images, and {backbone.name} reads '{backbone.input}'")
+    build = partial(_build, kind, backbone)
+    taps = {
+        k: dataclasses.replace(tap, module=f"base_model.{tap.module}", per_frame=True)
+        for k, tap in backbone.taps.items()
+        if k != "pooled"
+    }
+    taps["pooled"] = Tap("base_model", "vector", per_frame=True)
+    if kind == "tsm":
+        taps["frame_logits"] = Tap("new_fc", "logits")
+    return ModelSpec(
+        name,
+        build,
+        taps,
+        backbone.feats,
+        "new_fc",
+        input="video",
+        input_shape=(NUM_SEGMENTS, *backbone.input_shape),
+        mean=backbone.mean,
+        std=backbone.std,
+        fits=True,
+        adapt=partial(adapted, FAMILY_OF.get(backbone.name, "plain"), partial(_own_keys, build)),
+        average_clips="prob" if kind == "tsm" else "score",
+    )
+
+
+def family_of(spec: ModelSpec) -> str | None:
+    """Whose names the keys of a segment network follow (models.video_keys); None where there is no map."""
+    family = spec.adapt.args[0] if isinstance(spec.adapt, partial) else "plain"
+    return None if family == "plain" else family
+
+
+def _own_keys(build: Any) -> list[str]:
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        return list(build(num_classes=1).state_dict())
+
+
+@cache
+def tsn_spec(name: str) -> ModelSpec:
+    """`tsn:NAME` over any network of images, as tsn:torchvision:resnet18 or tsn:timm:resnet50."""
+    from models import model_dict
+
+    return _over("tsn", model_dict[name], f"tsn:{name}")
+
+
+@cache
+def tsm_spec(name: str) -> ModelSpec:
+    """`tsm:NAME` over any network of residual blocks, as tsm:timm:resnet50."""
+    from models import model_dict
+
+    return _over("tsm", model_dict[name], f"tsm:{name}")
+
+
+def _swin_base(num_classes: int = 1000, pretrained: bool | str = False) -> nn.Module:
+    """torchvision's Swin-B with the drop path of timm's (0.1), as the published teacher; any image size."""
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    model = SwinTransformer(
+        patch_size=[4, 4],
+        embed_dim=128,
+        depths=[2, 2, 18, 2],
+        num_heads=[4, 8, 16, 32],
+        window_size=[7, 7],
+        stochastic_depth_prob=0.1,
+        num_classes=num_classes,
+    )
+    for module in model.modules():  # computed from the window; files of timm have no such entry
+        if "relative_position_index" in module._buffers:
+            index = module.relative_position_index
+            module.register_buffer("relative_position_index", index, persistent=False)
+    if pretrained:
+        from models.external import load_published
+
+        load_published(model, "swin_b", pretrained, "head")
+    return model
+
+
+def _image_backbone(name: str) -> ModelSpec:
+    from models import imagenet
+
+    return {"resnet50": imagenet.resnet50, "mobilenet_v2": imagenet.mobilenet_v2}[name]
+
+
+SWIN_BASE = ModelSpec(
+    "torchvision:swin_b",
+    _swin_base,
+    {"pooled": Tap("flatten", "vector")},
+    ("pooled",),
+    "head",
+    input_shape=(3, 224, 224),
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+)
+tsm_resnet50 = _over("tsm", _image_backbone("resnet50"), "tsm_resnet50")
+tsm_mobilenetv2 = _over("tsm", _image_backbone("mobilenet_v2"), "tsm_mobilenetv2")
+tsn_resnet50 = _over("tsn", _image_backbone("resnet50"), "tsn_resnet50")
+tsn_swin_base = _over("tsn", SWIN_BASE, "tsn_swin_base")

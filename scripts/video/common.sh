@@ -1,0 +1,11 @@
+# Sourced by the scripts of this folder: $PYTHON, $KINETICS (the data folder), $SAVE (root of runs), $GPUS, and run().
+# GPUS=0,1,2,3,4,5,6,7 trains one process a GPU, as the published runs did; --batch_size is that of all of them.
+source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
+KINETICS=${KINETICS:?folder with videos_train, videos_val and kinetics400_{train,val}_list_videos.txt}
+SAVE=${SAVE:-./save}
+GPUS=${GPUS:-0}
+several=()
+[[ "$GPUS" == *,* ]] && several=(--multiprocessing_distributed)
+data=(--dataset kinetics400 --data_folder "$KINETICS" --save_root "$SAVE" --gpu_id "$GPUS" --precision fp32
+    ${several[@]+"${several[@]}"})
+test_data=(--dataset kinetics400 --data_folder "$KINETICS" --gpu_id "${GPUS%%,*}")

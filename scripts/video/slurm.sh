@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Any script of this folder as a SLURM job on one node of eight GPUs, one process a GPU:
+#   KINETICS=DIR sbatch --partition=PARTITION scripts/video/slurm.sh tsm_distil TEACHER.pth
+#SBATCH --job-name=video
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --gres=gpu:8
+#SBATCH --cpus-per-task=64
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+set -euo pipefail
+name=${1:?tsm_teacher, tsm_student, tsm_distil, tsn_teacher, tsn_student or tsn_distil}
+shift
+cd "${SLURM_SUBMIT_DIR:-.}"
+export GPUS=${GPUS:-0,1,2,3,4,5,6,7}
+exec srun --kill-on-bad-exit=1 bash "scripts/video/$name.sh" "$@"

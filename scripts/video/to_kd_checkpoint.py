@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""A distillation checkpoint in MMRazor's layout: python scripts/video/to_kd_checkpoint.py STUDENT TEACHER OUT
+
+Weights under OpenMMLab's names, the student's behind `architecture.`, the teacher's behind `teacher.`, for work that
+goes on there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from helper.build import load_network  # noqa: E402 (a script: the path comes first)
+from helper.checkpoint import atomic_save, read_checkpoint  # noqa: E402
+from helper.protocols import UserError  # noqa: E402
+from helper.session import run_script  # noqa: E402
+from models.temporal import family_of  # noqa: E402
+from models.video_keys import to_openmmlab  # noqa: E402
+
+
+def openmmlab_weights(path):
+    network = load_network(path, None, None, {})
+    family = family_of(network.spec)
+    if family is None:
+        raise UserError(f"{path} is a {network.spec.name}, for which OpenMMLab has no names")
+    return to_openmmlab(family, network.model.state_dict())
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("student", "teacher", "out"):
+        parser.add_argument(name, type=Path)
+    args = parser.parse_args(argv)
+    student, teacher = openmmlab_weights(args.student), openmmlab_weights(args.teacher)
+    state = {f"architecture.{k}": v for k, v in student.items()} | {f"teacher.{k}": v for k, v in teacher.items()}
+    atomic_save({"meta": {"epoch": read_checkpoint(args.student).epoch}, "state_dict": state}, args.out)
+    print(f"{args.out}: {len(student)} weights of the student, {len(teacher)} of the teacher")
+
+
+if __name__ == "__main__":
+    run_script(main)
