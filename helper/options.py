@@ -445,10 +445,6 @@ def _check(values: Mapping[str, Any]) -> None:
             raise UserError(f"{name} {value} must be a finite number and not negative")
     if not values["dist_timeout"] > 0:
         raise UserError(f"--dist_timeout {values['dist_timeout']} must be above 0")
-    if values["clip_grad"] is not None and not 0 < values["clip_grad"] < math.inf:
-        raise UserError(f"--clip_grad {values['clip_grad']} must be a finite number above 0")
-    if values["warmup_epochs"] < 0:
-        raise UserError(f"--warmup_epochs {values['warmup_epochs']} must be at least 0")
     if not 0 <= values["val_fraction"] < 1:
         raise UserError(f"--val_fraction {values['val_fraction']} must lie in [0, 1)")
     if not 0 < values["few_ratio"] <= 1:

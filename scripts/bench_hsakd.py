@@ -76,7 +76,7 @@ def step_of(method: str, kind: str, dtype: str, batch_size: int) -> Any:
         Data(),  # type: ignore[arg-type]
         batch_size=batch_size,
         device=torch.device("cpu"),
-        make_optimizer=build.sgd(0.9, 5e-4, 0.05, nesterov=True),
+        make_optimizer=build.optimizer("nesterov", 0.9, 5e-4, 0.05),
         epochs=240,
         autocast=torch.bfloat16 if dtype == "bf16" else None,
     )

@@ -37,7 +37,7 @@ def test_baseline_and_our_step_lose_alike(method, usual, end):
         data,
         batch_size=8,
         device=torch.device("cpu"),
-        make_optimizer=build.sgd(0.9, 5e-4, 0.05, nesterov=True),
+        make_optimizer=build.optimizer("nesterov", 0.9, 5e-4, 0.05),
         epochs=240,
     )
     stage.step.student.model.load_state_dict(student.state_dict())

@@ -18,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dataset.base
 import dataset.folder
 from dataset import dataset_dict, recipe
 from dataset.base import DataOptions, Split, resize, stratified
@@ -708,16 +709,16 @@ def test_files_that_are_no_images_are_passed_over_with_a_warning(tree):
 
 def test_a_set_beyond_half_of_the_memory_is_refused_before_decoding(tree, monkeypatch):
     needed = 12 * 32 * 32 * 3 + 8 * 40 * 40 * 3
-    monkeypatch.setattr(dataset.folder, "_available_memory", lambda: 2 * needed)
+    monkeypatch.setattr(dataset.base, "_available_memory", lambda: 2 * needed)
     read(tree)
-    monkeypatch.setattr(dataset.folder, "_available_memory", lambda: 2 * needed - 2)
-    monkeypatch.setattr(dataset.folder, "_decode_all", None)
+    monkeypatch.setattr(dataset.base, "_available_memory", lambda: 2 * needed - 2)
+    monkeypatch.setattr(dataset.folder, "decode_all", None)
     with pytest.raises(UserError, match=r"12 images at 32x32 need 0.00 GiB.*more than half of the 0.00 GiB"):
         read(tree)
 
 
 def test_available_memory_is_plausible():
-    memory = dataset.folder._available_memory()
+    memory = dataset.base._available_memory()
     assert memory is None or 2**24 < memory < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

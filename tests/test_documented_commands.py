@@ -27,6 +27,15 @@ def lines_of(path: Path) -> list[str]:
     return [line.strip() for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 
+def defaults_of(path: Path) -> dict[str, str]:
+    """Variables of a script with a value that can be read off it: a text, a default, the first turn of a loop."""
+    text = path.read_text()
+    found = dict(re.findall(r'^(?:export )?(\w+)=(?:"([^"]*)")$', text, re.M))
+    found |= dict(re.findall(r"\b(\w+)=\$\{\w+:-([^}]*)\}", text))
+    found |= dict(re.findall(r"^\s*for (\w+) in ([\w+.]+)", text, re.M))
+    return {name: " ".join(value.split()) for name, value in found.items() if "$(" not in value}
+
+
 def commands_of(path: Path) -> list[list[str]]:
     """[program, arguments...] for every call of a Python program of the repository. "$@" and arrays are left out, other
     variables stand for a word."""
@@ -37,8 +46,12 @@ def commands_of(path: Path) -> list[list[str]]:
         if not found:
             continue
         call = re.split(r"\s(?:\||&&|>|>>|2>&1)\s?|;", found[1])[0]
-        call = re.sub(r"\"?\$\{\w+\[@\]\+\"\$\{\w+\[@\]\}\"\}\"?|\"?\$\{\w+\[@\]\}\"?|\"\$@\"", " ", call)
+        call = re.sub(r"\"?\$\{\w+\[@\]\+\"\$\{\w+\[@\]\}\"\}\"?|\"?\$\{\w+\[@\]\}\"?|\"\$@\"|\"\$\{@:\d\}\"", " ", call)
         call = call.replace('"$teacher"', "T.pth").replace('"$trial"', "0")
+        known = defaults_of(path) if path.suffix == ".sh" else {}
+        for _ in range(2):  # a text may hold variables of its own
+            call = re.sub(r"\$(?:(\w+)|\{(\w+)\})", lambda m: known.get(m[1] or m[2], m[0]), call)
+        call = re.sub(r"^(\S+\.py)(?:\s+\$\w+)+", r"\1", call)  # lists of flags that a function chooses
         out.append(shlex.split(call, comments=True))
     return out
 
@@ -63,7 +76,8 @@ def test_is_understood(call, monkeypatch, tmp_path):
         (tmp_path / "cosine.py").write_text(block)
     monkeypatch.chdir(tmp_path)
     if any("$" in token for token in argv):
-        values = {"--distill": "kd", "--epochs": "1"}
+        values = {"--distill": "kd", "--epochs": "1", "--few_ratio": "0.5", "--seed": "0"}
+        values |= dict.fromkeys(("--model_s", "--model_t", "--model"), "resnet8")
         argv = [
             values.get(before, "w") if VARIABLE.search(t) else t for before, t in zip([None, *argv], argv, strict=False)
         ]
