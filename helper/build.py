@@ -405,7 +405,7 @@ def optimizer(
             flat = [p for p in params if p.ndim <= 1]
             groups[0]["params"] = [p for p in params if p.ndim > 1]
             groups.append({"params": flat, "lr_scale": scale, "weight_decay": norm_weight_decay})
-        return kinds[name]([g for g in groups if g["params"]], lr=lr * scale, weight_decay=weight_decay)
+        return kinds[name](groups, lr=lr * scale, weight_decay=weight_decay)
 
     return make
 
