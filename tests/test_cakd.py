@@ -393,7 +393,7 @@ def vit_teacher(commands, tmp_path_factory):
 
 
 SETTINGS = ("--distill", "cakd", "--epochs", 3, "--few_ratio", 0.1, "--batch_size", 60, "--tb_backend", "none")
-SETTINGS += ("--skip_validation", "--cakd_every", 2)
+SETTINGS += ("--skip_validation", "--cakd_every", 2, "--learning_rate", 0.001)
 
 
 @pytest.mark.parametrize("variant", ["paper", "code"])
