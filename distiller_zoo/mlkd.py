@@ -25,12 +25,16 @@ def class_correlation(p_s: Tensor, p_t: Tensor) -> Tensor:
     return (p_s.T @ p_s - p_t.T @ p_t).pow(2).sum() / p_s.shape[1]
 
 
-def alignment(z_s: Tensor, z_t: Tensor) -> Tensor:
-    """Sum over the temperatures of T^2 KL + batch correlation + class correlation; logits [B, K] of one view."""
+def alignment(z_s: Tensor, z_t: Tensor, relations: bool = True) -> Tensor:
+    """Sum over the temperatures of T^2 KL + batch correlation + class correlation; logits [B, K] of one view.
+
+    Without relations the T^2 KL alone.
+    """
     parts = []
     for temperature in TEMPERATURES:
         p_s, p_t = (z_s / temperature).softmax(1), (z_t / temperature).softmax(1)
-        parts += [kl(z_s, z_t, temperature), batch_correlation(p_s, p_t), class_correlation(p_s, p_t)]
+        parts += [kl(z_s, z_t, temperature)]
+        parts += [batch_correlation(p_s, p_t), class_correlation(p_s, p_t)] if relations else []
     return torch.stack(parts).sum()
 
 
@@ -41,7 +45,9 @@ class MLKD(Distiller):
     per step, --learning_rate 0.025 and 480 epochs in the paper's table (240 in the settings released later);
     --mlkd_views 1 is the comparison under the common protocol.
     The strong view starts from the weak one's crop; the published one is cropped anew.
-    The published confidence masks multiply a mean and so only halve the weak view's alignment: --mlkd_halved.
+    The published confidence masks multiply a mean and so only halve the weak view's alignment: --mlkd_halved. The
+    published code also computes the strong view's correlations and leaves them out of its sum: --mlkd_weak_relations.
+    Its table was made with both.
     """
 
     name = "mlkd"
@@ -54,6 +60,9 @@ class MLKD(Distiller):
         beta: float = 0.9
         views: int = option(2, "1: the batch alone; 2: a strongly augmented view beside it", "--mlkd_views", (1, 2))
         halved: bool = option(False, "weigh the weak view's alignment 0.5, as the published code does", "--mlkd_halved")
+        weak_relations: bool = option(
+            False, "leave the strong view's correlations out, as the published code does", "--mlkd_weak_relations"
+        )
 
         def __post_init__(self) -> None:
             check_range("--mlkd_views", self.views, least=1, most=2)
@@ -81,7 +90,10 @@ class MLKD(Distiller):
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t = self.comparable(s["logits"]), self.comparable(t["logits"])
         weak = 0.5 if self.cfg.halved else 1.0
-        views = [alignment(z_s[v :: batch.views], z_t[v :: batch.views]) for v in range(batch.views)]
+        views = [
+            alignment(z_s[v :: batch.views], z_t[v :: batch.views], relations=v == 0 or not self.cfg.weak_relations)
+            for v in range(batch.views)
+        ]
         terms = {"mlkd": weak * views[0] + sum(views[1:])}
         if batch.views > 1 and self.cfg.cls:
             target = batch.target if batch.soft_target is None else batch.soft_target

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from distiller_zoo.base import Distiller, angles, distances, option, pooled_tap
+from distiller_zoo.base import Distiller, check_range, angles, distances, option, pooled_tap
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
 
@@ -23,6 +23,10 @@ class RKD(Distiller):
         distance: float = option(25.0, "weight of the distances inside the term")
         angle: float = option(50.0, "weight of the angles inside the term")
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
+
+        def __post_init__(self) -> None:
+            check_range("--rkd_distance", self.distance, least=0)
+            check_range("--rkd_angle", self.angle, least=0)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, option, pool_to_smaller
+from distiller_zoo.base import Distiller, check_range, option, pool_to_smaller
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 
 
@@ -59,6 +59,9 @@ class SemCKD(Distiller):
     class Config(Distiller.Config):
         beta: float = 400.0
         soft: float = option(1.0, "temperature of the attention over teacher stages", "--soft", short="-s")
+
+        def __post_init__(self) -> None:
+            check_range("--soft", self.soft, above=0)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -398,6 +398,8 @@ def term_weights(pairs: Sequence[str] | None) -> dict[str, float]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         name = name if name in ("cls", "div") else method_dict.resolve(name)
+        if name in weights:
+            raise UserError(f"--weight names {name} twice: give it one number")
         try:
             weights[name] = float(value)
         except ValueError:
@@ -431,8 +433,8 @@ def _check(values: Mapping[str, Any]) -> None:
         if values[name] < low:
             raise UserError(f"--{name} {values[name]} must be at least {low}")
     for name in ("learning_rate", "lr_decay_rate"):
-        if not values[name] > 0:
-            raise UserError(f"--{name} {values[name]} must be above 0")
+        if not 0 < values[name] < math.inf:
+            raise UserError(f"--{name} {values[name]} must be a finite number above 0")
     if not 0 <= values["momentum"] < 1:
         raise UserError(f"--momentum {values['momentum']} must lie in [0, 1)")
     if not 0 <= values["ema"] < 1:
@@ -457,8 +459,8 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UserError(f"--max_steps {values['max_steps']} must be at least 1")
     if not 0 <= values["seed"] < 2**63:
         raise UserError(f"the seed {values['seed']} (--seed, else the number of --trial) must lie in [0, 2^63)")
-    if values.get("kd_T", 1.0) <= 0:
-        raise UserError(f"--kd_T {values['kd_T']} must be above 0")
+    if not 0 < values.get("kd_T", 1.0) < math.inf:
+        raise UserError(f"--kd_T {values['kd_T']} must be a finite number above 0")
 
 
 def published_name(distill: str) -> str:

@@ -90,8 +90,8 @@ class EnsembleTeacher:
         weights = [1.0] * len(sources) if weights is None else list(weights)
         if len(weights) != len(sources):
             raise UserError(f"--teacher_weight has {len(weights)} values for {len(sources)} teachers")
-        if min(weights) < 0 or not sum(weights) > 0:
-            raise UserError("--teacher_weight takes weights of at least 0, one of them above 0")
+        if min(weights) < 0 or not 0 < sum(weights) < math.inf:
+            raise UserError("--teacher_weight takes finite weights of at least 0, one of them above 0")
         self.sources, self.weights = list(sources), [w / sum(weights) for w in weights]
         self.spec = sources[0].spec
 

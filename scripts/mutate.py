@@ -194,6 +194,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("p_s.T @ p_s - p_t", "p_s.T @ p_s + p_t"),
         Mutant("TEMPERATURES = (2.0,", "TEMPERATURES = (1.0,"),
         Mutant("weak = 0.5 if", "weak = 0.6 if"),
+        Mutant("v == 0 or not self.cfg", "v == 1 or not self.cfg"),
     ),
     "nkd": (
         Mutant("-target.mean() - self", "-target.mean() + self"),

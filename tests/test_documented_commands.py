@@ -46,7 +46,9 @@ def commands_of(path: Path) -> list[list[str]]:
         if not found:
             continue
         call = re.split(r"\s(?:\||&&|>|>>|2>&1)\s?|;", found[1])[0]
-        call = re.sub(r"\"?\$\{\w+\[@\]\+\"\$\{\w+\[@\]\}\"\}\"?|\"?\$\{\w+\[@\]\}\"?|\"\$@\"|\"\$\{@:\d\}\"", " ", call)
+        call = re.sub(
+            r"\"?\$\{\w+\[@\]\+\"\$\{\w+\[@\]\}\"\}\"?|\"?\$\{\w+\[@\]\}\"?|\"\$@\"|\"\$\{@:\d\}\"", " ", call
+        )
         call = call.replace('"$teacher"', "T.pth").replace('"$trial"', "0")
         known = defaults_of(path) if path.suffix == ".sh" else {}
         for _ in range(2):  # a text may hold variables of its own

@@ -55,6 +55,15 @@ def test_no_method_imports_another(path):
         assert not name.startswith("distiller_zoo.") or name in SHARED, f"{path.name} imports {name}"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("reference_*.py")), ids=lambda p: p.name)
+def test_a_literal_transcription_imports_nothing_of_the_project(path):
+    """A list of what is allowed: helpers in tests/ import the project without naming a package of it."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    modules = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+    modules |= {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    assert modules <= {"__future__", "math", "numpy", "reference_losses", "torch", "torch.nn.functional"}
+
+
 def test_vocabulary_imports_nothing_of_the_project():
     assert project_imports(ROOT / "helper/protocols.py") == []
     assert project_imports(ROOT / "helper/registry.py") == ["helper.protocols"]

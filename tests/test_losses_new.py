@@ -120,14 +120,16 @@ def test_logit_stand_reaches_the_common_term_of_a_feature_method(stand):
     assert terms["div"].item() == pytest.approx(reference_losses.kd(z_s, z_t, 2.0), **TOLERANCE)
 
 
+@pytest.mark.parametrize("relations", ["both", "weak"])
 @pytest.mark.parametrize("halved", [False, True])
-def test_mlkd_sums_both_views(halved):
+def test_mlkd_sums_both_views(halved, relations):
     """Rows of a sample lie side by side: even rows are the weak view, odd rows the strong one."""
     z_s, z_t = (torch.stack(pair, 1).flatten(0, 1) for pair in zip(logits(), logits(5), strict=True))
-    method = on_logits("mlkd", K, cls=0.1, halved=halved).double()
+    method = on_logits("mlkd", K, cls=0.1, halved=halved, weak_relations=relations == "weak").double()
     batch = batch_of(TARGET, views=2)
     terms = method.terms({"logits": z_s}, {"logits": z_t}, batch, LATE)
-    weak, strong = (reference.mlkd(z_s[v::2].numpy(), z_t[v::2].numpy()) for v in (0, 1))
+    weak = reference.mlkd(z_s[::2].numpy(), z_t[::2].numpy())
+    strong = reference.mlkd(z_s[1::2].numpy(), z_t[1::2].numpy(), relations=relations == "both")
     assert terms["mlkd"].item() == pytest.approx((0.5 if halved else 1.0) * weak + strong, **TOLERANCE)
     wanted = reference_losses.cross_entropy(z_s[1::2].numpy(), TARGET.numpy())
     assert terms["mlkd_cls"].item() == pytest.approx(wanted, **TOLERANCE)
@@ -226,7 +228,7 @@ PUBLISHED = {  # for CIFAR-100 where there are any, resnet32x4 -> resnet8x4; mgd
     "dist": {"cls": 1, "div": 0, "beta": 2, "inter": 1, "intra": 1, "tau": 4},
     "dkd": {"cls": 1, "div": 0, "beta": 1, "tckd": 1, "nckd": 8, "temperature": 4, "warmup": 20},
     "mgd": {"beta": 7e-5, "mask": 0.15},
-    "mlkd": {"cls": 0.1, "div": 0, "beta": 0.9, "views": 2, "halved": False},
+    "mlkd": {"cls": 0.1, "div": 0, "beta": 0.9, "views": 2, "halved": False, "weak_relations": False},
     "nkd": {"cls": 1, "div": 0, "beta": 1, "gamma": 3.5, "temperature": 3},
     "ofa_kd": {"cls": 1, "div": 0, "beta": 1, "eps": 1},
     "srd": {"cls": 1, "div": 1, "beta": 1, "exponent": 4},

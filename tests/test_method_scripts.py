@@ -72,6 +72,7 @@ def test_the_command_is_the_published_one(method, run):
     switches = {
         "hkd_layer_weights",
         "mlkd_halved",
+        "mlkd_weak_relations",
         "cat_kd_raw",
         "dpcd_as_published",
     }  # published behaviour that is off by default

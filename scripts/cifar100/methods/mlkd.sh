@@ -9,6 +9,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../setup.sh"
 teacher=${1:?path of a resnet32x4 checkpoint}
 shift
 "$PYTHON" train_student.py --distill mlkd \
-    -c 0.1 -d 0 -b 0.9 --mlkd_views 2 --mlkd_halved \
+    -c 0.1 -d 0 -b 0.9 --mlkd_views 2 --mlkd_halved --mlkd_weak_relations \
     --dataset cifar100 --path_t "$teacher" --model_t resnet32x4 --model_s resnet8x4 \
     --batch_size 64 --epochs 240 --learning_rate 0.025 --lr_decay_epochs 150,180,210 --weight_decay 5e-4 "$@"
