@@ -200,6 +200,15 @@ def require_equal_channels(student: Side, teacher: Side, pairs: Sequence[tuple[s
             )
 
 
+def refuse_single_samples(ctx: Context, method: str) -> None:
+    """UserError where a batch of one would reach a batch norm of vectors, which has no statistics of one sample."""
+    if ctx.batch_size < 2 or len(ctx.train_labels) % ctx.batch_size == 1:
+        raise UserError(
+            f"{method} normalises pooled vectors over the batch, and {len(ctx.train_labels)} samples, "
+            f"{ctx.batch_size} at a time, leave a batch of one: choose another --batch_size"
+        )
+
+
 def shown(shape: Sequence[int]) -> str:
     """(64, 8, 8) -> 64x8x8."""
     return "x".join(map(str, shape))
@@ -449,6 +458,9 @@ class Combined(Distiller):
         names = [m.name for m in methods]
         if len(set(names)) < len(names):
             raise UserError(f"{'+'.join(names)} names a method twice")
+        staged = [m.name for m in methods if m.before is not None]
+        if staged:
+            raise UserError(f"{', '.join(staged)} trains a stage of its own first and cannot be combined")
         heads = [m.name for m in methods if m.deploy is not Distiller.deploy]
         if len(heads) > 1:
             raise UserError(f"{' and '.join(heads)} both change what is deployed; combine at most one of them")
@@ -462,9 +474,6 @@ class Combined(Distiller):
         modes = {m.teacher_mode for m in methods} - {"absent"}
         if len(modes) > 1:
             raise UserError(f"{'+'.join(names)} mixes methods with a frozen teacher and with a trained peer")
-        staged = [m.name for m in methods if m.before is not None]
-        if staged:
-            raise UserError(f"{', '.join(staged)} trains a stage of its own first and cannot be combined")
 
     @classmethod
     def needs(cls, cfg: CombinedConfig, student: ModelSpec, teacher: ModelSpec | None) -> Needs:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, paired_stages, pooled_tap, unequal_stages
+from distiller_zoo.base import Distiller, paired_stages, pooled_tap, refuse_single_samples, unequal_stages
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
 WIDEST = 512  # of the fused maps
@@ -81,6 +81,7 @@ class ReviewKD(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
+        refuse_single_samples(ctx, self.name)
         self.levels = levels(ctx.student.spec, ctx.teacher.spec)
         shapes = [
             ((*ctx.student.shapes[a], 1, 1)[:3], (*ctx.teacher.shapes[b], 1, 1)[:3]) for a, b in self.levels

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from distiller_zoo.base import Distiller, check_range, option, pooled_tap
+from distiller_zoo.base import Distiller, check_range, option, pooled_tap, refuse_single_samples
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
 EPS = 1e-4  # of both batch norms
@@ -36,6 +36,7 @@ class SRD(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
+        refuse_single_samples(ctx, self.name)
         (d_s,), (d_t,) = ctx.student.shapes["pooled"], ctx.teacher.shapes["pooled"]
         self.project = nn.Linear(d_s, d_t, bias=False)
         self.norm = nn.BatchNorm1d(d_t, eps=EPS, affine=False, track_running_stats=False)

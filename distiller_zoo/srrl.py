@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import nn
 
-from distiller_zoo.base import Distiller, head_width
+from distiller_zoo.base import Distiller, head_width, refuse_single_samples
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 
 
@@ -31,11 +31,7 @@ class SRRL(Distiller):
                 f"srrl feeds the classifier of {ctx.teacher.spec.name}, which reads {width} values, while "
                 f"its pooled feature has {d_t}; choose another --model_t"
             )
-        if ctx.batch_size < 2 or len(ctx.train_labels) % ctx.batch_size == 1:
-            raise UserError(
-                f"srrl normalises pooled vectors over the batch, and {len(ctx.train_labels)} samples, {ctx.batch_size} "
-                "at a time, leave a batch of one: choose another --batch_size"
-            )
+        refuse_single_samples(ctx, self.name)
         self.transfer = nn.Sequential(nn.Conv2d(d_s, d_t, 1, bias=False), nn.BatchNorm2d(d_t), nn.ReLU())
         self.teacher_head = ctx.teacher.head.requires_grad_(False)
 

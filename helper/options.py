@@ -414,6 +414,11 @@ def _named_weights(values: Mapping[str, Any], methods: Sequence[type[Distiller]]
     stray = weights.keys() - {"cls", "div", *names}
     if stray:
         raise UserError(f"--weight names {', '.join(sorted(stray))}, the terms are cls, div, {', '.join(names)}")
+    if silent := [m.name for m in methods if m.name in weights and m.terms is Distiller.terms]:
+        raise UserError(
+            f"--weight names {', '.join(silent)}, which has no term of its own: weigh cls (cross-entropy) or div (the "
+            "logit KL) instead"
+        )
     flags = {k: v for k, v in weights.items() if k in ("cls", "div")}
     if len(names) == 1 and names[0] in weights:
         flags["beta"] = weights[names[0]]

@@ -43,6 +43,9 @@ class Registry(Mapping[str, Any]):
             known = [*self.table, *self.aliases]
             lowered = {k.lower(): k for k in known}
             near = [lowered[k] for k in difflib.get_close_matches(name.lower(), lowered, n=3)]
+            prefix, colon, rest = name.partition(":")
+            if colon:
+                near = [f"{p}:{rest}" for p in difflib.get_close_matches(prefix.lower(), self.resolvers, n=1)]
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             open_ended = "".join(f", {prefix}:NAME" for prefix in self.resolvers)
             raise UserError(f"unknown {self.kind} '{name}'.{hint} Known: {', '.join(sorted(self.table))}{open_ended}")

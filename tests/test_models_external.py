@@ -139,6 +139,7 @@ def test_normalisation_of_timm_networks_is_applied():
         ("torchvision:resnet81", "torchvision has no network 'resnet81': did you mean .*torchvision:resnet18"),
         ("torchvision:fasterrcnn_resnet50_fpn", "torchvision has no network"),
         ("torchvision:", "torchvision has no network '': it has alexnet"),
+        ("torchvison:resnet18", "unknown model 'torchvison:resnet18'. Did you mean torchvision:resnet18\\?"),
         ("timm:resnett18", "timm has no network 'resnett18': did you mean .*timm:resnet18"),
         ("timm:resnet18.nobody", "timm has no network 'resnet18.nobody': did you mean timm:resnet18\\."),
         ("hub:resnet18", "unknown model 'hub:resnet18'.*torchvision:NAME, timm:NAME"),
