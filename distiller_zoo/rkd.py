@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from distiller_zoo.base import Distiller, check_range, angles, distances, option, pooled_tap
+from distiller_zoo.base import Distiller, angles, check_range, distances, option, pooled_tap
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 
 

@@ -52,7 +52,8 @@ def commands_of(path: Path) -> list[list[str]]:
         call = call.replace('"$teacher"', "T.pth").replace('"$trial"', "0")
         known = defaults_of(path) if path.suffix == ".sh" else {}
         for _ in range(2):  # a text may hold variables of its own
-            call = re.sub(r"\$(?:(\w+)|\{(\w+)\})", lambda m: known.get(m[1] or m[2], m[0]), call)
+            for name, value in known.items():
+                call = re.sub(rf"\$(?:{name}\b|\{{{name}\}})", lambda _, value=value: value, call)
         call = re.sub(r"^(\S+\.py)(?:\s+\$\w+)+", r"\1", call)  # lists of flags that a function chooses
         out.append(shlex.split(call, comments=True))
     return out
