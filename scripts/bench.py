@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from distiller_zoo import method_dict
+from distiller_zoo.base import Distiller
 from helper import build
 from helper.checkpoint import atomic_write_json
 from helper.protocols import UserError
@@ -458,8 +459,22 @@ def plan(args: argparse.Namespace) -> list[str]:
         args.baseline |= args.check and bool(args.methods)
     if args.methods == "all":
         args.overhead, args.light = True, True
-    methods = list(method_dict) if args.methods == "all" else [method_dict.resolve(m) for m in _listed(args.methods)]
+    methods = _of_the_pair(args.pair) if args.methods == "all" else [method_dict.resolve(m) for m in _listed(args.methods)]
     return list(dict.fromkeys(methods))
+
+
+def _of_the_pair(pair: str) -> list[str]:
+    """Methods that such a student can be trained with, beside such a teacher: not those of networks of their own."""
+    teacher, student = (model_for(name, (3, 32, 32)) for name in pair.split(":"))
+
+    def fits(method: type[Distiller]) -> bool:
+        try:
+            method.needs(method.Config(), student, teacher)
+        except UserError:
+            return False
+        return method.teacher_mode == "frozen"
+
+    return [name for name in method_dict if fits(method_dict[name])]
 
 
 def _listed(text: str) -> list[str]:
