@@ -459,7 +459,9 @@ def plan(args: argparse.Namespace) -> list[str]:
         args.baseline |= args.check and bool(args.methods)
     if args.methods == "all":
         args.overhead, args.light = True, True
-    methods = _of_the_pair(args.pair) if args.methods == "all" else [method_dict.resolve(m) for m in _listed(args.methods)]
+    methods = (
+        _of_the_pair(args.pair) if args.methods == "all" else [method_dict.resolve(m) for m in _listed(args.methods)]
+    )
     return list(dict.fromkeys(methods))
 
 
