@@ -228,7 +228,9 @@ def page(kind: str = "all") -> str:
     if kind in ("all", "models"):
         parts.append(_models_page())
     if kind in ("all", "data"):
-        parts.append(f"DATA SETS (--dataset): {', '.join(dataset_dict)}")
+        parts.append(
+            textwrap.fill(f"DATA SETS (--dataset): {', '.join(dataset_dict)}", WIDTH, subsequent_indent="    ")
+        )
     return "\n\n".join(parts)
 
 

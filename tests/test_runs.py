@@ -256,7 +256,7 @@ def test_published_spellings():
     for line in (
         "--path-t t.pth -r 0.1 -a 0.9 --beta 2 --gpu_id 1 --print-freq 5 --skip-validation",
         "--path-t=t.pth --gamma 0.1 --alpha=0.9 --be 2 --gpu 1 --print-f 5 --skip-v",
-        "--path_t t.pth --cls 0.1 --div 0.9 --be 2 --gpu 1 --print_freq 5 --skip",
+        "--path_t t.pth --cls 0.1 --div 0.9 --be 2 --gpu 1 --print_freq 5 --skip-v",
     ):
         theirs = parse(shlex.split(line), teacher=False)
         assert theirs.as_dict() == ours.as_dict(), line
