@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What a CUDA device is worth here, in one table: bash scripts/bench_gpu.sh [FILE.json]. Under 8 minutes on one H200.
+# What a CUDA device is worth here, in one table: bash scripts/bench_gpu.sh [FILE.json]. Planned for under 8 minutes on one H200; not run on one yet.
 # Tests marked gpu, the baseline, ours, every switch, cache, lanes and the floor. Random images and weights: nothing is
 # downloaded. PYTHON names the interpreter, an environment with requirements.txt. FAST=1 takes toy networks, to try the
 # script out (also without a GPU).
