@@ -1,8 +1,10 @@
 """Drives the scripts from outside, as a user does."""
 
+import contextlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -39,10 +41,15 @@ class Process:
         for name in ("out", "err"):
             Path(job[name]).touch()
         commands.tell(job)
-        self.pid = int(commands.hear())
+        self.pid = commands.answer(job["number"])
+
+    def kill(self) -> None:
+        """Nothing if it has ended already."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> Done:
-        code = os.waitstatus_to_exitcode(int(self.commands.hear()))
+        code = os.waitstatus_to_exitcode(self.commands.answer(self.job["number"]))
         out, err = (Path(self.job[name]).read_text() for name in ("out", "err"))
         return Done(code if code >= 0 else 128 - code, out, err)
 
@@ -65,10 +72,18 @@ class Commands:
         assert line, "the nursery has died"
         return line.strip()
 
+    def answer(self, number: int) -> int:
+        """The next one to this job: a test that failed between start() and wait() has left its own unread."""
+        while True:
+            job, value = json.loads(self.hear())
+            if job == number:
+                return value
+
     def start(self, script: str, *argv: object, cwd: Path | None = None, **hooks: object) -> Process:
         number = next(self.numbers)
         out, err = (str(self.folder / f"{number}.{name}") for name in ("out", "err"))
-        job = {"script": script, "argv": [str(a) for a in argv], "cwd": str(cwd or self.folder), "hooks": hooks}
+        argv = [str(a) for a in argv]
+        job = {"number": number, "script": script, "argv": argv, "cwd": str(cwd or self.folder), "hooks": hooks}
         return Process(self, {**job, "out": out, "err": err})
 
     def __call__(self, script: str, *argv: object, cwd: Path | None = None, **hooks: object) -> Done:

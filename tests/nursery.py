@@ -1,7 +1,7 @@
 """Runs the scripts of the repository in forked processes that have the slow imports behind them.
 
 A job is a line of JSON on standard input: script, argv, cwd, out, err (files), and hooks that make trouble at a chosen
-moment. Two lines answer it: the process id at once, the wait status when it has ended.
+moment. Two lines of JSON answer it, each with the job's number: the process id at once, the wait status when it has ended.
 """
 
 import contextlib
@@ -179,11 +179,12 @@ def main() -> None:
     preload()
     print("ready", flush=True)
     for line in sys.stdin:
+        job = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            os._exit(child(json.loads(line)))
-        print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
+            os._exit(child(job))
+        for value in (lambda: pid, lambda: os.waitpid(pid, 0)[1]):
+            print(json.dumps([job["number"], value()]), flush=True)
 
 
 if __name__ == "__main__":

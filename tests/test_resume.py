@@ -1,7 +1,6 @@
 """Whatever ends a run, continuing it gives the numbers and the weights of the run that nothing ended."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -89,7 +88,7 @@ def test_killed_at_twenty_random_moments(commands, teacher, reference, tmp_path)
             while "training" not in trained.read_text() and time.monotonic() < deadline:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0, 0.5))  # the random moment itself
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             done = process.wait()
         else:
             done = run.go(**({} if kind == "end" else {kind: rng.randint(1, 22)}))

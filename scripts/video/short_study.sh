@@ -25,7 +25,7 @@ for trial in 0 1; do
     "$PYTHON" train_student.py "${data[@]}" "${recipe[@]}" --model_s tsm_mobilenetv2 --param_groups tsm --path_t "$teacher" \
         --distill vanilla,dist --weight dist=1 div=0 --dist_tau 1 --frame_logits --trial "$trial" --save_root "$save"
 done
-for student in "$save"/students/models/*_dist_*_0*/*_best.pth; do
+for student in "$save"/students/models/*_dist_*_0*/*_last.pth; do
     "$PYTHON" scripts/video/to_kd_checkpoint.py "$student" "$teacher" "$save/epoch_$epochs.pth"
     "$PYTHON" scripts/convert_kd_ckpt_to_student.py "$save/epoch_$epochs.pth"
     "$PYTHON" test_model.py --model tsm_mobilenetv2 --path "$save/epoch_${epochs}_student.pth" "${data[@]}" --crops three \
@@ -34,7 +34,7 @@ done
 "$PYTHON" scripts/make_table.py --root "$save" --out results/video_utd_mhad_depth_short.md \
     --title "UTD-MHAD depth videos, short schedule: TSM-ResNet18 teaches TSM-MobileNetV2"
 {
-    printf '\nThe distilled student of seed 0 (best epoch), extracted from a distillation checkpoint and tested with three crops of 54 px:\n\n```\n'
+    printf '\nThe distilled student of seed 0 (last epoch), extracted from a distillation checkpoint and tested with three crops of 54 px:\n\n```\n'
     grep -E 'top-1|samples|seen' "$save/three_crops.txt"
     printf '```\n'
 } >>results/video_utd_mhad_depth_short.md
