@@ -183,8 +183,8 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             os._exit(child(job))
-        for value in (lambda: pid, lambda: os.waitpid(pid, 0)[1]):
-            print(json.dumps([job["number"], value()]), flush=True)
+        print(json.dumps([job["number"], pid]), flush=True)
+        print(json.dumps([job["number"], os.waitpid(pid, 0)[1]]), flush=True)
 
 
 if __name__ == "__main__":
