@@ -1,7 +1,7 @@
 """Runs the scripts of the repository in forked processes that have the slow imports behind them.
 
 A job is a line of JSON on standard input: script, argv, cwd, out, err (files), and hooks that make trouble at a chosen
-moment. Two lines of JSON answer it, each with the job's number: the process id at once, the wait status when it has ended.
+moment. Two lines of JSON answer it, each with its number: the process id at once, the wait status when it has ended.
 """
 
 import contextlib

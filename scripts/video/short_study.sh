@@ -9,7 +9,7 @@
 # stopped. Depth, not RGB, and far from Kinetics in
 # size: no line belongs beside a published number.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
-clips=${1:?folder of a{A}_s{S}_t{T}_color.avi}
+clips=${1:?folder of the clips aA_sS_tT_color.avi}
 save=${2:?folder for the runs}
 epochs=${3:-10}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
