@@ -1,7 +1,7 @@
 # Sourced by the scripts of this folder: $PYTHON, $KINETICS (the data folder), $SAVE (root of runs), $GPUS, and run().
 # GPUS=0,1,2,3,4,5,6,7 trains one process a GPU, as the published runs did; --batch_size is that of all of them.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
-KINETICS=${KINETICS:?folder with videos_train, videos_val and kinetics400_{train,val}_list_videos.txt}
+KINETICS=${KINETICS:?folder with videos_train, videos_val and kinetics400_train_list_videos.txt}
 SAVE=${SAVE:-./save}
 GPUS=${GPUS:-0}
 several=()
