@@ -6,6 +6,7 @@ moment. Two lines of JSON answer it, each with its number: the process id at onc
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import resource
@@ -177,6 +178,8 @@ def child(job: dict) -> int:
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     preload()
+    gc.collect()
+    gc.freeze()  # pages that the collector does not touch stay shared with the forked
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
