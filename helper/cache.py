@@ -131,7 +131,8 @@ class Store:
 class CachedTeacher:
     """Answers for the teacher from disk where it can, and runs the live one for the views not seen yet.
 
-    key: as cache_key(); kept in key.json, with what follows from the data and the teacher's answers. Rows are kept in the dtype the teacher computed in, so nothing is lost.
+    key: as cache_key(); kept in key.json, with shape and dtype. Rows are kept in the dtype the teacher answers in, so
+    nothing is lost.
     pooled: (D, dtype) of the pooled feature, if that is to be kept as well; it may be added to a cache of logits later.
     where: disk, gpu, or auto, which takes the GPU where half of its free memory is enough.
 
