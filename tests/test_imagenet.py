@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -272,6 +273,17 @@ def test_real_photographs(dali):
 
 def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_signal_for_the_whole_process_group_spares_the_workers(tree, commands, tmp_path):
+    """torchrun and SLURM send SIGTERM to loader workers too; the run ends in good order all the same."""
+    argv = ("--dataset", "imagenet", "--data_folder", tree.parent, "--image_size", SIZE, "--num_workers", 2)
+    argv += ("--model", "resnet8", "--batch_size", 4, "--epochs", 1, "--lr_decay_epochs", "", "--tb_backend", "none")
+    argv += ("--save_root", tmp_path)
+    stopped = commands("train_teacher.py", *argv, group_signal=(2, signal.SIGTERM))
+    assert stopped.code == 143 and "in epoch 1 after step 2" in stopped.err, (stopped.out, stopped.err)
+    assert len(stopped.err.splitlines()) == 1, stopped.err
+    assert "at epoch 1, step 3" in commands("train_teacher.py", *argv).finished().out
 
 
 @pytest.mark.parametrize("dali", [None, "cpu"])
