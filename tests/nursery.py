@@ -6,6 +6,7 @@ moment. Two lines of JSON answer it, each with its number: the process id at onc
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import resource
@@ -187,6 +188,8 @@ def child(job: dict) -> int:
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     preload()
+    gc.collect()
+    gc.freeze()  # pages that the collector does not touch stay shared with the forked
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -195,6 +198,7 @@ def main() -> None:
             os._exit(child(job))
         print(json.dumps([job["number"], pid]), flush=True)
         print(json.dumps([job["number"], os.waitpid(pid, 0)[1]]), flush=True)
+    gc.unfreeze()
 
 
 if __name__ == "__main__":
