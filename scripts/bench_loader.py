@@ -133,7 +133,8 @@ def measure(args: argparse.Namespace) -> dict:
         "env": {k: env[k] for k in ("commit", "dirty", "cpu", "cpu_threads", "gpus", "versions")},
         "cores": usable_cores(),
         "command": f"python scripts/bench_loader.py --data_folder {args.data_folder.resolve().name} "
-        f"--size {args.size} --workers {args.workers} --clock {args.clock} --rounds {args.rounds} --passes {args.passes}",
+        f"--size {args.size} --workers {args.workers} --clock {args.clock} --rounds {args.rounds} "
+        f"--passes {args.passes}",
     }
 
 
