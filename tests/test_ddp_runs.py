@@ -74,7 +74,7 @@ def own_launcher(*argv, ids="0,1", background=False):
 
 @pytest.fixture(scope="module")
 def crd(teacher):
-    return ("--path_t", teacher, "--distill", "crd", "--nce_k", 16, *SHORT)
+    return ("--path_t", teacher, "--distill", "crd", "--nce_k", 16, "--ema", 0.5, *SHORT)
 
 
 @pytest.fixture(scope="module")
