@@ -13,6 +13,7 @@ import resource
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -69,6 +70,14 @@ def at_step(count: int, action) -> None:
         return real(self, *args)
 
     DistillStep.__call__ = call
+
+
+def signal_group(where: list) -> None:
+    """A group of its own, as launchers make one; a signal for the whole of it before a step, from outside."""
+    os.setsid()
+    count, number = where
+    kill = ["kill", f"-{number}", "--", f"-{os.getpid()}"]
+    at_step(count, lambda: subprocess.run(kill, start_new_session=True, check=True))
 
 
 def planted_bug():
@@ -143,6 +152,7 @@ HOOKS = {
     "fsync": lambda count: die_at_fsync(count, tear=False),
     "torn": lambda count: die_at_fsync(count, tear=True),
     "signals": lambda where: [at_step(k, lambda n=n: os.kill(os.getpid(), n)) for k, n in where],
+    "group_signal": signal_group,
     "bug_at": lambda count: at_step(count, planted_bug),
     "fsize": lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     "hide": hide_module,
