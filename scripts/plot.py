@@ -67,8 +67,9 @@ def pyplot() -> Any:
 
 
 def styles(count: int) -> list[tuple[str, str]]:
-    """(colour, line) of each of `count` curves: colours first, then the same colours in other lines."""
-    return [(colour, line) for line, colour in itertools.islice(itertools.product(LINES, COLOURS), count)]
+    """(colour, line) of each of `count` curves: both change from one to the next, so that they differ in grey too; 28
+    pairs in all."""
+    return [(COLOURS[i % len(COLOURS)], LINES[i % len(LINES)]) for i in range(count)]
 
 
 def save(figure: Any, out: Path) -> None:
@@ -122,6 +123,8 @@ def draw_curves(args: argparse.Namespace) -> None:
     axes[0].set(xlabel="epoch", ylabel="cross-entropy on test", title=f"test loss{cut}")
     axes[1].set(xlabel="epoch", ylabel="top-1 accuracy in %", title="test accuracy")
     axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="last epoch", handlelength=2.4)
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
     save(figure, args.out)
 

@@ -46,6 +46,7 @@ def test_correlations_of_logits():
 
 def test_no_two_curves_look_alike():
     assert len(set(styles(28))) == 28
+    assert len({line for _, line in styles(4)}) == 4  # in grey
 
 
 def test_pictures_of_runs(tmp_path):
