@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dataset.base import DataOptions
 from dataset.sensors import read_sensor, window
 from helper.build import Network, load_network
-from helper.checkpoint import read_checkpoint
+from helper.checkpoint import make_folder, read_checkpoint
 from helper.cost import deployed_count, macs
 from helper.protocols import UserError
 from helper.taps import TappedNet
@@ -146,7 +146,7 @@ def write_onnx(model: Plain, example: Tensor, out: Path, told: Mapping[str, str]
     graph = program.model_proto
     onnx.helper.set_model_props(graph, dict(told))
     onnx.checker.check_model(graph)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     onnx.save_model(graph, str(out))
 
 

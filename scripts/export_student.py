@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dataset import dataset_dict
 from helper import build
-from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text
+from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text, make_folder
 from helper.cost import deployed_count, macs
 from helper.export import Plain, latency, needs, onnx_session, options_as_trained, write_onnx
 from helper.options import normalised
@@ -186,7 +186,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         "measured": {"images": len(x), "accuracy": 100 * float((expected.argmax(1) == labels).double().mean())},
         "run": numbers_of(Path(args.path).resolve().parent),
     }
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     writers = {
         "safetensors": (args.out / "model.safetensors", lambda path: write_safetensors(network, config, path)),
         "export": (args.out / "model.pt2", lambda path: write_program(model, example, path)),

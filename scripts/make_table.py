@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from distiller_zoo import method_dict
 from helper.build import chain_of
-from helper.checkpoint import atomic_write_text, read_checkpoint
+from helper.checkpoint import atomic_write_text, make_folder, read_checkpoint
 from helper.flags import COMMON, STUDENT, TEACHER
 from helper.flags_video import STUDENT_VIDEO, VIDEO
 from helper.options import parse, published_name
@@ -32,15 +32,15 @@ from helper.reporting import clock
 from scripts.table_writers import add_published, as_latex, pivot
 
 REPETITION = ("trial", "seed")  # what two runs of one cell may differ in
-OF_A_METHOD = {  # settings that make methods and networks what they are; every other one is part of the protocol
-    *("model", "model_s", "modality_t", "pretrained_backbone", "distill", "weight", "cls", "div", "beta", "kd_T"),
-    *("logit_stand", "init_epochs", "teacher_weight", "fold_teacher", "teacher_dropout", "frame_logits"),
-}
-APART = {*REPETITION, "deterministic", "nesterov", "eval_precision"}  # nesterov: another spelling of --optimizer's
+# settings that make networks and methods what they are; every other one is part of the protocol
+OF_A_NETWORK = {"model", "model_s", "modality", "modality_s", "modality_t", "pretrained_backbone"}
+OF_A_METHOD = {"distill", "weight", "cls", "div", "beta", "kd_T", "logit_stand", "init_epochs", "frame_logits"}
+OF_A_TEACHER = {"teacher_weight", "fold_teacher", "teacher_dropout"}
+APART = {*REPETITION, "deterministic", "dali", "nesterov", "eval_precision"}  # the last two: see protocol()
 SHARED = {  # setting of the protocol -> its default, which is what a run did that is older than the setting
     f.dest: f.default
     for f in (*COMMON, *TEACHER, *STUDENT, *VIDEO, *STUDENT_VIDEO)
-    if f.result and f.dest not in OF_A_METHOD | APART
+    if f.result and f.dest not in OF_A_NETWORK | OF_A_METHOD | OF_A_TEACHER | APART
 }
 SPELLED_OUT = ("dataset", "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "schedule")
 SPELLED_OUT += ("lr_min", "weight_decay", "precision")  # by describe_protocol(), whatever their values
@@ -379,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.title and args.format == "markdown":
         text = f"# {args.title}\n\n{text}"
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(args.out.parent)
         atomic_write_text(args.out, text)
     else:
         print(text)

@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helper.checkpoint import atomic_write_text
+from helper.checkpoint import atomic_write_text, make_folder
 from helper.options import normalised
 from helper.protocols import UserError
 from helper.published import read_table
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(normalised(argv))
     runs = chosen_runs(args.root, args.dataset)
     text = page(runs, args.title, args.published)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out.parent)
     atomic_write_text(args.out, text)
     print(f"wrote {args.out}: {len(runs)} runs, {len(text) / 1024:.0f} KiB, no other file needed")
 

@@ -101,6 +101,12 @@ def test_chosen_by_method_or_network(runs, capsys):
         main(["--root", str(runs), "--only", "simkdd"])
 
 
+def test_a_file_in_the_way_is_one_sentence(runs):
+    (runs / "file").touch()
+    with pytest.raises(UserError, match="cannot make the folder"):
+        main(["--root", str(runs), "--out", str(runs / "file" / "table.md")])
+
+
 def test_what_is_not_finished_is_said(runs, capsys):
     cut = write_run(runs, "--distill at", [70.5], teacher="resnet32x4")
     (cut / "parameters.json").unlink()
