@@ -188,6 +188,7 @@ def main() -> None:
             os._exit(child(job))
         print(json.dumps([job["number"], pid]), flush=True)
         print(json.dumps([job["number"], os.waitpid(pid, 0)[1]]), flush=True)
+    gc.unfreeze()
 
 
 if __name__ == "__main__":
