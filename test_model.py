@@ -10,11 +10,9 @@ from pathlib import Path
 import torch
 
 from dataset import dataset_dict
-from dataset.base import DataOptions
 from helper import build
-from helper.checkpoint import read_checkpoint
 from helper.cost import deployed_count, macs
-from helper.export import load_classifier, recorded_shapes
+from helper.export import load_classifier, options_as_trained
 from helper.flags_video import DATA as VIDEO_DATA
 from helper.loops import evaluate
 from helper.options import add_flags, normalised
@@ -26,23 +24,16 @@ from helper.views import evaluate_views
 
 
 def options_of(args):
-    """Of action recordings, whatever is not said is as in training."""
-    meta, shapes = read_checkpoint(args.path).meta, recorded_shapes(args.path)
-    read, video, sensor = (shapes.get(k) for k in (meta.get("reads"), "video", "sensor"))
-    segments = args.num_segments or (video[0] if video else None)
-    known = {"num_segments": segments} if segments else {}
-    trained = meta.get("modalities", {}).get(meta.get("reads")) if read else None
-    modality = args.modality or trained
-    return DataOptions(
-        root=Path(args.data_folder),
-        image_size=args.image_size or (video[-1] if video else None),
-        modality=(modality,) if modality else (),
-        data_split=args.data_split or meta.get("data_split"),
-        window=sensor[-1] if sensor else None,
+    return options_as_trained(
+        args.path,
+        Path(args.data_folder),
+        args.image_size,
+        modality=args.modality,
+        data_split=args.data_split,
+        num_segments=args.num_segments,
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
         more={f.dest: getattr(args, f.dest) for f in VIDEO_DATA} | {"num_workers": args.num_workers},
-        **known,
     )
 
 

@@ -1,4 +1,4 @@
-"""A trained network outside of the toolbox: predictions for single sensor files, ONNX, and what it costs to run."""
+"""A trained network outside of the toolbox: its data, predictions for single sensor files, ONNX, and its cost."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dataset.base import DataOptions
 from dataset.sensors import read_sensor, window
 from helper.build import Network, load_network
-from helper.checkpoint import read_checkpoint
+from helper.checkpoint import make_folder, read_checkpoint
 from helper.cost import deployed_count, macs
 from helper.protocols import UserError
 from helper.taps import TappedNet
@@ -24,6 +25,23 @@ def recorded_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Entry of Batch.inputs -> per-sample shape, as the checkpoint's run recorded them; {} where it did not."""
     shapes = read_checkpoint(path).meta.get("shapes", {})
     return {k: tuple(v) for k, v in shapes.items()}
+
+
+def options_as_trained(path: str | Path, root: Path, image_size: int | None = None, **given: Any) -> DataOptions:
+    """The data of a checkpoint: of action recordings, whatever is None or absent in `given` is as in its training."""
+    meta, shapes = read_checkpoint(path).meta, recorded_shapes(path)
+    read, video, sensor = (shapes.get(k) for k in (meta.get("reads"), "video", "sensor"))
+    modality = given.pop("modality", None) or (meta.get("modalities", {}).get(meta.get("reads")) if read else None)
+    segments = given.pop("num_segments", None) or (video[0] if video else None)
+    return DataOptions(
+        root=root,
+        image_size=image_size or (video[-1] if video else None),
+        modality=(modality,) if modality else (),
+        data_split=given.pop("data_split", None) or meta.get("data_split"),
+        window=sensor[-1] if sensor else None,
+        **({"num_segments": segments} if segments else {}),
+        **given,
+    )
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,7 @@ def load_classifier(path: str | Path, model: str | None = None, flag: str = "--m
 
 
 class Plain(nn.Module):
-    """One input tensor in, logits out; normalisation and all, and no hooks."""
+    """Input [B, ...] as the data set yields it in, logits [B, K] out; normalisation and all, and no hooks."""
 
     def __init__(self, net: TappedNet):
         super().__init__()
@@ -101,12 +119,21 @@ def export_onnx(classifier: Classifier, out: Path) -> None:
 
     The class names and what the input is stand in the file's metadata.
     """
+    told = {
+        "classes": "\n".join(classifier.classes),
+        "modality": classifier.modality,
+        "input": "x".join(map(str, classifier.shape)),
+    }
+    write_onnx(Plain(classifier.net).eval(), torch.randn(2, *classifier.shape), out, told)
+
+
+def write_onnx(model: Plain, example: Tensor, out: Path, told: Mapping[str, str]) -> None:
+    """The same of any network in evaluation mode. example: a batch of two. told: metadata of the file."""
     onnx = needs("onnx")
     needs("onnxscript")
-    example = torch.randn(2, *classifier.shape)
-    batch = torch.export.Dim("batch")
+    batch = torch.export.Dim("batch", min=1, max=4096)
     program = torch.onnx.export(
-        Plain(classifier.net).eval(),
+        model,
         (example,),
         input_names=["input"],
         output_names=["logits"],
@@ -116,16 +143,11 @@ def export_onnx(classifier: Classifier, out: Path) -> None:
         verbose=False,
     )
     assert program is not None
-    model = program.model_proto
-    told = {
-        "classes": "\n".join(classifier.classes),
-        "modality": classifier.modality,
-        "input": "x".join(map(str, classifier.shape)),
-    }
-    onnx.helper.set_model_props(model, told)
-    onnx.checker.check_model(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    onnx.save_model(model, str(out))
+    graph = program.model_proto
+    onnx.helper.set_model_props(graph, dict(told))
+    onnx.checker.check_model(graph)
+    make_folder(out.parent)
+    onnx.save_model(graph, str(out))
 
 
 def onnx_session(path: Path) -> Any:

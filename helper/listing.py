@@ -1,10 +1,11 @@
 """What there is: methods, models and data sets, as `--list` prints them and as README's tables show them.
 
     python -m helper.listing [methods|models|data]     the page
-    python -m helper.listing --write README.md         the tables between README's markers, anew
+    python -m helper.listing --write README.md         the tables between README's markers and listing.json, anew
 
 All of it is read off the registries: the first line of a method's file names its paper, its Config the defaults,
-`needs` its taps. Parameters and multiply-accumulates are counted on networks without data (torch's meta device).
+`needs` its taps. Parameters and multiply-accumulates are counted on networks without data (torch's meta device), which
+takes seconds; so the page takes them from listing.json, and counts what is not in it, such as a plugin's models.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -40,6 +42,9 @@ WIDTH = 118
 PAPER = re.compile(
     r"(?P<title>.+?) \((?P<authors>[^(),]+?), (?:(?P<venue>[^(),]*?) )?(?P<year>\d{4})(?:, (?P<where>[^()]*))?\)"
 )
+MEASURED = Path(__file__).parents[1] / "results" / "cifar100_short_resnet20_resnet8.md"  # README shows it in short
+COLUMNS = ("method", "network", "teacher", "last epoch", "(best)", "gain", "runs", "parameters", "MACs")
+COUNTED = Path(__file__).with_name("listing.json")
 KINDS = ("all", "methods", "models", "data")
 
 
@@ -62,6 +67,7 @@ class Method:
     deployed: int | None
     trained: int | None
     remarks: tuple[str, ...]
+    found: tuple[str, ...]  # remarks that counting made
     about: tuple[str, ...]  # paragraphs
 
 
@@ -117,25 +123,49 @@ def bare(spec: ModelSpec, num_classes: int, want: Sequence[str] = ()) -> TappedN
         return TappedNet(spec(num_classes=num_classes), spec, want).eval()
 
 
+def counts() -> dict[str, dict[str, list]]:
+    """The content of listing.json: what count_model() and count_method() find."""
+    return {
+        "models": {m.name: [m.parameters, m.macs] for m in models(anew=True)},
+        "methods": {m.name: [m.taps, m.deployed, m.trained, list(m.found)] for m in methods(anew=True)},
+    }
+
+
 @cache
-def models() -> tuple[Model, ...]:
-    return tuple(model(model_dict[name]) for name in model_dict)
+def models(anew: bool = False) -> tuple[Model, ...]:
+    known = {} if anew else json.loads(COUNTED.read_text())["models"]
+    return tuple(model(model_dict[name], known.get(name)) for name in model_dict)
 
 
-def model(spec: ModelSpec) -> Model:
-    net = bare(spec, 1000 if spec.input_shape[-1] > LARGE_IMAGE else 100)
-    cost = macs(net, {spec.input: spec.input_shape}, torch.device("meta"))
-    parameters = sum(p.numel() for p in net.model.parameters())
+def model(spec: ModelSpec, known: Sequence[int] | None = None) -> Model:
+    parameters, cost = known or count_model(spec)
     about = f"; {spec.note}" if spec.note else ""
     return Model(spec.name, parameters, cost, spec.input_shape, grouped(spec.taps) + about)
 
 
+def count_model(spec: ModelSpec) -> tuple[int, int]:
+    """(parameters, multiply-accumulates of one image)."""
+    net = bare(spec, 1000 if spec.input_shape[-1] > LARGE_IMAGE else 100)
+    cost = macs(net, {spec.input: spec.input_shape}, torch.device("meta"))
+    return sum(p.numel() for p in net.model.parameters()), cost
+
+
 @cache
-def methods() -> tuple[Method, ...]:
-    return tuple(method(method_dict[name]) for name in method_dict)
+def methods(anew: bool = False) -> tuple[Method, ...]:
+    known = {} if anew else json.loads(COUNTED.read_text())["methods"]
+    return tuple(method(method_dict[name], known.get(name)) for name in method_dict)
 
 
-def method(kind: type[Distiller]) -> Method:
+def count_method(kind: type[Distiller]) -> tuple[str, int | None, int | None, list[str]]:
+    """(taps, parameters deployed, parameters trained, remarks) for STUDENT and TEACHER."""
+    try:
+        taps, deployed, trained, full = _measured_somewhere(kind, kind.Config())
+    except UserError as refusal:
+        return "of networks of its own", None, None, [str(refusal)]
+    return taps, deployed, trained, ["full batches only"] if full else []
+
+
+def method(kind: type[Distiller], known: Sequence | None = None) -> Method:
     paper, cfg = paper_of(kind), kind.Config()
     weights = f"-c {cfg.cls:g} -d {cfg.div:g} -b {cfg.beta:g}" + (f" --kd_T {cfg.kd_T:g}" if cfg.kd_T != 4 else "")
     spelled = {"cls": "-c", "div": "-d", "beta": "-b"}
@@ -151,13 +181,7 @@ def method(kind: type[Distiller]) -> Method:
         remarks.append("trains a second student beside the first")
     if kind.before is not None:
         remarks.append("a first stage before it (--init_epochs)")
-    try:
-        taps, deployed, trained, full = _measured_somewhere(kind, cfg)
-    except UserError as refusal:
-        taps, deployed, trained, full = "of networks of its own", None, None, False
-        remarks.append(str(refusal))
-    if full:
-        remarks.append("full batches only")
+    taps, deployed, trained, found = known or count_method(kind)
     return Method(
         kind.name,
         tuple(a for a, n in method_dict.aliases.items() if n == kind.name),
@@ -171,6 +195,7 @@ def method(kind: type[Distiller]) -> Method:
         deployed,
         trained,
         tuple(remarks),
+        tuple(found),
         tuple(" ".join(p.split()) for p in (vars(kind).get("__doc__") or "").split("\n\n") if p.strip()),
     )
 
@@ -249,7 +274,7 @@ def _methods_page() -> str:
         extra = f"extra parameters: {in_millions(m.deployed)} at test time, {in_millions(m.trained)} in training"
         lines += textwrap.wrap(f"taps: {m.taps}. {extra}", WIDTH, initial_indent="    ", subsequent_indent="        ")
         authors = f" (authors: {m.by_authors})" if m.by_authors else ""
-        facts = [f"weights: {m.weights}{authors}", *([f"flags: {m.flags}"] if m.flags else []), *m.remarks]
+        facts = [f"weights: {m.weights}{authors}", *([f"flags: {m.flags}"] if m.flags else []), *m.remarks, *m.found]
         lines += textwrap.wrap("; ".join(facts), WIDTH, initial_indent="    ", subsequent_indent="        ")
         for paragraph in m.about:
             lines += textwrap.wrap(paragraph, WIDTH, initial_indent="    ", subsequent_indent="    ")
@@ -282,17 +307,25 @@ def tables() -> dict[str, str]:
             f"`{m.weights}`" + (f"; `{m.by_authors}`" if m.by_authors else ""),
             f"{in_millions(m.deployed)} / {in_millions(m.trained)}",
         )
-        for m in methods()
+        for m in methods(anew=True)
     ]
     header = ("method", "paper", "reads", "weights; authors' own", "extra parameters, test / training")
     sizes = [
         (f"`{m.name}`", f"{m.parameters / 1e6:.2f} M", f"{m.macs / 1e6:.1f} M", "x".join(map(str, m.shape)), m.taps)
-        for m in models()
+        for m in models(anew=True)
     ]
     return {
         "methods": _markdown(header, rows),
         "models": _markdown(("model", "parameters", "MACs", "input", "taps"), sizes),
+        "measured": measured(MEASURED.read_text()),
     }
+
+
+def measured(text: str) -> str:
+    """The first table of a page that scripts/make_table.py wrote, in COLUMNS."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return _markdown(COLUMNS, [[row[header.index(column)] for column in COLUMNS] for row in rows])
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -328,6 +361,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(args.kind)
     else:
         atomic_write_text(args.write, written(args.write.read_text()))
+        atomic_write_text(COUNTED, json.dumps(counts()).replace("], ", "],\n") + "\n")  # an entry a line
 
 
 if __name__ == "__main__":

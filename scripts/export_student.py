@@ -4,7 +4,7 @@
 Writes model.safetensors with config.json, model.pt2 (torch.export), model.onnx and README.md, a model card with the
 run's numbers. Each form is run on real test images and must give the logits of the checkpoint; the latency on this CPU
 is printed. A network with layers of its method's (SimKD's projector and reused classifier) is exported as the one model
-it is. Inputs are what the data set yields (images in [0, 1]); the normalisation is part of the model.
+it is. Inputs are what the data set yields (images in [0, 1], sensor windows); the normalisation is part of the model.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import argparse
 import json
 import logging
 import shlex
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,99 +22,46 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset import dataset_dict
-from dataset.base import DataOptions
 from helper import build
-from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text
+from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text, make_folder
 from helper.cost import deployed_count, macs
+from helper.export import Plain, latency, needs, onnx_session, options_as_trained, write_onnx
 from helper.options import normalised
 from helper.protocols import DataSet, UserError
 
 TOLERANCE = 1e-4  # of logits, absolute
 
 
-class Plain(nn.Module):
-    """Input [B, ...] as the data set yields it -> logits [B, K], with the normalisation inside."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: build.Network):
-        super().__init__()
-        self.model, spec = network.model, network.spec
-        self.normalises = spec.mean is not None and spec.std is not None
-        if self.normalises:
-            shape = (1, -1, *[1] * (len(spec.input_shape) - 1))
-            self.register_buffer("mean", torch.tensor(spec.mean).view(shape))
-            self.register_buffer("std", torch.tensor(spec.std).view(shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model((x - self.mean) / self.std if self.normalises else x)
-
-
-def needs(package: str, form: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(
-            f"writing {form} needs the package {package}: pip install {package}, or choose --forms"
-        ) from error
-
-
-def write_safetensors(network: build.Network, config: dict[str, Any], out: Path) -> Path:
+def write_safetensors(network: build.Network, config: dict[str, Any], path: Path) -> None:
     """Weights under the names of the checkpoint (model.*, and proj.*, head.* where the method deploys them)."""
-    save = needs("safetensors.torch", "safetensors").save
+    save = needs("safetensors.torch").save
     checkpoint = network.checkpoint
     tensors = {f"model.{k}": v.contiguous() for k, v in checkpoint.state.items()}
     if "proj" in checkpoint.extra:
         tensors |= {f"{n}.{k}": v.contiguous() for n in ("proj", "head") for k, v in checkpoint.extra[n].items()}
     meta = {"arch": config["architecture"], "num_classes": config["num_classes"]} | checkpoint.meta
-    path = out / "model.safetensors"
     whole = {k: v.clone() for k, v in tensors.items()}
     atomic_write(save(whole, metadata={"format": "pt", "meta": json.dumps(meta)}), path)
-    return path
 
 
-def write_program(model: Plain, example: Tensor, out: Path) -> Path:
-    path = out / "model.pt2"
+def write_program(model: Plain, example: Tensor, path: Path) -> None:
     batch = torch.export.Dim("batch", min=1, max=4096)
     program = torch.export.export(model, (example,), dynamic_shapes={"x": {0: batch}}, strict=False)
     torch.export.save(program, path)
-    return path
-
-
-def write_onnx(model: Plain, example: Tensor, out: Path) -> Path:
-    needs("onnx", "ONNX")
-    needs("onnxscript", "ONNX")
-    path = out / "model.onnx"
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    torch.onnx.export(
-        model,
-        (example,),
-        path,
-        input_names=["x"],
-        output_names=["logits"],
-        dynamic_shapes={"x": {0: batch}},
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    return path
 
 
 def reader_of(path: Path, data: DataSet) -> Callable[[Tensor], Tensor]:
     """The exported file as a function of a batch, through what a user would open it with."""
     if path.suffix == ".safetensors":
-        loaded = Plain(build.load_network(path, None, data.num_classes, data.shapes)).eval()
-        return torch.no_grad()(loaded)
+        network = build.load_network(path, None, data.num_classes, data.shapes)
+        return torch.no_grad()(Plain(network.tapped()).eval())
     if path.suffix == ".pt2":
         return torch.no_grad()(torch.export.load(path).module())
-    session = needs("onnxruntime", "and checking ONNX").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
+    session = onnx_session(path)
+    return lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
 
 
 def real_batch(data: DataSet, modality: str, count: int) -> tuple[Tensor, Tensor]:
@@ -130,16 +75,14 @@ def real_batch(data: DataSet, modality: str, count: int) -> tuple[Tensor, Tensor
     return torch.cat(inputs)[:count].contiguous(), torch.cat(labels)[:count]
 
 
-def latency(predict: Callable[[Tensor], Tensor], x: Tensor, repeats: int = 20) -> float:
+def on_one_thread(predict: Callable[[Tensor], Tensor], x: Tensor) -> float:
     """Median milliseconds of one call."""
-    for _ in range(3):
-        predict(x)
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        predict(x)
-        times.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(times)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return latency(lambda: predict(x))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def numbers_of(folder: Path) -> dict[str, Any]:
@@ -200,7 +143,7 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
     lines += [
         f"| parameters at test time | {config['parameters']:,} |",
         f"| multiply-accumulates per sample | {config['macs'] / 1e6:.1f} M |",
-        *(f"| {what}, {config['threads']} CPU threads | {value:.2f} ms |" for what, value in speed.items()),
+        *(f"| {what}, one CPU thread | {value:.2f} ms |" for what, value in speed.items()),
         "",
         f"Input: float32 `[batch, {', '.join(map(str, config['input_shape']))}]`, {config['input']} values as the data "
         "set yields them (images in [0, 1]); the normalisation is part of the model. Output: logits.",
@@ -218,9 +161,9 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
 
 def export(args: argparse.Namespace) -> dict[str, float]:
     """Everything in args.forms; file name -> largest difference. Raises UserError where one differs too much."""
-    data = dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder), image_size=args.image_size))
+    data = dataset_dict[args.dataset](options_as_trained(args.path, Path(args.data_folder), args.image_size))
     network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
-    model, spec, meta = Plain(network).eval(), network.spec, network.checkpoint.meta
+    model, spec, meta = Plain(network.tapped()).eval(), network.spec, network.checkpoint.meta
     if spec.input not in data.shapes:
         raise UserError(f"{spec.name} reads '{spec.input}', {data.name} has {', '.join(data.shapes)}")
     x, labels = real_batch(data, spec.input, args.images)
@@ -236,23 +179,24 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         "classes": list(map(str, data.classes)),
         "input": spec.input,
         "input_shape": list(x.shape[1:]),
-        "mean": spec.mean if model.normalises else None,
-        "std": spec.std if model.normalises else None,
+        "mean": spec.mean if model.normalised else None,
+        "std": spec.std if model.normalised else None,
         "parameters": deployed_count(network.model),
         "macs": macs(network.tapped().eval(), data.shapes, torch.device("cpu")),
         "measured": {"images": len(x), "accuracy": 100 * float((expected.argmax(1) == labels).double().mean())},
-        "threads": torch.get_num_threads(),
         "run": numbers_of(Path(args.path).resolve().parent),
     }
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     writers = {
-        "safetensors": lambda: write_safetensors(network, config, args.out),
-        "export": lambda: write_program(model, example, args.out),
-        "onnx": lambda: write_onnx(model, example, args.out),
+        "safetensors": (args.out / "model.safetensors", lambda path: write_safetensors(network, config, path)),
+        "export": (args.out / "model.pt2", lambda path: write_program(model, example, path)),
+        "onnx": (args.out / "model.onnx", lambda path: write_onnx(model, example, path, told)),
     }
+    told = {"classes": "\n".join(config["classes"]), "input": "x".join(map(str, x.shape[1:]))}
     gaps, speed = {}, {}
     for form in args.forms:
-        path = writers[form]()
+        path, write = writers[form]
+        write(path)
         predict = reader_of(path, data)
         gap = float((predict(x) - expected).abs().max())
         if not gap <= TOLERANCE:
@@ -262,9 +206,9 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         gaps[path.name] = gap
         print(f"{path}: logits of {len(x)} test samples agree to {gap:.1e}")
         for size in (1, 64):
-            speed[f"{path.name}, batch {size}"] = latency(predict, x[:size])
+            speed[f"{path.name}, batch {size}"] = on_one_thread(predict, x[:size])
     for what, value in speed.items():
-        print(f"latency {what}: {value:.2f} ms on {torch.get_num_threads()} CPU threads")
+        print(f"latency {what}: {value:.2f} ms on one CPU thread")
     atomic_write_json(config, args.out / "config.json")
     name = args.name or f"{spec.name} on {data.name}"
     atomic_write_text(args.out / "README.md", card(config, gaps, speed, name))
@@ -272,7 +216,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
 
 
 def push(folder: Path, repository: str) -> None:
-    hub = needs("huggingface_hub", "to a hub")
+    hub = needs("huggingface_hub")
     try:
         hub.create_repo(repository, exist_ok=True)
         where = hub.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Export of a student")
@@ -285,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", required=True, help="checkpoint, _best.pth or _last.pth of a run")
     parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
-    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--dataset", default="cifar100", help="whose test samples it is tried on")
     parser.add_argument("--data_folder", default="../data/")
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--images", type=int, default=1000, help="test samples to compare on (default 1000)")

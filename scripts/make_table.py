@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from distiller_zoo import method_dict
 from helper.build import chain_of
-from helper.checkpoint import atomic_write_text, read_checkpoint
+from helper.checkpoint import atomic_write_text, make_folder, read_checkpoint
+from helper.flags import COMMON, STUDENT, TEACHER
+from helper.flags_video import STUDENT_VIDEO, VIDEO
 from helper.options import parse, published_name
 from helper.protocols import UserError
 from helper.published import Cell, read_table
@@ -30,6 +32,19 @@ from helper.reporting import clock
 from scripts.table_writers import add_published, as_latex, pivot
 
 REPETITION = ("trial", "seed")  # what two runs of one cell may differ in
+# settings that make networks and methods what they are; every other one is part of the protocol
+OF_A_NETWORK = {"model", "model_s", "modality", "modality_s", "modality_t", "pretrained_backbone"}
+OF_A_METHOD = {"distill", "weight", "cls", "div", "beta", "kd_T", "logit_stand", "init_epochs", "frame_logits"}
+OF_A_TEACHER = {"teacher_weight", "fold_teacher", "teacher_dropout"}
+APART = {*REPETITION, "deterministic", "dali", "nesterov", "eval_precision"}  # the last two: see protocol()
+SHARED = {  # setting of the protocol -> its default, which is what a run did that is older than the setting
+    f.dest: f.default
+    for f in (*COMMON, *TEACHER, *STUDENT, *VIDEO, *STUDENT_VIDEO)
+    if f.result and f.dest not in OF_A_NETWORK | OF_A_METHOD | OF_A_TEACHER | APART
+}
+SPELLED_OUT = ("dataset", "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "schedule")
+SPELLED_OUT += ("lr_min", "weight_decay", "precision")  # by describe_protocol(), whatever their values
+NAMELESS = ("folder", "video")  # data sets whose name does not tell what they hold
 
 
 @dataclass(frozen=True)
@@ -65,15 +80,48 @@ def read_run(folder: Path) -> Run | None:
         raise UserError(f"{folder} is not a run folder as this tool writes it ({error!r})") from error
 
 
-def find_runs(root: Path, dataset: str | None) -> list[Run]:
-    folders = sorted(
+def run_folders(root: Path) -> list[Path]:
+    """Finished or not; of the runs below a root, without the short names that are links to them."""
+    return sorted(
         p
         for kind in ("teachers", "students")
         for p in (root / kind / "models").glob("*")
         if p.is_dir() and not p.is_symlink()
     )
-    runs = [run for run in map(read_run, folders) if run is not None]
+
+
+def find_runs(root: Path, dataset: str | None) -> list[Run]:
+    runs = [run for run in map(read_run, run_folders(root)) if run is not None]
     return [r for r in runs if dataset is None or r.identity["dataset"] == dataset]
+
+
+def chosen_runs(roots: Sequence[Path], dataset: str | None, only: str = "") -> list[Run]:
+    """Finished runs below the roots; how many are not finished is said on standard error.
+
+    only: methods or networks, separated by commas. UserError where nothing is left.
+    """
+    runs = [run for root in roots for run in find_runs(root, dataset)]
+    folders = [folder for root in roots for folder in run_folders(root) if (folder / "args.json").exists()]
+    unfinished = sum(not (folder / "parameters.json").exists() for folder in folders)
+    what = f"finished run{f' on {dataset}' if dataset else ''} below {', '.join(map(str, roots))}"
+    more = f", {unfinished} unfinished" if unfinished else ""
+    if not runs:
+        raise UserError(f"no {what}{more}: train something first, or name other --root folders")
+    words = {w.strip() for w in only.split(",") if w.strip()}
+    runs = [run for run in runs if not words or words & names_of(run)]
+    if not runs:
+        raise UserError(f"--only {only} names no method and no network of a {what}")
+    if unfinished:
+        print(f"left out: {unfinished} unfinished run{'s' * (unfinished > 1)}", file=sys.stderr)
+    return runs
+
+
+def names_of(run: Run) -> set[str]:
+    """Words that choose a run: its network, and its method under each of its names."""
+    if run.is_teacher:
+        return {network(run), "teacher"}
+    distill = run.identity["distill"]
+    return {network(run), distill, published_name(distill), *(["student alone"] if distill == "vanilla" else [])}
 
 
 def mean_std(values: Sequence[float]) -> str:
@@ -147,45 +195,16 @@ def side_by_side(groups: Sequence[Sequence[Run]]) -> list[str]:
     return [f"Trained side by side, on the same batches in the same order, for each seed: {'; '.join(lists)}."]
 
 
-RECIPE = {  # what a protocol says if it is not this
-    "protocol": "simkd",
-    "optimizer": "sgd",
-    "nesterov": False,
-    "warmup_epochs": 0,
-    "norm_weight_decay": None,
-    "clip_grad": 0.0,
-    "ema": 0.0,
-    "label_smoothing": 0.0,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "augment": "none",
-    "random_erase": 0.0,
-    "repeated_augmentation": 1,
-    "classes_subset": None,
-    "few_ratio": 1.0,
-    "val_fraction": 0.0,
-    "image_size": None,
-    "max_steps": None,
-    "accumulate": 1,
-    "sync_bn": False,
-}
-
-
 def protocol(run: Run) -> dict[str, Any]:
     """What must be equal for two numbers to be comparable, beside method and networks."""
-    keys = ("dataset", "epochs", "batch_size", "learning_rate", "weight_decay", "momentum", "precision")
-    found = {k: run.identity.get(k) for k in keys}
-    found |= {k: run.identity.get(k, default) for k, default in RECIPE.items()}  # older runs lack some
-    found["protocol"] = found["protocol"] or "simkd"
-    cosine = run.identity.get("schedule") == "cosine"
-    found["decay"] = (
-        f"on a cosine to {run.identity['lr_min']:g}"
-        if cosine
-        else f"times {run.identity['lr_decay_rate']:g} after {run.identity['lr_decay_epochs']}"
-    )
+    found = {k: run.identity.get(k, default) for k, default in SHARED.items()}
+    if run.identity.get("nesterov"):
+        found["optimizer"] = "nesterov"
     in_training = run.identity.get("eval_precision") == "train"  # otherwise the last epoch is evaluated in float32
     found["evaluated in"] = run.identity.get("precision") if in_training else "fp32"
     found["processes"] = run.parameters.get("processes", 1)  # each normalises its own share of a batch
+    if found["dataset"] in NAMELESS:
+        found["test set"] = run.identity.get("test_data")
     return found | {"evaluated on": run.parameters.get("evaluated_on", "test")}
 
 
@@ -198,14 +217,19 @@ def refuse_shared_order(group: Sequence[Run]) -> None:
 
 
 def describe_protocol(run: Run) -> str:
+    """All of protocol() in a line; what is at its default goes without saying."""
     p = protocol(run)
+    rate = f"times {p['lr_decay_rate']:g} after {p['lr_decay_epochs']}"
+    if p["schedule"] != "step":
+        rate = f"on a {p['schedule']} to {p['lr_min']:g}"
+    several = f" over {p['processes']} processes" if p["processes"] > 1 else ""
     text = (
-        f"{p['dataset']}, {p['epochs']} epochs, batch {p['batch_size']}"
-        f"{' over ' + str(p['processes']) + ' processes' if p['processes'] > 1 else ''}, lr {p['learning_rate']:g} "
-        f"{p['decay']}, wd {p['weight_decay']:g}, {p['precision']}, evaluated on {p['evaluated on']} in "
-        f"{p['evaluated in']}"
+        f"{p['dataset']}, {p['epochs']} epochs, batch {p['batch_size']}{several}, lr {p['learning_rate']:g} {rate}, "
+        f"wd {p['weight_decay']:g}, {p['precision']}, evaluated on {p['evaluated on']} in {p['evaluated in']}"
     )
-    return text + "".join(f", {k} {p[k]}" for k, default in RECIPE.items() if p[k] != default)
+    others = {k: p[k] for k, default in SHARED.items() if k not in SPELLED_OUT and p[k] != default}
+    others |= {k: p[k] for k in ("test set",) if k in p}
+    return text + "".join(f", {k} {value}" for k, value in others.items())
 
 
 def tell_apart(groups: list[list[Run]]) -> list[str]:
@@ -348,20 +372,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
     parser.add_argument("--dataset", help="runs on this data set only")
+    parser.add_argument("--only", default="", help="these methods or networks, as kd,simkd,resnet8")
     parser.add_argument("--format", choices=FORMATS, default="markdown")
     parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand beside ours, as simkd")
     parser.add_argument("--pivot", action="store_true", help="methods against pairs, one protocol per column")
     parser.add_argument("--out", type=Path, help="write here instead of to standard output")
     parser.add_argument("--title", help="a heading above a Markdown table")
     args = parser.parse_args(argv)
-    runs = [run for root in args.root for run in find_runs(root, args.dataset)]
-    if not runs:
-        raise UserError(f"no finished run below {', '.join(map(str, args.root))}: train something first")
+    runs = chosen_runs(args.root, args.dataset, args.only)
     published = [cell for name in args.published for cell in read_table(name).cells]
     text = FORMATS[args.format](*(against_pairs if args.pivot else table)(runs, published))
     if args.title and args.format == "markdown":
         text = f"# {args.title}\n\n{text}"
     if args.out:
+        make_folder(args.out.parent)
         atomic_write_text(args.out, text)
     else:
         print(text)

@@ -27,10 +27,11 @@ from torch import Tensor
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from helper import build
+from helper.checkpoint import make_folder
 from helper.metrics import calibration
 from helper.options import normalised
 from helper.protocols import DataSet, UserError
-from scripts.make_table import Run, find_runs, grouped, last, mean_std, network, tell_apart
+from scripts.make_table import Run, chosen_runs, grouped, last, mean_std, network, tell_apart
 
 # Okabe and Ito, 2008, without the yellow that fades on paper
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -67,13 +68,14 @@ def pyplot() -> Any:
 
 
 def styles(count: int) -> list[tuple[str, str]]:
-    """(colour, line) of each of `count` curves: colours first, then the same colours in other lines."""
-    return [(colour, line) for line, colour in itertools.islice(itertools.product(LINES, COLOURS), count)]
+    """(colour, line) of each of `count` curves: both change from one to the next, so that they differ in grey too; 28
+    pairs in all."""
+    return [(COLOURS[i % len(COLOURS)], LINES[i % len(LINES)]) for i in range(count)]
 
 
 def save(figure: Any, out: Path) -> None:
+    make_folder(out.parent)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {out}: {error}") from error
@@ -82,16 +84,10 @@ def save(figure: Any, out: Path) -> None:
 
 def pick(args: argparse.Namespace) -> list[tuple[str, list[Run]]]:
     """(label, repetitions) of every cell below --root."""
-    groups = grouped(run for root in args.root for run in find_runs(root, args.dataset))
+    groups = grouped(chosen_runs(args.root, args.dataset, args.only))
     named = list(zip(tell_apart(groups), groups, strict=True))
     if len({network(g[0]) for _, g in named if not g[0].is_teacher}) > 1:
         named = [(f"{label}, {network(g[0])}", g) for label, g in named]
-    words = [w for w in args.only.split(",") if w]
-    named = [
-        (label, g) for label, g in named if not words or any(label == w or label.startswith(f"{w},") for w in words)
-    ]
-    if not named:
-        raise UserError(f"no finished run below {', '.join(map(str, args.root))} fits --only '{args.only}'")
     return named
 
 
@@ -122,6 +118,8 @@ def draw_curves(args: argparse.Namespace) -> None:
     axes[0].set(xlabel="epoch", ylabel="cross-entropy on test", title=f"test loss{cut}")
     axes[1].set(xlabel="epoch", ylabel="top-1 accuracy in %", title="test accuracy")
     axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="last epoch", handlelength=2.4)
+    for axis in axes:
+        axis.xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
     save(figure, args.out)
 
@@ -269,7 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sub = kinds.add_parser(kind)
         sub.add_argument("--root", type=Path, nargs="+", default=[Path("./save")])
         sub.add_argument("--dataset", help="runs on this data set only")
-        sub.add_argument("--only", default="", help="these methods, as kd,simkd")
+        sub.add_argument("--only", default="", help="these methods or networks, as kd,simkd")
         sub.set_defaults(draw=draw)
     for kind, draw in (("correlation", draw_correlation), ("tsne", draw_tsne), ("reliability", draw_reliability)):
         sub = kinds.add_parser(kind)

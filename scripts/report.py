@@ -22,11 +22,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helper.checkpoint import atomic_write_text
+from helper.checkpoint import atomic_write_text, make_folder
 from helper.options import normalised
 from helper.protocols import UserError
 from helper.published import read_table
-from scripts.make_table import Run, find_runs, grouped, table
+from scripts.make_table import Run, chosen_runs, grouped, table
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito, 2008
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -121,7 +121,7 @@ def series_of(label: str, group: Sequence[Run], place: int) -> dict[str, Any]:
         "loss": mean("test_loss"),
         "accuracy": mean("test_acc"),
         "colour": COLOURS[place % len(COLOURS)],
-        "dash": DASHES[place // len(COLOURS) % len(DASHES)],
+        "dash": DASHES[place % len(DASHES)],
     }
 
 
@@ -156,11 +156,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="Knowledge distillation: results")
     parser.add_argument("--out", type=Path, default=Path("report.html"))
     args = parser.parse_args(normalised(argv))
-    runs = [run for root in args.root for run in find_runs(root, args.dataset)]
-    if not runs:
-        raise UserError(f"no finished run below {', '.join(map(str, args.root))}: train something first")
+    runs = chosen_runs(args.root, args.dataset)
     text = page(runs, args.title, args.published)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out.parent)
     atomic_write_text(args.out, text)
     print(f"wrote {args.out}: {len(runs)} runs, {len(text) / 1024:.0f} KiB, no other file needed")
 

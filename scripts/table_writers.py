@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,12 +50,19 @@ def add_published(
     sources = list(dict.fromkeys(c.source for c in cells))
     used = set()
     for row, group in zip(rows, groups, strict=True):
-        run = group[0]
-        fitting = [c for c in cells if not run.is_teacher and c.fits(run.identity, run.parameters.get("arch_t"))]
-        number = sources.index(fitting[0].source) + 1 if fitting else 0
-        used |= {number} - {0}
-        row[at:at] = [f"{fitting[0].published:.2f}", f"({number})"] if fitting else ["", ""]
+        found = published_of(group[0], cells)
+        numbers = [sources.index(source) + 1 for _, source in found]
+        used |= set(numbers)
+        row[at:at] = [", ".join(f"{value:.2f}" for value, _ in found), ", ".join(f"({k})" for k in numbers)]
     notes += [f"Published ({k}): {sources[k - 1]}." for k in sorted(used)]
+
+
+def published_of(run: Any, cells: Sequence[Cell]) -> list[tuple[float, str]]:
+    """(number, source) of every publication of a run's very experiment; two may print two numbers of one."""
+    if run.is_teacher:
+        return []
+    fitting = [c for c in cells if c.fits(run.identity, run.parameters.get("arch_t"))]
+    return list(dict.fromkeys((c.published, c.source) for c in fitting))
 
 
 def pivot(
@@ -82,6 +88,7 @@ def pivot(
         for pair in [p for p in pairs if p[1] == student] or [("", student)]:
             pairs.setdefault(pair, []).insert(0, i)
     header, table = ["method"], {}
+    sources = list(dict.fromkeys(c.source for c in cells))
     notes = []
     for (teacher, student), members in pairs.items():
         protocols = {describe_protocol(groups[i][0]) for i in members}
@@ -96,11 +103,11 @@ def pivot(
             row = table.setdefault(labels[i], {})
             if header[-1] in row:
                 raise UserError(f"two experiments are called {labels[i]} in the column {header[-1]}")
-            run = groups[i][0]
-            fitting = [c.published for c in cells if c.fits(run.identity, run.parameters.get("arch_t"))]
-            row[header[-1]] = entry(groups[i]) + (f" / {statistics.mean(fitting):.2f}" if fitting else "")
+            found = published_of(groups[i][0], cells)
+            beside = ", ".join(f"{v:.2f}" + f" ({sources.index(s) + 1})" * (len(sources) > 1) for v, s in found)
+            row[header[-1]] = entry(groups[i]) + (f" / {beside}" if beside else "")
     rows = [[label, *(row.get(column, "") for column in header[1:])] for label, row in table.items()]
     notes.append("Last epoch, mean ± standard deviation (best epoch, selected on what it is reported on) [runs]")
     notes[-1] += " / published." if any(" / " in c for r in rows for c in r) else "."
-    notes += [f"Published: {source}." for source in dict.fromkeys(c.source for c in cells)]
+    notes += [f"Published{f' ({k})' * (len(sources) > 1)}: {source}." for k, source in enumerate(sources, 1)]
     return header, rows, notes

@@ -22,9 +22,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helper.checkpoint import atomic_write_text
+from helper.checkpoint import atomic_write_text, make_folder
 from helper.jobs import TrainCommand
-from helper.options import Settings, normalised, parse
+from helper.options import Settings, normalised, parse_lanes
 from helper.protocols import UserError
 
 SHORT = {"beta": "-b", "cls": "-c", "div": "-d"}
@@ -106,8 +106,8 @@ def search(
         import optuna
     except ImportError as error:
         raise UserError("tuning needs the package optuna: pip install optuna") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    args.study.mkdir(parents=True, exist_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # of a failed trial it would show our traceback
+    make_folder(args.study)
     study = optuna.create_study(
         study_name="tune",
         storage=f"sqlite:///{args.study / 'study.db'}",
@@ -166,7 +166,10 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
                 if flag == "--val_fraction"
                 else "--save_root is the search's own: use --study"
             )
-    settings = parse(given, teacher=False)
+    students = sum(parse_lanes(given, teacher=False), [])
+    if len(students) > 1:
+        raise UserError("a search is for one student: one --distill, one --model_s, and no --trials behind --")
+    (settings,) = students
     return search([read_axis(text, settings) for text in args.search], given, args, train)
 
 

@@ -111,6 +111,25 @@ def test_scripts_exist_and_are_shell(path):
         subprocess.run(["bash", "-n", path], check=True)
 
 
+def anchors(path: Path) -> set[str]:
+    """Of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
+        file = (page.parent / target) if target else page
+        assert file.exists(), f"{page.name} links to {target}, which does not exist"
+        assert not anchor or anchor in anchors(file), f"{page.name} links to {target}#{anchor}"
+
+
+def test_readme_leads_to_every_result():
+    text = (ROOT / "README.md").read_text()
+    assert not [p.name for p in (ROOT / "results").glob("*.md") if f"(results/{p.name})" not in text]
+
+
 def test_there_are_commands_to_check():
     programs = {param.values[0][0] for param in ALL}
     expected = {"make_table", "plot", "tune", "report", "export_student", "run_table", "fetch_teachers"}

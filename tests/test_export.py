@@ -5,9 +5,13 @@ import types
 
 import pytest
 import torch
+from recordings import utd
 
 from helper.checkpoint import read_checkpoint
+from helper.export import Plain
 from helper.protocols import UserError
+from helper.taps import TappedNet
+from models import model_dict
 from scripts.export_student import TOLERANCE, main
 
 for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
@@ -91,3 +95,30 @@ def test_pushed_to_a_hub(simkd, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="needs the package huggingface_hub"):
         exported(simkd, tmp_path, capsys, "--forms", "safetensors", "--push_to", "a/b")
+
+
+def test_a_student_of_a_sensor(commands, tmp_path, capsys):
+    """Its data is read as it was in training: which sensor, how many samples, which people."""
+    root = utd(tmp_path / "utd")
+    argv = ("--dataset", "utd_mhad", "--data_folder", root, "--modality", "gyro", "--window", 32, "--batch_size", 6)
+    argv += ("--model", "sensor_cnn", "--epochs", 1, "--max_steps", 1, "--tb_backend", "none", "--save_root", tmp_path)
+    commands("train_teacher.py", *argv).finished()
+    (path,) = tmp_path.rglob("sensor_cnn_best.pth")
+    out = tmp_path / "out"
+    main(
+        ["--path", str(path), "--dataset", "utd_mhad", "--data_folder", str(root), "--images", "12", "--out", str(out)]
+    )
+    assert capsys.readouterr().out.count("agree to") == 3
+    config = json.loads((out / "config.json").read_text())
+    assert (config["input"], config["input_shape"], config["measured"]["images"]) == ("sensor", [3, 32], 12)
+    row = json.loads((path.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    assert config["measured"]["accuracy"] == pytest.approx(row["test_acc"])
+
+
+def test_frames_are_normalised_by_channel():
+    """Frames of a clip come before their channels."""
+    spec = model_dict["trn:resnet8"].fitted({"video": (2, 3, 32, 32)})
+    net = TappedNet(spec(num_classes=5), spec).eval()
+    clips = torch.rand(2, 2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(Plain(net).eval()(clips), net({"video": clips})["logits"])

@@ -1,5 +1,7 @@
 """`--list` and README's tables, which come from the registries."""
 
+import dataclasses
+import json
 import os
 import re
 import shlex
@@ -13,6 +15,7 @@ from distiller_zoo import method_dict
 from helper import listing
 from models import model_dict
 
+MINE = dataclasses.replace(model_dict["resnet8"], name="mine8")
 README = (ROOT / "README.md").read_text()
 
 
@@ -62,6 +65,18 @@ def test_taps_in_few_words(taps, words):
 
 def test_readme_is_up_to_date():
     assert listing.written(README) == README, "run: python -m helper.listing --write README.md"
+
+
+def test_what_the_page_does_not_count_was_counted():
+    kept = json.loads(listing.COUNTED.read_text())
+    assert kept == json.loads(json.dumps(listing.counts())), "run: python -m helper.listing --write README.md"
+
+
+def test_a_model_that_nobody_counted_is_counted(monkeypatch):
+    """As a plugin's is."""
+    monkeypatch.setattr(model_dict, "table", {"resnet8": model_dict.table["resnet8"], "mine8": f"{__name__}:MINE"})
+    _, found = listing.models.__wrapped__()
+    assert found.parameters == listing.model(model_dict["resnet8"]).parameters
 
 
 @pytest.mark.parametrize("script", ["train_student.py", "train_teacher.py"])

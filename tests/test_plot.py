@@ -46,6 +46,7 @@ def test_correlations_of_logits():
 
 def test_no_two_curves_look_alike():
     assert len(set(styles(28))) == 28
+    assert len({line for _, line in styles(4)}) == 4  # in grey
 
 
 def test_pictures_of_runs(tmp_path):
@@ -58,7 +59,7 @@ def test_pictures_of_runs(tmp_path):
     main(["curves", "--root", str(tmp_path), "--only", "kd", "--out", str(tmp_path / "kd.svg")])
     text = (tmp_path / "kd.svg").read_text()
     assert "kd 74.50 ± 0.71" in text and "simkd" not in text  # text stays text
-    with pytest.raises(UserError, match="fits --only 'vid'"):
+    with pytest.raises(UserError, match="--only vid names no method"):
         main(["curves", "--root", str(tmp_path), "--only", "vid", "--out", str(tmp_path / "x.png")])
     with pytest.raises(UserError, match="cannot write"):
         main(["curves", "--root", str(tmp_path), "--out", str(tmp_path / "x.nothing")])

@@ -101,7 +101,7 @@ def test_the_protocol_names_recipe_and_processes(add, table):
     rows, notes = table()
     lines = [note for note in notes if note.startswith("Protocol")]
     assert len(lines) == 3 and "batch 64 over 2 processes, lr 0.0005 on a cosine to 0, wd" in lines[0], lines
-    assert "optimizer adamw, warmup_epochs 2" in lines[0] and "times" not in lines[0]
+    assert "optimizer adamw" in lines[0] and "warmup_epochs 2" in lines[0] and "times" not in lines[0]
     assert "lr 0.05 times 0.1 after 150,180,210" in lines[-1] and "processes" not in lines[-1]
     assert [row["gain"] for row in rows if row["gain"]] == ["+5.00"], "compared with another recipe"
     assert [row["method"].endswith("dali cpu") for row in rows].count(True) == 1 and "None" not in str(rows)

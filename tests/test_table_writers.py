@@ -1,6 +1,7 @@
 """Published numbers beside ours, methods against pairs, LaTeX."""
 
 import csv
+import json
 
 import pytest
 from run_folders import write_run
@@ -57,6 +58,65 @@ def test_a_column_has_one_protocol(runs):
     write_run(runs, "--distill at --epochs 10", [70.5], teacher="resnet32x4")
     with pytest.raises(UserError, match="would mix protocols.*10 epochs.*240 epochs"):
         against_pairs(find_runs(runs, None))
+
+
+@pytest.mark.parametrize("line", ["--momentum 0.8", "--schedule cosine", "--label_smoothing 0.3", "--nesterov"])
+def test_whatever_is_no_setting_of_the_method_is_protocol(runs, line):
+    write_run(runs, f"--distill at {line}", [70.5], teacher="resnet32x4")
+    with pytest.raises(UserError, match="would mix protocols"):
+        against_pairs(find_runs(runs, None))
+    header, rows, notes = table(find_runs(runs, None))
+    found = {row[0].partition(",")[0]: row for row in rows}
+    assert found["attention"][header.index("gain")] == "" and found["kd"][header.index("gain")] == "+1.50"
+    assert {row[-1] for row in rows} == {"[1]", "[2]"}
+    assert sum(line.split()[-1].strip("-") in note for note in notes if note.startswith("Protocol")) == 1
+
+
+def test_two_image_folders_are_two_experiments(tmp_path):
+    folder = write_run(tmp_path, "--distill kd --dataset folder", [60], teacher="resnet32x4")
+    write_run(tmp_path, "--distill at --dataset folder", [60], teacher="resnet32x4")
+    assert len(against_pairs(find_runs(tmp_path, None))[1]) == 2
+    args = json.loads((folder / "args.json").read_text())
+    args["identity"]["test_data"] = "other"
+    (folder / "args.json").write_text(json.dumps(args))
+    with pytest.raises(UserError, match="test set other"):
+        against_pairs(find_runs(tmp_path, None))
+
+
+def test_each_publication_keeps_its_number(runs):
+    """resnet8x4 alone stands in two tables, with two numbers: both are shown, never their mean."""
+    cells = [cell for name in ("simkd", "repdistiller_same") for cell in read_table(name).cells]
+    header, rows, _ = table(find_runs(runs, None), cells)
+    (alone,) = [row for row in rows if row[0] == "student alone"]
+    assert (alone[header.index("published")], alone[header.index("source")]) == ("73.09, 72.50", "(1), (2)")
+    _, rows, notes = against_pairs(find_runs(runs, None), cells)
+    assert rows[0][1].endswith(" / 73.09 (1), 72.50 (2)") and notes[-1].startswith("Published (2): ")
+
+
+def test_chosen_by_method_or_network(runs, capsys):
+    write_run(runs, "--distill at --epochs 10", [70.5], teacher="resnet32x4")
+    main(["--root", str(runs), "--only", "simkd,vanilla", "--pivot"])
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[2:4]] == ["student", "simkd"]
+    with pytest.raises(UserError, match="--only simkdd names no method and no network"):
+        main(["--root", str(runs), "--only", "simkdd"])
+
+
+def test_a_file_in_the_way_is_one_sentence(runs):
+    (runs / "file").touch()
+    with pytest.raises(UserError, match="cannot make the folder"):
+        main(["--root", str(runs), "--out", str(runs / "file" / "table.md")])
+
+
+def test_what_is_not_finished_is_said(runs, capsys):
+    cut = write_run(runs, "--distill at", [70.5], teacher="resnet32x4")
+    (cut / "parameters.json").unlink()
+    main(["--root", str(runs), "--out", str(runs / "new" / "table.md")])
+    assert (
+        capsys.readouterr().err == "left out: 1 unfinished run\n"
+        and "attention" not in (runs / "new/table.md").read_text()
+    )
+    with pytest.raises(UserError, match="no finished run on digits below .*, 1 unfinished"):
+        main(["--root", str(runs), "--dataset", "digits"])
 
 
 def test_latex(runs, capsys):

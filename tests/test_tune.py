@@ -43,6 +43,9 @@ def test_what_is_searched():
             read_axis(wrong, settings)
     with pytest.raises(UserError, match="give it before --"):
         main(["--search", "beta=1:2", "--", "--val-fraction", "0.2", *KD])
+    for several in (["--distill", "at,sp"], ["--model_s", "resnet8,vgg8"], ["--trials", "2"]):
+        with pytest.raises(UserError, match="for one student"):
+            main(["--search", "kd_T=1:2", "--", *KD, *several])
 
 
 def test_a_real_search(teacher, tmp_path, monkeypatch, capsys):
