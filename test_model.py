@@ -119,8 +119,9 @@ def main(argv=None):
         log.info("%s top-1 %.2f  top-5 %.2f", name, heads[name]["acc"], heads[name]["acc_top5"])
     recorded = network.checkpoint.best_acc
     if recorded is not None:
-        differs = abs(recorded - result["acc"]) > 0.1
-        log.info("recorded in the file: %.2f%s", recorded, "  (warning: more than 0.1 apart)" if differs else "")
+        rounding = network.checkpoint.rounding
+        differs = f"  (warning: more than {rounding} apart)" if abs(recorded - result["acc"]) > rounding else ""
+        log.info("recorded in the file: %.2f in %s%s", recorded, network.checkpoint.evaluated_in, differs)
     count = deployed_count(net.model)
     log.info(
         "parameters %d (%.3f M)  MACs %.1f M per sample  %.0f img/s",

@@ -77,7 +77,8 @@ def _replace(path: Path, content: bytes | memoryview) -> None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds. state: the network's weights. best_acc: top-1 in percent. epoch: as recorded.
+    """What a file holds. state: the network's weights. epoch: as recorded. best_acc: top-1 in percent, of a forward
+    pass in the dtype evaluated_in.
 
     meta: what the run recorded of itself (arch, num_classes, dataset, ...), {} in files of other toolboxes.
     extra: further entries made of tensors alone, such as proj, head, attention.
@@ -89,6 +90,12 @@ class Checkpoint:
     best_acc: float | None = None
     epoch: int | None = None
     extra: dict[str, State] = field(default_factory=dict)
+    evaluated_in: str = "fp32"
+
+    @property
+    def rounding(self) -> float:
+        """By how many points an evaluation in float32 may differ from best_acc."""
+        return 0.1 if self.evaluated_in == "fp32" else 0.5
 
 
 def load_file(path: str | Path) -> Any:
@@ -178,7 +185,20 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         _accuracy(content),
         None if epoch is None else int(epoch),
         extra,
+        _evaluated_in(content),
     )
+
+
+def _evaluated_in(content: Mapping[str, Any]) -> str:
+    """Of a file of ours, best or last; all others are taken for float32."""
+    if isinstance(meta := content.get("meta"), Mapping) and "evaluated_in" in meta:
+        return str(meta["evaluated_in"])
+    identity = content.get("identity")
+    if not isinstance(identity, Mapping):
+        return "fp32"
+    finished = content.get("epoch") == identity.get("epochs")
+    exact = {"auto": finished, "train": False}.get(str(identity.get("eval_precision")), True)
+    return "fp32" if exact else str(identity.get("precision", "fp32"))
 
 
 def _peer_of(path: Path) -> tuple[Path, str | None]:

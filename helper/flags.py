@@ -119,9 +119,10 @@ COMMON = (
     ),
     Flag(
         ("--eval_precision",),
-        "fp32",
-        "forward pass of each epoch's evaluation: float32, as in every table, or train, the precision of training",
-        choices=("fp32", "train"),
+        "auto",
+        "forward pass of each epoch's evaluation: fp32; train, the precision of training; auto: that of training, and "
+        "float32 after the last epoch, which is what tables report",
+        choices=("auto", "fp32", "train"),
         result=True,
     ),
     Flag(

@@ -119,7 +119,7 @@ class Fit:
     identity: what a run must share with a state to continue from it.
     loader: shared by all runs of the process. log: where the run's messages go. shown: whether progress is shown.
     after_epoch: called before an epoch's row is written; what it returns goes into the row.
-    eval_autocast: dtype of evaluation's forward pass, None for float32.
+    eval_autocast: dtype of evaluation's forward pass, None for float32. exact_last: after the last epoch it is float32.
     """
 
     folder: RunFolder
@@ -138,6 +138,7 @@ class Fit:
     log: logging.Logger = log
     shown: bool = True
     eval_autocast: torch.dtype | None = None
+    exact_last: bool = True
 
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
@@ -249,7 +250,8 @@ class Fit:
         row: dict[str, Any] = {"stage": stage.index, "epoch": epoch, "lr": lr}
         row |= {f"train_{k}": v for k, v in means.items()}
         if stage.final:
-            row |= self._validate(stage)
+            autocast = None if self.exact_last and epoch == stage.epochs else self.eval_autocast
+            row |= self._validate(stage, autocast)
             if not math.isfinite(row["test_loss"]):
                 self._diverged("the test loss is", epoch, self.steps - 1)
         evaluated = time.monotonic() - started - trained
@@ -263,23 +265,21 @@ class Fit:
             **self.after_epoch(),
         }
         if stage.final and row["test_acc"] > self.best_acc:
-            self._save_best(stage, epoch, row)
+            self._save_best(stage, epoch, row, autocast)
         if distributed.is_main():
             self.folder.append(row)
         self.last_row = row
         self._save_last(stage, epoch, 0, meter)
         writer.scalars(scalars_of(row), epoch)
 
-    def _validate(self, stage: Stage) -> dict[str, float]:
+    def _validate(self, stage: Stage, autocast: torch.dtype | None) -> dict[str, float]:
         distributed.share_statistics(stage.step.trained)
         deployed = stage.step.deployed().eval()
         row: dict[str, float] = {}
         with stage.step.averaged():
-            found = evaluate(deployed, self.test_loader, self.device, self.eval_autocast)
+            found = evaluate(deployed, self.test_loader, self.device, autocast)
         if stage.step.ema is not None:  # the weights trained, beside their average
-            found["trained"] = next(
-                iter(evaluate(deployed, self.test_loader, self.device, self.eval_autocast).values())
-            )
+            found["trained"] = next(iter(evaluate(deployed, self.test_loader, self.device, autocast).values()))
         for name, result in found.items():
             suffix = "" if not row else f"_{name}"
             row |= {f"test_{k}{suffix}": v for k, v in result.items()}
@@ -311,13 +311,14 @@ class Fit:
             "A lower --learning_rate, a lower -b or --precision fp32 usually help"
         )
 
-    def _save_best(self, stage: Stage, epoch: int, row: Mapping[str, Any]) -> None:
+    def _save_best(self, stage: Stage, epoch: int, row: Mapping[str, Any], autocast: torch.dtype | None) -> None:
         self.best_acc, self.best_epoch = row["test_acc"], epoch
         if not distributed.is_main():
             return
         self.log.info("saving the best model!")
         step = stage.step
         meta = {**self.describe, **describe_method(step.method, step.method.cfg, stage.teacher)}
+        meta["evaluated_in"] = "bf16" if autocast else "fp32"
         with step.averaged():
             atomic_save(
                 {

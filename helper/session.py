@@ -192,7 +192,7 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
     recorded = None if teacher.others else teacher.checkpoint.best_acc
     if recorded is not None:
         log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
-        if abs(recorded - acc) > 0.1:
+        if abs(recorded - acc) > teacher.checkpoint.rounding:
             log.info(
                 "warning: measured and recorded teacher accuracy differ by %.2f points; is this the data set, split "
                 "and normalisation it was trained with?",
@@ -484,7 +484,8 @@ def build_lane(
         settings.max_steps,
         after_epoch=partial(end_of_epoch, [p.end_epoch for p in (cached, loader) if hasattr(p, "end_epoch")]),
         shown=settings is lanes[0] and distributed.is_main(),
-        eval_autocast=autocast if settings.eval_precision == "train" else None,
+        eval_autocast=None if settings.eval_precision == "fp32" else autocast,
+        exact_last=settings.eval_precision == "auto",
     )
     fit.rng = rng_state()
     refuse_idle(settings, first, fit.steps)

@@ -166,6 +166,8 @@ def protocol(run: Run) -> dict[str, Any]:
         "accumulate",
     )
     found = {k: run.identity.get(k) for k in keys} | {"protocol": run.identity.get("protocol") or "simkd"}
+    in_training = run.identity.get("eval_precision") == "train"  # otherwise the last epoch is evaluated in float32
+    found["evaluated in"] = run.identity.get("precision") if in_training else "fp32"
     return found | {"evaluated on": run.parameters.get("evaluated_on", "test")}
 
 
@@ -182,7 +184,7 @@ def describe_protocol(run: Run) -> str:
     text = (
         f"{p['dataset']}, {p['epochs']} epochs, batch {p['batch_size']}, lr {p['learning_rate']:g} times "
         f"{p['lr_decay_rate']:g} after {p['lr_decay_epochs']}, wd {p['weight_decay']:g}, {p['precision']}, "
-        f"evaluated on {p['evaluated on']} in fp32"
+        f"evaluated on {p['evaluated on']} in {p['evaluated in']}"
     )
     extra = {
         "protocol": "simkd",

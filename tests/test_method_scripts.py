@@ -1,10 +1,8 @@
 """scripts/cifar100/methods/: one literal command a method. Run here with an interpreter that says what it was asked."""
 
-import os
-import subprocess
-
 import pytest
 from commands import ROOT
+from interpreter import Interpreter
 
 from distiller_zoo import method_dict
 from helper.listing import paper_of
@@ -17,33 +15,14 @@ RELEASED = {"cat_kd"}  # settings of this pair that are not the paper's
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Script -> the settings of every command it runs."""
-    venv = tmp_path_factory.mktemp("venv")
-    (venv / "bin").mkdir()
-    python = venv / "bin" / "python"
-    python.write_text(
-        f"#!/bin/sh\nexec >>{venv}/said\nshift\nprintf '%s\\0' \"$@\"\necho\n"  # drops the name of the script
-        'case "$*" in *save/hkd*) mkdir -p save/hkd/students/models/x;'
-        " touch save/hkd/students/models/x/resnet8x4_double_best.pth;; esac\n"
-    )
-    python.chmod(0o755)
-    # a tree of its own: the script goes to the root of what it lies in, and may write there
-    tree = tmp_path_factory.mktemp("tree")
-    (tree / "scripts" / "cifar100").mkdir(parents=True)
-    (tree / "scripts" / "setup.sh").write_text((ROOT / "scripts" / "setup.sh").read_text())
-    (tree / "scripts" / "cifar100" / "methods").symlink_to(FOLDER)
-    for name in ("requirements.txt", "requirements-extra.txt"):
-        (tree / name).write_text((ROOT / name).read_text())
-        (venv / f".retort-{name}").write_text((ROOT / name).read_text())
+    made = "save/hkd/students/models/x"
+    answer = f'case "$*" in *save/hkd*) mkdir -p {made}; touch {made}/resnet8x4_double_best.pth;; esac'
+    interpreter = Interpreter(tmp_path_factory.mktemp("interpreter"), answer)
 
     def run(method):
-        (venv / "said").write_text("")
-        script = tree / "scripts" / "cifar100" / "methods" / f"{method}.sh"
         given = () if method_dict[method].teacher_mode != "frozen" else ("T.pth",)
-        env = {**os.environ, "VIRTUAL_ENV": str(venv)}
-        subprocess.run(["bash", str(script), *given, "--trial", "1"], env=env, check=True, capture_output=True)
-        commands = (venv / "said").read_text().splitlines()
-        lines = [line.split("\0")[:-1] for line in commands]
-        return [parse(argv, teacher="--model" in argv) for argv in lines]
+        calls = interpreter.run(f"cifar100/methods/{method}.sh", *given, "--trial", "1")
+        return [parse(argv, teacher=program == "train_teacher.py") for program, *argv in calls]
 
     return run
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from commands import ENV, ROOT
 
+from helper.checkpoint import read_checkpoint
 from helper.options import parse
 from helper.protocols import UserError
 from helper.registry import Registry
@@ -382,3 +383,19 @@ def test_a_replaced_classifier_is_trained_only_on_demand():
     assert (kept.cls, kept.div) == (1, 1)
     asked = parse(shlex.split("--distill simkd+kd -c 1 -d 1"), teacher=False)
     assert (asked.cls, asked.div) == (1, 1)
+
+
+def test_only_the_last_epoch_is_evaluated_in_float32(commands, tmp_path):
+    argv = ("--distill", "vanilla", "--epochs", 2, "--max_steps", 4, "--precision", "bf16", "--tb_backend", "none")
+    rows, files = {}, {}
+    for how in ("auto", "train", "fp32"):
+        commands.student(*argv, "--eval_precision", how, "--save_root", tmp_path / how).finished()
+        (folder,) = (tmp_path / how / "students" / "models").iterdir()
+        rows[how] = [row["test_loss"] for row in rows_of(folder)]
+        best, last = (read_checkpoint(folder / f"resnet8_{which}.pth") for which in ("best", "last"))
+        assert last.evaluated_in == ("bf16" if how == "train" else "fp32")
+        files[how] = best.evaluated_in, best.epoch
+    assert rows["auto"][0] == rows["train"][0] != rows["fp32"][0]
+    assert rows["auto"][1] == rows["fp32"][1] != rows["train"][1]
+    assert files["fp32"][0] == "fp32" and files["train"][0] == "bf16"
+    assert files["auto"][0] == ("fp32" if files["auto"][1] == 2 else "bf16")
