@@ -71,9 +71,10 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def broken(path: Path, error: Exception | str) -> UserError:
+    reason = getattr(error, "strerror", None) or error
     return UserError(
-        f"the video '{path}' is truncated or not a video ({error}); fetch it again, or pass --skip_corrupt to leave it "
-        "out"
+        f"the video '{path}' is truncated or not a video ({reason}); fetch it again, or pass --skip_corrupt to "
+        "leave it out"
     )
 
 
@@ -251,15 +252,26 @@ class FrameCache:
                 "with room for them"
             ) from error
 
-    def fill(self, sources: Iterable[ClipSource], bad: Callable[[ClipSource, UserError], None] | None = None) -> int:
+    def fill(
+        self,
+        sources: Iterable[ClipSource],
+        bad: Callable[[ClipSource, UserError], None] | None = None,
+        num_segments: int = 1,
+    ) -> int:
         """Decode whatever is not there yet, several clips at a time; returns how many bytes the clips take.
 
-        bad: told of every clip that cannot be read; None raises the first such error.
+        bad: told of every clip that cannot be read or has fewer frames than segments; None raises the first such error.
         """
 
         def size(source: ClipSource) -> int:
             try:
-                return self._load(source).nbytes if self.folder is not None else self.get(source).nbytes
+                clip = self._load(source) if self.folder is not None else self.get(source)
+                if len(clip) < num_segments:
+                    raise UserError(
+                        f"'{source.path}': {len(clip)} frames are fewer than --num_segments {num_segments}; lower it, "
+                        "or pass --skip_corrupt to leave such clips out"
+                    )
+                return clip.nbytes
             except UserError as error:
                 if bad is None:
                     raise

@@ -4,7 +4,7 @@
 # 430 of the other four test), 8 frames of 48 px, from scratch with AdamW, 24 epochs with two decays, two seeds, last epoch. Then the
 # student of the first seed is written as a distillation checkpoint under OpenMMLab's keys, extracted from it again, and
 # tested with three crops.
-#   bash scripts/video/short_study.sh FOLDER_OF_CLIPS SAVE_ROOT [EPOCHS]
+#   bash scripts/video/short_study.sh FOLDER_OF_CLIPS SAVE_ROOT [EPOCHS, at least 4]
 # SGD with the published rates (0.02, classifier fivefold) stays at chance on so few clips. Cost: about 40 minutes on one core
 # with native bf16, reckoned from epochs. An interrupted study goes on where it stopped. Depth, not RGB, and far from Kinetics
 # in size: no line belongs beside a published number.
@@ -25,7 +25,7 @@ for trial in 0 1; do
     "$PYTHON" train_student.py "${data[@]}" "${recipe[@]}" --model_s tsm_mobilenetv2 --path_t "$teacher" \
         --distill vanilla,dist --weight dist=1 div=0 --dist_tau 1 --frame_logits --trial "$trial" --save_root "$save"
 done
-for student in "$save"/students/models/*_dist_*_0*/*_last.pth; do
+for student in "$save"/students/models/*_dist_r:*_b:*_0_*/*_last.pth; do
     "$PYTHON" scripts/video/to_kd_checkpoint.py "$student" "$teacher" "$save/epoch_$epochs.pth"
     "$PYTHON" scripts/convert_kd_ckpt_to_student.py "$save/epoch_$epochs.pth"
     "$PYTHON" test_model.py --model tsm_mobilenetv2 --path "$save/epoch_${epochs}_student.pth" "${data[@]}" --crops three \
@@ -35,6 +35,6 @@ done
     --title "UTD-MHAD depth videos, short schedule: TSM-ResNet18 teaches TSM-MobileNetV2"
 {
     printf '\nThe distilled student of seed 0 (last epoch), extracted from a distillation checkpoint and tested with three crops of 54 px:\n\n```\n'
-    grep -E 'top-1|samples|seen' "$save/three_crops.txt"
+    grep -E 'top-1|samples|seen' "$save/three_crops.txt" | sed "s#$save/##"
     printf '```\n'
 } >>results/video_utd_mhad_depth_short.md
