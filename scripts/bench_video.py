@@ -29,6 +29,7 @@ from dataset.clips import ClipSource  # noqa: E402
 from dataset.frame_reader import FrameReader, layout, shrunk  # noqa: E402
 from dataset.video import ClipSettings, Entry  # noqa: E402
 from helper.checkpoint import atomic_write_text  # noqa: E402
+from helper.kernels import tune_allocator  # noqa: E402
 from helper.protocols import UserError  # noqa: E402
 from helper.runs import environment  # noqa: E402
 from helper.session import run_script  # noqa: E402
@@ -124,6 +125,7 @@ def main(argv=None):
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    tune_allocator()  # as in training
     paths = (
         sorted(p for p in args.clips.glob("*") if p.suffix in (".avi", ".mp4", ".mkv")) if args.clips.is_dir() else []
     )

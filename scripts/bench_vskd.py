@@ -34,6 +34,7 @@ from dataset.utd_mhad import load_utd_mhad
 from distiller_zoo import method_dict
 from helper.build import Network, build_stages, native_bf16, sgd
 from helper.checkpoint import Checkpoint, atomic_write_text
+from helper.kernels import tune_allocator
 from helper.protocols import Progress, UserError
 from helper.runs import environment
 from models import model_dict
@@ -150,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--clock cpu sees nothing of what {device} does: use --clock wall")
     if args.clock == "cpu":
         torch.set_num_threads(1)
+    tune_allocator()  # as in training
     watch = Stopwatch(device, CLOCKS[args.clock])
     lines = ["| what | side | value |", "|---|---|---|"]
 
