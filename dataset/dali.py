@@ -77,8 +77,15 @@ def pipeline(
             random_area=AREA,
             num_attempts=ATTEMPTS,
         )
-        images = fn.resize(images, device=place, size=(size, size), interp_type=types.INTERP_TRIANGULAR)
-        return fn.flip(images, device=place, horizontal=fn.random.coin_flip()), position
+        images = fn.resize_crop_mirror(  # nothing is cropped: half a pass over the pixels less than resize and flip
+            images,
+            device=place,
+            size=(size, size),
+            crop=(size, size),
+            mirror=fn.random.coin_flip(),
+            interp_type=types.INTERP_TRIANGULAR,
+        )
+        return images, position
 
     built = described(
         batch_size=batch_size,
@@ -135,17 +142,24 @@ class DaliLoader(PositionedLoader):
         text = f"dali {self.plan.seed} {self.epoch} {self.plan.rank} {start}"
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") % 2**31
         built = pipeline(paths, flat, size, self.size, seed, self.kind, self.device, self.threads)
-        for positions in mine[start:]:
-            images, numbers = built.run()
+        todo = mine[start:]
+        for _ in todo[:PREFETCH]:  # not run(), which would decode as many batches more than are wanted
+            built.schedule_run()
+        for step, positions in enumerate(todo):
+            images, numbers = built.share_outputs()
             # a short last batch was filled up from the beginning
-            image = self._tensor(images)[: len(positions)]
+            image = scaled(self._tensor(images)[: len(positions)])
             index = torch.from_numpy(np.array(numbers.as_array())).long().flatten()[: len(positions)]
+            built.release_outputs()
+            if step + PREFETCH < len(todo):
+                built.schedule_run()
             index = index.to(self.device, non_blocking=True)
-            yield Batch({"image": scaled(image)}, self.labels[index], index)
+            yield Batch({"image": image}, self.labels[index], index)
 
     def _tensor(self, images: Any) -> Tensor:
+        """uint8 [B, H, W, 3] on the device; on a CPU it is DALI's own memory, to be read before it is released."""
         if self.kind == "cpu":
-            return torch.from_numpy(np.array(images.as_array())).to(self.device, non_blocking=True)
+            return torch.from_dlpack(images.as_tensor()).to(self.device)
         from nvidia.dali.plugin.pytorch import feed_ndarray
 
         whole = images.as_tensor()

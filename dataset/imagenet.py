@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dataset.base import DataOptions, seeded, stratified
 from dataset.folder import class_names, images_below, matching_classes
 from dataset.resident import PositionedLoader, generator, scaled
+from dataset.workers import start_worker
 from helper.protocols import Batch, Loader, UserError
 
 FOLDERS = ("imagenet", "ImageNet")
@@ -293,13 +293,6 @@ class Worked(PositionedLoader):
                     continue
             images, positions = (x.to(self.device, non_blocking=True) for x in (images, positions))
             yield Batch({"image": images}, self.labels[positions], positions)
-
-
-def start_worker(worker: int) -> None:
-    """Ctrl-C and SIGTERM are the run's business, which ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
 
 
 def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

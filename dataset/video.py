@@ -27,6 +27,7 @@ from dataset.clips import ClipSource
 from dataset.frame_reader import FrameReader
 from dataset.frame_sampling import dense_frames, sample_frames
 from dataset.resident import generator
+from dataset.workers import start_worker
 from helper.protocols import Batch, UserError
 
 SIDE = 224
@@ -263,6 +264,7 @@ class ClipLoader:
             collate_fn=_collate,
             num_workers=min(self.workers, len(plan)),
             multiprocessing_context="fork" if self.workers and plan else None,  # views are closures
+            worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(0),  # else an iterator would draw from the global one
         )
         for step, collated in enumerate(loader, start):

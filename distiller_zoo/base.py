@@ -275,6 +275,7 @@ class Distiller(nn.Module):
     teacher_mode: ClassVar[Literal["absent", "frozen", "trained"]] = "frozen"
     before: ClassVar[type[Distiller] | None] = None
     reads_logits: bool = False  # whether `terms` or `deploy` depend on the student's own logits
+    follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled anew all the time
 
     @dataclass(frozen=True)
     class Config:
@@ -363,10 +364,10 @@ class Distiller(nn.Module):
         s, t = ({**f, "logits": f[FRAME_LOGITS]} if f else f for f in (s, t))
         return s, t, dataclasses.replace(batch, views=views, crop=None, view_id=None)
 
-    def common_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+    def common_terms(self, s: Features, t: Features, batch: Batch, weights: Mapping[str, float]) -> Terms:
         """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views (all frames, with --frame_logits).
-        Weight 0: not computed."""
-        logits, weights = self.own_logits(s), self.weights(progress)
+        weights: of the moment, as weights(); weight 0: not computed."""
+        logits = self.own_logits(s)
         terms: Terms = {}
         if weights.get("cls"):
             target = batch.target if batch.soft_target is None else batch.soft_target
@@ -405,9 +406,9 @@ class Peers(Distiller):
 
     teacher_mode = "trained"
 
-    def common_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        own = super().common_terms(s, detached(t), batch, progress)
-        peers = super().common_terms(t, detached(s), batch, progress)
+    def common_terms(self, s: Features, t: Features, batch: Batch, weights: Mapping[str, float]) -> Terms:
+        own = super().common_terms(s, detached(t), batch, weights)
+        peers = super().common_terms(t, detached(s), batch, weights)
         return own | {f"peer_{name}": value for name, value in peers.items()}
 
     def weights(self, progress: Progress) -> dict[str, float]:
@@ -450,6 +451,7 @@ class Combined(Distiller):
         self.check(cfg)
         self.name = "+".join(m.name for m, _ in cfg.members)  # type: ignore[misc]
         self.reads_logits = any(m.reads_logits for m, _ in cfg.members)
+        self.follows_time = any(m.follows_time for m, _ in cfg.members)
         self.members = nn.ModuleDict({m.name: m(c, ctx) for m, c in cfg.members})
 
     @staticmethod

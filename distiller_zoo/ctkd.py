@@ -26,6 +26,7 @@ class CTKD(Distiller):
 
     name = "ctkd"
     reads_logits = True
+    follows_time = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

@@ -54,6 +54,7 @@ class DPCD(WithHeads):
 
     name = "dpcd"
     reads_logits = True
+    follows_time = True
     memory_confidence: Tensor
     memory_seen: Tensor
     memory_mean: Tensor

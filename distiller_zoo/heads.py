@@ -186,9 +186,9 @@ class Rotated(WithHeads):
         """Mean over samples of the weighted sum over views; rows: [B*V], those of one sample side by side."""
         return (rows.unflatten(0, (-1, len(self.view_weights))) @ self.view_weights.to(rows.dtype)).mean()
 
-    def common_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        terms = super().common_terms(s, {}, batch, progress)
-        if self.weights(progress).get("div") and "logits" in t:
+    def common_terms(self, s: Features, t: Features, batch: Batch, weights: Mapping[str, float]) -> Terms:
+        terms = super().common_terms(s, {}, batch, weights)
+        if weights.get("div") and "logits" in t:
             z_s, z_t = self.comparable(self.own_logits(s)), self.comparable(t["logits"])
             terms["div"] = self.over_views(kl_rows(z_s, z_t, self.cfg.kd_T))
         return terms

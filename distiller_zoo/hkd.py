@@ -38,6 +38,7 @@ class HKD(Distiller):
     """
 
     name = "hkd"
+    follows_time = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

@@ -7,9 +7,11 @@ Shape letters: N samples, Q views per sample, K classes, D width of a tap, B bat
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +26,32 @@ from helper.protocols import Batch, Features, TeacherSource, UserError
 CACHEABLE = ("logits", "pooled")  # taps of one vector per view; maps are hundreds of times larger
 
 
-def cache_key(teacher: str, data: str, spec: Any, autocast: torch.dtype | None, folded: bool = False) -> dict[str, Any]:
-    """What makes two caches the same: checksums of teacher and data, normalisation, precision of the forward, and
-    whether batch norm was folded into the convolutions."""
+def cache_key(
+    teacher: str, data: str, spec: Any, autocast: torch.dtype | None, folded: bool = False, network: str = ""
+) -> dict[str, Any]:
+    """What makes two caches the same: checksums of teacher and data, normalisation, precision of the forward, whether
+    batch norm was folded into the convolutions, and as which network the teacher's file was read: some share keys."""
     return {
         "teacher": teacher,
+        "network": network,
         "data": data,
         "normalisation": [list(spec.mean or ()), list(spec.std or ())],
         "precision": str(autocast or torch.float32).removeprefix("torch."),
         "folded": folded,
     }
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, other processes that open the same cache wait; where folders cannot be locked, they do not."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 class Store:
@@ -54,19 +72,18 @@ class Store:
         return self.rows * self.width * self.dtype.itemsize
 
     def missing_bytes(self) -> int:
-        """What the files have yet to grow."""
-        return self.bytes + self.rows - self._size(self.data_file) - self._size(self.valid_file)
+        """What the files have yet to take of the disk; they are sparse, so their size does not tell."""
+        return self.bytes + self.rows - self._taken(self.data_file) - self._taken(self.valid_file)
 
     def open(self, device: torch.device, resident: bool) -> None:
         """resident: keep all rows on the device; otherwise an accelerator reads them through the host."""
         intact = min(self._size(self.data_file) // (self.width * self.dtype.itemsize), self._size(self.valid_file))
-        for name, size in ((self.data_file, self.bytes), (self.valid_file, self.rows)):
+        # cut first, then grow, the valid bytes last: whenever this process is killed, no row of zeros counts as valid
+        for name, size in ((self.valid_file, intact), (self.data_file, self.bytes), (self.valid_file, self.rows)):
             with open(self.folder / name, "ab") as file:
                 file.truncate(size)
         self.on_disk = self._map(self.data_file, self.rows * self.width, self.dtype).view(self.rows, self.width)
         self.valid = self._map(self.valid_file, self.rows, torch.uint8)
-        if intact < self.rows:
-            self.valid[intact:] = 0
         self.device, self.direct = device, device.type == "cpu"
         self.rows_here = self.on_disk if self.direct or not resident else self.on_disk.to(device)
         self.resident = self.direct or resident
@@ -87,15 +104,25 @@ class Store:
             self.unsaved.append((view_id, values))
 
     def flush(self) -> None:
-        for view_id, values in self.unsaved:
-            self.on_disk[view_id] = values.cpu()
-            self.valid[view_id] = 1
-            self.filled[view_id] = 1
+        if not self.unsaved:
+            return
+        view_ids, values = (torch.cat(parts) for parts in zip(*self.unsaved, strict=True))
+        self.on_disk[view_ids] = values.cpu()
+        self.valid[view_ids] = 1
+        self.filled[view_ids] = 1
         self.unsaved.clear()
 
     def _size(self, name: str) -> int:
         path = self.folder / name
         return path.stat().st_size if path.exists() else 0
+
+    def _taken(self, name: str) -> int:
+        """Bytes of the disk, where the system tells."""
+        path = self.folder / name
+        if not path.exists():
+            return 0
+        size, blocks = path.stat().st_size, getattr(path.stat(), "st_blocks", None)
+        return size if blocks is None else min(size, 512 * blocks)
 
     def _map(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
         return torch.from_file(str(self.folder / name), shared=True, size=count, dtype=dtype)
@@ -104,7 +131,8 @@ class Store:
 class CachedTeacher:
     """Answers for the teacher from disk where it can, and runs the live one for the views not seen yet.
 
-    key: as cache_key(); kept in key.json. Rows are kept in the dtype the teacher computed in, so nothing is lost.
+    key: as cache_key(); kept in key.json, with shape and dtype. Rows are kept in the dtype the teacher answers in, so
+    nothing is lost.
     pooled: (D, dtype) of the pooled feature, if that is to be kept as well; it may be added to a cache of logits later.
     where: disk, gpu, or auto, which takes the GPU where half of its free memory is enough.
 
@@ -128,14 +156,24 @@ class CachedTeacher:
     ):
         self.live, self.spec, self.folder = live, live.spec, Path(folder)
         self.num_views = num_views
-        self.key = {**key, "shape": [num_samples, num_views, num_classes]}
+        self.key = {
+            **key,
+            "dtype": str(dtype).removeprefix("torch."),
+            "shape": [num_samples, num_views, num_classes],
+        }
+        self.in_quarters = device.type != "cpu"
         self.hits = self.asked = 0
         layout = {"logits": (num_classes, dtype)} | ({} if pooled is None else {"pooled": pooled})
         self.stores = {k: Store(self.folder, k, num_samples * num_views, *v) for k, v in layout.items()}
-        self._open_folder(rebuild)
-        resident = device.type != "cpu" and self._resident(device, where)
-        for store in self.stores.values():
-            store.open(device, resident)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create the teacher cache {self.folder}: {error.strerror}") from error
+        with alone(self.folder):
+            self._open_folder(rebuild)
+            resident = device.type != "cpu" and self._resident(device, where)
+            for store in self.stores.values():
+                store.open(device, resident)
 
     @property
     def filled(self) -> Tensor:
@@ -146,14 +184,11 @@ class CachedTeacher:
         record = self.folder / "key.json"
         if rebuild and record.exists():
             files = (Store(self.folder, name, 0, 0, torch.uint8) for name in CACHEABLE)
-            for name in ("key.json", *(n for s in files for n in (s.valid_file, s.data_file))):
+            for name in (*(n for s in files for n in (s.valid_file, s.data_file)), "key.json"):
                 (self.folder / name).unlink(missing_ok=True)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot create the teacher cache {self.folder}: {error.strerror}") from error
         if not record.exists():
-            if any(self.folder.iterdir()):
+            # what a process leaves behind that is killed while it writes the key is no content
+            if not all(path.name.startswith(f".{record.name}.") for path in self.folder.iterdir()):
                 raise UserError(
                     f"{self.folder} is not empty and no teacher cache: give --teacher_cache a folder of its own"
                 )
@@ -164,10 +199,11 @@ class CachedTeacher:
             found = json.loads(record.read_text())
         except ValueError as error:
             raise UserError(f"{record} is damaged: pass --rebuild_cache to start the cache anew") from error
-        # what an older cache does not say of itself was off
-        different = [k for k in self.key if found.get(k, False) != json.loads(json.dumps(self.key[k]))]
+        # what an older cache does not say of itself was off, or is taken for granted
+        found = {"folded": False, "network": self.key.get("network"), "dtype": self.key["dtype"]} | found
+        different = [k for k in self.key if found.get(k) != json.loads(json.dumps(self.key[k]))]
         if different:
-            changes = "; ".join(f"{k}: {found.get(k, False)} there, {self.key[k]} here" for k in different)
+            changes = "; ".join(f"{k}: {found.get(k)} there, {self.key[k]} here" for k in different)
             raise UserError(
                 f"{self.folder} caches another teacher's view of the data ({changes}): name another folder, or pass "
                 "--rebuild_cache to replace it"
@@ -201,6 +237,10 @@ class CachedTeacher:
         known = np.logical_and.reduce([store.filled[batch.view_id].numpy() for store in wanted.values()])
         missing = np.flatnonzero(known == 0)
         self.hits += len(batch) - len(missing)
+        if self.in_quarters:
+            # an accelerator tunes its kernels for every size of a batch it meets: let that be four
+            more = -len(missing) % -(-len(batch) // 4)
+            missing = np.sort(np.concatenate([missing, np.flatnonzero(known)[:more]]))
         rows = batch.index * self.num_views + batch.crop
         if not len(missing):
             return {name: store.read(batch.view_id, rows) for name, store in wanted.items()}
@@ -210,8 +250,8 @@ class CachedTeacher:
         """Ask the teacher for the views at the positions `missing` [M], keep what it says, and put all together."""
         whole = len(missing) == len(batch)
         out = {} if whole else {name: store.read(batch.view_id, rows) for name, store in wanted.items()}
-        positions = missing.to(rows.device)
         if not whole:
+            positions = (missing.pin_memory() if rows.is_cuda else missing).to(rows.device, non_blocking=True)
             inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
             chosen = {k: x[positions] for k, x in inputs.items()}
             view_id = batch.view_id[missing]

@@ -130,6 +130,8 @@ class Compiled:
             options = dict(torch._inductor.list_mode_options(mode)) if mode else {}
             settings["options"] = options | {"freezing": True} if freezing else options
         self.fast: Callable[..., Any] | None = torch.compile(function, dynamic=False, **settings)
+        # the option above reaches the back end alone; the tracer, which must leave weights constant, reads the global
+        self.to_freeze = freezing and kernels.backend == "inductor"
 
     def __call__(self, size: int, *args: Any) -> Any:
         if self.fast is None or (self.full is not None and size != self.full):
@@ -137,7 +139,12 @@ class Compiled:
         from torch._dynamo.exc import TorchDynamoException
 
         try:
-            return self.fast(*args)
+            if not self.to_freeze:
+                return self.fast(*args)
+            with torch._inductor.config.patch(freezing=True):
+                answer = self.fast(*args)
+            self.to_freeze = False  # at the first call only: to patch takes as long as a small step
+            return answer
         except TorchDynamoException as error:
             if self.kernels.strict:
                 raise UserError(

@@ -277,6 +277,8 @@ class Fit:
         deployed = stage.step.deployed().eval()
         row: dict[str, float] = {}
         with stage.step.averaged():
+            if stage.step.ema is not None:  # each process averages batch-norm statistics of its own
+                distributed.share_statistics(deployed)
             found = evaluate(deployed, self.test_loader, self.device, autocast)
         if stage.step.ema is not None:  # the weights trained, beside their average
             found["trained"] = next(iter(evaluate(deployed, self.test_loader, self.device, autocast).values()))

@@ -179,13 +179,13 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
         return None
     memory = Path(settings.save_root) / "teacher_accuracy.json"
     checksum = "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others))
-    key = f"{checksum} {teacher.weights} on {data.name} {getattr(data, 'test_checksum', data.checksum)}"
+    key = f"{teacher.name} {checksum} {teacher.weights} on {data.name} {getattr(data, 'test_checksum', data.checksum)}"
     known = distributed.by_main(lambda: read_json(memory))
     if key in known:
         acc = known[key]
         log.info("teacher accuracy:  %.2f (measured before)", acc)
     else:
-        acc = accuracy_of(teacher, data, device)
+        acc = accuracy_of(teacher, data, device, settings.channels_last != "off")
         log.info("teacher accuracy:  %.2f", acc)
         if distributed.is_main():
             atomic_write_json(known | {key: acc}, memory)
@@ -201,9 +201,10 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
     return acc
 
 
-def accuracy_of(teacher: build.Network, data: DataSet, device: torch.device) -> float:
-    """Top-1 in percent on the test images, in float32."""
-    source = teacher.source(build.to_device(teacher.tapped(), device), device, None)
+def accuracy_of(teacher: build.Network, data: DataSet, device: torch.device, channels_last: bool = True) -> float:
+    """Top-1 in percent on the test images, in float32. channels_last: the memory order, which the network keeps."""
+    kernels = Kernels(channels_last=channels_last)
+    source = teacher.source(build.to_device(teacher.tapped(), device, channels_last), device, None, kernels)
     unlabelled = torch.empty(0, dtype=torch.int64)
 
     def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -569,22 +570,22 @@ def shared_source(
             keep_dropout(source)
     else:
         source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
-        pooled = source_layout(source, teacher.spec, data, device) if lanes[0].cache_pooled and taps else None
         if data.num_crops is None:
             raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
+        layout = source_layout(source, teacher.spec, data, device, taps if lanes[0].cache_pooled else ())
         checksum = "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others))
         weights = "" if teacher.weights is None else f" {teacher.weights}"
         open_cache = partial(
             CachedTeacher,
             source,
             folder,
-            cache_key(checksum + weights, data.checksum, teacher.spec, autocast, kernels.fold_teacher),
+            cache_key(checksum + weights, data.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name),
             len(data.train_labels),
             data.num_crops,
             data.num_classes,
-            torch.float32 if teacher.others or autocast is None else autocast,
+            layout["logits"][1],
             device,
-            pooled=pooled,
+            pooled=layout.get("pooled"),
             where=lanes[0].cache_device,
         )
         rebuild = lanes[0].rebuild_cache and distributed.is_main()
@@ -593,16 +594,16 @@ def shared_source(
 
 
 def source_layout(
-    source: TeacherSource, spec: ModelSpec, data: DataSet, device: torch.device
-) -> tuple[int, torch.dtype]:
-    """(width, dtype) of the pooled feature, as the teacher computes it."""
+    source: TeacherSource, spec: ModelSpec, data: DataSet, device: torch.device, taps: Sequence[str]
+) -> dict[str, tuple[int, torch.dtype]]:
+    """Tap -> (width, dtype) of it and of the logits, as the teacher computes them."""
     none = torch.zeros(2, dtype=torch.int64, device=device)
     noise = torch.rand(2, *data.shapes[spec.input], generator=torch.Generator().manual_seed(0))
     images = noise.to(device, memory_format=torch.channels_last) if noise.ndim == 4 else noise.to(device)
-    pooled = source.features(Batch({spec.input: images}, none, none), ("pooled",))["pooled"]
-    if pooled.ndim != 2:
+    features = source.features(Batch({spec.input: images}, none, none), taps)
+    if any(v.ndim != 2 for v in features.values()):
         raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is no vector, leave the flag out")
-    return pooled.shape[1], pooled.dtype
+    return {k: (v.shape[1], v.dtype) for k, v in features.items()}
 
 
 def refuse_idle(settings: Settings, stage: build.Stage, steps: int) -> None:

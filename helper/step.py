@@ -139,7 +139,7 @@ class DistillStep:
         # the modules themselves stay as they are: state dicts, evaluation and DDP know nothing of a compiler
         self.kernels = kernels
         self._features = maybe_compiled("student", self.run, kernels, full)
-        self._terms = maybe_compiled("loss", self._main_terms, kernels, full)
+        self._terms = maybe_compiled("loss", self._main_terms, PLAIN if method.follows_time else kernels, full)
         self.phases = (*extra, Phase("main", lambda: main, self._main_terms, isolated=False))
         self.optimizers = {
             phase.name: phase.optimizer(phase.params())
@@ -153,9 +153,13 @@ class DistillStep:
         self.ema = None if ema is None else Average(averaged, *ema)
         self._scheduled = [p.name for p in self.phases if p.optimizer is None]
 
-    def _main_terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+    def _main_terms(
+        self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float] | None = None
+    ) -> Terms:
+        """weights: of that moment, which a compiled graph must not work out: it would be of this epoch alone."""
+        weights = self.method.weights(progress) if weights is None else weights
         own = self.method.terms(*self.method.rows(s, t, batch), progress)
-        return {**self.method.common_terms(s, t, batch, progress), **own}
+        return {**self.method.common_terms(s, t, batch, weights), **own}
 
     def train(self) -> None:
         """Training mode, except for what never trains. Once an epoch."""
@@ -188,7 +192,7 @@ class DistillStep:
             with self._no_sync(not last):
                 s, t = self.forward(part)
                 seen = self._isolated_phases(s, t, part, progress, weights)
-                terms = self._terms(len(part), s, t, part, progress)
+                terms = self._terms(len(part), s, t, part, progress, weights)
                 loss = weighted_sum(terms, weights)
                 (loss if len(micro) == 1 else loss * (len(part) / len(batch))).backward()
             seen.update(detached(terms))

@@ -18,7 +18,7 @@ kd() { into _baseline --methods kd --baseline --equal_precision --steps 2 --warm
 simkd() { into _baseline --methods simkd --baseline --equal_precision --steps 2 --warmup 1 --rounds 3; }
 halves() { into _speed --bare --floor --light --steps 4 --warmup 1 --rounds 5; }
 switches() {
-  into _speed --switches channels_last,fused_optimizer,allocator,fold_teacher,compile_teacher,compile_student,compile_loss \
+  into _speed --switches bf16,channels_last,fused_optimizer,allocator,fold_teacher,compile_teacher,compile_student,compile_loss \
     --light --steps 2 --warmup 1 --rounds 3
 }
 cache() { into _speed --warm_cache 64 --light --steps 3 --warmup 1 --rounds 3; }

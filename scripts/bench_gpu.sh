@@ -8,10 +8,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python}
 OUT=${1:-results/bench_gpu.json}
 MORE=()
-TURNS=(--steps 50 --warmup 10 --rounds 3)
+TURNS=(--steps 50 --warmup 10 --rounds 3 --together --check)
 if [[ -n "${FAST:-}" ]]; then
   MORE=(--pair resnet8:resnet8 --batch_size 8 --images 64)
-  TURNS=(--steps 1 --warmup 0 --rounds 1)
+  TURNS=(--steps 1 --warmup 0 --rounds 1 --together --check)
 fi
 measure() { "$PYTHON" scripts/bench.py ${MORE[@]+"${MORE[@]}"} "${TURNS[@]}" "$@" --json "$OUT" --merge > "$OUT.log" || { cat "$OUT.log"; exit 1; }; }
 

@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """Images per second of the training loaders on an image folder, beside torchvision's reference loader (Pillow).
 
-    python scripts/bench_loader.py --data_folder DIR [--size 224] [--workers N] [--out results/bench_loader_cpu.json]
+    python scripts/bench_loader.py --data_folder DIR [--size 224] [--workers N] [--clock cpu] [--out results/NAME.json]
 
 Every loader crops, flips and yields normalised float batches on the device; the reference is ImageFolder with
 RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize behind a DataLoader with as many workers. Rounds
-alternate between the loaders, files are in the page cache after the first, which is not counted.
+alternate between the loaders, files are in the page cache after the first, which is not counted. --clock cpu counts the
+processor seconds of this process, all of its threads and its workers, which other work on the machine changes little.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import sys
@@ -28,6 +30,7 @@ from dataset.base import DataOptions
 from dataset.imagenet import Files, find_root
 from helper.build import pick_device, usable_cores
 from helper.checkpoint import atomic_write_json
+from helper.kernels import tune_allocator
 from helper.protocols import UserError
 from helper.runs import environment
 from models.common import IMAGENET_MEAN, IMAGENET_STD
@@ -72,18 +75,36 @@ def reference(args: argparse.Namespace, device: torch.device) -> Callable[[int],
     return epoch
 
 
-def img_per_s(epoch: Callable[[int], Iterator[int]], number: int, device: torch.device) -> float:
-    started, images = time.perf_counter(), 0
+def processor_time() -> float:
+    """Seconds that this process and its workers have computed."""
+    ticks = 0
+    for worker in multiprocessing.active_children():
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # in user mode and in the kernel
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+SECOND = {"wall": "second", "cpu": "second of processor time"}
+CLOCKS = {"wall": time.perf_counter, "cpu": processor_time}
+
+
+def img_per_s(
+    epoch: Callable[[int], Iterator[int]], number: int, device: torch.device, clock: Callable[[], float]
+) -> float:
+    started, images = clock(), 0
     for count in epoch(number):
         images += count
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return images / (time.perf_counter() - started)
+    return images / (clock() - started)
 
 
 def measure(args: argparse.Namespace) -> dict:
     """The result file's content. UserError where DALI is asked for and missing."""
+    if args.clock == "cpu" and sys.platform != "linux":
+        raise UserError("--clock cpu needs Linux, whose /proc knows the seconds of every worker")
     device, _ = pick_device("0")
+    tune_allocator()  # as runs do
     loaders = {"torchvision reference": reference(args, device)}
     for name in args.loaders.split(","):
         if name not in ("folder", "dali cpu", "dali gpu"):
@@ -92,17 +113,18 @@ def measure(args: argparse.Namespace) -> dict:
     rates: dict[str, list[float]] = {name: [] for name in loaders}
     for number in range(args.rounds + 1):
         for name, epoch in loaders.items():
-            rate = img_per_s(epoch, number + 1, device)
+            rate = img_per_s(epoch, number + 1, device, CLOCKS[args.clock])
             if number:
                 rates[name].append(rate)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     base = medians["torchvision reference"]
     env = environment()
     return {
-        "what": "training loaders, images per second, median over rounds",
+        "what": f"training loaders, images per {SECOND[args.clock]}, median over rounds",
         "data": f"{args.data_folder.resolve().name}, {args.size} px",
         "batch_size": args.batch_size,
         "workers": args.workers,
+        "clock": args.clock,
         "passes_per_round": args.passes,
         "rounds": args.rounds,
         "img_per_s": medians,
@@ -111,7 +133,8 @@ def measure(args: argparse.Namespace) -> dict:
         "env": {k: env[k] for k in ("commit", "dirty", "cpu", "cpu_threads", "gpus", "versions")},
         "cores": usable_cores(),
         "command": f"python scripts/bench_loader.py --data_folder {args.data_folder.resolve().name} "
-        f"--size {args.size} --workers {args.workers} --rounds {args.rounds} --passes {args.passes}",
+        f"--size {args.size} --workers {args.workers} --clock {args.clock} --rounds {args.rounds} "
+        f"--passes {args.passes}",
     }
 
 
@@ -121,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=usable_cores())
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
         "--passes", type=int, default=3, help="over the files, in one round; small sets have short epochs"

@@ -157,27 +157,45 @@ def side_by_side(groups: Sequence[Sequence[Run]]) -> list[str]:
     return [f"Trained side by side, on the same batches in the same order, for each seed: {'; '.join(lists)}."]
 
 
+RECIPE = {  # what a protocol says if it is not this
+    "protocol": "simkd",
+    "optimizer": "sgd",
+    "nesterov": False,
+    "warmup_epochs": 0,
+    "norm_weight_decay": None,
+    "clip_grad": 0.0,
+    "ema": 0.0,
+    "label_smoothing": 0.0,
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "augment": "none",
+    "random_erase": 0.0,
+    "repeated_augmentation": 1,
+    "classes_subset": None,
+    "few_ratio": 1.0,
+    "val_fraction": 0.0,
+    "image_size": None,
+    "max_steps": None,
+    "accumulate": 1,
+    "sync_bn": False,
+}
+
+
 def protocol(run: Run) -> dict[str, Any]:
     """What must be equal for two numbers to be comparable, beside method and networks."""
-    keys = (
-        "dataset",
-        "epochs",
-        "batch_size",
-        "learning_rate",
-        "lr_decay_epochs",
-        "lr_decay_rate",
-        "weight_decay",
-        "momentum",
-        "precision",
-        "val_fraction",
-        "few_ratio",
-        "image_size",
-        "max_steps",
-        "accumulate",
+    keys = ("dataset", "epochs", "batch_size", "learning_rate", "weight_decay", "momentum", "precision")
+    found = {k: run.identity.get(k) for k in keys}
+    found |= {k: run.identity.get(k, default) for k, default in RECIPE.items()}  # older runs lack some
+    found["protocol"] = found["protocol"] or "simkd"
+    cosine = run.identity.get("schedule") == "cosine"
+    found["decay"] = (
+        f"on a cosine to {run.identity['lr_min']:g}"
+        if cosine
+        else f"times {run.identity['lr_decay_rate']:g} after {run.identity['lr_decay_epochs']}"
     )
-    found = {k: run.identity.get(k) for k in keys} | {"protocol": run.identity.get("protocol") or "simkd"}
     in_training = run.identity.get("eval_precision") == "train"  # otherwise the last epoch is evaluated in float32
     found["evaluated in"] = run.identity.get("precision") if in_training else "fp32"
+    found["processes"] = run.parameters.get("processes", 1)  # each normalises its own share of a batch
     return found | {"evaluated on": run.parameters.get("evaluated_on", "test")}
 
 
@@ -192,19 +210,12 @@ def refuse_shared_order(group: Sequence[Run]) -> None:
 def describe_protocol(run: Run) -> str:
     p = protocol(run)
     text = (
-        f"{p['dataset']}, {p['epochs']} epochs, batch {p['batch_size']}, lr {p['learning_rate']:g} times "
-        f"{p['lr_decay_rate']:g} after {p['lr_decay_epochs']}, wd {p['weight_decay']:g}, {p['precision']}, "
-        f"evaluated on {p['evaluated on']} in {p['evaluated in']}"
+        f"{p['dataset']}, {p['epochs']} epochs, batch {p['batch_size']}"
+        f"{' over ' + str(p['processes']) + ' processes' if p['processes'] > 1 else ''}, lr {p['learning_rate']:g} "
+        f"{p['decay']}, wd {p['weight_decay']:g}, {p['precision']}, evaluated on {p['evaluated on']} in "
+        f"{p['evaluated in']}"
     )
-    extra = {
-        "protocol": "simkd",
-        "few_ratio": 1.0,
-        "val_fraction": 0.0,
-        "image_size": None,
-        "max_steps": None,
-        "accumulate": 1,
-    }
-    return text + "".join(f", {k} {p[k]}" for k, default in extra.items() if p[k] != default)
+    return text + "".join(f", {k} {p[k]}" for k, default in RECIPE.items() if p[k] != default)
 
 
 def tell_apart(groups: list[list[Run]]) -> list[str]:
@@ -215,7 +226,7 @@ def tell_apart(groups: list[list[Run]]) -> list[str]:
         alike = [groups[j][0].identity for j in range(len(groups)) if labels[j] == labels[i]]
         mine = group[0].identity
         different = [k for k in mine if k not in REPETITION and any(other.get(k) != mine[k] for other in alike)]
-        different = [k for k in different if f", {told(mine, k)}" not in labels[i][0]]
+        different = [k for k in different if mine[k] is not None and f", {told(mine, k)}" not in labels[i][0]]
         out.append(labels[i][0] + "".join(f", {told(mine, k)}" for k in different))
     return out
 
@@ -287,9 +298,7 @@ def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str
             row.append(f"[{protocols.index(describe_protocol(first)) + 1}]")
         rows.append(row)
     hardware = dict.fromkeys(
-        f"{r.env['cpu']}, {r.env['cpu_threads']} threads" if not r.env["gpus"] else r.env["gpus"][0]
-        for g in groups
-        for r in g
+        f"{r.env['cpu']}, {threads(r)}" if not r.env["gpus"] else r.env["gpus"][0] for g in groups for r in g
     )
     numbered = len(protocols) > 1
     notes = [f"Protocol{f' [{i + 1}]' if numbered else ''}: {text}." for i, text in enumerate(protocols)]
@@ -306,6 +315,12 @@ def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str
     if published:
         add_published(header, rows, notes, groups, published)
     return header, rows, notes
+
+
+def threads(run: Run) -> str:
+    count = run.env["cpu_threads"]
+    each = " per process" if run.parameters.get("processes", 1) > 1 else ""
+    return f"{count} thread{'' if count == 1 else 's'}{each}"
 
 
 def order(run: Run) -> tuple[int, str]:

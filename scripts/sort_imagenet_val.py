@@ -20,7 +20,10 @@ from helper.protocols import UserError
 
 def labels_from_text(path: Path) -> dict[str, str]:
     """File name without ending -> class."""
-    lines = path.read_text().splitlines()
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no text that can be read ({error})") from error
     if lines and lines[0].startswith("ImageId,"):
         pairs = [line.split(",", 1) for line in lines[1:] if line]
         return {name: rest.split()[0] for name, rest in pairs}
@@ -35,7 +38,10 @@ def labels_from_devkit(path: Path) -> dict[str, str]:
 
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / path.name).symlink_to(path.resolve())
-        parse_devkit_archive(folder, path.name)
+        try:
+            parse_devkit_archive(folder, path.name)
+        except RuntimeError as error:
+            raise UserError(f"{path} is no ILSVRC2012_devkit_t12.tar.gz as published: download it anew") from error
         _, wnids = load_meta_file(folder)
     return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(wnids, 1)}
 

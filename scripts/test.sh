@@ -3,4 +3,4 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" extra
 # one thread a worker: the nets are tiny, and threads that wait for each other cost more than they give
 export OMP_NUM_THREADS=1
-exec "$PYTHON" -m pytest -m "not slow" -n 2 --strict-skips --durations=10 "$@"
+exec "$PYTHON" -m pytest -m "not slow" -n 2 --dist worksteal --strict-skips --durations=10 "$@"

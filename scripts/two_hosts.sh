@@ -43,9 +43,9 @@ start() { # host number, namespace, interface; further arguments are the script'
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 GLOO_SOCKET_IFNAME=$interface OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} ip netns exec "$name" \
         "$PYTHON" -m torch.distributed.run --nnodes 2 --nproc_per_node 1 --max_restarts 3 --rdzv_backend c10d \
         --rdzv_endpoint "${addresses[0]}:$port" --rdzv_id "retort-$$" --local_addr "${addresses[$number]}" \
-        --rdzv_conf "is_host=$([ "$number" = 0 ] && echo 1 || echo 0)" \
-        train_teacher.py --dataset digits --model resnet8 --few_ratio 0.1 --batch_size 40 --epochs 30 \
-        --lr_decay_epochs 20 --tb_backend none --save_root "$save" "$@" >>"$save/host$number.log" 2>&1 &
+        --rdzv_conf "is_host=$([ "$number" = 0 ] && echo 1 || echo 0),keep_alive_interval=1" \
+        train_teacher.py --dataset digits --model resnet8 --few_ratio 0.1 --batch_size 40 --epochs 12 \
+        --lr_decay_epochs 9 --tb_backend none --save_root "$save" "$@" >>"$save/host$number.log" 2>&1 &
     launchers[number]=$!
 }
 rows() { cat "$save"/teachers/models/*/metrics.jsonl 2>/dev/null | wc -l; }

@@ -1,7 +1,8 @@
 """Trains small nets for some steps as one of several processes: torchrun ddp_equal.py OUT STEPS NORM...
 
-NORM: batch, or none for a net without batch norm. train() does the same alone; with `parts`, every batch is run as that
-many micro-batches, each normalised by itself, as several processes do it.
+NORM: batch, or none for a net without batch norm, or accumulated for the latter with two micro-batches a step. train()
+does the same alone; with `parts`, every batch is run as that many micro-batches, each normalised by itself, as several
+processes do it. The file of a process also says how often gradients were averaged ("reduced").
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 import torch  # noqa: E402 (a script: the paths come first)
 from torch import nn  # noqa: E402
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks  # noqa: E402
 from toys import CNN_FEATS, CNN_TAPS, IMG, ToyCNN, cnn  # noqa: E402
 
 from dataset.base import Split  # noqa: E402
@@ -34,7 +36,23 @@ class Plain(ToyCNN):
             stage[1] = nn.Identity()
 
 
-SPECS = {"batch": cnn(8), "none": ModelSpec("plain", Plain, CNN_TAPS, CNN_FEATS, "fc", input_shape=IMG)}
+PLAIN = ModelSpec("plain", Plain, CNN_TAPS, CNN_FEATS, "fc", input_shape=IMG)
+SPECS = {"batch": cnn(8), "none": PLAIN, "accumulated": PLAIN}
+reduced = 0  # buckets of gradients; these nets fill one
+
+
+def counted(module: nn.Module) -> nn.Module:
+    """The module as runs wrap it, with every exchange of gradients counted."""
+
+    def hook(state, bucket):
+        global reduced
+        reduced += 1
+        return default_hooks.allreduce_hook(state, bucket)
+
+    wrapped = distributed.ddp(module)
+    if wrapped is not module:
+        wrapped.register_comm_hook(None, hook)
+    return wrapped
 
 
 def data(count=203):
@@ -60,7 +78,7 @@ def train(norm: str, steps: int, parts: int = 1) -> dict[str, torch.Tensor]:
         make_optimizer=sgd(0.9, 5e-4, 0.05),
         epochs=10,
         accumulate=parts,
-        wrap=distributed.ddp,
+        wrap=counted,
     )
     step = stage.step
     loader = toy.train_loader(64, seed=0, device=device, rank=distributed.rank(), world_size=world)
@@ -75,16 +93,18 @@ def train(norm: str, steps: int, parts: int = 1) -> dict[str, torch.Tensor]:
             done += 1
             if done == steps:
                 distributed.share_statistics(step.trained)
-                return step.trained.state_dict()
+                return {**step.trained.state_dict(), "reduced": torch.tensor(reduced)}
     raise AssertionError
 
 
 def main():
+    global reduced
     out, steps, *norms = sys.argv[1:]
     torch.set_num_threads(1)
     with distributed.joined("gloo", 50):
         for norm in norms:
-            torch.save(train(norm, int(steps)), f"{out}.{norm}.{distributed.rank()}")
+            reduced = 0
+            torch.save(train(norm, int(steps), 1 + (norm == "accumulated")), f"{out}.{norm}.{distributed.rank()}")
     sys.stdout.flush()
     os._exit(0)
 

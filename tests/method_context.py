@@ -80,4 +80,4 @@ def run(
     """What a training step makes of given features, short of the backward pass: terms, and the features they read."""
     s, t = method.connect(method.deploy(s), t)
     progress = progress or Progress()
-    return {**method.common_terms(s, t, batch, progress), **method.terms(s, t, batch, progress)}, s, t
+    return {**method.common_terms(s, t, batch, method.weights(progress)), **method.terms(s, t, batch, progress)}, s, t

@@ -6,12 +6,14 @@ moment. Two lines of JSON answer it, each with its number: the process id at onc
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import resource
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
@@ -68,6 +70,14 @@ def at_step(count: int, action) -> None:
         return real(self, *args)
 
     DistillStep.__call__ = call
+
+
+def signal_group(where: list) -> None:
+    """A group of its own, as launchers make one; a signal for the whole of it before a step, from outside."""
+    os.setsid()
+    count, number = where
+    kill = ["kill", f"-{number}", "--", f"-{os.getpid()}"]
+    at_step(count, lambda: subprocess.run(kill, start_new_session=True, check=True))
 
 
 def planted_bug():
@@ -142,6 +152,7 @@ HOOKS = {
     "fsync": lambda count: die_at_fsync(count, tear=False),
     "torn": lambda count: die_at_fsync(count, tear=True),
     "signals": lambda where: [at_step(k, lambda n=n: os.kill(os.getpid(), n)) for k, n in where],
+    "group_signal": signal_group,
     "bug_at": lambda count: at_step(count, planted_bug),
     "fsize": lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     "hide": hide_module,
@@ -177,6 +188,8 @@ def child(job: dict) -> int:
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     preload()
+    gc.collect()
+    gc.freeze()  # pages that the collector does not touch stay shared with the forked
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -185,6 +198,7 @@ def main() -> None:
             os._exit(child(job))
         print(json.dumps([job["number"], pid]), flush=True)
         print(json.dumps([job["number"], os.waitpid(pid, 0)[1]]), flush=True)
+    gc.unfreeze()
 
 
 if __name__ == "__main__":

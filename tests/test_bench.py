@@ -94,8 +94,15 @@ def one_process(monkeypatch):
     for name in ("EVAL_BATCHES", "LOADER_BATCHES", "PROFILED_STEPS"):
         monkeypatch.setattr(bench_worker, name, 1)
     monkeypatch.setattr(bench.Subject, "start", start)
-    monkeypatch.setattr(bench.Subject, "read", lambda self: {"dtype": self.worker.dtype})
-    monkeypatch.setattr(bench.Subject, "ask", lambda self, **order: bench_worker.respond(self.worker, order))
+    sent = {}  # orders that were not answered yet
+
+    def read(self):
+        return (
+            bench_worker.respond(self.worker, sent.pop(id(self))) if id(self) in sent else {"dtype": self.worker.dtype}
+        )
+
+    monkeypatch.setattr(bench.Subject, "read", read)
+    monkeypatch.setattr(bench.Subject, "send", lambda self, **order: sent.update({id(self): order}))
     threads, rng = torch.get_num_threads(), torch.get_rng_state()
     yield
     torch.set_num_threads(threads)
@@ -108,8 +115,8 @@ TINY = "--pair resnet14:resnet8 --steps 1 --warmup 0 --rounds 2 --batch_size 8 -
 def test_parts_of_a_report(one_process, tmp_path, capsys):
     """Floor, halves, switches, cache, lanes and traces in one report; another run adds to it."""
     out = tmp_path / "bench.json"
-    switches = "channels_last,fused_optimizer,allocator,fold_teacher,reduce_overhead"
-    parts = f"--bare --switches {switches} --warm_cache 2 --lanes kd,simkd --floor"
+    switches = "bf16,channels_last,fused_optimizer,allocator,fold_teacher,reduce_overhead"
+    parts = f"--bare --switches {switches} --warm_cache 2 --lanes kd,simkd --floor --together"
     bench.main([*f"{TINY} {parts} --json {out} --profile {tmp_path}".split()])
     report = json.loads(out.read_text())
     rows, gains = {r["label"]: r for r in report["rows"]}, {r["what"]: r for r in report["ratios"]}
@@ -119,6 +126,7 @@ def test_parts_of_a_report(one_process, tmp_path, capsys):
     assert {"bare teacher fp32", "bare student fp32", "ours kd,simkd fp32", "baseline kd fp32"} <= rows.keys()
     assert {"bare forward and step", "gain of channels_last", "gain of fold_teacher", "gain of lanes"} <= gains.keys()
     assert "gain of reduce_overhead" not in gains, "CUDA graphs without a GPU"
+    assert "gain of bf16" not in gains, "float32 beside itself"
     assert gains["gain of allocator"]["slow"] == "ours kd fp32 no allocator"
     assert gains["gain of fold_teacher"]["slow"] == "ours kd fp32 plain"
     assert gains["gain of lanes"]["slow"] == "ours kd fp32 + ours simkd fp32"
@@ -139,6 +147,23 @@ def test_parts_of_a_report(one_process, tmp_path, capsys):
     assert "| ours vid fp32 |" in capsys.readouterr().out
     with pytest.raises(UserError, match="batch_size"):
         bench.main([*f"{TINY} --batch_size 16 --bare --json {out} --merge".split()])
+
+
+def test_a_gpu_has_targets_of_its_own():
+    def row(label, step_s):
+        kind, method, dtype = label.split()
+        return {"label": label, "kind": kind, "method": method, "dtype": dtype, "img_s": 64 / step_s}
+
+    usual, kd, cached = row("baseline kd fp32", 9e-3), row("ours kd bf16", 1e-3), row("cached kd bf16", 0.9e-3)
+    rows = [usual | {"peak_mb": 2.0}, kd | {"peak_mb": 1.0, "loader_share": 0.0}, cached]
+    ratios = [{"what": "speed-up", "slow": "baseline kd fp32", "fast": "ours kd bf16", "ratio": 9.0}]
+    report = {"rows": rows, "ratios": ratios, "dtype": "bf16", "environment": {"cpu": "EPYC"}}
+    found = {c["target"]: c for c in bench.checked(report | {"device": "H200"})}
+    assert found["kd >= 8.0 x baseline"]["passed"]
+    kd_run = found["ours kd, 240 epochs without validation, < 4.0 minutes"]
+    assert kd_run["passed"] and kd_run["measured"] == pytest.approx(240 * 50_000 / 64 * 1e-3 / 60)
+    assert not found["cached kd, 240 epochs without validation, < 2.0 minutes"]["passed"]
+    assert "kd >= 2.0 x baseline" in {c["target"] for c in bench.checked(report | {"device": "EPYC"})}
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_soft_targets_reach_the_classification_term():
     step.train()
     s, t = step.forward(batch)
     soft = dataclasses.replace(batch, soft_target=soft_targets(batch, CLASSES))
-    hard, mixed = (step.method.common_terms(s, t, b, PROGRESS)["cls"] for b in (batch, soft))
+    hard, mixed = (step.method.common_terms(s, t, b, step.method.weights(PROGRESS))["cls"] for b in (batch, soft))
     torch.testing.assert_close(mixed, F.cross_entropy(s["logits"], soft.soft_target))
     assert not torch.equal(hard, mixed)
 

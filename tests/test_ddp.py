@@ -23,10 +23,10 @@ def test_two_ranks_agree_for_every_case():
 
 
 @pytest.mark.parametrize("kind", ["ranks disagree"])
-def test_the_walk_notices_what_ddp_does_not_see(kind, tmp_path):
+def test_the_walk_notices_what_ddp_does_not_see(kind, commands, tmp_path):
     """The same walk without DDP must fail, else it proves nothing."""
     walk = (ROOT / "tests" / "ddp_walk.py").read_text().replace("step = build(wrap=ddp)", "step = build()")
     broken = tmp_path / "walk.py"
     broken.write_text(walk.replace("Path(__file__).parent", f"Path({str(ROOT / 'tests')!r})"))
-    done = torchrun(str(broken), "kd-resnet8-resnet8x4")
-    assert done.returncode != 0 and kind in done.stdout
+    done = commands(str(broken), "kd-resnet8-resnet8x4", ranks=2)
+    assert done.code != 0 and kind in done.out, done

@@ -1,20 +1,25 @@
 """Image folders that are decoded as they are read: by workers and by DALI, alone and by rank."""
 
+import hashlib
 import json
 import shutil
-import subprocess
+import signal
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision.datasets.imagenet
 from commands import ROOT
 from PIL import Image
+from scipy.io import savemat
 
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from helper.protocols import UserError
+from scripts import sort_imagenet_val
 
 CPU = torch.device("cpu")
 PHOTOS = ROOT.parent / "shared" / "data" / "imagenette_small"
@@ -105,7 +110,7 @@ def test_trees_that_do_not_fit_are_refused(own_tree):
         load(own_tree)
 
 
-def test_a_flat_val_is_refused_with_the_command_that_sorts_it(own_tree):
+def test_a_flat_val_is_refused_with_the_command_that_sorts_it(own_tree, capsys):
     val = own_tree / "val"
     labels = ["ImageId,PredictionString"]
     for image in sorted(val.glob("*/*.JPEG")):
@@ -116,14 +121,46 @@ def test_a_flat_val_is_refused_with_the_command_that_sorts_it(own_tree):
             folder.rmdir()
     with pytest.raises(UserError, match="not sorted.*python scripts/sort_imagenet_val.py") as refusal:
         load(own_tree)
-    command = str(refusal.value).split("sort them with: ")[1].split(" --labels")[0].replace("'", "").split()
+    script, folder = str(refusal.value).split("sort them with: python ")[1].split(" --labels")[0].split(" ", 1)
+    assert (ROOT / script).is_file() and folder.strip("'") == str(val)
     labels_file = own_tree / "LOC_val_solution.csv"
     labels_file.write_text("\n".join(labels[:-1]))
-    command = [sys.executable, *command[1:], "--labels", str(labels_file)]
-    short = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert short.returncode == 2 and "1 images" in short.stderr and "nothing was moved" in short.stderr
+    assert sort_imagenet_val.main([str(val), "--labels", str(labels_file)]) == 2
+    assert "1 images" in (refused := capsys.readouterr().err) and "nothing was moved" in refused
     labels_file.write_text("\n".join(labels))
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert sort_imagenet_val.main([str(val), "--labels", str(labels_file)]) == 0
+    assert load(own_tree).test.labels.bincount().tolist() == [VAL] * 3
+
+
+def write_devkit(path, wnids):
+    """As the development kit has it: numbers of classes by image, their names, and a group, which is no class."""
+    fields = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")
+    kinds = [(1, "n02"), (2, "n03"), (3, "n01"), (4, "n04")]
+    synsets = [(number, wnid, f"{wnid}, alias", "said of it", int(number == 4)) for number, wnid in kinds]
+    data = path.parent / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    savemat(data / "meta.mat", {"synsets": np.array(synsets, [(name, object) for name in fields])})
+    numbers = {wnid: number for number, wnid in kinds}
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{numbers[w]}\n" for w in wnids))
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(data.parent, data.parent.name)
+
+
+def test_the_development_kit_sorts_a_flat_val(own_tree, tmp_path, monkeypatch, capsys):
+    val, wnids, colours = own_tree / "val", [], {}
+    for i, image in enumerate(sorted(val.glob("*/*.JPEG"), key=lambda p: p.name[::-1]), 1):
+        wnids.append(image.parent.name)
+        colours[image.rename(val / f"ILSVRC2012_val_{i:08d}.JPEG").name] = wnids[-1]
+    for folder in [p for p in val.iterdir() if p.is_dir()]:
+        folder.rmdir()
+    kit = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
+    write_devkit(kit, wnids)
+    assert sort_imagenet_val.main([str(val), "--labels", str(kit)]) == 2  # torchvision knows the real one's checksum
+    assert "is no ILSVRC2012_devkit_t12.tar.gz as published" in capsys.readouterr().err
+    known = torchvision.datasets.imagenet.ARCHIVE_META
+    monkeypatch.setitem(known, "devkit", (kit.name, hashlib.md5(kit.read_bytes()).hexdigest()))
+    assert sort_imagenet_val.main([str(val), "--labels", str(kit)]) == 0, capsys.readouterr().err
+    assert {p.name: p.parent.name for p in val.glob("*/*")} == colours
     assert load(own_tree).test.labels.bincount().tolist() == [VAL] * 3
 
 
@@ -274,14 +311,34 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def common(tree, root, batch_size):
+    argv = ("--dataset", "imagenet", "--data_folder", tree.parent, "--image_size", SIZE, "--batch_size", batch_size)
+    return (*argv, "--tb_backend", "none", "--save_root", root)
+
+
+def test_a_signal_for_the_whole_process_group_spares_the_workers(tree, commands, tmp_path):
+    """torchrun and SLURM send SIGTERM to loader workers too; the run ends in good order all the same."""
+    argv = (*common(tree, tmp_path, 4), "--num_workers", 2, "--model", "resnet8", "--epochs", 1)
+    argv += ("--lr_decay_epochs", "")
+    stopped = commands("train_teacher.py", *argv, group_signal=(2, signal.SIGTERM))
+    assert stopped.code == 143 and "in epoch 1 after step 2" in stopped.err, (stopped.out, stopped.err)
+    assert len(stopped.err.splitlines()) == 1, stopped.err
+    assert "at epoch 1, step 3" in commands("train_teacher.py", *argv).finished().out
+
+
+@pytest.fixture(scope="module")
+def tree_teacher(tree, commands, tmp_path_factory):
+    root = tmp_path_factory.mktemp("tree_teacher")
+    argv = ("--model", "resnet8", "--num_workers", 0, "--epochs", 1, "--lr_decay_epochs", "")
+    commands("train_teacher.py", *common(tree, root, 8), *argv).finished()
+    return root / "teachers" / "models" / "resnet8_vanilla" / "resnet8_best.pth"
+
+
 @pytest.mark.parametrize("dali", [None, "cpu"])
-def test_crd_runs_in_two_processes_and_resumes(tree, dali, commands, tmp_path):
+def test_crd_runs_in_two_processes_and_resumes(tree, tree_teacher, dali, commands, tmp_path):
     dali_or_skip(dali)
-    common = ("--dataset", "imagenet", "--data_folder", tree.parent, "--image_size", SIZE, "--num_workers", 2)
-    common += ("--batch_size", 8, "--epochs", 2, "--tb_backend", "none", "--save_root", tmp_path)
-    commands("train_teacher.py", *common, "--model", "resnet8", "--num_workers", 0, "--lr_decay_epochs", "").finished()
-    teacher = tmp_path / "teachers" / "models" / "resnet8_vanilla" / "resnet8_best.pth"
-    argv = (*common, "--path_t", teacher, "--model_s", "resnet8", "--distill", "crd", "--nce_k", 8)
+    argv = (*common(tree, tmp_path, 8), "--num_workers", 2, "--epochs", 2)
+    argv += ("--path_t", tree_teacher, "--model_s", "resnet8", "--distill", "crd", "--nce_k", 8)
     argv += ("--dali", dali) if dali else ("--skip_corrupt",)
     # killed in the second epoch, continued from its beginning
     died = commands("train_student.py", *argv, ranks=2, in_rank=(1, {"signals": [(5, 9)]}))

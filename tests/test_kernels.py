@@ -65,6 +65,10 @@ def test_the_compiler_itself_agrees_too():
     kernels = Kernels("default", ("teacher",))
     eager, compiled = toy_step(), toy_step(kernels=kernels)
     assert losses(compiled, batches(2)) == pytest.approx(losses(eager, batches(2)), rel=TOLERANCE)
+    (batch,), teacher = batches(1), compiled.teacher
+    before = teacher.features(batch, ())["logits"]
+    next(teacher.net.parameters()).mul_(2)
+    assert torch.equal(teacher.features(batch, ())["logits"], before), "the compiled teacher's weights are no constants"
 
 
 def test_only_whole_batches_are_compiled(monkeypatch):

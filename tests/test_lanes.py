@@ -4,15 +4,20 @@ import dataclasses
 import json
 import shutil
 import signal
+import threading
 
 import pytest
 import torch
+from toys import ToyData, cnn
 
-from helper import memory
-from helper.cache import CachedTeacher, cache_key
+from helper import cache as under_test
+from helper import memory, session
+from helper.cache import CachedTeacher, alone, cache_key
 from helper.checkpoint import load_file
 from helper.options import parse_lanes
 from helper.protocols import UserError
+from helper.taps import TappedNet
+from helper.teacher import LiveTeacher
 
 TIMING = ("seconds_", "img_per_s", "cache_hit_rate")
 
@@ -172,11 +177,22 @@ class Counting:
 N, Q, K, D = 12, 6, 5, 3
 
 
-def cache(folder, live=None, teacher="t", rebuild=False, pooled=False, fold=False, device="cpu", where="auto"):
-    key = cache_key(teacher, "d", Counting.spec, None, fold)
+def cache(
+    folder,
+    live=None,
+    teacher="t",
+    rebuild=False,
+    pooled=False,
+    fold=False,
+    device="cpu",
+    where="auto",
+    network="",
+    dtype=torch.float32,
+):
+    key = cache_key(teacher, "d", Counting.spec, None, fold, network)
     live = Counting() if live is None else live
     width = (D, torch.float32) if pooled else None
-    return CachedTeacher(live, folder, key, N, Q, K, torch.float32, torch.device(device), rebuild, width, where)
+    return CachedTeacher(live, folder, key, N, Q, K, dtype, torch.device(device), rebuild, width, where)
 
 
 def batch_of(index, crop):
@@ -281,11 +297,96 @@ def test_what_a_crash_cut_off_is_computed_again(tmp_path, name):
     assert live.samples == 1
 
 
+def test_what_a_kill_left_unfinished_is_computed_again(tmp_path, monkeypatch):
+    folder, live, batch = tmp_path / "c", Counting(), batch_of([0, 11], [0, 5])
+    cache(folder).features(batch, ())
+    with open(folder / "logits.bin", "r+b") as file:
+        file.truncate(N * Q * K * 4 // 2)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(under_test.Store, "_map", killed)  # the files have their full size again, and nothing is read
+        cache(folder)
+    want = Counting().features(batch, ())["logits"]
+    assert torch.equal(cache(folder, live).features(batch, ())["logits"], want)
+    assert live.samples == 1
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / ".key.json.1.tmp").write_text("{")  # killed while the key was written
+    cache(tmp_path / "d")
+
+
+def test_processes_open_a_cache_one_after_the_other(tmp_path):
+    opened = []
+    other = threading.Thread(target=lambda: opened.append(cache(tmp_path / "c", teacher="u")))
+    (tmp_path / "c").mkdir()
+    with alone(tmp_path / "c"):
+        other.start()
+        other.join(0.2)
+        assert not opened
+    other.join(10)
+    assert opened
+    with pytest.raises(UserError, match="teacher: u there, t here"):
+        cache(tmp_path / "c")
+
+
+def test_one_file_read_as_two_networks_has_two_caches(tmp_path):
+    cache(tmp_path / "c", network="mobilenetV2")
+    with pytest.raises(UserError, match="network: mobilenetV2 there, mobilenetV2_dpcd here"):
+        cache(tmp_path / "c", network="mobilenetV2_dpcd")
+    with pytest.raises(UserError, match="dtype: float32 there, bfloat16 here"):
+        cache(tmp_path / "c", network="mobilenetV2", dtype=torch.bfloat16)
+    record = json.loads((tmp_path / "c" / "key.json").read_text())
+    older = {k: v for k, v in record.items() if k not in ("network", "dtype")}
+    (tmp_path / "c" / "key.json").write_text(json.dumps(older))
+    cache(tmp_path / "c", network="mobilenetV2")
+
+
+def test_rows_are_kept_as_the_teacher_answers():
+    class Exact(torch.nn.Module):
+        """Ends in float32, whatever autocast makes of its layers."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x).float() / 3
+
+    spec = dataclasses.replace(cnn(4), taps={}, feats=())
+    for wrap, dtype in ((torch.nn.Sequential, torch.bfloat16), (Exact, torch.float32)):
+        net = TappedNet(wrap(spec(num_classes=K)), spec)
+        found = session.source_layout(LiveTeacher(net, torch.bfloat16), spec, ToyData(), torch.device("cpu"), ())
+        assert found == {"logits": (K, dtype)}
+
+
+def test_an_accelerator_meets_few_sizes_of_a_batch(tmp_path):
+    live = Counting()
+    teacher = cache(tmp_path / "c", live)
+    teacher.in_quarters = True
+    for seen, asked in ((1, 2), (5, 6), (8, 8)):
+        teacher.features(batch_of(range(8), [0] * 8), ())
+        live.samples = 0
+        fresh = batch_of(range(8), [seen % Q] * seen + [0] * (8 - seen))
+        assert torch.equal(teacher.features(fresh, ())["logits"], Counting().features(fresh, ())["logits"])
+        assert live.samples == asked
+    assert teacher.hits == 7 + 8 + 3 + 8, "what is asked for beside the missing counts as known"
+
+
 def test_no_room_names_both_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
     with pytest.raises(UserError, match=f"needs {N * Q * (K * 4 + 1)} bytes, 10 are free"):
         cache(tmp_path / "c")
     assert not (tmp_path / "c").exists()
+
+
+def test_files_that_are_not_written_yet_need_room_too(tmp_path, monkeypatch):
+    cache(tmp_path / "c")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(UserError, match="bytes, 10 are free"):
+        cache(tmp_path / "c")
+    assert (tmp_path / "c" / "key.json").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -24,7 +24,7 @@ def make_table():
 def add(tmp_path):
     """Writes one finished run of twenty classes; returns its folder's name."""
 
-    def add(command, name, acc=10.0, lanes=(), terms=(), stages=1):
+    def add(command, name, acc=10.0, lanes=(), terms=(), stages=1, **more):
         settings = parse(command.split(), teacher=False)
         folder = tmp_path / "students" / "models" / name
         folder.mkdir(parents=True)
@@ -36,7 +36,7 @@ def add(tmp_path):
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         parameters = {"Deployed params": 1, "Deployed MACs": 2, "Total time": 0.1, "best": {"test_acc": acc}}
-        parameters |= {"num_classes": 20, "lanes": list(lanes) or [name]}
+        parameters |= {"num_classes": 20, "lanes": list(lanes) or [name], **more}
         (folder / "parameters.json").write_text(json.dumps(parameters))
         (folder / "args.json").write_text(json.dumps({"identity": settings.identity}))
         (folder / "env.json").write_text(json.dumps({"cpu": "a CPU", "cpu_threads": 1, "gpus": []}))
@@ -87,6 +87,25 @@ def test_settings_off_their_default_stand_beside_the_method(add, table):
         "simkd, factor 4",
     }
     assert sum("protocol authors" in note for note in notes) == 1
+
+
+def test_the_protocol_names_recipe_and_processes(add, table):
+    """Numbers of different recipes are not compared, and no line tells of a decay that there was not."""
+    cosine = "--optimizer adamw --schedule cosine --warmup_epochs 2 --learning_rate 5e-4"
+    for trial in (0, 1):
+        add(f"--distill vanilla {cosine} --trial {trial}", f"a{trial}", acc=20, processes=2)
+    add(f"--distill kd {cosine}", "b", acc=25, processes=2)
+    add(f"--distill kd {cosine} --dataset imagenet --dali cpu", "c", processes=2)
+    add(f"--distill kd {cosine} --dataset imagenet", "d", processes=2)
+    add("--distill kd", "e", acc=30)
+    rows, notes = table()
+    lines = [note for note in notes if note.startswith("Protocol")]
+    assert len(lines) == 3 and "batch 64 over 2 processes, lr 0.0005 on a cosine to 0, wd" in lines[0], lines
+    assert "optimizer adamw, warmup_epochs 2" in lines[0] and "times" not in lines[0]
+    assert "lr 0.05 times 0.1 after 150,180,210" in lines[-1] and "processes" not in lines[-1]
+    assert [row["gain"] for row in rows if row["gain"]] == ["+5.00"], "compared with another recipe"
+    assert [row["method"].endswith("dali cpu") for row in rows].count(True) == 1 and "None" not in str(rows)
+    assert notes[-1] == "Hardware: a CPU, 1 thread per process; a CPU, 1 thread."
 
 
 def test_runs_that_shared_their_batches_are_named(add, table):

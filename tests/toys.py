@@ -276,7 +276,7 @@ class FactorInit(Distiller):
     def connect(self, s, t):
         return s, {**t, "factor.rebuilt": self.decode(self.encode(t["stage2"]))}
 
-    def common_terms(self, s, t, batch, progress):
+    def common_terms(self, s, t, batch, weights):
         return {}
 
     def terms(self, s, t, batch, progress):
@@ -320,8 +320,8 @@ class Mutual(Distiller):
             "peer_div": kl(t["logits"], s["logits"].detach(), self.cfg.kd_T),
         }
 
-    def common_terms(self, s, t, batch, progress):
-        return super().common_terms(s, {"logits": t["logits"].detach()}, batch, progress)
+    def common_terms(self, s, t, batch, weights):
+        return super().common_terms(s, {"logits": t["logits"].detach()}, batch, weights)
 
     def weights(self, progress):
         return {"cls": 1.0, "div": 1.0, "peer_cls": 1.0, "peer_div": 1.0}

@@ -1,0 +1,30 @@
+"""How the worker processes of a DataLoader begin (worker_init_fn)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+
+import torch
+
+
+def start_worker(worker: int) -> None:
+    """One thread each, and signals of a process group are the run's business: nobody but it ends its workers.
+
+    torchrun and SLURM send SIGTERM to all processes of a run; workers that die of it take the run with them before it
+    can write where it stopped.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run = multiprocessing.parent_process()
+    if run is not None and hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere SIGTERM ends a worker, whoever sends it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_the_end, args=(run.pid,), daemon=True).start()
+
+
+def _wait_for_the_end(run: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)
