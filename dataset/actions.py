@@ -306,10 +306,7 @@ class ActionData:
                 "reads one: evaluate a network that reads the sensor (--skip_validation leaves the teacher out)"
             )
         frames = self.cache.get(recording.frames)
-        try:
-            picked = segment_frames(len(frames), self.options.num_segments, draw)
-        except UserError as error:
-            raise UserError(f"'{recording.path}': {error}") from error
+        picked = segment_frames(len(frames), self.options.num_segments, draw)
         height, width = frames.shape[1:3]
         if box is None:
             area = centre_box(height, width, self.options.side)
@@ -487,7 +484,7 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
     samples, left_out = pair(found, wanted[0], options.skip_corrupt, protocol.trains)
     resolved = ActionOptions(options.num_segments, options.image_size or DEFAULT_SIDE, options.window or DEFAULT_SIDE)
     cache = FrameCache(options.clip_cache, max(1, resolved.side * 256 // 224))
-    samples, notes = _readable(samples, entries, cache, options.skip_corrupt, left_out)
+    samples, notes = _readable(samples, entries, cache, resolved.num_segments, options.skip_corrupt, left_out)
     sides: dict[bool, list[Sample]] = {True: [], False: []}
     for s in samples:
         sides[protocol.trains(s.files[wanted[0]])].append(s)
@@ -521,10 +518,12 @@ def _readable(
     samples: Sequence[Sample],
     entries: Mapping[str, str],
     cache: FrameCache,
+    num_segments: int,
     skip_corrupt: bool,
     left_out: Sequence[str],
 ) -> tuple[list[Sample], list[str]]:
-    """Decode all clips into the cache, and read all sensor files; what cannot be read is left out, if so wanted."""
+    """Decode all clips into the cache, and read all sensor files; what cannot be read, or has fewer frames than
+    segments, is left out, if so wanted."""
     bad: dict[Path, str] = {}
     notes = []
     for name, entry in entries.items():
@@ -541,7 +540,7 @@ def _readable(
             def remember(source: ClipSource, error: UserError, sources: Mapping[ClipSource, Path] = sources) -> None:
                 bad[sources[source]] = str(error)
 
-            size = cache.fill(list(sources), remember if skip_corrupt else None)
+            size = cache.fill(list(sources), remember if skip_corrupt else None, num_segments)
             where = f"in '{cache.folder}'" if cache.folder else "in memory"
             notes.append(
                 f"decoded frames of {len(sources)} clips, {cache.short_side} px: {size / 2**20:.0f} MiB {where}"

@@ -9,8 +9,9 @@ import hashlib
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,9 @@ class ClipSource:
         return f"{self.path.resolve()} {info.st_size} {info.st_mtime_ns} {self.template} {self.first} {self.count}"
 
 
-def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
-    """All frames of a video file: uint8 [T, h, w, C], C = 1 where the picture is grey.
-
-    short_side: size of the shorter side, by area averaging while decoding; None keeps the size. UserError: no such
-    file, not a video, or fewer frames than its header promises (a header may say one too many, or nothing).
-    """
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """(container, video stream) of a video file. UserError: no such file, empty, or what goes wrong while read."""
     try:
         import av
     except ImportError as error:
@@ -58,28 +56,55 @@ def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
     if not path.is_file():
         raise UserError(f"there is no video '{path}'")
     if not path.stat().st_size:
-        raise UserError(f"the video '{path}' is empty (0 bytes); fetch it again, or pass --skip_corrupt")
-    frames = []
+        raise UserError(
+            f"the video '{path}' is empty (0 bytes); fetch it again, or pass --skip_corrupt to leave it out"
+        )
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"  # several files are decoded at once instead
-            promised = stream.frames
-            for frame in container.decode(stream):
-                width, height = _scaled(frame.width, frame.height, short_side)
-                frames.append(frame.to_ndarray(width=width, height=height, format="rgb24", interpolation="AREA"))
+            yield container, stream
+    except UserError:
+        raise
     except (av.FFmpegError, IndexError, OSError, ValueError) as error:
-        raise UserError(
-            f"the video '{path}' is truncated or not a video ({error}); fetch it again, or leave it out with "
-            "--skip_corrupt"
-        ) from error
-    if len(frames) < 0.9 * promised - 1 or not frames:
-        raise UserError(
-            f"the video '{path}' is truncated: {len(frames)} of {promised} frames can be decoded; fetch it again, or "
-            "pass --skip_corrupt to leave it out"
-        )
+        raise broken(path, error) from error
+
+
+def broken(path: Path, error: Exception | str) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(
+        f"the video '{path}' is truncated or not a video ({reason}); fetch it again, or pass --skip_corrupt to "
+        "leave it out"
+    )
+
+
+def check_length(path: Path, count: int, promised: int) -> None:
+    """UserError for fewer frames than the header promises; it may say one too many, or nothing (0)."""
+    if not count:
+        raise broken(path, "it holds no frames")
+    if count < 0.9 * promised - 1:
+        raise broken(path, f"{count} of {promised} frames can be decoded")
+
+
+def check_sizes(frames: Iterable[np.ndarray], path: Path) -> None:
     if len({f.shape for f in frames}) > 1:
         raise UserError(f"the frames of '{path}' are of different sizes; convert it again, or pass --skip_corrupt")
+
+
+def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
+    """All frames of a video file: uint8 [T, h, w, C], C = 1 where the picture is grey.
+
+    short_side: size of the shorter side, by area averaging while decoding; None keeps the size. UserError as opened(),
+    or fewer frames than the header promises.
+    """
+    frames = []
+    with opened(path) as (container, stream):
+        promised = stream.frames
+        for frame in container.decode(stream):
+            width, height = _scaled(frame.width, frame.height, short_side)
+            frames.append(frame.to_ndarray(width=width, height=height, format="rgb24", interpolation="AREA"))
+    check_length(path, len(frames), promised)
+    check_sizes(frames, path)
     return _without_colour(np.stack(frames))
 
 
@@ -126,33 +151,38 @@ def read_mat(path: Path, key: str) -> np.ndarray:
     return content[key]
 
 
+def count_images(source: ClipSource) -> int:
+    """Of a folder of numbered images, where its list does not say."""
+    assert source.template is not None
+    return source.count or sum(1 for _ in source.path.glob(f"*{Path(source.template).suffix}"))
+
+
+def read_image(source: ClipSource, number: int, short_side: int | None = None) -> np.ndarray:
+    """Frame `number` (0-based) of a folder of images: uint8 [h, w, 3]. UserError: missing or damaged."""
+    from PIL import Image
+
+    assert source.template is not None
+    path = source.path / source.template.format(source.first + number)
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except FileNotFoundError:
+        raise UserError(
+            f"'{source.path}' should hold {count_images(source)} frames, and '{path.name}' is missing"
+        ) from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"the frame '{path}' is damaged ({error}); extract it again, or pass --skip_corrupt") from error
+    size = _scaled(*image.size, short_side)
+    return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BOX))
+
+
 def read_folder(source: ClipSource, short_side: int | None = None) -> np.ndarray:
     """A folder of numbered images as uint8 [T, h, w, C]. UserError for one that is missing, damaged or of another
     size."""
-    from PIL import Image
-
-    count, template = source.count, source.template or "{:06d}.jpg"
-    if count is None:
-        count = sum(1 for _ in source.path.glob(f"*{Path(template).suffix}"))
-    frames = []
-    for number in range(source.first, source.first + count):
-        path = source.path / template.format(number)
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except FileNotFoundError:
-            raise UserError(f"'{source.path}' should hold {count} frames, and '{path.name}' is missing") from None
-        except (OSError, ValueError, SyntaxError) as error:
-            raise UserError(
-                f"the frame '{path}' is damaged ({error}); extract it again, or pass --skip_corrupt"
-            ) from error
-        size = _scaled(*image.size, short_side)
-        image = image if image.size == size else image.resize(size, Image.Resampling.BOX)
-        frames.append(np.asarray(image))
+    frames = [read_image(source, number, short_side) for number in range(count_images(source))]
     if not frames:
         raise UserError(f"'{source.path}' holds no frames")
-    if len({f.shape for f in frames}) > 1:
-        raise UserError(f"the frames in '{source.path}' are of different sizes; extract them again")
+    check_sizes(frames, source.path)
     return _without_colour(np.stack(frames))
 
 
@@ -169,6 +199,8 @@ class FrameCache:
     A clip is decoded when it is first asked for. The file's name says which clip, how large, and which state of its
     source, so that a changed video is decoded again. folder: None keeps the clips in memory.
     """
+
+    flag = "--clip_cache"  # that names the folder
 
     def __init__(self, folder: Path | None, short_side: int):
         self.folder, self.short_side = folder, short_side
@@ -216,19 +248,30 @@ class FrameCache:
             os.replace(file.name, path)
         except OSError as error:
             raise UserError(
-                f"cannot write decoded frames to '{path.parent}' ({error.strerror}); point --clip_cache at a folder "
+                f"cannot write decoded frames to '{path.parent}' ({error.strerror}); point {self.flag} at a folder "
                 "with room for them"
             ) from error
 
-    def fill(self, sources: Iterable[ClipSource], bad: Callable[[ClipSource, UserError], None] | None = None) -> int:
+    def fill(
+        self,
+        sources: Iterable[ClipSource],
+        bad: Callable[[ClipSource, UserError], None] | None = None,
+        num_segments: int = 1,
+    ) -> int:
         """Decode whatever is not there yet, several clips at a time; returns how many bytes the clips take.
 
-        bad: told of every clip that cannot be read; None raises the first such error.
+        bad: told of every clip that cannot be read or has fewer frames than segments; None raises the first such error.
         """
 
         def size(source: ClipSource) -> int:
             try:
-                return self._load(source).nbytes if self.folder is not None else self.get(source).nbytes
+                clip = self._load(source) if self.folder is not None else self.get(source)
+                if len(clip) < num_segments:
+                    raise UserError(
+                        f"'{source.path}': {len(clip)} frames are fewer than --num_segments {num_segments}; lower it, "
+                        "or pass --skip_corrupt to leave such clips out"
+                    )
+                return clip.nbytes
             except UserError as error:
                 if bad is None:
                     raise

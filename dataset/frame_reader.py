@@ -14,35 +14,19 @@ from typing import Any
 import numpy as np
 
 from dataset.clip_transforms import as_clip, resize, short_side_size
-from dataset.clips import ClipSource, FrameCache, read_clip
-from helper.protocols import UserError
+from dataset.clips import (
+    ClipSource,
+    FrameCache,
+    broken,
+    check_length,
+    check_sizes,
+    count_images,
+    opened,
+    read_clip,
+    read_image,
+)
 
 EXACT_HEADERS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})  # one packet is one frame
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ImportError as error:
-        raise UserError(f"reading videos needs the package av: pip install av ({error})") from error
-    return av
-
-
-def _checked(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"there is no video '{path}'")
-    if not path.stat().st_size:
-        raise UserError(
-            f"the video '{path}' is empty (0 bytes); fetch it again, or pass --skip_corrupt to leave it out"
-        )
-    return str(path)
-
-
-def _broken(path: Path, error: Exception | str) -> UserError:
-    return UserError(
-        f"the video '{path}' is truncated or not a video ({error}); fetch it again, or pass --skip_corrupt to leave it "
-        "out"
-    )
 
 
 @lru_cache(maxsize=1 << 16)
@@ -53,21 +37,16 @@ def layout(path: Path, stamp: int) -> tuple[int, tuple[int, ...] | None, tuple[i
     are decoded once to be counted. stamp: of the file, so that a changed one is looked at again. Times are None where
     they do not name frames (AVI with reordered frames).
     """
-    av = _av()
-    try:
-        with av.open(_checked(path), metadata_errors="ignore") as container:
-            stream = container.streams.video[0]
-            packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size]
-            exact = stream.codec_context.name in EXACT_HEADERS
-            timed = container.format.name != "avi" and exact
-        count = len(packets)
-        if not exact:
-            with av.open(str(path), metadata_errors="ignore") as container:
-                count = sum(1 for _ in container.decode(container.streams.video[0]))
-    except (av.FFmpegError, IndexError, OSError, ValueError) as error:
-        raise _broken(path, error) from error
-    if not count:
-        raise _broken(path, "it holds no frames")
+    with opened(path) as (container, stream):
+        promised = stream.frames
+        packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size]
+        exact = stream.codec_context.name in EXACT_HEADERS
+        timed = container.format.name != "avi" and exact
+    count = len(packets)
+    if not exact:
+        with opened(path) as (container, stream):
+            count = sum(1 for _ in container.decode(stream))
+    check_length(path, count, promised)
     times = sorted(p for p, _ in packets if p is not None)
     if not timed or len(set(times)) != count:
         return count, None, ()
@@ -76,26 +55,19 @@ def layout(path: Path, stamp: int) -> tuple[int, tuple[int, ...] | None, tuple[i
 
 def _decoded(path: Path, wanted: Sequence[int], seek: bool) -> dict[int, np.ndarray]:
     """Frame number -> uint8 [h, w, 3], for every number in `wanted` (sorted, without repetition)."""
-    av = _av()
-    count, times, keys = layout(path, path.stat().st_mtime_ns)
+    count, times, keys = layout(path, _mtime(path))
     found: dict[int, np.ndarray] = {}
-    try:
-        with av.open(_checked(path), metadata_errors="ignore") as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"  # workers decode several files at once instead
-            walk = _sought(container, stream, wanted, times, keys) if seek and times else _in_order(container, stream)
-            last = wanted[-1]
-            missing = set(wanted)
-            for number, frame in walk:
-                if number in missing:
-                    found[number] = frame.to_ndarray(format="rgb24")
-                    missing.discard(number)
-                if number >= last and not missing:
-                    break
-    except (av.FFmpegError, IndexError, OSError, ValueError) as error:
-        raise _broken(path, error) from error
+    missing = set(wanted)
+    with opened(path) as (container, stream):
+        walk = _sought(container, stream, wanted, times, keys) if seek and times else _in_order(container, stream)
+        for number, frame in walk:
+            if number in missing:
+                found[number] = frame.to_ndarray(format="rgb24")
+                missing.discard(number)
+            if number >= wanted[-1] and not missing:
+                break
     if missing:
-        raise _broken(path, f"frame {min(missing) + 1} of {count} cannot be decoded")
+        raise broken(path, f"frame {min(missing) + 1} of {count} cannot be decoded")
     return found
 
 
@@ -124,13 +96,10 @@ def _sought(
                 break
 
 
-def same_size(frames: dict[int, np.ndarray], path: Path) -> None:
-    if len({f.shape for f in frames.values()}) > 1:
-        raise UserError(f"the frames of '{path}' are of different sizes; convert it again, or pass --skip_corrupt")
-
-
 class ShortSideCache(FrameCache):
     """Decoded clips, resized as the pipeline does first of all, so that nothing depends on whether they were cached."""
+
+    flag = "--frame_cache"
 
     def read(self, source: ClipSource) -> np.ndarray:
         return shrunk(read_clip(source), self.short_side)
@@ -160,15 +129,10 @@ class FrameReader:
     def count(self, source: ClipSource) -> int:
         """How many frames can be read. UserError as for reading."""
         if source.template is not None:
-            return source.count if source.count is not None else self._images(source)
+            return count_images(source)
         if self.cache is not None:
             return len(self.cache.get(source))
         return layout(source.path, _mtime(source.path))[0]
-
-    @staticmethod
-    def _images(source: ClipSource) -> int:
-        assert source.template is not None
-        return sum(1 for _ in source.path.glob(f"*{Path(source.template).suffix}"))
 
     def read(self, source: ClipSource, index: Sequence[int]) -> np.ndarray:
         """The frames of these numbers, in this order; numbers may repeat."""
@@ -176,11 +140,10 @@ class FrameReader:
             return self.cache.get(source)[list(index)]
         wanted = sorted(set(index))
         if source.template is not None:
-            found = {i: _image(source, i) for i in wanted}
-            same_size(found, source.path)
+            found = {i: read_image(source, i) for i in wanted}
         else:
             found = _decoded(source.path, wanted, self.seek)
-            same_size(found, source.path)
+        check_sizes(found.values(), source.path)
         frames = shrunk(np.stack([found[i] for i in wanted]), self.short_side)
         place = {number: i for i, number in enumerate(wanted)}
         return frames[[place[i] for i in index]]
@@ -188,17 +151,3 @@ class FrameReader:
 
 def _mtime(path: Path) -> int:
     return path.stat().st_mtime_ns if path.is_file() else 0
-
-
-def _image(source: ClipSource, number: int) -> np.ndarray:
-    from PIL import Image
-
-    assert source.template is not None
-    path = source.path / source.template.format(source.first + number)
-    try:
-        with Image.open(path) as file:
-            return np.asarray(file.convert("RGB"))
-    except FileNotFoundError:
-        raise UserError(f"'{source.path}' should hold {source.count} frames, and '{path.name}' is missing") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"the frame '{path}' is damaged ({error}); extract it again, or pass --skip_corrupt") from error

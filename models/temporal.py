@@ -28,18 +28,19 @@ def shifted(x: Tensor, num_segments: int, fold: int, back: bool = False) -> Tens
     """A shifted copy of frames [B*T, C, H, W]: channels [0, fold) come from the next frame, [fold, 2 fold) from the one
     before, zeros at the ends of a clip. back: the other way round, which is the transpose."""
     y = x.clone()  # contiguous copies are cheap; then a quarter of it once more
-    _write(y, x.unflatten(0, (-1, num_segments)), num_segments, fold, back)
+    _write(y, x, num_segments, fold, back)
     return y
 
 
 def _write(y: Tensor, source: Tensor, num_segments: int, fold: int, back: bool = False) -> None:
-    clips = y.unflatten(0, (-1, num_segments))
+    """Shift over all frames of the batch at once, then clear what came from the neighbouring clip: on a CPU two
+    dimensions of time would cost more than the copies."""
     first, second = slice(fold), slice(fold, 2 * fold)
     earlier, later = (second, first) if back else (first, second)  # whose frames come too early, too late
-    clips[:, :-1, earlier] = source[:, 1:, earlier]
-    clips[:, -1, earlier] = 0
-    clips[:, 1:, later] = source[:, :-1, later]
-    clips[:, 0, later] = 0
+    y[:-1, earlier] = source[1:, earlier]
+    y[num_segments - 1 :: num_segments, earlier] = 0
+    y[1:, later] = source[:-1, later]
+    y[::num_segments, later] = 0
 
 
 class _Shift(torch.autograd.Function):
@@ -74,11 +75,10 @@ class TemporalShift(nn.Module):
             return self.net(x)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.net(_Shift.apply(x, self.num_segments, fold, False))
-        clips = x.unflatten(0, (-1, self.num_segments))
-        kept = clips[:, :, : 2 * fold].clone()
+        kept = x[:, : 2 * fold].clone()
         _write(x, kept, self.num_segments, fold)
         y = self.net(x)
-        clips[:, :, : 2 * fold] = kept
+        x[:, : 2 * fold] = kept
         return y
 
 

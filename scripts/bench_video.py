@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
 """Clips per second of decoding and augmenting, and what the temporal shift costs.
 
-python scripts/bench_video.py --clips FOLDER [--out results/bench_video.md]
+python scripts/bench_video.py --clips FOLDER --clock cpu [--out results/bench_video_cpu.md]
 
 One process and one thread. The baseline decodes to the last wanted frame and converts the wanted ones alone; beside it
-the naive way, which converts every frame on its way, then seeking, and the cache of decoded frames. The pixels of all
-four are compared.
+the naive way, which converts every frame on its way, the baseline where it has to count the frames first, seeking, and
+the cache of decoded frames. Readers take turns in every round, and so do TSN and TSM; figures are medians over rounds.
+The pixels of all readers are compared. `--clock cpu` takes the seconds of the processor, which other work on the
+machine does not stretch.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 import tempfile
@@ -23,15 +26,18 @@ import numpy as np  # noqa: E402 (a script: the path comes first)
 import torch  # noqa: E402
 
 from dataset.clips import ClipSource  # noqa: E402
-from dataset.frame_reader import FrameReader, shrunk  # noqa: E402
+from dataset.frame_reader import FrameReader, layout, shrunk  # noqa: E402
 from dataset.video import ClipSettings, Entry  # noqa: E402
 from helper.checkpoint import atomic_write_text  # noqa: E402
+from helper.kernels import tune_allocator  # noqa: E402
 from helper.protocols import UserError  # noqa: E402
 from helper.runs import environment  # noqa: E402
 from helper.session import run_script  # noqa: E402
 from models import model_dict  # noqa: E402
 
 BASELINE = "baseline: decode to the last wanted frame, convert the wanted ones"
+CALLS = {"training": 1, "evaluation": 4}  # of each network in turn, in a round
+CLOCKS = {"cpu": time.thread_time, "wall": time.perf_counter}
 
 
 class Naive(FrameReader):
@@ -50,88 +56,116 @@ class Naive(FrameReader):
         return shrunk(np.stack([frames[i] for i in index]), self.short_side)
 
 
-def clips_per_second(reader, entries, settings, repeats):
-    """(clips/s, the clips of the first round). Draws are the same for every reader."""
-    first, started = None, 0.0
-    for r in range(repeats + 1):  # a first round to warm up, and to fill the cache
-        if r == 1:
-            started = time.perf_counter()
-        clips = [settings.train_view(reader, e, np.random.default_rng([0, i]))[0] for i, e in enumerate(entries)]
-        first = first or [c.expand(-1, 3, -1, -1).clone() for c in clips]
-    return repeats * len(entries) / (time.perf_counter() - started), first
+class Counting(FrameReader):
+    """Whose clips nobody has seen before: how many frames there are is found out anew."""
+
+    def count(self, source):
+        return layout.__wrapped__(source.path, 0)[0]
 
 
-def shift_overhead(name, size, batch, rounds):
-    """{mode: (seconds of TSN, of TSM)} per batch, the medians of alternating rounds."""
+def clips_per_second(readers, entries, settings, rounds, clock):
+    """{name: (clips/s, whether the pixels are those of the first reader)}: medians over rounds in which all readers
+    take turns. Draws are the same for every reader."""
+    times = {name: [] for name in readers}
+    wanted, same = None, {}
+    for r in range(rounds + 1):  # a first round to warm up, and to fill the cache
+        for name, reader in readers.items():
+            started = clock()
+            clips = [settings.train_view(reader, e, np.random.default_rng([0, i]))[0] for i, e in enumerate(entries)]
+            times[name].append(clock() - started)
+            wide = [c.expand(-1, 3, -1, -1) for c in clips]
+            wanted = wanted or wide
+            if r in (0, 1):  # the cache answers from the second round on
+                agrees = all(torch.equal(a, b) for a, b in zip(wanted, wide, strict=True))
+                same[name] = same.get(name, True) and agrees
+    return {name: (len(entries) / float(np.median(times[name][1:])), same[name]) for name in readers}
+
+
+def shift_overhead(name, size, batch, rounds, clock, dtype):
+    """{mode: (seconds of TSN, seconds of TSM, TSM / TSN)} of a batch: medians of rounds in which the two take turns,
+    the ratio taken within each."""
     nets = {}
     for kind in ("tsn", "tsm"):
         torch.manual_seed(0)
         nets[kind] = model_dict[f"{kind}:{name}"](num_classes=400).to(memory_format=torch.channels_last)
     x = torch.randn(batch, 8, 3, size, size)
-    times: dict[tuple[str, str], list[float]] = {}
-    for _ in range(rounds + 1):
-        for kind, net in nets.items():
-            net.train()
-            started = time.perf_counter()
-            net(x).square().mean().backward()
-            times.setdefault(("training", kind), []).append(time.perf_counter() - started)
-            net.eval()
-            started = time.perf_counter()
-            with torch.no_grad():
-                net(x)
-            times.setdefault(("evaluation", kind), []).append(time.perf_counter() - started)
-    return {m: tuple(float(np.median(times[m, k][1:])) for k in ("tsn", "tsm")) for m in ("training", "evaluation")}
+    on = torch.autocast("cpu", torch.bfloat16) if dtype == "bf16" else contextlib.nullcontext()
+
+    def seconds(kind, mode):
+        net = nets[kind].train(mode == "training")
+        started = clock()
+        with on, torch.set_grad_enabled(mode == "training"):
+            y = net(x)
+        if mode == "training":
+            y.float().square().mean().backward()
+        return clock() - started
+
+    times = {(mode, kind): [] for mode in CALLS for kind in nets}
+    for r in range(rounds + 1):
+        for mode, calls in CALLS.items():
+            turns = ("tsn", "tsm") if r % 2 else ("tsm", "tsn")
+            spent = [{kind: seconds(kind, mode) for kind in turns} for _ in range(calls)]
+            for kind in nets:
+                times[mode, kind].append(float(np.mean([s[kind] for s in spent])))
+    out = {}
+    for mode in ("training", "evaluation"):
+        tsn, tsm = (np.array(times[mode, kind][1:]) for kind in ("tsn", "tsm"))
+        out[mode] = tuple(float(np.median(v)) for v in (tsn, tsm, tsm / tsn))
+    return out
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=Path, required=True, help="folder of videos")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="rounds of reading that are timed")
     parser.add_argument("--networks", nargs="+", default=["torchvision:resnet50", "torchvision:mobilenet_v2"])
     parser.add_argument("--size", type=int, default=112, help="of the frames the networks see")
     parser.add_argument("--batch", type=int, default=1, help="clips of eight frames")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of TSN and TSM that are timed")
+    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
+    parser.add_argument(
+        "--clock", default="wall", choices=CLOCKS, help="cpu: seconds of the processor, not of the wall"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    tune_allocator()  # as in training
     paths = (
         sorted(p for p in args.clips.glob("*") if p.suffix in (".avi", ".mp4", ".mkv")) if args.clips.is_dir() else []
     )
     if not paths:
         raise UserError(f"--clips {args.clips} holds no .avi, .mp4 or .mkv files")
     entries = [Entry(ClipSource(p), 0, str(p)) for p in paths]
-    settings, lines, speeds, wanted = ClipSettings(), [], {}, None
+    settings, lines, rows, clock = ClipSettings(), [], [], CLOCKS[args.clock]
     with tempfile.TemporaryDirectory() as cache:
         readers = {
             BASELINE: FrameReader(settings.short_side),
+            "the same, the frames counted first": Counting(settings.short_side),
             "naive: convert every frame on the way": Naive(settings.short_side),
             "seeking to the key frame before": FrameReader(settings.short_side, seek=True),
             "cache of decoded frames": FrameReader(settings.short_side, cache=Path(cache)),
         }
-        for name, reader in readers.items():
-            speeds[name], clips = clips_per_second(reader, entries, settings, args.repeats)
-            wanted = wanted or clips
-            same = all(torch.equal(a, b) for a, b in zip(wanted, clips, strict=True))
-            lines.append(
-                f"| {name} | {speeds[name]:.2f} | {speeds[name] / speeds[BASELINE]:.2f} | {'yes' if same else 'NO'} |"
-            )
+        speeds = clips_per_second(readers, entries, settings, args.repeats, clock)
+        for name, (speed, same) in speeds.items():
+            lines.append(f"| {name} | {speed:.2f} | {speed / speeds[BASELINE][0]:.2f} | {'yes' if same else 'NO'} |")
             print(lines[-1], flush=True)
         size = sum(p.stat().st_size for p in Path(cache).iterdir()) / 2**20
-    rows = []
     for name in args.networks:
-        for mode, (tsn, tsm) in shift_overhead(name, args.size, args.batch, args.rounds).items():
-            rows.append(f"| {name} | {mode} | {tsn:.3f} | {tsm:.3f} | {100 * (tsm / tsn - 1):+.1f} % |")
-            print(rows[-1], flush=True)
+        for dtype in args.precision:
+            overhead = shift_overhead(name, args.size, args.batch, args.rounds, clock, dtype)
+            for mode, (tsn, tsm, ratio) in overhead.items():
+                rows.append(f"| {name} | {dtype} | {mode} | {tsn:.3f} | {tsm:.3f} | {100 * (ratio - 1):+.1f} % |")
+                print(rows[-1], flush=True)
     env = environment()
     text = "\n".join(
         [
             "# Benchmark: video clips",
             "",
-            f"`{shlex.join(['python', 'scripts/bench_video.py', *sys.argv[1:]])}`, {env['cpu']}, one thread, commit "
-            f"{env['commit']}.",
+            f"`{shlex.join(['python', 'scripts/bench_video.py', *sys.argv[1:]])}`, {env['cpu']}, one thread, "
+            f"seconds of the {'processor' if args.clock == 'cpu' else 'wall clock'}, torch {torch.__version__}.",
             "",
-            f"{len(entries)} clips; 8 frames each, shorter side 256, MultiScaleCrop to 224; the cache takes "
-            f"{size:.0f} MiB.",
+            f"{len(entries)} clips; 8 frames each, shorter side 256, MultiScaleCrop to 224; medians of "
+            f"{args.repeats} rounds. The cache takes {size:.0f} MiB.",
             "",
             "| reader | clips/s | times baseline | same pixels |",
             "|---|---|---|---|",
@@ -140,8 +174,8 @@ def main(argv=None):
             f"The temporal shift: seconds for {args.batch} clip(s) of 8 frames of {args.size} px, medians of "
             f"{args.rounds} alternating rounds.",
             "",
-            "| network | | TSN | TSM | difference |",
-            "|---|---|---|---|---|",
+            "| network | | | TSN | TSM | difference |",
+            "|---|---|---|---|---|---|",
             *rows,
             "",
         ]

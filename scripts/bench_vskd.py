@@ -1,20 +1,25 @@
 #!/usr/bin/env python3
-"""How fast clips and Gramian fields come: python scripts/bench_vskd.py [--device cuda] [--out FILE.md]
+"""How fast clips and Gramian fields come: python scripts/bench_vskd.py [--device cuda] [--clock cpu] [--out FILE.md]
 
 Three things, on clips and windows of noise in the shapes of UTD-MHAD (16 pairs a batch, 8 frames of a 52-frame clip):
-- Gramian fields per second, of batches of [16, 3, L] windows;
+- Gramian fields per second, of batches of [16, 3, L] windows, and of one window after another;
 - what share of the time a training step waits for its batch, once clips are cached (kd, the teacher a TRN over
   BN-Inception, the student resnet18_gaf);
 - frames decoded per second, and the bytes of a cached clip.
+
+Figures are medians. `--clock cpu` takes the seconds of the processor on one thread, which other work on the machine
+does not stretch.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,6 +34,7 @@ from dataset.utd_mhad import load_utd_mhad
 from distiller_zoo import method_dict
 from helper.build import Network, build_stages, native_bf16, sgd
 from helper.checkpoint import Checkpoint, atomic_write_text
+from helper.kernels import tune_allocator
 from helper.protocols import Progress, UserError
 from helper.runs import environment
 from models import model_dict
@@ -36,16 +42,29 @@ from models import model_dict
 BATCH, BATCHES, FRAMES, SIZE = 16, 4, 52, (240, 320)
 
 
-def seconds(run: Callable[[], object], device: torch.device, repetitions: int) -> float:
-    """Median of one call, after one that does not count."""
-    times = []
-    for _ in range(repetitions + 1):
-        started = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - started)
-    return float(np.median(times[1:]))
+CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.thread_time, "wall": time.perf_counter}
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """clock: seconds, of the wall or of this thread's processor."""
+
+    device: torch.device
+    clock: Callable[[], float]
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self.clock()
+
+    def median(self, run: Callable[[], object], repetitions: int) -> float:
+        """Seconds of one call, after one that does not count."""
+        times = []
+        for _ in range(repetitions + 1):
+            started = self.now()
+            run()
+            times.append(self.now() - started)
+        return float(np.median(times[1:]))
 
 
 def make_recordings(root: Path, pairs: int) -> None:
@@ -70,14 +89,15 @@ def make_recordings(root: Path, pairs: int) -> None:
                 container.mux(stream.encode())
 
 
-def fields(device: torch.device, length: int) -> float:
+def fields(watch: Stopwatch, batch: int, length: int) -> float:
     """Fields (one of a window's axes each) per second."""
-    x = torch.randn(BATCH, 3, length, device=device)
-    return 3 * BATCH / seconds(lambda: gramian_field(x), device, 20)
+    x = torch.randn(batch, 3, length, device=watch.device)
+    return 3 * batch / watch.median(lambda: gramian_field(x), 20)
 
 
-def loader_share(root: Path, device: torch.device, side: int, steps: int) -> tuple[float, float]:
-    """(seconds a step waits for its batch, seconds of the step itself), means over an epoch of cached clips."""
+def loader_share(root: Path, watch: Stopwatch, side: int, steps: int) -> tuple[float, float]:
+    """(seconds a step waits for its batch, seconds of the step itself), medians over an epoch of cached clips."""
+    device = watch.device
     options = DataOptions(root, image_size=side, window=side, modality=("accel", "video"), clip_cache=root / "cache")
     data = load_utd_mhad(options)
     teacher = model_dict["trn_bninception"].fitted(data.shapes)
@@ -101,19 +121,19 @@ def loader_share(root: Path, device: torch.device, side: int, steps: int) -> tup
     )
     loader = data.train_loader(BATCH, seed=0, device=device)
     stage.step.train()
-    waited = worked = 0.0
+    waited: list[float] = []
+    worked: list[float] = []
     for epoch in (1, 2):  # the first does not count
         loader.set_epoch(epoch)
-        batches, waited, worked = iter(loader), 0.0, 0.0
+        batches, waited, worked = iter(loader), [], []
         for _ in range(min(steps, len(loader))):
-            started = time.perf_counter()
+            started = watch.now()
             batch = next(batches)
-            arrived = time.perf_counter()
+            arrived = watch.now()
             stage.step(batch, Progress())
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            waited, worked = waited + arrived - started, worked + time.perf_counter() - arrived
-    return waited / steps, worked / steps
+            waited.append(arrived - started)
+            worked.append(watch.now() - arrived)
+    return float(np.median(waited)), float(np.median(worked))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -123,9 +143,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--steps", type=int, default=BATCHES, choices=range(1, BATCHES + 1), help="steps that are timed"
     )
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: seconds of the processor, one thread")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     device = torch.device(args.device)
+    if args.clock == "cpu" and device.type != "cpu":
+        raise UserError(f"--clock cpu sees nothing of what {device} does: use --clock wall")
+    if args.clock == "cpu":
+        torch.set_num_threads(1)
+    tune_allocator()  # as in training
+    watch = Stopwatch(device, CLOCKS[args.clock])
     lines = ["| what | side | value |", "|---|---|---|"]
 
     def say(what: str, side: int | str, value: str) -> None:
@@ -135,26 +162,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         root = Path(folder)
         make_recordings(root, BATCH * BATCHES)
         video = next(root.glob("*.avi"))
-        started = time.perf_counter()
-        read_video(video)
-        say(
-            "decoding and nothing else",
-            f"{SIZE[1]}x{SIZE[0]}",
-            f"{FRAMES / (time.perf_counter() - started):.0f} frames/s",
-        )
+        decoding = watch.median(lambda: read_video(video), 5)
+        say("decoding and nothing else", f"{SIZE[1]}x{SIZE[0]}", f"{FRAMES / decoding:.0f} frames/s")
         for side in args.side:
-            say("Gramian fields", side, f"{fields(device, side):.0f} /s")
+            say(f"Gramian fields, {BATCH} windows at once", side, f"{fields(watch, BATCH, side):.0f} /s")
+            say("Gramian fields, one window at a time", side, f"{fields(watch, 1, side):.0f} /s")
             short = side * 256 // 224
             say("cached clip", side, f"{FrameCache(None, short).get(ClipSource(video)).nbytes / 2**20:.2f} MiB")
-            load, step = loader_share(root, device, side, args.steps)
+            load, step = loader_share(root, watch, side, args.steps)
             say("waiting for a batch", side, f"{1000 * load:.1f} ms")
             say("training step on it", side, f"{1000 * step:.0f} ms")
             say("loader's share", side, f"{100 * load / (load + step):.1f} %")
     env = environment()
     where = env["gpus"][0] if device.type == "cuda" else f"{env['cpu']}, {torch.get_num_threads()} threads"
-    text = "\n".join(
-        [*lines, "", f"python scripts/bench_vskd.py --device {device.type}; {where}; torch {torch.__version__}", ""]
-    )
+    of = "processor" if args.clock == "cpu" else "wall clock"
+    command = shlex.join(["python", "scripts/bench_vskd.py", *(sys.argv[1:] if argv is None else argv)])
+    told = f"`{command}`; {where}; seconds of the {of}; torch {torch.__version__}"
+    text = "\n".join(["# Benchmark: clips and Gramian fields", "", told, "", *lines, ""])
     print(text)
     if args.out is not None:
         atomic_write_text(args.out, text)

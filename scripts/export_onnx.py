@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 
 from helper.checkpoint import atomic_write_text
-from helper.export import export_onnx, load_classifier, onnx_session, report
+from helper.export import MEASURED, export_onnx, load_classifier, onnx_session, report
 from helper.protocols import UserError
 from helper.runs import environment, file_name
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             (logits,) = onnx_session(target).run(None, {"input": classifier.read(args.file).numpy()})
             print(f"{args.file.name}: {classifier.classes[int(torch.from_numpy(logits).argmax())]}")
     cpu = environment()["cpu"]
-    text = f"{as_table(rows)}\n\nOne sample on one thread, float32, median of {args.repetitions} calls; {cpu}.\n"
+    text = f"{as_table(rows)}\n\n{MEASURED.format(args.repetitions)}; {cpu}.\n"
     print(text)
     if args.report is not None:
         atomic_write_text(args.report, text)

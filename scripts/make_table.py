@@ -136,7 +136,13 @@ def method_settings(identity: dict[str, Any]) -> str:
     if "model" in identity:
         return "teacher"
     name = "student alone" if identity["distill"] == "vanilla" else published_name(identity["distill"])
-    return name + "".join(f", {k} {identity[k]}" for k in off_default(identity))
+    return name + "".join(f", {told(identity, k)}" for k in off_default(identity))
+
+
+def told(identity: dict[str, Any], name: str) -> str:
+    """A setting as the command line has it."""
+    value = identity[name]
+    return f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def off_default(identity: dict[str, Any]) -> list[str]:
@@ -147,6 +153,10 @@ def off_default(identity: dict[str, Any]) -> list[str]:
     protocol = identity.get("protocol") or "simkd"
     theirs = parse(["--distill", distill, "--protocol", protocol], teacher=False)
     names = ["cls", "div", "beta", "kd_T", "logit_stand", "weight", *theirs.method_flags]
+    if distill == "vanilla":  # the weights of terms that it does not have
+        names = ["cls"]
+    said = {pair.partition("=")[0] for pair in identity.get("weight") or ()}
+    names = [k for k in names if k not in said and not (k == "beta" and distill in said)]  # --weight has set these
     if len(chain_of(theirs.method)) > 1:
         names.append("init_epochs")
     defaults = json.loads(json.dumps({k: theirs.values[k] for k in names}))
@@ -240,8 +250,8 @@ def tell_apart(groups: list[list[Run]]) -> list[str]:
         alike = [groups[j][0].identity for j in range(len(groups)) if labels[j] == labels[i]]
         mine = group[0].identity
         different = [k for k in mine if k not in REPETITION and any(other.get(k) != mine[k] for other in alike)]
-        different = [k for k in different if mine[k] is not None and f", {k} {mine[k]}" not in labels[i][0]]
-        out.append(labels[i][0] + "".join(f", {k} {mine[k]}" for k in different))
+        different = [k for k in different if mine[k] is not None and f", {told(mine, k)}" not in labels[i][0]]
+        out.append(labels[i][0] + "".join(f", {told(mine, k)}" for k in different))
     return out
 
 

@@ -21,10 +21,13 @@ VARIABLE = re.compile(r"\$\{?[\w@\[\]+:]+")
 
 
 def lines_of(path: Path) -> list[str]:
-    """Shell lines, with continued ones joined: of a page those in its bash blocks, of a script all but comments."""
+    """Shell lines, with continued ones joined: of a page those in its bash blocks and in the last column of its tables,
+    of a script all but comments."""
     text = path.read_text()
     if path.suffix == ".md":
-        text = "\n".join(re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", text, re.S | re.M))
+        blocks = re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", text, re.S | re.M)
+        replacements = re.findall(r"^\|.*\|([^|]+)\|$", text, re.M)  # the first column may hold other people's commands
+        text = "\n".join([*blocks, *(span for cell in replacements for span in re.findall(r"`(python [^`]+)`", cell))])
     joined = text.replace("\\\n", " ")
     return [line.strip() for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 

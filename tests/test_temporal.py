@@ -49,9 +49,12 @@ def test_golden_shift():
 
 
 def test_shift_by_hand():
-    """The first clip of 0..63 as [8, 8, 1, 1]: channels 0 to 2 at each time."""
-    y = shifted(torch.arange(64.0).view(8, 8, 1, 1), 4, 1)
+    """Two clips of 0..63 as [8, 8, 1, 1]: channels 0 to 2 at each time; nothing comes from the other clip."""
+    x = torch.arange(64.0).view(8, 8, 1, 1)
+    y = shifted(x, 4, 1)
     assert y[:4, :3, 0, 0].tolist() == [[8, 0, 2], [16, 1, 10], [24, 9, 18], [0, 17, 26]]
+    assert y[4:, :3, 0, 0].tolist() == [[40, 0, 34], [48, 33, 42], [56, 41, 50], [0, 49, 58]]
+    assert torch.equal(y[:, 2:], x[:, 2:])
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -274,18 +274,27 @@ def test_folder_of_frames(tmp_path):
 @pytest.mark.parametrize("cached", [False, True])
 def test_broken_videos(tmp_path, cached):
     whole = write_video(tmp_path / "whole.avi", 30, gop=30).read_bytes()
+    counted = write_video(tmp_path / "counted.avi", 30, codec="libx264", gop=4).read_bytes()  # by packets, not decoded
     reader = FrameReader(16, cache=tmp_path / "cache" if cached else None)
     for name, content, words in (
         ("empty.avi", b"", "empty"),
         ("text.avi", b"not a video at all" * 100, "not a video"),
         ("cut.avi", whole[:200], "not a video|truncated"),
+        ("half.avi", counted[: len(counted) // 2], "truncated"),
     ):
         path = tmp_path / name
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{name}.*({words}).*--skip_"):
             reader.count(ClipSource(path))
-    with pytest.raises(UserError, match="there is no video|cannot read"):
-        reader.count(ClipSource(tmp_path / "none.avi"))
+    for read in (reader.count, lambda source: reader.read(source, [0])):
+        with pytest.raises(UserError, match="there is no video|cannot read"):
+            read(ClipSource(tmp_path / "none.avi"))
+
+
+def test_a_cache_that_cannot_be_written_is_named_by_its_flag(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="point --frame_cache at"):
+        FrameReader(16, cache=tmp_path / "file").count(ClipSource(write_video(tmp_path / "a.avi", 3)))
 
 
 # --- lists and loaders ------------------------------------------------------------------------------------------------

@@ -223,6 +223,10 @@ def test_the_report_of_a_study(commands, home, root):
     text = (home / "out" / "vskd_utd_mhad_short.md").read_text()
     rows = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")]
     assert rows == ["method", "teacher", "student alone", "dask", "ExtraTrees, 500 trees on accel statistics"]
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+    trees = dict(zip(cells[0], cells[-1], strict=True))
+    assert trees["runs"] == "3" and trees["gain"] == "" and "±" in trees["last epoch"]
+    assert float(trees["x chance"]) == pytest.approx(27 * float(trees["last epoch"].split()[0]) / 100, abs=0.06)
     assert "cross-subject (1, 3, 5, 7 against 2, 4, 6, 8)" in text
     assert (home / "out" / "vskd_utd_mhad_short_confusion.png").read_bytes().startswith(b"\x89PNG")
     cost = (home / "out" / "vskd_utd_mhad_short_cost.md").read_text()

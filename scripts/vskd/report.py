@@ -25,7 +25,7 @@ from dataset.actions import SENSOR, ActionData
 from dataset.base import DataOptions
 from helper.baseline import TREES, extra_trees
 from helper.checkpoint import atomic_write_text
-from helper.export import export_onnx, load_classifier, report
+from helper.export import MEASURED, export_onnx, load_classifier, report
 from helper.protocols import UserError
 from helper.runs import file_name
 from scripts.export_onnx import as_table
@@ -34,17 +34,23 @@ from scripts.make_table import Run, as_markdown, find_runs, mean_std, table
 SEEDS = (0, 1, 2)
 
 
-def baseline_row(data: ActionData) -> list[str]:
+def baseline_row(data: ActionData, header: Sequence[str]) -> list[str]:
+    """The trees in the columns of the table."""
     scores = [extra_trees(data, seed)[0] for seed in SEEDS]
-    what = f"ExtraTrees, {TREES} trees on {data.modality_of[SENSOR]} statistics"
-    return [what, "scikit-learn", "", mean_std(scores), "", "", str(len(scores)), "", "", ""]
+    cells = {
+        "method": f"ExtraTrees, {TREES} trees on {data.modality_of[SENSOR]} statistics",
+        "network": "scikit-learn",
+        "last epoch": mean_std(scores),
+        "x chance": f"{sum(scores) / len(scores) * data.num_classes / 100:.1f}",
+        "runs": str(len(scores)),
+    }
+    return [cells.get(name, "") for name in header]
 
 
 def write_table(runs: Sequence[Run], data: ActionData, out: Path, title: str, about: str) -> None:
     header, rows, notes = table(runs)
-    row = baseline_row(data)
-    rows = [*rows, row + [""] * (len(header) - len(row))]
-    origins = f"The trees were tested on the same recordings: {data.evaluated_on}; last column of numbers as for runs."
+    rows = [*rows, baseline_row(data, header)]
+    origins = f"The trees were tested on the same recordings: {data.evaluated_on}. They have no epochs: one fit a seed."
     atomic_write_text(out, f"# {title}\n\n{about}\n\n{as_markdown(header, rows, [*notes, origins])}")
     print(out)
 
@@ -151,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             export_onnx(classifier, target)
             costs.append(report(classifier, target))
     cpu = runs[0].env["cpu"]
-    told = f"One sample on one thread, float32, median of 30 calls; {cpu}. The Gramian field is part of the network."
+    told = f"{MEASURED.format(30)}; {cpu}. The Gramian field is part of the network."
     atomic_write_text(Path(f"{stem}_cost.md"), f"# What teacher and students cost\n\n{as_table(costs)}\n\n{told}\n")
     if args.berkeley_root is not None:
         others = find_runs(args.berkeley_root, "berkeley_mhad")
