@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.sh"))
 TRAIN = ("train_teacher.py", "train_student.py")
-VARIABLE = re.compile(r"\$\{?[\w@\[\]+:]+")
+VARIABLE = re.compile(r"\$\(|\$\{?[\w@\[\]+:]+")
 
 
 def lines_of(path: Path) -> list[str]:
@@ -86,7 +86,7 @@ def test_is_understood(call, monkeypatch, tmp_path):
     for registry in (method_dict, model_dict):  # what a plugin adds is forgotten
         monkeypatch.setattr(registry, "table", dict(registry.table))
     if any("$" in token for token in argv):
-        values = {"--distill": "kd", "--epochs": "1", "--few_ratio": "0.5", "--seed": "0"}
+        values = {"--distill": "kd", "--epochs": "1", "--lr_decay_epochs": "1", "--few_ratio": "0.5", "--seed": "0"}
         values |= dict.fromkeys(("--model_s", "--model_t", "--model"), "resnet8")
         argv = [
             values.get(before, "w") if VARIABLE.search(t) else t for before, t in zip([None, *argv], argv, strict=False)
