@@ -17,7 +17,7 @@ mkdir -p "$save"
 "$PYTHON" scripts/video/utd_lists.py "$clips" "$save/lists"
 data=(--dataset video --data_folder "$clips" --train_list "$save/lists/train.txt" --test_list "$save/lists/test.txt"
     --image_size 48 --short_side 54 --num_segments 8 --no_flip --frame_cache "$save/frames" --num_workers 0)
-recipe=(--batch_size 8 --optimizer adamw --learning_rate 5e-4 --weight_decay 0.01 --clip_grad 5 --train_crop centre
+recipe=(--batch_size 8 --optimizer adamw --learning_rate 5e-4 --weight_decay 0.01 --clip_grad 5 --train_crop multiscale5
     --tb_backend none)
 "$PYTHON" train_teacher.py "${data[@]}" "${recipe[@]}" --epochs "$((2 * epochs))" \
     --lr_decay_epochs "$((epochs * 4 / 3)),$((epochs * 5 / 3))" --model tsm:ResNet18 --save_root "$save"
