@@ -17,7 +17,7 @@ common=(--dataset utd_mhad --data_folder "$utd" --save_root "$save" --clip_cache
 teacher=$(ls -d "$save"/teachers/models/trn_bninception_vanilla_utd_mhad_*)
 "$PYTHON" train_student.py "${common[@]}" --modality_t video --modality_s accel --window 48 \
     --path_t "$teacher/trn_bninception_last.pth" --model_s resnet18_gaf,sensor_cnn --distill vanilla,kd,dask --trials 3 \
-    --epochs 20 --lr_decay_epochs 12,17 --learning_rate 0.05
+    --epochs 20 --lr_decay_epochs 12,17 --learning_rate 0.05 --clip_grad 5
 "$PYTHON" train_student.py --dataset berkeley_mhad --data_folder "$berkeley" --save_root "$save/berkeley" \
     --modality_s accel --distill vanilla --model_s sensor_cnn --window 64 --trials 3 --epochs 20 --lr_decay_epochs 12,17 --learning_rate 0.05
 "$PYTHON" scripts/vskd/report.py --root "$save" --data_folder "$utd" --clip_cache "$cache" \
