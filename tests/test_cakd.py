@@ -418,6 +418,19 @@ def test_cakd_resumes_exactly(commands, vit_teacher, tmp_path, variant):
     assert best["model"].keys() == plain.keys() and "proj" not in best, "only the student is taken away"
 
 
+def test_cakd_in_two_processes(commands, vit_teacher, tmp_path):
+    """A whole run on two halves of each batch; the critic's own optimiser steps on the mean of both."""
+    argv = ("--path_t", vit_teacher / "vit_micro_cifar_best.pth", *SETTINGS, "--epochs", 1, "--cakd_every", 1)
+    done = commands.student(*argv, "--save_root", tmp_path, ranks=2).finished()
+    assert done.out.count("==> training...") == 1
+    folder = next((tmp_path / "students" / "models").iterdir())
+    (row,) = rows_of(folder)
+    assert {f"train_cakd_{term}" for term in ("gl", "pca", "adv", "critic")} <= row.keys()
+    last = torch.load(folder / "resnet8_last.pth", weights_only=True)
+    assert len(last["ranks"]) == 2
+    assert last["step_state"]["optimizers"]["cakd.critic"]["state"]
+
+
 def test_cakd_teacher_without_attention_is_one_sentence(commands, teacher, tmp_path):
     done = commands.student("--distill", "cakd", "--path_t", teacher, "--save_root", tmp_path, "--skip_validation")
     done.refused("cakd needs a teacher whose last block attends", "resnet8 shows no such attention")
