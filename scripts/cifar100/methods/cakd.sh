@@ -10,4 +10,5 @@ shift
 "$PYTHON" train_student.py --distill cakd \
     -c 1 -d 0 -b 1 --cakd_variant paper \
     --dataset cifar100 --path_t "$teacher" --model_t vit_tiny_cifar --model_s resnet8x4 \
-    --batch_size 64 --epochs 240 --learning_rate 0.05 --lr_decay_epochs 150,180,210 --weight_decay 5e-4 --clip_grad 5 "$@"
+    --batch_size 64 --epochs 240 --learning_rate 0.05 --lr_decay_epochs 150,180,210 --weight_decay 5e-4 \
+    --clip_grad 5 "$@"
