@@ -14,6 +14,7 @@ import torch
 
 from dataset import dataset_dict
 from dataset.base import DataOptions
+from dataset.resident import ResidentData
 from helper import build
 from helper.checkpoint import atomic_write_json
 from helper.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
@@ -35,7 +36,9 @@ def parse(argv):
     parser.add_argument("--s_path", "--path", "--student_weights", required=True, help="checkpoint of any network")
     parser.add_argument("--arch", "--model", help="its architecture, where neither the file nor its path tells")
     parser.add_argument(
-        "--dataset", default="STL-10", help="what to probe on: STL-10, TinyImageNet, or any other data set"
+        "--dataset",
+        default="STL-10",
+        help="what to probe on: STL-10, TinyImageNet, or any set of images held in memory",
     )
     parser.add_argument("--data", "--data_folder", default="../data/", help="where it lies")
     parser.add_argument("--solver", default="sgd", choices=("sgd", "lbfgs"), help="sgd as published, or to the optimum")
@@ -58,9 +61,13 @@ def parse(argv):
     for name, value in (SGD if args.solver == "sgd" else LBFGS).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name in ("epochs", "batch_size", "views"):
-        if getattr(args, name) < 1:
+    for name in ("epochs", "batch_size", "views", "image_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    if args.init_lr <= 0 or args.weight_decay < 0:
+        raise UserError(f"--init_lr {args.init_lr} must be above 0 and --weight_decay {args.weight_decay} at least 0")
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        raise UserError(f"--json {args.json}: its folder does not exist")
     return args
 
 
@@ -74,7 +81,14 @@ def main(argv=None):
     seen = {"image": (3, args.image_size or 32, args.image_size or 32)}  # by a student that deploys a projector
     network = build.load_network(args.s_path, args.arch, None, seen, flag="--arch")
     options = DataOptions(root=Path(args.data), few_ratio=args.few_ratio, seed=args.manual_seed)
+    if network.spec.input != "image":
+        raise UserError(f"{network.spec.name} reads {network.spec.input}, and a probe shows it single images")
     data = dataset_dict[args.dataset](options)
+    if not isinstance(data, ResidentData):
+        raise UserError(
+            f"--dataset {args.dataset} is no set of images held in memory: choose STL-10, TinyImageNet, cifar100, or "
+            "folder for a tree of images"
+        )
     size = args.image_size or network.spec.input_shape[-1]
     norm = PUBLISHED.get(data.name, (None, None)) if args.norm == "published" else (None, None)
     net = build.to_device(feature_net(network, *norm), device)

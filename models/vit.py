@@ -26,8 +26,8 @@ PREFIX = 1  # the class token
 class PatchEmbed(nn.Module):
     """[B, 3, H, W] -> [B, D, H / patch, W / patch], by 3 x 3 convolutions of stride 2 and a linear layer.
 
-    Xiao et al., NeurIPS 2021 (section 4): with such a stem a transformer trains with plain SGD, from scratch, and in
-    fewer epochs than with one large convolution.
+    Xiao et al., NeurIPS 2021 (section 4): with such a stem a transformer trains in fewer epochs than with one large
+    convolution, and is less particular about optimiser and learning rate.
     """
 
     def __init__(self, patch: int, width: int):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What CAKD costs beside plain KD: python scripts/bench_cakd.py --student ResNet50 ResNet18 --markdown
+"""What CAKD costs beside plain KD: python scripts/bench_cakd.py --student ResNet50 ResNet18 --markdown FILE
 
 A training step at 224 px (random images, a ViT teacher with random weights; arithmetic depends on neither) of kd and of
 both variants. Every configuration is a process of its own; they take turns, and ratios are taken within a round.
@@ -28,10 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from helper import build
-from helper.checkpoint import Checkpoint, atomic_write_json
+from helper.checkpoint import Checkpoint, atomic_write_json, atomic_write_text
 from helper.options import parse
 from helper.protocols import Batch, Progress, UserError
 from helper.runs import environment
@@ -76,6 +77,7 @@ class Photos:
 def serve(request: dict[str, Any]) -> None:
     """The process of one configuration: a line of JSON in, a line out."""
     torch.set_num_threads(request["threads"])
+    clock = time.process_time if request["clock"] == "cpu" else time.perf_counter
     argv = ["--gpu_id", request["gpu_id"], "--model_s", request["student"], "--precision", request["precision"]]
     settings = parse([*argv, "--distill", *KINDS[request["kind"]]], teacher=False)
     device, autocast = setup(settings)
@@ -107,10 +109,10 @@ def serve(request: dict[str, Any]) -> None:
         seconds = []
         for _ in range(count):
             wait()
-            started = time.perf_counter()
+            started = clock()
             step(batch, Progress(EPOCH, 120, done, 10**6))
             wait()
-            seconds.append(time.perf_counter() - started)
+            seconds.append(clock() - started)
             done += 1
         return seconds
 
@@ -119,7 +121,9 @@ def serve(request: dict[str, Any]) -> None:
         order = json.loads(line)
         if order == "macs":
             done = 0  # a step with an update of the discriminator
-            with FlopCounterMode(display=False) as counter:
+            # kernels that do several multiplications at once are unknown to the counter
+            torch.backends.mha.set_fastpath_enabled(False)
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
                 steps(1)
             answer: Any = counter.get_total_flops() / 2 / request["batch_size"]
         else:
@@ -139,7 +143,7 @@ def serve(request: dict[str, Any]) -> None:
 class Subject:
     def __init__(self, kind: str, student: str, args: argparse.Namespace):
         self.kind, self.student, self.turns = kind, student, []
-        keys = ("teacher", "batch_size", "size", "threads", "gpu_id", "precision")
+        keys = ("teacher", "batch_size", "size", "threads", "clock", "gpu_id", "precision")
         request = {"kind": kind, "student": student} | {k: getattr(args, k) for k in keys}
         command = [sys.executable, __file__, "--worker", json.dumps(request)]
         env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
@@ -212,6 +216,21 @@ def line(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def page(report: dict[str, Any]) -> list[str]:
+    """Lines of Markdown."""
+    rows, r = [HEADER, ("---",) * len(HEADER), *map(line, report["rows"])], report
+    return [
+        f"`{r['command']}`",
+        "",
+        f"{r['teacher']} teaches, {r['size']} px, batch {r['batch_size']}, {r['rows'][0]['dtype']}, {r['device']}, "
+        f"{r['threads']} thread(s), {r['clock']} clock, torch {r['environment']['versions']['torch']}, {r['date']}; "
+        f"median of {r['rounds']} rounds of {r['steps']} steps, the discriminator's among them. MACs and memory of a "
+        "whole step.",
+        "",
+        *("| " + " | ".join(cells) + " |" for cells in rows),
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -227,10 +246,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add("--rounds", type=int, default=3)
     add("--threads", type=int, default=os.cpu_count())
+    add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: seconds of the processor, with --threads 1")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     add("--gpu_id", default="0")
     add("--json", help="write all figures here")
-    add("--markdown", action="store_true")
+    add("--markdown", help="write the table here")
     add("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
@@ -239,20 +259,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("batch_size", "steps", "rounds", "size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    if args.clock == "cpu" and (args.threads > 1 or build.pick_device(args.gpu_id)[0].type == "cuda"):
+        raise UserError("--clock cpu adds up the seconds of all threads, waiting ones too: pass --threads 1, on a CPU")
     rows = [row for student in args.student for row in measure(model_dict.resolve(student), args)]
     machine = environment()
     report = {
         "command": shlex.join(["python", "scripts/bench_cakd.py", *(sys.argv[1:] if argv is None else argv)]),
         "date": datetime.date.today().isoformat(),
         "device": machine["gpus"][0] if machine["gpus"] else machine["cpu"],
-        **{k: getattr(args, k) for k in ("teacher", "batch_size", "size", "threads", "steps", "rounds")},
+        **{k: getattr(args, k) for k in ("teacher", "batch_size", "size", "threads", "clock", "steps", "rounds")},
         "environment": machine,
         "rows": rows,
     }
-    print(f"{args.teacher}, {args.size} px, batch {args.batch_size}, {rows[0]['dtype']}, {report['device']} "
-          f"({args.threads} threads), {report['date']}: {report['command']}")  # fmt: skip
-    lines = [HEADER, *([("---",) * len(HEADER)] if args.markdown else []), *map(line, rows)]
-    print("", *("| " + " | ".join(cells) + " |" for cells in lines), sep="\n")
+    text = "\n".join(page(report))
+    print(text)
+    if args.markdown:
+        atomic_write_text(args.markdown, f"# A step of CAKD beside one of plain KD\n\n{text}\n")
     if args.json:
         atomic_write_json(report, args.json)
 

@@ -75,6 +75,8 @@ def read_run(folder: Path) -> Run | None:
     try:
         args, parameters, env = (json.loads((folder / f"{n}.json").read_text()) for n in ("args", "parameters", "env"))
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        if not rows:
+            raise ValueError("metrics.jsonl is empty")
         return Run(folder, args["identity"], parameters, rows, env)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} is not a run folder as this tool writes it ({error!r})") from error

@@ -392,7 +392,7 @@ def vit_teacher(commands, tmp_path_factory):
     return root / "teachers" / "models" / "vit_micro_cifar_vanilla_digits_trial_0_epochs:1_max_steps:3"
 
 
-SETTINGS = ("--distill", "cakd", "--epochs", 3, "--few_ratio", 0.1, "--batch_size", 60, "--tb_backend", "none")
+SETTINGS = ("--distill", "cakd", "--epochs", 2, "--few_ratio", 0.1, "--batch_size", 60, "--tb_backend", "none")
 SETTINGS += ("--skip_validation", "--cakd_every", 2, "--learning_rate", 0.001)
 
 
@@ -402,7 +402,7 @@ def test_cakd_resumes_exactly(commands, vit_teacher, tmp_path, variant):
     argv = ("--path_t", vit_teacher / "vit_micro_cifar_best.pth", *SETTINGS, "--cakd_variant", variant)
     argv += ("--cakd_start", 0)
     folders = []
-    for root, at in ((tmp_path / "whole", ()), (tmp_path / "cut", (5, 2))):
+    for root, at in ((tmp_path / "whole", ()), (tmp_path / "cut", (1, 4))):
         for step in at:
             assert commands.student(*argv, "--save_root", root, signals=[[step, 15]]).code == 143
         commands.student(*argv, "--save_root", root).finished()
@@ -416,6 +416,19 @@ def test_cakd_resumes_exactly(commands, vit_teacher, tmp_path, variant):
     assert any("critic" in k for k in last["step_state"]["trained"])
     plain = model_dict["resnet8"](num_classes=10).state_dict()
     assert best["model"].keys() == plain.keys() and "proj" not in best, "only the student is taken away"
+
+
+def test_cakd_in_two_processes(commands, vit_teacher, tmp_path):
+    """A whole run on two halves of each batch; the critic's own optimiser steps on the mean of both."""
+    argv = ("--path_t", vit_teacher / "vit_micro_cifar_best.pth", *SETTINGS, "--epochs", 1, "--cakd_every", 1)
+    done = commands.student(*argv, "--save_root", tmp_path, ranks=2).finished()
+    assert done.out.count("==> training...") == 1
+    folder = next((tmp_path / "students" / "models").iterdir())
+    (row,) = rows_of(folder)
+    assert {f"train_cakd_{term}" for term in ("gl", "pca", "adv", "critic")} <= row.keys()
+    last = torch.load(folder / "resnet8_last.pth", weights_only=True)
+    assert len(last["ranks"]) == 2
+    assert last["step_state"]["optimizers"]["cakd.critic"]["state"]
 
 
 def test_cakd_teacher_without_attention_is_one_sentence(commands, teacher, tmp_path):

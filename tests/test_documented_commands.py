@@ -32,6 +32,13 @@ def lines_of(path: Path) -> list[str]:
     return [line.strip() for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 
+def replacements_of(page: Path) -> list[str]:
+    """Commands that a page's tables name in their last column, in place of another toolbox's, to be typed as is."""
+    cells = [line.strip(" |").split("|")[-1] for line in page.read_text().splitlines() if line.startswith("| ")]
+    calls = [re.search(r"`[^`]*?((?:scripts/)?\w+\.py [^`]*)`", cell) for cell in cells]
+    return [call[1] for call in calls if call and not re.search(r"\.\.\.|\[", call[1])]
+
+
 def defaults_of(path: Path) -> dict[str, str]:
     """Variables of a script with a value that can be read off it: a text, a default, the first turn of a loop."""
     text = path.read_text()
@@ -44,7 +51,7 @@ def defaults_of(path: Path) -> dict[str, str]:
 def commands_of(path: Path) -> list[list[str]]:
     """[program, arguments...] for every call of a Python program of the repository. "$@" and arrays are left out, other
     variables stand for a word."""
-    out = []
+    out = [shlex.split(call) for call in replacements_of(path)] if path.suffix == ".md" else []
     for line in lines_of(path):
         line = re.sub(r"^bash (scripts/(?:run_table|fetch_teachers))\.sh", r"python \1.py", line)  # they pass all on
         found = re.search(r"(?:^|\s|\()(?:python3?|\"\$PYTHON\")\s+((?:scripts/)?\w+\.py.*)", line)

@@ -268,6 +268,26 @@ def test_the_printed_command_runs(commands, student, stl10, tiny, tmp_path):
     commands("eval_rep.py", *argv[:4], "--s-path", student, "--data", tmp_path).refused("TinyImageNet", "lacks train/")
 
 
+def test_wrong_input_is_one_sentence(student, tmp_path):
+    import eval_rep
+
+    for folder in (tmp_path / part / name for part in ("train", "val") for name in ("a", "b")):
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "0.png")
+    torch.save(model_dict["sensor_cnn"](num_classes=3).state_dict(), tmp_path / "sensor_cnn_best.pth")
+    given = ("--s_path", student, "--arch", "mobilenetV2", "--data", tmp_path)
+    for argv, words in (
+        ((*given, "--init_lr", 0), "--init_lr 0.0 must be above 0"),
+        ((*given, "--weight_decay", -1), "--weight_decay -1.0 at least 0"),
+        ((*given, "--image_size", 0), "--image_size 0 must be at least 1"),
+        ((*given, "--json", tmp_path / "none" / "x.json"), "its folder does not exist"),
+        ((*given, "--dataset", "imagenet"), "imagenet is no set of images held in memory"),
+        (("--s_path", tmp_path / "sensor_cnn_best.pth", "--arch", "sensor_cnn"), "sensor_cnn reads sensor"),
+    ):
+        with pytest.raises(UserError, match=words):
+            eval_rep.main([str(a) for a in argv])
+
+
 def test_the_printed_test_command_runs(commands, teacher, student, tmp_path):
     argv = ("--arch", "mobilenetV2_aux", "--student-weights", student, "--dataset", "digits", "--data", tmp_path)
     done = commands("test_model.py", *argv, "--gpu", 0, "--manual", 0).finished()

@@ -78,7 +78,7 @@ def test_rotations_turn_counter_clockwise_image_by_image():
     assert views[0].tolist() == want and (views[1] - 10).tolist() == want
 
 
-def test_joint_labels():
+def test_joint_labels_of_hsakd_teacher_and_hsakd_online():
     batch = rotated_batch(np.array([3, 7]))
     assert joint_labels(batch).tolist() == [12, 13, 14, 15, 28, 29, 30, 31]
     assert joint_labels(batch, 2).tolist() == 2 * [12, 13, 14, 15, 28, 29, 30, 31]
@@ -128,13 +128,13 @@ def test_a_budget_keeps_the_upright_view_and_the_expectation(num):
 # ------------------------------------------------------------------ HSAKD
 
 
-def test_golden_teacher():
+def test_golden_hsakd_teacher():
     terms, *_ = run(build("hsakd_teacher"), features(GOLDEN["s"]), {}, rotated_batch())
     assert value(terms, "cls", "hsakd_teacher") == pytest.approx(6.779237341744265, rel=1e-12)
     assert value(terms, "cls", "hsakd_teacher") == pytest.approx(reference.hsakd_teacher(*GOLDEN["s"], Y), rel=1e-12)
 
 
-def test_golden_student():
+def test_golden_hsakd():
     terms, *_ = run(build("hsakd"), features(GOLDEN["s"]), features(GOLDEN["t"]), rotated_batch())
     cls, div = reference.hsakd_student(*GOLDEN["s"], *GOLDEN["t"], Y)
     assert value(terms, "cls") == pytest.approx(1.4740464458226992, rel=1e-12) == cls
@@ -143,7 +143,7 @@ def test_golden_student():
     assert terms.keys() == {"cls", "div", "hsakd"}
 
 
-def test_golden_online():
+def test_golden_hsakd_online():
     method = build("hsakd_online")
     s, t = features(GOLDEN["s"], grad=True), features(GOLDEN["t"], grad=True)
     terms, *_ = run(method, s, t, rotated_batch())
@@ -151,11 +151,16 @@ def test_golden_online():
     assert (cls, div) == pytest.approx((13.851788846806052, 4.858615391556689), rel=1e-12)
     total = sum(method.weights(LATE)[k] * v for k, v in terms.items())
     assert total.item() == pytest.approx(cls + div, rel=1e-12)
-    only_student = run(method, s, {k: v.detach() for k, v in t.items()}, rotated_batch())[0]
-    wanted = torch.autograd.grad(sum(only_student.values()), list(s.values()))
-    got = torch.autograd.grad(total, list(s.values()))
-    for a, b in zip(got, wanted, strict=True):  # neither peer's targets carry a gradient into it
-        torch.testing.assert_close(a, b)
+    same = {head: head for head in method.heads}
+    for own, other in ((s, t), (t, s)):  # a peer learns from its labels and from the other, and is no moving target
+        fixed = {k: v.detach() for k, v in other.items()}
+        apart = method.joint_entropy(own, method.heads, rotated_batch()) + method.head_kl(own, fixed, same)
+        heads = [own[head] for head in method.heads]
+        got = torch.autograd.grad(terms["hsakd_online"], heads, retain_graph=True)
+        for a, b in zip(got, torch.autograd.grad(apart, heads), strict=True):
+            torch.testing.assert_close(a, b)
+    for name, peer in (("div", t), ("peer_div", s)):
+        assert torch.autograd.grad(terms[name], peer["logits"], allow_unused=True, retain_graph=True) == (None,)
 
 
 @pytest.mark.parametrize("name", ["hsakd_teacher", "hsakd", "hsakd_online", "dpcd_teacher", "dpcd"])
@@ -300,7 +305,7 @@ def ced_of(beta=8.0, detach=False):
     return terms["dpcd_ced"].item(), [0.0 if g is None else g.norm().item() for g in grads]
 
 
-def test_golden_ced():
+def test_golden_dpcd_ced():
     """The published logarithm adds 1e-8, which the log-space form does not need: T^2 * 1e-8 * b_t / b_s apart."""
     got, norms = ced_of()
     tckd, nckd = reference.ced(DPCD_S, DPCD_T, DPCD_Y)
@@ -315,7 +320,7 @@ def test_golden_ced():
 @pytest.mark.parametrize(
     ("epoch", "want"), [(1, 0.0), (6, 0.7410602321539772), (21, 2.964240928615909), (99, 2.964240928615909)]
 )
-def test_golden_dynamic_weights(epoch, want):
+def test_golden_dpcd_weights(epoch, want):
     """epoch: 1-based; the published ones are 0, 5, 20."""
     method = dpcd(cls=0.0, as_published=True)
     progress = Progress(epoch=epoch, epochs=240, step=3, steps_per_epoch=782)
@@ -356,7 +361,7 @@ def test_dpcd_teacher_is_its_equation():
 
 
 @pytest.mark.parametrize("as_published", [False, True])
-def test_the_schedule_follows_the_steps_or_stays_at_the_first(as_published):
+def test_dpcd_schedule_follows_the_steps_or_stays_at_the_first(as_published):
     """Sixty steps that pass both tiers, the end of the sensitivity's decay and a full history."""
     method, literal = dpcd(history=20, as_published=as_published), reference.Dynamic(20)
     rng, seen = np.random.default_rng(3), []
@@ -372,7 +377,7 @@ def test_the_schedule_follows_the_steps_or_stays_at_the_first(as_published):
     assert len({round(alpha, 4) for alpha, _ in seen}) > 10
 
 
-def test_saturated_logits_give_no_nan():
+def test_dpcd_of_saturated_logits_is_no_nan():
     """The published form takes the logarithm of zero here."""
     z = torch.tensor([[400.0, 0, 0, 0, 0], [0, 400.0, 0, 0, 0], [-400.0, 0, 0, 0, 400.0], [0, 0, 0, 0, 0]])
     s = {"logits": z.clone().requires_grad_(), "aux1": (-z).requires_grad_(), "aux2": z.flip(0).requires_grad_()}
@@ -383,7 +388,7 @@ def test_saturated_logits_give_no_nan():
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(total, list(s.values())))
 
 
-def test_a_history_longer_than_a_turn_keeps_the_latest():
+def test_dpcd_history_longer_than_a_turn_keeps_the_latest():
     method = dpcd(history=6)
     for i in range(4):
         method._remember(torch.arange(4 * i, 4 * i + 4).double())

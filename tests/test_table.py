@@ -128,3 +128,10 @@ def test_repetitions_with_one_seed_are_refused(add, table):
     add("--distill kd --seed 3 --trial 1", "y")
     with pytest.raises(UserError, match="share seed and data order: x, y"):
         table()
+
+
+def test_a_run_whose_epochs_are_lost_is_named(add, table, tmp_path):
+    name = add("--distill kd", "emptied")
+    (tmp_path / "students" / "models" / name / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match="emptied is not a run folder as this tool writes it .*metrics.jsonl is empty"):
+        table()
