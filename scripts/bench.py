@@ -320,8 +320,8 @@ def checks(
         out.append((f"{method} >= {faster} x baseline", gain, gain >= faster))
         memory = row[mine]["peak_mb"] / row[theirs]["peak_mb"]
         out.append((f"{method} peak memory <= baseline's training process", memory, memory <= 1.0))
-        share = row[mine]["loader_share"]
-        out.append((f"{method} loader < 2 % of the step", share, share < 0.02))
+        if (share := row[mine].get("loader_share")) is not None:  # --light leaves it out
+            out.append((f"{method} loader < 2 % of the step", share, share < 0.02))
     for r in ratios:
         if r["what"] == "overhead":
             limit = max(OVERHEAD, OVER_ARITHMETIC * r["step_macs_ratio"])

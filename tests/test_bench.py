@@ -240,3 +240,11 @@ def test_baseline_costs_what_the_literal_loop_costs(method):
         literal = seconds(lambda: reference_loop.train(method, student, teacher, projector, plain))
         ratios.append(seconds(lambda: [usual(*batch) for batch in plain]) / literal)
     assert statistics.median(ratios[2:]) == pytest.approx(1, abs=0.05), ratios
+
+
+def test_checks_of_a_light_report():
+    """Without the loader's own time, the speed-up is still held against its target."""
+    rows = [{"label": label, "peak_mb": 10.0} for label in ("ours kd bf16", "baseline kd fp32")]
+    ratios = [{"what": "speed-up", "slow": "baseline kd fp32", "fast": "ours kd bf16", "ratio": 2.3}]
+    found = {c["target"]: c["passed"] for c in bench.checks(rows, ratios, "bf16")}
+    assert found == {"kd >= 2.0 x baseline": True, "kd peak memory <= baseline's training process": True}
