@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from helper.checkpoint import atomic_write_json
+from helper.checkpoint import atomic_write_json, make_folder
 from helper.memory import free
 from helper.protocols import Batch, Features, TeacherSource, UserError
 
@@ -165,10 +165,7 @@ class CachedTeacher:
         self.hits = self.asked = 0
         layout = {"logits": (num_classes, dtype)} | ({} if pooled is None else {"pooled": pooled})
         self.stores = {k: Store(self.folder, k, num_samples * num_views, *v) for k, v in layout.items()}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot create the teacher cache {self.folder}: {error.strerror}") from error
+        make_folder(self.folder, "teacher cache")
         with alone(self.folder):
             self._open_folder(rebuild)
             resident = device.type != "cpu" and self._resident(device, where)

@@ -53,12 +53,12 @@ def atomic_write_json(obj: Any, path: str | Path) -> None:
     atomic_write_text(path, json.dumps(obj, indent=4, default=str))
 
 
-def make_folder(path: Path) -> None:
-    """With what is above it; UserError where it cannot be."""
+def make_folder(path: Path, what: str = "folder") -> None:
+    """With what is above it; UserError where it cannot be. what: as messages call it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot make the {what} {path}: {error.strerror or error}") from error
 
 
 def _replace(path: Path, content: bytes | memoryview) -> None:
