@@ -81,6 +81,16 @@ class PublishedAttention(nn.Module):
         return self.to_qkv(f.flatten(2).mT).unflatten(2, (3, -1)).transpose(1, 2)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v: [..., P, d] each -> [..., P, d].
+
+    A CPU computes the plain products, and their gradient above all, in less time than torch's fused kernel.
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    return (q / math.sqrt(q.shape[-1]) @ k.mT).softmax(-1) @ v
+
+
 def mean_products(a: Tensor, b: Tensor, heads: int) -> Tensor:
     """a b^T, mean over heads: [B, P, H * d] each -> [B, P, P], before any scale.
 
@@ -290,10 +300,10 @@ class CAKD(Distiller):
 
     def _compared(self, own: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """PCAttn_S, V_S V_S^T / sqrt(d), and the same two of the teacher; own, theirs: [B, 3, H, P, d]."""
-        drawn = torch.rand(own.shape, generator=self.rng, device=own.device)
-        mixed = torch.where(drawn < self.cfg.replace, theirs.to(own.dtype), own)
+        kept = (torch.rand(own.shape, generator=self.rng, device=own.device) >= self.cfg.replace).to(own.dtype)
+        mixed = torch.addcmul(theirs.to(own.dtype) * (1 - kept), own, kept)  # a selection, in half the time of where()
         scale = math.sqrt(own.shape[-1])
-        attended = [F.scaled_dot_product_attention(*qkv.unbind(1)) for qkv in (mixed, theirs)]
+        attended = [attention(*qkv.unbind(1)) for qkv in (mixed, theirs)]
         values = [v @ v.mT / scale for v in (own[:, 2], theirs[:, 2])]
         return attended[0], values[0], attended[1], values[1]
 
