@@ -125,10 +125,24 @@ class RunFolder:
                     f"{args} is not readable as this tool writes it; --overwrite starts the run anew"
                 ) from error
             refuse_differences(self.models, before, json.loads(json.dumps(described["identity"])))
+            if not self.finished.exists():
+                self._note_continuation()
         else:
             atomic_write_json(environment(), self.models / "env.json")
             atomic_write_json(described, args)
         return self.finished.exists()
+
+    def _note_continuation(self) -> None:
+        """env.json gains what is other in this process than in the first: another commit, machine or torch."""
+        path = self.models / "env.json"
+        try:
+            first = dict(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            first = {}
+        now = json.loads(json.dumps(environment()))
+        other = {k: v for k, v in now.items() if first.get(k) != v}
+        if other and other not in (told := first.get("continued", [])):
+            atomic_write_json(first | {"continued": [*told, other]}, path)
 
     def adopt(self, other: Path) -> None:
         """Bring in the rows and the best checkpoint of a run that goes on here from its folder `other`."""

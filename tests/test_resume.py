@@ -128,15 +128,21 @@ def test_second_ctrl_c_does_not_wait(commands, teacher, reference, tmp_path):
     assert_same(run.folder, reference)
 
 
-def test_torn_line_is_cut(commands, teacher, reference, tmp_path):
+def test_torn_line_is_cut_and_another_commit_noted(commands, teacher, reference, tmp_path):
     run = Run(commands, teacher, tmp_path)
     run.go(signals=[[STEPS * 2 + 2, int(signal.SIGTERM)]])
     metrics = run.folder / "metrics.jsonl"
     assert len(rows_of(run.folder)) == 2
     with open(metrics, "a") as file:
         file.write(metrics.read_text().splitlines()[0][:40])
+    env = json.loads((run.folder / "env.json").read_text())
+    (run.folder / "env.json").write_text(json.dumps(env | {"commit": "an older one"}))
+    run.go(signals=[[STEPS + 2, int(signal.SIGTERM)]])
     run.go().finished()
     assert_same(run.folder, reference)
+    noted = json.loads((run.folder / "env.json").read_text())
+    assert noted["commit"] == "an older one" and noted["continued"] == [{"commit": env["commit"]}]
+    assert "continued" not in json.loads((reference / "env.json").read_text())
 
 
 def improvement(folder: Path) -> int | None:
