@@ -19,7 +19,7 @@ Box = tuple[int, int, int, int]
 SCALES = (1.0, 0.875, 0.75, 0.66)
 CORNERS_AND_CENTRE = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2))  # (column, row) on a grid of quarters
 THIRTEEN = (*CORNERS_AND_CENTRE, (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
-SNAP = 3  # px; a side this near the network's is taken as that
+SNAP = 3  # px
 
 
 def resize(clip: Tensor, height: int, width: int) -> Tensor:
@@ -37,10 +37,14 @@ def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def multiscale_sizes(height: int, width: int, size: int, max_gap: int = 1) -> list[tuple[int, int]]:
-    """(width, height) of the ten candidates: sides of SCALES, two neighbouring ones combined at most."""
+def multiscale_sizes(height: int, width: int, size: int | None = None, max_gap: int = 1) -> list[tuple[int, int]]:
+    """(width, height) of the ten candidates: sides of SCALES, two neighbouring ones combined at most.
+
+    size: of the network; a side within SNAP of it is taken as that.
+    """
     sides = [int(min(height, width) * scale) for scale in SCALES]
-    sides = [size if abs(side - size) < SNAP else side for side in sides]
+    if size is not None:
+        sides = [size if abs(side - size) < SNAP else side for side in sides]
     return [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= max_gap]
 
 
@@ -49,7 +53,12 @@ def multiscale_crop(height: int, width: int, size: int, places: int, rng: np.ran
     candidates = multiscale_sizes(height, width, size)
     w, h = candidates[rng.integers(len(candidates))]
     grid = THIRTEEN if places == len(THIRTEEN) else CORNERS_AND_CENTRE
-    column, row = grid[rng.integers(len(grid))]
+    return crop_at(height, width, h, w, grid[rng.integers(len(grid))])
+
+
+def crop_at(height: int, width: int, h: int, w: int, place: tuple[int, int]) -> Box:
+    """The h x w box at (column, row) of a grid of quarters."""
+    column, row = place
     return row * ((height - h) // 4), column * ((width - w) // 4), h, w
 
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.clip_transforms import THIRTEEN, Box, crop_at, multiscale_sizes
 from helper.protocols import UserError
 
 CACHE_VERSION = 1
 OPEN_CLIPS = 256  # memory maps held open
-CROP_SCALES = (1.0, 0.875, 0.75, 0.66)  # of the shorter side (TSN)
 
 
 @dataclass(frozen=True)
@@ -301,44 +301,19 @@ def segment_frames(num_frames: int, num_segments: int, draw: Sequence[float] | N
     return [k * length + int(u * length) for k, u in enumerate(draw)]
 
 
-def crop_boxes(height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """The (top, left, height, width) of TSN's multi-scale corner crops: sides of 1, .875, .75 and .66 of the shorter
-    side, two neighbouring ones at most combined, at 13 fixed places; without repetitions."""
-    sides = [int(min(height, width) * scale) for scale in CROP_SCALES]
-    boxes = {}
-    for i, h in enumerate(sides):
-        for j, w in enumerate(sides):
-            if abs(i - j) > 1:
-                continue
-            step_y, step_x = (height - h) // 4, (width - w) // 4
-            grid = [
-                (0, 0),
-                (0, 4),
-                (4, 0),
-                (4, 4),
-                (2, 2),
-                (0, 2),
-                (4, 2),
-                (2, 0),
-                (2, 4),
-                (1, 1),
-                (1, 3),
-                (3, 1),
-                (3, 3),
-            ]
-            boxes.update(dict.fromkeys((y * step_y, x * step_x, h, w) for y, x in grid))
-    return list(boxes)
+def crop_boxes(height: int, width: int) -> list[Box]:
+    """TSN's multi-scale corner crops: every pair of sides at each of 13 fixed places, without repetitions."""
+    boxes = (crop_at(height, width, h, w, place) for w, h in multiscale_sizes(height, width) for place in THIRTEEN)
+    return list(dict.fromkeys(boxes))
 
 
-def centre_box(height: int, width: int, side: int) -> tuple[int, int, int, int]:
+def centre_box(height: int, width: int, side: int) -> Box:
     """The middle square of `side` pixels, or of the whole shorter side where that is less."""
     side = min(side, height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 
 
-def render(
-    clip: np.ndarray, frames: Sequence[int], box: tuple[int, int, int, int], size: int, mirror: bool = False
-) -> Tensor:
+def render(clip: np.ndarray, frames: Sequence[int], box: Box, size: int, mirror: bool = False) -> Tensor:
     """Frames of a clip, cropped alike and resized (bilinear, antialiased): uint8 [K, C, size, size]."""
     from torchvision.transforms.v2 import functional as v2
 

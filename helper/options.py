@@ -460,6 +460,11 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UserError(f"--nesterov is a momentum of SGD, --optimizer {values['optimizer']} has none: drop one")
     if values["nesterov"] and not values["momentum"]:
         raise UserError("--nesterov needs a --momentum above 0")
+    if values["param_groups"] != "one" and values["norm_weight_decay"] is not None:
+        raise UserError(
+            f"--param_groups {values['param_groups']} sets the decay of batch norm and biases itself: leave out "
+            "--norm_weight_decay"
+        )
     if values["max_steps"] is not None and values["max_steps"] < 1:
         raise UserError(f"--max_steps {values['max_steps']} must be at least 1")
     if not 0 <= values["seed"] < 2**63:

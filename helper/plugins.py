@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -13,6 +14,8 @@ from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
 from helper.protocols import ModelSpec, UserError
 from models import model_dict
+
+PREFIX = "plugin_"  # of a file's name as a module
 
 
 def load_plugins(paths: Sequence[str]) -> None:
@@ -43,7 +46,7 @@ def load_plugins(paths: Sequence[str]) -> None:
 def _import(path: Path) -> ModuleType:
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"--plugin {path} is no Python file: give the path of a file that ends in .py")
-    name = f"plugin_{path.stem}"
+    name = PREFIX + path.stem
     known = sys.modules.get(name)
     if known is not None and known.__file__ == str(path.resolve()):
         return known
@@ -57,3 +60,9 @@ def _import(path: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def loaded_plugins() -> dict[str, str]:
+    """File name -> SHA-256 of what it holds, for every plugin of this process."""
+    files = [Path(str(m.__file__)) for name, m in list(sys.modules.items()) if name.startswith(PREFIX)]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}

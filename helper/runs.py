@@ -23,6 +23,7 @@ import torch
 
 from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text
 from helper.options import Settings, published_name
+from helper.plugins import loaded_plugins
 from helper.protocols import UserError
 from helper.reporting import claim
 
@@ -246,6 +247,7 @@ def environment() -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "plugins": loaded_plugins(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
 

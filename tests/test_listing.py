@@ -1,6 +1,7 @@
 """`--list` and README's tables, which come from the registries."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -153,4 +154,6 @@ def test_a_model_from_a_plugin(commands, tmp_path):
     argv = ("--dataset", "digits", "--epochs", 1, "--max_steps", 1, "--tb_backend", "none", "--save_root", tmp_path)
     commands("train_teacher.py", "--plugin", tmp_path / "mine.py", "--model", "mine8", *argv).finished()
     (best,) = tmp_path.rglob("mine8_best.pth")
+    digest = hashlib.sha256((tmp_path / "mine.py").read_bytes()).hexdigest()
+    assert json.loads((best.parent / "env.json").read_text())["plugins"] == {"mine.py": digest}
     commands("test_model.py", "--plugin", tmp_path / "mine.py", "--path", best, "--dataset", "digits").finished()

@@ -178,7 +178,11 @@ def test_a_whole_recipe_resumes_with_the_same_numbers_and_saves_the_average(comm
     best = max(found, key=lambda r: r["test_acc"])
     done = commands("test_model.py", "--path", folder / "resnet8_best.pth", "--dataset", "digits").finished()
     assert f"top-1 {best['test_acc']:.2f}" in done.out
-    for argv, words in ((("--ema", 1), "--ema 1.0"), (("--warmup_epochs", 3), "--warmup_epochs 3")):
+    for argv, words in (
+        (("--ema", 1), "--ema 1.0"),
+        (("--warmup_epochs", 3), "--warmup_epochs 3"),
+        (("--param_groups", "tsm"), "leave out --norm_weight_decay"),
+    ):
         commands.teacher(*RECIPE, *argv, "--save_root", tmp_path / "refused").refused(words)
 
 
