@@ -334,6 +334,11 @@ class Distiller(nn.Module):
             return ()
         return unreached(student)
 
+    @property
+    def keeps_network(self) -> bool:
+        """Whether what is evaluated never changes, as a frozen backbone; the latest epoch is then the best."""
+        return False
+
     def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
         return None
 

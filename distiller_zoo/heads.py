@@ -107,6 +107,10 @@ class HeadTeacher(WithHeads):
         trained = {id(p) for part in parts for p in part.parameters()}
         return [p for p in student.model.parameters() if id(p) not in trained]
 
+    @property
+    def keeps_network(self) -> bool:
+        return self.cfg.freeze_backbone
+
     def weights(self, progress: Progress) -> dict[str, float]:
         """A frozen backbone's cross-entropy is a constant, which published code adds to the loss it reports."""
         weights = super().weights(progress)

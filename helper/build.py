@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,6 +113,14 @@ def composite_spec(student: ModelSpec, method: Distiller) -> ModelSpec:
     return dataclasses.replace(student, taps=taps, head=head, mean=None, std=None, branches=())
 
 
+def file_checksum(path: str | Path) -> str:
+    """First 16 hex digits of the SHA-256; of published weights, their name."""
+    if (named := published(path)) is not None:
+        return named
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class Network:
     """A network read from a checkpoint, ready to be tapped; with `others`, the first of an ensemble.
@@ -128,6 +137,12 @@ class Network:
     @property
     def name(self) -> str:
         return "+".join(network.spec.name for network in (self, *self.others))
+
+    @property
+    def checksum(self) -> str:
+        """Of the files of all; of two peers in one file each has its own."""
+        members = (network.checkpoint for network in (self, *self.others))
+        return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") for c in members)
 
     def tapped(self, want: Sequence[str] = ()) -> TappedNet:
         if want and self.others:

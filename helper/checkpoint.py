@@ -99,6 +99,7 @@ class Checkpoint:
     epoch: int | None = None
     extra: dict[str, State] = field(default_factory=dict)
     evaluated_in: str = "fp32"
+    peer: str | None = None  # which of two was asked for
 
     @property
     def rounding(self) -> float:
@@ -190,10 +191,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         path,
         state,
         dict(meta) if isinstance(meta, Mapping) else {},
-        _accuracy(content),
+        _accuracy(content, state, entry, peer),
         None if epoch is None else int(epoch),
         extra,
         _evaluated_in(content),
+        peer,
     )
 
 
@@ -248,10 +250,17 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, float | int) or (isinstance(value, Tensor) and value.ndim == 0) else None
 
 
-def _accuracy(content: Mapping[str, Any]) -> float | None:
-    """Of the weights in the file. An unfinished run's best_acc is another epoch's; its row is theirs between epochs."""
+def _accuracy(content: Mapping[str, Any], state: State, entry: str | None, peer: str | None) -> float | None:
+    """Of these weights. An unfinished run's best_acc is another epoch's; its row is theirs between epochs.
+
+    A pair's one number is its first network's, or in published files the better one's; and published files of networks
+    with auxiliary heads do not say whether theirs is the network's or its best head's.
+    """
     if isinstance(row := content.get("row"), Mapping):
         return _number(row.get("test_acc")) if content.get("step") == 0 else None
+    foreign = not isinstance(content.get("meta"), Mapping)
+    if entry == "peer" or (foreign and (peer or any(k.startswith("auxiliary_classifier.") for k in state))):
+        return None
     for key in ACCURACY_ENTRIES:
         value = _number(content.get(key))
         if value is not None:

@@ -264,7 +264,7 @@ class Fit:
             "img_per_s": min(images, len(self.data.train_labels)) / trained,
             **self.after_epoch(),
         }
-        if stage.final and row["test_acc"] > self.best_acc:
+        if stage.final and (row["test_acc"] > self.best_acc or stage.step.method.keeps_network):
             self._save_best(stage, epoch, row, autocast)
         if distributed.is_main():
             self.folder.append(row)

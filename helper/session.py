@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -178,8 +177,8 @@ def measure_teacher(teacher: build.Network, data: DataSet, device: torch.device,
         log.info("Skipping teacher validation.")
         return None
     memory = Path(settings.save_root) / "teacher_accuracy.json"
-    checksum = "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others))
-    key = f"{teacher.name} {checksum} {teacher.weights} on {data.name} {getattr(data, 'test_checksum', data.checksum)}"
+    images = getattr(data, "test_checksum", data.checksum)
+    key = f"{teacher.name} {teacher.checksum} {teacher.weights} on {data.name} {images}"
     known = distributed.by_main(lambda: read_json(memory))
     if key in known:
         acc = known[key]
@@ -573,13 +572,12 @@ def shared_source(
         if data.num_crops is None:
             raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
         layout = source_layout(source, teacher.spec, data, device, taps if lanes[0].cache_pooled else ())
-        checksum = "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others))
-        weights = "" if teacher.weights is None else f" {teacher.weights}"
+        who = teacher.checksum + ("" if teacher.weights is None else f" {teacher.weights}")
         open_cache = partial(
             CachedTeacher,
             source,
             folder,
-            cache_key(checksum + weights, data.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name),
+            cache_key(who, data.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name),
             len(data.train_labels),
             data.num_crops,
             data.num_classes,
@@ -645,13 +643,13 @@ def describe(
         "precision": "bf16" if autocast else "fp32",
         "data": data.checksum,
         "test_data": getattr(data, "test_checksum", None),
-        "teacher": "+".join(file_checksum(n.checkpoint.path) for n in (teacher, *teacher.others)) if teacher else None,
+        "teacher": teacher.checksum if teacher else None,
     }
     if "dali" in settings.without_effect:
         identity.pop("dali")
     start = settings.values.get("pretrained_backbone")
     if start and Path(start).is_file():
-        identity["pretrained_backbone"] = file_checksum(start)
+        identity["pretrained_backbone"] = build.file_checksum(start)
     return {
         "identity": identity,
         "settings": settings.as_dict(),
@@ -662,14 +660,6 @@ def describe(
         "seed": settings.seed,
         "command": settings.command,
     }
-
-
-def file_checksum(path: str | Path) -> str:
-    """First 16 hex digits of the SHA-256; of published weights, their name."""
-    if (named := build.published(path)) is not None:
-        return named
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def finish(

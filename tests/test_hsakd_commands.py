@@ -52,6 +52,8 @@ def test_frozen_backbone(commands, aux_teacher, tmp_path):
     before, after = load_file(start)["model"], load_file(folder / "resnet8_aux_last.pth")["model"]
     changed = {k.split(".")[0] for k, v in before.items() if not torch.equal(v, after[k])}
     assert changed == {"auxiliary_classifier"}
+    best = load_file(folder / "resnet8_aux_best.pth")["model"]
+    assert all(torch.equal(v, best[k]) for k, v in after.items()), "its accuracy stays; the last heads are the best"
     assert all("train_cls" not in row for row in rows(folder))
     commands.teacher(*argv, "--freeze_backbone", "--overwrite").refused("--freeze_backbone", "--pretrained_backbone")
     other = (*argv, "--trial", 1, "--freezed", "--pretrained_backbone")
@@ -114,6 +116,11 @@ def test_both_peers_are_evaluated_saved_and_reported(online, commands, tmp_path)
     assert accuracy[epoch - 1] == max(accuracy)
     done = commands("test_model.py", "--path", f"{best}@net2", "--dataset", "digits", *SMALL)
     assert f"top-1 {rows(online)[epoch - 1]['test_acc_peer']:.2f}" in done.finished().out
+    assert "recorded in the file" not in done.out, "its one number is the first peer's"
+    argv = ("--distill", "kd", "--model_s", "resnet8", *SHORT, *SMALL, "--save_root", tmp_path)
+    for i in (1, 2):
+        done = commands.student(*argv, "--path_t", f"{best}@net{i}")
+    done.refused("holds a run with other settings (teacher was")
 
 
 def test_peers_refuse_a_teacher(commands, aux_teacher, tmp_path):
