@@ -358,3 +358,18 @@ def test_crd_runs_in_two_processes_and_resumes(tree, tree_teacher, dali, command
         for x in (found, rows(folder))
     ]
     assert untimed[0] == untimed[1]
+
+
+def test_hsakd_teacher_student_and_peers(tree, commands, tmp_path):
+    """The same flags as for CIFAR: a teacher with heads, its student, two peers; images are decoded as they are read."""
+    argv = (*common(tree, tmp_path, 8), "--num_workers", 0, "--epochs", 1, "--max_steps", 2, "--lr_decay_epochs", "")
+    commands("train_teacher.py", *argv, "--model", "resnet8_aux", "--distill", "hsakd_teacher").finished()
+    teacher = next((tmp_path / "teachers" / "models").glob("*_trial_0*")) / "resnet8_aux_last.pth"
+    student = ("train_student.py", *argv, "--model_s", "resnet8_aux", "--distill")
+    commands(*student, "hsakd", "--path_t", teacher).finished()
+    commands(*student, "hsakd_online").finished()
+    found = {
+        f.name.split("_imagenet_")[1].split("_r:")[0]: rows(f)[-1] for f in (tmp_path / "students" / "models").iterdir()
+    }
+    assert found.keys() == {"hsakd", "hsakd_online"} and found["hsakd"]["train_hsakd"] > 0
+    assert {"test_acc", "test_acc_peer", "train_peer_cls"} <= found["hsakd_online"].keys()
