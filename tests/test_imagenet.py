@@ -361,7 +361,7 @@ def test_crd_runs_in_two_processes_and_resumes(tree, tree_teacher, dali, command
 
 
 def test_hsakd_teacher_student_and_peers(tree, commands, tmp_path):
-    """The same flags as for CIFAR: a teacher with heads, its student, two peers; images are decoded as they are read."""
+    """The same flags as for CIFAR: a teacher with heads, its student, two peers; images are decoded as read."""
     argv = (*common(tree, tmp_path, 8), "--num_workers", 0, "--epochs", 1, "--max_steps", 2, "--lr_decay_epochs", "")
     commands("train_teacher.py", *argv, "--model", "resnet8_aux", "--distill", "hsakd_teacher").finished()
     teacher = next((tmp_path / "teachers" / "models").glob("*_trial_0*")) / "resnet8_aux_last.pth"
