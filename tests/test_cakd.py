@@ -367,7 +367,7 @@ def test_cakd_refuses(make, words):
 @pytest.mark.parametrize(
     ("student", "teacher", "options", "words"),
     [
-        ("resnet8", "resnet8x4", {}, "resnet8x4 shows no such attention.*vit_tiny_cifar"),
+        ("resnet8", "resnet8x4", {}, "resnet8x4 shows none of a kind it can read.*vit_tiny_cifar"),
         ("torchvision:swin_t", "vit_micro_cifar", {}, "swin_t has no stage maps.*choose a CNN"),
         ("resnet8", "torchvision:swin_t", {"variant": "code"}, "class token, and torchvision:swin_t has none"),
         ("resnet8", "vit_micro_cifar", {"stage": "stage9"}, "stage9 is no stage of resnet8; it has stage1"),
@@ -433,7 +433,7 @@ def test_cakd_in_two_processes(commands, vit_teacher, tmp_path):
 
 def test_cakd_teacher_without_attention_is_one_sentence(commands, teacher, tmp_path):
     done = commands.student("--distill", "cakd", "--path_t", teacher, "--save_root", tmp_path, "--skip_validation")
-    done.refused("cakd needs a teacher whose last block attends", "resnet8 shows no such attention")
+    done.refused("cakd reads attention that is a softmax", "resnet8 shows none of a kind it can read")
 
 
 def test_other_methods_learn_from_a_transformer():
