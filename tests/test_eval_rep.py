@@ -59,7 +59,8 @@ def tiny(tmp_path_factory):
             Image.fromarray(pixels(1, 64, rng, [3 * c])[0]).save(
                 root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", "JPEG"
             )
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
+        boxes = "".join(f"{wnid}_{i}.JPEG\t0\t0\t62\t62\n" for i in range(4))
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(boxes)
         for i in range(2):
             name = f"val_{3 * i + c}.JPEG"
             Image.fromarray(pixels(1, 64, rng, [3 * c])[0]).convert("L").save(root / "val" / "images" / name, "JPEG")
@@ -104,6 +105,12 @@ def test_stl10_says_what_is_missing(stl10, tmp_path):
         open_data("stl10", folder(class_names__txt=b"cat\ndog\n"))
     with pytest.raises(UserError, match="lacks train_X.bin, train_y.bin"):
         open_data("stl10", tmp_path / "nowhere")
+    inner = tmp_path / "whole" / "stl10_binary"
+    inner.mkdir(parents=True)
+    for name in set(whole) - {"train_X.bin"}:
+        (inner / name).write_bytes(whole[name])
+    with pytest.raises(UserError, match="stl10_binary' lacks train_X.bin; unpack"):
+        open_data("stl10", tmp_path / "whole")
 
 
 def test_tinyimagenet_needs_no_preparation(tiny, tmp_path):
@@ -136,6 +143,15 @@ def test_tinyimagenet_says_what_is_missing(tiny, tmp_path):
     (copy / "val" / "images" / "val_0.JPEG").unlink()
     with pytest.raises(UserError, match="names val_0.JPEG, and .*images' lacks it"):
         open_data("tinyimagenet", tmp_path)
+    annotations.write_text("".join(line for line in text.splitlines(True) if "val_5.JPEG" not in line))
+    shutil.copy(tiny / "val" / "images" / "val_0.JPEG", copy / "val" / "images")
+    with pytest.raises(UserError, match="has 1 images without a line in .*val_annotations.txt', such as val_5.JPEG"):
+        open_data("tinyimagenet", tmp_path)
+    lost = copy / "train" / "n03" / "images" / "n03_2.JPEG"
+    lost.rename(copy / "n03_2.JPEG")
+    with pytest.raises(UserError, match="lacks 1 images that its .*_boxes.txt name, such as n03_2.JPEG; .*delete"):
+        open_data("tinyimagenet", tmp_path)
+    (copy / "n03_2.JPEG").rename(lost)
     annotations.write_text(text.replace("n03", "n09"))
     with pytest.raises(UserError, match="names the class 'n09'"):
         open_data("tinyimagenet", tmp_path)
@@ -148,6 +164,9 @@ def test_tinyimagenet_says_what_is_missing(tiny, tmp_path):
         open_data("tinyimagenet", tmp_path)
     shutil.rmtree(copy / "val")
     with pytest.raises(UserError, match="lacks val/; unpack"):
+        open_data("tinyimagenet", tmp_path)
+    (copy / "train").rename(copy / "val")
+    with pytest.raises(UserError, match="tiny-imagenet-200' lacks train/; unpack"):
         open_data("tinyimagenet", tmp_path)
     with pytest.raises(UserError, match="lacks train/ and val/"):
         open_data("tinyimagenet", tmp_path / "nowhere")
