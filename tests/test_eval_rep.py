@@ -8,13 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
+import test_model
 from dataset import dataset_dict
 from dataset.base import DataOptions
-from helper.build import Network
+from helper.build import Network, load_network
 from helper.checkpoint import Checkpoint
 from helper.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd, random_crops
+from helper.loops import evaluate
 from helper.protocols import UserError
 from helper.schedule import StepDecay
+from helper.taps import TappedNet
 from models import model_dict
 
 NAMES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
@@ -312,3 +315,27 @@ def test_the_printed_test_command_runs(commands, teacher, student, tmp_path):
     done = commands("test_model.py", *argv, "--gpu", 0, "--manual", 0).finished()
     assert "aux4 top-1" in done.out and "parameters 697" in done.out  # of the network without its heads, 10 classes
     assert "aux1" not in commands("test_model.py", "--path", teacher, "--dataset", "digits").finished().out
+
+
+def test_heads_are_evaluated_in_the_one_pass(tmp_path, monkeypatch, capsys):
+    """Every image once; a head's line is the accuracy of the sum over its rotations."""
+    torch.manual_seed(0)
+    path = tmp_path / "resnet8_aux.pth"
+    torch.save(model_dict["resnet8_aux"](num_classes=10).state_dict(), path)
+    data = open_data("digits", tmp_path, image_size=16)
+    net = load_network(path, None, 10, data.shapes).tapped(("aux1", "aux2", "aux3")).eval()
+
+    def sums(inputs):
+        return {k: v.unflatten(1, (10, 4)).sum(2) for k, v in net(inputs).items() if k != "logits"}
+
+    want = evaluate(sums, data.test_loader(500, device=torch.device("cpu")), torch.device("cpu"))
+    images, forward = [], TappedNet.forward
+    monkeypatch.setattr(
+        TappedNet, "forward", lambda self, inputs: images.append(len(inputs["image"])) or forward(self, inputs)
+    )
+    test_model.main(["--path", str(path), "--dataset", "digits", "--image_size", "16"])
+    lines = capsys.readouterr().out.splitlines()
+    assert images == [360, 1]  # one of them for the multiply-accumulates
+    for name, result in want.items():
+        assert f"{name} top-1 {result['acc']:.2f}  top-5 {result['acc_top5']:.2f}" in lines
+    assert lines[-1].endswith("img/s with its heads")

@@ -497,9 +497,11 @@ def test_evaluation_over_views(folder):
     def predict(inputs):
         right = torch.zeros(len(inputs["video"]), 2)
         right[:, 0] = 1.0  # always the first class
-        return right
+        return {"student": right, "other": 1 - right}
 
-    result = evaluate_views(predict, loader, CPU, 2, "prob")
+    found = evaluate_views(predict, loader, CPU, 2, "prob")
+    result = found["student"]
+    assert found["other"]["acc"] == 50.0 and found["other"]["samples"] == 2
     assert (result["acc"], result["acc_mean_class"], result["samples"]) == (50.0, 50.0, 2)
 
 
