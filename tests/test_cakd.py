@@ -22,7 +22,9 @@ from toys import B, ToyData, network
 from dataset.multiview import multi_view
 from distiller_zoo import method_dict
 from distiller_zoo.cakd import CAKD, GroupLinear, MapCritic, distil_point
+from helper.build import warn_of_late_terms
 from helper.protocols import Progress, Side, Tap, UserError
+from helper.reporting import log
 from helper.step import thawed
 from models import model_dict
 
@@ -272,6 +274,18 @@ def test_cakd_ramp_of_the_code_variant():
     assert shares == pytest.approx({0: 0, 25: 0, 26: 0.02, 30: 0.1, 35: 0.2, 36: 0.2, 119: 0.2})
     weights = cakd(beta=2.0).weights(Progress())
     assert (weights["cakd_pca"], weights["cakd_gl"], weights["cakd_adv"]) == (2.0, 2.0, 0.2)
+
+
+@pytest.mark.parametrize(("epochs", "silent"), [(26, True), (27, False)])
+def test_a_run_that_ends_before_the_terms_count_says_so(caplog, monkeypatch, epochs, silent):
+    monkeypatch.setattr(log, "propagate", True)
+    with caplog.at_level("WARNING"):
+        warn_of_late_terms(cakd(variant="code"), epochs)
+    words = "cakd_gl + cakd_pca + cakd_adv counts from epoch 27 on and --epochs is 26"
+    assert (words in caplog.text) == silent == bool(caplog.text)
+    warn_of_late_terms(cakd(), 1)
+    warn_of_late_terms(cakd(variant="code", beta=0.0), 1)
+    assert len(caplog.messages) == silent
 
 
 def test_logits_term():
