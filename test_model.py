@@ -14,7 +14,6 @@ from helper import build
 from helper.cost import deployed_count, macs
 from helper.export import load_classifier, options_as_trained
 from helper.flags_video import DATA as VIDEO_DATA
-from helper.loops import evaluate
 from helper.options import add_flags, normalised
 from helper.plugins import load_plugins
 from helper.protocols import UserError
@@ -95,8 +94,8 @@ def main(argv=None):
     started = time.monotonic()
     loader = data.test_loader(args.batch_size, device=device, **({"views": data.clip_views(**given)} if given else {}))
     how = args.average_clips or network.spec.average_clips
-    result = evaluate_views(lambda inputs: predict(inputs)["student"], loader, device, data.num_classes, how)
-    heads = evaluate(predict, loader, device) if network.spec.branches else {}
+    found = evaluate_views(predict, loader, device, data.num_classes, how)
+    result = found["student"]
     seconds = time.monotonic() - started
     samples = int(result["samples"])
     log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, data.name, samples, args.precision)
@@ -107,7 +106,7 @@ def main(argv=None):
     if given:
         log.info("each sample seen in %s, averaged by %s", ", ".join(f"{k} {v}" for k, v in given.items()), how)
     for name in network.spec.branches:  # auxiliary: of classes alone, the sum over rotations, on upright images
-        log.info("%s top-1 %.2f  top-5 %.2f", name, heads[name]["acc"], heads[name]["acc_top5"])
+        log.info("%s top-1 %.2f  top-5 %.2f", name, found[name]["acc"], found[name]["acc_top5"])
     recorded = network.checkpoint.best_acc
     if recorded is not None:
         rounding = network.checkpoint.rounding
@@ -115,11 +114,12 @@ def main(argv=None):
         log.info("recorded in the file: %.2f in %s%s", recorded, network.checkpoint.evaluated_in, differs)
     count = deployed_count(net.model)
     log.info(
-        "parameters %d (%.3f M)  MACs %.1f M per sample  %.0f img/s",
+        "parameters %d (%.3f M)  MACs %.1f M per sample  %.0f img/s%s",
         count,
         count / 1e6,
         macs(build.to_device(network.tapped(), device), data.shapes, device) / 1e6,
         samples / seconds,
+        " with its heads" if network.spec.branches else "",
     )
 
 

@@ -119,31 +119,34 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def hold_out(train: Split, fraction: float) -> tuple[Split, Split]:
-    """(what remains, the held-out slice), stratified and fixed by seed 0; UserError if a class is lost on a side."""
-    held = stratified(train.labels, fraction, seed=0)
-    rest = torch.ones(len(train), dtype=torch.bool)
-    rest[held] = False
-    wanted = len(train.labels.unique())
-    for side, labels in (("held-out", train.labels[held]), ("remaining", train.labels[rest])):
-        if len(labels.unique()) < wanted:
+def hold_out(labels: Tensor, fraction: float, what: str = "image") -> tuple[Tensor, Tensor]:
+    """Positions of (what remains, the held-out slice) of --val_fraction, stratified and fixed by seed 0; UserError if
+    a class is lost on a side. what: to call a sample."""
+    held = stratified(labels, fraction, seed=0)
+    remaining = torch.ones(len(labels), dtype=torch.bool)
+    remaining[held] = False
+    rest = remaining.nonzero().flatten()
+    wanted = len(labels.unique())
+    for side, chosen in (("held-out", held), ("remaining", rest)):
+        left = len(labels[chosen].unique())
+        if left < wanted:
             raise UserError(
-                f"val_fraction {fraction} leaves {wanted - len(labels.unique())} of {wanted} classes without a single "
-                f"{side} image (the smallest class has {_smallest(train.labels)}); choose another fraction"
+                f"--val_fraction {fraction:g} leaves {wanted - left} of {wanted} classes without a single {side} "
+                f"{what} (the smallest class has {_smallest(labels)}); choose another fraction"
             )
-    return train.take(rest), train.take(held)
+    return rest, held
 
 
-def few(train: Split, ratio: float, seed: int) -> Split:
-    """A stratified subset fixed by `seed`; UserError if a class would be left empty."""
-    kept = stratified(train.labels, ratio, seed)
-    wanted, left = len(train.labels.unique()), len(train.labels[kept].unique())
+def few(labels: Tensor, ratio: float, seed: int, what: str = "image") -> Tensor:
+    """Positions of the stratified subset of --few_ratio, fixed by `seed`; UserError if a class would be left empty."""
+    kept = stratified(labels, ratio, seed)
+    wanted, left = len(labels.unique()), len(labels[kept].unique())
     if left < wanted:
         raise UserError(
-            f"few_ratio {ratio} leaves {wanted - left} of {wanted} classes without a training image "
-            f"(the smallest class has {_smallest(train.labels)}); choose a larger ratio"
+            f"--few_ratio {ratio:g} leaves {wanted - left} of {wanted} classes without a training {what} "
+            f"(the smallest class has {_smallest(labels)}); choose a larger ratio"
         )
-    return train.take(kept)
+    return kept
 
 
 def _smallest(labels: Tensor) -> int:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset.base import DataOptions, seeded, stratified
+from dataset.base import DataOptions, few, hold_out, seeded
 from dataset.folder import class_names, images_below, matching_classes
 from dataset.resident import PositionedLoader, generator, scaled
 from dataset.workers import start_worker
@@ -42,18 +42,12 @@ def load(options: DataOptions) -> StreamedData:
     train, classes = listed(root / "train", options.classes_subset)
     val_folder = None if options.val_fraction else matching_classes(root, class_names(root / "train"), flat_val)
     val = None if val_folder is None else listed(val_folder, options.classes_subset)[0]
-    held = None
     if options.val_fraction:
-        held = stratified(train.labels, options.val_fraction, seed=0)
-        rest = torch.ones(len(train.labels), dtype=torch.bool)
-        rest[held] = False
-        train, val = train.take(rest.nonzero().flatten()), train.take(held)
+        rest, held = hold_out(train.labels, options.val_fraction)
+        train, val = train.take(rest), train.take(held)
     if options.few_ratio < 1:
-        train = train.take(stratified(train.labels, options.few_ratio, options.seed))
+        train = train.take(few(train.labels, options.few_ratio, options.seed))
     assert val is not None
-    for part, files in (("train", train), ("evaluated", val)):
-        if missing := len(classes) - len(files.labels.unique()):
-            raise UserError(f"{missing} of {len(classes)} classes have no {part} image: choose larger shares")
     return StreamedData(root, classes, train, val, options)
 
 

@@ -294,9 +294,10 @@ def resident(
     """Apply val_fraction and few_ratio, then keep the rest resident. `test` may be None if a slice is held out."""
     evaluated_on = "test"
     if options.val_fraction:
-        train, test = hold_out(train, options.val_fraction)
+        rest, held = hold_out(train.labels, options.val_fraction)
+        train, test = train.take(rest), train.take(held)
         evaluated_on = f"held-out {options.val_fraction:g} of train"
     if options.few_ratio < 1:
-        train = few(train, options.few_ratio, options.seed)
+        train = train.take(few(train.labels, options.few_ratio, options.seed))
     assert test is not None, f"{name} has neither a test set nor a held-out slice"
     return ResidentData(name, classes, train, test, flips=flips, evaluated_on=evaluated_on)

@@ -22,7 +22,7 @@ FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.
 
 def load(options: DataOptions) -> ResidentData:
     """UserError names the file that is missing or damaged. options.root: stl10_binary/ or the folder it lies in."""
-    root = next((f for f in (options.root / "stl10_binary", options.root) if (f / FILES[0]).exists()), options.root)
+    root = next((f for f in (options.root / "stl10_binary", options.root) if f.is_dir()), options.root)
     missing = [name for name in FILES if not (root / name).is_file()]
     if missing:
         raise UserError(

@@ -6,6 +6,7 @@ train/<wnid>/images/*.JPEG; val/images/*.JPEG with the classes in val/val_annota
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dataset.base import DataOptions, check_memory
@@ -19,12 +20,14 @@ SIDE = 64
 
 def load(options: DataOptions) -> ResidentData:
     """UserError names what is missing. options.root: tiny-imagenet-200/ or its parent. val/ is the test set."""
-    root = next((f for f in (options.root / "tiny-imagenet-200", options.root) if (f / "train").is_dir()), options.root)
+    root = next((f for f in (options.root / "tiny-imagenet-200", options.root) if f.is_dir()), options.root)
     missing = [f"{part}/" for part in ("train", "val") if not (root / part).is_dir()]
     if missing:
         raise UserError(f"TinyImageNet in '{root}' lacks {' and '.join(missing)}; unpack {URL} there")
     classes = sorted(f.name for f in (root / "train").iterdir() if f.is_dir() and not f.name.startswith("."))
-    train = [(path, label) for label, name in enumerate(classes) for path in _images(root / "train" / name)]
+    found = {name: _images(root / "train" / name) for name in classes}
+    _refuse_lost(root / "train", found)
+    train = [(path, label) for label, name in enumerate(classes) for path in found[name]]
     empty = sorted(set(range(len(classes))) - {label for _, label in train})
     if not classes or empty:
         names = ", ".join(classes[i] for i in empty[:3]) or "any class"
@@ -39,6 +42,21 @@ def _images(folder: Path) -> list[Path]:
     inner = folder / "images"
     place = inner if inner.is_dir() else folder
     return sorted(f for f in place.iterdir() if f.suffix.lower() in EXTENSIONS) if place.is_dir() else []
+
+
+def _refuse_lost(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
+    """UserError where the list of boxes beside a class's images names some that are not there; a sample may come
+    without those lists."""
+    lost = []
+    for name, images in found.items():
+        boxes, have = folder / name / f"{name}_boxes.txt", {image.name for image in images}
+        lines = boxes.read_text().splitlines() if images and boxes.is_file() else []
+        lost += [image for line in lines if (image := line.partition("\t")[0]) and image not in have]
+    if lost:
+        raise UserError(
+            f"'{folder}' lacks {len(lost)} images that its *_boxes.txt name, such as {lost[0]}; unpack {URL} again, or "
+            "delete those lists if fewer images are meant"
+        )
 
 
 def _validation(folder: Path, classes: list[str]) -> list[Sample]:
@@ -63,4 +81,11 @@ def _validation(folder: Path, classes: list[str]) -> list[Sample]:
         if path is None:
             raise UserError(f"'{annotations}' names {name}, and '{folder / 'images'}' lacks it; unpack {URL} again")
         samples.append((path, number[wnid]))
+    named = {path.name for path, _ in samples}
+    stray = [path for place in (folder, *(folder / name for name in classes)) for path in _images(place)]
+    if unnamed := sorted({path.name for path in stray} - named):
+        raise UserError(
+            f"'{folder}' has {len(unnamed)} images without a line in '{annotations}', such as {unnamed[0]}; unpack "
+            f"{URL} again"
+        )
     return samples

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils import data as torch_data
 
 from dataset import clip_transforms as ct
-from dataset.base import DataOptions, stratified
+from dataset.base import DataOptions, few, hold_out
 from dataset.clips import ClipSource
 from dataset.frame_reader import FrameReader
 from dataset.frame_sampling import dense_frames, sample_frames
@@ -463,10 +463,8 @@ def _load(
     train = read_entries(train_list, roots[0], template)
     evaluated_on = "test"
     if options.val_fraction:
-        labels = torch.tensor([e.label for e in train])
-        held = set(stratified(labels, options.val_fraction, seed=0).tolist())
-        test = [e for i, e in enumerate(train) if i in held]
-        train = [e for i, e in enumerate(train) if i not in held]
+        rest, held = hold_out(torch.tensor([e.label for e in train]), options.val_fraction, "clip")
+        train, test = ([train[i] for i in part.tolist()] for part in (rest, held))
         evaluated_on = f"held-out {options.val_fraction:g} of train"
     else:
         test = read_entries(test_list, roots[1], template)
@@ -474,8 +472,8 @@ def _load(
         classes = [str(i) for i in range(1 + max(e.label for e in train))]
     check_labels([*train, *test], len(classes))
     if options.few_ratio < 1:
-        kept = stratified(torch.tensor([e.label for e in train]), options.few_ratio, options.seed).tolist()
-        train = [train[i] for i in kept]
+        kept = few(torch.tensor([e.label for e in train]), options.few_ratio, options.seed, "clip")
+        train = [train[i] for i in kept.tolist()]
     size = options.image_size or SIDE
     short_side = more.get("short_side") or round(size * SHORT_SIDE / SIDE)
     if short_side < size:

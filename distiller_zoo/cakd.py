@@ -264,8 +264,11 @@ class CAKD(Distiller):
         name = teacher.name if teacher is not None else "no teacher"
         if "qkv" not in taps or "patches" not in taps:
             raise UserError(
-                f"cakd needs a teacher whose last block attends over all patches, and {name} shows no such attention; "
-                "choose a Vision Transformer, e.g. vit_tiny_cifar, torchvision:vit_b_16 or timm:deit_small_patch16_224"
+                f"cakd reads attention that is a softmax of plain products of queries and keys over all patches, and "
+                f"{name} shows none of a kind it can read (VisionTransformer of torchvision or timm, hybrids too, or a "
+                "Swin whose last window is its whole map; relative position biases of a ViT, rotary embeddings, cosine "
+                "and class attention are not read); choose e.g. vit_tiny_cifar, torchvision:vit_b_16 or "
+                "timm:deit_small_patch16_224"
             )
         if "class_token" in wanted and "class_token" not in taps:
             raise UserError(

@@ -19,12 +19,12 @@ from distiller_zoo.base import FRAME_LOGITS, Distiller
 from helper.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from helper.kernels import PLAIN, Kernels
 from helper.param_groups import regroup, tsm_multipliers
-from helper.protocols import Context, DataSet, ModelSpec, Needs, Side, Tap, TeacherSource, UserError
+from helper.protocols import Context, DataSet, ModelSpec, Needs, Progress, Side, Tap, TeacherSource, UserError
 from helper.reporting import log
 from helper.step import DistillStep, MakeOptimizer
 from helper.taps import TappedNet, probe
 from helper.teacher import EnsembleTeacher, LiveTeacher
-from models import model_dict, model_in
+from models import model_dict, model_in, without_heads
 
 
 def pick_device(gpu_id: str, place: int = 0) -> tuple[torch.device, str | None]:
@@ -216,6 +216,17 @@ def load_network(
     warn_of_twins(path, spec, model_dict[arch], checkpoint.meta.get("arch"), flag)
     if spec.adapt is not None:
         checkpoint = dataclasses.replace(checkpoint, state=spec.adapt(checkpoint.state))
+    return _assembled(path, checkpoint, spec, num_classes, shapes)
+
+
+def _assembled(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    num_classes: int | None,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Network:
+    """The network with the checkpoint's weights; num_classes: as in load_network()."""
     classes = num_classes_of(checkpoint.state, spec)
     if num_classes is not None and classes is not None and classes != num_classes:
         raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, the data set has {num_classes}")
@@ -225,6 +236,21 @@ def load_network(
     if "proj" not in checkpoint.extra:
         return Network(spec, model, checkpoint)
     return _composite(path, checkpoint, spec, model, classes, shapes)
+
+
+def network_without_heads(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Network:
+    """What is deployed of a network with auxiliary heads: its backbone under the plain network's name and keys.
+
+    Itself where there are no heads, and where the registry has no name for what lies under them.
+    """
+    spec = network.model.student.spec if isinstance(network.model, Composite) else network.spec
+    plain = without_heads(spec)
+    if not spec.branches or plain is None:
+        return network
+    checkpoint = network.checkpoint
+    state = {k.removeprefix("backbone."): v for k, v in checkpoint.state.items() if k.startswith("backbone.")}
+    bare = dataclasses.replace(checkpoint, state=state, meta={**checkpoint.meta, "arch": plain.name})
+    return _assembled(bare.path, bare, plain, None, shapes)
 
 
 def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -> None:
@@ -245,14 +271,29 @@ def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -
             )
         load_published(model, published.name.partition(":")[2], True, head)
         return
-    state = read_checkpoint(source).state
+    checkpoint = read_checkpoint(source)
+    state, recorded = checkpoint.state, checkpoint.meta.get("arch")
+    held = model_in(recorded if recorded in model_dict else net.spec.name, state)
+    told = recorded or (held.name if "auxiliary_classifier.fc1.weight" in state else None)  # their outputs tell whose
+    warn_of_twins(source, without_heads(held) or held, without_heads(net.spec) or net.spec, told, "--model", True)
     inside = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
     load_weights(model, inside or state, f"{source} as the backbone of {net.spec.name}")
 
 
-def warn_of_twins(path: str | Path, spec: ModelSpec, named: ModelSpec, recorded: str | None, flag: str) -> None:
-    """Say so where a name means another network than the weights do, and where two networks share every key."""
-    if spec.note and named.note and spec.note != named.note:
+def warn_of_twins(
+    path: str | Path, spec: ModelSpec, named: ModelSpec, recorded: str | None, flag: str, lent: bool = False
+) -> None:
+    """Say so where a name means another network than the weights do, and where two networks share every key.
+
+    lent: whether the weights are taken over by the network named, whatever they were trained in.
+    """
+    if lent and spec.note and named.note and spec.note != named.note:
+        log.warning(
+            "warning: %s holds a %s (%s) and its weights now serve a %s (%s), for which they were not trained; choose "
+            "a %s that fits",
+            *(path, spec.name, spec.note, named.name, named.note, flag),
+        )
+    elif spec.note and named.note and spec.note != named.note:
         log.warning(
             "warning: %s holds a %s (%s) and is read as that, not as the %s (%s) it was called",
             *(path, spec.name, spec.note, named.name, named.note),
@@ -384,6 +425,8 @@ def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teache
     )
 
 
+LATE = 10_000  # an epoch by which every term counts that ever will
+
 OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw", "rmsprop")
 
 
@@ -423,6 +466,23 @@ def optimizer(
         return kinds[name](groups, lr=lr * scale, weight_decay=weight_decay)
 
     return make
+
+
+def warn_of_late_terms(method: Distiller, epochs: int) -> None:
+    """Say so where a run ends before terms of its method begin to count."""
+
+    def weights(epoch: int) -> dict[str, float]:
+        return method.weights(Progress(epoch, max(epoch, epochs)))
+
+    counted = {name for epoch in range(1, epochs + 1) for name, weight in weights(epoch).items() if weight}
+    late = [name for name, weight in weights(LATE).items() if weight and name not in counted]
+    if late:
+        begin = next(epoch for epoch in range(epochs + 1, LATE + 1) if weights(epoch).get(late[0]))
+        log.warning(
+            "warning: %s counts from epoch %d on and --epochs is %d, so this run trains without it: train longer, or "
+            "let %s begin sooner (its flags: --distill %s --help)",
+            *(" + ".join(late), begin, epochs, method.name, method.name),
+        )
 
 
 def build_stages(
@@ -502,5 +562,7 @@ def build_stages(
         if param_groups != "one":
             regroup(step.optimizers["main"], tsm_multipliers(s_net.model, s_net.head, param_groups == "tsm_fc5"))
         final = i == len(chain) - 1
+        if final:
+            warn_of_late_terms(current, epochs)
         yield Stage(step, t_side, epochs if final else init_epochs, i, final, stage.constant_lr(cfg, student))
         previous = current

@@ -37,6 +37,7 @@ from helper.taps import TappedNet, probe
 from models import model_dict
 
 STUDENT, TEACHER, BATCH = "resnet8x4", "resnet32x4", 64  # what taps and parameters of a method are shown for
+TRANSFORMER = "vit_tiny_cifar"  # the teacher of methods that need one
 LARGE_IMAGE = 64  # px; larger networks are counted with 1000 classes, others with 100
 WIDTH = 118
 PAPER = re.compile(
@@ -159,10 +160,11 @@ def methods(anew: bool = False) -> tuple[Method, ...]:
 def count_method(kind: type[Distiller]) -> tuple[str, int | None, int | None, list[str]]:
     """(taps, parameters deployed, parameters trained, remarks) for STUDENT and TEACHER."""
     try:
-        taps, deployed, trained, full = _measured_somewhere(kind, kind.Config())
+        taps, deployed, trained, full, other = _measured_somewhere(kind, kind.Config())
     except UserError as refusal:
         return "of networks of its own", None, None, [str(refusal)]
-    return taps, deployed, trained, ["full batches only"] if full else []
+    about = [f"taps and parameters are for {other} -> {STUDENT}"] if other else []
+    return taps, deployed, trained, about + (["full batches only"] if full else [])
 
 
 def method(kind: type[Distiller], known: Sequence | None = None) -> Method:
@@ -207,17 +209,20 @@ def _probed(name: str) -> tuple[TappedNet, Side]:
     return net, probe(net, {spec.input: spec.input_shape})
 
 
-def _measured_somewhere(kind: type[Distiller], cfg: Distiller.Config) -> tuple[str, int | None, int, bool]:
-    """_measured() on the plain networks, else on those with auxiliary heads of either kind."""
-    for end in ("", "_aux"):
+def _measured_somewhere(kind: type[Distiller], cfg: Distiller.Config) -> tuple[str, int | None, int, bool, str]:
+    """_measured() on the plain networks, else on those with auxiliary heads of either kind, else of a transformer; and
+    its name where that is it, else ""."""
+    for end in ("", "_aux", "_aux_dpcd"):
         with contextlib.suppress(UserError):
-            return _measured(kind, cfg, end)
-    return _measured(kind, cfg, "_aux_dpcd")
+            return *_measured(kind, cfg, STUDENT + end, TEACHER + end), ""
+    return *_measured(kind, cfg, STUDENT, TRANSFORMER), TRANSFORMER
 
 
-def _measured(kind: type[Distiller], cfg: Distiller.Config, end: str) -> tuple[str, int | None, int, bool]:
-    """(taps, parameters deployed, parameters trained, whether short batches are left out) for STUDENT and TEACHER."""
-    student, teacher = model_dict[STUDENT + end], model_dict[TEACHER + end]
+def _measured(
+    kind: type[Distiller], cfg: Distiller.Config, student_name: str, teacher_name: str
+) -> tuple[str, int | None, int, bool]:
+    """(taps, parameters deployed, parameters trained, whether short batches are left out)."""
+    student, teacher = model_dict[student_name], model_dict[teacher_name]
     spec_t = {"absent": None, "trained": student, "frozen": teacher}[kind.teacher_mode]
     needs = union_of_needs(kind, cfg, student, spec_t)
     net_s, side_s = _probed(student.name)
@@ -303,7 +308,7 @@ def tables() -> dict[str, str]:
         (
             f"`{m.name}`" + "".join(f", `{a}`" for a in m.aliases),
             f"{m.title} ({m.authors}, {m.venue})" if m.authors else m.title,
-            m.taps,
+            m.taps + "".join(f" (of {TRANSFORMER})" for remark in m.found if TRANSFORMER in remark),
             f"`{m.weights}`" + (f"; `{m.by_authors}`" if m.by_authors else ""),
             f"{in_millions(m.deployed)} / {in_millions(m.trained)}",
         )

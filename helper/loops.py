@@ -308,9 +308,10 @@ class Fit:
             if self.folder.last.exists()
             else "there is no checkpoint yet"
         )
+        clip = "" if self.stage.step.clip else ", --clip_grad 5"
         raise UserError(
             f"{what} not finite since epoch {epoch}, step {step + 1}; {kept}. "
-            "A lower --learning_rate, a lower -b or --precision fp32 usually help"
+            f"A lower --learning_rate, a lower -b{clip} or --precision fp32 usually help"
         )
 
     def _save_best(self, stage: Stage, epoch: int, row: Mapping[str, Any], autocast: torch.dtype | None) -> None:

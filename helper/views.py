@@ -31,19 +31,30 @@ def mean_class_accuracy(confusion: Tensor) -> float:
 
 @torch.no_grad()
 def evaluate_views(
-    predict: Callable[[Mapping[str, Tensor]], Tensor], loader: Loader, device: torch.device, num_classes: int, how: str
-) -> dict[str, float]:
-    """loss, acc, acc_top5, acc_mean_class (percent) and samples, of predictions averaged over the views of a sample."""
-    meter = Meter(device)
-    confusion = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+    predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    loader: Loader,
+    device: torch.device,
+    num_classes: int,
+    how: str,
+) -> dict[str, dict[str, float]]:
+    """Readout name -> loss, acc, acc_top5, acc_mean_class (percent) and samples, of predictions averaged over the views
+    of a sample."""
+    meters: dict[str, Meter] = {}
+    confusions: dict[str, Tensor] = {}
     for i, batch in enumerate(loader):
-        logits = average_views(predict(batch.inputs).float(), batch.views, how)
-        meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
-        confusion += torch.bincount(batch.target * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
-    if not meter.count:
+        for name, readout in predict(batch.inputs).items():
+            logits = average_views(readout.float(), batch.views, how)
+            meter = meters.setdefault(name, Meter(device))
+            meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
+            pairs = torch.bincount(batch.target * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
+            confusions[name] = confusions[name] + pairs if name in confusions else pairs
+    if not any(meter.count for meter in meters.values()):
         raise UserError("not one test sample could be read")
-    result = meter.read()[0]
-    return result | {
-        "acc_mean_class": mean_class_accuracy(confusion.view(num_classes, num_classes)),
-        "samples": meter.count,
+    return {
+        name: meter.read()[0]
+        | {
+            "acc_mean_class": mean_class_accuracy(confusions[name].view(num_classes, num_classes)),
+            "samples": meter.count,
+        }
+        for name, meter in meters.items()
     }

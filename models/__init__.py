@@ -134,6 +134,17 @@ def model_for(name: str, image_shape: Sequence[int]) -> ModelSpec:
     return model_dict[TWO_MEANINGS.get(name, name) if small else name]
 
 
+def without_heads(spec: ModelSpec) -> ModelSpec | None:
+    """The registry's network under auxiliary heads: itself where it has none, None where that has no name."""
+    if not spec.branches:
+        return spec
+    base = AUXILIARY.get(spec.name.removesuffix("_dpcd").removesuffix("_aux"))
+    if base is None:
+        return None
+    other = f"{base}_dpcd"
+    return model_dict[other if spec.name.endswith("_dpcd") and other in model_dict else base]
+
+
 def model_in(name: str, state: Mapping[str, Any]) -> ModelSpec:
     """The network a name means for weights: of two meanings, the one whose classifier `state` holds.
 

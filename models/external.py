@@ -6,7 +6,8 @@ first of all. Of several modules the outermost is taken, or the one timm's featu
 three such maps (a ViT; a Swin, whose maps have their channels last) has no stages. `tokens` is then what its last
 layer puts out. `pooled` is what the classifier reads. The normalisation is that of the published weights.
 
-Of a ViT (DeiT and other relatives included) and of a Swin, `patches` are the patch tokens behind the final norm, and
+Of a ViT (DeiT and other relatives included, and hybrids, whose stages are those of their convolutional stem) and of a
+Swin, `patches` are the patch tokens behind the final norm, and
 `qkv` the queries, keys and values of the last block, over all tokens; a ViT with a class token has `class_token`, too.
 A ViT takes images of other sizes, for which its position embedding is interpolated; its weights stay as they are.
 """
@@ -98,7 +99,7 @@ def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str =
 def _timm(name: str, num_classes: int = CLASSES, pretrained: bool = False, **options: Any) -> nn.Module:
     import timm
 
-    if timm.models.is_model_in_modules(name, ("vision_transformer", "deit")):
+    if timm.models.is_model_in_modules(name, ("vision_transformer", "vision_transformer_hybrid", "deit")):
         options = {"dynamic_img_size": True, **options}
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
@@ -155,9 +156,9 @@ def _spec(
     maps = _stages(calls, shape[-1], [f["module"] for f in getattr(model, "feature_info", None) or ()])
     taps = {k: Tap(module) for k, module in maps.items()}
     tokens = [c.name for c in calls if c.depth == 0 and c.output.ndim == 3 and len(c.output) == BATCH]
-    if not maps and tokens:
+    attention, patch = _attention(model, calls)
+    if tokens and (attention or not maps):  # a hybrid has both
         taps["tokens"] = Tap(tokens[-1], kind="tokens")
-    attention, patch = ({}, None) if maps else _attention(model, calls)
     taps |= attention
     is_linear = isinstance(model.get_submodule(head), nn.Linear)
     taps["pooled"] = Tap(head, kind="vector" if is_linear else "map", side="input")
@@ -223,7 +224,7 @@ def _timm_attention(model: Any, outputs: Mapping[str, Tensor]) -> Attention | No
         return tap, "norm", 0, False, None
     if not isinstance(module.q_norm, nn.Identity):
         tap = Tap(name, "attention", "input", read_normed_qkv)
-    return tap, "norm", model.num_prefix_tokens, model.cls_token is not None, model.patch_embed.patch_size[0]
+    return tap, "norm", model.num_prefix_tokens, model.cls_token is not None, model.patch_embed.feat_ratio()
 
 
 def _is_classifier(module: nn.Module) -> bool:

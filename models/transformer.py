@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from helper.protocols import UserError
+
 
 def split_heads(qkv: Tensor, heads: int) -> Tensor:
     """[B, N, 3 * D] -> [B, 3, H, N, d], a view."""
@@ -30,7 +32,17 @@ def read_qkv_of_mha(module: Any, tokens: Tensor) -> Tensor:
 
 
 def read_qkv_of_window(module: Any, tokens: Tensor) -> Tensor:
-    """Of the input [B, g, g, D] of a torchvision ShiftedWindowAttention whose one window is the whole map."""
+    """Of the input [B, g, g, D] of a torchvision ShiftedWindowAttention whose one window is the whole map.
+
+    UserError at an image size where it is not: the attention is then over parts of the map, or over a padded one.
+    """
+    size, window = list(tokens.shape[1:3]), list(module.window_size)
+    if size != window:
+        raise UserError(
+            f"this Swin attends in windows of {window[0]}x{window[1]} and its last map is {size[0]}x{size[1]} at this "
+            f"image size, so no attention is over all of it; choose the --image_size at which the map is {window[0]}x"
+            f"{window[1]} (224 for torchvision's swin_t, swin_s and swin_b)"
+        )
     return split_heads(F.linear(tokens.flatten(1, 2), module.qkv.weight, module.qkv.bias), module.num_heads)
 
 

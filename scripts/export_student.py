@@ -4,7 +4,8 @@
 Writes model.safetensors with config.json, model.pt2 (torch.export), model.onnx and README.md, a model card with the
 run's numbers. Each form is run on real test images and must give the logits of the checkpoint; the latency on this CPU
 is printed. A network with layers of its method's (SimKD's projector and reused classifier) is exported as the one model
-it is. Inputs are what the data set yields (images in [0, 1], sensor windows); the normalisation is part of the model.
+it is; of one with auxiliary heads, the plain network that they sat on. Inputs are what the data set yields (images in
+[0, 1], sensor windows); the normalisation is part of the model.
 """
 
 from __future__ import annotations
@@ -163,13 +164,17 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     """Everything in args.forms; file name -> largest difference. Raises UserError where one differs too much."""
     data = dataset_dict[args.dataset](options_as_trained(args.path, Path(args.data_folder), args.image_size))
     network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
+    whole = Plain(network.tapped()).eval()
+    network = build.network_without_heads(network, data.shapes)
+    if network.spec.branches:
+        print(f"{network.spec.name} has no name without its heads: the weights file keeps them", file=sys.stderr)
     model, spec, meta = Plain(network.tapped()).eval(), network.spec, network.checkpoint.meta
     if spec.input not in data.shapes:
         raise UserError(f"{spec.name} reads '{spec.input}', {data.name} has {', '.join(data.shapes)}")
     x, labels = real_batch(data, spec.input, args.images)
     example = x[:2].clone()  # a view would bring all of x into the file
     with torch.no_grad():
-        expected = model(x)
+        expected = whole(x)
     config = {
         "architecture": spec.name,
         "method": meta.get("method"),

@@ -185,12 +185,17 @@ def from_first_to_last(group: Sequence[Run], column: str) -> str:
 
 
 def own_terms(group: Sequence[Run]) -> str:
-    """The unweighted term of every method of the cell."""
-    distill = group[0].identity.get("distill", "")
-    shown = {part: from_first_to_last(group, f"train_{part}") for part in distill.split("+")}
-    if len(shown) == 1:
-        return next(iter(shown.values()))
-    return ", ".join(f"{published_name(part)} {text}" for part, text in shown.items() if text)
+    """The unweighted terms of every method of the cell: NAME, and NAME_PART where it has several."""
+    parts = group[0].identity.get("distill", "").split("+")
+    shown = []
+    for part in parts:
+        columns = [k for k in group[0].rows[-1] if k == f"train_{part}" or k.startswith(f"train_{part}_")]
+        for column in sorted(columns):
+            short = column.removeprefix(f"train_{part}").removeprefix("_")
+            named = len(parts) > 1 or (len(columns) > 1 and not short)
+            if text := from_first_to_last(group, column):
+                shown.append(" ".join(([published_name(part)] if named else []) + ([short] if short else []) + [text]))
+    return ", ".join(shown)
 
 
 def side_by_side(groups: Sequence[Sequence[Run]]) -> list[str]:

@@ -22,7 +22,9 @@ from toys import B, ToyData, network
 from dataset.multiview import multi_view
 from distiller_zoo import method_dict
 from distiller_zoo.cakd import CAKD, GroupLinear, MapCritic, distil_point
+from helper.build import warn_of_late_terms
 from helper.protocols import Progress, Side, Tap, UserError
+from helper.reporting import log
 from helper.step import thawed
 from models import model_dict
 
@@ -274,6 +276,18 @@ def test_cakd_ramp_of_the_code_variant():
     assert (weights["cakd_pca"], weights["cakd_gl"], weights["cakd_adv"]) == (2.0, 2.0, 0.2)
 
 
+@pytest.mark.parametrize(("epochs", "silent"), [(26, True), (27, False)])
+def test_a_run_that_ends_before_the_terms_count_says_so(caplog, monkeypatch, epochs, silent):
+    monkeypatch.setattr(log, "propagate", True)
+    with caplog.at_level("WARNING"):
+        warn_of_late_terms(cakd(variant="code"), epochs)
+    words = "cakd_gl + cakd_pca + cakd_adv counts from epoch 27 on and --epochs is 26"
+    assert (words in caplog.text) == silent == bool(caplog.text)
+    warn_of_late_terms(cakd(), 1)
+    warn_of_late_terms(cakd(variant="code", beta=0.0), 1)
+    assert len(caplog.messages) == silent
+
+
 def test_logits_term():
     s, t = torch.randn(4, 5), torch.randn(4, 5)
     side_s = cnn()
@@ -367,7 +381,7 @@ def test_cakd_refuses(make, words):
 @pytest.mark.parametrize(
     ("student", "teacher", "options", "words"),
     [
-        ("resnet8", "resnet8x4", {}, "resnet8x4 shows no such attention.*vit_tiny_cifar"),
+        ("resnet8", "resnet8x4", {}, "resnet8x4 shows none of a kind it can read.*vit_tiny_cifar"),
         ("torchvision:swin_t", "vit_micro_cifar", {}, "swin_t has no stage maps.*choose a CNN"),
         ("resnet8", "torchvision:swin_t", {"variant": "code"}, "class token, and torchvision:swin_t has none"),
         ("resnet8", "vit_micro_cifar", {"stage": "stage9"}, "stage9 is no stage of resnet8; it has stage1"),
@@ -433,7 +447,7 @@ def test_cakd_in_two_processes(commands, vit_teacher, tmp_path):
 
 def test_cakd_teacher_without_attention_is_one_sentence(commands, teacher, tmp_path):
     done = commands.student("--distill", "cakd", "--path_t", teacher, "--save_root", tmp_path, "--skip_validation")
-    done.refused("cakd needs a teacher whose last block attends", "resnet8 shows no such attention")
+    done.refused("cakd reads attention that is a softmax", "resnet8 shows none of a kind it can read")
 
 
 def test_other_methods_learn_from_a_transformer():

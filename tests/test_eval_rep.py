@@ -8,13 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
+import test_model
 from dataset import dataset_dict
 from dataset.base import DataOptions
-from helper.build import Network
+from helper.build import Network, load_network
 from helper.checkpoint import Checkpoint
 from helper.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd, random_crops
+from helper.loops import evaluate
 from helper.protocols import UserError
 from helper.schedule import StepDecay
+from helper.taps import TappedNet
 from models import model_dict
 
 NAMES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
@@ -59,7 +62,8 @@ def tiny(tmp_path_factory):
             Image.fromarray(pixels(1, 64, rng, [3 * c])[0]).save(
                 root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", "JPEG"
             )
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text("")
+        boxes = "".join(f"{wnid}_{i}.JPEG\t0\t0\t62\t62\n" for i in range(4))
+        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(boxes)
         for i in range(2):
             name = f"val_{3 * i + c}.JPEG"
             Image.fromarray(pixels(1, 64, rng, [3 * c])[0]).convert("L").save(root / "val" / "images" / name, "JPEG")
@@ -104,6 +108,12 @@ def test_stl10_says_what_is_missing(stl10, tmp_path):
         open_data("stl10", folder(class_names__txt=b"cat\ndog\n"))
     with pytest.raises(UserError, match="lacks train_X.bin, train_y.bin"):
         open_data("stl10", tmp_path / "nowhere")
+    inner = tmp_path / "whole" / "stl10_binary"
+    inner.mkdir(parents=True)
+    for name in set(whole) - {"train_X.bin"}:
+        (inner / name).write_bytes(whole[name])
+    with pytest.raises(UserError, match="stl10_binary' lacks train_X.bin; unpack"):
+        open_data("stl10", tmp_path / "whole")
 
 
 def test_tinyimagenet_needs_no_preparation(tiny, tmp_path):
@@ -136,6 +146,15 @@ def test_tinyimagenet_says_what_is_missing(tiny, tmp_path):
     (copy / "val" / "images" / "val_0.JPEG").unlink()
     with pytest.raises(UserError, match="names val_0.JPEG, and .*images' lacks it"):
         open_data("tinyimagenet", tmp_path)
+    annotations.write_text("".join(line for line in text.splitlines(True) if "val_5.JPEG" not in line))
+    shutil.copy(tiny / "val" / "images" / "val_0.JPEG", copy / "val" / "images")
+    with pytest.raises(UserError, match="has 1 images without a line in .*val_annotations.txt', such as val_5.JPEG"):
+        open_data("tinyimagenet", tmp_path)
+    lost = copy / "train" / "n03" / "images" / "n03_2.JPEG"
+    lost.rename(copy / "n03_2.JPEG")
+    with pytest.raises(UserError, match="lacks 1 images that its .*_boxes.txt name, such as n03_2.JPEG; .*delete"):
+        open_data("tinyimagenet", tmp_path)
+    (copy / "n03_2.JPEG").rename(lost)
     annotations.write_text(text.replace("n03", "n09"))
     with pytest.raises(UserError, match="names the class 'n09'"):
         open_data("tinyimagenet", tmp_path)
@@ -148,6 +167,9 @@ def test_tinyimagenet_says_what_is_missing(tiny, tmp_path):
         open_data("tinyimagenet", tmp_path)
     shutil.rmtree(copy / "val")
     with pytest.raises(UserError, match="lacks val/; unpack"):
+        open_data("tinyimagenet", tmp_path)
+    (copy / "train").rename(copy / "val")
+    with pytest.raises(UserError, match="tiny-imagenet-200' lacks train/; unpack"):
         open_data("tinyimagenet", tmp_path)
     with pytest.raises(UserError, match="lacks train/ and val/"):
         open_data("tinyimagenet", tmp_path / "nowhere")
@@ -293,3 +315,27 @@ def test_the_printed_test_command_runs(commands, teacher, student, tmp_path):
     done = commands("test_model.py", *argv, "--gpu", 0, "--manual", 0).finished()
     assert "aux4 top-1" in done.out and "parameters 697" in done.out  # of the network without its heads, 10 classes
     assert "aux1" not in commands("test_model.py", "--path", teacher, "--dataset", "digits").finished().out
+
+
+def test_heads_are_evaluated_in_the_one_pass(tmp_path, monkeypatch, capsys):
+    """Every image once; a head's line is the accuracy of the sum over its rotations."""
+    torch.manual_seed(0)
+    path = tmp_path / "resnet8_aux.pth"
+    torch.save(model_dict["resnet8_aux"](num_classes=10).state_dict(), path)
+    data = open_data("digits", tmp_path, image_size=16)
+    net = load_network(path, None, 10, data.shapes).tapped(("aux1", "aux2", "aux3")).eval()
+
+    def sums(inputs):
+        return {k: v.unflatten(1, (10, 4)).sum(2) for k, v in net(inputs).items() if k != "logits"}
+
+    want = evaluate(sums, data.test_loader(500, device=torch.device("cpu")), torch.device("cpu"))
+    images, forward = [], TappedNet.forward
+    monkeypatch.setattr(
+        TappedNet, "forward", lambda self, inputs: images.append(len(inputs["image"])) or forward(self, inputs)
+    )
+    test_model.main(["--path", str(path), "--dataset", "digits", "--image_size", "16"])
+    lines = capsys.readouterr().out.splitlines()
+    assert images == [360, 1]  # one of them for the multiply-accumulates
+    for name, result in want.items():
+        assert f"{name} top-1 {result['acc']:.2f}  top-5 {result['acc_top5']:.2f}" in lines
+    assert lines[-1].endswith("img/s with its heads")

@@ -68,6 +68,34 @@ def test_every_form_of_a_composite(simkd, tmp_path, capsys, commands):
         read_checkpoint(tmp_path / "model.safetensors")
 
 
+@pytest.mark.parametrize("distill", ["hsakd", "simkd"])
+def test_auxiliary_heads_stay_behind(commands, teacher, tmp_path, capsys, distill):
+    """Every form holds the plain network: its name, its weights alone, its numbers; also under a projector."""
+    path, forms = tmp_path / "resnet8_aux_best.pth", ("--forms", "safetensors")
+    if distill == "hsakd":
+        torch.save(model_dict["resnet8_aux"](num_classes=10).state_dict(), path)
+        forms = ()
+    else:
+        argv = ("--path_t", teacher, "--distill", "simkd", "--model_s", "resnet8_aux", "--skip_validation", *SHORT)
+        commands.student(*argv, "--save_root", tmp_path).finished()
+        (path,) = tmp_path.rglob("resnet8_aux_best.pth")
+    out = tmp_path / "out"
+    exported(path, out, capsys, *forms)
+    config = json.loads((out / "config.json").read_text())
+    file = read_checkpoint(out / "model.safetensors")
+    assert (
+        config["architecture"] == file.meta["arch"] == "resnet8" and "`resnet8` for" in (out / "README.md").read_text()
+    )
+    assert file.state.keys() == model_dict["resnet8"]().state_dict().keys()
+    if distill == "simkd":
+        assert "proj" in file.extra
+        return
+    plain = sum(p.numel() for p in model_dict["resnet8"](num_classes=10).parameters())
+    assert config["parameters"] == plain
+    assert not [k for k in torch.export.load(out / "model.pt2").state_dict if "auxiliary" in k]
+    assert (out / "model.onnx").stat().st_size < 6 * plain  # four bytes a weight, and the graph
+
+
 def test_a_wrong_file_is_noticed(simkd, tmp_path, capsys, monkeypatch):
     import scripts.export_student as module
 

@@ -51,6 +51,15 @@ def test_numbers_are_counted():
     assert listing.model(model_dict["ResNet18"]).parameters == 11_689_512
 
 
+def test_a_method_of_transformers_is_counted_for_one():
+    """CAKD with resnet8x4's stage of 8 x 8 places and a teacher of width 192: linear groups, convolutions, critic."""
+    cakd = listing.method(method_dict["cakd"])
+    groups = 4 * (256 * 192 + 192)
+    assert cakd.trained == groups + 9 * 256 * 3 * 192 + (192 * 96 + 96) + (96 * 96 + 96) + (96 + 1)
+    assert cakd.deployed == 0 and cakd.taps == "student stage1-3; teacher qkv, patches"
+    assert cakd.found == ("taps and parameters are for vit_tiny_cifar -> resnet8x4",)
+
+
 @pytest.mark.parametrize(
     ("taps", "words"),
     [

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from golden.rule import fill_array, rand
 from model_contract import check_layout, check_training, tapped
 
 from helper import listing
-from helper.build import load_network
+from helper.build import load_backbone, load_network
 from helper.checkpoint import read_checkpoint
 from helper.cost import deployed_count, deployed_parameters, macs
 from helper.protocols import UserError
@@ -128,6 +129,24 @@ def test_contract_of_taps(name):
     assert per_class == [40] * len(spec.branches)
 
 
+KEY = re.compile(r"backbone\.|auxiliary_classifier\.(block_extractor|bn|conv2_|fc)(?P<level>\d)\.")
+
+
+@pytest.mark.parametrize("name", [n for n in SPECS if n not in (*SMALL, "resnet18_imagenet_aux")])
+def test_contract_without_numbers(name):
+    """Of all others, the large ones and those of DPCD: taps, keys, heads and counts, without arithmetic."""
+    spec, per_class = model_dict[name], 1 if name.endswith("_dpcd") else 4
+    model = on_meta(spec, 10)
+    levels = [KEY.match(key)["level"] for key in model.state_dict()]
+    assert {level for level in levels if level} == {branch.removeprefix("aux") for branch in spec.branches}
+    features = check_training(tapped(spec, model), 64 if "imagenet" in name else 32)
+    assert [features[branch].shape[1] for branch in spec.branches] == [10 * per_class] * len(spec.branches)
+    backbone = sum(p.numel() for p in model.backbone.parameters())
+    heads = sum(p.numel() for branch in spec.branches for part in model.parts(branch) for p in part.parameters())
+    assert backbone + heads == sum(p.numel() for p in model.parameters())
+    assert deployed_count(model) == backbone
+
+
 def test_every_network_has_both_kinds_of_heads():
     assert SPECS.keys() == {f"{name}_aux{end}" for name in AUXILIARY for end in ("", "_dpcd")}
     for name, spec in SPECS.items():
@@ -230,6 +249,31 @@ def test_the_stride_of_mobilenets_stem_is_told_apart(tmp_path, caplog, monkeypat
         with pytest.raises(UserError, match="holds a mobilenetV2"):
             load_network(recorded, "mobilenetV2_dpcd", 10, SHAPES)
     assert not caplog.text
+
+
+def test_a_backbone_of_another_stride_is_named(tmp_path, caplog, monkeypatch):
+    """Its weights fit either stem: what the file recorded, or the heads in it, tell."""
+    monkeypatch.setattr(log, "propagate", True)
+    plain = model_dict["mobilenetV2"](10).state_dict()
+    recorded = save(tmp_path, "best.pth", {"model": plain, "meta": {"arch": "mobilenetV2"}})
+    unknown = save(tmp_path, "mobilenetV2.pth.tar", {"net": plain})
+    heads = save(tmp_path, "mobilenetV2_aux.pth.tar", {"net": model_dict["mobilenetV2_aux"](10).state_dict()})
+    stride_1, stride_2 = ("mobilenetV2", "mobilenetV2_aux"), ("mobilenetV2_dpcd", "mobilenetV2_aux_dpcd")
+
+    def said(file, name):
+        caplog.clear()
+        spec = model_dict[name]
+        with caplog.at_level("WARNING"):
+            load_backbone(TappedNet(spec(num_classes=10), spec), str(file), 10, frozen=False)
+        return caplog.text
+
+    other = "holds a mobilenetV2 (stem of stride 1"
+    assert not any(said(file, name) for file in (recorded, heads) for name in stride_1)
+    for file in (recorded, heads):
+        text = said(file, stride_2[1])
+        assert other in text and "now serve a mobilenetV2_dpcd (stem of stride 2" in text
+    assert other in said(recorded, stride_2[0])
+    assert "mobilenetV2_dpcd (stem of stride 2" in said(unknown, stride_1[1]) and " alike " in caplog.text
 
 
 def test_peers_load_one_by_one(small, tmp_path):

@@ -71,6 +71,19 @@ def test_a_row_shows_that_the_loss_falls_and_how_far_from_chance_it_got(add, tab
     assert by_name["factor"]["loss"] == "8 → 4"  # of its second stage
 
 
+def test_each_of_several_own_terms_is_shown(add, table):
+    """Their sum would say nothing: they are weighed differently."""
+    add("--distill cakd --model_s resnet20", "a", terms=("cakd_adv", "cakd_gl", "cakd_pca", "cls"))
+    add("--distill dpcd --model_s resnet8_aux_dpcd", "b", terms=("dpcd", "dpcd_ced"))
+    add("--distill cakd+at --model_s resnet20", "c", terms=("at", "cakd_gl"))
+    cells = {row["method"]: row["own term"] for row in table()[0]}
+    assert cells == {
+        "cakd": "adv 2 → 1, gl 2 → 1, pca 2 → 1",
+        "dpcd": "dpcd 2 → 1, ced 2 → 1",
+        "cakd+attention": "cakd gl 2 → 1, attention 2 → 1",
+    }
+
+
 def test_settings_off_their_default_stand_beside_the_method(add, table):
     for i, line in enumerate(("hint", "crd --nce_k 5", "kd -c 0.1 -d 0.9", "kd --protocol authors", "ab")):
         add(f"--distill {line} --init_epochs 3", str(i))

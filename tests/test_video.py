@@ -466,6 +466,10 @@ def test_held_out_and_few(folder):
     assert (len(data.train), len(data.test), data.evaluated_on) == (2, 2, "held-out 0.5 of train")
     assert len(load(folder, few_ratio=0.5).train) == 2
     assert load(folder).checksum == load(folder).checksum != load(folder, few_ratio=0.5).checksum
+    with pytest.raises(UserError, match="--few_ratio 0.1 leaves 2 of 2 classes without a training clip .*larger ratio"):
+        load(folder, few_ratio=0.1)
+    with pytest.raises(UserError, match="--val_fraction 0.9 leaves 2 of 2 classes without a single remaining clip"):
+        load(folder, val_fraction=0.9)
 
 
 # --- averages over views ----------------------------------------------------------------------------------------------
@@ -493,9 +497,11 @@ def test_evaluation_over_views(folder):
     def predict(inputs):
         right = torch.zeros(len(inputs["video"]), 2)
         right[:, 0] = 1.0  # always the first class
-        return right
+        return {"student": right, "other": 1 - right}
 
-    result = evaluate_views(predict, loader, CPU, 2, "prob")
+    found = evaluate_views(predict, loader, CPU, 2, "prob")
+    result = found["student"]
+    assert found["other"]["acc"] == 50.0 and found["other"]["samples"] == 2
     assert (result["acc"], result["acc_mean_class"], result["samples"]) == (50.0, 50.0, 2)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from golden.rule import rand
 from model_contract import check_layout, check_training, tapped
 
 from distiller_zoo import method_dict
+from distiller_zoo.cakd import CAKD
 from helper import build
 from helper.protocols import Context, UserError
 from helper.taps import TappedNet, probe
-from models import model_dict
+from models import external, model_dict
 from models.external_vit import any_size
-from models.transformer import resized_positions
+from models.transformer import read_normed_qkv, read_qkv, resized_positions
 
 TINY = ("torchvision:vit_b_16", "timm:vit_tiny_patch16_224", "timm:deit_tiny_distilled_patch16_224")
 WHOLE = {  # name: per-sample shapes of qkv, patches and class token
@@ -48,16 +50,60 @@ def test_taps_of_teachers_are_found(name):
     }
 
 
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:swin_v2_t", "timm:convnext_atto"])
+NO_ATTENTION = (
+    "torchvision:resnet18",
+    "torchvision:swin_v2_t",
+    "timm:convnext_atto",
+    "timm:beit_base_patch16_224",  # a relative position bias
+    "timm:eva02_tiny_patch14_224",  # rotary embeddings
+    "timm:cait_xxs24_224",  # class attention
+)
+
+
+@pytest.mark.parametrize("name", NO_ATTENTION)
 def test_networks_that_show_no_attention(name):
     assert not model_dict[name].taps.keys() & {"qkv", "patches", "class_token"}
+
+
+@pytest.mark.parametrize(("size", "map_size"), [(448, "14x14"), (192, "6x6")])
+def test_a_swin_whose_window_is_not_its_map_is_one_sentence(size, map_size):
+    """Larger images have several windows, smaller ones a padded map: neither is attention over all patches."""
+    with torch.device("meta"):
+        net = tapped(model_dict["torchvision:swin_t"], num_classes=7, want=("qkv", "patches"))
+        with pytest.raises(UserError, match=f"windows of 7x7 and its last map is {map_size} .*--image_size"):
+            probe(net, {"image": (3, size, size)})
+        without = tapped(model_dict["torchvision:swin_t"], num_classes=7, want=("patches",))
+        assert probe(without, {"image": (3, size, size)}).shapes["patches"] == ((size // 32) ** 2, 768)
+
+
+def test_a_timm_hybrid_shows_the_attention_behind_its_stem():
+    """Its stages are those of the stem, a patch is a place of its last map, and positions are interpolated."""
+    spec = model_dict["timm:vit_small_r26_s32_224"]
+    assert spec.stages == tuple(f"stage{i}" for i in (1, 2, 3, 4)) and spec.patch == 32
+    assert CAKD.needs(CAKD.Config(), model_dict["resnet8"], spec).teacher == ("qkv", "patches")
+    want = ("qkv", "patches", "class_token", "tokens", "stage4")
+    with torch.device("meta"):
+        net = tapped(spec, num_classes=7, want=want)
+        shapes = {size: probe(net, {"image": (3, size, size)}).shapes for size in (224, 256)}
+    assert [shapes[224][k] for k in want] == [(3, 6, 50, 64), (49, 384), (384,), (50, 384), (384, 7, 7)]
+    assert shapes[256]["qkv"] == (3, 6, 65, 64) and "8x8" in build.position_notice(spec, {"image": (3, 256, 256)})[0]
+
+
+QK_NORM, TIMM_SWIN = "timm:vit_tiny_patch16_224 qk_norm", "timm:swin_tiny_patch4_window7_224"
 
 
 def tiny(name):
     """A network of the family for 32 px, with patches of 8 px and two blocks; and the spec of the whole one, with the
     last attention's place in this one."""
     torch.manual_seed(0)
+    if name == QK_NORM:
+        return normed()
     spec = model_dict[name]
+    if name == TIMM_SWIN:  # at 56 px the last map is the 7 x 7 window of the whole one at 224 px
+        model = spec(num_classes=7, img_size=56, embed_dim=24, depths=(1, 2), num_heads=(2, 4))
+        taps = {k: spec.taps[k] for k in ("qkv", "patches")}
+        qkv = dataclasses.replace(taps["qkv"], module="layers.1.blocks.1.attn.qkv", read=partial(read_qkv, 4))
+        return dataclasses.replace(spec, taps={**taps, "qkv": qkv}, input_shape=(3, 56, 56)), model
     if name not in TINY:
         return spec, spec(num_classes=7)
     if name.startswith("torchvision"):
@@ -73,6 +119,19 @@ def tiny(name):
     return dataclasses.replace(spec, taps={**spec.taps, "qkv": qkv}, patch=8, input_shape=(3, 32, 32)), model
 
 
+def normed():
+    """A ViT of timm that normalises queries and keys, as the dry run finds it."""
+    size = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "qk_norm": True}
+    build_normed = partial(external._timm, "vit_tiny_patch16_224", **size)
+    spec = external._spec(QK_NORM, build_normed, (3, 32, 32), external.IMAGENET_MEAN, external.IMAGENET_STD)
+    model = spec(num_classes=7)
+    for part in ("q_norm", "k_norm"):  # else an identity up to scale
+        norm = model.get_submodule(spec.taps["qkv"].module).get_submodule(part)
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    return spec, model
+
+
 def attended(q, k, v, bias=0.0):
     """softmax(q k^T / sqrt(d) + bias) v of [B, H, N, d], heads joined: [B, N, D]."""
     probabilities = (q @ k.mT / q.shape[-1] ** 0.5 + bias).softmax(-1)
@@ -83,19 +142,21 @@ def last_attention(net):
     """The module, and how its joined heads are brought to its output."""
     module = net.model.get_submodule(net.spec.taps["qkv"].module.removesuffix(".qkv"))
     project = module.out_proj if hasattr(module, "out_proj") else module.proj
-    bias = module.get_relative_position_bias() if hasattr(module, "get_relative_position_bias") else 0.0
-    return module, project, bias
+    if hasattr(module, "get_relative_position_bias"):
+        return module, project, module.get_relative_position_bias()
+    return module, project, module._get_rel_pos_bias() if hasattr(module, "_get_rel_pos_bias") else 0.0
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
-@pytest.mark.parametrize("name", [*TINY, "torchvision:swin_t", "vit_micro_cifar"])
+@pytest.mark.parametrize("name", [*TINY, QK_NORM, "torchvision:swin_t", TIMM_SWIN, "vit_micro_cifar"])
 def test_qkv_gives_the_modules_own_attention(name, grad):
     """Recomputed attention equals the module's output to 1e-6, also where a fused kernel computed that."""
     net = tapped(*tiny(name), ("qkv", "patches")).eval()
+    assert (net.spec.taps["qkv"].read is read_normed_qkv) == (name == QK_NORM)
     module, project, bias = last_attention(net)
     outputs = []
     module.register_forward_hook(lambda m, args, out: outputs.append(out[0] if isinstance(out, tuple) else out))
-    size = 224 if "swin" in name else 32
+    size = net.spec.input_shape[-1]
     with torch.set_grad_enabled(grad):
         out = net({"image": rand((2, 3, size, size), 1)})
         again = project(attended(*out["qkv"].unbind(1), bias))
