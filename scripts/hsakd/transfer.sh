@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Linear probe on STL-10 and TinyImageNet: MobileNetV2, taught by VGG13 on CIFAR-100 (table 4).
 # Students are those of different_style.sh. Published features are computed anew from a random crop in each of 100 epochs; here ten views of each image, once.
-#   bash scripts/hsakd/transfer.sh              lists the cells with the published top-1
-#   bash scripts/hsakd/transfer.sh REGEX        runs those whose name matches
+#   bash scripts/hsakd/transfer.sh                        lists the cells with the published top-1
+#   bash scripts/hsakd/transfer.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs go to its commands
 # Published numbers are of the HSAKD repository (README, slides and poster of IJCAI 2021).
 # None of these commands has been run to its end here: no number below is a measurement of this toolbox.
 source "$(dirname "${BASH_SOURCE[0]}")/run.sh"
