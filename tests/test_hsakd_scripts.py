@@ -68,7 +68,10 @@ def test_every_cell(file, files):
             name
         )
         if script == "eval_rep.py":
-            assert parse_probe(argv).s_path in files, name
+            probe = parse_probe(argv)
+            assert probe.s_path in files, name
+            steps = [probe.views * epoch for epoch in (*probe.milestones, probe.epochs)]
+            assert steps == [30, 60, 90, 100], f"{name}: not the published number of steps"
             continue
         settings = parse(argv, teacher=script == "train_teacher.py")
         assert settings.method.teacher_mode == "frozen" or not settings.values.get("path_t")
