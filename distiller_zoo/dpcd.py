@@ -29,7 +29,7 @@ def consensus(z: Tensor, labels: Tensor, teachers: Tensor, students: Tensor, cfg
     z: [M, B, K], logits of heads and student; pair p is z[teachers[p]] -> z[students[p]]. omega = sum over the other
     classes of P_s P_t, without gradient. The target of TCKD keeps its gradient, as published, unless detached.
     """
-    (m, b, k), temperature = z.shape, cfg.temperature
+    (m, b, k), temperature = z.shape, cfg.ced_T
     flat, every = (z / temperature).flatten(0, 1), labels.repeat(m)
     log_b = log_binary(flat, every).unflatten(0, (m, b))  # [M, B, 2]
     log_n = non_target(flat, every).log_softmax(1).unflatten(0, (m, b))  # [M, B, K - 1]
@@ -62,7 +62,7 @@ class DPCD(WithHeads):
     @dataclass(frozen=True)
     class Config(WithHeads.Config):
         div: float = 0.0
-        temperature: float = option(3.0, "temperature of both paths; published 1 for ImageNet's first", "--dpcd_T")
+        temperature: float = option(3.0, "temperature of path 1; published 1 for ImageNet", "--dpcd_T")
         base: float = option(6.0, "beta before confidence changes it; published 0.5 for ImageNet", "--dpcd_beta")
         least: float = option(
             5.0,
@@ -73,6 +73,7 @@ class DPCD(WithHeads):
         ramp: int = option(20, "epochs over which the weight of path 1 rises from 0; 0 for none", "--dpcd_ramp")
         history: int = option(2000, "confidences that are remembered; published 20000 for ImageNet", "--dpcd_history")
         tiers: tuple[int, ...] = option((200, 500), "steps at which tau's next tier begins", "--dpcd_tiers")
+        ced_T: float = option(3.0, "temperature of path 2", "--dpcd_ced_T")  # noqa: N815 (paper letter)
         ced_nckd: float = option(8.0, "weight of the non-target part of path 2; 2 for ImageNet", "--dpcd_ced_beta")
         detach: bool = option(False, "stop the gradient into the teaching head everywhere", "--dpcd_detach")
         as_published: bool = option(
@@ -80,7 +81,8 @@ class DPCD(WithHeads):
         )
 
         def __post_init__(self) -> None:
-            check_range("--dpcd_T", self.temperature, above=0)
+            for flag, value in (("T", self.temperature), ("ced_T", self.ced_T)):
+                check_range(f"--dpcd_{flag}", value, above=0)
             for flag, value in (("beta", self.base), ("beta_min", self.least), ("ced_beta", self.ced_nckd)):
                 check_range(f"--dpcd_{flag}", value, least=0)
             check_range("--dpcd_beta_max", self.most, least=self.least)

@@ -28,14 +28,17 @@ def recorded_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def options_as_trained(path: str | Path, root: Path, image_size: int | None = None, **given: Any) -> DataOptions:
-    """The data of a checkpoint: of action recordings, whatever is None or absent in `given` is as in its training."""
+    """The data of a checkpoint: whatever is None or absent in `given` is as its training recorded it, if it did.
+
+    Of images that is their size, of action recordings everything.
+    """
     meta, shapes = read_checkpoint(path).meta, recorded_shapes(path)
-    read, video, sensor = (shapes.get(k) for k in (meta.get("reads"), "video", "sensor"))
+    read, image, video, sensor = (shapes.get(k) for k in (meta.get("reads"), "image", "video", "sensor"))
     modality = given.pop("modality", None) or (meta.get("modalities", {}).get(meta.get("reads")) if read else None)
     segments = given.pop("num_segments", None) or (video[0] if video else None)
     return DataOptions(
         root=root,
-        image_size=image_size or (video[-1] if video else None),
+        image_size=image_size or next((shape[-1] for shape in (video, image) if shape), None),
         modality=(modality,) if modality else (),
         data_split=given.pop("data_split", None) or meta.get("data_split"),
         window=sensor[-1] if sensor else None,

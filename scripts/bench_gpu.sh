@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What a CUDA device is worth here, in one table: bash scripts/bench_gpu.sh [FILE.json]. Planned for under 8 minutes on one H200; not run on one yet.
-# Tests marked gpu, the baseline, ours, every switch, cache, lanes and the floor. Random images and weights: nothing is
+# What a CUDA device is worth here, in one table: bash scripts/bench_gpu.sh [FILE.json]. Planned for under 9 minutes on one H200; not run on one yet.
+# Tests marked gpu, the baseline, ours, every switch, cache, lanes and the floor; then, planned for one of the minutes, a step of
+# HSAKD and of DPCD beside the published one, with a table of its own (FILE_hsakd.json). Random images and weights: nothing is
 # downloaded. PYTHON names the interpreter, an environment with requirements.txt. FAST=1 takes toy networks, to try the
 # script out (also without a GPU).
 set -euo pipefail
@@ -8,10 +9,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-python}
 OUT=${1:-results/bench_gpu.json}
 MORE=()
+HSAKD=(--rounds 3 --steps 10)
 TURNS=(--steps 50 --warmup 10 --rounds 3 --together --check)
 if [[ -n "${FAST:-}" ]]; then
   MORE=(--pair resnet8:resnet8 --batch_size 8 --images 64)
   TURNS=(--steps 1 --warmup 0 --rounds 1 --together --check)
+  HSAKD=(--methods dpcd --rounds 1 --steps 1 --batch_size 2)
 fi
 measure() { "$PYTHON" scripts/bench.py ${MORE[@]+"${MORE[@]}"} "${TURNS[@]}" "$@" --json "$OUT" --merge > "$OUT.log" || { cat "$OUT.log"; exit 1; }; }
 
@@ -26,4 +29,6 @@ echo "== switches"
 SWITCHES=${FAST:+channels_last,fused_optimizer}
 measure --switches ${SWITCHES:+"$SWITCHES"} --light
 "$PYTHON" scripts/bench.py --show "$OUT"
+echo "== HSAKD and DPCD"
+"$PYTHON" scripts/bench_hsakd.py "${HSAKD[@]}" --json "${OUT%.json}_hsakd.json"
 rm -f "$OUT.log"

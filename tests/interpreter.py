@@ -25,12 +25,15 @@ class Interpreter:
             shutil.copy(ROOT / name, self.tree)
             shutil.copy(ROOT / name, self.venv / f".retort-{name}")
 
-    def run(self, script: str, *argv: str, **env: str) -> list[list[str]]:
-        """[program, arguments...] of every call that scripts/`script` makes."""
-        asked = self.venv / "asked"
-        asked.write_text("")
+    def bash(self, script: str, *argv: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """scripts/`script` run to its end, however that is; what it asked for is then in venv/asked."""
+        (self.venv / "asked").write_text("")
         env = {**os.environ, "VIRTUAL_ENV": str(self.venv), **env}
         command = ["bash", str(self.tree / "scripts" / script), *argv]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    def run(self, script: str, *argv: str, **env: str) -> list[list[str]]:
+        """[program, arguments...] of every call that scripts/`script` makes."""
+        done = self.bash(script, *argv, **env)
         assert done.returncode == 0, done.stderr
-        return [line.split("\0")[:-1] for line in asked.read_text().splitlines()]
+        return [line.split("\0")[:-1] for line in (self.venv / "asked").read_text().splitlines()]

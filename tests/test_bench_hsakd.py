@@ -13,11 +13,13 @@ from toys import ToyData, network
 
 from distiller_zoo import method_dict
 from helper import build
-from helper.protocols import Progress
+from helper.protocols import Progress, UserError
 from models import model_dict
+from scripts import bench_hsakd
 from scripts.usual_hsakd import UsualDPCD, UsualHSAKD
 
 ROOT = Path(__file__).parent.parent
+STEPS = [("usual", "fp32"), ("ours", "fp32"), ("ours", "bf16")]
 
 
 @pytest.mark.parametrize(("method", "usual", "end"), [("hsakd", UsualHSAKD, ""), ("dpcd", UsualDPCD, "_dpcd")])
@@ -51,6 +53,20 @@ def test_baseline_and_our_step_lose_alike(method, usual, end):
         assert ours == pytest.approx(theirs, rel=2e-4), i
 
 
+def test_targets_and_verdicts():
+    """The published step has none; a CUDA device has its own."""
+    targets = [bench_hsakd.target_of("hsakd", *s, on_gpu=g) for g in (False, True) for s in STEPS]
+    assert targets == [None, 1.05, 1.8, None, None, 2.5]
+    assert all(bench_hsakd.target_of(*subject, on_gpu=False) for subject in bench_hsakd.SUBJECTS if "ours" in subject)
+    row = {"step": "ours", "speed_up": 2.0, "peak_mb": 9.0, "usual_peak_mb": 8.0}
+    assert [bench_hsakd.verdicts(row | {"target": t}) for t in (1.8, 2.5, None)] == [
+        "1.8 PASS | FAIL", "2.5 FAIL | FAIL", " | FAIL",
+    ]  # fmt: skip
+    assert bench_hsakd.verdicts(row | {"target": None, "step": "usual"}) == " | "
+    with pytest.raises(UserError, match="pass --threads 1"):
+        bench_hsakd.main(["--clock", "cpu", "--threads", "2"])
+
+
 @pytest.mark.slow
 def test_the_benchmark_runs(tmp_path):
     argv = ["--methods", "dpcd", "--rounds", "1", "--steps", "1", "--batch_size", "2", "--threads", "1"]
@@ -60,6 +76,6 @@ def test_the_benchmark_runs(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
     rows = json.loads(out[0].read_text())["rows"]
-    assert [(r["step"], r["dtype"]) for r in rows] == [("usual", "fp32"), ("ours", "fp32"), ("ours", "bf16")]
+    assert [(r["step"], r["dtype"]) for r in rows] == STEPS
     assert all(r["step_s"] > 0 and r["peak_mb"] > 0 and r["speed_up"] > 0 for r in rows)
     assert rows[0]["speed_up"] == 1 and "| dpcd | ours | bf16 |" in out[1].read_text()

@@ -471,11 +471,19 @@ def test_robustness_and_table(commands, vit_teacher, tmp_path):
     spoil = ("--dataset", "digits", "--data_folder", tmp_path, "--noise", 0.1, 3)
     done = commands("scripts/cakd/robustness.py", "--path", best, best, *spoil, "--out", tmp_path / "t.md").finished()
     header, _, first, second = (tmp_path / "t.md").read_text().splitlines()
-    assert header == "| checkpoint | clean | noise 0.1 | noise 3 | views |" and first == second
+    assert header == "| checkpoint | px | clean | noise 0.1 | noise 3 | views |" and first == second
     assert first in done.out
     commands("scripts/cakd/robustness.py", "--path", best, *spoil[:-2], -1).refused("--noise -1.0")
 
     short = ("--epochs", 1, "--max_steps", 1, "--tb_backend", "none", "--save_root", tmp_path / "save")
+    commands.student("--distill", "baseline", *short[:-1], tmp_path / "small", "--image_size", 16).finished()
+    (small,) = (p / "resnet8_best.pth" for p in (tmp_path / "small/students/models").iterdir() if not p.is_symlink())
+    sizes = [], ["--image_size", 24]
+    rows = [commands("scripts/cakd/robustness.py", "--path", small, best, *spoil, *s).finished().out for s in sizes]
+    assert [[line.split(" | ")[1] for line in out.splitlines()[2:]] for out in rows] == [["16", "32"], ["24", "24"]]
+    out = commands("test_model.py", "--path", small, *spoil[:4]).finished().out
+    clean = rows[0].splitlines()[2].split(" | ")[2]
+    assert f"top-1 {clean} " in out and "recorded in the file" in out and "warning" not in out
     commands.student("--distill", "baseline", *short).finished()
     commands.student("--distill", "logits", "--path_t", best, *short).finished()
     out = commands("scripts/cakd/table.py", "--root", tmp_path / "save", "--title", "A study").finished().out

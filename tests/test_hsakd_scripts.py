@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from interpreter import Interpreter
 
 from eval_rep import parse as parse_probe
 from helper.options import parse
@@ -15,16 +16,17 @@ from models import model_for
 from scripts.hsakd.probe_table import main as probe_table
 
 FOLDER = Path(__file__).parent.parent / "scripts" / "hsakd"
+SCRIPT = "hsakd/few_shot.sh"
 TABLES = {  # file -> cells
     "teachers.sh": 15,
     "same_style.sh": 48,
     "different_style.sh": 48,
-    "few_shot.sh": 10,
+    "few_shot.sh": 14,
     "transfer.sh": 22,
     "imagenet.sh": 11,
     "online_cifar.sh": 16,
     "online_imagenet.sh": 2,
-    "dpcd.sh": 17,
+    "dpcd.sh": 32,
 }
 
 
@@ -66,12 +68,16 @@ def test_every_cell(file, files):
             name
         )
         if script == "eval_rep.py":
-            assert parse_probe(argv).s_path in files, name
+            probe = parse_probe(argv)
+            assert probe.s_path in files, name
+            steps = [probe.views * epoch for epoch in (*probe.milestones, probe.epochs)]
+            assert steps == [30, 60, 90, 100], f"{name}: not the published number of steps"
             continue
         settings = parse(argv, teacher=script == "train_teacher.py")
         assert settings.method.teacher_mode == "frozen" or not settings.values.get("path_t")
         for path in settings.values.get("path_t") or ():
             assert path in files, f"{name}: nothing writes {path}"
+            assert not re.search("freeze_backbone:True.*_best", path), f"{name}: only the heads of {path} learned"
         start = settings.values.get("pretrained_backbone")
         assert start is None or start.startswith("torchvision:") or start in files, name
         if settings.dataset == "cifar100":
@@ -87,20 +93,40 @@ def test_every_cell(file, files):
             assert not settings.nesterov
 
 
-def test_a_table_lists_and_runs_its_cells(tmp_path):
-    """Without an argument it lists; with one it runs what matches and nothing else. $PYTHON is replaced by echo."""
-    run = (FOLDER / "run.sh").read_text().replace('source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"', "PYTHON=echo")
-    (tmp_path / "run.sh").write_text(run)
-    table = (FOLDER / "few_shot.sh").read_text()
-    (tmp_path / "few_shot.sh").write_text(table)
+@pytest.fixture(scope="module")
+def interpreter(tmp_path_factory):
+    return Interpreter(tmp_path_factory.mktemp("interpreter"))
 
-    def bash(*argv):
-        command = ["bash", "-euo", "pipefail", str(tmp_path / "few_shot.sh"), *argv]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
-    assert len(bash()) == TABLES["few_shot.sh"] and "68.50±.24" in bash()[2]
-    head, command = bash("^25% HSAKD")
-    assert head.endswith("published 68.50±.24") and command.startswith("train_student.py --path_t save/teachers/")
+def test_a_table_lists_and_runs_its_cells(interpreter):
+    """Without an argument it lists; with one it runs the cell of that name, else what matches, and nothing else."""
+
+    def ran(*argv):
+        return [command for _, _, command in cells("few_shot.sh") if command[1:] in interpreter.run(SCRIPT, *argv)]
+
+    listed = interpreter.bash(SCRIPT).stdout.splitlines()
+    assert [line.split("  ")[0] for line in listed] == [name for name, *_ in cells("few_shot.sh")]
+    assert "68.50±.24" in listed[2] and not ran()
+    by_name = {name: command for name, _, command in cells("few_shot.sh")}
+    assert by_name["25% HSAKD"] != by_name["25% HSAKD*"]
+    for name, command in by_name.items():  # pasted back from the list, a name is no regular expression
+        assert ran(name) == [command]
+    assert ran("^[57]5?0?% HSAKD") == [by_name[f"{share}% HSAKD{star}"] for share in (50, 75) for star in ("", "*")]
+
+
+def test_a_table_passes_flags_on(interpreter):
+    name, _, (_, *command) = cells("few_shot.sh")[0]
+    more = ["--epochs", "1", "--data_folder", "a folder"]
+    assert interpreter.run(SCRIPT, name, *more) == [command + more]
+    assert interpreter.run(SCRIPT, "KD$", *more)[-1][-4:] == more
+
+
+@pytest.mark.parametrize("wrong", ["75% KDD", "--epochs", "["])
+def test_a_table_refuses_what_names_no_cell(interpreter, wrong):
+    done = interpreter.bash(SCRIPT, wrong, "1")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith(f"no cell of few_shot.sh is named '{wrong}' or matches it: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_study_is_sound_bash():

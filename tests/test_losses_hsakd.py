@@ -230,6 +230,8 @@ def test_what_does_not_fit_is_one_sentence():
         build("dpcd", per_class=1, history=4)
     with pytest.raises(UserError, match="two increasing steps"):
         build("dpcd", per_class=1, tiers=(5, 2))
+    with pytest.raises(UserError, match="--dpcd_ced_T 0.*must be above 0"):
+        build("dpcd", per_class=1, ced_T=0.0)
 
 
 def test_frozen_backbone_stays_as_it_is_statistics_included():
@@ -296,9 +298,9 @@ def dpcd(num_heads=1, **options):
     return build("dpcd", num_heads, classes=5, per_class=1, batch_size=4, **options).double()
 
 
-def ced_of(beta=8.0, detach=False):
+def ced_of(beta=8.0, detach=False, **options):
     """(value, norms of the gradients) of CED with the golden case: head -> student is the only pair of one head."""
-    method = dpcd(cls=0.0, ced_nckd=beta, detach=detach)
+    method = dpcd(cls=0.0, ced_nckd=beta, detach=detach, **options)
     s = features((DPCD_S, [DPCD_T]), grad=True)
     terms, *_ = run(method, s, {"logits": torch.from_numpy(DPCD_T)}, plain_batch(DPCD_Y), LATE)
     grads = torch.autograd.grad(terms["dpcd_ced"], (s["logits"], s["aux1"]), allow_unused=True)
@@ -313,6 +315,9 @@ def test_golden_dpcd_ced():
     assert got == pytest.approx(1.0171352022985343, rel=3e-7) and got == pytest.approx(tckd + nckd, rel=3e-7)
     assert norms == pytest.approx([0.38066868720212493, 0.23394526740612964], rel=1e-6)
     assert ced_of(beta=2.0)[0] == pytest.approx(0.5188084982686706, rel=5e-7)
+    assert ced_of(beta=2.0, temperature=1.0)[0] == ced_of(beta=2.0)[0], "path 1's temperature is not path 2's"
+    warm = sum(reference.ced(DPCD_S, DPCD_T, DPCD_Y, temperature=2.0))
+    assert ced_of(ced_T=2.0, temperature=1.0)[0] == pytest.approx(warm, rel=3e-7)
     assert ced_of(detach=True)[1][1] == 0.0
     assert reference.kd(DPCD_S, DPCD_T, 3.0) == pytest.approx(0.7521717815241833, rel=1e-12)
 

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import re
 from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,14 +15,21 @@ from helper.runs import run_name
 from models import model_for
 
 TRAIN = ("train_teacher.py", "train_student.py")
+SWIN, MORE = "timm:swin_large_patch4_window7_224", ("--epochs", "95")
 VIT = ("T.pth", "vit_tiny_cifar", "cifar100", "DATA", "SAVE")
 SCRIPTS = {  # script -> arguments, programs it calls
-    "cakd/ablation.sh": (VIT, ["train_student.py"] * 4 + ["scripts/make_table.py", "scripts/cakd/robustness.py"]),
+    "cakd/ablation.sh": (
+        (*VIT, "ResNet50", "--image_size", "224"),
+        ["train_student.py"] * 4 + ["scripts/make_table.py", "scripts/cakd/robustness.py"],
+    ),
     "cakd/cifar100.sh": (("T.pth", "vit_tiny_cifar", "DATA", "SAVE"), ["train_student.py"] * 3),
-    "cakd/imagenet_baseline.sh": (("DATA", "SAVE"), ["train_student.py"]),
-    "cakd/imagenet_cakd.sh": (("DATA", "SAVE", "T.pth"), ["train_student.py"]),
-    "cakd/imagenet_logits.sh": (("DATA", "SAVE", "T.pth"), ["train_student.py"]),
-    "cakd/student_sweep.sh": (("DATA", "SAVE", "T.pth"), ["train_student.py"] * 6 + ["scripts/make_table.py"]),
+    "cakd/imagenet_baseline.sh": (("DATA", "SAVE", "ResNet50", *MORE), ["train_student.py"]),
+    "cakd/imagenet_cakd.sh": (("DATA", "SAVE", "T.pth", "code", "ResNet18", SWIN, *MORE), ["train_student.py"]),
+    "cakd/imagenet_logits.sh": (("DATA", "SAVE", "T.pth", "ResNet50", SWIN, *MORE), ["train_student.py"]),
+    "cakd/student_sweep.sh": (
+        ("DATA", "SAVE", "T.pth", SWIN, *MORE),
+        ["train_student.py"] * 6 + ["scripts/make_table.py"],
+    ),
     "cakd/teacher.sh": (("T.pth", "DATA", "SAVE"), ["train_student.py"]),
     "vskd/teacher.sh": (("DATA", "trial", "--epochs", "3"), ["train_teacher.py"]),
     "vskd/student.sh": (("DATA", "T.pth"), ["train_student.py"]),
@@ -32,6 +40,7 @@ SCRIPTS = {  # script -> arguments, programs it calls
     "video/tsn_student.sh": ((), ["train_student.py", "test_model.py"]),
     "video/tsn_distil.sh": (("T.pth",), ["train_student.py", "test_model.py"]),
 }
+SEVERAL = ("video", "cakd/ablation", "cakd/imagenet", "cakd/student_sweep")  # that read $GPUS
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +75,7 @@ def understood(program: str, argv: list[str], monkeypatch) -> argparse.Namespace
 
 
 @pytest.mark.parametrize(
-    "script, gpus", [(s, "0") for s in SCRIPTS] + [(s, "0,1,2,3") for s in SCRIPTS if s.startswith("video")]
+    "script, gpus", [(s, "0") for s in SCRIPTS] + [(s, "0,1,2,3") for s in SCRIPTS if s.startswith(SEVERAL)]
 )
 def test_every_command_is_understood(script, gpus, interpreter, monkeypatch):
     argv, programs = SCRIPTS[script]
@@ -76,7 +85,14 @@ def test_every_command_is_understood(script, gpus, interpreter, monkeypatch):
     for program, *argv in calls:
         if program in TRAIN:
             files += written_by(program, argv)
-            assert parse(argv, teacher=program == TRAIN[0]).data_folder == "DATA"
+            settings = parse(argv, teacher=program == TRAIN[0])
+            assert settings.data_folder == "DATA"
+            given = SCRIPTS[script][0]
+            flags = {word[2:]: value for word, value in pairwise(given) if word.startswith("--")}
+            assert all(str(getattr(settings, flag)) == value for flag, value in flags.items())
+            if script.startswith(SEVERAL):
+                assert (settings.gpu_id, settings.multiprocessing_distributed) == (gpus, "," in gpus)
+            assert settings.values.get("model_t") in (*given, None) or SWIN not in given
             continue
         understood(program, argv, monkeypatch)
         for pattern in (word for word in argv if re.search(r"\.pth$", word)):

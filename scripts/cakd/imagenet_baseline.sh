@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # ViT-B/16 -> ResNet50 on ImageNet: the student alone. One of three runs with one recipe (imagenet_baseline.sh,
 # imagenet_logits.sh, imagenet_cakd.sh), so that the differences between their rows are the methods'.
-#   bash scripts/cakd/imagenet_baseline.sh DATA_FOLDER SAVE_ROOT [MODEL_S]
+#   bash scripts/cakd/imagenet_baseline.sh DATA_FOLDER SAVE_ROOT [MODEL_S] [FLAG ...]
+# GPUS=0,1,2,3,4,5,6,7 before the command trains one process a GPU; FLAGs go to the run.
 # The paper's schedule: 120 epochs, batch 256, learning rate 0.1, divided by ten after 30, 60 and 90, weight decay 1e-4.
 # Published by the paper, top-1 / top-5: 76.28 / 93.03; by its repository, whose three runs differ in epochs,
 # augmentation, smoothing and averaging: 73.82 / 91.97. Not measured here yet.
 # Gradients are clipped in every row (--clip_grad 5; ours): the first steps of CAKD's value relations diverge otherwise.
-source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 data=${1:?folder of ImageNet}
 save=${2:?folder for the runs}
 student=${3:-ResNet50}
-"$PYTHON" train_student.py --dataset imagenet --data_folder "$data" --save_root "$save" --model_s "$student" \
+"$PYTHON" train_student.py "${devices[@]}" --dataset imagenet --data_folder "$data" --save_root "$save" --model_s "$student" \
     --batch_size 256 --epochs 120 --learning_rate 0.1 --lr_decay_epochs 30,60,90 --weight_decay 1e-4 --clip_grad 5 \
-    --distill baseline
+    --distill baseline "${@:4}"

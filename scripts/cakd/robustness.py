@@ -2,7 +2,8 @@
 """Top-1 of checkpoints on noisy test images: python scripts/cakd/robustness.py --path A.pth B.pth --data_folder DIR
 
 Noise is Gaussian on pixels in [0, 1], clamped back, drawn from a fixed seed, the same for every checkpoint; `views` are
-the transformations CAKD trains with, on every image. Prints a Markdown table, rows in the order given.
+the transformations CAKD trains with, on every image. Every network sees images of the size it was trained at, unless
+--image_size names one; px is that size. Prints a Markdown table, rows in the order given.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ import torch
 from torch import Tensor
 
 from dataset import dataset_dict
-from dataset.base import DataOptions
 from dataset.multiview import multi_view
 from helper import build
 from helper.checkpoint import atomic_write_text
+from helper.export import options_as_trained
 from helper.loops import evaluate
 from helper.options import normalised
-from helper.protocols import UserError
+from helper.protocols import DataSet, UserError
 from helper.session import run_script
 
 SEED = 0
@@ -52,16 +53,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
     parser.add_argument("--dataset", default="cifar100")
     parser.add_argument("--data_folder", default="../data/")
-    parser.add_argument("--image_size", type=int)
+    parser.add_argument("--image_size", type=int, help="default: as each network was trained")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="standard deviations")
     parser.add_argument("--gpu_id", default="0")
     parser.add_argument("--out", type=Path, help="write the table here, too")
     args = parser.parse_args(normalised(argv))
     device, _ = build.pick_device(args.gpu_id)
-    data = dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder), image_size=args.image_size))
     kinds = columns(args.noise)
-    lines = ["| checkpoint | " + " | ".join(kinds) + " |", "|---|" + "---|" * len(kinds)]
+    lines = ["| checkpoint | px | " + " | ".join(kinds) + " |", "|---|---|" + "---|" * len(kinds)]
+    sets: dict[int | None, DataSet] = {}  # image size -> the test images
     for path in args.path:
+        options = options_as_trained(path, Path(args.data_folder), args.image_size)
+        if options.image_size not in sets:
+            sets[options.image_size] = dataset_dict[args.dataset](options)
+        data = sets[options.image_size]
         network = build.load_network(path, args.model, data.num_classes, data.shapes, flag="--model")
         net = build.to_device(network.tapped(), device).eval()
         cells = []
@@ -78,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
             result = evaluate(predict, data.test_loader(500, device=device), device)["student"]
             cells.append(f"{result['acc']:.2f}")
-        lines.append(f"| {Path(path).parent.name} | " + " | ".join(cells) + " |")
+        size = data.shapes[network.spec.input][-1]
+        lines.append(f"| {Path(path).parent.name} | {size} | " + " | ".join(cells) + " |")
     text = "\n".join(lines)
     print(text)
     if args.out:

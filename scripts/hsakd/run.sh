@@ -1,13 +1,22 @@
-# Sourced by the tables beside it: cell NAME PUBLISHED COMMAND... lists a cell, or runs it if its name matches $1.
+# Sourced by the tables beside it: cell NAME PUBLISHED COMMAND... lists a cell, or runs it if it is the one that $1 names or,
+# where no cell has that name, if its name matches $1 as a regular expression. $2 and so on go to each of these commands.
+table=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
-pattern=${1:-}
+wanted=${1:-}
+more=("${@:2}")
+names=$(sed -n "s/^cell '\([^']*\)'.*/\1/p" "$table")
+is_name=$(grep -cxF -- "$wanted" <<<"$names" || true)
+if [ -n "$wanted" ] && [ "$is_name" = 0 ] && ! grep -qE -- "$wanted" <<<"$names" 2>/dev/null; then
+    echo "no cell of $(basename "$table") is named '$wanted' or matches it: without an argument the script lists its cells" >&2
+    exit 2
+fi
 cell() {
     local name=$1 published=$2
     shift 3 # and the word python
-    if [ -z "$pattern" ]; then
+    if [ -z "$wanted" ]; then
         printf '%-44s published %s\n' "$name" "$published"
-    elif [[ $name =~ $pattern ]]; then
+    elif [ "$name" = "$wanted" ] || { [ "$is_name" = 0 ] && [[ $name =~ $wanted ]]; }; then
         echo "== $name, published $published"
-        "$PYTHON" "$@"
+        "$PYTHON" "$@" ${more[@]+"${more[@]}"}
     fi
 }
