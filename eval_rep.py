@@ -107,8 +107,9 @@ def main(argv=None):
     if args.solver == "sgd":
         log.info("best %.2f in epoch %d, selected on the test set", result.best, result.best_epoch)
     if args.json:
-        found = {"arch": network.spec.name, "data": [data.checksum, data.test_checksum], **vars(args)}
-        atomic_write_json(found | dataclasses.asdict(result) | {"environment": environment()}, args.json)
+        found = {"network": network.spec.name, "checksums": [data.checksum, data.test_checksum]}
+        found |= {"images": [len(data.train_labels), len(data.test)], **dataclasses.asdict(result)}
+        atomic_write_json(vars(args) | found | {"environment": environment()}, args.json)
 
 
 if __name__ == "__main__":

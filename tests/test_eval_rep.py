@@ -283,6 +283,7 @@ def test_the_printed_command_runs(commands, student, stl10, tiny, tmp_path):
     assert "mobilenetV2_aux on stl10: 80 + 20 features of width 1280" in done.finished().out
     found = json.loads(out.read_text())
     assert found["epochs"] == 2 and found["best"] >= found["top1"] and found["solver"] == "sgd"
+    assert found["network"] == "mobilenetV2_aux" and found["images"] == [40, 20]
     argv = ("--arch", "mobilenetV2", "--dataset", "TinyImageNet", "--data", tiny, "--s-path", student)
     done = commands("eval_rep.py", *argv, "--solver", "lbfgs", "--norm", "published")
     assert "12 + 6 features" in done.finished().out

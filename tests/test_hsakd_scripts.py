@@ -137,9 +137,10 @@ def test_probes_become_a_table(tmp_path, capsys):
     import json
 
     for seed, top in ((0, 10.0), (1, 14.0)):
-        result = {"top1": top, "best": top + 1, "manual_seed": seed, "dataset": "TinyImageNet"}
+        result = {"top1": top, "best": top + 1, "manual_seed": seed, "dataset": "TinyImageNet", "images": [10000, 2000]}
         environment = {"environment": {"cpu": "a CPU", "commit": "abc"}}
         (tmp_path / f"hsakd 0.25 sgd {seed}.json").write_text(json.dumps(result | environment))
     probe_table([str(tmp_path), "--out", str(tmp_path / "table.md")])
     assert "| hsakd | 0.25 | sgd | 12.00 ± 2.83 | [13.00] | 0, 1 |" in capsys.readouterr().out
-    assert (tmp_path / "table.md").read_text().startswith("# Linear probe on TinyImageNet")
+    page = (tmp_path / "table.md").read_text()
+    assert page.startswith("# Linear probe on TinyImageNet") and "10,000 images train the probe, 2,000 test it." in page

@@ -31,11 +31,15 @@ def main(argv: list[str] | None = None) -> None:
     if not groups:
         raise UserError(f"{args.folder} holds no results of eval_rep.py --json")
     first = next(iter(groups.values()))[0]
+    images = ""
+    if "images" in first:
+        images = "{:,} images train the probe, {:,} test it. ".format(*first["images"])
     lines = [
         f"# Linear probe on {first['dataset']}",
         "",
         "Frozen features of the last epoch, each computed once; top-1 in percent on the validation images, mean and "
-        "standard deviation over seeds. SGD: of its last epoch, the best one in brackets, which the same images chose.",
+        f"standard deviation over seeds. {images}SGD: of its last epoch, the best one in brackets, which the same "
+        "images chose.",
         "",
         f"{first['environment']['cpu']}, commit {first['environment']['commit']}",
         "",
