@@ -79,8 +79,8 @@ RECIPE = (
     Flag(
         ("--pretrained",),
         None,
-        "weights to start from, all but the classifier: a checkpoint of a known layout, or torchvision's: imagenet for its "
-        "IMAGENET1K_V1, imagenet:IMAGENET1K_V2 and the like by name",
+        "weights to start from, all but the classifier: a checkpoint of a known layout, or torchvision's, imagenet for "
+        "IMAGENET1K_V1 and others by name, as imagenet:IMAGENET1K_V2",
         result=True,
     ),
 )
