@@ -16,7 +16,7 @@ DATA = (
     Flag(
         ("--sampling",),
         "uniform",
-        "frames from the whole video, or dense: from 64 successive ones",
+        "frames from the whole video, or dense: from 64 successive ones, in evaluation from frame 0 on",
         choices=("uniform", "dense"),
         result=True,
     ),
