@@ -1,6 +1,10 @@
 """scripts/video: what is tested is the run that was trained, and the weights a network starts from are named."""
 
+import os
+import subprocess
+
 import pytest
+from commands import ROOT
 from interpreter import Interpreter
 
 from helper.build import started_from
@@ -43,10 +47,26 @@ def test_a_finished_run_is_tested_again_and_no_run_is_an_error(tmp_path):
     assert done.returncode and "names no folder" in done.stderr
 
 
+def test_a_slurm_step_gets_the_cores_of_its_job(tmp_path):
+    (tmp_path / "srun").write_text('#!/bin/bash\necho "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT)}
+    command = ["bash", str(ROOT / "scripts/video/slurm.sh"), "tsn_student", "--trial", "1"]
+    for cores, given in (("16", {"SLURM_CPUS_PER_TASK": "16"}), ("64", {})):
+        said = subprocess.run(command, env={**env, **given}, capture_output=True, text=True, check=True).stdout
+        assert f"--cpus-per-task={cores} bash scripts/video/tsn_student.sh --trial 1" in said
+
+
 @pytest.mark.parametrize("weights", ["IMAGENET1K_V9", ""])
 def test_unknown_weights_are_refused_with_those_there_are(weights):
     with pytest.raises(UserError, match=f"no weights '{weights}' for resnet50; it has IMAGENET1K_V1, IMAGENET1K_V2"):
         started_from(model_dict["tsn_resnet50"], f"imagenet:{weights}")(num_classes=3)
+
+
+def test_networks_of_timm_are_named_after_their_weights():
+    pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
+    with pytest.raises(UserError, match="timm's weights 'A1' of resnet18.*as timm:resnet50.a1_in1k"):
+        started_from(model_dict["tsn:timm:resnet18"], "imagenet:A1")(num_classes=3)
 
 
 def test_named_weights_are_the_ones_loaded(monkeypatch):

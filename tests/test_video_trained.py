@@ -59,6 +59,8 @@ def test_every_script_looks_at_it_as_it_was_trained(network, videos, commands, t
     lists = ("--train_list", videos / "train.txt", "--test_list", videos / "test.txt")
     out = commands("test_model.py", *plain, *lists, "--num_workers", 0, "--short_side", 32).finished().out
     assert "--short_side 32 (trained with 40)" in out
+    mistaken = (*plain, "--num_workers", 0, "--sampling", "uniform", "--clips", 4, "--skip_corrupt")
+    commands("test_model.py", *mistaken).refused("4 clips need --sampling dense")
     pytest.importorskip("matplotlib", reason="needs matplotlib, of requirements-extra.txt")
     commands("scripts/plot.py", "reliability", *plain, *lists, "--out", tmp_path / "r.png").finished()
     assert (tmp_path / "r.png").stat().st_size
