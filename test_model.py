@@ -12,8 +12,8 @@ import torch
 from dataset import dataset_dict
 from helper import build
 from helper.cost import deployed_count, macs
-from helper.export import load_classifier, options_as_trained
-from helper.flags_video import DATA as VIDEO_DATA
+from helper.export import load_classifier, options_as_trained, told_of_clips
+from helper.flags_video import AS_TRAINED
 from helper.options import add_flags, normalised
 from helper.plugins import load_plugins
 from helper.protocols import UserError
@@ -32,7 +32,8 @@ def options_of(args):
         num_segments=args.num_segments,
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
-        more={f.dest: getattr(args, f.dest) for f in VIDEO_DATA} | {"num_workers": args.num_workers},
+        more={f.dest: getattr(args, f.dest) for f in AS_TRAINED},
+        num_workers=min(args.num_workers, build.usable_cores()),
     )
 
 
@@ -60,7 +61,7 @@ def main(argv=None):
     views.add_argument("--clips", type=int, default=1, help="temporal clips: 2 with uniform sampling, any with dense")
     views.add_argument("--crops", default="one", choices=("one", "three", "ten"))
     views.add_argument("--crop_size", type=int, help="side of the crops (default --image_size)")
-    add_flags(views, VIDEO_DATA)
+    add_flags(views, AS_TRAINED)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
     parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the method or model, if outside")
     args = parser.parse_args(normalised(argv))
@@ -74,13 +75,16 @@ def main(argv=None):
     device, notice = build.pick_device(args.gpu_id)
     if notice:
         log.info(notice)
-    data = dataset_dict[args.dataset](options_of(args))
+    options = options_of(args)
+    data = dataset_dict[args.dataset](options)
     for note in getattr(data, "notes", ()):
         log.info(note)
     chosen = {"clips": args.clips, "crops": args.crops, "size": args.crop_size}
     given = {k: v for k, v in chosen.items() if v not in (None, 1, "one")}
     if given and not hasattr(data, "clip_views"):
         raise UserError(f"--dataset {args.dataset} is no list of videos: leave --clips, --crops and --crop_size out")
+    if hasattr(data, "clip_views") and (clips := told_of_clips(args.path, options)):
+        log.info(clips)
     network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     net = build.to_device(network.tapped(network.spec.branches), device).eval()
     autocast = build.pick_autocast(args.precision, device)

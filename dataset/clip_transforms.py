@@ -82,7 +82,7 @@ def three_crops(height: int, width: int, size: int) -> list[Box]:
     if size != min(height, width):
         raise UserError(
             f"three crops of {size} px need frames whose shorter side is {size}, and theirs is {min(height, width)}: "
-            f"use --short_side {size}"
+            f"use --crop_size {min(height, width)}, as published, or --short_side {size}"
         )
     if height == size:
         step = (width - size) // 2

@@ -27,6 +27,10 @@ CACHE_VERSION = 1
 OPEN_CLIPS = 256  # memory maps held open
 
 
+class UnreadableError(UserError):
+    """A clip that is missing or damaged: what --skip_corrupt leaves out. A mistake of the command line is none."""
+
+
 @dataclass(frozen=True)
 class ClipSource:
     """Where the frames of one clip come from: a video file, a depth recording (.mat), or a folder of images.
@@ -53,12 +57,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         import av
     except ImportError as error:
         raise UserError(f"reading videos needs the package av: pip install av ({error})") from error
-    if not path.is_file():
-        raise UserError(f"there is no video '{path}'")
-    if not path.stat().st_size:
-        raise UserError(
-            f"the video '{path}' is empty (0 bytes); fetch it again, or pass --skip_corrupt to leave it out"
-        )
+    require_content(path)
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             stream = container.streams.video[0]
@@ -70,9 +69,18 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         raise broken(path, error) from error
 
 
-def broken(path: Path, error: Exception | str) -> UserError:
+def require_content(path: Path) -> None:
+    if not path.is_file():
+        raise UnreadableError(f"there is no video '{path}'")
+    if not path.stat().st_size:
+        raise UnreadableError(
+            f"the video '{path}' is empty (0 bytes); fetch it again, or pass --skip_corrupt to leave it out"
+        )
+
+
+def broken(path: Path, error: Exception | str) -> UnreadableError:
     reason = getattr(error, "strerror", None) or error
-    return UserError(
+    return UnreadableError(
         f"the video '{path}' is truncated or not a video ({reason}); fetch it again, or pass --skip_corrupt to "
         "leave it out"
     )
@@ -88,7 +96,9 @@ def check_length(path: Path, count: int, promised: int) -> None:
 
 def check_sizes(frames: Iterable[np.ndarray], path: Path) -> None:
     if len({f.shape for f in frames}) > 1:
-        raise UserError(f"the frames of '{path}' are of different sizes; convert it again, or pass --skip_corrupt")
+        raise UnreadableError(
+            f"the frames of '{path}' are of different sizes; convert it again, or pass --skip_corrupt"
+        )
 
 
 def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
@@ -105,7 +115,7 @@ def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
             frames.append(frame.to_ndarray(width=width, height=height, format="rgb24", interpolation="AREA"))
     check_length(path, len(frames), promised)
     check_sizes(frames, path)
-    return _without_colour(np.stack(frames))
+    return without_colour(np.stack(frames))
 
 
 def _scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
@@ -115,7 +125,7 @@ def _scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
     return max(1, round(width * short_side / short)), max(1, round(height * short_side / short))
 
 
-def _without_colour(frames: np.ndarray) -> np.ndarray:
+def without_colour(frames: np.ndarray) -> np.ndarray:
     """[T, h, w, 3] -> [T, h, w, 1] where the three channels are the same."""
     grey = frames[..., :1]
     return np.ascontiguousarray(grey) if (frames == grey).all() else frames
@@ -142,7 +152,7 @@ def read_mat(path: Path, key: str) -> np.ndarray:
     try:
         content = scipy.io.loadmat(path, variable_names=[key])
     except Exception as error:  # on a truncated file scipy raises nearly anything
-        raise UserError(
+        raise UnreadableError(
             f"'{path}' is truncated or not a MATLAB file ({type(error).__name__}: {error}); fetch it again, or pass "
             "--skip_corrupt to leave it out"
         ) from error
@@ -167,11 +177,13 @@ def read_image(source: ClipSource, number: int, short_side: int | None = None) -
         with Image.open(path) as file:
             image = file.convert("RGB")
     except FileNotFoundError:
-        raise UserError(
+        raise UnreadableError(
             f"'{source.path}' should hold {count_images(source)} frames, and '{path.name}' is missing"
         ) from None
     except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"the frame '{path}' is damaged ({error}); extract it again, or pass --skip_corrupt") from error
+        raise UnreadableError(
+            f"the frame '{path}' is damaged ({error}); extract it again, or pass --skip_corrupt"
+        ) from error
     size = _scaled(*image.size, short_side)
     return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BOX))
 
@@ -181,9 +193,9 @@ def read_folder(source: ClipSource, short_side: int | None = None) -> np.ndarray
     size."""
     frames = [read_image(source, number, short_side) for number in range(count_images(source))]
     if not frames:
-        raise UserError(f"'{source.path}' holds no frames")
+        raise UnreadableError(f"'{source.path}' holds no frames")
     check_sizes(frames, source.path)
-    return _without_colour(np.stack(frames))
+    return without_colour(np.stack(frames))
 
 
 def read_clip(source: ClipSource, short_side: int | None = None) -> np.ndarray:
@@ -230,7 +242,7 @@ class FrameCache:
         try:
             path = self.path(source)
         except OSError as error:
-            raise UserError(f"cannot read the clip '{source.path}': {error.strerror}") from error
+            raise UnreadableError(f"cannot read the clip '{source.path}': {error.strerror}") from error
         if path is None:
             return self.read(source)
         try:

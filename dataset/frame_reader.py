@@ -1,5 +1,5 @@
 """Chosen frames of a clip: decoded to the last one wanted and converted where wanted, sought where that is nearer, or
-taken from a cache of decoded frames. All three ways give the same pixels.
+taken from a cache of decoded frames. All three ways give the same pixels. PyAV decodes unless OpenCV is asked for.
 
 Shape letters: T frames, h w pixels, C channels.
 """
@@ -7,6 +7,7 @@ Shape letters: T frames, h w pixels, C channels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dataset.clip_transforms import as_clip, resize, short_side_size
 from dataset.clips import (
     ClipSource,
     FrameCache,
+    UnreadableError,
     broken,
     check_length,
     check_sizes,
@@ -24,8 +26,13 @@ from dataset.clips import (
     opened,
     read_clip,
     read_image,
+    require_content,
+    without_colour,
 )
+from helper.protocols import UserError
 
+DECODERS = ("av", "opencv")
+COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})  # OpenCV guesses the frames of others from their duration
 EXACT_HEADERS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})  # one packet is one frame
 
 
@@ -96,17 +103,86 @@ def _sought(
                 break
 
 
+@contextmanager
+def _captured(path: Path) -> Iterator[Any]:
+    """A video file as OpenCV opens it, on one thread, turned by no metadata. UserError: OpenCV is absent."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError(
+            f"--decoder opencv needs the package opencv-python-headless: pip install opencv-python-headless ({error})"
+        ) from error
+    require_content(path)
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)  # as PyAV decodes it
+    try:
+        if not capture.isOpened():
+            raise broken(path, "OpenCV cannot open it")
+        yield capture
+    finally:
+        capture.release()
+
+
+@lru_cache(maxsize=1 << 16)
+def opencv_count(path: Path, stamp: int) -> int:
+    """Frames that OpenCV delivers, walked through once, as its own count is a guess. stamp: as in layout()."""
+    with _captured(path) as capture:
+        import cv2
+
+        promised = capture.get(cv2.CAP_PROP_FRAME_COUNT) if path.suffix.lower() in COUNTED else 0
+        count = 0
+        while capture.grab():
+            count += 1
+    check_length(path, count, round(promised))
+    return count
+
+
+def _by_opencv(path: Path, wanted: Sequence[int] | None = None) -> dict[int, np.ndarray]:
+    """Frame number -> uint8 RGB [h, w, 3], for every number in `wanted`, or for all of them: read one after the other,
+    since OpenCV's seeking is not exact."""
+    count = opencv_count(path, _mtime(path)) if wanted is not None else None
+    missing = None if wanted is None else set(wanted)
+    found: dict[int, np.ndarray] = {}
+    number = 0
+    with _captured(path) as capture:
+        while (missing is None or missing) and capture.grab():
+            if missing is None or number in missing:
+                is_read, picture = capture.retrieve()
+                if not is_read:
+                    raise broken(path, f"frame {number + 1} cannot be decoded")
+                found[number] = np.ascontiguousarray(picture[..., ::-1])  # BGR
+                if missing is not None:
+                    missing.discard(number)
+            number += 1
+    if missing:
+        raise broken(path, f"frame {min(missing) + 1} of {count} cannot be decoded")
+    check_length(path, len(found), 0)
+    check_sizes(found.values(), path)
+    return found
+
+
 class ShortSideCache(FrameCache):
-    """Decoded clips, resized as the pipeline does first of all, so that nothing depends on whether they were cached."""
+    """Decoded clips, resized as the pipeline does first of all, so that nothing depends on whether they were cached.
+    Clips of another decoder are other files."""
 
     flag = "--frame_cache"
 
+    def __init__(self, folder: Path | None, short_side: int, decoder: str = "av"):
+        super().__init__(folder, short_side)
+        self.decoder = decoder
+
     def read(self, source: ClipSource) -> np.ndarray:
-        return shrunk(read_clip(source), self.short_side)
+        if self.decoder == "opencv" and source.template is None:
+            opencv_count(source.path, _mtime(source.path))  # a clip that ends too early is broken
+            frames = without_colour(np.stack(list(_by_opencv(source.path).values())))
+        else:
+            frames = read_clip(source)
+        return shrunk(frames, self.short_side)
 
     def path(self, source: ClipSource) -> Path | None:
         path = super().path(source)
-        return None if path is None else path.with_name(f"bilinear_{path.name}")
+        by = "" if self.decoder == "av" else f"{self.decoder}_"
+        return None if path is None else path.with_name(f"bilinear_{by}{path.name}")
 
 
 def shrunk(frames: np.ndarray, short_side: int) -> np.ndarray:
@@ -119,19 +195,28 @@ class FrameReader:
     """Frames of clips at one short side, in [T, h, w, C] uint8.
 
     cache: folder of decoded frames; None decodes what is asked for, every time. seek: go to the key frame before a
-    wanted frame rather than decode what lies between; worth it where key frames are close.
+    wanted frame rather than decode what lies between; worth it where key frames are close, and PyAV's alone. decoder:
+    av or opencv.
     """
 
-    def __init__(self, short_side: int, cache: Path | None = None, seek: bool = False):
-        self.short_side, self.seek = short_side, seek
-        self.cache = None if cache is None else ShortSideCache(cache, short_side)
+    def __init__(self, short_side: int, cache: Path | None = None, seek: bool = False, decoder: str = "av"):
+        if decoder not in DECODERS:
+            raise UserError(f"--decoder {decoder} is unknown; choose from {', '.join(DECODERS)}")
+        if seek and decoder != "av":
+            raise UserError(f"--seek is PyAV's: leave it out with --decoder {decoder}, which reads frames in order")
+        self.short_side, self.seek, self.decoder = short_side, seek, decoder
+        self.cache = None if cache is None else ShortSideCache(cache, short_side, decoder)
 
     def count(self, source: ClipSource) -> int:
         """How many frames can be read. UserError as for reading."""
         if source.template is not None:
-            return count_images(source)
+            if not (count := count_images(source)):
+                raise UnreadableError(f"'{source.path}' holds no frames")
+            return count
         if self.cache is not None:
             return len(self.cache.get(source))
+        if self.decoder == "opencv":
+            return opencv_count(source.path, _mtime(source.path))
         return layout(source.path, _mtime(source.path))[0]
 
     def read(self, source: ClipSource, index: Sequence[int]) -> np.ndarray:
@@ -141,6 +226,8 @@ class FrameReader:
         wanted = sorted(set(index))
         if source.template is not None:
             found = {i: read_image(source, i) for i in wanted}
+        elif self.decoder == "opencv":
+            found = _by_opencv(source.path, wanted)
         else:
             found = _decoded(source.path, wanted, self.seek)
         check_sizes(found.values(), source.path)

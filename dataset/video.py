@@ -8,7 +8,6 @@ Shape letters: B clips, V views of a clip in evaluation, T frames, S pixels of a
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from torch.utils import data as torch_data
 
 from dataset import clip_transforms as ct
 from dataset.base import DataOptions, few, hold_out
-from dataset.clips import ClipSource
+from dataset.clips import ClipSource, UnreadableError
 from dataset.frame_reader import FrameReader
 from dataset.frame_sampling import dense_frames, sample_frames
 from dataset.resident import generator
@@ -86,16 +85,26 @@ class ClipSettings:
             clip, label = ct.mirrored(clip, label, self.pairs or {})
         return clip, label
 
+    def check(self, views: TestViews) -> None:
+        """UserError for views that no clip has."""
+        if views.clips < 1:
+            raise UserError(f"--clips {views.clips} must be at least 1")
+        if self.sampling != "dense" and views.clips > 2:
+            raise UserError(
+                f"{views.clips} clips need --sampling dense: uniform sampling has one, or two with other frames"
+            )
+        size = views.size or self.size
+        if views.crops == "three":
+            ct.three_crops(self.short_side, self.short_side, size)
+        elif views.crops == "ten":
+            ct.ten_crops(self.short_side, self.short_side, size)
+
     def test_views(self, reader: FrameReader, entry: Entry, views: TestViews) -> tuple[Tensor, int]:
         """(uint8 [V * T, C, S, S], label): clips in turn, and of each clip its crops."""
         n, t = reader.count(entry.source), views.num_segments or self.num_segments
         if self.sampling == "dense":
             index = dense_frames(n, t, starts=views.clips)
         else:
-            if views.clips > 2:
-                raise UserError(
-                    f"{views.clips} clips need --sampling dense: uniform sampling has one, or two with other frames"
-                )
             index = sample_frames(n, t, twice=views.clips == 2)
         clip = ct.as_clip(reader.read(entry.source, index.tolist()))
         height, width = clip.shape[-2:]
@@ -164,6 +173,9 @@ def _entry(line: str, root: Path, template: str, where: str) -> Entry:
         raise UserError(f"{where}: the class {label} is negative, and classes count from 0")
     if not counts:
         return Entry(ClipSource(root / name), label, where)
+    if Path(name).suffix and (root / name).is_file():
+        form = "FOLDER FRAMES LABEL" if len(counts) == 1 else "FOLDER OFFSET FRAMES LABEL"
+        raise UserError(f"{where}: '{line[:80]}' is of the form {form}, but '{name}' is a file; of a video, PATH LABEL")
     offset, count = (0, counts[0]) if len(counts) == 1 else counts
     if count < 1:
         raise UserError(f"{where}: '{name}' has {count} frames; leave the line out or extract them again")
@@ -197,7 +209,7 @@ class _Items(torch_data.Dataset[Any]):
             try:
                 clip, label = self.view(entry, place)
             except UserError as error:
-                if self.skip is None:
+                if self.skip is None or not isinstance(error, UnreadableError):
                     return error  # raised where it can be told in one sentence
                 message = message or str(error)
                 if self.skip == "leave out":
@@ -325,6 +337,15 @@ class VideoData:
         self.shapes: Mapping[str, tuple[int, ...]] = {"video": (settings.num_segments, 3, side, side)}
         self.train_labels = torch.tensor([e.label for e in self.train], dtype=torch.int64)
 
+    @property
+    def described(self) -> dict[str, object]:
+        """What a checkpoint's meta says of the clips its network was trained on, so that it is evaluated on such."""
+        return {
+            "shapes": {entry: list(shape) for entry, shape in self.shapes.items()},
+            "sampling": self.settings.sampling,
+            "short_side": self.settings.short_side,
+        }
+
     @cached_property
     def checksum(self) -> str:
         return self._checksum(self.train)
@@ -336,6 +357,8 @@ class VideoData:
     def _checksum(self, entries: Sequence[Entry]) -> str:
         """Of names, sizes and labels, and of how a clip is rendered; pixels of a large set are never all read."""
         digest = hashlib.sha256(repr(self.settings).encode())
+        if self.reader.decoder != "av":
+            digest.update(self.reader.decoder.encode())
         for e in entries:
             size = e.source.path.stat().st_size if e.source.path.is_file() else e.source.count
             digest.update(f"{e.source.path.name} {size} {e.label}\n".encode())
@@ -403,6 +426,7 @@ class VideoData:
     ) -> ClipLoader:
         """One view a clip, or `views`; batches then hold B * V clips. Rank r holds an exact slice of its own."""
         chosen = views or TestViews()
+        self.settings.check(chosen)
         first, last = len(self.test) * rank // world_size, len(self.test) * (rank + 1) // world_size
         size = max(1, min(batch_size, LARGEST_TEST_BATCH) // chosen.count)
         plan = [[(i, i) for i in range(at, min(at + size, last))] for at in range(first, last, size)]
@@ -488,10 +512,10 @@ def _load(
         pairs=ct.flip_pairs(more.get("flip_pairs") or ""),
     )
     cache = more.get("frame_cache")
-    reader = FrameReader(short_side, None if cache is None else Path(cache), bool(more.get("seek")))
+    decoder = more.get("decoder") or "av"
+    reader = FrameReader(short_side, None if cache is None else Path(cache), bool(more.get("seek")), decoder)
     if not options.skip_corrupt:
         require_files([*train, *test])
-    workers = min(int(more.get("num_workers", 0)), len(os.sched_getaffinity(0)))
     return VideoData(
         name,
         classes,
@@ -500,7 +524,7 @@ def _load(
         settings,
         reader,
         skip_corrupt=options.skip_corrupt,
-        workers=0 if workers < 2 else workers,
+        workers=options.num_workers,
         evaluated_on=evaluated_on,
     )
 

@@ -385,20 +385,30 @@ def needs_of(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: Mod
 def started_from(spec: ModelSpec, weights: str) -> ModelSpec:
     """The same network, which starts from published weights; a classifier of other classes starts fresh.
 
-    weights: `imagenet` for torchvision's (fetched), or a checkpoint of any layout its key map knows.
+    weights: `imagenet` for torchvision's first ones (fetched), `imagenet:NAME` for those of that name, or a checkpoint
+    of any layout its key map knows.
     """
-    if weights == "imagenet":
-        return dataclasses.replace(spec, build=partial(_from_imagenet, spec))
+    source, colon, name = weights.partition(":")
+    if source == "imagenet":
+        return dataclasses.replace(spec, build=partial(_from_imagenet, spec, name if colon else None))
     return dataclasses.replace(spec, build=partial(_from_file, spec, read_checkpoint(weights)))
 
 
-def _from_imagenet(spec: ModelSpec, **options: Any) -> nn.Module:
+def _from_imagenet(spec: ModelSpec, name: str | None, **options: Any) -> nn.Module:
+    """name: of torchvision's weights; None for the first."""
     try:
-        return spec.build(**options, pretrained=True)
+        return spec.build(**options, pretrained=True if name is None else _Weights(name))
     except TypeError as error:
         if "pretrained" not in str(error):
             raise
         raise UserError(f"nobody publishes ImageNet weights of {spec.name}: name a file with --pretrained") from error
+
+
+class _Weights(str):
+    """A name of weights: chosen, even where it is empty."""
+
+    def __bool__(self) -> bool:
+        return True
 
 
 def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Module:

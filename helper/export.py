@@ -36,6 +36,7 @@ def options_as_trained(path: str | Path, root: Path, image_size: int | None = No
     read, image, video, sensor = (shapes.get(k) for k in (meta.get("reads"), "image", "video", "sensor"))
     modality = given.pop("modality", None) or (meta.get("modalities", {}).get(meta.get("reads")) if read else None)
     segments = given.pop("num_segments", None) or (video[0] if video else None)
+    given["more"] = as_sampled(meta, given.get("more", {}), image_size in (None, video[-1] if video else None))
     return DataOptions(
         root=root,
         image_size=image_size or next((shape[-1] for shape in (video, image) if shape), None),
@@ -45,6 +46,30 @@ def options_as_trained(path: str | Path, root: Path, image_size: int | None = No
         **({"num_segments": segments} if segments else {}),
         **given,
     )
+
+
+def as_sampled(meta: Mapping[str, Any], more: Mapping[str, Any], same_size: bool) -> dict[str, Any]:
+    """Settings of lists of videos, those that are None or absent as the checkpoint recorded them.
+
+    same_size: whether clips are cropped to the side of training; the shorter side of frames goes with that.
+    """
+    recorded = {k: meta[k] for k in ("sampling", "short_side") if k in meta and (same_size or k == "sampling")}
+    return {**more, **{k: v for k, v in recorded.items() if more.get(k) is None}}
+
+
+def told_of_clips(path: str | Path, options: DataOptions) -> str | None:
+    """One line on the clips a network of videos is evaluated on, where its checkpoint says what it was trained on:
+    that they are the same, or each difference. None where it does not say, or reads no list of videos."""
+    meta, shapes = read_checkpoint(path).meta, recorded_shapes(path)
+    if "video" not in shapes or "sampling" not in meta:
+        return None
+    frames, *_, side = shapes["video"]
+    trained = {"num_segments": frames, "image_size": side} | {k: meta[k] for k in ("sampling", "short_side")}
+    now = {"num_segments": options.num_segments, "image_size": options.image_size, **options.more}
+    others = [f"--{k} {now[k]} (trained with {v})" for k, v in trained.items() if now.get(k) not in (None, v)]
+    if others:
+        return f"evaluated otherwise than trained: {', '.join(others)}"
+    return f"as trained: {frames} frames of {side} px, {meta['sampling']} sampling, shorter side {meta['short_side']}"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+from typing import Any
+
 from helper.flags import Flag, _switch
 
 # settings that the data set reads (DataOptions.more)
@@ -12,7 +16,7 @@ DATA = (
     Flag(
         ("--sampling",),
         "uniform",
-        "frames from the whole video, or dense: from 64 successive ones",
+        "frames from the whole video, or dense: from 64 successive ones, in evaluation from frame 0 on",
         choices=("uniform", "dense"),
         result=True,
     ),
@@ -27,8 +31,41 @@ DATA = (
     Flag(("--flip_pairs",), "", "classes that change places in a mirrored clip, as 86:87,93:94,166:167", result=True),
     Flag(("--frame_template",), "img_{:05}.jpg", "file name of an extracted frame"),
     Flag(("--frame_cache",), None, "folder that keeps decoded frames, resized to --short_side, as uint8"),
+    Flag(
+        ("--decoder",),
+        "av",
+        "what decodes videos: PyAV, or OpenCV (opencv-python-headless)",
+        choices=("av", "opencv"),
+        result=True,
+    ),
     _switch(("--seek",), "go to the key frame before a wanted frame instead of decoding up to it; the same pixels"),
 )
+
+# the same of a network that is trained already: what its checkpoint recorded is its default
+AS_TRAINED = tuple(
+    dataclasses.replace(f, default=None, help=f"{f.help} (default: as in training, else {f.default})")
+    if f.dest == "sampling"
+    else f
+    for f in DATA
+)
+
+
+def add_as_trained(parser: argparse._ActionsContainer) -> None:
+    """For scripts that look at a trained network: how clips are read, by default as it was trained."""
+    from helper.options import add_flags
+
+    clips = parser.add_argument_group("lists of videos")
+    clips.add_argument("--num_segments", type=int, help="frames of a clip (default: as in training, else 8)")
+    clips.add_argument("--num_workers", type=int, default=0, help="loader processes, for data read from disk")
+    clips.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="leave out what cannot be read")
+    add_flags(clips, AS_TRAINED)
+
+
+def of_clips(args: argparse.Namespace) -> dict[str, Any]:
+    """What add_as_trained() was given, for helper.export.options_as_trained."""
+    same = {k: getattr(args, k) for k in ("num_segments", "num_workers", "skip_corrupt")}
+    return {**same, "more": {f.dest: getattr(args, f.dest) for f in AS_TRAINED}}
+
 
 # settings of the optimiser and the start
 RECIPE = (
@@ -42,7 +79,8 @@ RECIPE = (
     Flag(
         ("--pretrained",),
         None,
-        "weights to start from, all but the classifier: a checkpoint of a known layout, or imagenet for torchvision's",
+        "weights to start from, all but the classifier: a checkpoint of a known layout, or torchvision's, imagenet for "
+        "IMAGENET1K_V1 and others by name, as imagenet:IMAGENET1K_V2",
         result=True,
     ),
 )

@@ -120,7 +120,7 @@ def open_data(settings: Settings) -> DataSet:
         num_segments=settings.num_segments,
         window=settings.window,
         clip_cache=Path(settings.clip_cache),
-        more={f.dest: settings.values[f.dest] for f in VIDEO_DATA} | {"num_workers": settings.num_workers},
+        more={f.dest: settings.values[f.dest] for f in VIDEO_DATA},
     )
     try:
         data = distributed.main_first(lambda: dataset_dict[settings.dataset](options))  # rank 0 downloads

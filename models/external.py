@@ -99,6 +99,11 @@ def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str =
 def _timm(name: str, num_classes: int = CLASSES, pretrained: bool = False, **options: Any) -> nn.Module:
     import timm
 
+    if isinstance(pretrained, str):
+        raise UserError(
+            f"timm's weights '{pretrained}' of {name} cannot be asked for so: its networks are named after them, as "
+            "timm:resnet50.a1_in1k, and --pretrained imagenet takes those"
+        )
     if timm.models.is_model_in_modules(name, ("vision_transformer", "vision_transformer_hybrid", "deit")):
         options = {"dynamic_img_size": True, **options}
     try:

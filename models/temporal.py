@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from helper.protocols import ModelSpec, Tap, UserError
 from models.common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
+from models.transformer import read_channels_last
 from models.video_keys import FAMILY_OF, adapted
 
+SHORTCUTS = ("downsample", "shortcut", "convShortcut")  # what ResNets, CIFAR bottlenecks and Wide ResNets call it
 NUM_SEGMENTS = 8
 SHIFT_DIV = 8
 DEEP = 23  # blocks in the third stage from which on every second block is shifted (ResNet-101, ResNet-152)
@@ -85,8 +87,8 @@ class TemporalShift(nn.Module):
 def residual_layers(backbone: nn.Module) -> Iterator[tuple[str, int]]:
     """(path of the layer to shift, number of its block in its stage): the first layer of each residual branch.
 
-    ResNets and RegNets: `conv1` of every block. Inverted residuals (MobileNets, EfficientNets): the expansion, where
-    there is one beside a shortcut. ConvNeXts: the depthwise convolution.
+    ResNets, Wide ResNets and RegNets: `conv1` of every block. Inverted residuals (MobileNets, EfficientNets): the
+    expansion, where there is one beside a shortcut. ConvNeXts: the depthwise convolution.
     """
     counts: dict[str, int] = {}
     for path, module in backbone.named_modules():
@@ -99,13 +101,15 @@ def residual_layers(backbone: nn.Module) -> Iterator[tuple[str, int]]:
 
 def _first_of_branch(module: nn.Module) -> str | None:
     children = dict(module.named_children())
-    if "conv1" in children and "conv2" in children and hasattr(module, "downsample"):
-        return "conv1"  # ResNets of torchvision, timm and CIFAR, RegNets of timm
+    if "conv1" in children and "conv2" in children and any(hasattr(module, name) for name in SHORTCUTS):
+        return "conv1"  # ResNets of torchvision, timm and CIFAR, Wide ResNets, RegNets of timm
     if "f" in children and isinstance(module.f, nn.Sequential) and "a" in dict(module.f.named_children()):
         return "f.a"  # RegNets of torchvision
     if getattr(module, "use_res_connect", False):  # inverted residuals of torchvision
         branch = "conv" if "conv" in children else "block"
         return f"{branch}.0" if len(children[branch]) > (3 if branch == "conv" else 2) else None  # type: ignore[arg-type]
+    if getattr(module, "is_residual", False) and isinstance(children.get("conv"), nn.Sequential):
+        return "conv.0"  # inverted residuals for CIFAR
     if getattr(module, "has_skip", False) and "conv_pw" in children and "conv_pwl" in children:
         return "conv_pw"  # of timm
     if "conv_dw" in children and "mlp" in children:
@@ -120,7 +124,8 @@ def shift_layers(backbone: nn.Module, name: str, num_segments: int) -> list[str]
     layers = list(residual_layers(backbone))
     if not layers:
         raise UserError(
-            f"tsm:{name} has no residual blocks whose branch could be shifted; tsn:{name} averages its frames instead"
+            f"tsm:{name}: no layer is known as the first of a residual branch, as it is in ResNets, Wide ResNets, "
+            f"RegNets, ConvNeXts and nets of inverted residuals; tsn:{name} averages its frames instead"
         )
     third = getattr(backbone, "layer3", ())
     every = 2 if isinstance(third, nn.Sequential) and len(third) >= DEEP else 1
@@ -206,15 +211,15 @@ def _build(
 
 
 def _over(kind: str, backbone: ModelSpec, name: str) -> ModelSpec:
-    """Maps are tapped as their mean over frames. `frame_logits` of a TSM are the scores of every frame [B*T, K]; a TSN
-    scores clips alone."""
+    """Maps are tapped as their mean over frames; attention has no such mean and is not tapped. `frame_logits` of a TSM
+    are the scores of every frame [B*T, K]; a TSN scores clips alone."""
     if backbone.input != "image":
         raise UserError(f"{kind} runs over a network of images, and {backbone.name} reads '{backbone.input}'")
     build = partial(_build, kind, backbone)
     taps = {
         k: dataclasses.replace(tap, module=f"base_model.{tap.module}", per_frame=True)
         for k, tap in backbone.taps.items()
-        if k != "pooled"
+        if k != "pooled" and tap.kind != "attention"
     }
     taps["pooled"] = Tap("base_model", "vector", per_frame=True)
     if kind == "tsm":
@@ -292,11 +297,19 @@ def _image_backbone(name: str) -> ModelSpec:
     return {"resnet50": imagenet.resnet50, "mobilenet_v2": imagenet.mobilenet_v2}[name]
 
 
+# torchvision's Swins: stages stand between the merges, channels last; their maps are sums without an activation
+SWIN_STAGES = {f"stage{i}": Tap(f"features.{2 * i - 1}", read=read_channels_last) for i in (1, 2, 3, 4)}
+SWIN_TAPS = {
+    "stem": Tap("features.0", read=read_channels_last),
+    **SWIN_STAGES,
+    **{f"{stage}_preact": tap for stage, tap in SWIN_STAGES.items()},
+    "pooled": Tap("flatten", "vector"),
+}
 SWIN_BASE = ModelSpec(
     "torchvision:swin_b",
     _swin_base,
-    {"pooled": Tap("flatten", "vector")},
-    ("pooled",),
+    SWIN_TAPS,
+    ("stem", *SWIN_STAGES, "pooled"),
     "head",
     input_shape=(3, 224, 224),
     mean=IMAGENET_MEAN,

@@ -67,6 +67,11 @@ def read_grid(module: nn.Module, tokens: Tensor) -> Tensor:
     return tokens.flatten(1, 2)
 
 
+def read_channels_last(module: nn.Module, maps: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, C, H, W], a view, whose memory is channels_last."""
+    return maps.permute(0, 3, 1, 2)
+
+
 def read_map(prefix: int, module: nn.Module, tokens: Tensor) -> Tensor:
     """[B, prefix + P, D] -> [B, D, g, g], channels_last; the image was square."""
     patches = tokens[:, prefix:]

@@ -29,7 +29,8 @@ from dataset import dataset_dict
 from helper import build
 from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text, make_folder
 from helper.cost import deployed_count, macs
-from helper.export import Plain, latency, needs, onnx_session, options_as_trained, write_onnx
+from helper.export import Plain, latency, needs, onnx_session, options_as_trained, told_of_clips, write_onnx
+from helper.flags_video import add_as_trained, of_clips
 from helper.options import normalised
 from helper.protocols import DataSet, UserError
 
@@ -162,7 +163,10 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
 
 def export(args: argparse.Namespace) -> dict[str, float]:
     """Everything in args.forms; file name -> largest difference. Raises UserError where one differs too much."""
-    data = dataset_dict[args.dataset](options_as_trained(args.path, Path(args.data_folder), args.image_size))
+    options = options_as_trained(args.path, Path(args.data_folder), args.image_size, **of_clips(args))
+    data = dataset_dict[args.dataset](options)
+    if hasattr(data, "clip_views") and (clips := told_of_clips(args.path, options)):
+        print(clips)
     network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     whole = Plain(network.tapped()).eval()
     network = build.network_without_heads(network, data.shapes)
@@ -237,6 +241,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", default="cifar100", help="whose test samples it is tried on")
     parser.add_argument("--data_folder", default="../data/")
     parser.add_argument("--image_size", type=int)
+    add_as_trained(parser)
     parser.add_argument("--images", type=int, default=1000, help="test samples to compare on (default 1000)")
     parser.add_argument("--forms", nargs="+", default=["safetensors", "export", "onnx"])
     parser.add_argument("--name", help="heading of the model card")

@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from dataset import dataset_dict
-from dataset.base import DataOptions
 from helper import build
 from helper.checkpoint import make_folder
+from helper.export import options_as_trained
+from helper.flags_video import add_as_trained, of_clips
 from helper.metrics import calibration
 from helper.options import normalised
 from helper.protocols import DataSet, UserError
@@ -153,7 +154,7 @@ def draw_cost(args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, Tensor, Tensor, Tensor]:
-    """(name, logits [N, K], pooled features [N, D], labels [N]) on the test images, in float32."""
+    """(name, logits [N, K], pooled features [N, D], labels [N]) on the test samples, in float32."""
     loaded = build.load_network(path, None, data.num_classes, data.shapes, flag="--path")
     device, _ = build.pick_device(args.gpu_id)
     tap = loaded.spec.feats[-1]
@@ -171,8 +172,11 @@ def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, T
     return name, torch.cat(logits), torch.cat(features), torch.cat(labels)
 
 
-def open_data(args: argparse.Namespace) -> DataSet:
-    return dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder), image_size=args.image_size))
+def open_data(path: Path, args: argparse.Namespace) -> DataSet:
+    """As the checkpoint's network was trained on it."""
+    return dataset_dict[args.dataset](
+        options_as_trained(path, Path(args.data_folder), args.image_size, **of_clips(args))
+    )
 
 
 def correlations(logits: Tensor) -> Tensor:
@@ -181,10 +185,9 @@ def correlations(logits: Tensor) -> Tensor:
 
 
 def draw_correlation(args: argparse.Namespace) -> None:
-    data = open_data(args)
-    _, teacher, _, _ = outputs(args.path_t, args, data)
+    _, teacher, _, _ = outputs(args.path_t, args, open_data(args.path_t, args))
     target = correlations(teacher)
-    found = [outputs(path, args, data) for path in args.path]
+    found = [outputs(path, args, open_data(path, args)) for path in args.path]
     gaps = [(correlations(logits) - target).abs() for _, logits, _, _ in found]
     plt = pyplot()
     figure, axes = plt.subplots(1, len(gaps), figsize=(2.7 * len(gaps) + 0.8, 2.9), squeeze=False, layout="constrained")
@@ -203,10 +206,10 @@ def draw_tsne(args: argparse.Namespace) -> None:
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise UserError("t-SNE needs the package scikit-learn: pip install scikit-learn") from error
-    data = open_data(args)
     plt = pyplot()
     figure, axes = plt.subplots(1, len(args.path), figsize=(3.0 * len(args.path), 3.3), squeeze=False)
     for axis, path in zip(axes[0], args.path, strict=True):
+        data = open_data(path, args)
         name, _, features, labels = outputs(path, args, data)
         chosen = labels < args.classes
         features, labels = features[chosen], labels[chosen]
@@ -231,12 +234,11 @@ def draw_tsne(args: argparse.Namespace) -> None:
 
 
 def draw_reliability(args: argparse.Namespace) -> None:
-    data = open_data(args)
     plt = pyplot()
     count = len(args.path)
     figure, axes = plt.subplots(1, count, figsize=(2.7 * count, 2.9), squeeze=False, sharey=True, layout="constrained")
     for axis, path in zip(axes[0], args.path, strict=True):
-        name, logits, _, labels = outputs(path, args, data)
+        name, logits, _, labels = outputs(path, args, open_data(path, args))
         ece, bins = calibration(logits, labels, args.bins)
         width = 1 / args.bins
         middles = [(k + 0.5) * width for k in range(args.bins)]
@@ -275,6 +277,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sub.add_argument("--dataset", default="cifar100")
         sub.add_argument("--data_folder", default="../data/")
         sub.add_argument("--image_size", type=int)
+        add_as_trained(sub)
         sub.add_argument("--gpu_id", default="0")
         sub.add_argument("--images", type=int, help="stop after this many test images")
         sub.set_defaults(draw=draw)

@@ -1,12 +1,13 @@
 """Temporal shift, TSN and TSM: golden numbers, places of the shifts, taps, key maps of published files."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import openmmlab
 import pytest
 import torch
-from contract import check_contract, make_step
+from contract import PROGRESS, check_contract, make_step
 from golden.rule import fill_module, rand
 from toys import ToyData, network
 
@@ -15,7 +16,7 @@ from helper.build import load_network
 from helper.protocols import UserError
 from helper.taps import TappedNet, probe
 from models import model_dict
-from models.temporal import TemporalShift, shifted
+from models.temporal import SWIN_BASE, TemporalShift, _over, shifted
 from models.video_keys import to_openmmlab
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "video.json").read_text())
@@ -128,6 +129,9 @@ def test_places_of_the_shifts():
     ("name", "shifts"),
     [
         ("tsm:resnet20", 9),
+        ("tsm:wrn_16_1", 6),
+        ("tsm:ResNet50_cifar", 16),
+        ("tsm:MobileNetV2", 10),
         ("tsm:torchvision:mobilenet_v3_small", 6),
         ("tsm:torchvision:convnext_tiny", 18),
         ("tsm:timm:mobilenetv2_100", 10),
@@ -142,7 +146,7 @@ def test_any_network_of_residual_blocks(name, shifts):
 
 
 def test_networks_that_cannot_be_shifted():
-    with pytest.raises(UserError, match="no residual blocks.*tsn:vgg8"):
+    with pytest.raises(UserError, match="first of a residual branch.*tsn:vgg8"):
         model_dict["tsm:vgg8"](num_classes=3)
     with pytest.raises(UserError, match="reads 'video'"):
         model_dict["tsn:tsn_resnet50"]
@@ -314,18 +318,88 @@ def test_published_file_loads(tmp_path):
         load_network(tmp_path / "published.pth", name, 3, {"video": (4, 3, 32, 32)})
 
 
-@pytest.mark.parametrize("method", ["kd", "dist", "at", "fitnet", "crd", "srrl", "simkd"])
-def test_methods_on_video_pairs(method):
-    """The contract of every method, for a TSM that teaches a TSM."""
+SMALL = {"crd": {"nce_k": 8, "feat_dim": 4}, "cc": {"feat_dim": 4}, "mlkd": {"views": 1}}
+HEADS = "auxiliary heads, which sit on networks of images"
+CANNOT = {  # method -> why it does not run on a pair of videos
+    **dict.fromkeys(("hsakd", "hsakd_teacher", "hsakd_online", "dpcd", "dpcd_teacher"), HEADS),
+    "cakd": "attention, which is no mean over frames",
+}
+
+
+def step_of(method, student="tsm:resnet8", teacher="tsn:resnet14"):
     data, cls = VideoToy(), method_dict[method]
-    student = model_dict["tsm:resnet8"].fitted(data.shapes)
-    settings = {"nce_k": 8, "feat_dim": 4} if method == "crd" else {}
-    cfg = cls.Config(**settings)
+    cfg = cls.Config(**SMALL.get(method, {}))
 
     def make():
         torch.manual_seed(1)
-        teacher = network(model_dict["tsn:resnet14"].fitted(data.shapes))
-        return make_step(cls, cfg, student, lambda: teacher, data, 8)
+        other = network(model_dict[teacher].fitted(data.shapes))
+        absent = cls.teacher_mode == "absent"
+        spec = model_dict[student].fitted(data.shapes)
+        return make_step(cls, cfg, spec, None if absent else lambda: other, data, 8)
 
+    return make, data
+
+
+@pytest.mark.parametrize("method", ["kd", "at", "crd", "simkd"])
+def test_the_contract_on_video_pairs(method):
+    """For a TSM that a TSN teaches."""
+    make, data = step_of(method)
     torch.manual_seed(2)
     check_contract(make, data.batch(), data.num_classes)
+
+
+@pytest.mark.parametrize("method", [m for m in method_dict if m not in CANNOT])
+def test_methods_on_video_pairs(method):
+    """One step of every method of the registry."""
+    make, data = step_of(method)
+    torch.manual_seed(2)
+    step = make()
+    step.train()
+    result = step(data.batch(), PROGRESS)
+    assert result.terms and all(torch.isfinite(v).all() for v in result.terms.values())
+
+
+@pytest.mark.parametrize("method", CANNOT)
+def test_methods_that_images_keep(method):
+    """Refused in a sentence, not by a shape deep inside."""
+    teacher = "tsn:vit_micro_cifar" if method == "cakd" else "tsn:resnet14"
+    with pytest.raises(UserError, match="auxiliary heads|attention"):
+        step_of(method, teacher=teacher)[0]()
+
+
+def small_swin(num_classes):
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    return SwinTransformer([4, 4], 8, [1, 1, 1, 1], [1, 1, 1, 1], [7, 7], num_classes=num_classes)
+
+
+def test_stages_of_swin_are_maps_with_their_channels_first():
+    """Of the frames of a clip, and as a ResNet has them: at strides 4, 8, 16, 32 of 224 px."""
+    spec = _over("tsn", dataclasses.replace(SWIN_BASE, build=small_swin), "tsn:small_swin")
+    torch.manual_seed(0)
+    net = TappedNet(spec(num_classes=3), spec, spec.taps).eval()
+    x = rand((1, 2, 3, 224, 224), 1)
+    with torch.no_grad():
+        out = net({"video": x})
+        inside = net.model.base_model.features[:4](((x - net.mean) / net.std).flatten(0, 1))
+    assert [tuple(out[f"stage{i}"].shape[1:]) for i in (1, 2, 3, 4)] == [
+        (8, 56, 56),
+        (16, 28, 28),
+        (32, 14, 14),
+        (64, 7, 7),
+    ]
+    torch.testing.assert_close(out["stage2"], inside.permute(0, 3, 1, 2).mean(0, keepdim=True))
+    base, resnet = (model_dict[n].stages for n in ("tsn_swin_base", "tsn_resnet50"))
+    assert base == resnet == ("stage1", "stage2", "stage3", "stage4")
+
+
+@pytest.mark.parametrize("method", ["at", "fitnet", "ofd"])
+def test_stages_of_swin_teach(method, monkeypatch):
+    """The second published pair, in small: a Swin teaches a ResNet of four stages by its maps."""
+    swin = _over("tsn", dataclasses.replace(SWIN_BASE, build=small_swin), "tsn:small_swin")
+    data, cls = VideoToy(), method_dict[method]
+    other = network(swin.fitted(data.shapes))
+    student = model_dict["tsn:ResNet18"].fitted(data.shapes)
+    step = make_step(cls, cls.Config(), student, lambda: other, data, 8)
+    step.train()
+    assert all(torch.isfinite(v).all() for v in step(data.batch(), PROGRESS).terms.values())

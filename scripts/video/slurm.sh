@@ -13,4 +13,5 @@ name=${1:?tsm_teacher, tsm_student, tsm_distil, tsn_teacher, tsn_student or tsn_
 shift
 cd "${SLURM_SUBMIT_DIR:-.}"
 export GPUS=${GPUS:-0,1,2,3,4,5,6,7}
-exec srun --kill-on-bad-exit=1 bash "scripts/video/$name.sh" "$@"
+# since Slurm 22.05 a step does not inherit the cores of its job
+exec srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-64}" bash "scripts/video/$name.sh" "$@"
