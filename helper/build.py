@@ -390,25 +390,20 @@ def started_from(spec: ModelSpec, weights: str) -> ModelSpec:
     """
     source, colon, name = weights.partition(":")
     if source == "imagenet":
-        return dataclasses.replace(spec, build=partial(_from_imagenet, spec, name if colon else None))
+        if colon and not name:
+            raise UserError("--pretrained imagenet: names no weights: leave the colon out, or write imagenet:NAME")
+        return dataclasses.replace(spec, build=partial(_from_imagenet, spec, name))
     return dataclasses.replace(spec, build=partial(_from_file, spec, read_checkpoint(weights)))
 
 
-def _from_imagenet(spec: ModelSpec, name: str | None, **options: Any) -> nn.Module:
-    """name: of torchvision's weights; None for the first."""
+def _from_imagenet(spec: ModelSpec, name: str, **options: Any) -> nn.Module:
+    """name: of torchvision's weights; empty for the first."""
     try:
-        return spec.build(**options, pretrained=True if name is None else _Weights(name))
+        return spec.build(**options, pretrained=name or True)
     except TypeError as error:
         if "pretrained" not in str(error):
             raise
         raise UserError(f"nobody publishes ImageNet weights of {spec.name}: name a file with --pretrained") from error
-
-
-class _Weights(str):
-    """A name of weights: chosen, even where it is empty."""
-
-    def __bool__(self) -> bool:
-        return True
 
 
 def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Module:
