@@ -164,8 +164,10 @@ def as_script(table: Table, macs: Mapping[str, int]) -> str:
         f"# All of it, on all GPUs, skipping what is finished: bash scripts/run_table.sh {table.name} --trials 3",
         f"# Teachers: {', '.join(f'{t} ({a:.2f})' for t, a in table.teachers.items())}; "
         "bash scripts/fetch_teachers.sh or bash scripts/train_teachers.sh",
+        f"#   bash scripts/cifar100/{table.name}_table.sh [flags of training, such as --data_folder ../data/]",
+        'extra=("$@")',
         'source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"',
-        'python() { "$PYTHON" "$@"; }',
+        'python() { "$PYTHON" "$@" ${extra[@]+"${extra[@]}"}; }',
     ]
     last = None
     for cell in sorted(table.cells, key=lambda c: [(t, s) for t, s, _ in table.pairs].index((c.teacher, c.student))):

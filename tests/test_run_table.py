@@ -14,7 +14,19 @@ from commands import ENV
 from helper.options import parse
 from helper.protocols import UserError
 from helper.published import FOLDER, hours, petaflop, read_table, tables
-from scripts.run_table import Want, bundles, joined, key_values, literal, main, plan, slots_of, wants
+from scripts.run_table import (
+    Want,
+    bundles,
+    chosen_cells,
+    joined,
+    key_values,
+    literal,
+    main,
+    plan,
+    slots_of,
+    visible_gpus,
+    wants,
+)
 
 # what the README files print, by hand: (table, row, teacher, student, value)
 SPOT = [
@@ -94,8 +106,33 @@ def test_rows_that_differ_in_more_than_the_method_are_not_joined():
 
 
 def test_processes_per_gpu():
-    assert slots_of(0, 1, 2) == [{}, {}]
-    assert [s["CUDA_VISIBLE_DEVICES"] for s in slots_of(2, 2, 9)] == ["0", "1", "0", "1"]
+    assert slots_of([], 1, 2) == [{}, {}]
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in slots_of(["2", "3"], 2, 9)] == ["2", "3", "2", "3"]
+    assert visible_gpus(2, {}) == ["0", "1"] and visible_gpus(0, {"CUDA_VISIBLE_DEVICES": "2"}) == []
+    assert visible_gpus(2, {"CUDA_VISIBLE_DEVICES": "2, 3"}) == ["2", "3"]
+    assert visible_gpus(1, {"CUDA_VISIBLE_DEVICES": "GPU-8f2,9"}) == ["GPU-8f2"]  # torch sees one: the other is none
+
+
+def test_the_callers_gpus_are_used(place, run, monkeypatch):
+    given = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("scripts.run_table.run_local", lambda jobs, logs, slots: given.extend(slots) or 0)
+    run()
+    assert given == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "3"}]
+
+
+def test_rows_are_chosen_by_name():
+    table = read_table("simkd")
+
+    def rows(only):
+        return list(dict.fromkeys(cell.row for cell in chosen_cells(table, only)))
+
+    assert rows("") == list(table.rows) and rows("kd") == ["KD"] and rows("SimKD") == rows("simkd (")
+    assert rows("simkd") == ["SimKD (f=8)", "SimKD (f=4)", "SimKD (f=2)"] and rows("KD, crd") == ["KD", "CRD"]
+    assert {c.student for c in chosen_cells(table, "shuffle")} == {"ShuffleV2_1_5"}
+    with pytest.raises(UserError, match="--only crdd .*student alone, KD, FitNet.*resnet8x4"):
+        chosen_cells(table, "KD,CRDD")
     assert key_values("slurm_partition=gpu,timeout_min=60") == {"slurm_partition": "gpu", "timeout_min": 60}
 
 

@@ -8,8 +8,10 @@
 #              wall-clocks they print
 # All of it, on all GPUs, skipping what is finished: bash scripts/run_table.sh repdistiller_different --trials 3
 # Teachers: vgg13 (74.64), ResNet50 (79.34), resnet32x4 (79.42), wrn_40_2 (75.61); bash scripts/fetch_teachers.sh or bash scripts/train_teachers.sh
+#   bash scripts/cifar100/repdistiller_different_table.sh [flags of training, such as --data_folder ../data/]
+extra=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
-python() { "$PYTHON" "$@"; }
+python() { "$PYTHON" "$@" ${extra[@]+"${extra[@]}"}; }
 
 # ---- vgg13 -> MobileNetV2
 # student alone: 64.60; 0.5 PFLOP, about 1.1 h

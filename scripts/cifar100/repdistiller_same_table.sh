@@ -8,8 +8,10 @@
 #              wall-clocks they print
 # All of it, on all GPUs, skipping what is finished: bash scripts/run_table.sh repdistiller_same --trials 3
 # Teachers: wrn_40_2 (75.61), resnet56 (72.34), resnet110 (74.31), resnet32x4 (79.42), vgg13 (74.64); bash scripts/fetch_teachers.sh or bash scripts/train_teachers.sh
+#   bash scripts/cifar100/repdistiller_same_table.sh [flags of training, such as --data_folder ../data/]
+extra=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
-python() { "$PYTHON" "$@"; }
+python() { "$PYTHON" "$@" ${extra[@]+"${extra[@]}"}; }
 
 # ---- wrn_40_2 -> wrn_16_2
 # student alone: 73.26; 7.3 PFLOP, about 1.1 h

@@ -8,8 +8,10 @@
 #              wall-clocks they print
 # All of it, on all GPUs, skipping what is finished: bash scripts/run_table.sh simkd --trials 3
 # Teachers: resnet32x4 (79.42); bash scripts/fetch_teachers.sh or bash scripts/train_teachers.sh
+#   bash scripts/cifar100/simkd_table.sh [flags of training, such as --data_folder ../data/]
+extra=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
-python() { "$PYTHON" "$@"; }
+python() { "$PYTHON" "$@" ${extra[@]+"${extra[@]}"}; }
 
 # ---- resnet32x4 -> resnet8x4
 # student alone: 73.09; 12.7 PFLOP, about 1.1 h
