@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helper.jobs import ROOT, TrainCommand
 from helper.options import Settings, normalised, parse, parse_lanes, published_name
-from helper.protocols import UserError
-from helper.published import FOLDER, Cell, Table, as_script, names_of, read_table, tables
+from helper.protocols import Side, UserError
+from helper.published import FOLDER, Cell, Table, as_script, read_table, tables
 from helper.session import folder_of
 from models import model_for
 
@@ -275,16 +276,30 @@ def write_scripts() -> None:
 
 
 def literal(name: str) -> str:
+    return as_script(read_table(name), macs_of)
+
+
+def macs_of(cell: Cell) -> list[int]:
+    """Multiply-accumulates of training on one image, per stage of the method."""
+    from helper.cost import training_macs
+
+    student, forward = counted(cell.student)
+    teacher, forward_t = (None, 0) if cell.alone else counted(cell.teacher)
+    forwards = {student.spec.name: forward} | ({} if teacher is None else {teacher.spec.name: forward_t})
+    return training_macs(cell.settings.method, cell.settings.config, student, teacher, forwards)
+
+
+@cache
+def counted(name: str) -> tuple[Side, int]:
+    """A network of the tables as methods see it, and its multiply-accumulates for one image."""
     import torch
 
     from helper.cost import macs
-    from helper.taps import TappedNet
+    from helper.taps import TappedNet, probe
 
-    table, count = read_table(name), {}
-    for network in names_of(table.cells):
-        spec = model_for(network, IMAGE)
-        count[network] = macs(TappedNet(spec(num_classes=100), spec), {"image": IMAGE}, torch.device("cpu"))
-    return as_script(table, count)
+    spec = model_for(name, IMAGE)
+    net, images = TappedNet(spec(num_classes=100), spec, tuple(spec.taps)), {"image": IMAGE}
+    return probe(net, images), macs(net, images, torch.device("cpu"))
 
 
 def key_values(text: str) -> dict[str, Any]:
