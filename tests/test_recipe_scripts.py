@@ -10,7 +10,6 @@ import pytest
 from interpreter import Interpreter
 
 from helper.options import parse
-from helper.published import read_table, tables
 from helper.runs import run_name
 from models import model_for
 
@@ -82,13 +81,6 @@ def test_every_command_is_understood(script, gpus, interpreter, monkeypatch):
         understood(program, argv, monkeypatch)
         for pattern in (word for word in argv if re.search(r"\.pth$", word)):
             assert any(fnmatch(file, pattern) for file in files), (pattern, files)
-
-
-@pytest.mark.parametrize("name", tables())
-def test_the_commands_of_a_table_pass_further_flags_on(name, interpreter):
-    calls = interpreter.run(f"cifar100/{name}_table.sh", "--data_folder", "a b")
-    cells = [["train_student.py", *cell.argv(), "--data_folder", "a b"] for cell in read_table(name).cells]
-    assert sorted(calls) == sorted(cells)
 
 
 def test_a_message_ends_where_it_is_meant_to():
