@@ -1,9 +1,10 @@
 """A training command of every page and of every folder of scripts is run on fixtures with --dry_run.
 
 It parses, builds and trains one batch; the others are parsed, in test_documented_commands.py. What is replaced: the
-data folder, and large data sets, by the fixture of the family (noise in the layout of the real data; digits for images);
-networks by the smallest of their kind, teachers by such a network with random weights; images get 16 px (clips 32 px and
-2 frames), batches 8 samples or fewer, and no published weights are fetched. Whatever else a command says, it says here.
+data folder, and large data sets, by the fixture of the family (noise in the layout of the real data; digits for
+images); networks by the smallest of their kind, teachers by such a network with random weights; images get 16 px (clips
+32 px and 2 frames), batches 8 samples or fewer; of several trials there is one; nothing starts from published weights
+or a frozen backbone. Whatever else a command says, it says here.
 """
 
 import re
@@ -16,7 +17,7 @@ from recordings import utd, write_video
 from test_documented_commands import commands_of
 
 from distiller_zoo import method_dict
-from helper.options import parse_lanes
+from helper.options import normalised, parse_lanes
 from models import model_dict
 
 DIGITS = ("--dataset", "digits", "--image_size", "16", "--batch_size", "8")
@@ -28,8 +29,8 @@ SMALL = {  # kind of network -> (its smallest, classes and shapes of the fixture
     "aux": ("resnet8_aux", 10, {"image": (3, 16, 16)}),
     "aux_dpcd": ("resnet8_aux_dpcd", 10, {"image": (3, 16, 16)}),
     "vit": ("vit_micro_cifar", 10, {"image": (3, 16, 16)}),
-    "trn": ("trn:resnet8", 3, {"video": (2, 3, 32, 32)}),
-    "sensor": ("sensor_cnn", 3, {"sensor": (3, 32)}),
+    "trn": ("trn:resnet8", 27, {"video": (2, 3, 32, 32)}),
+    "sensor": ("sensor_cnn", 27, {"sensor": (3, 32)}),
     "tsm": ("tsm:resnet8", 2, {"video": (2, 3, 32, 32)}),
     "tsn": ("tsn:resnet8", 2, {"video": (2, 3, 32, 32)}),
 }
@@ -65,6 +66,9 @@ PAGES = {  # page -> words of the command, kind of teacher, kind of student
 }
 
 
+DROPPED = {"--pretrained", "--pretrained_backbone", "--freeze_backbone", "--gpu_id", "--multiprocessing_distributed"}
+
+
 def kind_of_data(kind):
     return ACTIONS if kind in ("trn", "sensor") else CLIPS if kind in ("tsm", "tsn") else DIGITS
 
@@ -94,22 +98,19 @@ def fixtures(tmp_path_factory):
 
 
 def reduced(argv, fixtures, teacher, student):
-    """The same command on the fixtures."""
-    program_is_teacher = "--model" in argv
-    data = kind_of_data(student)
-    drop = {"--pretrained", "--pretrained_backbone", "--gpu_id", "--multiprocessing_distributed", "--clip_cache"}
-    out, tokens = [], list(argv)
+    """The same command on the fixtures; what comes last counts."""
+    network = "--model" if "--model" in argv else "--model_s"
+    data, out, tokens = kind_of_data(student), [], normalised(argv)
     while tokens:
         token = tokens.pop(0)
-        if token not in drop and token != "--freeze_backbone":
+        if token not in DROPPED:
             out.append(token)
         elif tokens and not tokens[0].startswith("-"):
             tokens.pop(0)
-    model = ("--model" if program_is_teacher else "--model_s", SMALL[student][0])
-    path = ("--path_t", fixtures[teacher], "--model_t", SMALL[teacher][0], "--skip_validation") if teacher else ()
-    if teacher and "--path_t" not in argv:
-        path = ()
-    return (*out, *data, "--data_folder", fixtures[data], *model, *path)
+    out += [*data, "--data_folder", fixtures[data], network, SMALL[student][0]]
+    if "--path_t" in out:
+        out += ["--path_t", fixtures[teacher], "--model_t", SMALL[teacher][0], "--skip_validation"]
+    return [*out, "--trials", "1"] if "--trials" in out else out
 
 
 def dry(commands, call, fixtures, teacher, student, folder):
@@ -131,11 +132,11 @@ def test_a_command_of_a_script_trains(script, interpreter, fixtures, commands, t
 
     def fits(program, *argv):
         lanes = sum(parse_lanes(argv, teacher=program == "train_teacher.py"), [])
-        return not distill or [lane.distill for lane in lanes] == [method_dict.resolve(distill)]
+        return not distill or {lane.distill for lane in lanes} == {method_dict.resolve(distill)}
 
     call = next(c for c in calls if fits(*c))
     losses = dry(commands, call, fixtures, teacher, student, tmp_path)
-    assert len(losses) == len(sum(parse_lanes(call[1:], teacher=call[0] == "train_teacher.py"), []))
+    assert len(losses) == len(parse_lanes(call[1:], teacher=call[0] == "train_teacher.py")[0])
 
 
 @pytest.mark.parametrize("page", PAGES)
