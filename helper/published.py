@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +18,15 @@ from helper.registry import Registry
 
 FOLDER = Path(__file__).resolve().parent.parent / "scripts" / "cifar100" / "tables"
 TEACHER_PATH = "./save/teachers/models/{0}_vanilla/{0}_best.pth"
-SAMPLES = 240 * 50_000  # forward and backward passes of one published run
+EPOCHS, IMAGES = 240, 50_000  # of one published run, first stages aside
 # From the wall-clock that the SimKD toolbox publishes for resnet32x4 (2:24 h), KD (1:12) and resnet8x4 alone (1:05):
-RATE, LOADER_HOURS = 9e12, 1.1  # FLOP/s of networks that fill an RTX 2080 Ti; what the published loader takes at least
+RATE, LOADER_HOURS = 9e12, 1.1  # FLOP/s of networks that fill an RTX 2080 Ti; the published loader's least for EPOCHS
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table. published: top-1 in percent, nan where the table has none. flags: of train_student.py."""
+    """One number of a table. published: top-1 in percent, nan where the table has none. flags: of train_student.py.
+    clock: the wall-clock its publication prints, as 1:12; "" where it prints none."""
 
     table: str
     row: str
@@ -35,6 +36,7 @@ class Cell:
     published: float
     source: str
     dataset: str = "cifar100"
+    clock: str = ""
 
     @property
     def alone(self) -> bool:
@@ -126,57 +128,61 @@ def read_table(name: str) -> Table:
     pairs = tuple((p["teacher"], p["student"], float(p["teacher_accuracy"])) for p in raw["pairs"])
     rows = {}
     for row in raw["rows"]:
-        if len(row["published"]) != len(pairs):
-            raise UserError(f"{path}: {row['label']} has {len(row['published'])} values for {len(pairs)} columns")
+        clocks = row.get("clock", [""] * len(pairs))
+        for values in (row["published"], clocks):
+            if len(values) != len(pairs):
+                raise UserError(f"{path}: {row['label']} has {len(values)} values for {len(pairs)} columns")
         rows[row["label"]] = tuple(
-            Cell(path.stem, row["label"], teacher, student, row["flags"], float(value), raw["source"], dataset)
-            for (teacher, student, _), value in zip(pairs, row["published"], strict=True)
+            Cell(path.stem, row["label"], teacher, student, row["flags"], float(value), raw["source"], dataset, clock)
+            for (teacher, student, _), value, clock in zip(pairs, row["published"], clocks, strict=True)
         )
     return Table(path.stem, *(raw[k] for k in ("title", "source", "protocol", "epoch", "runs")), pairs, rows)
 
 
-def petaflop(cell: Cell, macs: Mapping[str, int]) -> float:
-    """Arithmetic of one run in 1e15 floating-point operations, of the two networks alone: forward and backward of the
-    student (three times its forward), forward of the teacher; a method's own layers and losses come on top.
-
-    macs: network -> multiply-accumulates of one image.
-    """
-    per_image = 3 * macs[cell.student] + (0 if cell.alone else macs[cell.teacher])
-    return 2 * per_image * SAMPLES / 1e15
+def epochs_of(cell: Cell, stages: int) -> list[int]:
+    """Of each of a method's stages."""
+    return [cell.settings.init_epochs] * (stages - 1) + [EPOCHS]
 
 
-def hours(petaflops: float) -> float:
+def petaflop(cell: Cell, macs: Sequence[int]) -> float:
+    """Arithmetic of one run in 1e15 floating-point operations. macs: helper.cost.training_macs."""
+    return 2 * IMAGES * sum(e * m for e, m in zip(epochs_of(cell, len(macs)), macs, strict=True)) / 1e15
+
+
+def hours(cell: Cell, macs: Sequence[int]) -> float:
     """Estimate for the published toolboxes on one RTX 2080 Ti, from three wall-clocks that the SimKD toolbox prints."""
-    return max(LOADER_HOURS, petaflops * 1e15 / RATE / 3600)
+    reading = LOADER_HOURS * sum(epochs_of(cell, len(macs))) / EPOCHS
+    return max(reading, petaflop(cell, macs) * 1e15 / RATE / 3600)
 
 
-def as_script(table: Table, macs: Mapping[str, int]) -> str:
-    """The table as literal commands, one per cell, each below its published number and its expected cost."""
+def as_script(table: Table, macs: Callable[[Cell], Sequence[int]]) -> str:
+    """The table as literal commands, one per cell, each below its published number and its expected cost.
+
+    macs: of a cell, as petaflop() takes them.
+    """
     lines = [
         "#!/usr/bin/env bash",
         f"# {table.title}: one command per cell. `run_table.py --write` made it of tables/{table.name}.toml.",
         f"#   source     {table.source}",
         f"#   protocol   {table.protocol}",
         f"#   published  top-1 in percent; epoch: {table.epoch}; number of runs: {table.runs}",
-        "#   cost       PFLOP of the two networks, methods' own layers not counted; hours are an estimate for the",
-        "#              published toolboxes on one RTX 2080 Ti, max(1.1 h, PFLOP / 9 TFLOP/s), fitted to three",
-        "#              wall-clocks they print",
+        "#   cost       PFLOP of the two networks, the method's own layers and first stage, without losses and memory",
+        "#              banks; hours are for the published toolboxes on one RTX 2080 Ti: a wall-clock where they print",
+        "#              one, else an estimate, PFLOP / 9 TFLOP/s but at least 1.1 h for 240 epochs",
         f"# All of it, on all GPUs, skipping what is finished: bash scripts/run_table.sh {table.name} --trials 3",
         f"# Teachers: {', '.join(f'{t} ({a:.2f})' for t, a in table.teachers.items())}; "
         "bash scripts/fetch_teachers.sh or bash scripts/train_teachers.sh",
+        f"#   bash scripts/cifar100/{table.name}_table.sh [flags of training, such as --data_folder ../data/]",
+        'extra=("$@")',
         'source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"',
-        'python() { "$PYTHON" "$@"; }',
+        'python() { "$PYTHON" "$@" ${extra[@]+"${extra[@]}"}; }',
     ]
     last = None
     for cell in sorted(table.cells, key=lambda c: [(t, s) for t, s, _ in table.pairs].index((c.teacher, c.student))):
         if (cell.teacher, cell.student) != last:
             last = (cell.teacher, cell.student)
             lines += ["", f"# ---- {cell.teacher} -> {cell.student}"]
-        cost = petaflop(cell, macs)
-        lines += [f"# {cell.row}: {cell.published:.2f}; {cost:.1f} PFLOP, about {hours(cost):.1f} h", cell.command()]
+        cost = macs(cell)
+        time = f"{cell.clock} h by their clock" if cell.clock else f"about {hours(cell, cost):.1f} h"
+        lines += [f"# {cell.row}: {cell.published:.2f}; {petaflop(cell, cost):.1f} PFLOP, {time}", cell.command()]
     return "\n".join(lines) + "\n"
-
-
-def names_of(cells: Sequence[Cell]) -> list[str]:
-    """Every network in these cells once."""
-    return list(dict.fromkeys(n for c in cells for n in (c.teacher, c.student)))

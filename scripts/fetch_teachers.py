@@ -2,8 +2,8 @@
 """Fetch public teachers: bash scripts/fetch_teachers.sh [NAME ...] [--list] [--save_root ./save]
 
 Each lands at SAVE_ROOT/teachers/models/NAME_vanilla/NAME_best.pth. Sources of scripts/teachers.toml are tried in order;
-downloads are resumed, retried, and compared with the checksum their publisher gives, or with that of the first file
-that ever arrived (SAVE_ROOT/teachers/fetched.json).
+downloads are resumed, retried, and compared with the checksum their publisher gives, or with that of the first file of
+weights that ever arrived (SAVE_ROOT/teachers/fetched.json). NAME@DATA asks for the weights of one data set.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import shutil
 import sys
 import tarfile
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from helper.checkpoint import atomic_save, atomic_write, atomic_write_json, read_checkpoint
+from helper.checkpoint import atomic_save, atomic_write, atomic_write_json, num_classes_of, read_checkpoint
 from helper.options import normalised
 from helper.protocols import UserError
 from helper.runs import file_name
+from models import model_dict, model_in
 
 SOURCES = Path(__file__).with_name("teachers.toml")
 TABLES = ("resnet32x4", "vgg13", "wrn_40_2", "resnet56", "resnet110", "ResNet50")  # the teachers of the tables
@@ -96,7 +98,7 @@ def download(url: str, folder: Path, known: str | None, retries: int, timeout: f
         if "does not match" not in str(error):
             raise
         raise Unreachable(
-            f"{url} is not the file it was: its SHA-256 is another than the recorded {str(known)[:16]}..."
+            f"{url} is not the file it was: its SHA-256 is another than the {str(known)[:16]}... of fetched.json"
         ) from error
     except requests.exceptions.Timeout as error:
         raise Unreachable(f"{url} sent nothing for {timeout:g} s") from error
@@ -140,6 +142,13 @@ class Memory:
         return None if entry is None else f"{'reachable' if entry['reachable'] else 'not reachable'}, {entry['tried']}"
 
 
+def classes_in(path: Path, name: str) -> int:
+    """How many classes the weights in a file tell apart, read as the network `name`. UserError: they are of another."""
+    state = read_checkpoint(path).state
+    spec = model_in(name.partition("@")[0], state)
+    return num_classes_of(state if spec.adapt is None else spec.adapt(state), spec)
+
+
 def publisher_prefix(url: str) -> str | None:
     """The first digits of the SHA-256 that torchvision and OpenMMLab put into file names."""
     found = re.search(r"-([0-9a-f]{8,})\.pth$", url)
@@ -155,93 +164,124 @@ class Fetcher:
         short = file_name(name.partition("@")[0])
         return self.root / "teachers" / "models" / f"{short}_vanilla" / f"{short}_best.pth"
 
+    def sources_of(self, name: str) -> list[tuple[Mapping[str, Any], str]]:
+        """Every source of `name`, with its own name of the network: ResNet34@imagenet may stand for ResNet34."""
+        found = []
+        for source in self.sources:
+            plain, _, dataset = name.partition("@")
+            known = [n for n in (name, plain) if n in source["networks"]]
+            if known and (known[0] == name or source.get("dataset") == dataset):
+                found.append((source, known[0]))
+            elif source["kind"] == "timm" and name.startswith("timm:"):
+                found.append((source, name))
+        return found
+
     def fetch(self, name: str) -> str:
-        """What happened, in one line. Raises UserError where no source delivers."""
-        place = self.place(name)
+        """What happened, in one line. Raises UserError where no source delivers or another teacher is in place."""
+        place, sources = self.place(name), self.sources_of(name)
         if place.exists():
+            self.refuse_another(name, place, [s["classes"] for s, _ in sources if "classes" in s])
             return f"{name}: already at {place}"
         if place.parent.is_symlink() and not place.parent.exists():
             raise UserError(f"{place.parent} is a link that leads nowhere: remove it first")
         reasons, manual = [], []
-        for source in self.sources:
-            if name not in source["networks"] and not (source["kind"] == "timm" and name.startswith("timm:")):
-                continue
+        for source, known in sources:
             if source["kind"] == "manual":
-                manual.append(f"{source['steps']} from {source['url']} ({source['what']}), and put it at {place}")
+                manual.append(
+                    f"{source['steps']} from {address(source, known)} ({source['what']}), and put it at {place}"
+                )
                 continue
             try:
-                getattr(self, f"from_{source['kind']}")(source, name, place)
+                getattr(self, f"from_{source['kind']}")(source, known, place)
             except Unreachable as error:
                 reasons.append(str(error))
                 continue
             return f"{name}: from {source['key']}, at {place}"
         if not reasons and not manual:
-            known = sorted({n for s in self.sources for n in s["networks"]})
-            raise UserError(f"no public source of {name} is known; those known are of {', '.join(known)}, timm:NAME")
+            every = sorted({n for s in self.sources for n in s["networks"]})
+            raise UserError(f"no public source of {name} is known; those known are of {', '.join(every)}, timm:NAME")
         ways = "".join(f"; by hand: {step}" for step in manual)
         raise UserError(
             f"{name}: {'; '.join(reasons) or 'no direct address'}{ways}; or train it: scripts/train_teachers.sh"
         )
 
-    def get(self, url: str, folder: Path) -> Path:
-        """Download, check, remember. A file whose publisher gives no checksum is trusted the first time."""
-        known = self.memory.checksum(url)
+    def refuse_another(self, name: str, place: Path, classes: Sequence[int]) -> None:
+        """UserError if what lies at `place` has none of these numbers of classes: two data sets may share it."""
+        if not classes or name.partition("@")[0] not in model_dict:
+            return
+        way_out = "move it away, or choose another --save_root"
+        try:
+            found = classes_in(place, name)
+        except UserError as error:
+            raise UserError(f"{name}: {place} holds something else ({error}): {way_out}") from error
+        if found not in classes:
+            raise UserError(f"{name}: {place} holds a network of {found} classes, this one has {classes[0]}: {way_out}")
+
+    @contextmanager
+    def delivered(self, url: str, folder: Path) -> Iterator[Path]:
+        """The file behind `url`, which the block puts in place. Its checksum is remembered once that has succeeded.
+
+        A file whose publisher gives no checksum is trusted the first time it brings weights. What brings none (the page
+        of a hotel network, say) is deleted, and nothing is learnt from it.
+        """
+        known, answered = self.memory.checksum(url), False
         try:
             path = download(url, folder, known, self.retries, self.timeout)
+            found, prefix = sha256(path), publisher_prefix(url)
+            try:
+                if prefix and not found.startswith(prefix):
+                    raise Unreachable(
+                        f"{url} is damaged: its SHA-256 begins with {found[:8]}, the publisher says {prefix}"
+                    )
+                answered = known is not None
+                yield path
+            except Unreachable:
+                if not answered:
+                    path.unlink(missing_ok=True)
+                raise
         except Unreachable:
-            self.memory.note(url, reachable=False)
+            self.memory.note(url, reachable=answered)
             raise
-        found, prefix = sha256(path), publisher_prefix(url)
-        if prefix and not found.startswith(prefix):
-            path.unlink()
-            self.memory.note(url, reachable=False)
-            raise Unreachable(f"{url} is damaged: its SHA-256 begins with {found[:8]}, the publisher says {prefix}")
         self.memory.note(url, reachable=True, checksum=found)
-        return path
 
     @property
     def store(self) -> Path:
         return self.root / "teachers" / "downloads"
 
-    def put(self, path: Path, place: Path, url: str) -> None:
+    def put(self, path: Path, source: Mapping[str, Any], name: str, place: Path) -> None:
+        url = address(source, name)
         try:
             read_checkpoint(path)  # weights, and nothing that could run code
+            if "classes" in source and (found := classes_in(path, name)) != source["classes"]:
+                raise UserError(f"{found} classes instead of {source['classes']}")
         except UserError as error:
             path.unlink()
-            raise Unreachable(f"{url} delivers no weights: {error}") from error
+            raise Unreachable(f"{url} delivers no weights of {name}: {error}") from error
         place.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path.read_bytes(), place)
 
     def from_file(self, source: Mapping[str, Any], name: str, place: Path) -> None:
-        url = source["networks"][name]
-        path = self.get(url, self.store / source["key"] / file_name(name))
-        self.put(path, place, url)
+        with self.delivered(address(source, name), self.store / source["key"] / file_name(name)) as path:
+            self.put(path, source, name, place)
         path.unlink(missing_ok=True)
 
-    def from_torchvision(self, source: Mapping[str, Any], name: str, place: Path) -> None:
-        from torchvision.models import get_weight
-
-        url = get_weight(source["networks"][name]).url
-        path = self.get(url, self.store / source["key"])
-        self.put(path, place, url)
-        path.unlink(missing_ok=True)
+    from_torchvision = from_file
 
     def from_tar(self, source: Mapping[str, Any], name: str, place: Path) -> None:
         """One archive for several networks; it stays in the store for the others."""
         url, wanted = source["url"], source["networks"][name]
-        path = self.get(url, self.store / source["key"])
-        try:
-            with tarfile.open(path) as archive:
-                members = [m for m in archive.getmembers() if m.isfile() and m.name.endswith(wanted)]
-                if not members:
-                    raise Unreachable(f"{url} holds no {wanted}")
-                member = path.with_name("member.pth")
-                with archive.extractfile(members[0]) as packed:  # type: ignore[union-attr]
-                    member.write_bytes(packed.read())
-        except tarfile.TarError as error:
-            path.unlink()
-            raise Unreachable(f"{url} is no tar archive ({_short(error)})") from error
-        self.put(member, place, url)
+        with self.delivered(url, self.store / source["key"]) as path:
+            try:
+                with tarfile.open(path) as archive:
+                    members = [m for m in archive.getmembers() if m.isfile() and m.name.endswith(wanted)]
+                    if not members:
+                        raise Unreachable(f"{url} holds no {wanted}")
+                    member = path.with_name("member.pth")
+                    with archive.extractfile(members[0]) as packed:  # type: ignore[union-attr]
+                        member.write_bytes(packed.read())
+            except (tarfile.TarError, EOFError) as error:
+                raise Unreachable(f"{url} is no tar archive ({_short(error)})") from error
+            self.put(member, source, name, place)
         member.unlink(missing_ok=True)
 
     def from_timm(self, source: Mapping[str, Any], name: str, place: Path) -> None:
@@ -263,17 +303,29 @@ def read_sources(path: Path) -> list[dict[str, Any]]:
     return tomllib.loads(path.read_text())["source"]
 
 
+def address(source: Mapping[str, Any], name: str) -> str:
+    """Where `source` has the network `name`, as Memory knows it."""
+    if source["kind"] == "torchvision":
+        from torchvision.models import get_weight
+
+        return get_weight(source["networks"][name]).url
+    if source["kind"] == "timm":
+        return name
+    return source["url"] if "url" in source else source["networks"][name]
+
+
 def listing(sources: Sequence[Mapping[str, Any]], memory: Memory) -> str:
     lines = []
     for source in sources:
         lines.append(f"{source['key']} ({source['kind']}): {source['what']}")
-        urls = (
-            source["networks"] if source["kind"] == "file" else dict.fromkeys(source["networks"], source.get("url", ""))
-        )
-        for name, url in urls.items():
+        names = list(source["networks"])
+        if source["kind"] == "timm":
+            names += [tried for tried in memory.known if tried.startswith("timm:")]
+        for name in names:
+            url = address(source, name)
             state = memory.describe(url) or f"tried: {source['tried']}"
-            lines.append(f"  {name:24s} {state}  {url}".rstrip())
-        if not urls:
+            lines.append(f"  {name:24s} {state}  {url if url != name else ''}".rstrip())
+        if not names:
             lines.append(f"  tried: {source['tried']}")
         if "steps" in source:
             lines.append(f"  by hand: {source['steps']}")

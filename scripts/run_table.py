@@ -3,7 +3,8 @@
 
 Cells that are finished are skipped, interrupted ones go on where they stopped. Students of one teacher that share
 weights of cross-entropy and KL are trained together, as lanes of one process (--lanes 1: each alone); methods that read
-nothing but the teacher's logits take them from a cache on disk. One process per GPU; on a CPU, --jobs of them.
+nothing but the teacher's logits take them from a cache on disk. One process per GPU (all, or those of
+CUDA_VISIBLE_DEVICES); on a CPU, --jobs of them.
 Everything after -- goes to every training command.
 """
 
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helper.jobs import ROOT, TrainCommand
 from helper.options import Settings, normalised, parse, parse_lanes, published_name
-from helper.protocols import UserError
-from helper.published import FOLDER, Cell, as_script, names_of, read_table, tables
+from helper.protocols import Side, UserError
+from helper.published import FOLDER, Cell, Table, as_script, read_table, tables
 from helper.session import folder_of
 from models import model_for
 
@@ -235,11 +237,34 @@ def run_submitit(jobs: Sequence[Job], logs: Path, cluster: str, parameters: Mapp
     return sum(given.exception() is not None for given in handed)
 
 
-def slots_of(gpus: int, per_gpu: int, jobs: int) -> list[dict[str, str]]:
-    """The environment of each process that may run at one time."""
+def visible_gpus(count: int, environment: Mapping[str, str]) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls each of the `count` GPUs that torch sees: the caller's own names, if given."""
+    named = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (named or [str(gpu) for gpu in range(count)])[:count]
+
+
+def slots_of(gpus: Sequence[str], per_gpu: int, jobs: int) -> list[dict[str, str]]:
+    """The environment of each process that may run at one time. gpus: as visible_gpus() names them."""
     if not gpus:
         return [{} for _ in range(jobs)]
-    return [{"CUDA_VISIBLE_DEVICES": str(gpu)} for _ in range(per_gpu) for gpu in range(gpus)]
+    return [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(per_gpu) for gpu in gpus]
+
+
+def chosen_cells(table: Table, only: str) -> list[Cell]:
+    """Cells whose row or student is called as one of the words separated by commas; where none is, those whose row or
+    student holds the word. UserError for a word that chooses nothing."""
+    words = [w.strip().lower() for w in only.split(",") if w.strip()]
+    names = {name.lower() for cell in table.cells for name in (cell.row, cell.student)}
+    meant: set[str] = set()
+    for word in words:
+        found = {word} & names or {name for name in names if word in name}
+        if not found:
+            raise UserError(
+                f"--only {word} names no row and no student of {table.name}; its rows are {', '.join(table.rows)}, its "
+                f"students {', '.join(dict.fromkeys(student for _, student, _ in table.pairs))}"
+            )
+        meant |= found
+    return [c for c in table.cells if not words or {c.row.lower(), c.student.lower()} & meant]
 
 
 def write_scripts() -> None:
@@ -251,16 +276,30 @@ def write_scripts() -> None:
 
 
 def literal(name: str) -> str:
+    return as_script(read_table(name), macs_of)
+
+
+def macs_of(cell: Cell) -> list[int]:
+    """Multiply-accumulates of training on one image, per stage of the method."""
+    from helper.cost import training_macs
+
+    student, forward = counted(cell.student)
+    teacher, forward_t = (None, 0) if cell.alone else counted(cell.teacher)
+    forwards = {student.spec.name: forward} | ({} if teacher is None else {teacher.spec.name: forward_t})
+    return training_macs(cell.settings.method, cell.settings.config, student, teacher, forwards)
+
+
+@cache
+def counted(name: str) -> tuple[Side, int]:
+    """A network of the tables as methods see it, and its multiply-accumulates for one image."""
     import torch
 
     from helper.cost import macs
-    from helper.taps import TappedNet
+    from helper.taps import TappedNet, probe
 
-    table, count = read_table(name), {}
-    for network in names_of(table.cells):
-        spec = model_for(network, IMAGE)
-        count[network] = macs(TappedNet(spec(num_classes=100), spec), {"image": IMAGE}, torch.device("cpu"))
-    return as_script(table, count)
+    spec = model_for(name, IMAGE)
+    net, images = TappedNet(spec(num_classes=100), spec, tuple(spec.taps)), {"image": IMAGE}
+    return probe(net, images), macs(net, images, torch.device("cpu"))
 
 
 def key_values(text: str) -> dict[str, Any]:
@@ -282,7 +321,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("table", nargs="?", help="see --list; or the path of a table of your own, FILE.toml")
     parser.add_argument("--list", action="store_true", help="name the tables")
     parser.add_argument("--trials", type=int, default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
-    parser.add_argument("--only", default="", help="rows whose label or student holds one of these words, as KD,vgg8")
+    parser.add_argument(
+        "--only", default="", help="rows and students called so, or else with that in their name: KD,vgg8"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print what would run and what is finished")
     parser.add_argument("--lanes", type=int, default=6, help="students to train in one process (default 6)")
     parser.add_argument("--no_cache", action="store_true", help="keep no cache of the teacher's logits")
@@ -305,11 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
     table = read_table(args.table)
-    words = [w.lower() for w in args.only.split(",") if w]
-    cells = [c for c in table.cells if not words or {c.row.lower(), c.student.lower()} & set(words)]
-    if not cells:
-        raise UserError(f"--only {args.only} names no row and no student of {args.table}")
-    everything = wants(cells, args.trials, extra)
+    everything = wants(chosen_cells(table, args.only), args.trials, extra)
     finished = [w for w in everything if (w.folder / "parameters.json").exists()]
     pending = [w for w in everything if w not in finished]
     jobs = plan(pending, args.lanes, not args.no_cache)
@@ -332,7 +369,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.executor == "local":
         import torch
 
-        failed = run_local(jobs, logs, slots_of(torch.cuda.device_count(), args.per_gpu, args.jobs))
+        gpus = visible_gpus(torch.cuda.device_count(), os.environ)
+        failed = run_local(jobs, logs, slots_of(gpus, args.per_gpu, args.jobs))
     else:
         cluster = "slurm" if args.executor == "slurm" else "local"
         failed = run_submitit(jobs, logs, cluster, key_values(args.slurm), not args.no_wait)

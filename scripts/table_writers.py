@@ -74,10 +74,15 @@ def pivot(
 ) -> tuple[list[str], list[list[str]], list[str]]:
     """(header, rows, notes): one line per method, one column per pair of teacher and student.
 
-    entry: text of a cell, from its runs. Raises UserError where the numbers of one column come from different
-    protocols, or where two experiments fall into one cell.
+    entry: text of a cell, from its runs. Raises UserError where there is no student, where the numbers of one column
+    come from different protocols, or where two experiments fall into one cell.
     """
     students = [i for i, group in enumerate(groups) if not group[0].is_teacher]
+    if not students:
+        raise UserError(
+            "--pivot puts methods against pairs of teacher and student, and these runs are all of teachers: train a "
+            "student, or leave --pivot out"
+        )
     distilled = [i for i in students if groups[i][0].parameters.get("arch_t")]
     pairs: dict[tuple[str, str], list[int]] = {}
     for i in distilled:

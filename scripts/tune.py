@@ -5,8 +5,9 @@
 
 Each trial trains on all but a stratified slice of the training set (--val_fraction, default 0.1) and is judged by the
 last epoch on that slice. NAME=LOW:HIGH[:log] draws numbers (whole ones where both ends are whole and the flag is one),
-NAME=A,B,C chooses. Everything after -- goes to train_student.py. The study lies in a file (--study), so that an
-interrupted search goes on; at the end stands the command of the final training, on the whole training set.
+NAME=A,B,C chooses. Everything after -- goes to train_student.py. A trial that diverges or is refused counts as failed,
+and the search goes on. The study lies in a folder (--study), so that an interrupted search goes on; at the end stands
+the command of the final training, on the whole training set.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ from helper.jobs import TrainCommand
 from helper.options import Settings, normalised, parse_lanes
 from helper.protocols import UserError
 
+INTERRUPTED = (130, 143)  # exit codes: Ctrl-C, SIGTERM
+HOPELESS = 3  # trials that fail before any completes: the mistake is not in the values
 SHORT = {"beta": "-b", "cls": "-c", "div": "-d"}
+
+
+class FailedTrial(UserError):  # noqa: N818 (counted, and the search goes on)
+    """A training ended without a result: it diverged, or was refused. The message says how."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ def read_axis(text: str, settings: Settings) -> Axis:
 
 
 def trained(argv: Sequence[str], log: Path) -> float:
-    """Train, and return the accuracy of the last epoch on the held-out slice."""
+    """Train, and return the accuracy of the last epoch on the held-out slice. Raises FailedTrial if there is none."""
     process = TrainCommand(argv, str(log)).start()
     try:
         code = process.wait()
@@ -82,8 +89,10 @@ def trained(argv: Sequence[str], log: Path) -> float:
         process.wait()
         raise
     lines = log.read_text(errors="replace").strip().splitlines()
+    if code < 0 or code in INTERRUPTED:
+        raise UserError(f"a trial was stopped (exit code {code}); the same command goes on")
     if code:
-        raise UserError(f"a trial ended with exit code {code}: {lines[-1] if lines else 'nothing was logged'}")
+        raise FailedTrial(f"exit code {code}: {lines[-1] if lines else 'nothing was logged'} (log {log})")
     folders = [line for line in lines if line.startswith("result in ") or line.startswith("already finished: ")]
     folder = Path(
         folders[-1].removeprefix("result in ").removeprefix("already finished: ").split(" holds the result")[0]
@@ -122,23 +131,40 @@ def search(
         raise UserError(f"{args.study} holds another search: choose another --study, or delete it")
     atomic_write_text(record, json.dumps(described))
 
+    def ended() -> tuple[list[Any], list[Any]]:
+        """(trials that completed, trials that failed)."""
+        states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
+        complete, failed = ([t for t in study.trials if t.state == state] for state in states)
+        return complete, [t for t in failed if "failure" in t.user_attrs]  # one that was interrupted has none
+
     def objective(trial: Any) -> float:
         values = [token for axis in axes for token in (axis.flag, axis.draw(trial))]
         held_out = ["--val_fraction", f"{args.val_fraction:g}", "--save_root", str(args.study / "runs")]
-        accuracy = train([*given, *values, *held_out], args.study / f"trial_{trial.number:03d}.log")
+        try:
+            accuracy = train([*given, *values, *held_out], args.study / f"trial_{trial.number:03d}.log")
+        except FailedTrial as error:
+            print(f"trial {trial.number}: {' '.join(values)}: failed, {error}", flush=True)
+            trial.set_user_attr("failure", str(error))
+            complete, failed = ended()
+            if not complete and len(failed) + 1 >= HOPELESS:
+                raise UserError(f"the first {HOPELESS} trials failed, the last with {error}") from error
+            raise
         trial.set_user_attr("values", values)
         print(f"trial {trial.number}: {' '.join(values)}: {accuracy:.2f} on the held-out slice", flush=True)
         return accuracy
 
-    complete = [t for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE]
-    if args.trials > len(complete):
-        study.optimize(objective, n_trials=args.trials - len(complete))
+    missing = args.trials - sum(map(len, ended()))
+    if missing > 0:
+        study.optimize(objective, n_trials=missing, catch=(FailedTrial,))
+    complete, failed = ended()
+    if not complete:
+        raise UserError(f"all {len(failed)} trials failed, the last with {failed[-1].user_attrs['failure']}")
     best = study.best_trial
     command = final_command(given, best.user_attrs["values"])
     text = (
         "#!/usr/bin/env bash\n"
-        f"# The best of {len(study.trials)} trials: {best.value:.2f} on {args.val_fraction:g} of the training set, "
-        "held out. No test image was looked at.\n"
+        f"# The best of {len(complete)} trials{f' ({len(failed)} more failed)' if failed else ''}: {best.value:.2f} on "
+        f"{args.val_fraction:g} of the training set, held out. No test image was looked at.\n"
         f"# Searched: {' '.join(args.search)}\n{command}\n"
     )
     atomic_write_text(args.study / "best.sh", text)
@@ -152,9 +178,13 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
     argv, given = argv[:cut], argv[cut + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--search", nargs="+", required=True, help="NAME=LOW:HIGH[:log] or NAME=A,B,C")
-    parser.add_argument("--trials", type=int, default=20, help="in all, those of an interrupted search included")
+    parser.add_argument(
+        "--trials", type=int, default=20, help="in all, failed ones and those of an interrupted search too"
+    )
     parser.add_argument("--val_fraction", type=float, default=0.1, help="share of train to judge by (default 0.1)")
-    parser.add_argument("--study", type=Path, default=Path("save/tune"), help="folder of the search")
+    parser.add_argument(
+        "--study", type=Path, default=Path("save/tune"), help="folder of the search (default save/tune, here)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     args = parser.parse_args(normalised(argv))
     if args.trials < 1 or not 0 < args.val_fraction < 1:

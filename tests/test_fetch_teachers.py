@@ -18,10 +18,44 @@ from helper.checkpoint import read_checkpoint
 from helper.options import parse
 from helper.published import read_table, tables
 from models import model_dict
-from scripts.fetch_teachers import SOURCES, TABLES, Memory, main, publisher_prefix, read_sources
+from scripts.fetch_teachers import SOURCES, TABLES, Fetcher, Memory, address, main, publisher_prefix, read_sources
 
 pooch = pytest.importorskip("pooch", reason="needs pooch, of requirements-extra.txt")
 ROOT = Path(__file__).parents[1]
+DRIVE, OPENMMLAB = (
+    "https://drive.google.com/file/d/{}/view?usp=sharing",
+    "https://download.openmmlab.com/mmaction/v1.0/{}.pth",
+)
+ARCHIVE = "https://github.com/megvii-research/mdistiller/releases/download/checkpoints/cifar_teachers.tar"
+SERVER = "http://shape2prog.csail.mit.edu/repo/{}_vanilla/ckpt_epoch_240.pth"
+FOLDER = "https://drive.google.com/drive/folders/1j7b8TmftKIRC7ChUwAqVWPIocSiacvP4?usp=sharing"
+TSM = "recognition/tsm/tsm_imagenet-pretrained-r50_8xb16-1x1x8-100e_kinetics400-rgb"
+TSN = "recognition/tsn/tsn_imagenet-pretrained-swin-transformer_32xb8-1x1x8-50e_kinetics400-rgb"
+KD = "projects/knowledge_distillation/kd_logits_"
+LINKS = {  # what the publications link to, by hand; torchvision's addresses are the package's
+    **{name: [ARCHIVE, SERVER.format(name)] for name in ("resnet56", "resnet110", "vgg13", "wrn_40_2", "ResNet50")},
+    "resnet32x4": [ARCHIVE, SERVER.format("resnet32x4"), FOLDER],
+    "ResNet50@imagenet": [FOLDER],
+    "resnet34_imagenet_aux": map(
+        DRIVE.format, ("1FojZDTafcQj4-vu9TKuq_ss36mbCp3UJ", "1LtZSKtAVr30xn8Yb3FIm-xd5HTsSAwX1")
+    ),
+    "resnet18_imagenet_aux": map(
+        DRIVE.format, ("1jqoNEAkNgHpX6HS6nyWegMfHMisl2020", "1O5yM-3rJvsU6nrAqCncVMNSZ6HsJTKQN")
+    ),
+    "wrn_16_2_aux": ["https://pan.baidu.com/s/19TFpc0HVcJ1ucofyTOQe-g"],
+    "tsm_resnet50": [OPENMMLAB.format(f"{TSM}/{TSM.rpartition('/')[2]}_20220831-a6db1e5d")],
+    "tsn_swin_base": [OPENMMLAB.format(f"{TSN}/{TSN.rpartition('/')[2]}_20230530-428f0064")],
+    "tsm_mobilenetv2": [
+        OPENMMLAB.format(
+            KD + "tsm-res50_tsm-mobilenetv2_8xb16_k400/kd_logits_tsm-res50_tsm-mobilenetv2_8xb16_k400_20230517-c3e8aa0d"
+        )
+    ],
+    "tsn_resnet50": [
+        OPENMMLAB.format(
+            KD + "tsn-swin_tsn-r50_1x1x8_k400/kd_logits_tsn-swin_tsn-r50_1x1x8_k400_student_20230530-f938d404"
+        )
+    ],
+}
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -76,17 +110,17 @@ def weights() -> bytes:
 
 
 @pytest.fixture
-def fetch(server, tmp_path, capsys):
+def fetch(tmp_path, capsys):
     """Runs the script on one source; returns (exit code, what it said, where the file would be)."""
 
-    def fetch(url, *argv, kind="file", member="", name="resnet8"):
+    def fetch(url, *argv, kind="file", member="", name="resnet8", more=""):
         entry = (
             f'url = "{url}"\nnetworks = {{ {name} = "{member}" }}'
             if kind == "tar"
             else f'networks = {{ {name} = "{url}" }}'
         )
         (tmp_path / "s.toml").write_text(
-            f'[[source]]\nkey = "here"\nkind = "{kind}"\nwhat = "w"\ntried = "never"\n{entry}\n'
+            f'[[source]]\nkey = "here"\nkind = "{kind}"\nwhat = "w"\ntried = "never"\n{more}\n{entry}\n'
         )
         code = main(
             [name, "--save_root", str(tmp_path), "--sources", str(tmp_path / "s.toml"), "--retries", "1", *argv]
@@ -144,11 +178,54 @@ def test_the_publishers_checksum_counts(server, fetch, weights):
     )
 
 
-def test_a_file_that_is_cut_or_no_weights(server, fetch, weights):
-    server.files |= {"/cut.pth": weights[:50_000], "/page.pth": b"<html>moved</html>"}
-    for path in ("/cut.pth", "/page.pth"):
-        code, said, place = fetch(server.address(path))
-        assert code == 2 and "delivers no weights" in said and not place.exists()
+@pytest.mark.parametrize("wrong", [b"<html>sign in first</html>", "cut", "of another data set"])
+def test_what_is_no_weights_leaves_no_trace_in_the_way_of_the_true_file(server, fetch, weights, tmp_path, wrong):
+    if wrong == "of another data set":
+        file = io.BytesIO()
+        torch.save(model_dict["resnet8"](num_classes=10).state_dict(), file)
+        wrong = file.getvalue()
+    server.files["/a.pth"] = weights[:50_000] if wrong == "cut" else wrong
+    code, said, place = fetch(server.address("/a.pth"), more="classes = 100")
+    assert code == 2 and "delivers no weights" in said and not place.exists()
+    assert Memory(tmp_path).describe(server.address("/a.pth")).startswith("not reachable, ")
+    server.files["/a.pth"] = weights
+    assert fetch(server.address("/a.pth"), more="classes = 100")[0] == 0 and place.read_bytes() == weights
+
+
+@pytest.mark.parametrize("wrong", ["page", "cut", "cut between members", "of other networks", "broken member"])
+def test_an_archive_is_trusted_once_it_has_brought_weights(server, fetch, weights, wrong):
+    good = packed({"a/first.pth": b"x" * 10_000, "a/resnet8.pth": weights})
+    server.files["/t.tar"] = {
+        "page": b"<html>sign in first</html>",
+        "cut": good[:50_000],
+        "cut between members": good[: 512 + 10_240],
+        "of other networks": packed({"a/vgg8.pth": weights}),
+        "broken member": packed({"a/resnet8.pth": weights[:50_000]}),
+    }[wrong]
+    code, _, place = fetch(server.address("/t.tar"), kind="tar", member="resnet8.pth")
+    assert code == 2 and not place.exists()
+    server.files["/t.tar"] = good
+    code, said, place = fetch(server.address("/t.tar"), kind="tar", member="resnet8.pth")
+    assert code == 0 and place.read_bytes() == weights, said
+
+
+def test_a_teacher_of_another_data_set_is_not_already_there(fetch, tmp_path):
+    _, _, place = fetch("http://127.0.0.1:1/a.pth", "--retries", "0")
+    place.parent.mkdir(parents=True)
+    torch.save(model_dict["resnet8"](num_classes=10).state_dict(), place)
+    assert "already at" in fetch("http://127.0.0.1:1/a.pth")[1]  # a source that says nothing of classes
+    code, said, _ = fetch("http://127.0.0.1:1/a.pth", more="classes = 100")
+    assert code == 2 and "holds a network of 10 classes, this one has 100" in said
+    place = tmp_path / "teachers/models/ResNet50_vanilla/ResNet50_best.pth"
+    place.parent.mkdir(parents=True)
+    for held, asked, other in (("ResNet50_cifar", "ResNet50", 1000), ("ResNet50", "ResNet50@imagenet", 100)):
+        classes = 1100 - other
+        torch.save(model_dict[held](num_classes=classes).state_dict(), place)
+        assert main([asked, "--save_root", str(tmp_path)]) == 0
+        torch.save(model_dict[held](num_classes=other).state_dict(), place)
+        assert main([asked, "--save_root", str(tmp_path)]) == 2
+    torch.save(model_dict["ResNet50_cifar"](num_classes=100).state_dict(), place)
+    assert main(["ResNet50@imagenet", "--save_root", str(tmp_path)]) == 2
 
 
 def test_a_file_that_is_gone(server, fetch, tmp_path):
@@ -167,23 +244,28 @@ def test_a_slow_server_and_one_that_stalls(server, fetch, weights):
     assert code == 2 and "/stall.pth" in said
 
 
-def test_an_archive_of_several(server, fetch, weights):
+def packed(members: dict[str, bytes]) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in (
-            ("cifar/resnet8_vanilla/ckpt.pth", weights),
-            ("../resnet14_vanilla/ckpt.pth", b"outside"),
-        ):
+        for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    server.files["/t.tar"] = file.getvalue()
+    return file.getvalue()
+
+
+def test_an_archive_of_several(server, fetch, weights):
+    server.files["/t.tar"] = packed(
+        {"cifar/resnet8_vanilla/ckpt.pth": weights, "../resnet14_vanilla/ckpt.pth": b"outside"}
+    )
     code, _, place = fetch(server.address("/t.tar"), kind="tar", member="resnet8_vanilla/ckpt.pth")
     assert code == 0 and place.read_bytes() == weights
     code, said, _ = fetch(server.address("/t.tar"), kind="tar", member="vgg8_vanilla/ckpt.pth", name="vgg8")
     assert code == 2 and "holds no vgg8_vanilla" in said and len(server.asked) == 1  # the archive is at hand
     server.files["/no.tar"] = b"no archive"
     assert "no tar archive" in fetch(server.address("/no.tar"), kind="tar", member="x", name="vgg13")[1]
+    place.unlink()
+    assert fetch(server.address("/t.tar"), kind="tar", member="resnet8_vanilla/ckpt.pth")[0] == 0
 
 
 def test_weights_of_torchvision_and_timm(server, fetch, weights, monkeypatch, tmp_path):
@@ -196,6 +278,9 @@ def test_weights_of_torchvision_and_timm(server, fetch, weights, monkeypatch, tm
     monkeypatch.setattr(torchvision.models, "get_weight", lambda name: types.SimpleNamespace(url=server.address(path)))
     code, _, place = fetch("A_Weights.V1", kind="torchvision")
     assert code == 0 and place.read_bytes() == weights
+    assert re.search(
+        r"resnet8 +reachable, \d{4}-.*" + re.escape(path), fetch("A_Weights.V1", "--list", kind="torchvision")[1]
+    )
 
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: torch.nn.Linear(2, 3))
     assert fetch("unused", kind="timm", name="resnet14")[0] == 0
@@ -209,6 +294,8 @@ def test_weights_of_torchvision_and_timm(server, fetch, weights, monkeypatch, tm
     monkeypatch.setattr(timm, "create_model", unreachable)
     code, said, _ = fetch("unused", kind="timm", name="vgg8")
     assert code == 2 and "no route to the hub" in said
+    listed = fetch("unused", "--list", kind="timm", name="vgg8")[1]
+    assert re.search(r"vgg8 +not reachable, ", listed) and re.search(r"timm:tiny +reachable, ", listed)
 
 
 def test_the_list_of_sources_is_complete(capsys, tmp_path):
@@ -220,6 +307,10 @@ def test_the_list_of_sources_is_complete(capsys, tmp_path):
     assert {"mdistiller", "repdistiller", "simkd", "torchvision", "timm", "hsakd", "dpcd", "openmmlab"} == {
         s["key"] for s in sources
     }
+    offered = {(n, u) for s in sources for n in s["networks"] for u in address(s, n).split()}
+    assert {(name, link) for name, links in LINKS.items() for link in links} <= offered
+    for name in (n for n, _ in offered):
+        assert name.partition("@")[0] in model_dict, f"nothing can be done with {name}"
     for source in sources:
         assert source["tried"] and (source["kind"] != "manual" or source["steps"])
     from torchvision.models import get_weight
@@ -229,6 +320,21 @@ def test_the_list_of_sources_is_complete(capsys, tmp_path):
     assert main(["--list", "--save_root", str(tmp_path)]) == 0 and "by hand" in capsys.readouterr().out
     assert main(["wrn_16_2_aux", "--save_root", str(tmp_path)]) == 2 and "qspu" in capsys.readouterr().err
     assert main(["resnet9000", "--save_root", str(tmp_path)]) == 2 and "no public source" in capsys.readouterr().err
+
+
+def test_one_data_set_by_name(tmp_path):
+    fetcher = Fetcher(tmp_path, read_sources(SOURCES), 0, 1.0)
+
+    def keys(name):
+        return [source["key"] for source, _ in fetcher.sources_of(name)]
+
+    assert keys("ResNet50") == ["mdistiller", "repdistiller"] == keys("ResNet50@cifar100")
+    assert keys("ResNet50@imagenet") == ["simkd", "torchvision"] and keys("resnet56@imagenet") == []
+    assert keys("tsm_resnet50") == keys("tsm_resnet50@kinetics400") == ["openmmlab"] and keys("timm:tiny") == ["timm"]
+    assert (
+        fetcher.place("tsm_resnet50@kinetics400")
+        == tmp_path / "teachers/models/tsm_resnet50_vanilla/tsm_resnet50_best.pth"
+    )
 
 
 def test_every_teacher_of_the_tables_is_trained():

@@ -54,6 +54,13 @@ def test_methods_against_pairs(runs):
     assert "240 epochs" in notes[0] and "published" in notes[2]
 
 
+def test_teachers_alone_have_no_pairs(tmp_path, capsys):
+    write_run(tmp_path, "--model resnet8x4", [60], teacher="")
+    with pytest.raises(UserError, match="all of teachers.*leave --pivot out"):
+        main(["--root", str(tmp_path), "--pivot", "--published", "simkd"])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_column_has_one_protocol(runs):
     write_run(runs, "--distill at --epochs 10", [70.5], teacher="resnet32x4")
     with pytest.raises(UserError, match="would mix protocols.*10 epochs.*240 epochs"):

@@ -7,7 +7,7 @@ from commands import ENV
 
 from helper.options import parse
 from helper.protocols import UserError
-from scripts.tune import main, read_axis
+from scripts.tune import FailedTrial, main, read_axis, trained
 
 pytest.importorskip("optuna", reason="needs optuna, of requirements-extra.txt")
 KD = ["--path_t", "T.pth", "--distill", "at", "--model_s", "resnet8", "--epochs", "3"]
@@ -32,6 +32,42 @@ def test_finds_the_best_and_goes_on(tmp_path, capsys):
     with pytest.raises(UserError, match="holds another search"):
         main(["--trials", "13", *argv, *KD, "--kd_T", "2"], train)
     capsys.readouterr()
+
+
+def test_a_trial_that_diverges_is_not_the_end(tmp_path, capsys):
+    seen = []
+
+    def train(argv, log):
+        beta = parse(argv, teacher=False).beta
+        seen.append(beta)
+        if beta > 700 or len(seen) == 1:
+            raise FailedTrial("exit code 2: the loss is nan")
+        return beta / 10
+
+    argv = ["--search", "beta=100:1000", "--study", str(tmp_path), "--"]
+    command = main(["--trials", "9", *argv, *KD], train)
+    fine = [beta for beta in seen[1:] if beta <= 700]
+    assert (
+        len(seen) == 9 and 0 < len(fine) < 8 and capsys.readouterr().out.count(": failed, exit code 2") == 9 - len(fine)
+    )
+    assert parse(shlex.split(command)[2:], teacher=False).beta == max(fine)
+    header = (tmp_path / "best.sh").read_text().splitlines()[1]
+    assert header.startswith(f"# The best of {len(fine)} trials ({9 - len(fine)} more failed): ")
+    main(["--trials", "9", *argv, *KD], train)
+    assert len(seen) == 9  # what failed is not tried again
+    with pytest.raises(UserError, match="all 2 trials failed, the last with no luck"):
+        main(["--trials", "2", *argv[:3], str(tmp_path / "none"), "--", *KD], lambda *_: fail("no luck"))
+    with pytest.raises(UserError, match="the first 3 trials failed, the last with no teacher"):
+        main(["--trials", "9", *argv[:3], str(tmp_path / "wrong"), "--", *KD], lambda *_: fail("no teacher"))
+    with pytest.raises(UserError, match="held out no slice"):  # that is no trial's own fault
+        main(
+            ["--trials", "2", *argv[:3], str(tmp_path / "test"), "--", *KD],
+            lambda *_: fail("held out no slice", UserError),
+        )
+
+
+def fail(text, kind=FailedTrial):
+    raise kind(text)
 
 
 def test_what_is_searched():
@@ -67,3 +103,5 @@ def test_a_real_search(teacher, tmp_path, monkeypatch, capsys):
     main(["--search", "kd_T=2,4", "--trials", "1", "--study", str(tmp_path / "s"), "--", *given])
     out = capsys.readouterr().out
     assert "on the held-out slice" in out and "--kd_T" in out.splitlines()[-1]
+    with pytest.raises(FailedTrial, match="exit code 2: .*learning_rate"):
+        trained([*given, "--learning_rate", "-1", "--save_root", str(tmp_path)], tmp_path / "refused.log")
