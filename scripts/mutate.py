@@ -224,7 +224,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     "cakd": (
         Mutant("-F.softplus(score).mean()", "F.softplus(score).mean()"),
         Mutant("F.softplus(-real).mean() + F", "F.softplus(-real).mean() - F"),
-        Mutant("drawn < self.cfg.replace", "drawn >= self.cfg.replace"),
+        Mutant(">= self.cfg.replace).to(", "< self.cfg.replace).to("),
         Mutant("v @ v.mT / scale for", "v @ v.mT for"),
         Mutant("0.2, 0.05, 0.05", "0.2, 0.05, 0.5"),
         Mutant("progress.epoch - 1 - self", "progress.epoch - self"),
