@@ -15,16 +15,17 @@ import torch
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from dataset.resident import ResidentData
-from helper import build
 from helper.checkpoint import atomic_write_json
+from helper.devices import pick_autocast, pick_device, to_device
+from helper.entry import run_script
 from helper.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
+from helper.networks import load_network
 from helper.options import normalised
 from helper.protocols import UserError
 from helper.reporting import log, start_log
 from helper.runs import environment
 from helper.schedule import StepDecay
 from helper.seeding import seed_everything
-from helper.session import run_script
 
 # of the published code; neither is what a network of CIFAR was trained with
 PUBLISHED = {"stl10": ((0.5,) * 3, (0.5,) * 3), "tinyimagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
@@ -74,12 +75,12 @@ def parse(argv):
 def main(argv=None):
     args = parse(argv)
     start_log()
-    device, notice = build.pick_device(args.gpu_id)
+    device, notice = pick_device(args.gpu_id)
     if notice:
         log.info(notice)
     seed_everything(args.manual_seed)
     seen = {"image": (3, args.image_size or 32, args.image_size or 32)}  # by a student that deploys a projector
-    network = build.load_network(args.s_path, args.arch, None, seen, flag="--arch")
+    network = load_network(args.s_path, args.arch, None, seen, flag="--arch")
     options = DataOptions(root=Path(args.data), few_ratio=args.few_ratio, seed=args.manual_seed)
     if network.spec.input != "image":
         raise UserError(f"{network.spec.name} reads {network.spec.input}, and a probe shows it single images")
@@ -91,8 +92,8 @@ def main(argv=None):
         )
     size = args.image_size or network.spec.input_shape[-1]
     norm = PUBLISHED.get(data.name, (None, None)) if args.norm == "published" else (None, None)
-    net = build.to_device(feature_net(network, *norm), device)
-    rng, autocast = torch.Generator().manual_seed(args.manual_seed), build.pick_autocast(args.precision, device)
+    net = to_device(feature_net(network, *norm), device)
+    rng, autocast = torch.Generator().manual_seed(args.manual_seed), pick_autocast(args.precision, device)
     x = extract(net, data.train_images, size, device, views=args.views, rng=rng, autocast=autocast)
     train = x, data.train_labels.to(device).repeat(args.views)
     test = extract(net, data.test.images, size, device, autocast=autocast), data.test.labels.to(device)

@@ -10,15 +10,16 @@ from pathlib import Path
 import torch
 
 from dataset import dataset_dict
-from helper import build
 from helper.cost import deployed_count, macs
+from helper.devices import pick_autocast, pick_device, to_device, usable_cores
+from helper.entry import run_script
 from helper.export import load_classifier, options_as_trained, told_of_clips
 from helper.flags_video import AS_TRAINED
+from helper.networks import load_network
 from helper.options import add_flags, normalised
 from helper.plugins import load_plugins
 from helper.protocols import UserError
 from helper.reporting import log, start_log
-from helper.session import run_script
 from helper.views import evaluate_views
 
 
@@ -33,7 +34,7 @@ def options_of(args):
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
         more={f.dest: getattr(args, f.dest) for f in AS_TRAINED},
-        num_workers=min(args.num_workers, build.usable_cores()),
+        num_workers=min(args.num_workers, usable_cores()),
     )
 
 
@@ -72,7 +73,7 @@ def main(argv=None):
         for action, probability in load_classifier(args.path, args.model).predict(args.file)[:3]:
             log.info("%s  %.1f %%", action, 100 * probability)
         return
-    device, notice = build.pick_device(args.gpu_id)
+    device, notice = pick_device(args.gpu_id)
     if notice:
         log.info(notice)
     options = options_of(args)
@@ -85,9 +86,9 @@ def main(argv=None):
         raise UserError(f"--dataset {args.dataset} is no list of videos: leave --clips, --crops and --crop_size out")
     if hasattr(data, "clip_views") and (clips := told_of_clips(args.path, options)):
         log.info(clips)
-    network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
-    net = build.to_device(network.tapped(network.spec.branches), device).eval()
-    autocast = build.pick_autocast(args.precision, device)
+    network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
+    net = to_device(network.tapped(network.spec.branches), device).eval()
+    autocast = pick_autocast(args.precision, device)
 
     def predict(inputs):
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -121,7 +122,7 @@ def main(argv=None):
         "parameters %d (%.3f M)  MACs %.1f M per sample  %.0f img/s%s",
         count,
         count / 1e6,
-        macs(build.to_device(network.tapped(), device), data.shapes, device) / 1e6,
+        macs(to_device(network.tapped(), device), data.shapes, device) / 1e6,
         samples / seconds,
         " with its heads" if network.spec.branches else "",
     )

@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from distiller_zoo.base import Distiller
-from helper.build import Composite, chain_of, needs_of
+from helper.build import chain_of, needs_of
+from helper.networks import Composite
 from helper.protocols import Context, Side
 from helper.step import Deployed
 from helper.taps import TappedNet

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from dataset.base import DataOptions
 from dataset.sensors import read_sensor, window
-from helper.build import Network, load_network
 from helper.checkpoint import make_folder, read_checkpoint
 from helper.cost import deployed_count, macs
+from helper.networks import Network, load_network
 from helper.protocols import UserError
 from helper.taps import TappedNet
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.resident import scaled
-from helper.build import Network
 from helper.metrics import Meter
+from helper.networks import Network
 from helper.protocols import Tap, UserError
 from helper.schedule import StepDecay
 from helper.taps import TappedNet

@@ -29,11 +29,11 @@ import torch
 
 from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
-from helper import build
 from helper.checkpoint import atomic_write_json
+from helper.devices import pick_autocast, pick_device
+from helper.entry import run_script
 from helper.protocols import UserError
 from helper.runs import environment
-from helper.session import run_script
 from models import model_for
 from scripts.bench_worker import serve
 from scripts.usual_way import WEIGHTS
@@ -562,10 +562,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(report | {"checks": checked(report) if report["checks"] else []}, args.markdown)
         return
     methods = plan(args)
-    device, notice = build.pick_device(args.gpu_id)
+    device, notice = pick_device(args.gpu_id)
     if notice:
         print(notice, file=sys.stderr)
-    dtype = "bf16" if build.pick_autocast(args.precision, device) else "fp32"
+    dtype = "bf16" if pick_autocast(args.precision, device) else "fp32"
     torch.set_num_threads(args.threads)
     measured = measure(methods, args, dtype, device.type == "cuda")
     rows = [subject.row(args.batch_size) for subjects, _ in measured for subject in subjects if subject.turns]

@@ -33,10 +33,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from helper import build
 from helper.checkpoint import Checkpoint, atomic_write_json, atomic_write_text
+from helper.devices import pick_device
+from helper.entry import run_script
+from helper.networks import Network
+from helper.opening import setup
 from helper.options import parse
 from helper.protocols import Batch, Progress, UserError
 from helper.runs import environment
-from helper.session import run_script, setup
 from models import model_dict
 
 KINDS = {
@@ -84,7 +87,7 @@ def serve(request: dict[str, Any]) -> None:
     data, spec_t = Photos(request["size"]), model_dict[request["teacher"]]
     torch.manual_seed(0)
     model = spec_t(num_classes=CLASSES)
-    teacher = build.Network(spec_t, model, Checkpoint(Path("random"), model.state_dict()))
+    teacher = Network(spec_t, model, Checkpoint(Path("random"), model.state_dict()))
     *_, stage = build.build_stages(
         settings.method,
         settings.config,
@@ -259,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("batch_size", "steps", "rounds", "size"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
-    if args.clock == "cpu" and (args.threads > 1 or build.pick_device(args.gpu_id)[0].type == "cuda"):
+    if args.clock == "cpu" and (args.threads > 1 or pick_device(args.gpu_id)[0].type == "cuda"):
         raise UserError("--clock cpu adds up the seconds of all threads, waiting ones too: pass --threads 1, on a CPU")
     rows = [row for student in args.student for row in measure(model_dict.resolve(student), args)]
     machine = environment()

@@ -29,10 +29,12 @@ import torch
 from distiller_zoo import method_dict
 from helper import build
 from helper.checkpoint import Checkpoint, atomic_write_json, atomic_write_text
+from helper.devices import pick_device
+from helper.entry import run_script
 from helper.metrics import Meter
+from helper.networks import Network
 from helper.protocols import Batch, Progress, UserError
 from helper.runs import environment
-from helper.session import run_script
 from models import model_dict
 from scripts.usual_hsakd import UsualDPCD, UsualHSAKD
 
@@ -76,7 +78,7 @@ def step_of(method: str, kind: str, dtype: str, batch_size: int, device: torch.d
         normal = [(x - mean) / std for x in pixels]
         return lambda i: usual(normal[i % KEPT], target[i % KEPT])
     distiller = method_dict[method]
-    network = build.Network(spec_t, model_t, Checkpoint(Path("random"), {}))
+    network = Network(spec_t, model_t, Checkpoint(Path("random"), {}))
     (stage,) = build.build_stages(
         distiller,
         distiller.Config(),
@@ -105,7 +107,7 @@ def worker(method: str, kind: str, dtype: str, args: argparse.Namespace) -> None
     """A line on standard input is a turn of so many steps; answers with the median of their seconds."""
     torch.set_num_threads(args.threads)
     clock = time.process_time if args.clock == "cpu" else time.perf_counter
-    device, _ = build.pick_device(args.gpu_id)
+    device, _ = pick_device(args.gpu_id)
     on_gpu = device.type == "cuda"
     wait = torch.cuda.synchronize if on_gpu else lambda: None
     step, done = step_of(method, kind, dtype, args.batch_size, device), 0
@@ -143,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("rounds", "steps", "batch_size", "threads"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
-    on_gpu = build.pick_device(args.gpu_id)[0].type == "cuda"
+    on_gpu = pick_device(args.gpu_id)[0].type == "cuda"
     if args.clock == "cpu" and (args.threads > 1 or on_gpu):
         raise UserError("--clock cpu adds up the seconds of all threads, waiting ones too: pass --threads 1, on a CPU")
     subjects = [s for s in SUBJECTS if s[0] in args.methods]
@@ -182,7 +184,7 @@ def report(
     args: argparse.Namespace, subjects: list[Any], turns: dict[Any, list[dict[str, float]]], on_gpu: bool
 ) -> None:
     environ, rows = environment(), []
-    machine = torch.cuda.get_device_name(build.pick_device(args.gpu_id)[0]) if on_gpu else environ["cpu"]
+    machine = torch.cuda.get_device_name(pick_device(args.gpu_id)[0]) if on_gpu else environ["cpu"]
     tf32 = ", TF32 in convolutions, as torch has it by default" if on_gpu else ""
     for subject in subjects:
         method, kind, dtype = subject

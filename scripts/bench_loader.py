@@ -28,8 +28,8 @@ import torch
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from dataset.imagenet import Files, find_root
-from helper.build import pick_device, usable_cores
 from helper.checkpoint import atomic_write_json
+from helper.devices import pick_device, usable_cores
 from helper.kernels import tune_allocator
 from helper.protocols import UserError
 from helper.runs import environment

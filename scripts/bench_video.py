@@ -29,10 +29,10 @@ from dataset.clips import ClipSource  # noqa: E402
 from dataset.frame_reader import FrameReader, layout, shrunk  # noqa: E402
 from dataset.video import ClipSettings, Entry  # noqa: E402
 from helper.checkpoint import atomic_write_text  # noqa: E402
+from helper.entry import run_script  # noqa: E402
 from helper.kernels import tune_allocator  # noqa: E402
 from helper.protocols import UserError  # noqa: E402
 from helper.runs import environment  # noqa: E402
-from helper.session import run_script  # noqa: E402
 from models import model_dict  # noqa: E402
 
 BASELINE = "baseline: decode to the last wanted frame, convert the wanted ones"

@@ -32,9 +32,11 @@ from dataset.clips import ClipSource, FrameCache, read_video
 from dataset.gaf import gramian_field
 from dataset.utd_mhad import load_utd_mhad
 from distiller_zoo import method_dict
-from helper.build import Network, build_stages, native_bf16, sgd
+from helper.build import build_stages, sgd
 from helper.checkpoint import Checkpoint, atomic_write_text
+from helper.devices import native_bf16
 from helper.kernels import tune_allocator
+from helper.networks import Network
 from helper.protocols import Progress, UserError
 from helper.runs import environment
 from models import model_dict

@@ -28,18 +28,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import helper.session as session
 from dataset.base import DataOptions, Split
 from dataset.cifar import load_cifar100
 from dataset.resident import ResidentData
-from helper import build
+from helper import build, opening
 from helper.cache import CachedTeacher, cache_key
 from helper.checkpoint import Checkpoint
+from helper.devices import to_device
 from helper.kernels import pick_kernels
 from helper.loops import eval_batch, evaluate
 from helper.metrics import Meter
+from helper.networks import Network
 from helper.options import parse
 from helper.protocols import Batch, Progress
+from helper.taps import TappedNet
 from helper.teacher import SharedTeacher
 from models import model_for
 from scripts.usual_way import UsualStep, private_memory, usual_loader
@@ -67,7 +69,7 @@ def open_data(request: dict[str, Any]) -> ResidentData:
 
 
 @torch.no_grad()
-def random_teacher(name: str, data: ResidentData, device: torch.device) -> build.Network:
+def random_teacher(name: str, data: ResidentData, device: torch.device) -> Network:
     """Random weights, with batch-norm statistics of the data: activations then have the scale of a trained network."""
     spec = model_for(name, data.shapes["image"])
     torch.manual_seed(0)
@@ -75,8 +77,8 @@ def random_teacher(name: str, data: ResidentData, device: torch.device) -> build
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain mean over batches, of which there is one
-    build.TappedNet(model, spec).to(device).train()(next(iter(data.test_loader(64, device=device))).inputs)
-    return build.Network(spec, model.eval(), Checkpoint(Path("random"), model.state_dict()))
+    TappedNet(model, spec).to(device).train()(next(iter(data.test_loader(64, device=device))).inputs)
+    return Network(spec, model.eval(), Checkpoint(Path("random"), model.state_dict()))
 
 
 class Counted(SharedTeacher):
@@ -95,12 +97,12 @@ class Ours:
 
     def __init__(self, request: dict[str, Any]):
         if not request.get("allocator", True):
-            session.tune_allocator = lambda: None
+            opening.tune_allocator = lambda: None
         common = ["--gpu_id", request["gpu_id"], "--precision", request["precision"]]
         common += ["--batch_size", str(request["batch_size"]), "--model_s", request["student"], *request["flags"]]
         lanes = [parse(["--distill", name, *common], teacher=False) for name in request["method"].split(",")]
         settings = lanes[0]
-        self.device, self.autocast = session.setup(settings)
+        self.device, self.autocast = opening.setup(settings)
         self.data, self.batch_size = open_data(request), settings.batch_size
         self.kernels, _ = pick_kernels(settings.values, self.device, LONG_RUN)
         student = model_for(settings.model_s, self.data.shapes["image"])
@@ -108,7 +110,7 @@ class Ours:
         frozen = [lane for lane in lanes if lane.method.teacher_mode == "frozen"]
         needs = [build.union_of_needs(lane.method, lane.config, student, teacher.spec) for lane in frozen]
         taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
-        net = build.to_device(teacher.tapped(taps), self.device, self.kernels.channels_last)
+        net = to_device(teacher.tapped(taps), self.device, self.kernels.channels_last)
         self.teacher = Counted(self.source(teacher, net), taps)
         self.steps, self.meters = [], [Meter(self.device) for _ in lanes]
         for lane in lanes:
@@ -134,7 +136,7 @@ class Ours:
         self.done = 0
         self.dtype = "bf16" if self.autocast else "fp32"
 
-    def source(self, teacher: build.Network, net: build.TappedNet) -> Any:
+    def source(self, teacher: Network, net: TappedNet) -> Any:
         return teacher.source(net, self.device, self.autocast, self.kernels, self.batch_size)
 
     def batches(self) -> Iterator[Batch]:
@@ -218,7 +220,7 @@ class Cached(Ours):
         self.fill_s, self.views = clock() - started, views
         self.cache.hits = self.cache.asked = 0
 
-    def source(self, teacher: build.Network, net: build.TappedNet) -> Any:
+    def source(self, teacher: Network, net: TappedNet) -> Any:
         self.folder = tempfile.TemporaryDirectory()
         plain = dataclasses.replace(self.kernels, compile=None, parts=())
         self.cache = CachedTeacher(
@@ -255,16 +257,16 @@ class Bare:
 
     def __init__(self, request: dict[str, Any]):
         settings = parse(["--gpu_id", request["gpu_id"], "--precision", request["precision"]], teacher=False)
-        self.device, self.autocast = session.setup(settings)
+        self.device, self.autocast = opening.setup(settings)
         self.data = open_data(request)
         self.method = request["method"]
         teacher = random_teacher(request["teacher"], self.data, self.device)
         if self.method == "teacher":
-            self.net = build.to_device(teacher.model, self.device).eval().requires_grad_(False)
+            self.net = to_device(teacher.model, self.device).eval().requires_grad_(False)
         else:
             torch.manual_seed(0)
             spec = model_for(request["student"], self.data.shapes["image"])
-            self.net = build.to_device(spec(num_classes=self.data.num_classes), self.device).train()
+            self.net = to_device(spec(num_classes=self.data.num_classes), self.device).train()
             self.optimizer = build.sgd(0.9, 5e-4, 0.05)(list(self.net.parameters()), 1.0)
         self.loader = self.data.train_loader(request["batch_size"], seed=0, device=self.device, drop_last=True)
         self.last = torch.zeros(())
@@ -295,8 +297,8 @@ class Usual:
 
     def __init__(self, request: dict[str, Any]):
         settings = parse(["--gpu_id", request["gpu_id"], "--precision", request["precision"]], teacher=False)
-        session.tune_allocator = lambda: None  # nobody else does that
-        self.device, autocast = session.setup(settings)
+        opening.tune_allocator = lambda: None  # nobody else does that
+        self.device, autocast = opening.setup(settings)
         data = open_data(request)
         teacher = random_teacher(request["teacher"], data, self.device)
         student = model_for(request["student"], data.shapes["image"])

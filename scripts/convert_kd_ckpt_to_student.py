@@ -18,9 +18,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helper.checkpoint import atomic_save, load_file  # noqa: E402 (a script: the path comes first)
+from helper.entry import run_script  # noqa: E402
 from helper.options import normalised  # noqa: E402
 from helper.protocols import UserError  # noqa: E402
-from helper.session import run_script  # noqa: E402
 
 STUDENT = "architecture."
 CLASSES = (  # what a running MMEngine pickles: curves of the log, and NumPy's arrays and scalars in them

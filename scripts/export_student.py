@@ -26,18 +26,18 @@ import torch
 from torch import Tensor
 
 from dataset import dataset_dict
-from helper import build
 from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text, make_folder
 from helper.cost import deployed_count, macs
 from helper.export import Plain, latency, needs, onnx_session, options_as_trained, told_of_clips, write_onnx
 from helper.flags_video import add_as_trained, of_clips
+from helper.networks import Network, load_network, network_without_heads
 from helper.options import normalised
 from helper.protocols import DataSet, UserError
 
 TOLERANCE = 1e-4  # of logits, absolute
 
 
-def write_safetensors(network: build.Network, config: dict[str, Any], path: Path) -> None:
+def write_safetensors(network: Network, config: dict[str, Any], path: Path) -> None:
     """Weights under the names of the checkpoint (model.*, and proj.*, head.* where the method deploys them)."""
     save = needs("safetensors.torch").save
     checkpoint = network.checkpoint
@@ -58,7 +58,7 @@ def write_program(model: Plain, example: Tensor, path: Path) -> None:
 def reader_of(path: Path, data: DataSet) -> Callable[[Tensor], Tensor]:
     """The exported file as a function of a batch, through what a user would open it with."""
     if path.suffix == ".safetensors":
-        network = build.load_network(path, None, data.num_classes, data.shapes)
+        network = load_network(path, None, data.num_classes, data.shapes)
         return torch.no_grad()(Plain(network.tapped()).eval())
     if path.suffix == ".pt2":
         return torch.no_grad()(torch.export.load(path).module())
@@ -167,9 +167,9 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     data = dataset_dict[args.dataset](options)
     if hasattr(data, "clip_views") and (clips := told_of_clips(args.path, options)):
         print(clips)
-    network = build.load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
+    network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     whole = Plain(network.tapped()).eval()
-    network = build.network_without_heads(network, data.shapes)
+    network = network_without_heads(network, data.shapes)
     if network.spec.branches:
         print(f"{network.spec.name} has no name without its heads: the weights file keeps them", file=sys.stderr)
     model, spec, meta = Plain(network.tapped()).eval(), network.spec, network.checkpoint.meta

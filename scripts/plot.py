@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from dataset import dataset_dict
-from helper import build
 from helper.checkpoint import make_folder
+from helper.devices import pick_device, to_device
 from helper.export import options_as_trained
 from helper.flags_video import add_as_trained, of_clips
 from helper.metrics import calibration
+from helper.networks import load_network
 from helper.options import normalised
 from helper.protocols import DataSet, UserError
 from scripts.make_table import Run, chosen_runs, grouped, last, mean_std, network, tell_apart
@@ -155,10 +156,10 @@ def draw_cost(args: argparse.Namespace) -> None:
 @torch.no_grad()
 def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, Tensor, Tensor, Tensor]:
     """(name, logits [N, K], pooled features [N, D], labels [N]) on the test samples, in float32."""
-    loaded = build.load_network(path, None, data.num_classes, data.shapes, flag="--path")
-    device, _ = build.pick_device(args.gpu_id)
+    loaded = load_network(path, None, data.num_classes, data.shapes, flag="--path")
+    device, _ = pick_device(args.gpu_id)
     tap = loaded.spec.feats[-1]
-    net = build.to_device(loaded.tapped((tap,)), device).eval()
+    net = to_device(loaded.tapped((tap,)), device).eval()
     logits, features, labels = [], [], []
     for batch in data.test_loader(500, device=device):
         found = net(batch.inputs)

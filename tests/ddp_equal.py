@@ -22,8 +22,9 @@ from dataset.base import Split  # noqa: E402
 from dataset.resident import ResidentData  # noqa: E402
 from distiller_zoo import method_dict  # noqa: E402
 from helper import distributed  # noqa: E402
-from helper.build import Network, build_stages, sgd  # noqa: E402
+from helper.build import build_stages, sgd  # noqa: E402
 from helper.checkpoint import Checkpoint  # noqa: E402
+from helper.networks import Network  # noqa: E402
 from helper.protocols import ModelSpec, Progress  # noqa: E402
 
 

@@ -17,8 +17,9 @@ import torch
 from dataset.base import Split
 from dataset.resident import ResidentData
 from distiller_zoo import method_dict
-from helper import build, session
+from helper import build, opening
 from helper.checkpoint import Checkpoint
+from helper.networks import Network
 from helper.protocols import Progress, UserError
 from models import model_dict
 from scripts import bench, bench_worker
@@ -89,7 +90,7 @@ def one_process(monkeypatch):
         request |= {k: getattr(args, k) for k in ("batch_size", "threads", "clock", "gpu_id", "images", "data_folder")}
         self.worker = bench_worker.KINDS[self.kind](request | self.request)
 
-    monkeypatch.setattr(session, "tune_allocator", session.tune_allocator)  # the worker may replace it
+    monkeypatch.setattr(opening, "tune_allocator", opening.tune_allocator)  # the worker may replace it
     monkeypatch.setattr(bench_worker, "MATRICES", {"cpu": (64,)})
     for name in ("EVAL_BATCHES", "LOADER_BATCHES", "PROFILED_STEPS"):
         monkeypatch.setattr(bench_worker, name, 1)
@@ -194,7 +195,7 @@ def test_baseline_and_our_float32_step_follow_the_literal_loop(method):
             kind,
             kind.Config(),
             spec_s,
-            build.Network(spec_t, copy.deepcopy(teacher), Checkpoint(Path("random"), {})),
+            Network(spec_t, copy.deepcopy(teacher), Checkpoint(Path("random"), {})),
             data,
             batch_size=16,
             device=CPU,

@@ -11,10 +11,10 @@ from PIL import Image
 import test_model
 from dataset import dataset_dict
 from dataset.base import DataOptions
-from helper.build import Network, load_network
 from helper.checkpoint import Checkpoint
 from helper.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd, random_crops
 from helper.loops import evaluate
+from helper.networks import Network, load_network
 from helper.protocols import UserError
 from helper.schedule import StepDecay
 from helper.taps import TappedNet

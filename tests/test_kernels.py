@@ -11,7 +11,8 @@ from toys import ToyData, cnn, network
 
 from distiller_zoo import method_dict
 from helper import kernels as under_test
-from helper.build import build_stages, sgd, to_device
+from helper.build import build_stages, sgd
+from helper.devices import to_device
 from helper.kernels import PARTS, PLAIN, Kernels, compiler_fault, folded, pick_kernels, with_cast_weights
 from helper.protocols import UserError
 from helper.taps import TappedNet

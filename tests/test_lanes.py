@@ -11,9 +11,10 @@ import torch
 from toys import ToyData, cnn
 
 from helper import cache as under_test
-from helper import memory, session
+from helper import memory
 from helper.cache import CachedTeacher, alone, cache_key
 from helper.checkpoint import load_file
+from helper.opening import source_layout
 from helper.options import parse_lanes
 from helper.protocols import UserError
 from helper.taps import TappedNet
@@ -357,7 +358,7 @@ def test_rows_are_kept_as_the_teacher_answers():
     spec = dataclasses.replace(cnn(4), taps={}, feats=())
     for wrap, dtype in ((torch.nn.Sequential, torch.bfloat16), (Exact, torch.float32)):
         net = TappedNet(wrap(spec(num_classes=K)), spec)
-        found = session.source_layout(LiveTeacher(net, torch.bfloat16), spec, ToyData(), torch.device("cpu"), ())
+        found = source_layout(LiveTeacher(net, torch.bfloat16), spec, ToyData(), torch.device("cpu"), ())
         assert found == {"logits": (K, dtype)}
 
 

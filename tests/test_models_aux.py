@@ -12,9 +12,9 @@ from golden.rule import fill_array, rand
 from model_contract import check_layout, check_training, tapped
 
 from helper import listing
-from helper.build import load_backbone, load_network
 from helper.checkpoint import read_checkpoint
 from helper.cost import deployed_count, deployed_parameters, macs
+from helper.networks import load_backbone, load_network
 from helper.protocols import UserError
 from helper.reporting import log
 from helper.taps import TappedNet

@@ -13,7 +13,7 @@ from model_contract import check_layout, check_training, tapped
 
 import train_student
 from distiller_zoo import method_dict
-from helper.build import load_network
+from helper.networks import load_network
 from helper.protocols import Tap, UserError
 from helper.registry import Registry
 from helper.runs import RunFolder, file_name

@@ -9,8 +9,8 @@ import torch
 from golden.rule import fill_module, rand
 from model_contract import check_layout, check_training, tapped
 
-from helper.build import load_network
 from helper.checkpoint import num_classes_of
+from helper.networks import load_network
 from helper.protocols import UserError
 from helper.taps import TappedNet
 from models import model_dict, model_for, model_in

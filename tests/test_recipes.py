@@ -19,8 +19,10 @@ from toys import ToyData, cnn, network
 from dataset.mixing import MixedLoader
 from distiller_zoo import method_dict
 from helper import build
+from helper.networks import load_network
 from helper.protocols import UserError
 from helper.schedule import make_schedule
+from models import model_dict
 
 
 def by_torch(make_scheduler, epochs):
@@ -189,9 +191,9 @@ def test_a_whole_recipe_resumes_with_the_same_numbers_and_saves_the_average(comm
 def test_published_weights_by_name(monkeypatch, commands, tmp_path):
     from torchvision.models._api import WeightsEnum
 
-    net = build.model_dict["torchvision:resnet18"](num_classes=1000)
+    net = model_dict["torchvision:resnet18"](num_classes=1000)
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: net.state_dict())
-    loaded = build.load_network("torchvision:resnet18", None, 1000, {"image": (3, 64, 64)})
+    loaded = load_network("torchvision:resnet18", None, 1000, {"image": (3, 64, 64)})
     assert torch.equal(loaded.model.fc.weight, net.fc.weight) and loaded.name == "torchvision:resnet18"
     argv = ("--dataset", "digits", "--teacher", "torchvision:resnet18", "--save_root", tmp_path / "save")
     commands("train_student.py", *argv).refused("1000 classes", "the data set has 10", "--model torchvision:resnet18")
@@ -201,4 +203,4 @@ def test_published_weights_by_name(monkeypatch, commands, tmp_path):
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", offline)
     with pytest.raises(UserError, match="cannot download the weights of resnet18.*no network"):
-        build.load_network("torchvision:resnet18", None, 1000, {"image": (3, 64, 64)})
+        load_network("torchvision:resnet18", None, 1000, {"image": (3, 64, 64)})

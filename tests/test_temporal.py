@@ -12,7 +12,7 @@ from golden.rule import fill_module, rand
 from toys import ToyData, network
 
 from distiller_zoo import method_dict
-from helper.build import load_network
+from helper.networks import load_network
 from helper.protocols import UserError
 from helper.taps import TappedNet, probe
 from models import model_dict

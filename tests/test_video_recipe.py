@@ -17,7 +17,7 @@ from toys import network
 
 from distiller_zoo import method_dict
 from distiller_zoo.base import Combined, CombinedConfig, kl
-from helper.build import started_from
+from helper.networks import started_from
 from helper.param_groups import regroup, tsm_multipliers
 from helper.protocols import UserError
 from helper.schedule import make_schedule

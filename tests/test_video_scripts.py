@@ -7,7 +7,7 @@ import pytest
 from commands import ROOT
 from interpreter import Interpreter
 
-from helper.build import started_from
+from helper.networks import started_from
 from helper.protocols import UserError
 from models import model_dict
 

@@ -13,7 +13,7 @@ from model_contract import check_layout, check_training, tapped
 
 from distiller_zoo import method_dict
 from distiller_zoo.cakd import CAKD
-from helper import build
+from helper.networks import position_notice
 from helper.protocols import Context, UserError
 from helper.taps import TappedNet, probe
 from models import external, model_dict
@@ -86,7 +86,7 @@ def test_a_timm_hybrid_shows_the_attention_behind_its_stem():
         net = tapped(spec, num_classes=7, want=want)
         shapes = {size: probe(net, {"image": (3, size, size)}).shapes for size in (224, 256)}
     assert [shapes[224][k] for k in want] == [(3, 6, 50, 64), (49, 384), (384,), (50, 384), (384, 7, 7)]
-    assert shapes[256]["qkv"] == (3, 6, 65, 64) and "8x8" in build.position_notice(spec, {"image": (3, 256, 256)})[0]
+    assert shapes[256]["qkv"] == (3, 6, 65, 64) and "8x8" in position_notice(spec, {"image": (3, 256, 256)})[0]
 
 
 QK_NORM, TIMM_SWIN = "timm:vit_tiny_patch16_224 qk_norm", "timm:swin_tiny_patch4_window7_224"
@@ -185,9 +185,9 @@ def test_other_image_sizes(name):
     assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
     with pytest.raises(UserError, match="47"):
         probe(tapped(spec, model), {"image": (3, 47, 47)})
-    sentence = build.position_notice(spec, {"image": (3, 48, 48)})
+    sentence = position_notice(spec, {"image": (3, 48, 48)})
     assert len(sentence) == 1 and "interpolated from" in sentence[0] and "48 px" in sentence[0]
-    assert not build.position_notice(spec, {"image": spec.input_shape})
+    assert not position_notice(spec, {"image": spec.input_shape})
 
 
 def test_torchvision_vit_computes_what_torchvision_computes():

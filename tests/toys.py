@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from distiller_zoo.base import Distiller, kl
-from helper.build import Network
 from helper.checkpoint import Checkpoint
+from helper.networks import Network
 from helper.protocols import Batch, ModelSpec, Needs, Phase, Tap
 
 K, N, B = 5, 40, 8

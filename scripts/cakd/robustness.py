@@ -20,13 +20,14 @@ from torch import Tensor
 
 from dataset import dataset_dict
 from dataset.multiview import multi_view
-from helper import build
 from helper.checkpoint import atomic_write_text
+from helper.devices import pick_device, to_device
+from helper.entry import run_script
 from helper.export import options_as_trained
 from helper.loops import evaluate
+from helper.networks import load_network
 from helper.options import normalised
 from helper.protocols import DataSet, UserError
-from helper.session import run_script
 
 SEED = 0
 Spoil = Callable[[Tensor, torch.Generator], Tensor]
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu_id", default="0")
     parser.add_argument("--out", type=Path, help="write the table here, too")
     args = parser.parse_args(normalised(argv))
-    device, _ = build.pick_device(args.gpu_id)
+    device, _ = pick_device(args.gpu_id)
     kinds = columns(args.noise)
     lines = ["| checkpoint | px | " + " | ".join(kinds) + " |", "|---|---|" + "---|" * len(kinds)]
     sets: dict[int | None, DataSet] = {}  # image size -> the test images
@@ -67,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.image_size not in sets:
             sets[options.image_size] = dataset_dict[args.dataset](options)
         data = sets[options.image_size]
-        network = build.load_network(path, args.model, data.num_classes, data.shapes, flag="--model")
-        net = build.to_device(network.tapped(), device).eval()
+        network = load_network(path, args.model, data.num_classes, data.shapes, flag="--model")
+        net = to_device(network.tapped(), device).eval()
         cells = []
         for spoil in kinds.values():
             rng = torch.Generator(device).manual_seed(SEED)

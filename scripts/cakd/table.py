@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from helper.checkpoint import atomic_write_text
+from helper.entry import run_script
 from helper.protocols import UserError
-from helper.session import run_script
 from scripts.make_table import Run, as_markdown, find_runs, table
 
 

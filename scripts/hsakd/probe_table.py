@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from helper.checkpoint import atomic_write_text
+from helper.entry import run_script
 from helper.protocols import UserError
-from helper.session import run_script
 
 
 def main(argv: list[str] | None = None) -> None:

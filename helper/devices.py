@@ -1,0 +1,63 @@
+"""Devices, precision and the memory order of weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from helper.protocols import UserError
+from helper.taps import TappedNet
+
+
+def pick_device(gpu_id: str, place: int = 0) -> tuple[torch.device, str | None]:
+    """The device of --gpu_id, and a notice if it is not what was asked for. place: of several ids, this process's."""
+    ids = [part.strip() for part in gpu_id.split(",") if part.strip()]
+    if not ids or not all(part.isdecimal() for part in ids):
+        raise UserError(f"--gpu_id '{gpu_id}' must be a GPU number, such as 0")
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), f"no CUDA device here: --gpu_id {gpu_id} runs on the CPU"
+    chosen = int(ids[place % len(ids)])
+    if chosen >= torch.cuda.device_count():
+        raise UserError(
+            f"--gpu_id {chosen}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0"
+        )
+    # what is called float32 here is float32; bf16 is for speed
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device("cuda", chosen), None
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether bf16 arithmetic is done by the hardware rather than emulated."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    has = [getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile")]
+    return any(check() for check in has)
+
+
+def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
+    """--precision auto|bf16|fp32 -> autocast dtype, None for float32."""
+    if precision == "bf16" or (precision == "auto" and native_bf16(device)):
+        return torch.bfloat16
+    return None
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def to_device(net: nn.Module, device: torch.device, channels_last: bool = True) -> nn.Module:
+    """Weights in the memory order of the images, channels_last; or both in the contiguous one."""
+    net.to(device)
+    if channels_last:
+        return net.to(memory_format=torch.channels_last)
+    if isinstance(net, TappedNet) and not net._forward_pre_hooks:
+        net.register_forward_pre_hook(_contiguous_inputs)
+    return net
+
+
+def _contiguous_inputs(net: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor]]:
+    return ({k: x.contiguous() for k, x in args[0].items()},)

@@ -1,0 +1,307 @@
+"""What a session works with, from its settings: device, data, teacher, and who answers for the teacher."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset import dataset_dict
+from dataset.base import DataOptions
+from distiller_zoo.base import Distiller
+from helper import build, distributed
+from helper.cache import CachedTeacher, cache_key
+from helper.checkpoint import atomic_write_json
+from helper.devices import pick_autocast, pick_device, to_device, usable_cores
+from helper.flags_video import DATA as VIDEO_DATA
+from helper.kernels import Kernels, tune_allocator
+from helper.loops import eval_batch, evaluate
+from helper.networks import Network, load_network, position_notice, started_from
+from helper.options import Settings
+from helper.protocols import Batch, DataSet, ModelSpec, TeacherSource, UserError
+from helper.reporting import log
+from helper.seeding import seed_everything
+from helper.teacher import SharedTeacher, keep_dropout
+from models import model_for
+
+# what only data that is decoded as it is read knows
+STREAMED = ("dali", "classes_subset", "skip_corrupt", "augment", "random_erase", "repeated_augmentation")
+# flags that are about action recordings
+RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache")
+
+
+def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
+    """Device and precision, kernels and seeds."""
+    gpu_id, place = settings.gpu_id, distributed.local_rank()
+    if settings.sources["gpu_id"] == "default" and place:
+        gpu_id = ",".join(map(str, range(place + 1)))
+    device, notice = pick_device(gpu_id, place)
+    if notice:
+        log.info(notice)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not settings.deterministic
+    seed_everything(settings.seed)
+    if settings.sync_bn and device.type != "cuda":
+        raise UserError("--sync_bn exists on CUDA devices only: leave it out")
+    tune_allocator()
+    return device, pick_autocast(settings.precision, device)
+
+
+def open_data(settings: Settings) -> DataSet:
+    folder, made = Path(settings.data_folder), False
+    if settings.sources["data_folder"] == "default" and not folder.exists():
+        with contextlib.suppress(OSError):  # the data set says what it misses, if it misses anything
+            folder.mkdir(parents=True)  # a fresh clone downloads into it
+            made = True
+    options = DataOptions(
+        root=Path(settings.data_folder),
+        image_size=settings.image_size,
+        val_fraction=settings.val_fraction,
+        few_ratio=settings.few_ratio,
+        seed=settings.seed,
+        num_workers=min(-(-settings.num_workers // distributed.local_world_size()), usable_cores()),
+        **{k: getattr(settings, k) for k in STREAMED},
+        modality=modalities(settings),
+        data_split=settings.data_split,
+        num_segments=settings.num_segments,
+        window=settings.window,
+        clip_cache=Path(settings.clip_cache),
+        more={f.dest: settings.values[f.dest] for f in VIDEO_DATA},
+    )
+    try:
+        data = distributed.main_first(lambda: dataset_dict[settings.dataset](options))  # rank 0 downloads
+    finally:
+        if made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # unless something was put there
+    if settings.batch_size > len(data.train_labels):
+        raise UserError(
+            f"--batch_size {settings.batch_size} is larger than the training set ({len(data.train_labels)} samples)"
+        )
+    for note in getattr(data, "notes", ()):
+        log.info(note)
+    return data
+
+
+def modalities(settings: Settings) -> tuple[str, ...]:
+    """What is read of recordings of several modalities: by the network that is trained, then by its teacher."""
+    named = [settings.values.get(flag) for flag in ("modality", "modality_s", "modality_t")]
+    return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
+    """The teacher of --path_t, if a method wants one."""
+    wanting = [lane for lane in lanes if lane.method.teacher_mode == "frozen"]
+    settings = lanes[0]
+    if settings.path_t is None:
+        if wanting:
+            raise UserError(f"--distill {wanting[0].distill} needs a teacher: pass its checkpoint with --path_t")
+        return None
+    if not wanting:
+        if online := [lane.distill for lane in lanes if lane.method.teacher_mode == "trained"]:
+            raise UserError(
+                f"--distill {online[0]} trains two peers that teach each other, and --path_t "
+                f"{' '.join(settings.path_t)} would be ignored: leave it out"
+            )
+        for lane in lanes:
+            lane.without_effect["path_t"] = f"--distill {lane.distill} uses no teacher"
+        return None
+    log.info("==> loading teacher model")
+    networks = [load_network(p, settings.model_t, data.num_classes, data.shapes) for p in settings.path_t]
+    weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
+    if weights is not None and len(weights) != len(networks):
+        raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
+    for notice in chain.from_iterable(position_notice(n.spec, data.shapes) for n in networks):
+        log.info(notice)
+    log.info("==> done")
+    return dataclasses.replace(networks[0], others=tuple(networks[1:]), weights=weights)
+
+
+def measure_teacher(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
+    """Evaluate in float32 once, remember it beside the runs, and compare with what the file says of itself."""
+    if settings.skip_validation:
+        log.info("Skipping teacher validation.")
+        return None
+    memory = Path(settings.save_root) / "teacher_accuracy.json"
+    images = getattr(data, "test_checksum", data.checksum)
+    key = f"{teacher.name} {teacher.checksum} {teacher.weights} on {data.name} {images}"
+    known = distributed.by_main(lambda: read_json(memory))
+    if key in known:
+        acc = known[key]
+        log.info("teacher accuracy:  %.2f (measured before)", acc)
+    else:
+        acc = accuracy_of(teacher, data, device, settings.channels_last != "off")
+        log.info("teacher accuracy:  %.2f", acc)
+        if distributed.is_main():
+            atomic_write_json(known | {key: acc}, memory)
+    recorded = None if teacher.others else teacher.checkpoint.best_acc
+    if recorded is not None:
+        log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
+        if abs(recorded - acc) > teacher.checkpoint.rounding:
+            log.info(
+                "warning: measured and recorded teacher accuracy differ by %.2f points; is this the data set, split "
+                "and normalisation it was trained with?",
+                abs(recorded - acc),
+            )
+    return acc
+
+
+def accuracy_of(teacher: Network, data: DataSet, device: torch.device, channels_last: bool = True) -> float:
+    """Top-1 in percent on the test images, in float32. channels_last: the memory order, which the network keeps."""
+    kernels = Kernels(channels_last=channels_last)
+    source = teacher.source(to_device(teacher.tapped(), device, channels_last), device, None, kernels)
+    unlabelled = torch.empty(0, dtype=torch.int64)
+
+    def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"teacher": source.features(Batch(inputs, unlabelled, unlabelled), ())["logits"]}
+
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader = data.test_loader(eval_batch(device), device=device, **ranks)
+    return evaluate(predict, loader, device)["teacher"]["acc"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):  # absent or damaged: nothing is remembered
+        return {}
+
+
+def notice_without_effect(settings: Settings, data: DataSet, device: torch.device) -> None:
+    """Name, in one line, the flags given that do nothing in this run."""
+    given = {k for k, source in settings.sources.items() if source == "command line"}
+    distill, alone = settings.values.get("distill"), settings.method.teacher_mode == "absent"
+    why = {}
+    if not getattr(data, "streamed", False):
+        why = dict.fromkeys(("num_workers", *STREAMED), f"{settings.dataset} is resident on the device")
+    if not hasattr(data, "clip_views"):
+        why |= {f.dest: f"{settings.dataset} is no list of videos" for f in VIDEO_DATA}
+    else:
+        why.pop("num_workers", None)
+    if distributed.world_size() == 1:
+        why["multiprocessing_distributed"] = "one process is enough for one device"
+        why |= dict.fromkeys(
+            ("dist_url", "dist_backend", "world_size", "rank", "dist_timeout", "sync_bn", "log_all_ranks"),
+            "one process",
+        )
+    if "image" in data.shapes:
+        why |= dict.fromkeys(RECORDINGS, f"{settings.dataset} holds no action recordings")
+    else:
+        why.pop("skip_corrupt", None)
+    if len(build.chain_of(settings.method)) == 1:
+        why["init_epochs"] = f"--distill {distill} has no first stage"
+    if alone:
+        no_teacher = ("model_t", "skip_validation", "div", "kd_T", "teacher_dropout")
+        why |= dict.fromkeys(no_teacher, f"--distill {distill} uses no teacher")
+    elif not settings.values["div"]:
+        why["kd_T"] = "the logit KL has weight 0"
+    if not settings.values.get("teacher_cache"):
+        why |= dict.fromkeys(("cache_pooled", "cache_device", "rebuild_cache"), "there is no --teacher_cache")
+    elif device.type == "cpu":
+        why["cache_device"] = "the cache is mapped into memory"
+    if settings.values["compile"] == "none":
+        why["compile_parts"] = "nothing is compiled"
+    if len(settings.values.get("path_t") or ()) < 2:
+        why["teacher_weight"] = "there is no ensemble to weigh"
+    if settings.method.terms is Distiller.terms:
+        why["beta"] = f"--distill {distill} has no term of its own"
+    settings.without_effect |= {k: reason for k, reason in why.items() if k in given}
+    if settings.without_effect:
+        log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in settings.without_effect.items()))
+
+
+def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
+    """What is trained; a name that means two networks is resolved by the size of the images."""
+    name = settings.values.get("model") or settings.values["model_s"]
+    spec = model_for(name, data.shapes.get("image", ())).fitted(data.shapes)
+    if settings.pretrained is not None:
+        spec = started_from(spec, settings.pretrained)
+    if settings.sync_bn and distributed.world_size() > 1:
+        build_one = spec.build
+        spec = dataclasses.replace(spec, build=lambda **k: distributed.sync_batch_norm(build_one(**k)))
+    return spec
+
+
+def shared_source(
+    lanes: Sequence[Settings],
+    teacher: Network,
+    data: DataSet,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    kernels: Kernels,
+) -> TeacherSource:
+    """One teacher for all students of the process, through the cache if there is one.
+
+    Behind a cache the teacher is not compiled, so that what the cache holds does not depend on it.
+    """
+    needs = [
+        build.union_of_needs(s.method, s.config, student_spec(s, data), teacher.spec)
+        for s in lanes
+        if s.method.teacher_mode == "frozen"
+    ]
+    taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
+    net = to_device(teacher.tapped(taps), device, kernels.channels_last)
+    folder = None if lanes[0].dry_run else lanes[0].teacher_cache
+    if lanes[0].teacher_dropout and folder is not None:
+        raise UserError("--teacher_dropout draws anew for every batch, which --teacher_cache cannot keep: drop one")
+    kept = ("logits", "pooled") if lanes[0].cache_pooled else ("logits",)
+    deeper = [tap for tap in taps if tap not in kept]
+    if folder is None or deeper:
+        if folder is not None:
+            hint = " (--cache_pooled keeps it)" if deeper == ["pooled"] else ""
+            log.info(
+                "--teacher_cache holds %s; these methods read %s and run the teacher%s",
+                " and ".join(kept),
+                ", ".join(deeper),
+                hint,
+            )
+        full = -(-lanes[0].batch_size // distributed.world_size() // lanes[0].accumulate)
+        source, cache = teacher.source(net, device, autocast, kernels, full), None
+        if lanes[0].teacher_dropout:
+            keep_dropout(source)
+    else:
+        source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
+        if data.num_crops is None:
+            raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
+        layout = source_layout(source, teacher.spec, data, device, taps if lanes[0].cache_pooled else ())
+        who = teacher.checksum + ("" if teacher.weights is None else f" {teacher.weights}")
+        open_cache = partial(
+            CachedTeacher,
+            source,
+            folder,
+            cache_key(who, data.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name),
+            len(data.train_labels),
+            data.num_crops,
+            data.num_classes,
+            layout["logits"][1],
+            device,
+            pooled=layout.get("pooled"),
+            where=lanes[0].cache_device,
+        )
+        rebuild = lanes[0].rebuild_cache and distributed.is_main()
+        source = cache = distributed.main_first(lambda: open_cache(rebuild))
+    return SharedTeacher(source, taps, cache)
+
+
+def source_layout(
+    source: TeacherSource, spec: ModelSpec, data: DataSet, device: torch.device, taps: Sequence[str]
+) -> dict[str, tuple[int, torch.dtype]]:
+    """Tap -> (width, dtype) of it and of the logits, as the teacher computes them."""
+    none = torch.zeros(2, dtype=torch.int64, device=device)
+    noise = torch.rand(2, *data.shapes[spec.input], generator=torch.Generator().manual_seed(0))
+    images = noise.to(device, memory_format=torch.channels_last) if noise.ndim == 4 else noise.to(device)
+    features = source.features(Batch({spec.input: images}, none, none), taps)
+    if any(v.ndim != 2 for v in features.values()):
+        raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is no vector, leave the flag out")
+    return {k: (v.shape[1], v.dtype) for k, v in features.items()}
