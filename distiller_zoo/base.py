@@ -82,6 +82,18 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tens
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
+def kl_rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """kl() of every row by itself: [B]."""
+    log_p = F.log_softmax(student_logits / temperature, dim=1)
+    log_q = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1) * temperature**2
+
+
+def over_views(rows: Tensor, weights: Tensor) -> Tensor:
+    """Mean over samples of the weighted sum over views; rows: [B*V], those of one sample side by side; weights: [V]."""
+    return (rows.unflatten(0, (-1, len(weights))) @ weights.to(rows.dtype)).mean()
+
+
 def standardised(logits: Tensor) -> Tensor:
     """[B, K]: every row minus its mean, over its standard deviation (Sun et al., CVPR 2024, algorithm 1).
 
@@ -108,8 +120,9 @@ def angles(e: Tensor) -> Tensor:
 
 
 def labels_of(batch: Batch) -> Tensor:
-    """[B*V] one label per row of the logits."""
-    return batch.target.repeat_interleave(batch.views)
+    """[B*V] one label per row of the logits: of mixed images that of the larger share."""
+    labels = batch.target if batch.soft_target is None else batch.soft_target.argmax(1)
+    return labels.repeat_interleave(batch.views)
 
 
 def non_target(logits: Tensor, labels: Tensor) -> Tensor:
@@ -176,6 +189,12 @@ def last_stage(spec: ModelSpec | None, method: str) -> str:
     return spec.stages[-1]
 
 
+def classified_map(spec: ModelSpec | None, method: str) -> str:
+    """Name of the map whose mean the classifier reads: the last stage's, unless the network names another."""
+    last = last_stage(spec, method)
+    return "classified" if spec is not None and "classified" in spec.taps else last
+
+
 def preact(spec: ModelSpec | None, stages: Sequence[str], method: str) -> tuple[str, ...]:
     """Taps of the maps that the ReLU at the end of each stage reads; UserError where a network has none."""
     names = tuple(f"{stage}_preact" for stage in stages)
@@ -202,10 +221,10 @@ def require_equal_channels(student: Side, teacher: Side, pairs: Sequence[tuple[s
 
 def refuse_single_samples(ctx: Context, method: str) -> None:
     """UserError where a batch of one would reach a batch norm of vectors, which has no statistics of one sample."""
-    if ctx.batch_size < 2 or len(ctx.train_labels) % ctx.batch_size == 1:
+    if ctx.smallest_batch == 1:
         raise UserError(
-            f"{method} normalises pooled vectors over the batch, and {len(ctx.train_labels)} samples, "
-            f"{ctx.batch_size} at a time, leave a batch of one: choose another --batch_size"
+            f"{method} normalises pooled vectors over the batch, and {len(ctx.train_labels)} samples, at most "
+            f"{ctx.batch_size} at a time, leave a batch of one: choose another --batch_size or --accumulate"
         )
 
 
@@ -243,12 +262,17 @@ def head_width(side: Side) -> int:
 
 
 def require_pooled_head(side: Side, method: str) -> None:
-    """UserError where the classifier reads a transformer's class token and not the mean over the last map."""
+    """UserError where the classifier reads a transformer's class token, or anything but the mean over the last map."""
     if "class_token" in side.spec.taps:
-        raise UserError(
-            f"{method} applies the classifier of {side.spec.name} to its last map, but that classifier reads a class "
-            "token; choose a network that only pools in between, e.g. a resnet, a wrn or a vgg"
-        )
+        reads = "reads a class token"
+    elif not side.pools_last and head_width(side) == side.shapes[classified_map(side.spec, method)][0]:
+        reads = "reads another function of it than its mean"
+    else:
+        return
+    raise UserError(
+        f"{method} applies the classifier of {side.spec.name} to its last map, but that classifier {reads}; choose a "
+        "network that only pools in between, e.g. a resnet, a wrn or a vgg"
+    )
 
 
 def unreached(student: Tapped) -> list[nn.Parameter]:
@@ -369,6 +393,10 @@ class Distiller(nn.Module):
         s, t = ({**f, "logits": f[FRAME_LOGITS]} if f else f for f in (s, t))
         return s, t, dataclasses.replace(batch, views=views, crop=None, view_id=None)
 
+    def weights_of_views(self) -> Tensor | None:
+        """[V] how much each view of a sample counts in div, where they do not count alike."""
+        return None
+
     def common_terms(self, s: Features, t: Features, batch: Batch, weights: Mapping[str, float]) -> Terms:
         """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views (all frames, with --frame_logits).
         weights: of the moment, as weights(); weight 0: not computed."""
@@ -379,7 +407,11 @@ class Distiller(nn.Module):
             terms["cls"] = F.cross_entropy(logits[:: batch.views], target)
         if weights.get("div") and "logits" in t:
             z_s, z_t = (s[FRAME_LOGITS], t[FRAME_LOGITS]) if self.cfg.frame_logits else (logits, t["logits"])
-            terms["div"] = kl(self.comparable(z_s), self.comparable(z_t), self.cfg.kd_T)
+            z_s, z_t, views = self.comparable(z_s), self.comparable(z_t), self.weights_of_views()
+            if views is None:
+                terms["div"] = kl(z_s, z_t, self.cfg.kd_T)
+            else:
+                terms["div"] = over_views(kl_rows(z_s, z_t, self.cfg.kd_T), views)
         return terms
 
     def deploying(self) -> Distiller | None:
@@ -455,9 +487,9 @@ class Combined(Distiller):
         super().__init__(cfg, ctx)
         self.check(cfg)
         self.name = "+".join(m.name for m, _ in cfg.members)  # type: ignore[misc]
-        self.reads_logits = any(m.reads_logits for m, _ in cfg.members)
-        self.follows_time = any(m.follows_time for m, _ in cfg.members)
         self.members = nn.ModuleDict({m.name: m(c, ctx) for m, c in cfg.members})
+        self.reads_logits = any(m.reads_logits for m in self._each())  # some know when they are built
+        self.follows_time = any(m.follows_time for m in self._each())
 
     @staticmethod
     def check(cfg: CombinedConfig) -> None:
@@ -478,9 +510,9 @@ class Combined(Distiller):
                 f"{replacing[0]} replaces the classifier that {' and '.join(idle)} would train, and weighs it 0: "
                 f"leave {' and '.join(idle)} out, or train it too with -c and -d"
             )
-        modes = {m.teacher_mode for m in methods} - {"absent"}
-        if len(modes) > 1:
-            raise UserError(f"{'+'.join(names)} mixes methods with a frozen teacher and with a trained peer")
+        online = [m.name for m in methods if m.teacher_mode == "trained"]
+        if online:
+            raise UserError(f"{', '.join(online)} trains two peers and cannot be combined")
 
     @classmethod
     def needs(cls, cfg: CombinedConfig, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
@@ -528,6 +560,9 @@ class Combined(Distiller):
         for m in self._each():
             weights.update(m.weights(progress))
         return {**weights, "cls": self.cfg.cls, "div": self.cfg.div}
+
+    def weights_of_views(self) -> Tensor | None:
+        return next((w for m in self._each() if (w := m.weights_of_views()) is not None), None)
 
     def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
         for m in self._each():

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, check_range, last_stage, option, require_pooled_head
+from distiller_zoo.base import Distiller, check_range, classified_map, option, require_pooled_head
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Terms, UserError
 
 
@@ -53,13 +53,14 @@ class CATKD(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        self.last_s, self.last_t = last_stage(ctx.student.spec, self.name), last_stage(ctx.teacher.spec, self.name)
+        self.last_s = classified_map(ctx.student.spec, self.name)
+        self.last_t = classified_map(ctx.teacher.spec, self.name)
         self.student_head = linear_head(ctx.student, self.last_s, cfg.resolution)  # the student's own, not a copy
         self.teacher_head = linear_head(ctx.teacher, self.last_t, cfg.resolution).requires_grad_(False)
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((last_stage(student, cls.name),), (last_stage(teacher, cls.name),))
+        return Needs((classified_map(student, cls.name),), (classified_map(teacher, cls.name),))
 
     def _class_maps(self, f: Tensor, head: nn.Linear) -> Tensor:
         """[B, C, H, W] -> [B, K, R * R]. Pooled first, which is the same: the classifier is linear."""

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, option, shown
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Tapped, Terms, UserError
+from distiller_zoo.base import Distiller, kl_rows, option, over_views, shown
+from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Tapped, UserError
 
 TURNS = 4
 
@@ -48,13 +48,6 @@ def require_outputs(side: Side, heads: Sequence[str], per_class: int, num_classe
 def stacked(features: Features, heads: Sequence[str]) -> Tensor:
     """[L * B*V, outputs]: the logits of all heads, so that one call of a loss serves them all."""
     return torch.cat([features[head] for head in heads])
-
-
-def kl_rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """base.kl() of every row by itself: [B]."""
-    log_p = F.log_softmax(student_logits / temperature, dim=1)
-    log_q = F.log_softmax(teacher_logits / temperature, dim=1)
-    return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1) * temperature**2
 
 
 class WithHeads(Distiller):
@@ -167,6 +160,8 @@ class Rotated(WithHeads):
     def prepare(self, batch: Batch) -> Batch:
         if batch.views != 1:
             raise UserError(f"{self.name} rotates single views, and the batch holds {batch.views} per sample")
+        if batch.teacher_inputs is not None:
+            raise UserError(f"{self.name} rotates what the teacher sees too: in a combination, name it first")
         if self.cfg.rotations == TURNS and _last and _last[0][0]() is batch and _last[0][1] == self.image:
             return _last[0][2]
         views, b = rotations(batch.inputs[self.image]), len(batch)
@@ -186,26 +181,19 @@ class Rotated(WithHeads):
             _last[:] = [(weakref.ref(batch), self.image, rotated)]
         return rotated
 
-    def over_views(self, rows: Tensor) -> Tensor:
-        """Mean over samples of the weighted sum over views; rows: [B*V], those of one sample side by side."""
-        return (rows.unflatten(0, (-1, len(self.view_weights))) @ self.view_weights.to(rows.dtype)).mean()
-
-    def common_terms(self, s: Features, t: Features, batch: Batch, weights: Mapping[str, float]) -> Terms:
-        terms = super().common_terms(s, {}, batch, weights)
-        if weights.get("div") and "logits" in t:
-            z_s, z_t = self.comparable(self.own_logits(s)), self.comparable(t["logits"])
-            terms["div"] = self.over_views(kl_rows(z_s, z_t, self.cfg.kd_T))
-        return terms
+    def weights_of_views(self) -> Tensor | None:
+        return self.view_weights
 
     def joint_entropy(self, features: Features, heads: Sequence[str], batch: Batch) -> Tensor:
         """Sum over heads of the cross-entropy of (class, rotation)."""
         rows = F.cross_entropy(stacked(features, heads), joint_labels(batch, len(heads)), reduction="none")
-        return len(heads) * self.over_views(rows)
+        return len(heads) * over_views(rows, self.view_weights)
 
     def head_kl(self, s: Features, t: Features, pairs: Mapping[str, str]) -> Tensor:
         """Sum over pairs (head of s -> head of t) of T^2 KL, all in one call."""
         z_s, z_t = stacked(s, list(pairs)), stacked(t, list(pairs.values()))
-        return len(pairs) * self.over_views(kl_rows(self.comparable(z_s), self.comparable(z_t), self.cfg.kd_T))
+        rows = kl_rows(self.comparable(z_s), self.comparable(z_t), self.cfg.kd_T)
+        return len(pairs) * over_views(rows, self.view_weights)
 
 
 def joint_labels(batch: Batch, num_heads: int = 1) -> Tensor:

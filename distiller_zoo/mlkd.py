@@ -81,6 +81,8 @@ class MLKD(Distiller):
             return batch
         if batch.views != 1:
             raise UserError(f"mlkd adds a strong view to single ones, and the batch holds {batch.views} per sample")
+        if batch.teacher_inputs is not None:
+            raise UserError("mlkd adds a view to what the teacher sees too: in a combination, name it first")
         inputs = {k: x.repeat_interleave(2, 0) for k, x in batch.inputs.items() if k != self.image}
         x = batch.inputs[self.image]
         both = torch.stack([x, rand_augment(x, self.rng)], 1).flatten(0, 1)  # [B * 2, C, H, W], weak first
@@ -89,15 +91,14 @@ class MLKD(Distiller):
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t = self.comparable(s["logits"]), self.comparable(t["logits"])
-        weak = 0.5 if self.cfg.halved else 1.0
+        weak, num = 0.5 if self.cfg.halved else 1.0, self.cfg.views  # frames of a clip are rows of one view
         views = [
-            alignment(z_s[v :: batch.views], z_t[v :: batch.views], relations=v == 0 or not self.cfg.weak_relations)
-            for v in range(batch.views)
+            alignment(z_s[v::num], z_t[v::num], relations=v == 0 or not self.cfg.weak_relations) for v in range(num)
         ]
         terms = {"mlkd": weak * views[0] + sum(views[1:])}
-        if batch.views > 1 and self.cfg.cls:
+        if num > 1 and self.cfg.cls:
             target = batch.target if batch.soft_target is None else batch.soft_target
-            terms["mlkd_cls"] = F.cross_entropy(s["logits"][1 :: batch.views], target)
+            terms["mlkd_cls"] = F.cross_entropy(s["logits"][1::num], target)
         return terms
 
     def weights(self, progress: Progress) -> dict[str, float]:

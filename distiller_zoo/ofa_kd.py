@@ -67,6 +67,8 @@ class OFAKD(Distiller):
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         if not student.stages:
             raise UserError(f"ofa_kd puts exits on the student's stage maps, and {student.name} has none")
+        if cfg.frame_logits:
+            raise UserError("ofa_kd's exits score clips, not frames: leave --frame_logits out")
         return Needs(student.stages)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from distiller_zoo.base import Distiller, pooled_tap
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from helper.protocols import Batch, Features, ModelSpec, Needs, Progress, Terms
 
 EPS = 1e-7
 
@@ -30,9 +30,6 @@ class PKT(Distiller):
     class Config(Distiller.Config):
         beta: float = 30000.0
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-    def __init__(self, cfg: Config, ctx: Context):
-        super().__init__(cfg, ctx)
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:

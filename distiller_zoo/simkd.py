@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, head_width, last_stage, option, require_pooled_head
+from distiller_zoo.base import Distiller, classified_map, head_width, last_stage, option, require_pooled_head
 from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Tap, Terms, UserError
 
 
@@ -33,7 +33,7 @@ class SimKD(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        self.last_s, self.last_t = last_stage(ctx.student.spec, self.name), last_stage(ctx.teacher.spec, self.name)
+        self.last_s, self.last_t = last_stage(ctx.student.spec, self.name), classified_map(ctx.teacher.spec, self.name)
         (c_s, *size_s), (c_t, *size_t) = ctx.student.shapes[self.last_s], ctx.teacher.shapes[self.last_t]
         require_pooled_head(ctx.teacher, self.name)
         if c_t != (width := head_width(ctx.teacher)):
@@ -68,7 +68,7 @@ class SimKD(Distiller):
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((last_stage(student, cls.name),), (last_stage(teacher, cls.name),))
+        return Needs((last_stage(student, cls.name),), (classified_map(teacher, cls.name),))
 
     def deploy(self, s: Features) -> Features:
         projected = self.transfer(self.shrink_student(s[self.last_s]))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from distiller_zoo.base import FRAME_LOGITS, Distiller
+from helper import distributed
 from helper.devices import to_device
 from helper.kernels import PLAIN, Kernels
 from helper.networks import Network
@@ -140,6 +141,13 @@ def warn_of_late_terms(method: Distiller, epochs: int) -> None:
         )
 
 
+def smallest_batch(samples: int, batch_size: int, accumulate: int, processes: int, full_batches: bool) -> int:
+    """Samples of the smallest forward of an epoch in a process; batch_size: of an optimiser's step in a process."""
+    left = 0 if full_batches else samples % (batch_size * processes) // processes
+    sizes = [(n, -(-n // accumulate)) for n in (batch_size, left) if n]
+    return min(n % micro or micro for n, micro in sizes)
+
+
 def build_stages(
     method: type[Distiller],
     cfg: Any,
@@ -190,6 +198,9 @@ def build_stages(
         t_side,
         device=device,
         init_rng=torch.Generator().manual_seed(init_seed),
+        smallest_batch=smallest_batch(
+            len(data.train_labels), batch_size, accumulate, distributed.world_size(), needs.full_batches
+        ),
         rng=rng,
     )
     previous: Distiller | None = None

@@ -279,6 +279,15 @@ def ddp(module: nn.Module) -> nn.Module:
 
 
 def sync_batch_norm(module: nn.Module) -> nn.Module:
+    """Batch norms over all processes. UserError for kinds that do more than normalise: torch's would lose the rest."""
+    known = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
+    norms = {type(m) for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)} - known
+    if {norm.__name__ for norm in norms} == {"BatchNormAct2d"}:  # timm's, with an activation
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(module)
+    if norms:
+        raise UserError(f"--sync_bn knows no {', '.join(sorted(n.__name__ for n in norms))}: leave it out")
     return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 

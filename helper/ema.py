@@ -43,7 +43,10 @@ class Average:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Inside, the modules hold the average."""
+        """Inside, the modules hold the average; before its first value, what they hold anyway."""
+        if self.steps < self.every:
+            yield
+            return
         trained = [v.clone() for v in self.live]
         self._fill(self.average)
         try:

@@ -23,6 +23,7 @@ from helper.metrics import Meter, merge
 from helper.protocols import Batch, DataSet, Loader, Progress, UserError
 from helper.reporting import ProgressLine, Writer, clock, log
 from helper.runs import RunFolder
+from helper.schedule import undiminished
 from helper.seeding import rng_state, seed_everything, set_rng_state
 
 
@@ -92,6 +93,12 @@ def evaluate(
     return {name: meter.read()[0] for name, meter in meters.items()}
 
 
+def open_test(data: DataSet, device: torch.device) -> Loader:
+    """This process's share of the test set."""
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    return data.test_loader(eval_batch(device), device=device, **ranks)
+
+
 def all_finite(module: nn.Module) -> bool:
     """Whether every parameter and buffer is; waits for the device once."""
     values = [v.detach() for v in (*module.parameters(), *module.buffers()) if v.is_floating_point()]
@@ -112,8 +119,8 @@ class Fit:
 
     life() is a generator that asks for passes and is sent their batches, so that several runs can share them (drive()).
 
-    schedule: epoch -> learning rate of the final stage; earlier stages keep schedule(1), or a
-        rate of their own.
+    schedule: epoch -> learning rate of the final stage; earlier stages keep the one it starts from, whatever warms up,
+        or a rate of their own.
     writer: opens empty event files; what earlier processes of the run had to say is told again.
     describe: what every checkpoint's meta says (arch, num_classes, dataset).
     identity: what a run must share with a state to continue from it.
@@ -143,11 +150,16 @@ class Fit:
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
         self.ended, self.rng = False, rng_state()
-        ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        self.test_loader = self.data.test_loader(eval_batch(self.device), device=self.device, **ranks)
+        self.test_loader = open_test(self.data, self.device)
         steps = len(self.data.train_labels) // self.batch_size if self.full_batches else len(self.loader)
         self.steps = min(steps, self.max_steps or steps)
         self.last_row: dict[str, Any] = {}
+
+    def rate(self, stage: Stage, epoch: int) -> float:
+        """The learning rate of an epoch of a stage."""
+        if stage.constant_lr is not None:
+            return stage.constant_lr
+        return self.schedule(epoch) if stage.final else undiminished(self.schedule)
 
     def life(self, stages: Iterator[Stage], resume_from: Mapping[str, Any] | None, stopper: Stopper) -> Life:
         """Train all stages to the end, or raise Interrupted.
@@ -209,7 +221,7 @@ class Fit:
         self, stage: Stage, epoch: int, start_step: int, meter: Meter, stopper: Stopper, writer: Writer
     ) -> Life:
         step, started = stage.step, time.monotonic()
-        lr = self.schedule(epoch if stage.final else 1) if stage.constant_lr is None else stage.constant_lr
+        lr = self.rate(stage, epoch)
         step.set_lr(lr)
         step.train()
         line = ProgressLine(
@@ -366,8 +378,7 @@ class Fit:
                 "seconds": self.seconds,
                 "row": self.last_row,
                 "identity": dict(self.identity),
-                "model": stage.step.student.model.state_dict(),
-                **stage.step.method.deployed_state(),
+                **stage.step.deployed_state(),
                 "meta": {**self.describe, **describe_method(stage.step.method, stage.step.method.cfg, stage.teacher)},
             },
             self.folder.last,
@@ -452,7 +463,7 @@ def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_last(path: Any) -> dict[str, Any]:
-    """The state of an unfinished run, for Fit.run(resume_from=...)."""
+    """The state of an unfinished run, for Fit.life(resume_from=...)."""
     state = load_file(path)
     wanted = {"stage", "epoch", "step", "step_state", "loader", "rng", "row", "identity"}
     missing = wanted - (state.keys() if isinstance(state, Mapping) else set())

@@ -24,7 +24,7 @@ from helper.checkpoint import atomic_write_json
 from helper.devices import pick_autocast, pick_device, to_device, usable_cores
 from helper.flags_video import DATA as VIDEO_DATA
 from helper.kernels import Kernels, tune_allocator
-from helper.loops import eval_batch, evaluate
+from helper.loops import evaluate, open_test
 from helper.networks import Network, load_network, position_notice, started_from
 from helper.options import Settings
 from helper.protocols import Batch, DataSet, ModelSpec, TeacherSource, UserError
@@ -135,7 +135,8 @@ def measure_teacher(teacher: Network, data: DataSet, device: torch.device, setti
         return None
     memory = Path(settings.save_root) / "teacher_accuracy.json"
     images = getattr(data, "test_checksum", data.checksum)
-    key = f"{teacher.name} {teacher.checksum} {teacher.weights} on {data.name} {images}"
+    shape = "x".join(map(str, data.shapes[teacher.spec.input]))
+    key = f"{teacher.name} {teacher.checksum} {teacher.weights} on {data.name} {images} {shape}"
     known = distributed.by_main(lambda: read_json(memory))
     if key in known:
         acc = known[key]
@@ -166,9 +167,7 @@ def accuracy_of(teacher: Network, data: DataSet, device: torch.device, channels_
     def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"teacher": source.features(Batch(inputs, unlabelled, unlabelled), ())["logits"]}
 
-    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    loader = data.test_loader(eval_batch(device), device=device, **ranks)
-    return evaluate(predict, loader, device)["teacher"]["acc"]
+    return evaluate(predict, open_test(data, device), device)["teacher"]["acc"]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -200,12 +200,15 @@ class Side:
     """Read-only view of one network, handed to a distiller at construction.
 
     input_shape: per-sample shape of what it reads, of the data set at hand; () where nobody ran it.
+    pools_last: whether the classifier, applied to the mean over the last map that was tapped, gives the logits; True
+        where nobody ran it or tapped that map.
     """
 
     spec: ModelSpec
     head: nn.Module
     shapes: Mapping[str, tuple[int, ...]]  # per-sample shape of every tap that was asked for, and of "logits"
     input_shape: tuple[int, ...] = ()
+    pools_last: bool = True
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,7 @@ class Context:
     """Everything a distiller may know when it is built.
 
     train_labels: [N] int64 on `device`. batch_size: of one forward in this process (a micro-batch when accumulating).
+    smallest_batch: of an epoch's forwards in this process; None where nobody counted.
     init_rng: CPU generator for parameters and buffers; rng: generator on `device` for draws during training.
     previous: the trained distiller of the stage before, if the method has one.
     """
@@ -223,6 +227,7 @@ class Context:
     student: Side
     teacher: Side | None = None
     previous: nn.Module | None = None
+    smallest_batch: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     init_rng: torch.Generator = field(default_factory=torch.Generator)
     rng: torch.Generator = field(default_factory=torch.Generator)

@@ -53,6 +53,11 @@ class WarmUp:
         return self.then(1) * (self.start + (1 - self.start) * (epoch - 1) / self.epochs)
 
 
+def undiminished(schedule: Callable[[int], float]) -> float:
+    """The rate before any decay and without warm-up."""
+    return schedule.then(1) if isinstance(schedule, WarmUp) else schedule(1)
+
+
 def make_schedule(
     kind: str, lr: float, epochs: int, decay_epochs: str, decay_rate: float, warmup: int, start: float, lowest: float
 ) -> Schedule:

@@ -97,6 +97,8 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device, **ranks)
     if settings.mixup or settings.cutmix or settings.label_smoothing:
+        if (settings.mixup or settings.cutmix) and "image" not in data.shapes:
+            raise UserError(f"--mixup and --cutmix mix images, and {data.name} holds none: leave them out")
         mixing = (settings.mixup, settings.cutmix, settings.label_smoothing)
         loader = MixedLoader(loader, data.num_classes, *mixing, settings.seed, distributed.rank())
     if distributed.world_size() > 1:
@@ -113,6 +115,8 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     built = [
         build_lane(lane, teacher, data, loader, source, device, autocast, is_teacher, lanes, kernels) for lane in lanes
     ]
+    for lane in built[1:]:  # workers that decode are there once, not for each
+        lane.fit.test_loader = built[0].fit.test_loader
 
     if settings.dry_run:
         return try_out(built, loader)
@@ -151,7 +155,7 @@ def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
     batch = next(iter(loader))
     for lane in lanes:
         stage = next(lane.stages)
-        stage.step.set_lr(lane.fit.schedule(1) if stage.constant_lr is None else stage.constant_lr)
+        stage.step.set_lr(lane.fit.rate(stage, 1))
         stage.step.train()
         result = stage.step(batch, Progress(1, stage.epochs, 0, lane.fit.steps, stage.index))
         terms = ", ".join(f"{name} {float(value):.4g}" for name, value in result.terms.items())

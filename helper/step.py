@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distiller_zoo.base import Distiller, detached, weighted_sum
+from distiller_zoo.base import Combined, Distiller, detached, weighted_sum
 from helper.ema import Average
 from helper.kernels import PLAIN, Kernels, begin_step, maybe_compiled
 from helper.protocols import Batch, Features, Needs, Phase, Progress, TeacherSource, Terms
@@ -33,7 +34,8 @@ def average_gradients(params: Sequence[nn.Parameter]) -> None:
 def full_precision(features: Features) -> Features:
     """Losses are computed in float32, whatever autocast made of the forward pass."""
     low = (torch.bfloat16, torch.float16)
-    return {k: v.float() if v.dtype in low else v for k, v in features.items()}
+    cast = {id(v): v.float() for v in features.values() if v.dtype in low}  # one tensor may have several names
+    return {k: cast.get(id(v), v) for k, v in features.items()}
 
 
 @contextmanager
@@ -152,6 +154,9 @@ class DistillStep:
         averaged = [student.model, *([] if peer is None else [peer]), *([] if deploying is None else [deploying])]
         self.ema = None if ema is None else Average(averaged, *ema)
         self._scheduled = [p.name for p in self.phases if p.optimizer is None]
+        quiet = (Distiller.after_backward, Combined.after_backward)
+        methods = [m for m in method.modules() if isinstance(m, Distiller)]
+        self._follows = any(type(m).after_backward not in quiet for m in methods)
 
     def _main_terms(
         self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float] | None = None
@@ -197,7 +202,8 @@ class DistillStep:
                 (loss if len(micro) == 1 else loss * (len(part) / len(batch))).backward()
             seen.update(detached(terms))
             results.append(StepResult(loss.detach(), seen, s["logits"].detach()[:: part.views], part.target))
-            kept.append((detached(s), detached(t), part))
+            if self._follows:  # or the maps of all micro-batches would stay
+                kept.append((detached(s), detached(t), part))
         if self.clip:
             nn.utils.clip_grad_norm_(self.main_params, self.clip)
         main.step()
@@ -234,6 +240,12 @@ class DistillStep:
 
     def deployed(self, bare: bool = False) -> Deployed:
         return Deployed(self.student, self.method, self.peer, bare)
+
+    def deployed_state(self) -> dict[str, Any]:
+        """What a checkpoint holds of what is deployed; a copy of its moving average, if there is one."""
+        with self.averaged():
+            state = {"model": self.student.model.state_dict(), **self.method.deployed_state()}
+            return state if self.ema is None else copy.deepcopy(state)
 
     def rng_state(self) -> Tensor | None:
         return None if self.rng is None else self.rng.get_state()

@@ -90,7 +90,9 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
     device = next(net.parameters()).device
     shape = shapes[net.spec.input]
     try:
-        features = net({net.spec.input: torch.zeros(2, *shape, device=device)})
+        noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        features = net({net.spec.input: noise.to(device)})
+        pools_last = _pools_last(net, features)
     except (RuntimeError, AssertionError) as error:  # transformers assert their image size
         if shape == net.spec.input_shape:
             raise
@@ -98,4 +100,18 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
         raise UserError(f"{net.spec.name} cannot run on inputs of {size}: {str(error).splitlines()[0]}") from error
     finally:
         net.train(was_training)
-    return Side(net.spec, net.head, {k: tuple(v.shape[1:]) for k, v in features.items()}, tuple(shape))
+    shapes = {k: tuple(v.shape[1:]) for k, v in features.items()}
+    return Side(net.spec, net.head, shapes, tuple(shape), pools_last)
+
+
+def _pools_last(net: TappedNet, features: Features) -> bool:
+    """Side.pools_last, of features in eval mode."""
+    tap = "classified" if "classified" in net.spec.taps else next(reversed(net.spec.stages), None)
+    if tap not in features or features[tap].ndim != 4:
+        return True
+    logits = features["logits"]
+    try:
+        again = net.head(features[tap].mean((2, 3)))
+    except (RuntimeError, IndexError):  # such as the norm over channels of ConvNeXt's
+        return False
+    return again.shape == logits.shape and bool((again - logits).abs().max() <= 1e-3 * logits.abs().max())

@@ -109,7 +109,7 @@ class SharedTeacher:
     """One forward per batch for several students: remembers the last batch, by identity, with all taps anybody wants.
 
     taps: the union over the students. cache: the source, if it is one. A student whose method changes the batch asks
-    with another batch, and pays for it.
+    with another batch, and pays for it; so does every student of --accumulate, which cuts batches anew for each.
     """
 
     def __init__(self, source: TeacherSource, taps: Sequence[str], cache: CachedTeacher | None = None):

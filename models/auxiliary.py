@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
+from torch.nn.functional import relu_
 
 from helper.protocols import ModelSpec, Tap
 from models import imagenet, mobilenetv2, resnet, resnet_bottleneck, shufflenetv1, shufflenetv2, vgg, wrn
@@ -22,7 +23,10 @@ ROTATIONS = 4
 
 
 class AuxiliaryClassifier(nn.Module):
-    """Heads 1..L. tail: built for each head, between its stages and pooling, under the key f"{tail_name}{l}"."""
+    """Heads 1..L. tail: built for each head, between its stages and pooling, under the key f"{tail_name}{l}".
+
+    activated: whether a ReLU, which has no key, stands behind the tail.
+    """
 
     def __init__(
         self,
@@ -31,10 +35,11 @@ class AuxiliaryClassifier(nn.Module):
         outputs: int,
         tail: Callable[[], nn.Module] | None = None,
         tail_name: str = "",
+        activated: bool = False,
     ):
         super().__init__()
         levels = range(1, len(extractors) + 1)
-        self.tail_name = tail_name
+        self.tail_name, self.activated = tail_name, activated
         for level, extractor in zip(levels, extractors, strict=True):
             self.add_module(f"block_extractor{level}", extractor)
         if tail is not None:
@@ -54,7 +59,7 @@ class AuxiliaryClassifier(nn.Module):
         *before, linear = self.parts(level)
         for module in before:
             x = module(x)
-        return linear(self.pool(x))
+        return linear(self.pool(relu_(x) if self.activated else x))
 
 
 class AuxNet(nn.Module):
@@ -94,11 +99,6 @@ def _level(branch: str) -> int:
     return int(branch.removeprefix("aux"))
 
 
-class _NormRelu(nn.BatchNorm2d):
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.relu_(super().forward(x))
-
-
 @dataclass(frozen=True)
 class Family:
     """How heads are attached to a network. taps: what they read. heads(outputs) -> AuxiliaryClassifier, initialised."""
@@ -130,7 +130,8 @@ def _published_init(heads: AuxiliaryClassifier, linear: str = "zero bias") -> Au
 def _wrn_heads(depth: int, widen: int, outputs: int) -> AuxiliaryClassifier:
     widths = (16 * widen, 32 * widen, 64 * widen)
     extractors = remaining_stages(lambda i, c_in, stride: wrn.Stage(c_in, widths[i], (depth - 4) // 6, stride), widths)
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs, partial(_NormRelu, widths[-1]), "bn"))
+    norm = partial(nn.BatchNorm2d, widths[-1])
+    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs, norm, "bn", activated=True))
 
 
 def _resnet_heads(depth: int, widths: Sequence[int], outputs: int) -> AuxiliaryClassifier:

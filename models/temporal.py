@@ -303,6 +303,7 @@ SWIN_TAPS = {
     "stem": Tap("features.0", read=read_channels_last),
     **SWIN_STAGES,
     **{f"{stage}_preact": tap for stage, tap in SWIN_STAGES.items()},
+    "classified": Tap("norm", read=read_channels_last),
     "pooled": Tap("flatten", "vector"),
 }
 SWIN_BASE = ModelSpec(

@@ -1,7 +1,8 @@
 """Wide ResNets for CIFAR (Zagoruyko and Komodakis, BMVC 2016), without dropout; state-dict keys as in RepDistiller.
 
 wrn_{depth}_{k}. Blocks are pre-activated, so stem and stage maps are raw sums, negative values included; `_preact` is
-the stage map after the batch norm that follows it (of the next stage's first block, or the final one).
+the stage map after the batch norm that follows it (of the next stage's first block, or the final one); `classified`
+is what the classifier reads, before pooling.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _spec(name: str, depth: int, widen: int) -> ModelSpec:
         stem="conv1",
         head="fc",
         stages={f"stage{i}": Tap(f"block{i}") for i in (1, 2, 3)},
-        preact={f"stage{i}_preact": Tap(norm) for i, norm in next_norm.items()},
+        preact={f"stage{i}_preact": Tap(norm) for i, norm in next_norm.items()} | {"classified": Tap("relu")},
     )
 
 

@@ -204,3 +204,34 @@ def test_published_weights_by_name(monkeypatch, commands, tmp_path):
     monkeypatch.setattr(WeightsEnum, "get_state_dict", offline)
     with pytest.raises(UserError, match="cannot download the weights of resnet18.*no network"):
         load_network("torchvision:resnet18", None, 1000, {"image": (3, 64, 64)})
+
+
+def test_before_its_first_value_there_is_no_average():
+    step, data = kd_step(ema=(0.7, 4))
+    step(data.batch(), PROGRESS)
+    trained = step.student.model.fc.weight.clone()
+    with step.averaged():
+        assert torch.equal(step.student.model.fc.weight, trained)
+
+
+def test_the_last_checkpoint_holds_the_network_its_accuracy_is_of(commands, tmp_path):
+    """With --ema that is the average; a continuation reads the weights trained elsewhere in the file."""
+    argv = ("--ema", 0.9, "--epochs", 2, "--max_steps", 40, "--batch_size", 16, "--save_root", tmp_path)
+    commands.teacher(*argv, "--tb_backend", "none").finished()
+    (last,) = tmp_path.glob("teachers/models/*/resnet8_last.pth")
+    state = torch.load(last, weights_only=False)
+    live = state["step_state"]["trained"]
+    assert not torch.equal(state["model"]["fc.weight"], live["student.model.fc.weight"])
+    test = ("--path", last, "--dataset", "digits")
+    said = commands("test_model.py", *test, cwd=tmp_path).finished().out
+    assert f"{state['row']['test_acc']:.2f}" in said
+
+
+def test_first_stages_do_not_warm_up(commands, teacher, tmp_path):
+    """They keep the rate that was given, which is the one the warm-up leads to."""
+    argv = ["--path_t", teacher, "--skip_validation", "--distill", "ab", "--init_epochs", 1, "--epochs", 3]
+    argv += ["--warmup_epochs", 2, "--max_steps", 2, "--save_root", tmp_path, "--tb_backend", "none"]
+    commands.student(*argv).finished()
+    (rows,) = tmp_path.glob("students/models/*/metrics.jsonl")
+    first, second, *_ = (json.loads(row)["lr"] for row in rows.read_text().splitlines())
+    assert first == 0.05 and second < 0.01
