@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -201,6 +201,16 @@ def refuse_differences(
             f"{what} holds a run with other settings ({changes}): choose another --trial, "
             "or pass --overwrite to start it anew"
         )
+
+
+def without_folders(words: Iterable[str]) -> list[str]:
+    """A command to show elsewhere: of absolute paths, alone or behind --flag=, the last part is left."""
+
+    def shortened(word: str) -> str:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        return f"{flag}{equals}.../{Path(value).name}" if Path(value).is_absolute() else word
+
+    return [shortened(word) for word in words]
 
 
 def link_short_name(models_root: Path, model: str, run: RunFolder, method: str = "vanilla") -> Path | None:

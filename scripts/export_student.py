@@ -33,6 +33,7 @@ from helper.flags_video import add_as_trained, of_clips
 from helper.networks import Network, load_network, network_without_heads
 from helper.options import normalised
 from helper.protocols import DataSet, UserError
+from helper.runs import without_folders
 
 TOLERANCE = 1e-4  # of logits, absolute
 
@@ -108,7 +109,7 @@ def numbers_of(folder: Path) -> dict[str, Any]:
         "teacher_accuracy": parameters.get("teacher_acc"),
         "epochs": args["identity"].get("epochs"),
         "seed": args.get("seed"),
-        "command": ["python", script, *args.get("command", [])],
+        "command": ["python", script, *without_folders(map(str, args.get("command", [])))],
         "commit": env.get("commit"),
         "hardware": (env.get("gpus") or [env.get("cpu")])[0],
     }

@@ -26,6 +26,7 @@ from helper.checkpoint import atomic_write_text, make_folder
 from helper.options import normalised
 from helper.protocols import UserError
 from helper.published import read_table
+from helper.runs import without_folders
 from scripts.make_table import Run, chosen_runs, grouped, table
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito, 2008
@@ -37,10 +38,11 @@ def script_of(run: Run) -> str:
     return "train_teacher.py" if run.is_teacher else "train_student.py"
 
 
-def command_of(run: Run) -> str:
-    """The command that trained it, from args.json."""
+def command_of(run: Run, hide_folders: bool = False) -> str:
+    """The command that trained it, from args.json. hide_folders: of absolute paths the last part alone is told."""
     args = json.loads((run.folder / "args.json").read_text())
-    return shlex.join(["python", script_of(run), *map(str, args.get("command", []))])
+    words = list(map(str, args.get("command", [])))
+    return shlex.join(["python", script_of(run), *(without_folders(words) if hide_folders else words)])
 
 
 def environment_of(run: Run) -> dict[str, str]:
@@ -86,7 +88,7 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Seq
     return f'<table id="results"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
-def details_html(labels: Sequence[str], groups: Sequence[Sequence[Run]]) -> str:
+def details_html(labels: Sequence[str], groups: Sequence[Sequence[Run]], hide_folders: bool) -> str:
     out = []
     for i, (label, group) in enumerate(zip(labels, groups, strict=True)):
         runs = []
@@ -97,7 +99,7 @@ def details_html(labels: Sequence[str], groups: Sequence[Sequence[Run]]) -> str:
             final, top = run.rows[-1]["test_acc"], run.parameters["best"]
             runs.append(
                 f"<p>last epoch {final:.2f}, best {top['test_acc']:.2f} (epoch {top['epoch']})</p>"
-                f"<pre>{html.escape(command_of(run))}</pre><dl>{facts}</dl>"
+                f"<pre>{html.escape(command_of(run, hide_folders))}</pre><dl>{facts}</dl>"
             )
         runs_word = "run" if len(group) == 1 else "runs"
         out.append(
@@ -125,7 +127,7 @@ def series_of(label: str, group: Sequence[Run], place: int) -> dict[str, Any]:
     }
 
 
-def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
+def page(runs: Sequence[Run], title: str, published: Sequence[str] = (), hide_folders: bool = False) -> str:
     groups = grouped(runs)
     header, rows, notes = table(runs, [cell for name in published for cell in read_table(name).cells])
     labels = [f"{row[0]}, {row[1]}" for row in rows]
@@ -141,7 +143,7 @@ def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
         "ABOUT": html.escape(about),
         "TABLE": table_html(header, rows, groups),
         "NOTES": "".join(f"<p>{html.escape(note)}</p>" for note in notes),
-        "DETAILS": details_html(labels, groups),
+        "DETAILS": details_html(labels, groups, hide_folders),
         "DATA": json.dumps(series).replace("<", "\\u003c"),
     }
     template = Path(__file__).with_name("report.html").read_text()
@@ -154,10 +156,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", help="runs on this data set only")
     parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand beside ours, as simkd")
     parser.add_argument("--title", default="Knowledge distillation: results")
+    parser.add_argument(
+        "--hide_folders", action="store_true", help="of absolute paths in commands, tell the last part alone"
+    )
     parser.add_argument("--out", type=Path, default=Path("report.html"))
     args = parser.parse_args(normalised(argv))
     runs = chosen_runs(args.root, args.dataset)
-    text = page(runs, args.title, args.published)
+    text = page(runs, args.title, args.published, args.hide_folders)
     make_folder(args.out.parent)
     atomic_write_text(args.out, text)
     print(f"wrote {args.out}: {len(runs)} runs, {len(text) / 1024:.0f} KiB, no other file needed")

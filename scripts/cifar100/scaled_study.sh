@@ -23,5 +23,5 @@ printf '%s\n' 0 1 2 | xargs -P "$jobs" -I{} "$PYTHON" train_student.py --dataset
 out=results/cifar100_scaled_resnet20_resnet8
 title="CIFAR-100, scaled study: resnet20 teaches resnet8, 10 epochs, three seeds"
 "$PYTHON" scripts/make_table.py --root "$save" --out "$out.md" --title "$title"
-"$PYTHON" scripts/report.py --root "$save" --out "$out.html" --title "$title"
+"$PYTHON" scripts/report.py --root "$save" --out "$out.html" --title "$title" --hide_folders
 "$PYTHON" scripts/plot.py curves --root "$save" --out "${out}_curves.png"
