@@ -91,7 +91,8 @@ class MLKD(Distiller):
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t = self.comparable(s["logits"]), self.comparable(t["logits"])
-        weak, num = 0.5 if self.cfg.halved else 1.0, self.cfg.views  # frames of a clip are rows of one view
+        weak = 0.5 if self.cfg.halved else 1.0
+        num = batch.views if self.cfg.views == 2 else 1  # frames of a clip are rows of one view
         views = [
             alignment(z_s[v::num], z_t[v::num], relations=v == 0 or not self.cfg.weak_relations) for v in range(num)
         ]

@@ -62,8 +62,10 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("F.cross_entropy(logits[", "-F.cross_entropy(logits[", "distiller_zoo/base.py"),
     ),
     "kd": (
-        Mutant("* temperature**2", "* temperature", "distiller_zoo/base.py"),
-        Mutant("F.kl_div(log_p, log_q,", "F.kl_div(log_q, log_p,", "distiller_zoo/base.py"),
+        Mutant(
+            '"batchmean", log_target=True) * temperature**2', '"batchmean", log_target=True)', "distiller_zoo/base.py"
+        ),
+        Mutant('log_p, log_q, reduction="batch', 'log_q, log_p, reduction="batch', "distiller_zoo/base.py"),
     ),
     "fitnet": (
         Mutant('F.mse_loss(s["fitnet.regressed"]', 'F.mse_loss(-s["fitnet.regressed"]'),
@@ -141,7 +143,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     ),
     "hsakd_teacher": (
         Mutant("TURNS * batch.target", "batch.target", "distiller_zoo/heads.py"),
-        Mutant("len(heads) * self.over_views(rows)", "self.over_views(rows)", "distiller_zoo/heads.py"),
+        Mutant("len(heads) * over_views(rows", "over_views(rows", "distiller_zoo/heads.py"),
     ),
     "hsakd": (
         Mutant("kd_T: float = 3.0", "kd_T: float = 4.0", "distiller_zoo/heads.py"),

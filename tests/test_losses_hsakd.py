@@ -14,6 +14,7 @@ from method_context import run, side
 from toys import ToyData, network
 
 from distiller_zoo import method_dict
+from distiller_zoo.base import over_views
 from distiller_zoo.heads import joint_labels, rotations
 from helper.protocols import Batch, Context, Progress, UserError
 from models import model_dict
@@ -121,7 +122,7 @@ def test_a_budget_keeps_the_upright_view_and_the_expectation(num):
         torch.testing.assert_close(share, torch.full((3,), 1 / 3), atol=0.05, rtol=0)
         # a term that depends on the rotation alone: its mean over draws is its mean over all four rotations
         of_turn = torch.tensor([1.0, 2.0, 3.0, 4.0])
-        mean = torch.stack([method.over_views(of_turn[b.turns]) for b in sampled]).mean().item()
+        mean = torch.stack([over_views(of_turn[b.turns], method.view_weights) for b in sampled]).mean().item()
         assert mean == pytest.approx(2.5, abs=0.05)
 
 
