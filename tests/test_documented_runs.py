@@ -5,21 +5,29 @@ data folder, and large data sets, by the fixture of the family (noise in the lay
 images); networks by the smallest of their kind, teachers by such a network with random weights; images get 16 px (clips
 32 px and 2 frames), batches 8 samples or fewer; of several trials there is one; nothing starts from published weights
 or a frozen backbone. Whatever else a command says, it says here.
+
+With `-m slow` every training command of every page and script is, each different one once, those of CIFAR-100 with the
+networks they name. The studies that are left out have run to their end: their tables lie in results/.
 """
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import ROOT
 from interpreter import Interpreter
 from recordings import utd, write_video
+from test_documented_commands import PAGES as DOCUMENTED
 from test_documented_commands import commands_of
+from test_recipe_scripts import SCRIPTS as RECIPES
 
 from distiller_zoo import method_dict
 from helper.options import normalised, parse_lanes
-from models import model_dict
+from models import model_dict, model_for
 
+README = (ROOT / "README.md").read_text()
 DIGITS = ("--dataset", "digits", "--image_size", "16", "--batch_size", "8")
 ACTIONS = ("--image_size", "32", "--window", "32", "--num_segments", "2", "--batch_size", "4")
 CLIPS = ("--dataset", "video", "--image_size", "32", "--short_side", "32", "--num_segments", "2", "--batch_size", "3")
@@ -58,6 +66,8 @@ SCRIPTS = {  # script -> (arguments, --distill of the command that is run, kind 
     "video/tsm_distil.sh": (("T.pth",), "dist", "tsm", "tsm"),
     "video/tsn_distil.sh": (("T.pth",), "dist", "tsn", "tsn"),
 }
+STUDIES = {"cakd/short_study.sh", "hsakd/short_study.sh", "video/short_study.sh", "vskd/short_study.sh"}
+STUDIES |= {"imagenette_study.sh", "two_hosts.sh"}
 PAGES = {  # page -> words of the command, kind of teacher, kind of student
     "README.md": ("train_teacher.py", None, "plain"),
     "docs/classic.md": ("--distill simkd", "plain", "plain"),
@@ -66,7 +76,8 @@ PAGES = {  # page -> words of the command, kind of teacher, kind of student
 }
 
 
-DROPPED = {"--pretrained", "--pretrained_backbone", "--freeze_backbone", "--gpu_id", "--multiprocessing_distributed"}
+DROPPED = {"--pretrained", "--pretrained_backbone", "--freeze_backbone", "--freezed"}
+DROPPED |= {"--gpu_id", "--multiprocessing_distributed"}
 
 
 def kind_of_data(kind):
@@ -75,8 +86,10 @@ def kind_of_data(kind):
 
 @pytest.fixture(scope="module")
 def interpreter(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("interpreter")
-    return Interpreter(folder, answer="echo result in save/teachers/models/resnet20_vanilla")
+    made = "save/hkd/students/models/x"  # one script looks for what its first command has trained
+    answer = f"""case "$*" in *save/hkd*) mkdir -p {made}; touch {made}/resnet8x4_double_best.pth;; esac
+case "$1" in train_*) echo result in save/teachers/models/resnet20_vanilla;; esac"""
+    return Interpreter(tmp_path_factory.mktemp("interpreter"), answer)
 
 
 @pytest.fixture(scope="module")
@@ -91,25 +104,37 @@ def fixtures(tmp_path_factory):
     (clips / "test.txt").write_text("6.avi 0\n7.avi 1\n")
     found = {ACTIONS: utd(root / "utd"), CLIPS: clips, DIGITS: root}
     for kind, (name, classes, shapes) in SMALL.items():
-        model = model_dict[name].fitted(shapes)(num_classes=classes)
-        found[kind] = root / f"{kind}_best.pth"
-        torch.save({"model": model.state_dict(), "meta": {"arch": name, "num_classes": classes}}, found[kind])
+        found[kind] = random_weights(root / f"{kind}_best.pth", name, classes, shapes)
     return found
+
+
+def random_weights(path, name, classes, shapes):
+    model = model_dict[name].fitted(shapes)(num_classes=classes)
+    torch.save({"model": model.state_dict(), "meta": {"arch": name, "num_classes": classes}}, path)
+    return path
+
+
+def without(flags, argv):
+    """The command less these flags and their values."""
+    out, tokens = [], list(argv)
+    while tokens:
+        token = tokens.pop(0)
+        if token not in flags:
+            out.append(token)
+        elif tokens and not tokens[0].startswith("-"):
+            tokens.pop(0)
+    return out
 
 
 def reduced(argv, fixtures, teacher, student):
     """The same command on the fixtures; what comes last counts."""
     network = "--model" if "--model" in argv else "--model_s"
-    data, out, tokens = kind_of_data(student), [], normalised(argv)
-    while tokens:
-        token = tokens.pop(0)
-        if token not in DROPPED:
-            out.append(token)
-        elif tokens and not tokens[0].startswith("-"):
-            tokens.pop(0)
+    data, out = kind_of_data(student), without(DROPPED, normalised(argv))
     out += [*data, "--data_folder", fixtures[data], network, SMALL[student][0]]
     if "--path_t" in out:
         out += ["--path_t", fixtures[teacher], "--model_t", SMALL[teacher][0], "--skip_validation"]
+    if "--cakd_variant" in out:  # whose discriminator wants attention maps of 24 x 24 at least
+        out += ["--image_size", "20"]
     return [*out, "--trials", "1"] if "--trials" in out else out
 
 
@@ -151,3 +176,110 @@ def test_every_folder_of_training_scripts_is_here():
     folders = {p.parent for p in (ROOT / "scripts").rglob("*.sh") if "train_" in p.read_text()}
     known = {(ROOT / "scripts" / script).parent for script in SCRIPTS}
     assert {f.name for f in folders - known} <= {"slurm"}
+
+
+# every command
+
+CIFAR = ("--dataset", "cifar100", "--batch_size", "16", "--few_ratio", "1")
+ARGUMENTS = {**{script: given[0] for script, given in RECIPES.items()}, "hsakd/teachers.sh": (".",)}
+ARGUMENTS |= {f"hsakd/{name}.sh": (".",) for name in ("same_style", "different_style", "few_shot", "imagenet", "dpcd")}
+ARGUMENTS |= {f"hsakd/online_{data}.sh": (".",) for data in ("cifar", "imagenet")}
+ARGUMENTS |= {f"cifar100/{name}_study.sh": ("T.pth", "DATA", "SAVE", "1") for name in ("short", "zoo", "scaled")}
+MARKS = {"aux_dpcd": "aux_dpcd", "_aux": "aux", "trn_": "trn", "tsm_": "tsm", "tsn_": "tsn", "_gaf": "sensor"}
+MARKS |= {"sensor_": "sensor", "vit": "vit", "swin": "vit"}
+
+
+def kind_of_network(name):
+    return next((kind for mark, kind in MARKS.items() if mark in name), "plain")
+
+
+def sources():
+    """Pages and scripts that train, and are not among the studies."""
+    scripts = [p for p in (ROOT / "scripts").rglob("*.sh") if re.search("train_|/cifar100.sh|imagenet_", p.read_text())]
+    names = [str(p.relative_to(ROOT / "scripts")) for p in scripts]
+    asked = {"fetch_teachers.sh", "video/common.sh"}  # which train nothing themselves
+    return sorted({*(str(page.relative_to(ROOT)) for page in DOCUMENTED), *names} - STUDIES - asked)
+
+
+def calls_of(source, interpreter):
+    """Every [program, arguments...] that trains."""
+    if source.endswith(".md"):
+        calls = [[t for t in call if t != "..."] for call in commands_of(ROOT / source)]
+    else:
+        method = method_dict.table.get(Path(source).stem) if "methods/" in source else None
+        given = ("T.pth",) if method and method_dict[Path(source).stem].teacher_mode == "frozen" else ()
+        given = ARGUMENTS.get(source, given)
+        calls = interpreter.run(source, *given, KINETICS="DATA", SAVE="SAVE", GPUS="0")
+    return [call for call in calls if call and call[0].startswith("train_")]
+
+
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """Noise in the layout of CIFAR-100: four images of each class to train, one to test."""
+    root, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
+    sizes = {"train": 400, "test": 100}
+    images = {f"{part}_images": rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for part, n in sizes.items()}
+    labels = {f"{part}_labels": np.arange(n) % 100 for part, n in sizes.items()}
+    np.savez(root / "cifar100.npz", **images, **labels, classes=[f"class{i}" for i in range(100)])
+    return root
+
+
+def teachers_of(settings):
+    """The architecture of every file that teaches: as told, else as the file is named, else of the student's kind."""
+    given = settings.values.get("model_t")
+    named = [re.match(r"(.+)_(?:best|last)\.pth$", Path(path).name) for path in settings.path_t]
+    like = {"aux": "wrn_40_2_aux", "aux_dpcd": "wrn_40_2_aux_dpcd"}.get(kind_of_network(settings.model_s), "resnet32x4")
+    return [given or (found[1] if found and found[1] in model_dict.table else like) for found in named]
+
+
+def on_noise(argv, settings, cifar):
+    """A command of CIFAR-100 with its own networks, on noise; its teachers have random weights."""
+    argv = [*without(DROPPED, normalised(argv)), *CIFAR, "--data_folder", cifar]
+    if not settings.values.get("path_t"):
+        return argv
+    names = [model_for(name, (3, 32, 32)).name for name in teachers_of(settings)]
+    for name in names:
+        if not (path := cifar / f"{name}_best.pth").exists():
+            random_weights(path, name, 100, {"image": (3, 32, 32)})
+    return [*argv, "--skip_validation", "--path_t", *(cifar / f"{name}_best.pth" for name in names)]
+
+
+def tried(call, plugin, fixtures, cifar):
+    """The command in its small form, as told above."""
+    program, *argv = call
+    argv = [str(plugin) if before == "--plugin" else t for before, t in zip([None, *argv], argv, strict=False)]
+    with pytest.MonkeyPatch.context() as patch:
+        for registry in (method_dict, model_dict):  # what a plugin adds is forgotten
+            patch.setattr(registry, "table", dict(registry.table))
+        settings = parse_lanes(argv, teacher=program == "train_teacher.py")[0][0]
+    if settings.dataset == "cifar100":
+        argv = on_noise(argv, settings, cifar)
+    else:
+        teacher = kind_of_network(teachers_of(settings)[0]) if settings.values.get("path_t") else None
+        student = kind_of_network(settings.values.get("model") or settings.model_s)
+        argv = reduced(argv, fixtures, teacher, student)
+    return [program, *map(str, without({"--trial", "--seed", "--save_root"}, argv))]
+
+
+@pytest.fixture(scope="module")
+def known():
+    """Commands that have been run already; many cells of a table differ in their number of trial alone."""
+    return set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", sources())
+def test_every_command_trains(source, interpreter, fixtures, cifar, known, commands, tmp_path):
+    (tmp_path / "plugin.py").write_text(re.findall(r"^```python\n(.*?)^```", README, re.S | re.M)[0])
+    failed = []
+    for call in calls_of(source, interpreter):
+        program, *argv = tried(call, tmp_path / "plugin.py", fixtures, cifar)
+        if (key := tuple(t for t in argv if t != str(tmp_path / "plugin.py"))) in known:
+            continue
+        known.add(key)
+        save = tmp_path / "save"
+        done = commands(program, *argv, "--dry_run", "--num_workers", 0, "--save_root", save, cwd=tmp_path)
+        losses = [float(loss) for loss in re.findall(r"dry run of \S+: loss (\S+) ", done.out)]
+        if done.code or not losses or not np.isfinite(losses).all() or save.exists():
+            failed.append((call, (done.err or done.out)[-500:]))
+    assert not failed, failed
