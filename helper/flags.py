@@ -66,7 +66,7 @@ COMMON = (
     Flag(("--batch_size",), 64, "global batch size", int, result=True),
     Flag(("--epochs",), 240, "epochs to train", int, result=True),
     Flag(
-        ("--learning_rate",),
+        ("--learning_rate", "--lr"),
         0.05,
         "initial learning rate; 0.01 for mobile and shuffle nets unless given",
         float,

@@ -198,6 +198,10 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     for flag in table:
         _add(parser, flag.names, flag)
 
+    decays = _named_before(argv, "--lr_decay_epochs", len("--lr_decay_e"), "+") or ()
+    if len(decays) > 1 and all(word.strip(",").isdecimal() for word in decays):
+        joined = ",".join(word.strip(",") for word in decays)
+        raise UserError(f"--lr_decay_epochs {' '.join(decays)}: separate the epochs by commas alone, as {joined}")
     named = _named_before(argv, "--distill", len("--disti"))
     distills = _listed(named or next(f.default for f in table if f.dest == "distill"), "--distill")
     methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
@@ -397,6 +401,8 @@ def term_weights(pairs: Sequence[str] | None) -> dict[str, float]:
     weights: dict[str, float] = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--weight takes NAME=NUMBER, as crd=0.8, not {pair}; weight decay is --weight_decay")
         name = name if name in ("cls", "div") else method_dict.resolve(name)
         if name in weights:
             raise UserError(f"--weight names {name} twice: give it one number")
@@ -429,13 +435,14 @@ def _check(values: Mapping[str, Any]) -> None:
     parse_decay_epochs(values["lr_decay_epochs"])
     for name, low in (
         ("batch_size", 1),
+        ("init_epochs", 1),
         ("epochs", 1),
         ("accumulate", 1),
         ("print_freq", 1),
         ("num_workers", 0),
         ("ema_every", 1),
     ):
-        if values[name] < low:
+        if values.get(name, low) < low:
             raise UserError(f"--{name} {values[name]} must be at least {low}")
     for name in ("learning_rate", "lr_decay_rate"):
         if not 0 < values[name] < math.inf:

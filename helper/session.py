@@ -23,6 +23,7 @@ from helper.memory import LaneMemory
 from helper.networks import Network, file_checksum, load_backbone, position_notice
 from helper.opening import (
     measure_teacher,
+    notice_of_decays,
     notice_without_effect,
     open_data,
     open_teacher,
@@ -94,6 +95,7 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     teacher = None if is_teacher else open_teacher(lanes, data)
     for lane in lanes:
         notice_without_effect(lane, data, device)
+    notice_of_decays(lanes)
     ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device, **ranks)
     if settings.mixup or settings.cutmix or settings.label_smoothing:
@@ -403,4 +405,12 @@ def finish(
         elif link.resolve() == folder.models.resolve():
             log.info("also reachable as %s", link)
         else:
-            log.info("%s is another run or file and stays as it is", link)
+            away = f"rm {link}" if link.is_symlink() else f"mv {link} {link}_before"
+            log.info(
+                "%s is another run or file and stays as it is: who finishes first keeps the name; "
+                "this run takes it by %s && ln -s %s %s",
+                link,
+                away,
+                folder.models.name,
+                link,
+            )
