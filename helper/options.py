@@ -25,6 +25,11 @@ from helper.schedule import parse_decay_epochs
 from helper.seeding import trial_seed
 from models import model_dict
 
+EPILOG = (
+    "Dashes and underscores are interchangeable in flags. Defaults that go by data set are those of cifar100; "
+    "imagenet, videos and action recordings bring a recipe of their own."
+)
+
 
 @dataclass
 class Settings:
@@ -126,7 +131,7 @@ def _add(parser: argparse._ActionsContainer, names: Sequence[str], flag: Flag) -
     if flag.type is bool:
         parser.add_argument(*names, action="store_const", const=True, **kwargs)
         return
-    if flag.default is not None and "default" not in flag.help:
+    if flag.default not in (None, "") and "default" not in flag.help:
         kwargs["help"] += f" (default {flag.default})"
     if flag.choices is None:
         kwargs["metavar"] = getattr(flag.type, "__name__", "value").upper() if flag.type is not str else "TEXT"
@@ -187,7 +192,7 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
         if teacher
         else ("Train a student network with a teacher. `--distill METHOD --help` adds the method's own flags.")
     )
-    parser = _Parser(prog, description=about, epilog="Dashes and underscores are interchangeable in flags.")
+    parser = _Parser(prog, description=about, epilog=EPILOG)
     parser.add_argument(
         "--list",
         nargs="?",
