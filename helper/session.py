@@ -34,7 +34,7 @@ from helper.opening import (
 from helper.options import Settings, parse_lanes
 from helper.protocols import DataSet, Loader, Progress, TeacherSource, UserError
 from helper.reporting import event_writer, log, open_run_log, require_backend, start_log
-from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
+from helper.runs import RunFolder, link_short_name, refuse_differences, run_name, who_has
 from helper.schedule import make_schedule
 from helper.seeding import rng_state, seed_everything
 from helper.teacher import SharedTeacher
@@ -402,15 +402,5 @@ def finish(
         link = link_short_name(folder.models.parent, settings.model, folder, settings.distill)
         if link is None:
             log.info("no link %s_%s could be made here", settings.model, settings.distill)
-        elif link.resolve() == folder.models.resolve():
-            log.info("also reachable as %s", link)
         else:
-            away = f"rm {link}" if link.is_symlink() else f"mv {link} {link}_before"
-            log.info(
-                "%s is another run or file and stays as it is: who finishes first keeps the name; "
-                "this run takes it by %s && ln -s %s %s",
-                link,
-                away,
-                folder.models.name,
-                link,
-            )
+            log.info(who_has(link, folder))
