@@ -39,24 +39,40 @@ def parse(argv):
     parser.add_argument(
         "--dataset",
         default="STL-10",
-        help="what to probe on: STL-10, TinyImageNet, or any set of images held in memory",
+        help="what to probe on: STL-10 (the default), TinyImageNet, or any set of images held in memory",
     )
-    parser.add_argument("--data", "--data_folder", default="../data/", help="where it lies")
-    parser.add_argument("--solver", default="sgd", choices=("sgd", "lbfgs"), help="sgd as published, or to the optimum")
-    parser.add_argument("--epochs", type=int, help="of SGD (100); most iterations of L-BFGS (500)")
-    parser.add_argument("--init_lr", "--learning_rate", type=float, default=0.1)
-    parser.add_argument("--milestones", type=int, nargs="+", default=[30, 60, 90], help="epochs done before each decay")
-    parser.add_argument("--weight_decay", type=float, help="0 for sgd, 1e-3 for lbfgs unless given")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--views", type=int, default=1, help="of each training image: the whole one, then random crops")
+    parser.add_argument("--data", "--data_folder", default="../data/", help="where it lies (default ../data/)")
     parser.add_argument(
-        "--norm", default="own", choices=("own", "published"), help="pixel statistics: the network's own"
+        "--solver",
+        default="sgd",
+        choices=("sgd", "lbfgs"),
+        help="sgd (the default) as published, or lbfgs to the optimum",
     )
-    parser.add_argument("--image_size", type=int, help="what the network sees; what it was designed for unless given")
-    parser.add_argument("--few_ratio", type=float, default=1.0, help="share of the training images")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the features")
-    parser.add_argument("--manual_seed", "--seed", type=int, default=0)
-    parser.add_argument("--gpu_id", default="0")
+    parser.add_argument("--epochs", type=int, help="of SGD (default 100); most iterations of L-BFGS (default 500)")
+    parser.add_argument("--init_lr", "--learning_rate", type=float, default=0.1, help="of SGD (default 0.1)")
+    parser.add_argument(
+        "--milestones",
+        type=int,
+        nargs="+",
+        default=[30, 60, 90],
+        help="epochs done before each decay (default 30 60 90)",
+    )
+    parser.add_argument("--weight_decay", type=float, help="default 0 for sgd, 1e-3 for lbfgs")
+    parser.add_argument("--batch_size", type=int, default=64, help="of SGD (default 64)")
+    parser.add_argument(
+        "--views", type=int, default=1, help="of each training image (default 1): the whole one, then random crops"
+    )
+    parser.add_argument(
+        "--norm",
+        default="own",
+        choices=("own", "published"),
+        help="pixel statistics: the network's own (default), or those of the published probe",
+    )
+    parser.add_argument("--image_size", type=int, help="what the network sees (default: what it was designed for)")
+    parser.add_argument("--few_ratio", type=float, default=1.0, help="share of the training images (default 1)")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the features (default fp32)")
+    parser.add_argument("--manual_seed", "--seed", type=int, default=0, help="random seed (default 0)")
+    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0)")
     parser.add_argument("--json", help="write the result there, too")
     args = parser.parse_args(normalised(argv))
     for name, value in (SGD if args.solver == "sgd" else LBFGS).items():

@@ -33,7 +33,7 @@ class DataOptions:
     For sets that are decoded as they are read: num_workers: processes that decode for this rank, or threads of DALI.
     dali: "cpu" or "gpu", DALI instead of them. classes_subset: a number of classes or their names, separated by commas.
     skip_corrupt: count images that cannot be read, and go on. augment: none, randaugment, trivialaugment, autoaugment.
-    random_erase: probability. repeated_augmentation: how often a sample comes in an epoch, if it does.
+    random_erase: probability. repeated_augmentation: copies of each drawn sample in an epoch.
     Of action recordings: modality: names of what is read, first that of the network that is tested, then the teacher's.
     data_split: a published protocol, None for the first. num_segments: frames of a clip. window: samples of a sensor
     window, None for 224. clip_cache: folder of decoded frames, None for memory.

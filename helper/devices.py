@@ -12,8 +12,11 @@ from helper.protocols import UserError
 from helper.taps import TappedNet
 
 
-def pick_device(gpu_id: str, place: int = 0) -> tuple[torch.device, str | None]:
-    """The device of --gpu_id, and a notice if it is not what was asked for. place: of several ids, this process's."""
+def pick_device(gpu_id: str, place: int = 0, processes: int | None = None) -> tuple[torch.device, str | None]:
+    """The device of --gpu_id, and a notice if it is not what was asked for.
+
+    place: of several ids, this process's. processes: of the run; None where a script never starts several.
+    """
     ids = [part.strip() for part in gpu_id.split(",") if part.strip()]
     if not ids or not all(part.isdecimal() for part in ids):
         raise UserError(f"--gpu_id '{gpu_id}' must be a GPU number, such as 0")
@@ -26,7 +29,11 @@ def pick_device(gpu_id: str, place: int = 0) -> tuple[torch.device, str | None]:
         )
     # what is called float32 here is float32; bf16 is for speed
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.device("cuda", chosen), None
+    notice = None
+    if len(ids) > 1 and processes in (None, 1):
+        several = "" if processes is None else "add --multiprocessing_distributed, or "
+        notice = f"--gpu_id {gpu_id} names {len(ids)} devices and this process uses the first: {several}name one"
+    return torch.device("cuda", chosen), notice
 
 
 def native_bf16(device: torch.device) -> bool:

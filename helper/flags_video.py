@@ -28,7 +28,12 @@ DATA = (
         result=True,
     ),
     _switch(("--no_flip",), "never mirror clips", result=True),
-    Flag(("--flip_pairs",), "", "classes that change places in a mirrored clip, as 86:87,93:94,166:167", result=True),
+    Flag(
+        ("--flip_pairs",),
+        "",
+        "classes that change places in a mirrored clip, as 86:87,93:94,166:167 (default: none)",
+        result=True,
+    ),
     Flag(("--frame_template",), "img_{:05}.jpg", "file name of an extracted frame"),
     Flag(("--frame_cache",), None, "folder that keeps decoded frames, resized to --short_side, as uint8"),
     Flag(

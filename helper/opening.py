@@ -29,6 +29,7 @@ from helper.networks import Network, load_network, position_notice, started_from
 from helper.options import Settings
 from helper.protocols import Batch, DataSet, ModelSpec, TeacherSource, UserError
 from helper.reporting import log
+from helper.schedule import parse_decay_epochs
 from helper.seeding import seed_everything
 from helper.teacher import SharedTeacher, keep_dropout
 from models import model_for
@@ -44,7 +45,7 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
     gpu_id, place = settings.gpu_id, distributed.local_rank()
     if settings.sources["gpu_id"] == "default" and place:
         gpu_id = ",".join(map(str, range(place + 1)))
-    device, notice = pick_device(gpu_id, place)
+    device, notice = pick_device(gpu_id, place, distributed.world_size())
     if notice:
         log.info(notice)
     if settings.deterministic:
@@ -218,6 +219,21 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
     settings.without_effect |= {k: reason for k, reason in why.items() if k in given}
     if settings.without_effect:
         log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in settings.without_effect.items()))
+
+
+def notice_of_decays(lanes: Sequence[Settings]) -> None:
+    """Say that the rate will never be lowered, where a shorter run kept the decays of a longer one."""
+    lines = []
+    for s in lanes:
+        decays = parse_decay_epochs(s.lr_decay_epochs)
+        moved = "command line" in (s.sources["epochs"], s.sources["lr_decay_epochs"])
+        if moved and s.schedule == "step" and decays and decays[0] >= s.epochs:
+            lines.append(
+                f"--lr_decay_epochs {s.lr_decay_epochs}: none comes before --epochs {s.epochs} ends, the learning rate "
+                f"stays at {s.learning_rate:g}"
+            )
+    for line in dict.fromkeys(lines):
+        log.info(line)
 
 
 def student_spec(settings: Settings, data: DataSet) -> ModelSpec:

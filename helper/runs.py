@@ -229,6 +229,17 @@ def link_short_name(models_root: Path, model: str, run: RunFolder, method: str =
     return link
 
 
+def who_has(link: Path, run: RunFolder) -> str:
+    """Whether a short name leads to this run, and, if not, the command that makes it."""
+    if link.resolve() == run.models.resolve():
+        return f"also reachable as {link}"
+    away = f"rm {link}" if link.is_symlink() else f"mv {link} {link}_before"
+    return (
+        f"{link} is another run or file and stays as it is: who finishes first keeps the name; this run takes it by "
+        f"{away} && ln -s {run.models.name} {link}"
+    )
+
+
 def environment() -> dict[str, Any]:
     """Commit, versions and hardware, for env.json."""
 

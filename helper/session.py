@@ -23,6 +23,7 @@ from helper.memory import LaneMemory
 from helper.networks import Network, file_checksum, load_backbone, position_notice
 from helper.opening import (
     measure_teacher,
+    notice_of_decays,
     notice_without_effect,
     open_data,
     open_teacher,
@@ -33,7 +34,7 @@ from helper.opening import (
 from helper.options import Settings, parse_lanes
 from helper.protocols import DataSet, Loader, Progress, TeacherSource, UserError
 from helper.reporting import event_writer, log, open_run_log, require_backend, start_log
-from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
+from helper.runs import RunFolder, link_short_name, refuse_differences, run_name, who_has
 from helper.schedule import make_schedule
 from helper.seeding import rng_state, seed_everything
 from helper.teacher import SharedTeacher
@@ -94,6 +95,7 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     teacher = None if is_teacher else open_teacher(lanes, data)
     for lane in lanes:
         notice_without_effect(lane, data, device)
+    notice_of_decays(lanes)
     ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
     loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device, **ranks)
     if settings.mixup or settings.cutmix or settings.label_smoothing:
@@ -404,7 +406,5 @@ def finish(
         link = link_short_name(folder.models.parent, settings.model, folder, settings.distill)
         if link is None:
             log.info("no link %s_%s could be made here", settings.model, settings.distill)
-        elif link.resolve() == folder.models.resolve():
-            log.info("also reachable as %s", link)
         else:
-            log.info("%s is another run or file and stays as it is", link)
+            log.info(who_has(link, folder))

@@ -6,7 +6,7 @@
 # The part two_cores, three minutes by the clock on the wall, needs an idle machine and runs only where it is named.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PYTHON=${PYTHON:-python}
+[[ -n "${PYTHON:-}" ]] || source scripts/setup.sh
 DTYPE=${DTYPE:-bf16}
 TO=results/bench_cpu_$DTYPE
 into() {

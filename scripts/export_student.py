@@ -225,6 +225,9 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     return gaps
 
 
+FORMS = ("safetensors", "export", "onnx")
+
+
 def push(folder: Path, repository: str) -> None:
     hub = needs("huggingface_hub")
     try:
@@ -239,18 +242,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", required=True, help="checkpoint, _best.pth or _last.pth of a run")
     parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
-    parser.add_argument("--dataset", default="cifar100", help="whose test samples it is tried on")
-    parser.add_argument("--data_folder", default="../data/")
-    parser.add_argument("--image_size", type=int)
+    parser.add_argument("--dataset", default="cifar100", help="whose test samples it is tried on (default cifar100)")
+    parser.add_argument("--data_folder", default="../data/", help="where data sets lie (default ../data/)")
+    parser.add_argument("--image_size", type=int, help="side of the images (default: as in training)")
     add_as_trained(parser)
     parser.add_argument("--images", type=int, default=1000, help="test samples to compare on (default 1000)")
-    parser.add_argument("--forms", nargs="+", default=["safetensors", "export", "onnx"])
-    parser.add_argument("--name", help="heading of the model card")
+    parser.add_argument(
+        "--forms", nargs="+", default=list(FORMS), help=f"what is written, of {', '.join(FORMS)} (default: all)"
+    )
+    parser.add_argument("--name", help="heading of the model card (default: NETWORK on DATA SET)")
     parser.add_argument("--push_to", help="repository on a model hub, as user/name (huggingface_hub)")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     args = parser.parse_args(normalised(argv))
-    if stray := set(args.forms) - {"safetensors", "export", "onnx"}:
-        raise UserError(f"--forms {', '.join(sorted(stray))}: known are safetensors, export, onnx")
+    if stray := set(args.forms) - set(FORMS):
+        raise UserError(f"--forms {', '.join(sorted(stray))}: known are {', '.join(FORMS)}")
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -44,6 +44,7 @@ SHARED = {  # setting of the protocol -> its default, which is what a run did th
 }
 SPELLED_OUT = ("dataset", "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "schedule")
 SPELLED_OUT += ("lr_min", "weight_decay", "precision")  # by describe_protocol(), whatever their values
+CHECKSUMS = {"data": "training data", "test_data": "test data", "teacher": "teacher's weights"}  # in an identity
 NAMELESS = ("folder", "video")  # data sets whose name does not tell what they hold
 
 
@@ -212,6 +213,18 @@ def side_by_side(groups: Sequence[Sequence[Run]]) -> list[str]:
     return [f"Trained side by side, on the same batches in the same order, for each seed: {'; '.join(lists)}."]
 
 
+def checksums(groups: Sequence[Sequence[Run]], rows: Sequence[Sequence[str]], protocols: Sequence[str]) -> list[str]:
+    """A note on what the hexadecimal numbers are that a label or a protocol shows."""
+    identities, labels = [run.identity for group in groups for run in group], [row[0] for row in rows]
+    told_apart = [
+        f"`{name}` of the {what}"
+        for name, what in CHECKSUMS.items()
+        if any(f", {told(i, name)}" in label for i in identities if i.get(name) for label in labels)
+    ]
+    shown = told_apart + ["`test set` of the test data"] * any(", test set " in text for text in protocols)
+    return [f"Checksums, equal for equal contents: {', '.join(shown)}."] if shown else []
+
+
 def protocol(run: Run) -> dict[str, Any]:
     """What must be equal for two numbers to be comparable, beside method and networks."""
     found = {k: run.identity.get(k, default) for k, default in SHARED.items()}
@@ -339,6 +352,7 @@ def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str
         "protocol. Chance is one in as many as there are classes. Loss and own term: means over train in the first and "
         "the last epoch; the loss is weighted as in that epoch (some weights rise with time), the method's own term is "
         "not.",
+        *checksums(groups, rows, protocols),
         *side_by_side(groups),
         f"Seeds: {', '.join(map(str, sorted({r.identity['seed'] for g in groups for r in g})))}.",
         f"Hardware: {'; '.join(hardware)}.",

@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from helper.jobs import ROOT, TrainCommand
+from helper.opening import read_json
 from helper.options import Settings, normalised, parse, parse_lanes, published_name
 from helper.protocols import Side, UserError
 from helper.published import FOLDER, Cell, Table, as_script, read_table, tables
@@ -267,6 +268,19 @@ def chosen_cells(table: Table, only: str) -> list[Cell]:
     return [c for c in table.cells if not words or {c.row.lower(), c.student.lower()} & meant]
 
 
+def short_teachers(pending: Iterable[Want]) -> list[str]:
+    """A warning for each teacher whose run, if recorded beside its checkpoint, was shorter than the table's."""
+    warnings = {}
+    for want in pending:
+        path = None if want.cell.alone else Path(want.settings.path_t[0])
+        if path is None or path in warnings:
+            continue
+        recorded, due = read_json(path.parent / "parameters.json").get("epochs"), want.cell.settings.epochs
+        if isinstance(recorded, int) and recorded < due:
+            warnings[path] = f"warning: the teacher {path} was trained for {recorded} epochs, the table's for {due}"
+    return list(warnings.values())
+
+
 def write_scripts() -> None:
     """Bring scripts/cifar100/*_table.sh in line with the tables."""
     for name in tables():
@@ -313,11 +327,24 @@ def key_values(text: str) -> dict[str, Any]:
     return out
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, except that a flag of training is answered with its place."""
+
+    def error(self, message: str) -> Any:
+        kind, _, words = message.partition(": ")
+        if kind == "unrecognized arguments":
+            raise UserError(
+                f"run_table.py does not know {words}: flags of training come after --, as in run_table.sh simkd -- "
+                "--data_folder ../data/"
+            )
+        super().error(message)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index("--") if "--" in argv else len(argv)
     argv, extra = argv[:cut], argv[cut + 1 :]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", nargs="?", help="see --list; or the path of a table of your own, FILE.toml")
     parser.add_argument("--list", action="store_true", help="name the tables")
     parser.add_argument("--trials", type=int, default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
@@ -353,6 +380,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{table.name}: {len(everything)} runs, {len(finished)} finished, {len(pending)} to do in {len(jobs)} processes"
     )
+    for warning in short_teachers(pending):
+        print(warning)
     if args.dry_run:
         for want in finished:
             print(f"# finished: {want.label}")

@@ -3,6 +3,12 @@
 # requirements-extra.txt too.
 # Uses the active virtual environment if there is one, else makes .venv in the repository. Needs Python 3.11 or 3.12.
 set -euo pipefail
+# a script whose first word is ${1:?some file or folder} cannot mean a flag by it
+first=$(sed -n 's/^[a-z_]*=\${1:?\(.*\)}$/\1/p' -- "$0" 2>/dev/null || true)
+if [ -n "$first" ] && [[ ${1:-} == -* ]]; then
+    echo "$(basename "$0"): '$1' is a flag, and the first word must be the $first: flags come last" >&2
+    exit 2
+fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 if [ -n "${VIRTUAL_ENV:-}" ]; then

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Search a method's settings without looking at the test set.
 
-    python scripts/tune.py --search beta=0.1:10:log kd_T=1:8 --trials 20 -- --path_t T.pth --distill dkd --epochs 60
+    python scripts/tune.py --search beta=0.1:10:log kd_T=1:8 --trials 20 -- --path_t T.pth --distill dkd --epochs 60 \\
+        --lr_decay_epochs 38,45,53
 
 Each trial trains on all but a stratified slice of the training set (--val_fraction, default 0.1) and is judged by the
 last epoch on that slice. NAME=LOW:HIGH[:log] draws numbers (whole ones where both ends are whole and the flag is one),

@@ -2,12 +2,16 @@
 # Two hosts on one machine: two Linux network namespaces with addresses of their own, a torchrun in each, one run over both.
 # The second host is killed in mid-run and started again; the run goes on from its last checkpoint and ends well.
 #   bash scripts/two_hosts.sh SAVE_ROOT [arguments of train_teacher.py]
+# Runs in $PYTHON, else the active virtual environment, else .venv, else python3.
 # Needs the right to make network namespaces (root, or CAP_NET_ADMIN and CAP_SYS_ADMIN) and iproute2; exit code 77 without.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 save=${1:?folder for the run}
 shift
-PYTHON=${PYTHON:-python3}
+fallback=$PWD/.venv/bin/python
+[ -x "$fallback" ] || fallback=python3
+PYTHON=${PYTHON:-${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}}
+PYTHON=${PYTHON:-$fallback}
 a=retort-a-$$ b=retort-b-$$ port=29400
 addresses=(10.77.0.1 10.77.0.2)
 mkdir -p "$save"

@@ -31,6 +31,7 @@ def students(calls):
 def test_a_study(name, interpreter, monkeypatch):
     count, after = STUDIES[name]
     calls = interpreter.run(f"cifar100/{name}_study.sh", "T.pth", "DATA", "SAVE", "1")
+    assert (interpreter.tree / "SAVE" / "study.log").exists()
     lanes = students(calls)
     assert count in (None, len(lanes))
     assert len({str(sorted(lane.identity.items(), key=str)) for lane in lanes}) == len(lanes)  # nothing comes twice
@@ -81,6 +82,13 @@ def test_the_quickstart(interpreter, monkeypatch):
     assert [lane.distill for lane in lanes] == ["vanilla", "kd", "simkd"] and {lane.trial for lane in lanes} == {"3"}
     assert [lane.path_t for lane in lanes] == [None, *[[f"{TEACHER}/resnet20_best.pth"]] * 2]
     assert understood(*table[:1], table[1:], monkeypatch).dataset == "digits"
+
+
+def test_the_quickstart_reads_its_table_where_it_trained(tmp_path, monkeypatch):
+    answer = "echo 'result in a b/teachers/models/resnet20_vanilla_digits_trial_0'"
+    *_, table = Interpreter(tmp_path, answer).run("quickstart.sh", "--save_root", "a b")
+    args = understood(*table[:1], table[1:], monkeypatch)
+    assert [str(root) for root in args.root] == ["a b"] and args.dataset == "digits"
 
 
 def test_the_example_of_a_grid():

@@ -13,6 +13,8 @@ import torch
 from commands import ENV, ROOT
 from PIL import Image
 
+from helper.devices import pick_device
+
 SHORT = ("--epochs", 1, "--max_steps", 2, "--tb_backend", "none")
 
 
@@ -49,6 +51,9 @@ def student(commands, teacher, tmp_path):
         (("--distill", "simkd", "-f", 3), ("--factor 3", "64 channels")),
         (("--lr_decay_epochs", "150;180"), ("--lr_decay_epochs '150;180'",)),
         (("--lr_decay_epochs", "180,150"), ("increasing",)),
+        (("--lr_decay_epochs", 150, 180, 210), ("--lr_decay_epochs 150 180 210", "by commas", "150,180,210")),
+        (("--weight", "5e-4"), ("--weight takes NAME=NUMBER", "not 5e-4", "--weight_decay")),
+        (("--init_epochs", 0), ("--init_epochs 0 must be at least 1",)),
         (("--gpu_id", "x"), ("--gpu_id 'x'",)),
         (("--trial", "a/b"), ("--trial 'a/b'",)),
         (("--trial", "a\nb"), ("--trial 'a\\nb'",)),
@@ -115,6 +120,27 @@ def test_a_malformed_command_line(student, argv, words):
     done = student(*argv)
     assert done.code == 2 and "Traceback" not in done.err and "--help" in done.err
     assert all(word in done.err for word in words), done.err
+
+
+def test_a_rate_that_is_never_lowered(commands, teacher, tmp_path):
+    words = "--lr_decay_epochs 150,180,210: none comes before --epochs 1 ends, the learning rate stays at 0.01"
+    argv = ("--path_t", teacher, *SHORT, "--dry_run", "--lr", 0.01)
+    assert commands.student(*argv, "--distill", "kd,at", cwd=tmp_path).finished().out.count(words) == 1
+    for fits in (("--epochs", 2, "--lr_decay_epochs", 1), ("--schedule", "cosine"), ("--lr_decay_epochs", "")):
+        assert "none comes before" not in commands.student(*argv, *fits, cwd=tmp_path).finished().out
+
+
+def test_several_devices_for_one_process(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    alone = "--gpu_id 2,3 names 2 devices and this process uses the first: "
+    assert pick_device("2,3", 0, 1) == (
+        torch.device("cuda", 2),
+        f"{alone}add --multiprocessing_distributed, or name one",
+    )
+    assert pick_device("2,3") == (torch.device("cuda", 2), f"{alone}name one")  # no flag starts several
+    assert pick_device("2,3", 1, 2) == (torch.device("cuda", 3), None)  # one of two processes
+    assert pick_device("3", 0, 1) == (torch.device("cuda", 3), None)
 
 
 def test_no_teacher_named(commands, tmp_path):

@@ -9,15 +9,18 @@ from helper.listing import paper_of
 from helper.options import parse
 
 FOLDER = ROOT / "scripts" / "cifar100" / "methods"
+RUN = "save/hkd/students/models/x"  # where the stand-in says that its result lies
 RELEASED = {"cat_kd"}  # settings of this pair that are not the paper's
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def interpreter(tmp_path_factory):
+    return Interpreter(tmp_path_factory.mktemp("interpreter"), f"echo 'result in {RUN}'")
+
+
+@pytest.fixture(scope="module")
+def run(interpreter):
     """Script -> the settings of every command it runs."""
-    made = "save/hkd/students/models/x"
-    answer = f'case "$*" in *save/hkd*) mkdir -p {made}; touch {made}/resnet8x4_double_best.pth;; esac'
-    interpreter = Interpreter(tmp_path_factory.mktemp("interpreter"), answer)
 
     def run(method):
         given = () if method_dict[method].teacher_mode != "frozen" else ("T.pth",)
@@ -66,5 +69,12 @@ def test_the_command_is_the_published_one(method, run):
 def test_hkd_trains_its_auxiliary_teacher_first(run):
     first, second = run("hkd")
     assert (first.distill, first.model_s, first.beta, first.path_t) == ("pkt", "resnet8x4_double", 30000, ["T.pth"])
-    (teacher,) = second.path_t
-    assert teacher.startswith(first.save_root) and teacher.endswith("resnet8x4_double_best.pth")
+    assert first.save_root == "save/hkd" and second.path_t == [f"{RUN}/resnet8x4_double_best.pth"]  # this very run's
+
+
+def test_a_flag_in_the_place_of_the_teacher_is_refused(interpreter):
+    done = interpreter.bash("cifar100/methods/kd.sh", "--trial", "1")
+    assert done.returncode == 2 and not (interpreter.venv / "asked").read_text()
+    assert done.stderr == (
+        "kd.sh: '--trial' is a flag, and the first word must be the path of a resnet32x4 checkpoint: flags come last\n"
+    )

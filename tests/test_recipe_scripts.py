@@ -22,7 +22,7 @@ SCRIPTS = {  # script -> arguments, programs it calls
         (*VIT, "ResNet50", "--image_size", "224"),
         ["train_student.py"] * 4 + ["scripts/make_table.py", "scripts/cakd/robustness.py"],
     ),
-    "cakd/cifar100.sh": (("T.pth", "vit_tiny_cifar", "DATA", "SAVE"), ["train_student.py"] * 3),
+    "cakd/cifar100.sh": (("T.pth", "vit_tiny_cifar", "DATA", "SAVE", "ResNet50", "3", *MORE), ["train_student.py"] * 3),
     "cakd/imagenet_baseline.sh": (("DATA", "SAVE", "ResNet50", *MORE), ["train_student.py"]),
     "cakd/imagenet_cakd.sh": (("DATA", "SAVE", "T.pth", "code", "ResNet18", SWIN, *MORE), ["train_student.py"]),
     "cakd/imagenet_logits.sh": (("DATA", "SAVE", "T.pth", "ResNet50", SWIN, *MORE), ["train_student.py"]),
@@ -30,7 +30,7 @@ SCRIPTS = {  # script -> arguments, programs it calls
         ("DATA", "SAVE", "T.pth", SWIN, *MORE),
         ["train_student.py"] * 6 + ["scripts/make_table.py"],
     ),
-    "cakd/teacher.sh": (("T.pth", "DATA", "SAVE"), ["train_student.py"]),
+    "cakd/teacher.sh": (("T.pth", "DATA", "SAVE", "vit_tiny_cifar", "wrn_16_2", *MORE), ["train_student.py"]),
     "vskd/teacher.sh": (("DATA", "trial", "--epochs", "3"), ["train_teacher.py"]),
     "vskd/student.sh": (("DATA", "T.pth"), ["train_student.py"]),
     "video/tsm_teacher.sh": ((), ["train_teacher.py", "test_model.py"]),
@@ -99,6 +99,27 @@ def test_every_command_is_understood(script, gpus, interpreter, monkeypatch):
         understood(program, argv, monkeypatch)
         for pattern in (word for word in argv if re.search(r"\.pth$", word)):
             assert any(fnmatch(file, pattern) for file in files), (pattern, files)
+
+
+LEAVES = """
+for word in "$@"; do
+    case ${before:-} in --save_root) root=$word ;; --model | --model_s) model=$word ;; esac
+    before=$word
+done
+case "$1" in train_*) mkdir -p "$root/run" && touch "$root/run/${model}_last.pth" ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    "study, before", [("cakd", ["T.pth", "a set", "some images"]), ("hsakd", ["T.pth", "a set", "t"])]
+)
+def test_a_study_takes_folders_with_blanks(study, before, tmp_path):
+    save = str(tmp_path / "my runs")
+    calls = Interpreter(tmp_path / "interpreter", LEAVES).run(f"{study}/short_study.sh", *before, save)
+    trained = [parse(argv, teacher=program == TRAIN[0]) for program, *argv in calls if program in TRAIN]
+    assert {s.data_folder for s in trained} == ({"a set"} if study == "hsakd" else {"a set", "some images"})
+    assert len(trained) > 8 and all(s.save_root.startswith(save) for s in trained)
+    assert all(s.data_folder == "some images" for s in trained if s.dataset == "folder")
 
 
 def test_a_message_ends_where_it_is_meant_to():

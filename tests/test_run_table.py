@@ -170,6 +170,8 @@ def test_mistakes_are_one_sentence(tmp_path):
         "simkd", "--only", "KD", "--", "--save_root", str(tmp_path), "--path_t", "no.pth"
     )
     assert "slurm_partition" in refused("simkd", "--executor", "slurm", "--slurm", "gpu", "--only", "student alone")
+    said = refused("simkd", "--data_folder", "a b", "--only", "KD")
+    assert "--data_folder a b" in said and "after --" in said
     (tmp_path / "mine.toml").write_text("title = 'x'")
     assert "has no epoch" in refused(str(tmp_path / "mine.toml"))
 
@@ -235,6 +237,16 @@ def test_a_grid_is_run_once(place, run):
     assert len(made) == 3 and all((f / "parameters.json").exists() for f in made)
     (made[0] / "parameters.json").unlink()
     assert "2 finished, 1 to do in 1 processes" in run("--dry-run")
+
+
+def test_a_teacher_of_a_shorter_run_is_named(place, run):
+    assert "warning" not in run("--dry-run")  # nothing is recorded beside it
+    beside = place / "save/teachers/models/resnet8_vanilla/parameters.json"
+    beside.write_text('{"epochs": 240}')
+    assert "warning" not in run("--dry-run")
+    beside.write_text('{"epochs": 3}')
+    (line,) = [line for line in run("--dry-run").splitlines() if line.startswith("warning: the teacher ")]
+    assert "resnet8_vanilla/resnet8_best.pth was trained for 3 epochs, the table's for 240" in line
 
 
 def test_an_interrupted_grid_goes_on(place, run, capfd):

@@ -20,7 +20,7 @@ from helper.checkpoint import read_checkpoint
 from helper.options import parse
 from helper.protocols import UserError
 from helper.registry import Registry
-from helper.runs import RunFolder, link_short_name, refuse_differences, run_name
+from helper.runs import RunFolder, link_short_name, refuse_differences, run_name, who_has
 from models import model_dict
 
 TAGS = ["train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss"]
@@ -273,6 +273,8 @@ def test_help_and_list(commands):
     plain, crd = commands("train_student.py", "--help"), commands("train_student.py", "--distill", "crd", "--help")
     assert plain.finished() and "--nce_k" not in plain.out and "--path_t" in plain.out
     assert crd.finished() and "--nce_k" in crd.out and "--factor" not in crd.out
+    words = " ".join(plain.out.split())
+    assert "(default simkd)" in words and "(default 240; by data set)" in words and "(default )" not in words
     listed = commands("train_student.py", "--list").finished().out
     assert "simkd" in listed and "fitnet, hint" in listed and "resnet32x4" in listed and "digits" in listed
 
@@ -333,10 +335,16 @@ def test_the_short_name_never_replaces(tmp_path):
     link = link_short_name(tmp_path, "resnet8", first)
     assert link == tmp_path / "resnet8_vanilla" and os.readlink(link) == first.models.name
     assert link_short_name(tmp_path, "resnet8", second) == link and link.resolve() == first.models.resolve()
+    assert who_has(link, first) == f"also reachable as {link}"
+    said = who_has(link, second)
+    assert "who finishes first keeps the name" in said
+    subprocess.run(said.rpartition("takes it by ")[2], shell=True, check=True)
+    assert link.resolve() == second.models.resolve()
+    subprocess.run(who_has(link, first).rpartition("takes it by ")[2], shell=True, check=True)
     shutil.rmtree(first.models)  # the link now leads nowhere, and is somebody's still
     assert link_short_name(tmp_path, "resnet8", second) == link and os.readlink(link) == first.models.name
     (tmp_path / "vgg8_vanilla").mkdir()
-    link_short_name(tmp_path, "vgg8", second)
+    assert f"mv {tmp_path / 'vgg8_vanilla'} " in who_has(link_short_name(tmp_path, "vgg8", second), second)
     assert not (tmp_path / "vgg8_vanilla").is_symlink()
 
 

@@ -88,6 +88,19 @@ def test_two_image_folders_are_two_experiments(tmp_path):
     (folder / "args.json").write_text(json.dumps(args))
     with pytest.raises(UserError, match="test set other"):
         against_pairs(find_runs(tmp_path, None))
+    words = "Checksums, equal for equal contents: `test set` of the test data."
+    assert words in table(find_runs(tmp_path, None))[2]
+
+
+def test_checksums_that_tell_rows_apart_are_explained(tmp_path):
+    for trial, data in enumerate(("da7a", "d1f2")):
+        folder = write_run(tmp_path, f"--distill kd --trial {trial}", [60], teacher="resnet32x4")
+        args = json.loads((folder / "args.json").read_text())
+        args["identity"]["data"] = data
+        (folder / "args.json").write_text(json.dumps(args))
+    _, rows, notes = table(find_runs(tmp_path, None))
+    assert sorted(row[0] for row in rows) == ["kd, data d1f2", "kd, data da7a"]
+    assert "Checksums, equal for equal contents: `data` of the training data." in notes
 
 
 def test_each_publication_keeps_its_number(runs):

@@ -26,11 +26,11 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHON
 mkdir -p "$save"
 
-cifar_recipe="--dataset cifar100 --data_folder $cifar --few_ratio 0.1 --model_s resnet8 --learning_rate 0.05
+cifar_recipe="--dataset cifar100 --few_ratio 0.1 --model_s resnet8 --learning_rate 0.05
     --lr_decay_epochs 6,8"
-folder_recipe="--dataset folder --data_folder $images --image_size 224 --model_s shufflenet_v2_x0_5 --batch_size 32
+folder_recipe="--dataset folder --image_size 224 --model_s shufflenet_v2_x0_5 --batch_size 32
     --learning_rate 0.05 --lr_decay_epochs 6,8"
-resnet_recipe="--dataset folder --data_folder $images --image_size 224 --model_s ResNet18 --batch_size 32
+resnet_recipe="--dataset folder --image_size 224 --model_s ResNet18 --batch_size 32
     --optimizer adamw --learning_rate 5e-4 --weight_decay 0.05 --schedule cosine --warmup_epochs 1"
 common="--epochs 10 --clip_grad 5 --tb_backend none"
 
@@ -58,16 +58,17 @@ cifar_teacher=$(only "$save/teacher_cifar" vit_micro_cifar_last.pth)
 folder_teacher=$(only "$save/teacher_folder" vit_micro_224_last.pth)
 
 run() {
-    local set=$1 method=$2 trial=$3 path=() recipe=$cifar_recipe teacher=$cifar_teacher
+    local set=$1 method=$2 trial=$3 path=() recipe=$cifar_recipe teacher=$cifar_teacher data=$images
+    [ "$set" = cifar ] && data=$cifar
     [ "$set" = folder ] && recipe=$folder_recipe teacher=$folder_teacher
     [ "$set" = resnet ] && recipe=$resnet_recipe teacher=$folder_teacher
     [ "$method" = baseline ] || path=(--path_t "$teacher")
     # shellcheck disable=SC2086 (a list of flags)
-    "$PYTHON" train_student.py $recipe $common --distill "$method" ${path[@]+"${path[@]}"} --trial "$trial" \
+    "$PYTHON" train_student.py $recipe $common --data_folder "$data" --distill "$method" ${path[@]+"${path[@]}"} --trial "$trial" \
         --save_root "$save/$set" $train
 }
 export -f run
-export cifar_recipe folder_recipe resnet_recipe common train cifar_teacher folder_teacher save
+export cifar images cifar_recipe folder_recipe resnet_recipe common train cifar_teacher folder_teacher save
 printf '%s\n' {cifar,folder,resnet}' '{baseline,logits,cakd}' '{0,1} |
     xargs -P "$jobs" -I{} bash -c 'set -euo pipefail; run {}' >>"$save/study.log"
 "$PYTHON" scripts/cakd/table.py --root "$save/cifar" --out "$results"/cakd_short_cifar100.md \

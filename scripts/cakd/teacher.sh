@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A small Vision Transformer for CIFAR-100 from scratch, itself taught by a CNN's logits (as DeiT's are).
-#   bash scripts/cakd/teacher.sh CNN.pth DATA_FOLDER SAVE_ROOT [MODEL] [MODEL_T]
+#   bash scripts/cakd/teacher.sh CNN.pth DATA_FOLDER SAVE_ROOT [MODEL] [MODEL_T] [FLAG ...]
+# MODEL: what is trained, vit_tiny_cifar unless given; MODEL_T: the CNN's name, wrn_16_2 unless given; FLAGs go to the run.
 # AdamW and a cosine, as in short_study.sh, where this recipe is on record in a short schedule: in the first 300 steps of 32
 # images it left plain SGD behind (1e-3 against 0.02: cross-entropy 3.85 against 4.15). Not measured yet at full length.
 # The student of this command is the teacher of the next: SAVE_ROOT/students/models/S:MODEL_T:.../MODEL_best.pth
@@ -12,4 +13,4 @@ model=${4:-vit_tiny_cifar}
 model_t=${5:-wrn_16_2}
 "$PYTHON" train_student.py --dataset cifar100 --data_folder "$data" --save_root "$save" --model_s "$model" --distill kd \
     --path_t "$cnn" --model_t "$model_t" --epochs 240 --batch_size 64 --optimizer adamw --learning_rate 1e-3 \
-    --weight_decay 0.05 --schedule cosine --warmup_epochs 10
+    --weight_decay 0.05 --schedule cosine --warmup_epochs 10 "${@:6}"

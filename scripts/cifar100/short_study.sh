@@ -9,6 +9,7 @@ teacher=${1:?path of a resnet20 checkpoint}
 data=${2:?folder with cifar100.npz or the official files}
 save=${3:?folder for the runs}
 jobs=${4:-2}
+mkdir -p "$save"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHON
 
 run() {
@@ -22,6 +23,6 @@ run() {
 export -f run
 export teacher data save
 printf '%s\n' "simkd 0" "kd 0" "simkd 1" "kd 1" "vanilla 0" "vanilla 1" \
-    "vanilla 0 --precision fp32" "vanilla 1 --precision fp32" | xargs -P "$jobs" -I{} bash -c 'set -euo pipefail; run {}' >"$save.log"
+    "vanilla 0 --precision fp32" "vanilla 1 --precision fp32" | xargs -P "$jobs" -I{} bash -c 'set -euo pipefail; run {}' >"$save/study.log"
 "$PYTHON" scripts/make_table.py --root "$save" --out results/cifar100_short_resnet20_resnet8.md \
     --title "CIFAR-100, short schedule: resnet20 teaches resnet8"

@@ -25,7 +25,7 @@ if [ -n "${TRY:-}" ]; then
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHON data tiny save train probe
 mkdir -p "$save/probes"
-common="--dataset cifar100 --data_folder $data --nesterov --tb_backend none"
+common="--dataset cifar100 --nesterov --tb_backend none"
 export common
 
 only() { # FOLDER NAME: the one file of that name below it; short names of runs are links, which find does not follow
@@ -38,7 +38,7 @@ only() { # FOLDER NAME: the one file of that name below it; short names of runs 
     printf '%s\n' "$found"
 }
 # shellcheck disable=SC2086 (lists of flags)
-"$PYTHON" train_teacher.py $common --save_root "$save/teacher" --model wrn_16_2_aux --distill hsakd_teacher \
+"$PYTHON" train_teacher.py $common --data_folder "$data" --save_root "$save/teacher" --model wrn_16_2_aux --distill hsakd_teacher \
     --freeze_backbone --pretrained_backbone "$backbone" --few_ratio 0.25 --rotations 2 --epochs 4 --lr_decay_epochs 3 \
     --report_heads --trial 0 $train >"$save/teacher.log"
 teacher=$(only "$save/teacher" wrn_16_2_aux_last.pth)
@@ -48,8 +48,8 @@ run() { # METHOD RATIO TRIAL: train, then probe with both solvers
     local method=$1 ratio=$2 trial=$3 own="$save/$1_$2_$3" hsakd=() student solver
     [ "$method" = vanilla ] || hsakd=(--path_t "$teacher" --rotations 2)
     # shellcheck disable=SC2086 (lists of flags)
-    "$PYTHON" train_student.py $common --save_root "$own" --model_s resnet20_aux --distill "$method" ${hsakd[@]+"${hsakd[@]}"} \
-        --few_ratio "$ratio" --epochs 10 --lr_decay_epochs 6,8 --trial "$trial" $train
+    "$PYTHON" train_student.py $common --data_folder "$data" --save_root "$own" --model_s resnet20_aux \
+        --distill "$method" ${hsakd[@]+"${hsakd[@]}"} --few_ratio "$ratio" --epochs 10 --lr_decay_epochs 6,8 --trial "$trial" $train
     student=$(only "$own" resnet20_aux_last.pth)
     for solver in sgd lbfgs; do
         # shellcheck disable=SC2086 (a list of flags)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A short study on UTD-MHAD, cross-subject: a multi-scale TRN over BN-Inception, from scratch on clips of 64 px, teaches
-# students that read the accelerometer: alone, with KD and with DASK, three seeds each; and a student of Berkeley MHAD.
+# two networks that read the accelerometer, each alone, with KD and with DASK, three seeds; and a student of Berkeley MHAD.
 #   bash scripts/vskd/short_study.sh UTD_FOLDER BERKELEY_FOLDER SAVE_ROOT [CLIP_CACHE]
-# Cost: about 40 minutes on one core with native bf16. Published recipe (100 epochs, 224 px, ImageNet weights):
+# Cost: about 90 minutes on one core with native bf16. Published recipe (100 epochs, 224 px, ImageNet weights):
 # teacher.sh and student.sh. Writes results/vskd_utd_mhad_short.md, _confusion.png, _cost.md, vskd_berkeley_short.md.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 utd=${1:?folder of UTD-MHAD}
