@@ -43,7 +43,7 @@ WIDTH = 118
 PAPER = re.compile(
     r"(?P<title>.+?) \((?P<authors>[^(),]+?), (?:(?P<venue>[^(),]*?) )?(?P<year>\d{4})(?:, (?P<where>[^()]*))?\)"
 )
-MEASURED = Path(__file__).parents[1] / "results" / "cifar100_short_resnet20_resnet8.md"  # README shows it in short
+MEASURED = Path(__file__).parents[1] / "results" / "cifar100_scaled_resnet20_resnet8.md"  # README shows it in short
 COLUMNS = ("method", "network", "teacher", "last epoch", "(best)", "gain", "runs", "parameters", "MACs")
 COUNTED = Path(__file__).with_name("listing.json")
 KINDS = ("all", "methods", "models", "data")

@@ -5,8 +5,7 @@
 #   bash scripts/cifar100/scaled_study.sh TEACHER.pth DATA_FOLDER SAVE_ROOT [JOBS [flags of every training]]
 # The six students of a seed are lanes of one process: one order of the data, one teacher forward for all. A teacher cache
 # would not pay: it keeps 162 views of an image, and ten epochs look at ten. Interrupted, the same command goes on.
-# Cost, reckoned from 3.5 s per 5,000 images of resnet8 alone on one core with native bf16 and from counted MACs (a teacher
-# forward is nearly a student's step): 45 minutes a seed, 2.3 core-hours in all; JOBS seeds at a time.
+# Cost: about 47 minutes a seed on one core with native bf16, 2.4 core-hours in all; JOBS seeds at a time.
 # Table, report page and curves land in results/cifar100_scaled_resnet20_resnet8.md, .html and _curves.png.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 teacher=${1:?path of a resnet20 checkpoint}
