@@ -4,7 +4,7 @@ It parses, builds and trains one batch; the others are parsed, in test_documente
 data folder, and large data sets, by the fixture of the family (noise in the layout of the real data; digits for
 images); networks by the smallest of their kind, teachers by such a network with random weights; images get 16 px (clips
 32 px and 2 frames), batches 8 samples or fewer; of several trials there is one; nothing starts from published weights
-or a frozen backbone. Whatever else a command says, it says here.
+or a frozen backbone; recordings are split by people. Whatever else a command says, it says here.
 
 With `-m slow` every training command of every page and script is, each different one once, those of CIFAR-100 with the
 networks they name. The studies that are left out have run to their end: their tables lie in results/.
@@ -30,6 +30,7 @@ from models import model_dict, model_for
 README = (ROOT / "README.md").read_text()
 DIGITS = ("--dataset", "digits", "--image_size", "16", "--batch_size", "8")
 ACTIONS = ("--image_size", "32", "--window", "32", "--num_segments", "2", "--batch_size", "4")
+ACTIONS += ("--data_split", "cross_subject")
 CLIPS = ("--dataset", "video", "--image_size", "32", "--short_side", "32", "--num_segments", "2", "--batch_size", "3")
 VIT = ("T.pth", "vit_tiny_cifar", "DATA", "SAVE")
 SMALL = {  # kind of network -> (its smallest, classes and shapes of the fixture)
@@ -228,7 +229,8 @@ def teachers_of(settings):
     """The architecture of every file that teaches: as told, else as the file is named, else of the student's kind."""
     given = settings.values.get("model_t")
     named = [re.match(r"(.+)_(?:best|last)\.pth$", Path(path).name) for path in settings.path_t]
-    like = {"aux": "wrn_40_2_aux", "aux_dpcd": "wrn_40_2_aux_dpcd"}.get(kind_of_network(settings.model_s), "resnet32x4")
+    likely = {"aux": "wrn_40_2_aux", "aux_dpcd": "wrn_40_2_aux_dpcd", "sensor": "trn_bninception"}
+    like = likely.get(kind_of_network(settings.model_s), "resnet32x4")
     return [given or (found[1] if found and found[1] in model_dict.table else like) for found in named]
 
 
