@@ -221,7 +221,7 @@ def require_equal_channels(student: Side, teacher: Side, pairs: Sequence[tuple[s
 
 def refuse_single_samples(ctx: Context, method: str) -> None:
     """UserError where a batch of one would reach a batch norm of vectors, which has no statistics of one sample."""
-    if ctx.smallest_batch == 1:
+    if (ctx.batch_size if ctx.smallest_batch is None else ctx.smallest_batch) < 2:
         raise UserError(
             f"{method} normalises pooled vectors over the batch, and {len(ctx.train_labels)} samples, at most "
             f"{ctx.batch_size} at a time, leave a batch of one: choose another --batch_size or --accumulate"

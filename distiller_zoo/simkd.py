@@ -95,7 +95,8 @@ class SimKD(Distiller):
             self.teacher_head.load_state_dict(state["head"])
 
     def deployed_taps(self, student: ModelSpec) -> Mapping[str, Tap]:
-        return {last_stage(student, self.name): Tap("transfer", "map"), "pooled": Tap("pool", "vector")}
+        last = {f(student, self.name): Tap("transfer", "map") for f in (last_stage, classified_map)}
+        return {**last, "pooled": Tap("pool", "vector")}
 
     def deployed_head(self) -> str | None:
         return "teacher_head"

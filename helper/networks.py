@@ -274,7 +274,10 @@ def _composite(
     student = TappedNet(model, spec, cls.needs(cfg, spec, teacher_spec).student)
     weight = checkpoint.extra["head"]["weight"]
     head = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in checkpoint.extra["head"])
-    teacher = Side(teacher_spec, head, {k: tuple(v) for k, v in meta["shapes_t"].items()})
+    shapes_t = {k: tuple(v) for k, v in meta["shapes_t"].items()}
+    for name in cls.needs(cfg, spec, teacher_spec).teacher:  # a file that was written when the last stage was read
+        shapes_t.setdefault(name, shapes_t.get(next(reversed(teacher_spec.stages), "")))
+    teacher = Side(teacher_spec, head, shapes_t)
     method = cls(cfg, Context(num_classes, torch.zeros(1, dtype=torch.int64), 1, probe(student, shapes), teacher))
     method.load_deployed_state(checkpoint.extra)
     return Network(composite_spec(spec, method), Composite(student, method), checkpoint)

@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -204,13 +206,14 @@ def refuse_differences(
 
 
 def without_folders(words: Iterable[str]) -> list[str]:
-    """A command to show elsewhere: of absolute paths, alone or behind --flag=, the last part is left."""
+    """A command to show elsewhere: of absolute paths, alone or behind = or :, the last part is left."""
+    return [re.sub(r"(^|[=:])(?!//[^/])/(?:[^:]*/)?([^/:]+)", r"\1.../\2", word) for word in words]
 
-    def shortened(word: str) -> str:
-        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        return f"{flag}{equals}.../{Path(value).name}" if Path(value).is_absolute() else word
 
-    return [shortened(word) for word in words]
+def paths_in(words: Iterable[str]) -> list[str]:
+    """The absolute paths among the words of a command, the longest first."""
+    found = {m[2] for word in words for m in re.finditer(r"(^|[=:])(?!//[^/])(/[^:]*[^/:])", word)}
+    return sorted(found, key=len, reverse=True)
 
 
 def link_short_name(models_root: Path, model: str, run: RunFolder, method: str = "vanilla") -> Path | None:
@@ -233,10 +236,11 @@ def who_has(link: Path, run: RunFolder) -> str:
     """Whether a short name leads to this run, and, if not, the command that makes it."""
     if link.resolve() == run.models.resolve():
         return f"also reachable as {link}"
-    away = f"rm {link}" if link.is_symlink() else f"mv {link} {link}_before"
+    name = shlex.quote(str(link))
+    away = f"rm {name}" if link.is_symlink() else f"mv {name} {shlex.quote(f'{link}_before')}"
     return (
         f"{link} is another run or file and stays as it is: who finishes first keeps the name; this run takes it by "
-        f"{away} && ln -s {run.models.name} {link}"
+        f"{away} && ln -s {shlex.quote(run.models.name)} {name}"
     )
 
 

@@ -26,7 +26,7 @@ from helper.checkpoint import atomic_write_text, make_folder
 from helper.options import normalised
 from helper.protocols import UserError
 from helper.published import read_table
-from helper.runs import without_folders
+from helper.runs import paths_in
 from scripts.make_table import Run, chosen_runs, grouped, table
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito, 2008
@@ -38,11 +38,22 @@ def script_of(run: Run) -> str:
     return "train_teacher.py" if run.is_teacher else "train_student.py"
 
 
-def command_of(run: Run, hide_folders: bool = False) -> str:
-    """The command that trained it, from args.json. hide_folders: of absolute paths the last part alone is told."""
-    args = json.loads((run.folder / "args.json").read_text())
-    words = list(map(str, args.get("command", [])))
-    return shlex.join(["python", script_of(run), *(without_folders(words) if hide_folders else words)])
+def words_of(run: Run) -> list[str]:
+    """What stood behind the script on the command line that trained it, from args.json."""
+    return list(map(str, json.loads((run.folder / "args.json").read_text()).get("command", [])))
+
+
+def command_of(run: Run) -> str:
+    return shlex.join(["python", script_of(run), *words_of(run)])
+
+
+def without_folders_of(runs: Sequence[Run], text: str) -> str:
+    """A page in which the absolute paths of the commands have their last part alone, names of runs included."""
+    for path in paths_in(word for run in runs for word in words_of(run)):
+        name = Path(path).name
+        text = text.replace(html.escape(path), f".../{html.escape(name)}")
+        text = text.replace(html.escape(path.replace("/", "-")), f"...-{html.escape(name)}")
+    return text
 
 
 def environment_of(run: Run) -> dict[str, str]:
@@ -88,7 +99,7 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Seq
     return f'<table id="results"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
-def details_html(labels: Sequence[str], groups: Sequence[Sequence[Run]], hide_folders: bool) -> str:
+def details_html(labels: Sequence[str], groups: Sequence[Sequence[Run]]) -> str:
     out = []
     for i, (label, group) in enumerate(zip(labels, groups, strict=True)):
         runs = []
@@ -99,7 +110,7 @@ def details_html(labels: Sequence[str], groups: Sequence[Sequence[Run]], hide_fo
             final, top = run.rows[-1]["test_acc"], run.parameters["best"]
             runs.append(
                 f"<p>last epoch {final:.2f}, best {top['test_acc']:.2f} (epoch {top['epoch']})</p>"
-                f"<pre>{html.escape(command_of(run, hide_folders))}</pre><dl>{facts}</dl>"
+                f"<pre>{html.escape(command_of(run))}</pre><dl>{facts}</dl>"
             )
         runs_word = "run" if len(group) == 1 else "runs"
         out.append(
@@ -127,7 +138,7 @@ def series_of(label: str, group: Sequence[Run], place: int) -> dict[str, Any]:
     }
 
 
-def page(runs: Sequence[Run], title: str, published: Sequence[str] = (), hide_folders: bool = False) -> str:
+def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
     groups = grouped(runs)
     header, rows, notes = table(runs, [cell for name in published for cell in read_table(name).cells])
     labels = [f"{row[0]}, {row[1]}" for row in rows]
@@ -143,7 +154,7 @@ def page(runs: Sequence[Run], title: str, published: Sequence[str] = (), hide_fo
         "ABOUT": html.escape(about),
         "TABLE": table_html(header, rows, groups),
         "NOTES": "".join(f"<p>{html.escape(note)}</p>" for note in notes),
-        "DETAILS": details_html(labels, groups, hide_folders),
+        "DETAILS": details_html(labels, groups),
         "DATA": json.dumps(series).replace("<", "\\u003c"),
     }
     template = Path(__file__).with_name("report.html").read_text()
@@ -157,12 +168,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand beside ours, as simkd")
     parser.add_argument("--title", default="Knowledge distillation: results")
     parser.add_argument(
-        "--hide_folders", action="store_true", help="of absolute paths in commands, tell the last part alone"
+        "--hide_folders", action="store_true", help="of the commands' absolute paths, tell the last part alone"
     )
     parser.add_argument("--out", type=Path, default=Path("report.html"))
     args = parser.parse_args(normalised(argv))
     runs = chosen_runs(args.root, args.dataset)
-    text = page(runs, args.title, args.published, args.hide_folders)
+    text = page(runs, args.title, args.published)
+    if args.hide_folders:
+        text = without_folders_of(runs, text)
     make_folder(args.out.parent)
     atomic_write_text(args.out, text)
     print(f"wrote {args.out}: {len(runs)} runs, {len(text) / 1024:.0f} KiB, no other file needed")

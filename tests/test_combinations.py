@@ -46,6 +46,26 @@ def test_the_map_that_is_imitated_is_what_the_classifier_reads(name):
         assert features[method.last_t].min() >= 0
 
 
+def test_a_deployed_student_of_a_wide_resnet_is_read_and_teaches(commands, tmp_path):
+    """Also from files that were written when its last stage was imitated."""
+    torch.manual_seed(0)
+    state = model_dict["wrn_16_1"](num_classes=10).state_dict()
+    torch.save({"model": state, "meta": {"arch": "wrn_16_1", "num_classes": 10}}, tmp_path / "t.pth")
+    argv = ("--distill", "simkd", "--skip_validation", "--tb_backend", "none", "--max_steps", 2, "--image_size", 16)
+    run = ("--model_s", "wrn_16_1", "--path_t", tmp_path / "t.pth", "--epochs", 1, "--save_root", tmp_path)
+    commands.student(*argv, *run).finished()
+    (best,) = tmp_path.glob("students/models/*/wrn_16_1_best.pth")
+    content = torch.load(best, weights_only=True)
+    content["meta"]["shapes_t"]["stage3"] = content["meta"]["shapes_t"].pop("classified")
+    torch.save(content, tmp_path / "old.pth")
+    test = ("--dataset", "digits", "--image_size", 16)
+    for path in (best, tmp_path / "old.pth"):
+        said = commands("test_model.py", "--path", path, *test, cwd=tmp_path).finished().out
+        assert f"top-1 {content['best_acc']:.2f}" in said
+    for method in ("simkd", "cat_kd"):
+        commands.student(*argv, "--distill", method, "--path_t", tmp_path / "old.pth", "--dry_run").finished()
+
+
 @pytest.mark.parametrize("name", ["torchvision:densenet121", "torchvision:convnext_tiny"])
 @pytest.mark.parametrize("method", ["simkd", "cat_kd"])
 def test_a_classifier_that_does_more_than_pool_is_refused(method, name):

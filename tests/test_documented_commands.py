@@ -54,6 +54,7 @@ def commands_of(path: Path) -> list[list[str]]:
     out = [shlex.split(call) for call in replacements_of(path)] if path.suffix == ".md" else []
     for line in lines_of(path):
         line = re.sub(r"^bash (scripts/(?:run_table|fetch_teachers))\.sh", r"python \1.py", line)  # they pass all on
+        line = re.sub(r"\btorchrun\b.*?(?=\s\w+\.py)", "python", line)
         found = re.search(r"(?:^|\s|\()(?:python3?|\"\$PYTHON\")\s+((?:scripts/)?\w+\.py.*)", line)
         if not found:
             continue
@@ -67,7 +68,7 @@ def commands_of(path: Path) -> list[list[str]]:
             for name, value in known.items():
                 call = re.sub(rf"\$(?:{name}\b|\{{{name}\}})", lambda _, value=value: value, call)
         call = re.sub(r"^(\S+\.py)(?:\s+\$\w+)+", r"\1", call)  # lists of flags that a function chooses
-        out.append(shlex.split(call, comments=True))
+        out.append([token for token in shlex.split(call, comments=True) if token != "..."])
     return out
 
 

@@ -205,7 +205,7 @@ def sources():
 def calls_of(source, interpreter):
     """Every [program, arguments...] that trains."""
     if source.endswith(".md"):
-        calls = [[t for t in call if t != "..."] for call in commands_of(ROOT / source)]
+        calls = [call for call in commands_of(ROOT / source) if len(call) > 1]
     else:
         method = method_dict.table.get(Path(source).stem) if "methods/" in source else None
         given = ("T.pth",) if method and method_dict[Path(source).stem].teacher_mode == "frozen" else ()

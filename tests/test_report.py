@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import pytest
@@ -22,7 +23,6 @@ def report(tmp_path_factory):
     folder = write_run(root, "--distill vanilla --trial 0", [50, 60, 72], alone=True)
     args = json.loads((folder / "args.json").read_text())
     args["command"] = ["--distill", "vanilla", "--trial", "<b>&0</b>"]  # must not become markup
-    args["command"] += ["--data_folder", "/home/me/data", "--path-t=/home/me/T.pth"]
     (folder / "args.json").write_text(json.dumps(args))
     main(["--root", str(root), "--published", "simkd", "--title", "A <title>", "--out", str(root / "r.html")])
     return root / "r.html"
@@ -33,12 +33,21 @@ def test_one_file_with_everything_in_it(report):
     assert not re.findall(r"@[A-Z]+@", text) and "A &lt;title&gt;" in text and "<b>" not in text
     assert not re.findall(r"""(?:src|href)=["'](?!#)|url\((?!#)|@import|https?://(?!www\.w3\.org/2000/svg)""", text)
     assert "73.50 ± 0.71" in text and "74.42" in text and "c0ffee" in text
-    assert "--data_folder /home/me/data --path-t=/home/me/T.pth" in text
-    main(["--root", str(report.parent), "--hide_folders", "--out", str(report.parent / "x.html")])
-    hidden = (report.parent / "x.html").read_text()
-    assert "--data_folder .../data --path-t=.../T.pth" in hidden and "/home/me" not in hidden
     with pytest.raises(UserError, match="no finished run"):
         main(["--root", str(report.parent / "nowhere"), "--out", str(report.parent / "x.html")])
+
+
+def test_folders_are_left_out_where_asked(tmp_path):
+    """Of the command, of the name of a run and of what is said of its protocol."""
+    argv = ["--distill", "vanilla", "--pretrained", "/home/me/r.pth", "--data_folder", "/home/me/data/"]
+    folder = write_run(tmp_path, shlex.join(argv), [50, 60, 72], alone=True)
+    args = json.loads((folder / "args.json").read_text())
+    (folder / "args.json").write_text(json.dumps(args | {"command": argv}))
+    for flags in ((), ("--hide_folders",)):
+        main(["--root", str(tmp_path), "--out", str(tmp_path / "r.html"), *flags])
+        text = (tmp_path / "r.html").read_text()
+        assert ("--data_folder /home/me/data/" in text) == ("-home-me-r.pth" in text) == (not flags)
+    assert "--data_folder .../data/" in text and text.count(".../r.pth") > 1 and "home" not in text
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from helper.checkpoint import read_checkpoint
 from helper.options import parse
 from helper.protocols import UserError
 from helper.registry import Registry
-from helper.runs import RunFolder, link_short_name, refuse_differences, run_name, who_has
+from helper.runs import RunFolder, link_short_name, paths_in, refuse_differences, run_name, who_has, without_folders
 from models import model_dict
 
 TAGS = ["train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss"]
@@ -327,6 +327,9 @@ def test_a_setting_that_did_not_exist_is_no_difference():
 
 
 def test_the_short_name_never_replaces(tmp_path):
+    tmp_path = tmp_path / "my runs"
+    tmp_path.mkdir()
+
     def folder(name):
         (tmp_path / name).mkdir(exist_ok=True)
         return RunFolder(tmp_path / name, tmp_path / name, "resnet8")
@@ -344,7 +347,7 @@ def test_the_short_name_never_replaces(tmp_path):
     shutil.rmtree(first.models)  # the link now leads nowhere, and is somebody's still
     assert link_short_name(tmp_path, "resnet8", second) == link and os.readlink(link) == first.models.name
     (tmp_path / "vgg8_vanilla").mkdir()
-    assert f"mv {tmp_path / 'vgg8_vanilla'} " in who_has(link_short_name(tmp_path, "vgg8", second), second)
+    assert f"mv '{tmp_path / 'vgg8_vanilla'}' " in who_has(link_short_name(tmp_path, "vgg8", second), second)
     assert not (tmp_path / "vgg8_vanilla").is_symlink()
 
 
@@ -407,3 +410,21 @@ def test_only_the_last_epoch_is_evaluated_in_float32(commands, tmp_path):
     assert rows["auto"][1] == rows["fp32"][1] != rows["train"][1]
     assert files["fp32"][0] == "fp32" and files["train"][0] == "bf16"
     assert files["auto"][0] == ("fp32" if files["auto"][1] == 2 else "bf16")
+
+
+def test_paths_are_shortened_wherever_they_stand():
+    words = [
+        "--data_folder",
+        "/a b/c/data",
+        "--path-t=/a b/T.pth",
+        "imagenet:/a b/w",
+        "--dist_url",
+        "tcp://10.0.0.1:80",
+    ]
+    words += ["file:///a b/rdv", "../up/x", "/single"]
+    assert without_folders(words) == [
+        "--data_folder", ".../data", "--path-t=.../T.pth", "imagenet:.../w", "--dist_url", "tcp://10.0.0.1:80",
+        "file:.../rdv", "../up/x", ".../single",
+    ]  # fmt: skip
+    assert paths_in(words) == ["/a b/c/data", *sorted(paths_in(words)[1:], key=len, reverse=True)]
+    assert {*paths_in(words)} == {"/a b/c/data", "/a b/T.pth", "///a b/rdv", "/a b/w", "/single"}
