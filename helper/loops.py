@@ -183,6 +183,7 @@ class Fit:
     def _train_stage(self, stage: Stage, state: Mapping[str, Any] | None, stopper: Stopper, writer: Writer) -> Life:
         epoch, start_step, meter = 1, 0, Meter(self.device)
         if state is not None:
+            self._refuse_other_maps(stage, state)
             stage.step.load_state_dict(state["step_state"])
             self.loader.load_state_dict(state["loader"])
             self.best_acc, self.best_epoch, self.seconds = state["best_acc"], state["best_epoch"], state["seconds"]
@@ -197,6 +198,16 @@ class Fit:
             number = stopper.asked()
             if number and not last_of_all:
                 self._stop(number, f"after epoch {e}")
+
+    def _refuse_other_maps(self, stage: Stage, state: Mapping[str, Any]) -> None:
+        """UserError where a version of the code that read other features of the teacher has begun the run."""
+        theirs = state.get("meta", {}).get("shapes_t", {}).keys()
+        mine = describe_method(stage.step.method, stage.step.method.cfg, stage.teacher)["shapes_t"].keys()
+        if theirs != mine:
+            raise UserError(
+                f"{self.folder.last} was begun reading {', '.join(theirs) or 'nothing'} of the teacher, which is "
+                f"{', '.join(mine) or 'nothing'} now: --overwrite trains it anew"
+            )
 
     def _restore_rng(self, stage: Stage, state: Mapping[str, Any]) -> None:
         """The generators of this process; new ones where the state is of another number of processes."""

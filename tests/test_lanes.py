@@ -11,7 +11,7 @@ import torch
 from toys import ToyData, cnn
 
 from helper import cache as under_test
-from helper import memory
+from helper import memory, session
 from helper.cache import CachedTeacher, alone, cache_key
 from helper.checkpoint import load_file
 from helper.opening import source_layout
@@ -397,3 +397,11 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         with pytest.raises(UserError, match="no teacher cache"):
             cache(tmp_path / "c", rebuild=rebuild)
     assert (tmp_path / "c" / "thesis.tex").read_text() == "mine"
+
+
+def test_students_of_a_process_share_what_decodes_the_test_set(monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(session, "drive", lambda lives, *args: seen.extend(fit.test_loader for fit in lives))
+    argv = ["--dataset", "digits", "--distill", "vanilla", "--model_s", "resnet8,resnet14", "--tb_backend", "none"]
+    session.train([*argv, "--save_root", str(tmp_path)], is_teacher=False)
+    assert len(seen) == 2 and seen[0] is seen[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -217,7 +216,7 @@ def test_simkd_deploys_projector_and_classifier():
     s = {"logits": torch.zeros(2, 5), "stage2": torch.randn(2, *STAGES_S[1])}
     assert a.eval().deploy(s)["logits"].equal(b.eval().deploy(s)["logits"])
     assert not any(p.requires_grad for p in a.teacher_head.parameters())
-    taps = a.deployed_taps(SimpleNamespace(name="s", stages=("stage1", "stage2")))
+    taps = a.deployed_taps(spec("s", 2))
     assert {k: tap.module for k, tap in taps.items()} == {"stage2": "transfer", "pooled": "pool"}
     assert a.get_submodule(a.deployed_head()) is a.teacher_head
 

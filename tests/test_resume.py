@@ -201,3 +201,14 @@ def test_overwrite_killed_halfway_leaves_nothing_to_continue(commands, teacher, 
     assert "continuing" not in done.out and "without --overwrite" in done.err
     Run(commands, teacher, tmp_path).go().finished()
     assert_same(run.folder, reference)
+
+
+def test_a_run_that_read_other_maps_is_not_continued(commands, teacher, tmp_path):
+    """Such as one of an older version, in which a method imitated another map of the same teacher."""
+    run = Run(commands, teacher, tmp_path)
+    assert run.start(signals=[[2, signal.SIGTERM]]).wait().code == 128 + signal.SIGTERM
+    (last,) = tmp_path.glob("students/models/*/resnet8_last.pth")
+    state = torch.load(last, weights_only=True)
+    state["meta"]["shapes_t"]["elsewhere"] = state["meta"]["shapes_t"].pop("stage3")
+    torch.save(state, last)
+    run.start().wait().refused("reading", "elsewhere of the teacher", "stage3", "--overwrite")
