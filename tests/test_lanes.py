@@ -4,14 +4,17 @@ import dataclasses
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
+from commands import ROOT
 from toys import ToyData, cnn
 
 from helper import cache as under_test
-from helper import memory, session
+from helper import memory
 from helper.cache import CachedTeacher, alone, cache_key
 from helper.checkpoint import load_file
 from helper.opening import source_layout
@@ -399,9 +402,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "c" / "thesis.tex").read_text() == "mine"
 
 
-def test_students_of_a_process_share_what_decodes_the_test_set(monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr(session, "drive", lambda lives, *args: seen.extend(fit.test_loader for fit in lives))
+def test_students_of_a_process_share_what_decodes_the_test_set(tmp_path):
+    """In a process of its own, whose log a session may set up."""
     argv = ["--dataset", "digits", "--distill", "vanilla", "--model_s", "resnet8,resnet14", "--tb_backend", "none"]
-    session.train([*argv, "--save_root", str(tmp_path)], is_teacher=False)
-    assert len(seen) == 2 and seen[0] is seen[1]
+    script = (
+        "from helper import session\n"
+        "session.drive = lambda lives, *args: print('loaders', len(lives), len({id(f.test_loader) for f in lives}))\n"
+        f"session.train({[*argv, '--save_root', str(tmp_path)]}, is_teacher=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "loaders 2 1" in done.stdout
