@@ -191,8 +191,7 @@ def last_stage(spec: ModelSpec | None, method: str) -> str:
 
 def classified_map(spec: ModelSpec | None, method: str) -> str:
     """Name of the map whose mean the classifier reads: the last stage's, unless the network names another."""
-    last = last_stage(spec, method)
-    return "classified" if spec is not None and "classified" in spec.taps else last
+    return (spec and spec.last_map) or last_stage(spec, method)
 
 
 def preact(spec: ModelSpec | None, stages: Sequence[str], method: str) -> tuple[str, ...]:
@@ -365,6 +364,11 @@ class Distiller(nn.Module):
 
     def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
         return None
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether features are kept until after the optimiser's step, for after_backward()."""
+        return type(self).after_backward is not Distiller.after_backward
 
     def extra_phases(self) -> tuple[Phase, ...]:
         return ()
@@ -567,6 +571,10 @@ class Combined(Distiller):
     def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
         for m in self._each():
             m.after_backward(s, t, batch)
+
+    @property
+    def looks_back(self) -> bool:
+        return any(m.looks_back for m in self._each())
 
     def extra_phases(self) -> tuple[Phase, ...]:
         return tuple(p for m in self._each() for p in m.extra_phases())

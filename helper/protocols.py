@@ -172,6 +172,11 @@ class ModelSpec:
         """Names of the stage maps, shallow to deep (the published feat[1:-1])."""
         return self.feats[1:-1]
 
+    @property
+    def last_map(self) -> str | None:
+        """The tap whose mean the classifier reads: `classified` where that is not the last stage's map."""
+        return "classified" if "classified" in self.taps else next(reversed(self.stages), None)
+
 
 class Tapped(Protocol):
     """A network whose forward returns its logits and the taps somebody asked for (helper.taps.TappedNet)."""

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from distiller_zoo.base import Combined, Distiller, detached, weighted_sum
+from distiller_zoo.base import Distiller, detached, weighted_sum
 from helper.ema import Average
 from helper.kernels import PLAIN, Kernels, begin_step, maybe_compiled
 from helper.protocols import Batch, Features, Needs, Phase, Progress, TeacherSource, Terms
@@ -154,9 +154,6 @@ class DistillStep:
         averaged = [student.model, *([] if peer is None else [peer]), *([] if deploying is None else [deploying])]
         self.ema = None if ema is None else Average(averaged, *ema)
         self._scheduled = [p.name for p in self.phases if p.optimizer is None]
-        quiet = (Distiller.after_backward, Combined.after_backward)
-        methods = [m for m in method.modules() if isinstance(m, Distiller)]
-        self._follows = any(type(m).after_backward not in quiet for m in methods)
 
     def _main_terms(
         self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float] | None = None
@@ -202,7 +199,7 @@ class DistillStep:
                 (loss if len(micro) == 1 else loss * (len(part) / len(batch))).backward()
             seen.update(detached(terms))
             results.append(StepResult(loss.detach(), seen, s["logits"].detach()[:: part.views], part.target))
-            if self._follows:  # or the maps of all micro-batches would stay
+            if self.method.looks_back:  # or the maps of all micro-batches would stay
                 kept.append((detached(s), detached(t), part))
         if self.clip:
             nn.utils.clip_grad_norm_(self.main_params, self.clip)

@@ -106,7 +106,7 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
 
 def _pools_last(net: TappedNet, features: Features) -> bool:
     """Side.pools_last, of features in eval mode."""
-    tap = "classified" if "classified" in net.spec.taps else next(reversed(net.spec.stages), None)
+    tap = net.spec.last_map
     if tap not in features or features[tap].ndim != 4 or features[tap].is_meta:
         return True
     logits = features["logits"]

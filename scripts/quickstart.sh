@@ -9,7 +9,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 "$PYTHON" train_teacher.py "${common[@]}" --model resnet20 "$@" | tee "$log"
 # the teacher says where it lies; its name follows the extra arguments
-teacher="$(sed -n 's/^result in //p; s/^already finished: \(.*\) holds the result.*/\1/p' "$log" | tail -n 1)/resnet20_best.pth"
+teacher="$(result_of "$log")/resnet20_best.pth"
 for method in vanilla kd simkd; do
     path=(--path_t "$teacher")
     [ "$method" = vanilla ] && path=()

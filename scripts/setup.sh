@@ -37,3 +37,8 @@ for file in "${files[@]}"; do
         cp "$file" "$stamp"
     fi
 done
+
+# result_of LOG: the folder that the last training in it names as its result
+result_of() {
+    sed -n 's/^result in //p; s/^already finished: \(.*\) holds the result.*/\1/p' "$1" | tail -n 1
+}

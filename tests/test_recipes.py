@@ -219,7 +219,7 @@ def test_the_last_checkpoint_holds_the_network_its_accuracy_is_of(commands, tmp_
     argv = ("--ema", 0.9, "--epochs", 2, "--max_steps", 40, "--batch_size", 16, "--save_root", tmp_path)
     commands.teacher(*argv, "--tb_backend", "none").finished()
     (last,) = tmp_path.glob("teachers/models/*/resnet8_last.pth")
-    state = torch.load(last, weights_only=False)
+    state = torch.load(last, weights_only=True)
     live = state["step_state"]["trained"]
     assert not torch.equal(state["model"]["fc.weight"], live["student.model.fc.weight"])
     test = ("--path", last, "--dataset", "digits")

@@ -16,7 +16,7 @@ trap 'rm -f "$log"' EXIT
     --batch_size 64 --epochs 240 --learning_rate 0.05 --lr_decay_epochs 150,180,210 --weight_decay 5e-4 "$@" \
     --save_root save/hkd | tee "$log"
 # the run says where it lies
-auxiliary=$(sed -n 's/^result in //p; s/^already finished: \(.*\) holds the result.*/\1/p' "$log" | tail -n 1)
+auxiliary=$(result_of "$log")
 "$PYTHON" train_student.py --distill hkd \
     -c 1 -d 1 -b 1 --hkd_layer_weights semckd \
     --dataset cifar100 --path_t "$auxiliary/resnet8x4_double_best.pth" --model_t resnet8x4_double --model_s resnet8x4 \
