@@ -42,6 +42,14 @@ def consensus(z: Tensor, labels: Tensor, teachers: Tensor, students: Tensor, cfg
     return temperature**2 * (tckd + cfg.ced_nckd * omega * nckd).mean(1).sum()
 
 
+def quantile_of(values: Tensor, q: float) -> Tensor:
+    """torch.quantile of [N] with q known to the host: torch 2.11 waits for the device to check it."""
+    place = q * (len(values) - 1)
+    below = int(place)
+    ordered = values.sort().values
+    return torch.lerp(ordered[below], ordered[min(below + 1, len(values) - 1)], place - below)
+
+
 class DPCD(WithHeads):
     """cls and dpcd_heads: cross-entropy of the student, and of its heads. The weight of dpcd rises over 20 epochs.
 
@@ -124,7 +132,7 @@ class DPCD(WithHeads):
         """(alpha, beta) at an optimiser step, scalars on the device."""
         step = 0 if self.cfg.as_published else step
         constant, quantile = THRESHOLDS[sum(step >= tier for tier in self.cfg.tiers)]
-        known = torch.quantile(self.memory_confidence[:-1].float(), quantile)
+        known = quantile_of(self.memory_confidence[:-1].float(), quantile)
         tau = torch.where(self.memory_seen >= self.cfg.history, known, torch.full_like(known, constant))
         sensitivity = 12 * (1 - min(step / 1000, 1.0)) + 6
         rho = torch.sigmoid(sensitivity * (tau - self.memory_mean))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import statistics
 import time
 from collections.abc import Mapping
@@ -160,16 +162,17 @@ def write_onnx(model: Plain, example: Tensor, out: Path, told: Mapping[str, str]
     onnx = needs("onnx")
     needs("onnxscript")
     batch = torch.export.Dim("batch", min=1, max=4096)
-    program = torch.onnx.export(
-        model,
-        (example,),
-        input_names=["input"],
-        output_names=["logits"],
-        dynamic_shapes=({0: batch},),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
+    with contextlib.redirect_stdout(io.StringIO()):  # some versions of onnxscript tell how many rules they applied
+        program = torch.onnx.export(
+            model,
+            (example,),
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_shapes=({0: batch},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
     assert program is not None
     graph = program.model_proto
     onnx.helper.set_model_props(graph, dict(told))

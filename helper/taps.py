@@ -71,7 +71,8 @@ class TappedNet(nn.Module):
             logits = self.model(x, asked) if asked else self.model(x)
         finally:
             kept, self._kept, self._collecting = self._kept, {}, False
-        silent = self.want - kept.keys() - (set(self.spec.branches) - set(asked))
+        skipped = set(self.spec.branches) - set(asked)
+        silent = [name for name in self.want if name not in kept and name not in skipped]
         if silent:
             raise RuntimeError(f"taps that never fired in {self.spec.name}: {sorted(silent)}")
         return {"logits": logits, **kept}

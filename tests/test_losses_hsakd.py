@@ -15,6 +15,7 @@ from toys import ToyData, network
 
 from distiller_zoo import method_dict
 from distiller_zoo.base import over_views
+from distiller_zoo.dpcd import quantile_of
 from distiller_zoo.heads import joint_labels, rotations
 from helper.protocols import Batch, Context, Progress, UserError
 from models import model_dict
@@ -392,6 +393,13 @@ def test_dpcd_of_saturated_logits_is_no_nan():
     total = sum(terms.values())
     assert torch.isfinite(total)
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(total, list(s.values())))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 2000])
+def test_dpcd_quantile_is_torchs(count):
+    values = torch.rand(count, generator=torch.Generator().manual_seed(count))
+    for q in (0.0, 0.65, 0.7, 1.0):
+        assert torch.allclose(quantile_of(values, q), torch.quantile(values, q), atol=1e-6)
 
 
 def test_dpcd_history_longer_than_a_turn_keeps_the_latest():

@@ -142,7 +142,8 @@ def test_places_of_the_shifts():
 def test_any_network_of_residual_blocks(name, shifts):
     if "timm" in name:
         pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
-    assert sum(isinstance(m, TemporalShift) for m in on_meta(name, 5).modules()) == shifts
+    model = model_dict[name](num_classes=5)  # not on the meta device, where RegNet cannot be built with torch 2.11
+    assert sum(isinstance(m, TemporalShift) for m in model.modules()) == shifts
 
 
 def test_networks_that_cannot_be_shifted():
