@@ -1,21 +1,28 @@
 #!/usr/bin/env python3
-"""Evaluate any checkpoint: python test_model.py --path FILE --dataset cifar100 --data_folder ../data/"""
+"""Evaluate any checkpoint: python test_model.py --path FILE --dataset cifar100 --data_folder ../data/
+
+On several GPUs: --gpu_id 0,1,2,3 --multiprocessing_distributed, or torchrun; each process evaluates a share of its own.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 import torch
 
 from dataset import dataset_dict
+from helper import distributed
 from helper.cost import deployed_count, macs
-from helper.devices import pick_autocast, pick_device, to_device, usable_cores
+from helper.devices import pick_autocast, to_device, usable_cores
 from helper.entry import run_script
 from helper.export import load_classifier, options_as_trained, told_of_clips
+from helper.flags import LAUNCH
 from helper.flags_video import AS_TRAINED
 from helper.networks import load_network
+from helper.opening import own_device
 from helper.options import add_flags, normalised
 from helper.plugins import load_plugins
 from helper.protocols import UserError
@@ -34,12 +41,12 @@ def options_of(args):
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
         more={f.dest: getattr(args, f.dest) for f in AS_TRAINED},
-        num_workers=min(args.num_workers, usable_cores()),
+        num_workers=min(-(-args.num_workers // distributed.local_world_size()), usable_cores()),
     )
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--path", "--student_weights", required=True, help="checkpoint: a student, a teacher, or a plain state dict"
     )
@@ -54,7 +61,7 @@ def main(argv=None):
     parser.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="leave out damaged recordings")
     parser.add_argument("--num_segments", type=int, help="frames of a clip (default: as in training, else 8)")
     parser.add_argument("--batch_size", type=int, default=500)
-    parser.add_argument("--gpu_id", default="0")
+    parser.add_argument("--gpu_id", help="GPU to use, or several (default 0; with torchrun one a process)")
     parser.add_argument("--manual_seed", "--seed", help="accepted for old commands: nothing is random here")
     parser.add_argument("--num_workers", type=int, default=8, help="loader processes, for data read from disk")
     parser.add_argument("--average_clips", choices=("prob", "score"), help="of several views (default: the network's)")
@@ -63,6 +70,7 @@ def main(argv=None):
     views.add_argument("--crops", default="one", choices=("one", "three", "ten"))
     views.add_argument("--crop_size", type=int, help="side of the crops (default --image_size)")
     add_flags(views, AS_TRAINED)
+    add_flags(parser.add_argument_group("several processes"), LAUNCH)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
     parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the method or model, if outside")
     args = parser.parse_args(normalised(argv))
@@ -73,11 +81,14 @@ def main(argv=None):
         for action, probability in load_classifier(args.path, args.model).predict(args.file)[:3]:
             log.info("%s  %.1f %%", action, 100 * probability)
         return
-    device, notice = pick_device(args.gpu_id)
-    if notice:
-        log.info(notice)
+    named, args.gpu_id = args.gpu_id is not None, args.gpu_id or "0"
+    argv = sys.argv[1:] if argv is None else argv
+    distributed.in_processes(args, argv, lambda: report(args, own_device(args.gpu_id, named=named)))
+
+
+def report(args, device):
     options = options_of(args)
-    data = dataset_dict[args.dataset](options)
+    data = distributed.main_first(lambda: dataset_dict[args.dataset](options))
     for note in getattr(data, "notes", ()):
         log.info(note)
     chosen = {"clips": args.clips, "crops": args.crops, "size": args.crop_size}
@@ -97,7 +108,9 @@ def main(argv=None):
         return {"student": out["logits"], **heads}
 
     started = time.monotonic()
-    loader = data.test_loader(args.batch_size, device=device, **({"views": data.clip_views(**given)} if given else {}))
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    views = {"views": data.clip_views(**given)} if given else {}
+    loader = data.test_loader(args.batch_size, device=device, **share, **views)
     how = args.average_clips or network.spec.average_clips
     found = evaluate_views(predict, loader, device, data.num_classes, how)
     result = found["student"]

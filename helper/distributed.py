@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -305,14 +305,36 @@ class Launch:
     port: int
 
 
-def wanted_launch(
-    distributed: bool, gpu_id: str, url: str, backend: str | None, nodes: int | None, node: int | None, timeout: float
-) -> Launch | None:
+class Asked(Protocol):
+    """What the flags of helper.flags.LAUNCH say, and --gpu_id."""
+
+    multiprocessing_distributed: bool
+    gpu_id: str
+    dist_url: str
+    dist_backend: str | None
+    world_size: int | None
+    rank: int | None
+    dist_timeout: float
+
+
+def in_processes(asked: Asked, argv: Sequence[str], work: Callable[[], None]) -> None:
+    """Start this script with `argv` in the processes asked for; in one of those, or where none are, do the work."""
+    if (wanted := wanted_launch(asked)) is not None:
+        if code := launch(wanted, argv, asked.dist_timeout):
+            raise SystemExit(code)
+        return
+    with joined(asked.dist_backend, asked.dist_timeout):
+        work()
+
+
+def wanted_launch(asked: Asked) -> Launch | None:
     """The processes to start, None for none. UserError where flags contradict each other."""
-    if not distributed or launched():
+    if not asked.multiprocessing_distributed or launched():
         return None
-    ids = [part for part in gpu_id.split(",") if part.strip()]
-    nodes, node = 1 if nodes is None else nodes, 0 if node is None else node
+    url, timeout = asked.dist_url, asked.dist_timeout
+    nodes = 1 if asked.world_size is None else asked.world_size
+    node = 0 if asked.rank is None else asked.rank
+    ids = [part for part in asked.gpu_id.split(",") if part.strip()]
     if nodes < 1 or not 0 <= node < nodes:
         raise UserError(f"--rank {node} must be the number of this node, from 0 to --world_size {nodes} - 1")
     if len(ids) == 1 and nodes == 1:
@@ -328,7 +350,7 @@ def wanted_launch(
         host = None
     if not host or not port:
         raise UserError(f"--dist_url {url} must name address and port of the first node, as tcp://127.0.0.1:23451")
-    check_backend(backend, len(ids))
+    check_backend(asked.dist_backend, len(ids))
     if node == 0 and _taken(host, port):
         raise UserError(f"--dist_url {url}: port {port} is taken by another process, choose another one")
     if node and not _answers(host, port, timeout):

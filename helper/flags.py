@@ -40,6 +40,14 @@ def _switch(names: tuple[str, ...], help: str, **kwargs: Any) -> Flag:
     return Flag(names, False, help, type=bool, **kwargs)
 
 
+LAUNCH = (  # several processes for one command
+    _switch(("--multiprocessing_distributed",), "one process per GPU of --gpu_id"),
+    Flag(("--dist_url",), "tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed"),
+    Flag(("--dist_backend",), None, "nccl or gloo (default: by device)", choices=("nccl", "gloo")),
+    Flag(("--world_size",), None, "number of nodes of --multiprocessing_distributed", int),
+    Flag(("--rank",), None, "rank of this node, from 0", int),
+    Flag(("--dist_timeout",), 50.0, "seconds to wait for the other processes before giving up", float),
+)
 COMMON = (
     Flag(("--dataset",), "cifar100", "data set, see --list", result=True, named=True),
     Flag(("--data_folder",), "../data/", "where data sets lie"),
@@ -191,12 +199,7 @@ COMMON = (
         result=True,
         named=True,
     ),
-    _switch(("--multiprocessing_distributed",), "one process per GPU of --gpu_id"),
-    Flag(("--dist_url",), "tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed"),
-    Flag(("--dist_backend",), None, "nccl or gloo (default: by device)", choices=("nccl", "gloo")),
-    Flag(("--world_size",), None, "number of nodes of --multiprocessing_distributed", int),
-    Flag(("--rank",), None, "rank of this node, from 0", int),
-    Flag(("--dist_timeout",), 50.0, "seconds to wait for the other processes before giving up", float),
+    *LAUNCH,
     _switch(("--sync_bn",), "batch-norm statistics over all processes (CUDA only)", result=True),
     _switch(("--log_all_ranks",), "a log file per process, log_rank1.txt and so on"),
     _switch(("--use_lmdb",), "accepted for old scripts"),

@@ -40,14 +40,20 @@ STREAMED = ("dali", "classes_subset", "skip_corrupt", "augment", "random_erase",
 RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache")
 
 
-def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
-    """Device and precision, kernels and seeds."""
-    gpu_id, place = settings.gpu_id, distributed.local_rank()
-    if settings.sources["gpu_id"] == "default" and place:
+def own_device(gpu_id: str, *, named: bool) -> torch.device:
+    """This process's of the devices in --gpu_id; one for each process of this machine where the user named none."""
+    place = distributed.local_rank()
+    if not named and place:
         gpu_id = ",".join(map(str, range(place + 1)))
     device, notice = pick_device(gpu_id, place, distributed.world_size())
     if notice:
         log.info(notice)
+    return device
+
+
+def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
+    """Device and precision, kernels and seeds."""
+    device = own_device(settings.gpu_id, named=settings.sources["gpu_id"] != "default")
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -65,25 +65,13 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     """The whole of train_teacher.py and train_student.py."""
     start_log()
     trials = parse_lanes(argv, teacher=is_teacher)
-    settings = trials[0][0]
-    wanted = distributed.wanted_launch(
-        settings.multiprocessing_distributed,
-        settings.gpu_id,
-        settings.dist_url,
-        settings.dist_backend,
-        settings.world_size,
-        settings.rank,
-        settings.dist_timeout,
-    )
-    if wanted is not None:
-        code = distributed.launch(wanted, settings.command, settings.dist_timeout)
-        if code:
-            raise SystemExit(code)
-        return
-    with distributed.joined(settings.dist_backend, settings.dist_timeout):
-        for lanes in trials:
-            start_log()
-            train_together(lanes, is_teacher)
+    distributed.in_processes(trials[0][0], trials[0][0].command, lambda: train_trials(trials, is_teacher))
+
+
+def train_trials(trials: Sequence[Sequence[Settings]], is_teacher: bool) -> None:
+    for lanes in trials:
+        start_log()
+        train_together(lanes, is_teacher)
 
 
 def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helper.metrics import Meter
+from helper import distributed
+from helper.metrics import Meter, merge
 from helper.protocols import Loader, UserError
 
 
@@ -38,7 +39,7 @@ def evaluate_views(
     how: str,
 ) -> dict[str, dict[str, float]]:
     """Readout name -> loss, acc, acc_top5, acc_mean_class (percent) and samples, of predictions averaged over the views
-    of a sample."""
+    of a sample, over the loaders of all processes, each with a share of its own."""
     meters: dict[str, Meter] = {}
     confusions: dict[str, Tensor] = {}
     for i, batch in enumerate(loader):
@@ -48,6 +49,12 @@ def evaluate_views(
             meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
             pairs = torch.bincount(batch.target * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
             confusions[name] = confusions[name] + pairs if name in confusions else pairs
+    if distributed.world_size() > 1:
+        shares = distributed.gather({name: (meters[name].on_host(), confusions[name].cpu()) for name in meters})
+        names = dict.fromkeys(name for share in shares for name in share)
+        found = {name: [share[name] for share in shares if name in share] for name in names}
+        meters = {name: merge([state for state, _ in parts], device) for name, parts in found.items()}
+        confusions = {name: torch.stack([pairs for _, pairs in parts]).sum(0) for name, parts in found.items()}
     if not any(meter.count for meter in meters.values()):
         raise UserError("not one test sample could be read")
     return {

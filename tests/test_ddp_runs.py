@@ -104,8 +104,13 @@ def test_every_test_image_counts_once(two, commands):
     folder, _ = two
     for row in rows(folder):  # of 360 images, a whole number is right
         assert row["test_acc"] * 3.6 == pytest.approx(round(row["test_acc"] * 3.6), abs=1e-6)
-    done = commands("test_model.py", "--path", folder / "resnet8_best.pth", "--dataset", "digits").finished()
+    argv = ("test_model.py", "--path", folder / "resnet8_best.pth", "--dataset", "digits")
+    done = commands(*argv).finished()
     assert f"top-1 {max(r['test_acc'] for r in rows(folder)):.2f}" in done.out
+    several = own_launcher(*argv, "--dist_backend", "gloo")
+    assert several.returncode == 0 and not several.stderr, several.stderr
+    tested = [out.splitlines()[1:-1] for out in (done.out, several.stdout)]  # without the devices and the time
+    assert tested[0] == tested[1] and "360 samples" in tested[0][0]
 
 
 def test_a_process_set_that_is_interrupted_goes_on_with_the_same_numbers(two, crd, commands, tmp_path):

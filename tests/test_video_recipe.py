@@ -304,6 +304,8 @@ def test_from_teacher_to_tested_student(videos, tmp_path, commands):
     ):
         done = commands("test_model.py", "--path", student, *data, *views).finished()
         assert "mean class" in done.out and "2 samples" in done.out and "averaged by" in done.out
+    several = commands("test_model.py", "--path", student, *data, *views, ranks=3).finished()  # one of them has no clip
+    assert several.out.splitlines()[:-1] == done.out.splitlines()[:-1]  # the last line tells the time
     commands("test_model.py", "--path", student, *data, "--clips", 4).refused("--sampling dense")
     commands("test_model.py", "--path", student, "--dataset", "digits", "--crops", "ten").refused(
         "is no list of videos"

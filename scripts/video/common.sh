@@ -1,5 +1,5 @@
 # Sourced by the scripts of this folder: $PYTHON, $KINETICS (the data folder), $SAVE (root of runs), $GPUS, and train().
-# GPUS=0,1,2,3,4,5,6,7 trains one process a GPU, as the published runs did; --batch_size is that of all of them.
+# GPUS=0,1,2,3,4,5,6,7 trains and tests one process a GPU, as the published runs did; --batch_size is that of all of them.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 KINETICS=${KINETICS:?folder with videos_train, videos_val and kinetics400_train_list_videos.txt}
 SAVE=${SAVE:-./save}
@@ -8,7 +8,7 @@ several=()
 [[ "$GPUS" == *,* ]] && several=(--multiprocessing_distributed)
 data=(--dataset kinetics400 --data_folder "$KINETICS" --save_root "$SAVE" --gpu_id "$GPUS" --precision fp32
     ${several[@]+"${several[@]}"})
-test_data=(--dataset kinetics400 --data_folder "$KINETICS" --gpu_id "${GPUS%%,*}")
+test_data=(--dataset kinetics400 --data_folder "$KINETICS" --gpu_id "$GPUS" ${several[@]+"${several[@]}"})
 
 # train SCRIPT FLAGS...: trains, and leaves in $run the folder that this very run names as its result; several folders below
 # $SAVE may be of the same networks. What reads the messages outlives a signal that the run answers by saving its state.
