@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sourced by the other scripts: leaves a Python with the requirements in $PYTHON; `setup.sh extra` with those of
-# requirements-extra.txt too.
+# Sourced by the other scripts: leaves a Python with the requirements in $PYTHON; with REQUIREMENTS=extra before `source`
+# those of requirements-extra.txt too.
 # Uses the active virtual environment if there is one, else makes .venv in the repository. Needs Python 3.11 or 3.12.
 set -euo pipefail
 # a script whose first word is ${1:?some file or folder} cannot mean a flag by it
@@ -28,7 +28,7 @@ else
     fi
 fi
 files=(requirements.txt)
-[ "${1:-}" = extra ] && files+=(requirements-extra.txt)
+[ "${REQUIREMENTS:-}" = extra ] && files+=(requirements-extra.txt)
 for file in "${files[@]}"; do
     stamp="$(dirname "$PYTHON")/../.retort-$file"
     if ! cmp -s "$file" "$stamp"; then

@@ -78,3 +78,5 @@ def test_a_flag_in_the_place_of_the_teacher_is_refused(interpreter):
     assert done.stderr == (
         "kd.sh: '--trial' is a flag, and the first word must be the path of a resnet32x4 checkpoint: flags come last\n"
     )
+    done = interpreter.bash("cakd/student_sweep.sh", "--epochs", "3")  # which installs the extras too
+    assert done.returncode == 2 and "the first word must be the folder of ImageNet" in done.stderr
