@@ -418,6 +418,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         make_folder(args.out.parent)
         atomic_write_text(args.out, text)
+        print(f"wrote {args.out}: {len(runs)} runs")
     else:
         print(text)
 

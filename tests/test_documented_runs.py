@@ -13,6 +13,7 @@ networks they name. The studies that are left out have run to their end: their t
 import re
 from pathlib import Path
 
+import image_sets
 import numpy as np
 import pytest
 import torch
@@ -216,13 +217,7 @@ def calls_of(source, interpreter):
 
 @pytest.fixture(scope="module")
 def cifar(tmp_path_factory):
-    """Noise in the layout of CIFAR-100: four images of each class to train, one to test."""
-    root, rng = tmp_path_factory.mktemp("cifar"), np.random.default_rng(0)
-    sizes = {"train": 400, "test": 100}
-    images = {f"{part}_images": rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for part, n in sizes.items()}
-    labels = {f"{part}_labels": np.arange(n) % 100 for part, n in sizes.items()}
-    np.savez(root / "cifar100.npz", **images, **labels, classes=[f"class{i}" for i in range(100)])
-    return root
+    return image_sets.cifar100(tmp_path_factory.mktemp("cifar"))
 
 
 def teachers_of(settings):

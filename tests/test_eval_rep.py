@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-import numpy as np
+import image_sets
 import pytest
 import torch
 from PIL import Image
@@ -20,56 +20,19 @@ from helper.schedule import StepDecay
 from helper.taps import TappedNet
 from models import model_dict
 
-NAMES = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny-imagenet-200"
-
-
-def pixels(n, size, rng, labels):
-    """Images whose mean colour tells the class."""
-    noise = rng.integers(0, 40, (n, size, size, 3))
-    return (noise + 20 * np.asarray(labels)[:, None, None, None]).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def stl10(tmp_path_factory):
-    """stl10_binary/ in the official byte layout, 40 + 20 images."""
-    root, rng = tmp_path_factory.mktemp("stl"), np.random.default_rng(0)
-    folder = root / "stl10_binary"
-    folder.mkdir()
-    (folder / "class_names.txt").write_text("\n".join(NAMES) + "\n")
-    images = {}
-    for part, n in (("train", 40), ("test", 20)):
-        labels = np.arange(n) % 10
-        images[part] = pixels(n, 96, rng, labels), labels
-        with open(folder / f"{part}_X.bin", "wb") as file:
-            for image in images[part][0]:
-                for channel in range(3):
-                    for column in range(96):  # column-major, as Matlab writes
-                        file.write(image[:, column, channel].tobytes())
-        (labels + 1).astype(np.uint8).tofile(folder / f"{part}_y.bin")
-    return root, images
+    """A folder with stl10_binary/, and the images in it."""
+    root = tmp_path_factory.mktemp("stl")
+    return root, image_sets.stl10(root)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """tiny-imagenet-200/ as unpacked, with three classes of four and two images."""
-    root, rng = tmp_path_factory.mktemp("tiny") / "tiny-imagenet-200", np.random.default_rng(1)
-    wnids, lines = ["n03", "n01", "n02"], []
-    (root / "val" / "images").mkdir(parents=True)
-    for c, wnid in enumerate(wnids):
-        (root / "train" / wnid / "images").mkdir(parents=True)
-        for i in range(4):
-            Image.fromarray(pixels(1, 64, rng, [3 * c])[0]).save(
-                root / "train" / wnid / "images" / f"{wnid}_{i}.JPEG", "JPEG"
-            )
-        boxes = "".join(f"{wnid}_{i}.JPEG\t0\t0\t62\t62\n" for i in range(4))
-        (root / "train" / wnid / f"{wnid}_boxes.txt").write_text(boxes)
-        for i in range(2):
-            name = f"val_{3 * i + c}.JPEG"
-            Image.fromarray(pixels(1, 64, rng, [3 * c])[0]).convert("L").save(root / "val" / "images" / name, "JPEG")
-            lines.append(f"{name}\t{wnid}\t0\t0\t62\t62\n")
-    (root / "val" / "val_annotations.txt").write_text("".join(lines))
-    return root
+    return image_sets.tiny_imagenet(tmp_path_factory.mktemp("tiny"))
 
 
 def open_data(name, root, **options):
@@ -80,7 +43,7 @@ def test_stl10_is_read_pixel_by_pixel(stl10):
     root, images = stl10
     for place in (root, root / "stl10_binary"):
         data = open_data("STL-10", place)
-        assert data.classes == tuple(NAMES) and data.shapes == {"image": (3, 96, 96)}
+        assert data.classes == tuple(image_sets.STL10_CLASSES) and data.shapes == {"image": (3, 96, 96)}
         assert torch.equal(data.train_images, torch.from_numpy(images["train"][0]))
         assert torch.equal(data.test.images, torch.from_numpy(images["test"][0]))
         assert data.train_labels.tolist() == images["train"][1].tolist()
