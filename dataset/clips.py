@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,34 @@ class ClipSource:
         return f"{self.path.resolve()} {info.st_size} {info.st_mtime_ns} {self.template} {self.first} {self.count}"
 
 
+def open_video(path: Path) -> Any:
+    """av.open, whatever the metadata holds. PyAV before 19 must be told, 19 has no word for it."""
+    import av
+
+    told: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+    return av.open(str(path), **told)
+
+
+@cache
+def _one_thread() -> dict[str, int]:
+    """The argument that keeps PyAV from scaling in several threads, where it knows one."""
+    import av
+
+    try:
+        av.VideoFrame(2, 2, "gray").to_ndarray(format="rgb24", threads=1)
+    except TypeError:
+        return {}
+    return {"threads": 1}
+
+
+def picture(frame: Any, **size: Any) -> np.ndarray:
+    """uint8 [h, w, 3] of a decoded frame; size: as PyAV's reformat() takes it.
+
+    In one thread: PyAV 19 keeps what it scales with, and a worker process forked later would wait for its threads.
+    """
+    return frame.to_ndarray(format="rgb24", **size, **_one_thread())
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """(container, video stream) of a video file. UserError: no such file, empty, or what goes wrong while read."""
@@ -59,7 +88,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         raise UserError(f"reading videos needs the package av: pip install av ({error})") from error
     require_content(path)
     try:
-        with av.open(str(path), metadata_errors="ignore") as container:
+        with open_video(path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"  # several files are decoded at once instead
             yield container, stream
@@ -112,7 +141,7 @@ def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
         promised = stream.frames
         for frame in container.decode(stream):
             width, height = _scaled(frame.width, frame.height, short_side)
-            frames.append(frame.to_ndarray(width=width, height=height, format="rgb24", interpolation="AREA"))
+            frames.append(picture(frame, width=width, height=height, interpolation="AREA"))
     check_length(path, len(frames), promised)
     check_sizes(frames, path)
     return without_colour(np.stack(frames))

@@ -24,6 +24,7 @@ from dataset.clips import (
     check_sizes,
     count_images,
     opened,
+    picture,
     read_clip,
     read_image,
     require_content,
@@ -69,7 +70,7 @@ def _decoded(path: Path, wanted: Sequence[int], seek: bool) -> dict[int, np.ndar
         walk = _sought(container, stream, wanted, times, keys) if seek and times else _in_order(container, stream)
         for number, frame in walk:
             if number in missing:
-                found[number] = frame.to_ndarray(format="rgb24")
+                found[number] = picture(frame)
                 missing.discard(number)
             if number >= wanted[-1] and not missing:
                 break

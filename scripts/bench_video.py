@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402 (a script: the path comes first)
 import torch  # noqa: E402
 
-from dataset.clips import ClipSource  # noqa: E402
+from dataset.clips import ClipSource, open_video, picture  # noqa: E402
 from dataset.frame_reader import FrameReader, layout, shrunk  # noqa: E402
 from dataset.video import ClipSettings, Entry  # noqa: E402
 from helper.checkpoint import atomic_write_text  # noqa: E402
@@ -44,13 +44,11 @@ class Naive(FrameReader):
     """Every frame up to the last wanted one is decoded and converted."""
 
     def read(self, source, index):
-        import av
-
         frames, last = [], max(index)
-        with av.open(str(source.path), metadata_errors="ignore") as container:
+        with open_video(source.path) as container:
             container.streams.video[0].thread_type = "NONE"
             for i, frame in enumerate(container.decode(video=0)):
-                frames.append(frame.to_ndarray(format="rgb24"))
+                frames.append(picture(frame))
                 if i == last:
                     break
         return shrunk(np.stack([frames[i] for i in index]), self.short_side)
