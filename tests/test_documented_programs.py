@@ -62,7 +62,9 @@ def put_network(path, name):
 @pytest.fixture(scope="module")
 def interpreter(tmp_path_factory):
     answer = 'case "$1" in train_*) echo "result in save/teachers/models/RUN" ;; esac'
-    return Interpreter(tmp_path_factory.mktemp("interpreter"), answer)
+    interpreter = Interpreter(tmp_path_factory.mktemp("interpreter"), answer)
+    (interpreter.tree / "results").mkdir()
+    return interpreter
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def place(tmp_path_factory, commands):
     network of recordings, which must say what it reads."""
     root = tmp_path_factory.mktemp("house")
     work = root / "work"
-    for folder in ("data", "work/data", "work/DATA"):
+    for folder in ("data", "work/data", "work/DATA", "work/results"):
         (root / folder).mkdir(parents=True)
     for name in ("data", "work/DATA"):
         image_sets.cifar100(root / name)
