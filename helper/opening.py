@@ -225,6 +225,9 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
     settings.without_effect |= {k: reason for k, reason in why.items() if k in given}
     if settings.without_effect:
         log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in settings.without_effect.items()))
+    own_term = settings.method.terms is not Distiller.terms and "+" not in str(distill)
+    if own_term and not settings.values["beta"]:
+        log.info("the term of --distill %s has weight 0, so nothing learns from it: -b is its weight", distill)
 
 
 def notice_of_decays(lanes: Sequence[Settings]) -> None:

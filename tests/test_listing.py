@@ -123,6 +123,7 @@ def blocks(text, language):
 def test_adding_your_own_works_as_written(commands, teacher, tmp_path):
     text = section("Adding your own")
     (code,) = blocks(text, "python")
+    assert sum(bool(line.strip()) for line in code.splitlines()) == 15
     (tmp_path / "cosine.py").write_text(code)
     (script,) = blocks(text, "bash")
     for line in script.splitlines():
@@ -132,10 +133,23 @@ def test_adding_your_own_works_as_written(commands, teacher, tmp_path):
         done = commands(name, *argv, *short, "--save_root", tmp_path / "save", cwd=tmp_path).finished()
         assert "cosine" in done.out
     alone, joined = sorted((tmp_path / "save/students/models").iterdir(), key=lambda p: len(p.name.split("+")))
-    assert "cosine_bias" in alone.name and "cosine+kd" in joined.name
+    assert "_cosine_" in alone.name and "cosine+kd" in joined.name
     for folder in (alone, joined):
         rows = [eval(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert rows[1]["train_cosine"] < rows[0]["train_cosine"]
+    light = ("--plugin", "cosine.py", "--distill", "cosine", "--path_t", teacher, "--dry_run")
+    assert "has weight 0" in commands.student(*light, cwd=tmp_path).finished().out
+    assert "has weight 0" not in commands.student(*light, "-b", 5, cwd=tmp_path).finished().out
+    beta, bias = re.findall(r"`((?:beta|bias): [^`]+)`", text)
+    settings = ("@dataclasses.dataclass(frozen=True)", "class Config(Distiller.Config):", f"    {beta}", f"    {bias}")
+    imports = "import dataclasses\nfrom distiller_zoo.base import option\n"
+    named = '    name = "cosine"\n'
+    assert named in code
+    (tmp_path / "cosine.py").write_text(imports + code.replace(named, named + "".join(f"    {s}\n" for s in settings)))
+    help = (
+        commands("train_student.py", "--plugin", tmp_path / "cosine.py", "--distill", "cosine", "--help").finished().out
+    )
+    assert "give the projection a bias" in help and "--cosine_bias" in help
 
 
 METHOD = "from distiller_zoo.base import Distiller\nclass Mine(Distiller):\n    name = '{}'\n"
