@@ -45,6 +45,11 @@ def options_of(args):
     )
 
 
+def launch_flags(args):
+    """Those of several processes that were given."""
+    return [f"--{f.dest}" for f in LAUNCH if getattr(args, f.dest) != f.default]
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -60,10 +65,12 @@ def main(argv=None):
     parser.add_argument("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames")
     parser.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="leave out damaged recordings")
     parser.add_argument("--num_segments", type=int, help="frames of a clip (default: as in training, else 8)")
-    parser.add_argument("--batch_size", type=int, default=500)
+    parser.add_argument("--batch_size", type=int, default=500, help="samples at a time, in each process")
     parser.add_argument("--gpu_id", help="GPU to use, or several (default 0; with torchrun one a process)")
     parser.add_argument("--manual_seed", "--seed", help="accepted for old commands: nothing is random here")
-    parser.add_argument("--num_workers", type=int, default=8, help="loader processes, for data read from disk")
+    parser.add_argument(
+        "--num_workers", type=int, default=8, help="loader processes of a machine, for data read from disk"
+    )
     parser.add_argument("--average_clips", choices=("prob", "score"), help="of several views (default: the network's)")
     views = parser.add_argument_group("views of a video")
     views.add_argument("--clips", type=int, default=1, help="temporal clips: 2 with uniform sampling, any with dense")
@@ -78,15 +85,19 @@ def main(argv=None):
     load_plugins(args.plugin)
 
     if args.file is not None:
+        if given := launch_flags(args):
+            raise UserError(f"--file is read by one process: leave {', '.join(given)} out")
         for action, probability in load_classifier(args.path, args.model).predict(args.file)[:3]:
             log.info("%s  %.1f %%", action, 100 * probability)
         return
-    named, args.gpu_id = args.gpu_id is not None, args.gpu_id or "0"
+    named, args.gpu_id = args.gpu_id is not None, "0" if args.gpu_id is None else args.gpu_id
     argv = sys.argv[1:] if argv is None else argv
     distributed.in_processes(args, argv, lambda: report(args, own_device(args.gpu_id, named=named)))
 
 
 def report(args, device):
+    if (given := launch_flags(args)) and distributed.world_size() == 1:
+        log.info("without effect here: %s (one process)", ", ".join(given))
     options = options_of(args)
     data = distributed.main_first(lambda: dataset_dict[args.dataset](options))
     for note in getattr(data, "notes", ()):

@@ -1,4 +1,4 @@
-"""Several processes that train one run: torchrun's environment, the launcher of the published flags, what ranks share.
+"""Several processes for one run or test: torchrun's environment, the launcher of the published flags, what ranks share.
 
 Processes come from `torchrun` (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or from
 --multiprocessing_distributed, which calls the same launcher. Every collective of this file runs on the host, over a
@@ -101,16 +101,17 @@ def check_backend(backend: str | None, processes: int) -> str:
 
 
 @contextlib.contextmanager
-def joined(backend: str | None, timeout: float) -> Iterator[None]:
-    """Inside, the processes of the launcher are one group. UserError: an address that is taken, nobody there."""
+def joined(backend: str | None, timeout: float, advice: str = "") -> Iterator[None]:
+    """Inside, the processes of the launcher are one group. UserError: an address that is taken, nobody there.
+
+    advice: what to do where another process is lost, as lost_ranks().
+    """
     if not launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     chosen = check_backend(backend, local_world_size())
     wait = timedelta(seconds=timeout)
-    if chosen == "nccl":
-        torch.cuda.set_device(local_rank())
     try:
         store, place, size = next(dist.rendezvous("env://", timeout=wait))
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -122,7 +123,7 @@ def joined(backend: str | None, timeout: float) -> Iterator[None]:
         _group.control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(_no_rendezvous(where, error, timeout)) from error
-    with lost_ranks():
+    with lost_ranks(advice):
         yield
         dist.barrier(_group.control)
     # not after an error: a group that has lost a member may not let itself be destroyed, and the process ends anyway
@@ -144,8 +145,8 @@ def _no_rendezvous(where: str, error: BaseException, timeout: float) -> str:
 
 
 @contextlib.contextmanager
-def lost_ranks() -> Iterator[None]:
-    """Turn what a collective raises when a process has died or hangs into one sentence."""
+def lost_ranks(advice: str = "") -> Iterator[None]:
+    """Turn what a collective raises when a process has died or hangs into one sentence, with the advice behind it."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
@@ -154,13 +155,10 @@ def lost_ranks() -> Iterator[None]:
             raise
         if "imed out" in text or "timeout" in text.lower():
             raise RankLost(
-                "another process of this run does not answer (it hangs, or its machine is gone), so this one stops; "
-                "the same command goes on from the last checkpoint, and --dist_timeout sets how long to wait"
+                "another process of this run does not answer (it hangs, or its machine is gone), so this one stops"
+                f"{advice}"
             ) from error
-        raise RankLost(
-            "another process of this run has ended, so this one stops; the same command goes on from the last "
-            "checkpoint"
-        ) from error
+        raise RankLost(f"another process of this run has ended, so this one stops{advice}") from error
 
 
 def barrier() -> None:
@@ -317,13 +315,16 @@ class Asked(Protocol):
     dist_timeout: float
 
 
-def in_processes(asked: Asked, argv: Sequence[str], work: Callable[[], None]) -> None:
-    """Start this script with `argv` in the processes asked for; in one of those, or where none are, do the work."""
+def in_processes(asked: Asked, argv: Sequence[str], work: Callable[[], None], advice: str = "") -> None:
+    """Start this script with `argv` in the processes asked for; in one of those, or where none are, do the work.
+
+    advice: what to do where a process is lost, as lost_ranks().
+    """
     if (wanted := wanted_launch(asked)) is not None:
         if code := launch(wanted, argv, asked.dist_timeout):
             raise SystemExit(code)
         return
-    with joined(asked.dist_backend, asked.dist_timeout):
+    with joined(asked.dist_backend, asked.dist_timeout, advice):
         work()
 
 
@@ -335,6 +336,8 @@ def wanted_launch(asked: Asked) -> Launch | None:
     nodes = 1 if asked.world_size is None else asked.world_size
     node = 0 if asked.rank is None else asked.rank
     ids = [part for part in asked.gpu_id.split(",") if part.strip()]
+    if not ids:
+        raise UserError(f"--gpu_id '{asked.gpu_id}' must name GPUs, such as 0,1")
     if nodes < 1 or not 0 <= node < nodes:
         raise UserError(f"--rank {node} must be the number of this node, from 0 to --world_size {nodes} - 1")
     if len(ids) == 1 and nodes == 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from helper import distributed
@@ -46,4 +47,7 @@ def _fail(message: Exception | str, code: int) -> int:
         if not isinstance(message, distributed.RankLost):
             distributed.wait_to_speak()
         print(f"[rank {distributed.rank()}] {message}", file=sys.stderr)
+    if isinstance(message, distributed.RankLost):
+        sys.stderr.flush()
+        time.sleep(distributed.SPEAK_AFTER)  # the launcher's exit code is that of whoever ends first
     return code

@@ -46,7 +46,12 @@ LAUNCH = (  # several processes for one command
     Flag(("--dist_backend",), None, "nccl or gloo (default: by device)", choices=("nccl", "gloo")),
     Flag(("--world_size",), None, "number of nodes of --multiprocessing_distributed", int),
     Flag(("--rank",), None, "rank of this node, from 0", int),
-    Flag(("--dist_timeout",), 50.0, "seconds to wait for the other processes before giving up", float),
+    Flag(
+        ("--dist_timeout",),
+        50.0,
+        "seconds to wait for the other processes to come; in training, also for a step of theirs",
+        float,
+    ),
 )
 COMMON = (
     Flag(("--dataset",), "cifar100", "data set, see --list", result=True, named=True),

@@ -48,6 +48,8 @@ def own_device(gpu_id: str, *, named: bool) -> torch.device:
     device, notice = pick_device(gpu_id, place, distributed.world_size())
     if notice:
         log.info(notice)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or pinned memory and the like would go to a device that nobody named
     return device
 
 
@@ -226,7 +228,7 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
     if settings.without_effect:
         log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in settings.without_effect.items()))
     own_term = settings.method.terms is not Distiller.terms and "+" not in str(distill)
-    if own_term and not settings.values["beta"]:
+    if own_term and settings.values.get("beta") == 0:
         log.info("the term of --distill %s has weight 0, so nothing learns from it: -b is its weight", distill)
 
 

@@ -39,6 +39,8 @@ from helper.schedule import make_schedule
 from helper.seeding import rng_state, seed_everything
 from helper.teacher import SharedTeacher
 
+LOST = "; the same command goes on from the last checkpoint, and --dist_timeout sets how long to wait for a process"
+
 
 def folder_of(settings: Settings, teacher: str | None, is_teacher: bool) -> RunFolder:
     root = Path(settings.save_root) / ("teachers" if is_teacher else "students")
@@ -65,7 +67,7 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     """The whole of train_teacher.py and train_student.py."""
     start_log()
     trials = parse_lanes(argv, teacher=is_teacher)
-    distributed.in_processes(trials[0][0], trials[0][0].command, lambda: train_trials(trials, is_teacher))
+    distributed.in_processes(trials[0][0], trials[0][0].command, lambda: train_trials(trials, is_teacher), LOST)
 
 
 def train_trials(trials: Sequence[Sequence[Settings]], is_teacher: bool) -> None:

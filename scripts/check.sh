@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Formatter, linter and types, as they must be before a commit.
-REQUIREMENTS=extra source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+RETORT_REQUIREMENTS=extra source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .
 "$PYTHON" -m mypy

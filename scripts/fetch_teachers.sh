@@ -4,5 +4,5 @@
 #   bash scripts/fetch_teachers.sh resnet32x4 ResNet34
 #   bash scripts/fetch_teachers.sh --list           # every source, and whether it was reachable when last tried
 # What cannot be had is trained: bash scripts/train_teachers.sh
-REQUIREMENTS=extra source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+RETORT_REQUIREMENTS=extra source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec "$PYTHON" scripts/fetch_teachers.py "$@"

@@ -418,7 +418,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         make_folder(args.out.parent)
         atomic_write_text(args.out, text)
-        print(f"wrote {args.out}: {len(runs)} runs")
+        print(f"wrote {args.out}: {len(runs)} run{'s' * (len(runs) > 1)}")
     else:
         print(text)
 

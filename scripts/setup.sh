@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sourced by the other scripts: leaves a Python with the requirements in $PYTHON; with REQUIREMENTS=extra before `source`
+# Sourced by the other scripts: leaves a Python with the requirements in $PYTHON; with RETORT_REQUIREMENTS=extra before `source`
 # those of requirements-extra.txt too.
 # Uses the active virtual environment if there is one, else makes .venv in the repository. Needs Python 3.11 or 3.12.
 set -euo pipefail
@@ -28,7 +28,7 @@ else
     fi
 fi
 files=(requirements.txt)
-[ "${REQUIREMENTS:-}" = extra ] && files+=(requirements-extra.txt)
+[ "${RETORT_REQUIREMENTS:-}" = extra ] && files+=(requirements-extra.txt)
 for file in "${files[@]}"; do
     stamp="$(dirname "$PYTHON")/../.retort-$file"
     if ! cmp -s "$file" "$stamp"; then

@@ -107,6 +107,8 @@ def test_every_test_image_counts_once(two, commands):
     argv = ("test_model.py", "--path", folder / "resnet8_best.pth", "--dataset", "digits")
     done = commands(*argv).finished()
     assert f"top-1 {max(r['test_acc'] for r in rows(folder)):.2f}" in done.out
+    assert "without effect here: --rank (one process)" in commands(*argv, "--rank", 0).finished().out
+    commands(*argv, "--gpu_id", "").refused("--gpu_id ''")
     several = own_launcher(*argv, "--dist_backend", "gloo")
     assert several.returncode == 0 and not several.stderr, several.stderr
     tested = [out.splitlines()[1:-1] for out in (done.out, several.stdout)]  # without the devices and the time

@@ -156,6 +156,7 @@ def test_refusals(commands, home, student, root, teacher):
     inertial = root / "Inertial" / "a1_s1_t1_inertial.mat"
     commands("test_model.py", "--path", path, "--file", inertial).refused("reads video", "name a student's checkpoint")
     commands("test_model.py", "--path", student, "--file", "none.mat").refused("there is no sensor recording")
+    commands("test_model.py", "--path", student, "--file", inertial, "--rank", 1).refused("leave --rank out")
     commands("test_model.py", "--path", teacher, "--file", inertial).refused("does not say what it reads")
     common = (*QUICK, *SIZES, "--data_folder", root)
     commands("train_teacher.py", *common, "--model", "trn:resnet8", cwd=home).refused(

@@ -9,7 +9,7 @@
 #   MobileNetV2          71.88    73.34     73.66
 #   EfficientNet-B0      77.69    79.23     79.52
 # Not measured here yet. EfficientNet-B0 and Swin-L come from timm (requirements-extra.txt).
-REQUIREMENTS=extra source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
+RETORT_REQUIREMENTS=extra source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 data=${1:?folder of ImageNet}
 save=${2:?folder for the runs}
 teacher=${3:?published weights of the teacher, a .pth or .safetensors file}
