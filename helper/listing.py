@@ -367,6 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         atomic_write_text(args.write, written(args.write.read_text()))
         atomic_write_text(COUNTED, json.dumps(counts()).replace("], ", "],\n") + "\n")  # an entry a line
+        print(f"wrote {args.write}")
 
 
 if __name__ == "__main__":

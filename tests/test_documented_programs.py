@@ -2,7 +2,8 @@
 
 Those files are small: noise in the layout of the real data, networks with random weights, run folders written without
 training. The commands stay as they are but for what SHORTER says, which would take long or need a network connection.
-Commands that train are run in test_documented_runs.py; studies ran to their end, their tables lie in results/.
+Commands that train are run in test_documented_runs.py, those of ELSEWHERE in tests of their own; studies ran to their
+end, their tables lie in results/.
 """
 
 import itertools
@@ -29,10 +30,31 @@ for package in ("optuna", "safetensors", "onnx", "onnxscript", "onnxruntime"):
 STEPS = ("--steps", "1", "--warmup", "0", "--rounds", "1")
 SHORTER = {  # program -> what is said last
     "scripts/bench.py": (*STEPS, "--pair", "resnet8:resnet8", "--batch_size", "8", "--images", "64", "--threads", "1"),
+    "scripts/bench_cakd.py": (
+        *STEPS[:2],
+        "--rounds",
+        "1",
+        "--student",
+        "resnet8",
+        "--teacher",
+        "vit_micro_cifar",
+        "--size",
+        "32",
+        "--batch_size",
+        "2",
+        "--threads",
+        "1",
+    ),
+    "scripts/bench_video.py": ("--size", "16", "--repeats", "1", "--rounds", "1", "--networks", "resnet8"),
     "scripts/bench_hsakd.py": ("--methods", "dpcd", "--rounds", "1", "--steps", "1", "--batch_size", "2"),
     "scripts/run_table.py": ("--dry-run",),
     "scripts/fetch_teachers.py": ("--list",),
     "scripts/tune.py": ("--trials", "1", "--val_fraction", "0.25"),
+}
+ELSEWHERE = {  # program -> where it is run
+    "scripts/slurm/submit.py": "test_hosts.py, which starts its jobs",
+    "scripts/sort_imagenet_val.py": "test_imagenet.py",
+    "helper/listing.py": "test_listing.py, for it writes into the repository",
 }
 SHORT_TRAINING = ("--epochs", "2", "--lr_decay_epochs", "1", "--max_steps", "1")  # of tune.py, behind its --
 SHORT_CLIPS = ("--num_segments", "2")
@@ -80,7 +102,8 @@ def place(tmp_path_factory, commands):
     image_sets.stl10(work / "data")
     image_sets.tiny_imagenet(work / "data")
     utd(work / "UTD")
-    write_inertial(work / "a1_s2_t1_inertial.mat", 0)
+    for subject in (1, 2):
+        write_inertial(work / f"a1_s{subject}_t1_inertial.mat", subject)
     for name in ("DIR", "DATA"):
         for part in ("train", "val"):
             lines = []
@@ -88,6 +111,7 @@ def place(tmp_path_factory, commands):
                 write_video(work / name / f"videos_{part}" / f"{i}.avi", left_bright(8, i, (48, 64)))
                 lines.append(f"{i}.avi {i}\n")
             (work / name / f"kinetics400_{part}_list_videos.txt").write_text("".join(lines))
+    shutil.copytree(work / "DIR" / "videos_val", work / "FOLDER")
     for name in ("save", "SAVE"):
         for method in ("kd", "simkd -c 0 -d 0 -b 1"):
             write_run(work / name, f"--distill {method}", [60, 70], teacher="resnet32x4")
@@ -127,7 +151,7 @@ def calls_of(source, interpreter):
     else:
         given = ARGUMENTS.get(source, (".",) if source == "hsakd/transfer.sh" else ())
         calls = interpreter.run(source, *given, KINETICS="DATA", SAVE="SAVE", GPUS="0")
-    return [call for call in calls if call and not (call[0] in TRAIN or call[0].startswith("-"))]
+    return [call for call in calls if call and call[0] not in {*TRAIN, *ELSEWHERE} and not call[0].startswith("-")]
 
 
 def shortened(call):
@@ -137,23 +161,34 @@ def shortened(call):
     return own + passed_on + list(SHORT_TRAINING if call[0] == "scripts/tune.py" else ())
 
 
+def found(place, pattern):
+    files = sorted(place.glob(pattern))
+    assert files, f"nothing is called {pattern}"
+    return files
+
+
 def test_no_script_is_left_out():
     scripts = sorted((ROOT / "scripts").rglob("*.sh"))
     calling = {str(p.relative_to(ROOT / "scripts")) for p in scripts if any(c[0] not in TRAIN for c in commands_of(p))}
     assert calling - {*SCRIPTS, *SLOW} <= STUDIES | {"run_table.sh"}
+    tests = {test: (ROOT / "tests" / test.split(",")[0]).read_text() for test in ELSEWHERE.values()}
+    assert all(Path(program).stem in tests[test] for program, test in ELSEWHERE.items())
+
+
+with_calls = [page for page in PAGES if any(c[0] not in {*TRAIN, *ELSEWHERE} for c in commands_of(page))]
 
 
 @pytest.mark.parametrize(
     "source",
     [
         pytest.param(source, marks=[pytest.mark.slow] * (source in SLOW))
-        for source in (*(str(page.relative_to(ROOT)) for page in PAGES), *SCRIPTS, "bench_cpu.sh", "bench_gpu.sh")
+        for source in (*(str(page.relative_to(ROOT)) for page in with_calls), *SCRIPTS, "bench_cpu.sh", "bench_gpu.sh")
     ],
 )
 def test_every_command_runs(source, interpreter, place, known, commands):
     failed = []
     for call in map(shortened, calls_of(source, interpreter)):
-        call = [t for token in call for t in (map(str, place.glob(token)) if "*" in token else [token])]
+        call = [t for token in call for t in (map(str, found(place, token)) if "*" in token else [token])]
         key = tuple(Path(t).name if t.endswith(".pth") else t for t in call)
         if key in known:
             continue
@@ -163,4 +198,6 @@ def test_every_command_runs(source, interpreter, place, known, commands):
         done = commands(*call, cwd=place)
         if done.code or not done.out:
             failed.append(f"{shlex.join(call)}: {(done.err or done.out)[-500:]}")
+        written = [value for flag, value in itertools.pairwise(call) if flag in ("--out", "--json")]
+        failed += [f"{shlex.join(call)} wrote no {file}" for file in written if not (place / file).exists()]
     assert not failed, "\n".join(failed)
