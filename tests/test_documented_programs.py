@@ -27,37 +27,23 @@ from models import model_dict
 for package in ("optuna", "safetensors", "onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
 
-STEPS = ("--steps", "1", "--warmup", "0", "--rounds", "1")
 SHORTER = {  # program -> what is said last
-    "scripts/bench.py": (*STEPS, "--pair", "resnet8:resnet8", "--batch_size", "8", "--images", "64", "--threads", "1"),
-    "scripts/bench_cakd.py": (
-        *STEPS[:2],
-        "--rounds",
-        "1",
-        "--student",
-        "resnet8",
-        "--teacher",
-        "vit_micro_cifar",
-        "--size",
-        "32",
-        "--batch_size",
-        "2",
-        "--threads",
-        "1",
-    ),
-    "scripts/bench_video.py": ("--size", "16", "--repeats", "1", "--rounds", "1", "--networks", "resnet8"),
-    "scripts/bench_hsakd.py": ("--methods", "dpcd", "--rounds", "1", "--steps", "1", "--batch_size", "2"),
-    "scripts/run_table.py": ("--dry-run",),
-    "scripts/fetch_teachers.py": ("--list",),
-    "scripts/tune.py": ("--trials", "1", "--val_fraction", "0.25"),
+    "scripts/bench.py": "--steps 1 --warmup 0 --rounds 1 --pair resnet8:resnet8 --batch_size 8 --images 64 --threads 1",
+    "scripts/bench_cakd.py": "--steps 1 --rounds 1 --batch_size 2 --size 32 --student resnet8 "
+    "--teacher vit_micro_cifar",
+    "scripts/bench_video.py": "--size 16 --repeats 1 --rounds 1 --networks resnet8",
+    "scripts/bench_hsakd.py": "--methods dpcd --rounds 1 --steps 1 --batch_size 2",
+    "scripts/run_table.py": "--dry-run",
+    "scripts/fetch_teachers.py": "--list",
+    "scripts/tune.py": "--trials 1 --val_fraction 0.25",
 }
 ELSEWHERE = {  # program -> where it is run
     "scripts/slurm/submit.py": "test_hosts.py, which starts its jobs",
     "scripts/sort_imagenet_val.py": "test_imagenet.py",
     "helper/listing.py": "test_listing.py, for it writes into the repository",
 }
-SHORT_TRAINING = ("--epochs", "2", "--lr_decay_epochs", "1", "--max_steps", "1")  # of tune.py, behind its --
-SHORT_CLIPS = ("--num_segments", "2")
+SHORT_TRAINING = "--epochs 2 --lr_decay_epochs 1 --max_steps 1"  # of tune.py, behind its --
+SHORT_CLIPS = "--num_segments 2"
 SCRIPTS = ("fetch_teachers.sh", "quickstart.sh", "cakd/ablation.sh", "cakd/student_sweep.sh", "hsakd/transfer.sh")
 SCRIPTS += tuple(f"video/{kind}_{part}.sh" for kind in ("tsm", "tsn") for part in ("teacher", "student", "distil"))
 SCRIPTS += tuple(f"cifar100/{size}_study.sh" for size in ("short", "zoo", "scaled"))
@@ -156,9 +142,9 @@ def calls_of(source, interpreter):
 
 def shortened(call):
     at = call.index("--") if "--" in call else len(call)
-    own, passed_on = call[:at], call[at:]
-    own += SHORTER.get(call[0], SHORT_CLIPS if "kinetics400" in call else ())
-    return own + passed_on + list(SHORT_TRAINING if call[0] == "scripts/tune.py" else ())
+    own = SHORTER.get(call[0], SHORT_CLIPS if "kinetics400" in call else "")
+    passed_on = SHORT_TRAINING if call[0] == "scripts/tune.py" else ""
+    return [*call[:at], *own.split(), *call[at:], *passed_on.split()]
 
 
 def found(place, pattern):
