@@ -16,13 +16,12 @@ import torch
 from dataset import dataset_dict
 from helper import distributed
 from helper.cost import deployed_count, macs
-from helper.devices import pick_autocast, to_device, usable_cores
+from helper.devices import own_device, pick_autocast, to_device, usable_cores
 from helper.entry import run_script
 from helper.export import load_classifier, options_as_trained, told_of_clips
 from helper.flags import LAUNCH
 from helper.flags_video import AS_TRAINED
 from helper.networks import load_network
-from helper.opening import own_device
 from helper.options import add_flags, normalised
 from helper.plugins import load_plugins
 from helper.protocols import UserError

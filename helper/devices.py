@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from helper import distributed
 from helper.protocols import UserError
+from helper.reporting import log
 from helper.taps import TappedNet
 
 
@@ -34,6 +36,19 @@ def pick_device(gpu_id: str, place: int = 0, processes: int | None = None) -> tu
         several = "" if processes is None else "add --multiprocessing_distributed, or "
         notice = f"--gpu_id {gpu_id} names {len(ids)} devices and this process uses the first: {several}name one"
     return torch.device("cuda", chosen), notice
+
+
+def own_device(gpu_id: str, *, named: bool) -> torch.device:
+    """This process's of the devices in --gpu_id; one for each process of this machine where the user named none."""
+    place = distributed.local_rank()
+    if not named and place:
+        gpu_id = ",".join(map(str, range(place + 1)))
+    device, notice = pick_device(gpu_id, place, distributed.world_size())
+    if notice:
+        log.info(notice)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or pinned memory and the like would go to a device that nobody named
+    return device
 
 
 def native_bf16(device: torch.device) -> bool:

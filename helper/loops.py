@@ -19,7 +19,7 @@ from helper import distributed
 from helper.build import Stage, describe_method
 from helper.checkpoint import atomic_save, atomic_write_json, load_file
 from helper.memory import LaneMemory, kept_by, out_of_memory
-from helper.metrics import Meter, merge
+from helper.metrics import Meter, of_all_processes
 from helper.protocols import Batch, DataSet, Loader, Progress, UserError
 from helper.reporting import ProgressLine, Writer, clock, log
 from helper.runs import RunFolder
@@ -86,11 +86,7 @@ def evaluate(
             logits = logits.float()
             meter = meters.setdefault(name, Meter(device))
             meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
-    if distributed.world_size() > 1:
-        shares = distributed.gather({name: meter.on_host() for name, meter in meters.items()})
-        names = dict.fromkeys(name for share in shares for name in share)
-        meters = {name: merge([share[name] for share in shares if name in share], device) for name in names}
-    return {name: meter.read()[0] for name, meter in meters.items()}
+    return {name: meter.read()[0] for name, meter in of_all_processes(meters, device).items()}
 
 
 def open_test(data: DataSet, device: torch.device) -> Loader:

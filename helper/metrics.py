@@ -89,6 +89,15 @@ def merge(states: Sequence[Mapping[str, Any]], device: torch.device) -> Meter:
     return whole
 
 
+def of_all_processes(meters: Mapping[str, Meter], device: torch.device) -> dict[str, Meter]:
+    """Each meter over the samples of all processes, of which one without samples has none. All must call it."""
+    if distributed.world_size() == 1:
+        return dict(meters)
+    shares = distributed.gather({name: meter.on_host() for name, meter in meters.items()})
+    names = dict.fromkeys(name for share in shares for name in share)
+    return {name: merge([share[name] for share in shares if name in share], device) for name in names}
+
+
 def calibration(logits: Tensor, target: Tensor, bins: int = 15) -> tuple[float, Tensor]:
     """Expected calibration error (Guo et al., ICML 2017, eq. 3) and [bins, 3]: mean confidence, accuracy, share.
 

@@ -21,7 +21,7 @@ from distiller_zoo.base import Distiller
 from helper import build, distributed
 from helper.cache import CachedTeacher, cache_key
 from helper.checkpoint import atomic_write_json
-from helper.devices import pick_autocast, pick_device, to_device, usable_cores
+from helper.devices import own_device, pick_autocast, to_device, usable_cores
 from helper.flags_video import DATA as VIDEO_DATA
 from helper.kernels import Kernels, tune_allocator
 from helper.loops import evaluate, open_test
@@ -38,19 +38,6 @@ from models import model_for
 STREAMED = ("dali", "classes_subset", "skip_corrupt", "augment", "random_erase", "repeated_augmentation")
 # flags that are about action recordings
 RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache")
-
-
-def own_device(gpu_id: str, *, named: bool) -> torch.device:
-    """This process's of the devices in --gpu_id; one for each process of this machine where the user named none."""
-    place = distributed.local_rank()
-    if not named and place:
-        gpu_id = ",".join(map(str, range(place + 1)))
-    device, notice = pick_device(gpu_id, place, distributed.world_size())
-    if notice:
-        log.info(notice)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # or pinned memory and the like would go to a device that nobody named
-    return device
 
 
 def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:

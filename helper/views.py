@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helper import distributed
-from helper.metrics import Meter, merge
+from helper.metrics import Meter, of_all_processes
 from helper.protocols import Loader, UserError
 
 
@@ -49,12 +49,9 @@ def evaluate_views(
             meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
             pairs = torch.bincount(batch.target * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
             confusions[name] = confusions[name] + pairs if name in confusions else pairs
-    if distributed.world_size() > 1:
-        shares = distributed.gather({name: (meters[name].on_host(), confusions[name].cpu()) for name in meters})
-        names = dict.fromkeys(name for share in shares for name in share)
-        found = {name: [share[name] for share in shares if name in share] for name in names}
-        meters = {name: merge([state for state, _ in parts], device) for name, parts in found.items()}
-        confusions = {name: torch.stack([pairs for _, pairs in parts]).sum(0) for name, parts in found.items()}
+    meters = of_all_processes(meters, device)
+    shares = distributed.gather({name: pairs.cpu() for name, pairs in confusions.items()})
+    confusions = {name: torch.stack([share[name] for share in shares if name in share]).sum(0) for name in meters}
     if not any(meter.count for meter in meters.values()):
         raise UserError("not one test sample could be read")
     return {
