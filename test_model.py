@@ -13,20 +13,23 @@ from pathlib import Path
 
 import torch
 
+from core import machine
+from core.log import log, start_log
+from core.machine import usable_cores
+from core.option import add_flags
+from core.protocols import UserError
 from dataset import dataset_dict
-from helper import distributed
-from helper.cost import deployed_count, macs
-from helper.devices import own_device, pick_autocast, to_device, usable_cores
-from helper.entry import run_script
-from helper.export import load_classifier, options_as_trained, told_of_clips
-from helper.flags import LAUNCH
-from helper.flags_video import AS_TRAINED
-from helper.networks import load_network
-from helper.options import add_flags, normalised
-from helper.plugins import load_plugins
-from helper.protocols import UserError
-from helper.reporting import log, start_log
-from helper.views import evaluate_views
+from helper.deploy.as_trained import AS_TRAINED, options_as_trained, told_of_clips
+from helper.deploy.cost import deployed_count, macs
+from helper.deploy.export import load_classifier
+from helper.evaluation.evaluate import evaluate_views
+from helper.machine import distributed
+from helper.machine.devices import own_device, pick_autocast, to_device
+from helper.machine.distributed import LAUNCH
+from helper.machine.program import run_script
+from helper.networks.load import load_network
+from helper.options.parse import normalised
+from helper.options.plugins import load_plugins
 
 
 def options_of(args):
@@ -40,7 +43,7 @@ def options_of(args):
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
         more={f.dest: getattr(args, f.dest) for f in AS_TRAINED},
-        num_workers=min(-(-args.num_workers // distributed.local_world_size()), usable_cores()),
+        num_workers=min(-(-args.num_workers // machine.local_world_size()), usable_cores()),
     )
 
 
@@ -118,7 +121,7 @@ def report(args, device):
         return {"student": out["logits"], **heads}
 
     started = time.monotonic()
-    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    share = {"rank": machine.rank(), "world_size": distributed.world_size()}
     views = {"views": data.clip_views(**given)} if given else {}
     loader = data.test_loader(args.batch_size, device=device, **share, **views)
     how = args.average_clips or network.spec.average_clips

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helper.protocols import UserError
+from core.machine import _available_memory
+from core.protocols import UserError
 
 LARGEST_IMAGE = 4096
 
@@ -175,12 +176,3 @@ def check_memory(counts: dict[str, int], size: int) -> None:
             f"than half of the {free / 2**30:.2f} GiB available; choose a smaller --image_size or fewer "
             "images"
         )
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from core.protocols import Batch, Loader, UserError
 from dataset.base import seeded
-from helper.protocols import Batch, Loader, UserError
 
 
 class MixedLoader:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helper.registry import Registry
+from core.registry import Registry
 
 method_dict = Registry(
     "method",

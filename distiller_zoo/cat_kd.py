@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, check_range, classified_map, option, require_pooled_head
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Terms, UserError
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Terms, UserError
+from distiller_zoo._stages import classified_map, require_pooled_head
+from distiller_zoo.base import Distiller
 
 
 def linear_head(side: Side, stage: str, resolution: int) -> nn.Linear:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, check_range, kl, option
-from helper.protocols import Batch, Context, Features, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, Progress, Terms
+from distiller_zoo._math import kl
+from distiller_zoo.base import Distiller
 
 
 def reversed_gradient(x: Tensor, scale: float) -> Tensor:

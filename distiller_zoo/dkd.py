@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from distiller_zoo.base import Distiller, check_range, kl, labels_of, log_binary, non_target, option
-from helper.protocols import Batch, Features, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo._math import kl, labels_of, log_binary, non_target
+from distiller_zoo.base import Distiller
 
 
 class DKD(Distiller):

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.randaugment import rand_augment
-from distiller_zoo.base import Distiller, check_range, kl, option
-from helper.protocols import Batch, Context, Features, Progress, Terms, UserError
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, Progress, Terms, UserError
+from distiller_zoo._math import kl
+from distiller_zoo._randaugment import rand_augment
+from distiller_zoo.base import Distiller
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from distiller_zoo.base import Distiller, check_range, option
-from helper.protocols import Batch, Features, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo.base import Distiller
 
 
 class WTTM(Distiller):

@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from core import machine
+from core.files import atomic_write_json, read_json
+from core.log import log
+from core.machine import usable_cores
+from core.protocols import Batch, DataSet, ModelSpec, TeacherSource, UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
+from dataset.clips.video import DATA as VIDEO_DATA
 from distiller_zoo.base import Distiller
-from helper import build, distributed
-from helper.cache import CachedTeacher, cache_key
-from helper.checkpoint import atomic_write_json
-from helper.devices import own_device, pick_autocast, to_device, usable_cores
-from helper.flags_video import DATA as VIDEO_DATA
-from helper.kernels import Kernels, tune_allocator
-from helper.loops import evaluate, open_test
-from helper.networks import Network, load_network, position_notice, started_from
-from helper.options import Settings
-from helper.protocols import Batch, DataSet, ModelSpec, TeacherSource, UserError
-from helper.reporting import log
-from helper.schedule import parse_decay_epochs
-from helper.seeding import seed_everything
-from helper.teacher import SharedTeacher, keep_dropout
+from helper.evaluation.evaluate import evaluate, open_test
+from helper.machine import distributed
+from helper.machine.devices import own_device, pick_autocast, to_device
+from helper.machine.kernels import Kernels, tune_allocator
+from helper.machine.seeding import seed_everything
+from helper.networks.load import Network, load_network, position_notice, started_from
+from helper.networks.teacher_cache import CachedTeacher, cache_key
+from helper.networks.teacher_sources import SharedTeacher, keep_dropout
+from helper.options.settings import Settings
+from helper.training import stages
+from helper.training.schedule import parse_decay_epochs
 from models import model_for
 
 # what only data that is decoded as it is read knows
 STREAMED = ("dali", "classes_subset", "skip_corrupt", "augment", "random_erase", "repeated_augmentation")
+
+
 # flags that are about action recordings
 RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache")
 
@@ -66,7 +69,7 @@ def open_data(settings: Settings) -> DataSet:
         val_fraction=settings.val_fraction,
         few_ratio=settings.few_ratio,
         seed=settings.seed,
-        num_workers=min(-(-settings.num_workers // distributed.local_world_size()), usable_cores()),
+        num_workers=min(-(-settings.num_workers // machine.local_world_size()), usable_cores()),
         **{k: getattr(settings, k) for k in STREAMED},
         modality=modalities(settings),
         data_split=settings.data_split,
@@ -140,7 +143,7 @@ def measure_teacher(teacher: Network, data: DataSet, device: torch.device, setti
     else:
         acc = accuracy_of(teacher, data, device, settings.channels_last != "off")
         log.info("teacher accuracy:  %.2f", acc)
-        if distributed.is_main():
+        if machine.is_main():
             atomic_write_json(known | {key: acc}, memory)
     recorded = None if teacher.others else teacher.checkpoint.best_acc
     if recorded is not None:
@@ -166,13 +169,6 @@ def accuracy_of(teacher: Network, data: DataSet, device: torch.device, channels_
     return evaluate(predict, open_test(data, device), device)["teacher"]["acc"]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # absent or damaged: nothing is remembered
-        return {}
-
-
 def notice_without_effect(settings: Settings, data: DataSet, device: torch.device) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
     given = {k for k, source in settings.sources.items() if source == "command line"}
@@ -194,7 +190,7 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
         why |= dict.fromkeys(RECORDINGS, f"{settings.dataset} holds no action recordings")
     else:
         why.pop("skip_corrupt", None)
-    if len(build.chain_of(settings.method)) == 1:
+    if len(stages.chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
         no_teacher = ("model_t", "skip_validation", "div", "kd_T", "teacher_dropout")
@@ -259,7 +255,7 @@ def shared_source(
     Behind a cache the teacher is not compiled, so that what the cache holds does not depend on it.
     """
     needs = [
-        build.union_of_needs(s.method, s.config, student_spec(s, data), teacher.spec)
+        stages.union_of_needs(s.method, s.config, student_spec(s, data), teacher.spec)
         for s in lanes
         if s.method.teacher_mode == "frozen"
     ]
@@ -302,7 +298,7 @@ def shared_source(
             pooled=layout.get("pooled"),
             where=lanes[0].cache_device,
         )
-        rebuild = lanes[0].rebuild_cache and distributed.is_main()
+        rebuild = lanes[0].rebuild_cache and machine.is_main()
         source = cache = distributed.main_first(lambda: open_cache(rebuild))
     return SharedTeacher(source, taps, cache)
 

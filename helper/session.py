@@ -12,15 +12,21 @@ from typing import Any
 
 import torch
 
+from core import machine
+from core.files import atomic_write_json
+from core.log import log, open_run_log, start_log
+from core.protocols import DataSet, Loader, Progress, TeacherSource, UserError
 from dataset.mixing import MixedLoader
-from distiller_zoo.base import Combined, Distiller
-from helper import build, distributed
-from helper.checkpoint import atomic_write_json
-from helper.cost import deployed_parameters, macs
-from helper.kernels import Kernels, pick_kernels
-from helper.loops import Fit, Interrupted, Life, Stopper, drive, rank_seed, read_last, summary
-from helper.memory import LaneMemory
-from helper.networks import Network, file_checksum, load_backbone, position_notice
+from distiller_zoo._combined import Combined
+from distiller_zoo.base import Distiller
+from helper.deploy.cost import deployed_parameters, macs
+from helper.machine import distributed
+from helper.machine.kernels import Kernels, pick_kernels
+from helper.machine.lane_memory import LaneMemory
+from helper.machine.seeding import rng_state, seed_everything
+from helper.machine.stopper import Interrupted, Stopper
+from helper.networks.load import Network, file_checksum, load_backbone, position_notice
+from helper.networks.teacher_sources import SharedTeacher
 from helper.opening import (
     measure_teacher,
     notice_of_decays,
@@ -31,23 +37,18 @@ from helper.opening import (
     shared_source,
     student_spec,
 )
-from helper.options import Settings, parse_lanes
-from helper.protocols import DataSet, Loader, Progress, TeacherSource, UserError
-from helper.reporting import event_writer, log, open_run_log, require_backend, start_log
-from helper.runs import RunFolder, link_short_name, refuse_differences, run_name, who_has
-from helper.schedule import make_schedule
-from helper.seeding import rng_state, seed_everything
-from helper.teacher import SharedTeacher
+from helper.options.naming import folder_of
+from helper.options.parse import parse_lanes
+from helper.options.settings import Settings
+from helper.runs.events import event_writer, require_backend
+from helper.runs.folder import RunFolder, link_short_name, refuse_differences, who_has
+from helper.training import optim
+from helper.training import stages as build
+from helper.training.lanes import drive
+from helper.training.loops import Fit, Life, rank_seed, read_last, summary
+from helper.training.schedule import make_schedule
 
 LOST = "; the same command goes on from the last checkpoint, and --dist_timeout sets how long to wait for a process"
-
-
-def folder_of(settings: Settings, teacher: str | None, is_teacher: bool) -> RunFolder:
-    root = Path(settings.save_root) / ("teachers" if is_teacher else "students")
-    name = run_name(settings, teacher, is_teacher)
-    return RunFolder(
-        root / "models" / name, root / "tensorboard" / name, settings.model if is_teacher else settings.model_s
-    )
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,13 @@ def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
     for lane in lanes:
         notice_without_effect(lane, data, device)
     notice_of_decays(lanes)
-    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    ranks = {"rank": machine.rank(), "world_size": distributed.world_size()}
     loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device, **ranks)
     if settings.mixup or settings.cutmix or settings.label_smoothing:
         if (settings.mixup or settings.cutmix) and "image" not in data.shapes:
             raise UserError(f"--mixup and --cutmix mix images, and {data.name} holds none: leave them out")
         mixing = (settings.mixup, settings.cutmix, settings.label_smoothing)
-        loader = MixedLoader(loader, data.num_classes, *mixing, settings.seed, distributed.rank())
+        loader = MixedLoader(loader, data.num_classes, *mixing, settings.seed, machine.rank())
     if distributed.world_size() > 1:
         log.info(
             "%d processes, %d samples of each batch in each; losses over a batch see those of one process",
@@ -181,7 +182,7 @@ def build_lane(
         data,
         batch_size=per_process,
         device=device,
-        make_optimizer=build.optimizer(
+        make_optimizer=optim.optimizer(
             "nesterov" if settings.nesterov else settings.optimizer,
             settings.momentum,
             settings.weight_decay,
@@ -206,9 +207,9 @@ def build_lane(
         raise UserError("--freeze_backbone keeps a backbone as it is: name its weights with --pretrained_backbone")
     if start := settings.values.get("pretrained_backbone"):
         load_backbone(first.step.student, start, data.num_classes, bool(settings.values.get("freeze_backbone")))
-    if distributed.rank():  # networks start alike everywhere, what is drawn from here on differs
-        seed_everything(rank_seed(settings.seed, distributed.rank()))
-        first.step.seed_rng(rank_seed(settings.seed, distributed.rank()) + 1)
+    if machine.rank():  # networks start alike everywhere, what is drawn from here on differs
+        seed_everything(rank_seed(settings.seed, machine.rank()))
+        first.step.seed_rng(rank_seed(settings.seed, machine.rank()) + 1)
     spec_t = teacher.spec if teacher else None
     needs = build.union_of_needs(settings.method, settings.config, student, spec_t)
     if needs.full_batches and per_process % settings.accumulate:
@@ -233,7 +234,7 @@ def build_lane(
             settings.warmup_start,
             settings.lr_min,
         ),
-        partial(event_writer, settings.tb_backend if distributed.is_main() else "none", folder.tensorboard),
+        partial(event_writer, settings.tb_backend if machine.is_main() else "none", folder.tensorboard),
         {
             "arch": student.name,
             "num_classes": data.num_classes,
@@ -248,7 +249,7 @@ def build_lane(
         settings.print_freq,
         settings.max_steps,
         after_epoch=partial(end_of_epoch, [p.end_epoch for p in (cached, loader) if hasattr(p, "end_epoch")]),
-        shown=settings is lanes[0] and distributed.is_main(),
+        shown=settings is lanes[0] and machine.is_main(),
         eval_autocast=None if settings.eval_precision == "fp32" else autocast,
         exact_last=settings.eval_precision == "auto",
     )
@@ -283,10 +284,10 @@ def enter(lane: Lane, label: str | None, autocast: torch.dtype | None, device: t
     if distributed.by_main(lambda: folder.enter(lane.described, settings.overwrite and not restarted)):
         log.info("already finished: %s holds the result (--overwrite trains it again)", folder.models)
         return False
-    if distributed.is_main():
+    if machine.is_main():
         lane.fit.log = open_run_log(folder.log, label)
     elif settings.log_all_ranks:
-        lane.fit.log = open_run_log(folder.log.with_name(f"log_rank{distributed.rank()}.txt"), label)
+        lane.fit.log = open_run_log(folder.log.with_name(f"log_rank{machine.rank()}.txt"), label)
     lane.fit.log.info("run folder %s, %s on %s", folder.models, "bf16" if autocast else "fp32", device)
     for note in lane.notes:
         lane.fit.log.info(note)
@@ -362,7 +363,7 @@ def finish(
     lanes: Sequence[str],
 ) -> None:
     """parameters.json marks the run as complete; a teacher also appears under its short name."""
-    if not distributed.is_main():
+    if not machine.is_main():
         return
     settings, folder, fit, step = lane.settings, lane.folder, lane.fit, lane.fit.stage.step
     uses_teacher = teacher is not None and settings.method.teacher_mode == "frozen"

@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helper.checkpoint import atomic_write_text, make_folder
-from helper.jobs import TrainCommand
-from helper.options import Settings, normalised, parse_lanes
-from helper.protocols import UserError
+from core.files import atomic_write_text, make_folder
+from core.protocols import UserError
+from helper.options.parse import normalised, parse_lanes
+from helper.options.settings import Settings
+from helper.tables.jobs import TrainCommand
 
 INTERRUPTED = (130, 143)  # exit codes: Ctrl-C, SIGTERM
 HOPELESS = 3  # trials that fail before any completes: the mistake is not in the values

@@ -20,7 +20,7 @@ from toys import (
 )
 
 from distiller_zoo import method_dict
-from distiller_zoo.base import Combined, CombinedConfig
+from distiller_zoo._combined import Combined, CombinedConfig
 from models import model_dict
 
 SMALL = {

@@ -7,8 +7,8 @@ from itertools import islice
 
 import torch
 
-from helper.build import build_stages
-from helper.protocols import Progress
+from core.protocols import Progress
+from helper.training.stages import build_stages
 
 PROGRESS = Progress(epoch=60, epochs=100)
 
@@ -60,7 +60,7 @@ def frozen_state(step):
 
 def check_contract(make, batch, num_classes):
     """make() builds the same step every time."""
-    from distiller_zoo.base import weighted_sum
+    from distiller_zoo._math import weighted_sum
 
     step = make()
     step.train()

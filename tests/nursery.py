@@ -58,7 +58,7 @@ def die_at_fsync(count: int, tear: bool) -> None:
 
 def at_step(count: int, action) -> None:
     """Call action before the count-th training step."""
-    from helper.step import DistillStep
+    from helper.training.step import DistillStep
 
     real, seen = DistillStep.__call__, 0
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from helper.options import parse
-from helper.session import folder_of
+from helper.options.naming import folder_of
+from helper.options.parse import parse
 
 ENVIRONMENT = {"cpu": "a CPU", "cpu_threads": 1, "gpus": [], "commit": "c0ffee" * 6 + "abcd", "dirty": False}
 

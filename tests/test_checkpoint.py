@@ -11,16 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from helper.checkpoint import (
-    Checkpoint,
-    atomic_save,
-    atomic_write_text,
-    infer_arch,
-    load_weights,
-    num_classes_of,
-    read_checkpoint,
-)
-from helper.protocols import UserError
+from core.files import atomic_save, atomic_write_text
+from core.protocols import UserError
+from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from models import model_dict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,8 +49,8 @@ def test_full_disk_keeps_the_previous_file(tmp_path):
     atomic_write_text(tmp_path / "metrics.jsonl", "old")
     script = """
 import resource, sys, torch
-from helper.checkpoint import atomic_save, atomic_write_text
-from helper.protocols import UserError
+from helper.networks.checkpoint import atomic_save, atomic_write_text
+from core.protocols import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 folder = sys.argv[1]
 for write in (lambda: atomic_save({"model": {"w": torch.ones(100_000)}, "epoch": 2}, folder + "/last.pth"),

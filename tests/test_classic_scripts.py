@@ -6,8 +6,8 @@ from interpreter import Interpreter
 from test_recipe_scripts import TRAIN, understood
 
 from distiller_zoo import method_dict
-from helper.options import parse_lanes
-from helper.published import read_table, tables
+from helper.options.parse import parse_lanes
+from helper.tables.published import read_table, tables
 from scripts.slurm.submit import commands_of
 
 STUDIES = {  # script -> students it trains, what comes after training

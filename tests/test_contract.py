@@ -13,13 +13,15 @@ from contract import PROGRESS, check_contract, make_step
 from torch import nn
 from toys import VIT, B, Critic, Factor, FactorInit, ToyData, cnn, network
 
+from core.protocols import Needs, UserError
+from core.taps import TappedNet, probe
 from distiller_zoo import method_dict, published_names
-from distiller_zoo.base import Combined, Distiller, weighted_sum
-from helper.build import build_stages, chain_of
-from helper.protocols import Needs, UserError
-from helper.step import thawed
-from helper.taps import TappedNet, probe
-from helper.teacher import LiveTeacher, SharedTeacher
+from distiller_zoo._combined import Combined
+from distiller_zoo._math import weighted_sum
+from distiller_zoo.base import Distiller
+from helper.networks.teacher_sources import LiveTeacher, SharedTeacher
+from helper.training.stages import build_stages, chain_of
+from helper.training.step import thawed
 
 
 def maker(case, **kwargs):

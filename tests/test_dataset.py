@@ -13,17 +13,17 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import dataset.folder
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import dataset.base
-import dataset.folder
+from core.protocols import UserError
 from dataset import dataset_dict, recipe
 from dataset.base import DataOptions, Split, resize, stratified
-from dataset.resident import ResidentData, view
-from helper.protocols import UserError
+from dataset.images.resident import ResidentData, view
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]

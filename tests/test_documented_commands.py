@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distiller_zoo import method_dict
-from helper.options import parse_lanes
+from helper.options.parse import parse_lanes
 from models import model_dict
 
 ROOT = Path(__file__).parents[1]

@@ -25,7 +25,7 @@ from test_documented_commands import commands_of
 from test_recipe_scripts import SCRIPTS as RECIPES
 
 from distiller_zoo import method_dict
-from helper.options import normalised, parse_lanes
+from helper.options.parse import normalised, parse_lanes
 from models import model_dict, model_for
 
 README = (ROOT / "README.md").read_text()

@@ -34,7 +34,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
         "import nursery\n"
         "if os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
         "    nursery.at_step(6, lambda: os.kill(os.getpid(), 9))\n"
-        "from helper.entry import run_script\n"
+        "from helper.machine.program import run_script\n"
         "import train_teacher\n"
         "run_script(train_teacher.main)\n"
     )

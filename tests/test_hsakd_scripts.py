@@ -9,9 +9,9 @@ import pytest
 from interpreter import Interpreter
 
 from eval_rep import parse as parse_probe
-from helper.entry import run_script  # noqa: F401 (the scripts' own way in)
-from helper.options import parse
-from helper.runs import run_name
+from helper.machine.program import run_script  # noqa: F401 (the scripts' own way in)
+from helper.options.naming import run_name
+from helper.options.parse import parse
 from models import model_for
 from scripts.hsakd.probe_table import main as probe_table
 

@@ -9,17 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("models", "crd", "dataset", "distiller_zoo")
-SHARED = ("distiller_zoo.base", "distiller_zoo.heads")  # no methods, but what several have in common
-VOCABULARY = ("helper.protocols", "helper.registry")
+SHARED = ("distiller_zoo.base", "distiller_zoo._heads")  # no methods, but what several have in common
+VOCABULARY = ("core.protocols", "core.registry")
 ALLOWED = {  # package -> project modules it may import, beside its own
-    "models": (*VOCABULARY, "dataset.gaf"),  # a function of tensors, part of a network that is exported
+    "models": (*VOCABULARY, "models._gaf"),  # a function of tensors, part of a network that is exported
     "crd": VOCABULARY,
     "dataset": VOCABULARY,
     "distiller_zoo": (
         *VOCABULARY,
         "crd",
-        "dataset.randaugment",
-        "dataset.multiview",
+        "distiller_zoo._randaugment",
+        "distiller_zoo._multiview",
     ),  # functions of tensors, for other views
 }
 
@@ -65,8 +65,8 @@ def test_a_literal_transcription_imports_nothing_of_the_project(path):
 
 
 def test_vocabulary_imports_nothing_of_the_project():
-    assert project_imports(ROOT / "helper/protocols.py") == []
-    assert project_imports(ROOT / "helper/registry.py") == ["helper.protocols"]
+    assert project_imports(ROOT / "core/protocols.py") == []
+    assert project_imports(ROOT / "core/registry.py") == ["core.protocols"]
 
 
 def test_engine_does_not_import_scripts():

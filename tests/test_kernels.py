@@ -9,14 +9,15 @@ from contract import PROGRESS, make_step
 from torch import nn
 from toys import ToyData, cnn, network
 
+from core.protocols import UserError
+from core.taps import TappedNet
 from distiller_zoo import method_dict
-from helper import kernels as under_test
-from helper.build import build_stages, sgd
-from helper.devices import to_device
-from helper.kernels import PARTS, PLAIN, Kernels, compiler_fault, folded, pick_kernels, with_cast_weights
-from helper.protocols import UserError
-from helper.taps import TappedNet
-from helper.teacher import LiveTeacher
+from helper.machine import kernels as under_test
+from helper.machine.devices import to_device
+from helper.machine.kernels import PARTS, PLAIN, Kernels, compiler_fault, folded, pick_kernels, with_cast_weights
+from helper.networks.teacher_sources import LiveTeacher
+from helper.training.optim import sgd
+from helper.training.stages import build_stages
 from models import model_dict
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import pytest
 from commands import ENV, ROOT
 
 from distiller_zoo import method_dict
-from helper import listing
+from helper.options import listing
 from models import model_dict
 
 MINE = dataclasses.replace(model_dict["resnet8"], name="mine8")
@@ -74,12 +74,12 @@ def test_taps_in_few_words(taps, words):
 
 
 def test_readme_is_up_to_date():
-    assert listing.written(README) == README, "run: python -m helper.listing --write README.md"
+    assert listing.written(README) == README, "run: python -m helper.options.listing --write README.md"
 
 
 def test_what_the_page_does_not_count_was_counted():
     kept = json.loads(listing.COUNTED.read_text())
-    assert kept == json.loads(json.dumps(listing.counts())), "run: python -m helper.listing --write README.md"
+    assert kept == json.loads(json.dumps(listing.counts())), "run: python -m helper.options.listing --write README.md"
 
 
 def test_a_model_that_nobody_counted_is_counted(monkeypatch):

@@ -14,12 +14,12 @@ from test_losses import LABELS, cases, check, inputs
 from test_reference_losses import TOLERANCE, B, K, arrays, maps, normal, prepared
 from torch import nn
 
+from core.protocols import Batch, ModelSpec, Progress, UserError
 from distiller_zoo import method_dict
-from distiller_zoo.base import standardised
+from distiller_zoo._math import standardised
 from distiller_zoo.mlkd import TEMPERATURES, batch_correlation, class_correlation
 from distiller_zoo.vkd import orthonormal
-from helper.options import parse
-from helper.protocols import Batch, ModelSpec, Progress, UserError
+from helper.options.parse import parse
 
 LATE = Progress(epoch=100, epochs=240)
 LOGIT_METHODS = ("kd", "dkd", "dist", "nkd", "wttm", "ctkd", "mlkd")

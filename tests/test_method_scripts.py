@@ -5,8 +5,8 @@ from commands import ROOT
 from interpreter import Interpreter
 
 from distiller_zoo import method_dict
-from helper.listing import paper_of
-from helper.options import parse
+from helper.options.listing import paper_of
+from helper.options.parse import parse
 
 FOLDER = ROOT / "scripts" / "cifar100" / "methods"
 RUN = "save/hkd/students/models/x"  # where the stand-in says that its result lies

@@ -12,12 +12,12 @@ from method_context import batch_of, build, run, side, spec
 from torch import nn
 from toys import B, ToyData, network
 
+from core.protocols import ModelSpec, Progress, Tap, UserError
+from core.taps import TappedNet, probe
 from distiller_zoo import method_dict, published_names
-from distiller_zoo.heads import WithHeads
-from helper.build import chain_of, union_of_needs
-from helper.cost import macs
-from helper.protocols import ModelSpec, Progress, Tap, UserError
-from helper.taps import TappedNet, probe
+from distiller_zoo._heads import WithHeads
+from helper.deploy.cost import macs
+from helper.training.stages import chain_of, union_of_needs
 from models import model_dict
 
 STAGES_S, STAGES_T = [(4, 8, 8), (6, 4, 4)], [(8, 8, 8), (12, 4, 4)]

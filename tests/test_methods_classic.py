@@ -13,10 +13,10 @@ from method_context import batch_of, build, run, side
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import B, ToyData, network
 
+from core.protocols import ModelSpec, Progress, UserError
 from distiller_zoo import method_dict
-from helper.build import build_stages
-from helper.options import parse
-from helper.protocols import ModelSpec, Progress, UserError
+from helper.options.parse import parse
+from helper.training.stages import build_stages
 from models import model_dict
 
 LIMIT = 64 * 2**20  # bytes of one intermediate, batch 64

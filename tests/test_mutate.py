@@ -1,4 +1,4 @@
-"""scripts/mutate.py changes what it means to change; the run itself takes minutes and is made by hand."""
+"""scripts/dev/mutate.py changes what it means to change; the run itself takes minutes and is made by hand."""
 
 import importlib.util
 import sys

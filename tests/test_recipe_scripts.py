@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from interpreter import Interpreter
 
-from helper.options import parse
-from helper.runs import run_name
+from helper.options.naming import run_name
+from helper.options.parse import parse
 from models import model_for
 
 TRAIN = ("train_teacher.py", "train_student.py")

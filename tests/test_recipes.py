@@ -16,12 +16,12 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from toys import ToyData, cnn, network
 
+from core.protocols import UserError
 from dataset.mixing import MixedLoader
 from distiller_zoo import method_dict
-from helper import build
-from helper.networks import load_network
-from helper.protocols import UserError
-from helper.schedule import make_schedule
+from helper.networks.load import load_network
+from helper.training import optim, stages
+from helper.training.schedule import make_schedule
 from models import model_dict
 
 
@@ -56,22 +56,22 @@ def test_schedules_are_those_of_torch():
             ours("cosine", 10, **wrong)
 
 
-@pytest.mark.parametrize("name", build.OPTIMIZERS)
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_optimisers_are_those_of_torch(name):
     params = [nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3))]
-    optimizer = build.optimizer(name, 0.9, 0.1, 0.5, norm_weight_decay=0.0)(params, 2.0)
+    optimizer = optim.optimizer(name, 0.9, 0.1, 0.5, norm_weight_decay=0.0)(params, 2.0)
     decayed, flat = optimizer.param_groups
     assert (decayed["weight_decay"], flat["weight_decay"]) == (0.1, 0.0) and decayed["lr"] == flat["lr"] == 1.0
     assert decayed["params"][0] is params[0] and flat["params"][0] is params[1]
     assert type(optimizer).__name__.lower() == {"nesterov": "sgd"}.get(name, name)
     assert decayed.get("nesterov", False) == (name == "nesterov")
-    assert len(build.optimizer(name, 0.9, 0.1, 0.5)(params, 1.0).param_groups) == 1
+    assert len(optim.optimizer(name, 0.9, 0.1, 0.5)(params, 1.0).param_groups) == 1
 
 
 def kd_step(**kwargs):
     torch.manual_seed(0)
     method, data = method_dict["kd"], ToyData()
-    (stage,) = build.build_stages(
+    (stage,) = stages.build_stages(
         method,
         method.Config(),
         cnn(4),
@@ -79,7 +79,7 @@ def kd_step(**kwargs):
         data,
         batch_size=8,
         device=torch.device("cpu"),
-        make_optimizer=build.sgd(0.9, 0.0, 0.5),
+        make_optimizer=optim.sgd(0.9, 0.0, 0.5),
         epochs=1,
         **kwargs,
     )

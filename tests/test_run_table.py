@@ -11,24 +11,11 @@ from pathlib import Path
 import pytest
 from commands import ENV
 
-from helper.options import parse
-from helper.protocols import UserError
-from helper.published import FOLDER, hours, petaflop, read_table, tables
-from scripts.run_table import (
-    Want,
-    bundles,
-    chosen_cells,
-    counted,
-    joined,
-    key_values,
-    literal,
-    macs_of,
-    main,
-    plan,
-    slots_of,
-    visible_gpus,
-    wants,
-)
+from core.protocols import UserError
+from helper.options.parse import parse
+from helper.tables.jobs import Want, bundles, joined, plan, slots_of, visible_gpus, wants
+from helper.tables.published import FOLDER, chosen_cells, counted, hours, literal, macs_of, petaflop, read_table, tables
+from scripts.run_table import key_values, main
 
 # what the README files print, by hand: (table, row, teacher, student, value)
 SPOT = [
@@ -138,7 +125,7 @@ def test_the_callers_gpus_are_used(place, run, monkeypatch):
     given = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("scripts.run_table.run_local", lambda jobs, logs, slots: given.extend(slots) or 0)
+    monkeypatch.setattr("helper.tables.jobs.run_local", lambda jobs, logs, slots: given.extend(slots) or 0)
     run()
     assert given == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "3"}]
 

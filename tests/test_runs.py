@@ -16,11 +16,12 @@ import pytest
 import torch
 from commands import ENV, ROOT
 
-from helper.checkpoint import read_checkpoint
-from helper.options import parse
-from helper.protocols import UserError
-from helper.registry import Registry
-from helper.runs import RunFolder, link_short_name, paths_in, refuse_differences, run_name, who_has, without_folders
+from core.protocols import UserError
+from core.registry import Registry
+from helper.networks.checkpoint import read_checkpoint
+from helper.options.naming import run_name
+from helper.options.parse import parse
+from helper.runs.folder import RunFolder, link_short_name, paths_in, refuse_differences, who_has, without_folders
 from models import model_dict
 
 TAGS = ["train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss"]

@@ -7,8 +7,8 @@ import sys
 import pytest
 from commands import ROOT
 
-from helper.options import parse
-from helper.protocols import UserError
+from core.protocols import UserError
+from helper.options.parse import parse
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,13 @@ from contract import PROGRESS, check_contract, make_step
 from golden.rule import fill_module, rand
 from toys import ToyData, network
 
+from core.protocols import UserError
+from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
-from helper.networks import load_network
-from helper.protocols import UserError
-from helper.taps import TappedNet, probe
+from helper.networks.load import load_network
 from models import model_dict
+from models._video_keys import to_openmmlab
 from models.temporal import SWIN_BASE, TemporalShift, _over, shifted
-from models.video_keys import to_openmmlab
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "video.json").read_text())
 NAMED = ("tsm_resnet50", "tsm_mobilenetv2", "tsn_resnet50", "tsn_swin_base")
@@ -286,7 +286,7 @@ def test_torchvision_swin_gives_timms_features():
     timm = pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
     from torchvision.models.swin_transformer import SwinTransformer
 
-    from models.video_keys import canonical
+    from models._video_keys import canonical
 
     torch.manual_seed(0)
     theirs = timm.create_model(

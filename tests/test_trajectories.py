@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.protocols import Batch, Context, ModelSpec, Progress
+from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
-from helper.protocols import Batch, Context, ModelSpec, Progress
-from helper.step import DistillStep
-from helper.taps import TappedNet, probe
-from helper.teacher import LiveTeacher
+from helper.networks.teacher_sources import LiveTeacher
+from helper.training.step import DistillStep
 from models import model_dict
 from tests.golden.rule import fill_module, rand
 

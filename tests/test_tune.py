@@ -5,8 +5,8 @@ import shlex
 import pytest
 from commands import ENV
 
-from helper.options import parse
-from helper.protocols import UserError
+from core.protocols import UserError
+from helper.options.parse import parse
 from scripts.tune import FailedTrial, main, read_axis, trained
 
 pytest.importorskip("optuna", reason="needs optuna, of requirements-extra.txt")

@@ -15,15 +15,16 @@ from golden.rule import rand
 from test_temporal import VideoToy
 from toys import network
 
+from core.protocols import UserError
 from distiller_zoo import method_dict
-from distiller_zoo.base import Combined, CombinedConfig, kl
-from helper.networks import started_from
-from helper.param_groups import regroup, tsm_multipliers
-from helper.protocols import UserError
-from helper.schedule import make_schedule
-from helper.teacher import LiveTeacher, keep_dropout
+from distiller_zoo._combined import Combined, CombinedConfig
+from distiller_zoo._math import kl
+from helper.networks.load import started_from
+from helper.networks.teacher_sources import LiveTeacher, keep_dropout
+from helper.training.optim import regroup, tsm_multipliers
+from helper.training.schedule import make_schedule
 from models import model_dict
-from models.video_keys import to_openmmlab
+from models._video_keys import to_openmmlab
 
 Z_S = [[1, 2, 3], [0, -1, 1], [2, 0, -2], [0.5, 0.5, 0]]
 Z_T = [[1, 1, 4], [1, -2, 0], [3, 0, -1], [0, 1, 0]]

@@ -11,12 +11,12 @@ from contract import PROGRESS, check_contract, make_step
 from recordings import utd
 from toys import network
 
-from dataset.utd_mhad import CLASSES
+from core.protocols import Batch, UserError
+from dataset.recordings.utd_mhad import CLASSES
 from distiller_zoo import method_dict
-from helper.baseline import statistics_of
-from helper.export import export_onnx, load_classifier, onnx_session, report
-from helper.protocols import Batch, UserError
+from helper.deploy.export import export_onnx, load_classifier, onnx_session, report
 from models import model_dict
+from scripts.vskd.extra_trees import statistics_of
 
 SIZES = ("--image_size", 32, "--window", 32, "--num_segments", 2, "--clip_cache", "clips")
 QUICK = ("--batch_size", 6, "--epochs", 1, "--lr_decay_epochs", 1, "--precision", "fp32", "--dataset", "utd_mhad")

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distiller_zoo.base import Distiller, kl
-from helper.checkpoint import Checkpoint
-from helper.networks import Network
-from helper.protocols import Batch, ModelSpec, Needs, Phase, Tap
+from core.protocols import Batch, ModelSpec, Needs, Phase, Tap
+from distiller_zoo._math import kl
+from distiller_zoo.base import Distiller
+from helper.networks.checkpoint import Checkpoint
+from helper.networks.load import Network
 
 K, N, B = 5, 40, 8
 IMG = (3, 16, 16)

@@ -1,0 +1,300 @@
+"""The command line: one table of flags, one parser a script, and where each value came from.
+
+Dashes and underscores are interchangeable in every flag (--path-t, --path_t); abbreviations work as argparse has them.
+A method's own flags are its Config fields and exist only once --distill names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from core.option import UNSET, Flag, _add
+from core.protocols import UserError
+from dataset import recipe
+from distiller_zoo import method_dict
+from distiller_zoo._combined import Combined
+from distiller_zoo.base import Distiller
+from helper.machine.seeding import trial_seed
+from helper.options.method_flags import (
+    _config,
+    _flag_of_field,
+    _method_weights,
+    _methods,
+    _named_weights,
+    _own_fields,
+    _spellings,
+    _weights_of,
+    term_weights,
+)
+from helper.options.plugins import load_plugins
+from helper.options.session_flags import COMMON, STUDENT, STUDENT_VIDEO, TEACHER, VIDEO, WITHOUT_EFFECT
+from helper.options.settings import Settings
+from helper.training.schedule import parse_decay_epochs
+from models import model_dict
+
+EPILOG = (
+    "Dashes and underscores are interchangeable in flags. Defaults that go by data set are those of cifar100; "
+    "imagenet, videos and action recordings bring a recipe of their own."
+)
+
+
+def normalised(argv: Sequence[str] | None) -> list[str]:
+    """--path-t=x -> --path_t=x; values and single-dash flags stay as they are. None reads sys.argv."""
+    argv = sys.argv[1:] if argv is None else argv
+    out = []
+    for i, token in enumerate(argv):
+        if token == "--":
+            return out + list(argv[i:])
+        if token.startswith("--"):
+            name, equals, value = token[2:].partition("=")
+            token = "--" + name.replace("-", "_") + equals + value
+        out.append(token)
+    return out
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, except that a flag of another method is answered with that method's name."""
+
+    def error(self, message: str) -> Any:
+        kind, _, rest = message.partition(": ")
+        tokens = rest.split() if kind == "unrecognized arguments" else rest.split()[:1] * (kind == "ambiguous option")
+        for token in (t.split("=")[0] for t in tokens if t.startswith("-")):
+            owners = [m for m in method_dict if any(token in names for names in _spellings(method_dict[m]))]
+            if owners:
+                message += f" ({token} belongs to --distill {' and '.join(owners)})"
+        self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
+
+
+def _named_before(argv: Sequence[str], flag: str, shortest: int, nargs: str | None = None) -> Any:
+    """The value of a flag that decides which flags there are, or of an abbreviation of at least `shortest` characters.
+
+    A parser that knows nothing else, as one that knows the common flags alone would take a method's own flag for the
+    abbreviation of one of them (--mode for --model_s).
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument(flag, *(flag[:n] for n in range(shortest, len(flag))), dest="value", nargs=nargs)
+    try:
+        return parser.parse_known_args(argv)[0].value
+    except argparse.ArgumentError:  # no value: the full parser says so, with its own name and usage
+        return None
+
+
+def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
+    """The settings of the first student of the first trial; see parse_lanes()."""
+    return parse_lanes(argv, teacher=teacher)[0][0]
+
+
+def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Settings]]:
+    """Parse a script's command line: one list of settings per trial, with one entry per student to train together.
+
+    teacher: train_teacher.py's table rather than train_student.py's. argparse reports malformed input itself (exit
+    code 2); everything else raises UserError.
+    """
+    argv = normalised(argv)
+    load_plugins(_named_before(argv, "--plugin", 4, "*") or ())
+    table = (*TEACHER, *COMMON, *VIDEO) if teacher else (*STUDENT, *COMMON, *VIDEO, *STUDENT_VIDEO)
+    prog = "train_teacher.py" if teacher else "train_student.py"
+    about = (
+        "Train a network on labels alone, with --distill on auxiliary heads too."
+        if teacher
+        else ("Train a student network with a teacher. `--distill METHOD --help` adds the method's own flags.")
+    )
+    parser = _Parser(prog, description=about, epilog=EPILOG)
+    parser.add_argument(
+        "--list",
+        nargs="?",
+        const="all",
+        choices=("all", "methods", "models", "data"),
+        help="list methods, models and data sets, and exit",
+    )
+    for flag in table:
+        _add(parser, flag.names, flag)
+
+    decays = _named_before(argv, "--lr_decay_epochs", len("--lr_decay_e"), "+") or ()
+    if len(decays) > 1 and all(word.strip(",").isdecimal() for word in decays):
+        joined = ",".join(word.strip(",") for word in decays)
+        raise UserError(f"--lr_decay_epochs {' '.join(decays)}: separate the epochs by commas alone, as {joined}")
+    named = _named_before(argv, "--distill", len("--disti"))
+    distills = _listed(named or next(f.default for f in table if f.dest == "distill"), "--distill")
+    methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
+    if teacher and (len(methods) != 1 or methods[0].teacher_mode != "absent"):
+        raise UserError(f"--distill {','.join(distills)} is no way to train a teacher alone: use train_student.py")
+    own: dict[str, list[tuple[type[Distiller], dataclasses.Field]]] = {}
+    flags = {f.dest: f for f in table}
+    for method in methods:
+        group = parser.add_argument_group(f"flags of {method.name}")
+        for f in _own_fields(method):
+            names, flag = _flag_of_field(method.name, f)
+            if flag.dest not in own:  # two methods of a combination may share a published flag (--feat_dim)
+                flags[flag.dest] = flag
+                _add(group, names, flag)
+            own.setdefault(flag.dest, []).append((method, f))
+
+    given = vars(parser.parse_args(argv))
+    if kind := given.pop("list"):
+        from helper.options.listing import show  # imports every method
+
+        show(kind)
+        raise SystemExit(0)
+    students = [None] if teacher or given["model_s"] is UNSET else _listed(given["model_s"], "--model_s")
+    lanes = [(student, distill) for student in students for distill in distills]
+    if len(lanes) > 1:
+        _check_lanes(given, distills, methods)
+    trials = []
+    for trial in _trials(given, flags["trial"].default):
+        trials.append([])
+        for student, distill in lanes:
+            mine = _methods(distill)
+            used = {k: [(m, f) for m, f in users if m in mine] for k, users in own.items()}
+            others = {k for k, users in used.items() if not users}
+            chosen = {k: v for k, v in given.items() if k not in others} | {"trial": trial}
+            if not teacher:
+                chosen |= {"distill": distill} | ({"model_s": student} if student else {})
+                if len(lanes) > 1:
+                    chosen["weight"] = _weights_of(given["weight"], mine)
+            settings = _resolve(
+                chosen,
+                {k: f for k, f in flags.items() if k not in others},
+                {k: users for k, users in used.items() if users},
+                mine,
+                teacher,
+                list(argv),
+            )
+            settings.label = f"{settings.model_s} {distill}" if len(students) > 1 else distill
+            trials[-1].append(settings)
+    return trials
+
+
+def _listed(text: str, flag: str) -> list[str]:
+    """'kd,at' -> ['kd', 'at']."""
+    names = text.split(",")
+    if not all(names) or len(set(names)) < len(names):
+        raise UserError(f"{flag} '{text}' must list different names, separated by single commas")
+    return names
+
+
+def _trials(given: Mapping[str, Any], default: str) -> list[str]:
+    """--trials 3 counts on from --trial."""
+    first, count = (None if given[k] is UNSET else given[k] for k in ("trial", "trials"))
+    first = default if first is None else first
+    if count is None or count == 1:
+        return [first]
+    if count < 1:
+        raise UserError(f"--trials {count} must be at least 1")
+    if not first.isdecimal() or given["seed"] is not UNSET:
+        raise UserError(
+            "--trials counts on from --trial and seeds each trial with its number: give --trial a number "
+            "and leave --seed out"
+        )
+    return [str(int(first) + k) for k in range(count)]
+
+
+def _check_lanes(given: Mapping[str, Any], distills: Sequence[str], methods: Sequence[type[Distiller]]) -> None:
+    if given["beta"] is not UNSET and len(distills) > 1:
+        raise UserError(
+            f"-b/--beta would weigh every method alike: name them, as in --weight {methods[-1].name}={given['beta']:g}"
+        )
+    names = {"cls", "div", *(m.name for m in methods)}
+    if given["weight"] is not UNSET and (stray := term_weights(given["weight"]).keys() - names):
+        raise UserError(f"--weight names {', '.join(sorted(stray))}, the terms are {', '.join(sorted(names))}")
+
+
+def _resolve(
+    given: dict[str, Any],
+    flags: Mapping[str, Flag],
+    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field]]],
+    methods: Sequence[type[Distiller]],
+    teacher: bool,
+    argv: list[str],
+) -> Settings:
+    values = {k: f.default for k, f in flags.items()}
+    sources = dict.fromkeys(values, "default")
+
+    def layer(updates: Mapping[str, Any], source: str) -> None:
+        for k, v in updates.items():
+            values[k], sources[k] = v, source
+
+    chosen = {k: v for k, v in given.items() if v is not UNSET}
+    name = chosen.get("dataset", values["dataset"])
+    layer(recipe(name), "data set recipe")
+    network = "model" if teacher else "model_s"
+    spec = model_dict[chosen.get(network, values[network])]
+    if spec.learning_rate is not None:
+        layer({"learning_rate": spec.learning_rate}, "model recipe")
+    if not teacher:
+        layer(_method_weights(methods, chosen.get("protocol", values["protocol"])), "method")
+    values["_defaults"] = dict(values)
+    layer(chosen, "command line")
+    if not values["trial"] or any(c in values["trial"] for c in "/\\") or not values["trial"].isprintable():
+        raise UserError(f"--trial {values['trial']!r} becomes part of a folder name and must be a plain word or number")
+    if values["seed"] is None:
+        values["seed"] = trial_seed(values["trial"])
+    if not teacher:
+        layer(_named_weights(values, methods), "command line")
+    values["distill"] = "+".join(m.name for m in methods)
+    values[network] = spec.name
+    _check(values)
+    config = _config(values, own, methods, teacher)
+    method_flags = {k: users[0][1].default for k, users in own.items()}
+    method = methods[0] if len(methods) == 1 else Combined
+    settings = Settings(values, sources, method, config, flags, method_flags, argv)
+    settings.without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if sources[k] == "command line"}
+    if values.get("logit_stand") and not (config.div or any(m.reads_logits for m in methods)):
+        settings.without_effect["logit_stand"] = f"{values['distill']} compares no logits with -d 0"
+    if values.get("frame_logits") and not (config.div or any(m.reads_logits for m in methods)):
+        settings.without_effect["frame_logits"] = f"{values['distill']} compares no logits with -d 0"
+    return settings
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    parse_decay_epochs(values["lr_decay_epochs"])
+    for name, low in (
+        ("batch_size", 1),
+        ("init_epochs", 1),
+        ("epochs", 1),
+        ("accumulate", 1),
+        ("print_freq", 1),
+        ("num_workers", 0),
+        ("ema_every", 1),
+    ):
+        if values.get(name, low) < low:
+            raise UserError(f"--{name} {values[name]} must be at least {low}")
+    for name in ("learning_rate", "lr_decay_rate"):
+        if not 0 < values[name] < math.inf:
+            raise UserError(f"--{name} {values[name]} must be a finite number above 0")
+    if not 0 <= values["momentum"] < 1:
+        raise UserError(f"--momentum {values['momentum']} must lie in [0, 1)")
+    if not 0 <= values["ema"] < 1:
+        raise UserError(f"--ema {values['ema']} must lie in [0, 1)")
+    weights = {f"--{k}": values[k] for k in ("cls", "div", "beta") if k in values}
+    numbers = {f"--{k}": values[k] or 0 for k in ("weight_decay", "norm_weight_decay", "clip_grad", "mixup", "cutmix")}
+    weights |= {f"--weight {k}": v for k, v in term_weights(values.get("weight")).items()}
+    for name, value in {**numbers, **weights}.items():
+        if not 0 <= value < math.inf:
+            raise UserError(f"{name} {value} must be a finite number and not negative")
+    if not values["dist_timeout"] > 0:
+        raise UserError(f"--dist_timeout {values['dist_timeout']} must be above 0")
+    if not 0 <= values["val_fraction"] < 1:
+        raise UserError(f"--val_fraction {values['val_fraction']} must lie in [0, 1)")
+    if not 0 < values["few_ratio"] <= 1:
+        raise UserError(f"--few_ratio {values['few_ratio']} must lie in (0, 1]")
+    if values["nesterov"] and values["optimizer"] not in ("sgd", "nesterov"):
+        raise UserError(f"--nesterov is a momentum of SGD, --optimizer {values['optimizer']} has none: drop one")
+    if values["nesterov"] and not values["momentum"]:
+        raise UserError("--nesterov needs a --momentum above 0")
+    if values["param_groups"] != "one" and values["norm_weight_decay"] is not None:
+        raise UserError(
+            f"--param_groups {values['param_groups']} sets the decay of batch norm and biases itself: leave out "
+            "--norm_weight_decay"
+        )
+    if values["max_steps"] is not None and values["max_steps"] < 1:
+        raise UserError(f"--max_steps {values['max_steps']} must be at least 1")
+    if not 0 <= values["seed"] < 2**63:
+        raise UserError(f"the seed {values['seed']} (--seed, else the number of --trial) must lie in [0, 2^63)")
+    if not 0 < values.get("kd_T", 1.0) < math.inf:
+        raise UserError(f"--kd_T {values['kd_T']} must be a finite number above 0")
