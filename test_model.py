@@ -16,7 +16,7 @@ import torch
 from core import machine
 from core.log import log, start_log
 from core.machine import usable_cores
-from core.option import add_flags
+from core.option import add_flags, read
 from core.protocols import UserError
 from dataset import dataset_dict
 from helper.deploy.as_trained import AS_TRAINED, options_as_trained, told_of_clips
@@ -25,7 +25,7 @@ from helper.deploy.export import load_classifier
 from helper.evaluation.evaluate import evaluate_views
 from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
-from helper.machine.distributed import LAUNCH
+from helper.machine.distributed import LAUNCH, LaunchConfig
 from helper.machine.program import run_script
 from helper.networks.load import load_network
 from helper.options.parse import normalised
@@ -94,7 +94,8 @@ def main(argv=None):
         return
     named, args.gpu_id = args.gpu_id is not None, "0" if args.gpu_id is None else args.gpu_id
     argv = sys.argv[1:] if argv is None else argv
-    distributed.in_processes(args, argv, lambda: report(args, own_device(args.gpu_id, named=named)))
+    launch = read(LaunchConfig, vars(args))
+    distributed.in_processes(launch, args.gpu_id, argv, lambda: report(args, own_device(args.gpu_id, named=named)))
 
 
 def report(args, device):

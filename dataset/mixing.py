@@ -8,13 +8,29 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from core.protocols import Batch, Loader, UserError
+from core.option import RESULT, Config, not_negative, option, share
+from core.protocols import Batch, Loader
 from dataset.base import seeded
+
+
+@dataclass(frozen=True)
+class MixingConfig(Config):
+    heading = "mixed and smoothed labels"
+
+    label_smoothing: float = option(0.0, "share of a label spread over all classes", check=share, role=RESULT)
+    mixup: float = option(0.0, "alpha of MixUp", check=not_negative, role=RESULT)
+    cutmix: float = option(
+        0.0, "alpha of CutMix; with --mixup, each batch draws one of them", check=not_negative, role=RESULT
+    )
+
+    def __bool__(self) -> bool:
+        return bool(self.label_smoothing or self.mixup or self.cutmix)
 
 
 class MixedLoader:
@@ -24,14 +40,9 @@ class MixedLoader:
     the label of the first of two mixed images. What is drawn is a function of (seed, epoch, step, rank).
     """
 
-    def __init__(
-        self, loader: Loader, num_classes: int, mixup: float, cutmix: float, smoothing: float, seed: int, rank: int
-    ):
-        if not 0 <= smoothing < 1:
-            raise UserError(f"--label_smoothing {smoothing} must lie in [0, 1)")
-        if min(mixup, cutmix) < 0:
-            raise UserError("--mixup and --cutmix take an alpha of at least 0")
-        self.loader, self.num_classes, self.smoothing = loader, num_classes, smoothing
+    def __init__(self, loader: Loader, num_classes: int, cfg: MixingConfig, seed: int, rank: int):
+        mixup, cutmix = cfg.mixup, cfg.cutmix
+        self.loader, self.num_classes, self.smoothing = loader, num_classes, cfg.label_smoothing
         self.seed, self.rank, self.epoch, self.first = seed, rank, 1, 0
         self.mixes = []
         if mixup or cutmix:

@@ -105,13 +105,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         for job in jobs:
             print(f"# {'; '.join(job.labels)}\n{job.command}")
         return 0
-    lacking = {w.settings.path_t[0] for w in pending if not w.cell.alone and not Path(w.settings.path_t[0]).exists()}
+    lacking = {
+        w.settings.teacher.path_t[0]
+        for w in pending
+        if not w.cell.alone and not Path(w.settings.teacher.path_t[0]).exists()
+    }
     if lacking:
         raise UserError(
             f"no teacher at {', '.join(sorted(lacking))}: bash scripts/teachers/fetch_teachers.sh or "
             "bash scripts/teachers/train_teachers.sh brings it"
         )
-    logs = Path(everything[0].settings.save_root) / "run_table" / table.name
+    logs = Path(everything[0].settings.run.save_root) / "run_table" / table.name
     if args.executor == "local":
         import torch
 
@@ -123,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         print(f"{failed} of {len(jobs)} processes failed; the same command tries them again", file=sys.stderr)
         return 1
-    root = everything[0].settings.save_root
+    root = everything[0].settings.run.save_root
     print(f"the table: python scripts/make_table.py --root {root} --published {args.table} --pivot")
     return 0
 

@@ -26,8 +26,9 @@ from distiller_zoo import method_dict  # noqa: E402
 from helper.machine import distributed  # noqa: E402
 from helper.networks.checkpoint import Checkpoint  # noqa: E402
 from helper.networks.load import Network  # noqa: E402
-from helper.training.optim import sgd  # noqa: E402
-from helper.training.stages import build_stages  # noqa: E402
+from helper.training.optim import OptimConfig, optimizer  # noqa: E402
+from helper.training.stages import StagePlan, build_stages  # noqa: E402
+from helper.training.step import StepSetup  # noqa: E402
 
 
 class Plain(ToyCNN):
@@ -76,12 +77,13 @@ def train(norm: str, steps: int, parts: int = 1) -> dict[str, torch.Tensor]:
         spec,
         teacher,
         toy,
-        batch_size=64 // world,
-        device=device,
-        make_optimizer=sgd(0.9, 5e-4, 0.05),
-        epochs=10,
-        accumulate=parts,
-        wrap=counted,
+        StepSetup(
+            optimizer(OptimConfig(momentum=0.9, weight_decay=0.0005), 0.05),
+            device=device,
+            accumulate=parts,
+            wrap=counted,
+        ),
+        StagePlan(batch_size=64 // world, epochs=10),
     )
     step = stage.step
     loader = toy.train_loader(64, seed=0, device=device, rank=machine.rank(), world_size=world)

@@ -22,6 +22,7 @@ from helper import opening
 from helper.networks.checkpoint import Checkpoint
 from helper.networks.load import Network
 from helper.training import optim, stages
+from helper.training.step import StepSetup
 from models import model_dict
 from scripts.bench import bench, bench_worker
 from scripts.bench.usual_way import Projector, UsualStep
@@ -198,10 +199,8 @@ def test_baseline_and_our_float32_step_follow_the_literal_loop(method):
             spec_s,
             Network(spec_t, copy.deepcopy(teacher), Checkpoint(Path("random"), {})),
             data,
-            batch_size=16,
-            device=CPU,
-            make_optimizer=optim.sgd(0.9, 5e-4, 0.05),
-            epochs=1,
+            StepSetup(optim.optimizer(optim.OptimConfig(momentum=0.9, weight_decay=0.0005), 0.05), device=CPU),
+            stages.StagePlan(batch_size=16, epochs=1),
         )
     )
     stage.step.student.model.load_state_dict(student.state_dict())

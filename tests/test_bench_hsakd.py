@@ -14,6 +14,7 @@ from toys import ToyData, network
 from core.protocols import Progress, UserError
 from distiller_zoo import method_dict
 from helper.training import optim, stages
+from helper.training.step import StepSetup
 from models import model_dict
 from scripts.bench import bench_hsakd
 from scripts.bench.usual_hsakd import UsualDPCD, UsualHSAKD
@@ -37,10 +38,11 @@ def test_baseline_and_our_step_lose_alike(method, usual, end):
         spec,
         teacher,
         data,
-        batch_size=8,
-        device=torch.device("cpu"),
-        make_optimizer=optim.optimizer("nesterov", 0.9, 5e-4, 0.05),
-        epochs=240,
+        StepSetup(
+            optim.optimizer(optim.OptimConfig(optimizer="nesterov", momentum=0.9, weight_decay=0.0005), 0.05),
+            device=torch.device("cpu"),
+        ),
+        stages.StagePlan(batch_size=8, epochs=240),
     )
     stage.step.student.model.load_state_dict(student.state_dict())
     step = usual(student, copy.deepcopy(teacher.model), spec.branches)

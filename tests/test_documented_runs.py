@@ -222,17 +222,17 @@ def cifar(tmp_path_factory):
 
 def teachers_of(settings):
     """The architecture of every file that teaches: as told, else as the file is named, else of the student's kind."""
-    given = settings.values.get("model_t")
-    named = [re.match(r"(.+)_(?:best|last)\.pth$", Path(path).name) for path in settings.path_t]
+    given = settings.as_dict().get("model_t")
+    named = [re.match(r"(.+)_(?:best|last)\.pth$", Path(path).name) for path in settings.teacher.path_t]
     likely = {"aux": "wrn_40_2_aux", "aux_dpcd": "wrn_40_2_aux_dpcd", "sensor": "trn_bninception"}
-    like = likely.get(kind_of_network(settings.model_s), "resnet32x4")
+    like = likely.get(kind_of_network(settings.model), "resnet32x4")
     return [given or (found[1] if found and found[1] in model_dict.table else like) for found in named]
 
 
 def on_noise(argv, settings, cifar):
     """A command of CIFAR-100 with its own networks, on noise; its teachers have random weights."""
     argv = [*without(DROPPED, normalised(argv)), *CIFAR, "--data_folder", cifar]
-    if not settings.values.get("path_t"):
+    if not settings.as_dict().get("path_t"):
         return argv
     names = [model_for(name, (3, 32, 32)).name for name in teachers_of(settings)]
     for name in names:
@@ -249,11 +249,11 @@ def tried(call, plugin, fixtures, cifar):
         for registry in (method_dict, model_dict):  # what a plugin adds is forgotten
             patch.setattr(registry, "table", dict(registry.table))
         settings = parse_lanes(argv, teacher=program == "train_teacher.py")[0][0]
-    if settings.dataset == "cifar100":
+    if settings.data.source.dataset == "cifar100":
         argv = on_noise(argv, settings, cifar)
     else:
-        teacher = kind_of_network(teachers_of(settings)[0]) if settings.values.get("path_t") else None
-        student = kind_of_network(settings.values.get("model") or settings.model_s)
+        teacher = kind_of_network(teachers_of(settings)[0]) if settings.as_dict().get("path_t") else None
+        student = kind_of_network(settings.as_dict().get("model") or settings.model)
         argv = reduced(argv, fixtures, teacher, student)
     return [program, *map(str, without({"--trial", "--seed", "--save_root"}, argv))]
 

@@ -353,7 +353,12 @@ def test_every_teacher_of_the_tables_is_trained():
     trained = {}
     for i in commands:
         settings = parse(shlex.split(lines[i])[2:], teacher=True)
-        assert (settings.epochs, settings.batch_size, settings.weight_decay, settings.off_default()) == (
+        assert (
+            settings.training.schedule.epochs,
+            settings.training.loop.batch_size,
+            settings.training.optim.weight_decay,
+            settings.off_default(),
+        ) == (
             240,
             64,
             5e-4,

@@ -19,7 +19,7 @@ from core.taps import TappedNet
 from helper.machine import lane_memory
 from helper.networks import teacher_cache as under_test
 from helper.networks.checkpoint import load_file
-from helper.networks.teacher_cache import CachedTeacher, alone, cache_key
+from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, alone, cache_key
 from helper.networks.teacher_sources import LiveTeacher
 from helper.opening import source_layout
 from helper.options.parse import parse_lanes
@@ -197,7 +197,8 @@ def cache(
     key = cache_key(teacher, "d", Counting.spec, None, fold, network)
     live = Counting() if live is None else live
     width = (D, torch.float32) if pooled else None
-    return CachedTeacher(live, folder, key, N, Q, K, dtype, torch.device(device), rebuild, width, where)
+    cfg = CacheConfig(teacher_cache=str(folder), cache_device=where)
+    return CachedTeacher(live, cfg, key, CacheLayout(N, Q, K, dtype, width), torch.device(device), rebuild)
 
 
 def batch_of(index, crop):

@@ -246,7 +246,7 @@ def test_defaults_are_the_published_settings(name):
 @pytest.mark.parametrize("name", ["srd", "vkd"])
 def test_authors_compare_logits_at_temperature_one(name):
     settings = parse(["--distill", name, "--protocol", "authors"], teacher=False)
-    assert (settings.kd_T, settings.div, settings.config.kd_T) == (1, 1, 1)
+    assert (settings.loss.kd_T, settings.loss.div, settings.config.kd_T) == (1, 1, 1)
     assert parse(["--distill", name], teacher=False).kd_T == 4
 
 

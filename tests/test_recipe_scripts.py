@@ -53,11 +53,11 @@ def written_by(program: str, argv: list[str]) -> list[str]:
     """The best and the last checkpoint of a run."""
     is_teacher = program == "train_teacher.py"
     settings = parse(argv, teacher=is_teacher)
-    teacher = None if is_teacher or not settings.path_t else settings.model_t
-    if settings.dataset == "cifar100" and teacher:
+    teacher = None if is_teacher or not settings.teacher.path_t else settings.teacher.model_t
+    if settings.data.source.dataset == "cifar100" and teacher:
         teacher = model_for(teacher, (3, 32, 32)).name
-    kind, model = ("teachers", settings.model) if is_teacher else ("students", settings.model_s)
-    folder = f"{settings.save_root}/{kind}/models/{run_name(settings, teacher, is_teacher)}"
+    kind, model = ("teachers", settings.model) if is_teacher else ("students", settings.model)
+    folder = f"{settings.run.save_root}/{kind}/models/{run_name(settings, teacher)}"
     return [f"{folder}/{model.replace(':', '-')}_{which}.pth" for which in ("best", "last")]
 
 
@@ -88,13 +88,16 @@ def test_every_command_is_understood(script, gpus, interpreter, monkeypatch):
             files += (written := written_by(program, argv))
             files += [f"RUN/{Path(file).name}" for file in written]  # where the run said that it lies
             settings = parse(argv, teacher=program == TRAIN[0])
-            assert settings.data_folder == "DATA"
+            assert settings.data.source.data_folder == "DATA"
             given = SCRIPTS[script][0]
             flags = {word[2:]: value for word, value in pairwise(given) if word.startswith("--")}
             assert all(str(getattr(settings, flag)) == value for flag, value in flags.items())
             if script.startswith(SEVERAL):
-                assert (settings.gpu_id, settings.multiprocessing_distributed) == (gpus, "," in gpus)
-            assert settings.values.get("model_t") in (*given, None) or SWIN not in given
+                assert (settings.machine.device.gpu_id, settings.machine.launch.multiprocessing_distributed) == (
+                    gpus,
+                    "," in gpus,
+                )
+            assert settings.as_dict().get("model_t") in (*given, None) or SWIN not in given
             continue
         understood(program, argv, monkeypatch)
         for pattern in (word for word in argv if re.search(r"\.pth$", word)):

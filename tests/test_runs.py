@@ -193,7 +193,7 @@ def test_two_processes_do_not_train_one_run(commands, tmp_path):
 def names_of(*commands: str) -> list[str]:
     """The run names of student command lines."""
     settings = [parse(shlex.split(line), teacher=False) for line in commands]
-    return [run_name(s, None if s.method.teacher_mode == "absent" else "resnet32x4", False) for s in settings]
+    return [run_name(s, None if s.method.teacher_mode == "absent" else "resnet32x4") for s in settings]
 
 
 def test_settings_off_their_default_stand_in_the_name():
@@ -239,8 +239,8 @@ def test_explicit_learning_rate_beats_the_recipe(monkeypatch):
         (["--model", "resnet20"], 0.05, "data set recipe"),
     ):
         settings = parse(argv, teacher=True)
-        assert (settings.learning_rate, settings.sources["learning_rate"]) == (rate, source)
-    fast = run_name(parse(["--model", "resnet8", "--learning_rate", "0.05"], teacher=True), None, True)
+        assert (settings.training.schedule.learning_rate, settings.sources["learning_rate"]) == (rate, source)
+    fast = run_name(parse(["--model", "resnet8", "--learning_rate", "0.05"], teacher=True), None)
     assert fast.endswith("_learning_rate:0.05")
 
 
@@ -264,7 +264,11 @@ def test_published_spellings():
         assert theirs.as_dict() == ours.as_dict(), line
     line = "--multiprocessing-distributed --dist-url tcp://127.0.0.1:1 --use-lmdb --distill attention"
     theirs = parse(shlex.split(line), teacher=False)
-    assert theirs.multiprocessing_distributed and theirs.dist_url == "tcp://127.0.0.1:1" and theirs.distill == "at"
+    assert (
+        theirs.machine.launch.multiprocessing_distributed
+        and theirs.machine.launch.dist_url == "tcp://127.0.0.1:1"
+        and theirs.distill == "at"
+    )
     line = "--disti crd --mode relax --nce-k 8"  # a method's flag is no abbreviation of --model_s
     crd = parse(shlex.split(line), teacher=False)
     assert (crd.distill, crd.mode, crd.nce_k, crd.model_s) == ("crd", "relax", 8, "resnet8x4")

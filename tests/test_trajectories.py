@@ -20,7 +20,7 @@ from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
 from helper.networks.teacher_sources import LiveTeacher
-from helper.training.step import DistillStep
+from helper.training.step import DistillStep, StepSetup
 from models import model_dict
 from tests.golden.rule import fill_module, rand
 
@@ -85,7 +85,11 @@ def build_step(run: dict) -> DistillStep:
     distiller = method(cfg, context)
     fill_connector(distiller)
     return DistillStep(
-        student, LiveTeacher(teacher), distiller, lambda params, _: torch.optim.SGD(params, **SGD), needs=needs
+        student,
+        LiveTeacher(teacher),
+        distiller,
+        StepSetup(lambda params, _: torch.optim.SGD(params, **SGD)),
+        needs=needs,
     )
 
 

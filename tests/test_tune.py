@@ -18,9 +18,9 @@ def test_finds_the_best_and_goes_on(tmp_path, capsys):
 
     def train(argv, log):
         settings = parse(argv, teacher=False)
-        seen.append(settings.beta)
-        assert settings.val_fraction == 0.1 and settings.epochs == 3
-        return 100 - abs(settings.beta - 500) / 100
+        seen.append(settings.loss.beta)
+        assert settings.data.source.val_fraction == 0.1 and settings.training.schedule.epochs == 3
+        return 100 - abs(settings.loss.beta - 500) / 100
 
     argv = ["--search", "beta=100:1000", "--study", str(tmp_path), "--"]
     main(["--trials", "4", *argv, *KD], train)

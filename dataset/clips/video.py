@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
-from core.option import Flag, _switch
+from core.option import RESULT, Config, flags_in, option
 from core.protocols import Batch, UserError
 from dataset.base import DataOptions, few, hold_out
 from dataset.clips import clip_transforms as ct
@@ -30,44 +31,43 @@ from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
 from dataset.order import generator
 from dataset.workers import start_worker
 
-# settings that the data set reads (DataOptions.more)
-DATA = (
-    Flag(("--train_list",), None, "list of training videos (default: the published name, or train.txt)"),
-    Flag(("--test_list",), None, "list of test videos (default: the published name, or test.txt)"),
-    Flag(("--short_side",), None, "shorter side of frames before the crop (default 256 at 224)", int, result=True),
-    Flag(
-        ("--sampling",),
+
+@dataclass(frozen=True)
+class VideoConfig(Config):
+    """Lists of videos (DataOptions.more)."""
+
+    heading = "lists of videos"
+
+    train_list: str | None = option(None, "list of training videos (default: the published name, or train.txt)")
+    test_list: str | None = option(None, "list of test videos (default: the published name, or test.txt)")
+    short_side: int | None = option(None, "shorter side of frames before the crop (default 256 at 224)", role=RESULT)
+    sampling: str = option(
         "uniform",
         "frames from the whole video, or dense: from 64 successive ones, in evaluation from frame 0 on",
         choices=("uniform", "dense"),
-        result=True,
-    ),
-    Flag(
-        ("--train_crop",),
+        role=RESULT,
+    )
+    train_crop: str = option(
         "multiscale13",
         "crop of training clips: MultiScaleCrop at 13 places (TSM) or 5 (TSN), RandomResizedCrop, or the centre",
         choices=("multiscale13", "multiscale5", "resized", "centre"),
-        result=True,
-    ),
-    _switch(("--no_flip",), "never mirror clips", result=True),
-    Flag(
-        ("--flip_pairs",),
-        "",
-        "classes that change places in a mirrored clip, as 86:87,93:94,166:167 (default: none)",
-        result=True,
-    ),
-    Flag(("--frame_template",), "img_{:05}.jpg", "file name of an extracted frame"),
-    Flag(("--frame_cache",), None, "folder that keeps decoded frames, resized to --short_side, as uint8"),
-    Flag(
-        ("--decoder",),
-        "av",
-        "what decodes videos: PyAV, or OpenCV (opencv-python-headless)",
-        choices=("av", "opencv"),
-        result=True,
-    ),
-    _switch(("--seek",), "go to the key frame before a wanted frame instead of decoding up to it; the same pixels"),
-)
+        role=RESULT,
+    )
+    no_flip: bool = option(False, "never mirror clips", role=RESULT)
+    flip_pairs: str = option(
+        "", "classes that change places in a mirrored clip, as 86:87,93:94,166:167 (default: none)", role=RESULT
+    )
+    frame_template: str = option("img_{:05}.jpg", "file name of an extracted frame")
+    frame_cache: str | None = option(None, "folder that keeps decoded frames, resized to --short_side, as uint8")
+    decoder: str = option(
+        "av", "decoder of videos: PyAV, or OpenCV (opencv-python-headless)", choices=("av", "opencv"), role=RESULT
+    )
+    seek: bool = option(
+        False, "go to the key frame before a wanted frame instead of decoding up to it; the same pixels"
+    )
 
+
+DATA = flags_in(VideoConfig)
 
 LARGEST_TEST_BATCH = 32  # clips; a clip of eight frames takes 5 MB as float
 

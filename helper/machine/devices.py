@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from core import machine
 from core.log import log
+from core.option import RESULT, Config, option
 from core.protocols import UserError
 from core.taps import TappedNet
 from helper.machine import distributed
+
+
+@dataclass(frozen=True)
+class DeviceConfig(Config):
+    heading = "device and precision"
+
+    gpu_id: str = option("0", "GPU to use, or one per process; without CUDA, a number means a process on the CPU")
+    precision: str = option(
+        "auto",
+        "forward pass in bf16 or fp32; auto: bf16 where the hardware has it natively",
+        choices=("auto", "bf16", "fp32"),
+        role=RESULT,
+    )
+    deterministic: bool = option(False, "deterministic kernels; an error where an operation has none", role=RESULT)
 
 
 def pick_device(gpu_id: str, place: int = 0, processes: int | None = None) -> tuple[torch.device, str | None]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import torch
@@ -29,22 +29,39 @@ import torch.distributed as dist
 from torch import nn
 
 from core.machine import is_main, launched, local_world_size
-from core.option import Flag, _switch
+from core.option import RESULT, Config, check_range, flags_in, option
 from core.protocols import UserError
 
-LAUNCH = (  # several processes for one command
-    _switch(("--multiprocessing_distributed",), "one process per GPU of --gpu_id"),
-    Flag(("--dist_url",), "tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed"),
-    Flag(("--dist_backend",), None, "nccl or gloo (default: by device)", choices=("nccl", "gloo")),
-    Flag(("--world_size",), None, "number of nodes of --multiprocessing_distributed", int),
-    Flag(("--rank",), None, "rank of this node, from 0", int),
-    Flag(
-        ("--dist_timeout",),
+
+@dataclass(frozen=True)
+class LaunchConfig(Config):
+    """Several processes for one command."""
+
+    heading = "several processes"
+
+    multiprocessing_distributed: bool = option(False, "one process per GPU of --gpu_id")
+    dist_url: str = option("tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed")
+    dist_backend: str | None = option(None, "nccl or gloo (default: by device)", choices=("nccl", "gloo"))
+    world_size: int | None = option(None, "number of nodes of --multiprocessing_distributed")
+    rank: int | None = option(None, "rank of this node, from 0")
+    dist_timeout: float = option(
         50.0,
         "seconds to wait for the other processes to come; in training, also for a step of theirs",
-        float,
-    ),
-)
+        check=lambda flag, value: check_range(flag, value, above=0),
+    )
+
+
+@dataclass(frozen=True)
+class RanksConfig(Config):
+    """What the processes of a training share."""
+
+    heading = "several processes in training"
+
+    sync_bn: bool = option(False, "batch-norm statistics over all processes (CUDA only)", role=RESULT)
+    log_all_ranks: bool = option(False, "a log file per process, log_rank1.txt and so on")
+
+
+LAUNCH = flags_in(LaunchConfig)
 
 
 T = TypeVar("T")
@@ -297,24 +314,14 @@ class Launch:
     port: int
 
 
-class Asked(Protocol):
-    """What the flags of helper.machine.distributed.LAUNCH say, and --gpu_id."""
-
-    multiprocessing_distributed: bool
-    gpu_id: str
-    dist_url: str
-    dist_backend: str | None
-    world_size: int | None
-    rank: int | None
-    dist_timeout: float
-
-
-def in_processes(asked: Asked, argv: Sequence[str], work: Callable[[], None], advice: str = "") -> None:
+def in_processes(
+    asked: LaunchConfig, gpu_id: str, argv: Sequence[str], work: Callable[[], None], advice: str = ""
+) -> None:
     """Start this script with `argv` in the processes asked for; in one of those, or where none are, do the work.
 
     advice: what to do where a process is lost, as lost_ranks().
     """
-    if (wanted := wanted_launch(asked)) is not None:
+    if (wanted := wanted_launch(asked, gpu_id)) is not None:
         if code := launch(wanted, argv, asked.dist_timeout):
             raise SystemExit(code)
         return
@@ -322,16 +329,16 @@ def in_processes(asked: Asked, argv: Sequence[str], work: Callable[[], None], ad
         work()
 
 
-def wanted_launch(asked: Asked) -> Launch | None:
+def wanted_launch(asked: LaunchConfig, gpu_id: str) -> Launch | None:
     """The processes to start, None for none. UserError where flags contradict each other."""
     if not asked.multiprocessing_distributed or launched():
         return None
     url, timeout = asked.dist_url, asked.dist_timeout
     nodes = 1 if asked.world_size is None else asked.world_size
     node = 0 if asked.rank is None else asked.rank
-    ids = [part for part in asked.gpu_id.split(",") if part.strip()]
+    ids = [part for part in gpu_id.split(",") if part.strip()]
     if not ids:
-        raise UserError(f"--gpu_id '{asked.gpu_id}' must name GPUs, such as 0,1")
+        raise UserError(f"--gpu_id '{gpu_id}' must name GPUs, such as 0,1")
     if nodes < 1 or not 0 <= node < nodes:
         raise UserError(f"--rank {node} must be the number of this node, from 0 to --world_size {nodes} - 1")
     if len(ids) == 1 and nodes == 1:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from core.log import log
+from core.option import Config, option
 from core.protocols import Features, UserError
 from core.taps import TappedNet
 
@@ -32,6 +33,22 @@ LONG_RUN = 5000  # steps from which compiling, a minute or two, pays for itself 
 
 
 EXACT_CASTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # layers whose weights autocast casts at every call
+
+
+@dataclass(frozen=True)
+class KernelConfig(Config):
+    heading = "speed"
+
+    compile: str = option(
+        "auto",
+        "torch.compile mode; auto: default in long runs on CUDA, none elsewhere (see docs/speed.md)",
+        choices=("auto", "none", *MODES),
+    )
+    compile_parts: list[str] | None = option(
+        None, "what is compiled (default: all on CUDA, the teacher on a CPU)", choices=PARTS
+    )
+    channels_last: str = option("auto", "memory order of images and weights; auto: on", choices=("auto", "on", "off"))
+    fused_optimizer: str = option("auto", "SGD as one kernel; auto: on", choices=("auto", "on", "off"))
 
 
 @dataclass(frozen=True)
@@ -62,13 +79,24 @@ class Kernels:
 PLAIN = Kernels()
 
 
-def pick_kernels(values: Mapping[str, Any], device: torch.device, steps: int) -> tuple[Kernels, list[str]]:
-    """Flags --compile, --compile_parts, --channels_last, --fused_optimizer, --fold_teacher -> (kernels, notices).
+@dataclass(frozen=True)
+class Hardware:
+    """What a session computes on. autocast: dtype of the forward pass, None for float32."""
+
+    device: torch.device
+    autocast: torch.dtype | None
+    kernels: Kernels
+
+
+def pick_kernels(
+    cfg: KernelConfig, device: torch.device, steps: int, fold_teacher: bool = False
+) -> tuple[Kernels, list[str]]:
+    """(kernels, notices) of the settings.
 
     steps: of the whole run. auto: channels_last and the fused optimiser everywhere; torch.compile on CUDA, in runs long
     enough to repay it. Raises UserError where a compiler that was asked for does not work.
     """
-    asked, notices = values["compile"], []
+    asked, notices = cfg.compile, []
     mode = None if asked == "none" else asked
     if asked == "auto":
         mode = "default" if device.type == "cuda" and steps >= LONG_RUN else None
@@ -80,13 +108,13 @@ def pick_kernels(values: Mapping[str, Any], device: torch.device, steps: int) ->
             )
         notices.append(f"nothing is compiled: torch.compile does not work here ({reason})")
         mode = None
-    parts = tuple(values["compile_parts"] or (PARTS if device.type == "cuda" else ("teacher",)))
+    parts = tuple(cfg.compile_parts or (PARTS if device.type == "cuda" else ("teacher",)))
     kernels = Kernels(
         mode,
         parts if mode else (),
-        values["channels_last"] != "off",
-        values["fused_optimizer"] != "off",
-        bool(values.get("fold_teacher")),
+        cfg.channels_last != "off",
+        cfg.fused_optimizer != "off",
+        fold_teacher,
         strict=asked != "auto",
     )
     return kernels, notices

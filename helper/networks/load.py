@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from core.log import log
+from core.option import NAMED, RESULT, Config, option
 from core.protocols import Context, ModelSpec, Side, Tap, TeacherSource, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
@@ -23,6 +24,48 @@ from helper.machine.kernels import PLAIN, Kernels
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher
 from models import model_dict, model_in, without_heads
+
+
+@dataclass(frozen=True)
+class StartConfig(Config):
+    """The weights that training starts from."""
+
+    heading = "network"
+
+    pretrained: str | None = option(
+        None,
+        "weights to start from, all but the classifier: a checkpoint of a known layout, or torchvision's, imagenet for "
+        "IMAGENET1K_V1 and others by name, as imagenet:IMAGENET1K_V2",
+        role=RESULT,
+    )
+
+
+@dataclass(frozen=True)
+class TeacherNetwork(StartConfig):
+    """What train_teacher.py trains."""
+
+    model: str = option("resnet32x4", "network to train, see --list", role=NAMED)
+    modality: str | None = option(None, "what the network reads of action recordings, as video or accel", role=RESULT)
+    distill: str = option("vanilla", "a method that needs no teacher, see --list", role=NAMED)
+    pretrained_backbone: str | None = option(
+        None,
+        "start from these weights: a checkpoint, or torchvision:NAME; auxiliary heads start fresh",
+        role=NAMED,
+    )
+
+
+@dataclass(frozen=True)
+class StudentNetwork(StartConfig):
+    """What train_student.py trains."""
+
+    model_s: str = option(
+        "resnet8x4", "student network, see --list; several, as resnet8,vgg8, are trained together", role=NAMED
+    )
+    modality_s: str | None = option(None, "what the student reads of action recordings, as accel", role=RESULT)
+    modality_t: str | None = option(None, "what the teacher reads of them, as video", role=RESULT)
+    distill: str = option(
+        "kd", "method, see --list; kd+crd joins losses, kd,crd trains two students together", role=NAMED
+    )
 
 
 def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

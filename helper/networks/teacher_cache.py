@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,26 @@ from torch import Tensor
 
 from core.files import atomic_write_json, make_folder
 from core.machine import free
+from core.option import Config, option
 from core.protocols import Batch, Features, TeacherSource, UserError
 
 CACHEABLE = ("logits", "pooled")  # taps of one vector per view; maps are hundreds of times larger
+
+
+@dataclass(frozen=True)
+class CacheConfig(Config):
+    heading = "teacher cache"
+
+    teacher_cache: str | None = option(
+        None, "folder that keeps the teacher's logits of every view, for every later run"
+    )
+    cache_pooled: bool = option(False, "keep its pooled features too, for methods that read nothing deeper")
+    cache_device: str = option(
+        "auto",
+        "read the cache from disk (mapped into memory) or the GPU; auto: the GPU if half of its free memory holds it",
+        choices=("auto", "disk", "gpu"),
+    )
+    rebuild_cache: bool = option(False, "replace what --teacher_cache holds")
 
 
 def cache_key(
@@ -128,13 +146,23 @@ class Store:
         return torch.from_file(str(self.folder / name), shared=True, size=count, dtype=dtype)
 
 
+@dataclass(frozen=True)
+class CacheLayout:
+    """samples, views: how many the data set has. classes, dtype: of the logits. pooled: (D, dtype) of the pooled
+    feature, if that is kept as well; it may be added to a cache of logits later."""
+
+    samples: int
+    views: int
+    classes: int
+    dtype: torch.dtype
+    pooled: tuple[int, torch.dtype] | None = None
+
+
 class CachedTeacher:
     """Answers for the teacher from disk where it can, and runs the live one for the views not seen yet.
 
     key: as cache_key(); kept in key.json, with shape and dtype. Rows are kept in the dtype the teacher answers in, so
     nothing is lost.
-    pooled: (D, dtype) of the pooled feature, if that is to be kept as well; it may be added to a cache of logits later.
-    where: disk, gpu, or auto, which takes the GPU where half of its free memory is enough.
 
     A batch whose pixels were changed in another way than crop and flip (crop is None), or a method that reads taps that
     are not kept, goes to the live teacher. UserError: a cache of another teacher, data set or precision; no room.
@@ -143,32 +171,28 @@ class CachedTeacher:
     def __init__(
         self,
         live: TeacherSource,
-        folder: str | Path,
+        cfg: CacheConfig,
         key: Mapping[str, Any],
-        num_samples: int,
-        num_views: int,
-        num_classes: int,
-        dtype: torch.dtype,
+        layout: CacheLayout,
         device: torch.device,
         rebuild: bool = False,
-        pooled: tuple[int, torch.dtype] | None = None,
-        where: str = "auto",
     ):
-        self.live, self.spec, self.folder = live, live.spec, Path(folder)
-        self.num_views = num_views
+        assert cfg.teacher_cache is not None
+        self.live, self.spec, self.folder = live, live.spec, Path(cfg.teacher_cache)
+        self.num_views = layout.views
         self.key = {
             **key,
-            "dtype": str(dtype).removeprefix("torch."),
-            "shape": [num_samples, num_views, num_classes],
+            "dtype": str(layout.dtype).removeprefix("torch."),
+            "shape": [layout.samples, layout.views, layout.classes],
         }
         self.in_quarters = device.type != "cpu"
         self.hits = self.asked = 0
-        layout = {"logits": (num_classes, dtype)} | ({} if pooled is None else {"pooled": pooled})
-        self.stores = {k: Store(self.folder, k, num_samples * num_views, *v) for k, v in layout.items()}
+        kept = {"logits": (layout.classes, layout.dtype)} | ({} if layout.pooled is None else {"pooled": layout.pooled})
+        self.stores = {k: Store(self.folder, k, layout.samples * layout.views, *v) for k, v in kept.items()}
         make_folder(self.folder, "teacher cache")
         with alone(self.folder):
             self._open_folder(rebuild)
-            resident = device.type != "cpu" and self._resident(device, where)
+            resident = device.type != "cpu" and self._resident(device, cfg.cache_device)
             for store in self.stores.values():
                 store.open(device, resident)
 

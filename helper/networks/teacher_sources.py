@@ -5,16 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from core.option import RESULT, Config, option
 from core.protocols import Batch, Features, TeacherSource, UserError
 from core.taps import TappedNet
 from helper.machine.kernels import PLAIN, Kernels, folded, maybe_compiled, with_cast_weights
 from helper.networks.teacher_cache import CachedTeacher
+
+
+@dataclass(frozen=True)
+class TeacherConfig(Config):
+    heading = "teacher"
+
+    path_t: list[str] | None = option(
+        None,
+        "checkpoint of the teacher, or torchvision:NAME, timm:NAME for published weights; several make an ensemble",
+        short="--teacher",
+    )
+    model_t: str | None = option(None, "teacher network, where neither the checkpoint nor its path tells")
+    teacher_weight: list[float] | None = option(
+        None, "weight of each teacher's probabilities in an ensemble (default: equal)", role=RESULT
+    )
+    skip_validation: bool = option(False, "do not evaluate the teacher first")
+    fold_teacher: bool = option(False, "fold the teacher's batch norm into its convolutions", role=RESULT)
+    teacher_dropout: bool = option(
+        False, "leave the teacher's dropout and drop path on, as MMRazor does (its batch norm is off)", role=RESULT
+    )
 
 
 class LiveTeacher:

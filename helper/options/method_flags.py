@@ -4,13 +4,58 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from core.option import UNSET, Flag
+from core.option import NAMED, RESULT, UNSET, Config, Flag, flag_of, not_negative, option, positive
 from core.protocols import UserError
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined, CombinedConfig
 from distiller_zoo.base import Distiller
+
+
+@dataclass(frozen=True)
+class LossConfig(Config):
+    """The weights of the loss, whatever the method."""
+
+    heading = "loss"
+
+    weight: list[str] | None = option(
+        None, "weights of terms by name in a combination, as crd=0.8 at=500 (default: the methods')", role=RESULT
+    )
+    cls: float = option(
+        1.0,
+        "weight of cross-entropy (default: the method's)",
+        short=("-c", "-r", "--gamma"),
+        check=not_negative,
+        role=NAMED,
+    )
+    div: float = option(
+        1.0,
+        "weight of the logit KL (default: the method's)",
+        short=("-d", "-a", "--alpha"),
+        check=not_negative,
+        role=NAMED,
+    )
+    beta: float = option(
+        0.0, "weight of the method's own term (default: the method's)", short="-b", check=not_negative, role=NAMED
+    )
+    kd_T: float = option(4.0, "temperature of the logit KL", check=positive, role=RESULT)  # noqa: N815
+    logit_stand: bool = option(
+        False,
+        "compare z-scored logits in every logit loss (LSKD; published beside kd with -c 0.1 -d 9 --kd_T 2)",
+        role=RESULT,
+    )
+    frame_logits: bool = option(
+        False, "compare the scores of every frame, not of the clip, in every logit loss", role=RESULT
+    )
+    protocol: str = option(
+        "simkd",
+        "which weights hold unless given: simkd keeps cross-entropy and KL beside every method, authors takes each "
+        "publication's own",
+        choices=("simkd", "authors"),
+        role=RESULT,
+    )
 
 
 def _field_flag(method: str, f: dataclasses.Field) -> str:
@@ -23,21 +68,16 @@ def _own_fields(method: type[Distiller]) -> list[dataclasses.Field]:
 
 
 def _spellings(method: type[Distiller]) -> list[tuple[str, ...]]:
-    return [_flag_of_field(method.name, f)[0] for f in _own_fields(method)]
+    return [_flag_of_field(method.name, f).names for f in _own_fields(method)]
 
 
 def flags_of(method: type[Distiller]) -> list[Flag]:
     """The flags that exist once --distill names the method."""
-    return [_flag_of_field(method.name, f)[1] for f in _own_fields(method)]
+    return [_flag_of_field(method.name, f) for f in _own_fields(method)]
 
 
-def _flag_of_field(method: str, f: dataclasses.Field) -> tuple[tuple[str, ...], Flag]:
-    name, short = _field_flag(method, f), f.metadata.get("short")
-    names = (name, short) if short else (name,)
-    several = isinstance(f.default, tuple)  # of layer numbers
-    kind, nargs = (int, "+") if several else (type(f.default), None)
-    help, choices = f.metadata.get("help", ""), f.metadata.get("choices")
-    return names, Flag((name,), f.default, help, kind, choices, result=True, nargs=nargs)
+def _flag_of_field(method: str, f: dataclasses.Field) -> Flag:
+    return dataclasses.replace(flag_of(f, prefix=f"{method}_"), role=RESULT)
 
 
 def _methods(name: str) -> list[type[Distiller]]:

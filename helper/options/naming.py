@@ -12,22 +12,23 @@ from helper.runs.folder import SEPARATOR, RunFolder, file_name
 LONGEST_NAME = 200  # bytes of a folder's name; most file systems end at 255
 
 
-def run_name(settings: Settings, teacher: str | None, is_teacher: bool) -> str:
+def run_name(settings: Settings, teacher: str | None) -> str:
     """The published template, then every setting that is off its default and not in the template.
 
     teacher: architecture name, None for a student alone.
     """
-    colon = SEPARATOR
-    if is_teacher:
-        name = f"{file_name(settings.model)}_{settings.distill}_{settings.dataset}_trial_{settings.trial}"
+    colon, dataset, trial, loss = SEPARATOR, settings.data.source.dataset, settings.run.trial, settings.loss
+    if settings.is_teacher:
+        name = f"{file_name(settings.model)}_{settings.distill}_{dataset}_trial_{trial}"
     else:
         name = (
-            f"S{colon}{file_name(settings.model_s)}_T{colon}{file_name(teacher or 'none')}_{settings.dataset}_"
-            f"{published_name(settings.distill)}_r{colon}{settings.cls}_a{colon}{settings.div}_b{colon}{settings.beta}"
-            f"_{settings.trial}"
+            f"S{colon}{file_name(settings.model)}_T{colon}{file_name(teacher or 'none')}_{dataset}_"
+            f"{published_name(settings.distill)}_r{colon}{loss.cls}_a{colon}{loss.div}_b{colon}{loss.beta}"
+            f"_{trial}"
         )
-    if settings.dali and "dali" not in settings.without_effect:
-        name += f"_dali{colon}{settings.dali}"
+    dali = settings.data.stream.dali
+    if dali and "dali" not in settings.without_effect:
+        name += f"_dali{colon}{dali}"
     for key, value in settings.off_default().items():
         name += f"_{key}{colon}{','.join(map(str, value)) if isinstance(value, list) else value}"
     name = name.replace("/", "-")
@@ -43,9 +44,7 @@ def published_name(distill: str) -> str:
     return "+".join(published_names.get(part, part) for part in distill.split("+"))
 
 
-def folder_of(settings: Settings, teacher: str | None, is_teacher: bool) -> RunFolder:
-    root = Path(settings.save_root) / ("teachers" if is_teacher else "students")
-    name = run_name(settings, teacher, is_teacher)
-    return RunFolder(
-        root / "models" / name, root / "tensorboard" / name, settings.model if is_teacher else settings.model_s
-    )
+def folder_of(settings: Settings, teacher: str | None) -> RunFolder:
+    root = Path(settings.run.save_root) / ("teachers" if settings.is_teacher else "students")
+    name = run_name(settings, teacher)
+    return RunFolder(root / "models" / name, root / "tensorboard" / name, settings.model)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.option import UNSET, Flag, _add
+from core.option import UNSET, Flag, add_flag, add_groups, not_negative, read
 from core.protocols import UserError
 from dataset import recipe
 from distiller_zoo import method_dict
@@ -32,9 +31,8 @@ from helper.options.method_flags import (
     term_weights,
 )
 from helper.options.plugins import load_plugins
-from helper.options.session_flags import COMMON, STUDENT, STUDENT_VIDEO, TEACHER, VIDEO, WITHOUT_EFFECT
-from helper.options.settings import Settings
-from helper.training.schedule import parse_decay_epochs
+from helper.options.settings import Configs, Settings, StudentConfigs, TeacherConfigs, common_flags
+from helper.runs.folder import WITHOUT_EFFECT, plain_word
 from models import model_dict
 
 EPILOG = (
@@ -97,7 +95,7 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     """
     argv = normalised(argv)
     load_plugins(_named_before(argv, "--plugin", 4, "*") or ())
-    table = (*TEACHER, *COMMON, *VIDEO) if teacher else (*STUDENT, *COMMON, *VIDEO, *STUDENT_VIDEO)
+    kind: type[Configs] = TeacherConfigs if teacher else StudentConfigs
     prog = "train_teacher.py" if teacher else "train_student.py"
     about = (
         "Train a network on labels alone, with --distill on auxiliary heads too."
@@ -112,34 +110,33 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
         choices=("all", "methods", "models", "data"),
         help="list methods, models and data sets, and exit",
     )
-    for flag in table:
-        _add(parser, flag.names, flag)
+    add_groups(parser, kind)
 
     decays = _named_before(argv, "--lr_decay_epochs", len("--lr_decay_e"), "+") or ()
     if len(decays) > 1 and all(word.strip(",").isdecimal() for word in decays):
         joined = ",".join(word.strip(",") for word in decays)
         raise UserError(f"--lr_decay_epochs {' '.join(decays)}: separate the epochs by commas alone, as {joined}")
     named = _named_before(argv, "--distill", len("--disti"))
-    distills = _listed(named or next(f.default for f in table if f.dest == "distill"), "--distill")
+    flags = {f.dest: f for f in common_flags(kind)}
+    distills = _listed(named or flags["distill"].default, "--distill")
     methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
     if teacher and (len(methods) != 1 or methods[0].teacher_mode != "absent"):
         raise UserError(f"--distill {','.join(distills)} is no way to train a teacher alone: use train_student.py")
     own: dict[str, list[tuple[type[Distiller], dataclasses.Field]]] = {}
-    flags = {f.dest: f for f in table}
     for method in methods:
         group = parser.add_argument_group(f"flags of {method.name}")
         for f in _own_fields(method):
-            names, flag = _flag_of_field(method.name, f)
+            flag = _flag_of_field(method.name, f)
             if flag.dest not in own:  # two methods of a combination may share a published flag (--feat_dim)
                 flags[flag.dest] = flag
-                _add(group, names, flag)
+                add_flag(group, flag)
             own.setdefault(flag.dest, []).append((method, f))
 
     given = vars(parser.parse_args(argv))
-    if kind := given.pop("list"):
+    if listed := given.pop("list"):
         from helper.options.listing import show  # imports every method
 
-        show(kind)
+        show(listed)
         raise SystemExit(0)
     students = [None] if teacher or given["model_s"] is UNSET else _listed(given["model_s"], "--model_s")
     lanes = [(student, distill) for student in students for distill in distills]
@@ -157,17 +154,23 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
                 chosen |= {"distill": distill} | ({"model_s": student} if student else {})
                 if len(lanes) > 1:
                     chosen["weight"] = _weights_of(given["weight"], mine)
-            settings = _resolve(
+            label = f"{student} {distill}" if len(students) > 1 else distill
+            resolved = _resolve(
                 chosen,
                 {k: f for k, f in flags.items() if k not in others},
                 {k: users for k, users in used.items() if users},
                 mine,
-                teacher,
-                list(argv),
+                kind,
             )
-            settings.label = f"{settings.model_s} {distill}" if len(students) > 1 else distill
-            trials[-1].append(settings)
+            trials[-1].append(dataclasses.replace(resolved, command=list(argv), label=label))
     return trials
+
+
+def flags_of_run(settings: Settings) -> dict[str, Flag]:
+    """Flag name -> flag, of a run's script and its method."""
+    methods = _methods(settings.distill)
+    own = [_flag_of_field(m.name, f) for m in methods for f in _own_fields(m)]
+    return {f.dest: f for f in (*common_flags(type(settings.configs)), *own)}
 
 
 def _listed(text: str, flag: str) -> list[str]:
@@ -209,8 +212,7 @@ def _resolve(
     flags: Mapping[str, Flag],
     own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field]]],
     methods: Sequence[type[Distiller]],
-    teacher: bool,
-    argv: list[str],
+    kind: type[Configs],
 ) -> Settings:
     values = {k: f.default for k, f in flags.items()}
     sources = dict.fromkeys(values, "default")
@@ -219,6 +221,7 @@ def _resolve(
         for k, v in updates.items():
             values[k], sources[k] = v, source
 
+    teacher = kind is TeacherConfigs
     chosen = {k: v for k, v in given.items() if v is not UNSET}
     name = chosen.get("dataset", values["dataset"])
     layer(recipe(name), "data set recipe")
@@ -228,73 +231,24 @@ def _resolve(
         layer({"learning_rate": spec.learning_rate}, "model recipe")
     if not teacher:
         layer(_method_weights(methods, chosen.get("protocol", values["protocol"])), "method")
-    values["_defaults"] = dict(values)
+    defaults = dict(values)
     layer(chosen, "command line")
-    if not values["trial"] or any(c in values["trial"] for c in "/\\") or not values["trial"].isprintable():
-        raise UserError(f"--trial {values['trial']!r} becomes part of a folder name and must be a plain word or number")
+    plain_word("--trial", values["trial"])
     if values["seed"] is None:
         values["seed"] = trial_seed(values["trial"])
     if not teacher:
         layer(_named_weights(values, methods), "command line")
+        for term, weight in term_weights(values["weight"]).items():
+            not_negative(f"--weight {term}", weight)
     values["distill"] = "+".join(m.name for m in methods)
     values[network] = spec.name
-    _check(values)
+    configs = read(kind, values)
     config = _config(values, own, methods, teacher)
-    method_flags = {k: users[0][1].default for k, users in own.items()}
     method = methods[0] if len(methods) == 1 else Combined
-    settings = Settings(values, sources, method, config, flags, method_flags, argv)
-    settings.without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if sources[k] == "command line"}
-    if values.get("logit_stand") and not (config.div or any(m.reads_logits for m in methods)):
-        settings.without_effect["logit_stand"] = f"{values['distill']} compares no logits with -d 0"
-    if values.get("frame_logits") and not (config.div or any(m.reads_logits for m in methods)):
-        settings.without_effect["frame_logits"] = f"{values['distill']} compares no logits with -d 0"
-    return settings
-
-
-def _check(values: Mapping[str, Any]) -> None:
-    parse_decay_epochs(values["lr_decay_epochs"])
-    for name, low in (
-        ("batch_size", 1),
-        ("init_epochs", 1),
-        ("epochs", 1),
-        ("accumulate", 1),
-        ("print_freq", 1),
-        ("num_workers", 0),
-        ("ema_every", 1),
-    ):
-        if values.get(name, low) < low:
-            raise UserError(f"--{name} {values[name]} must be at least {low}")
-    for name in ("learning_rate", "lr_decay_rate"):
-        if not 0 < values[name] < math.inf:
-            raise UserError(f"--{name} {values[name]} must be a finite number above 0")
-    if not 0 <= values["momentum"] < 1:
-        raise UserError(f"--momentum {values['momentum']} must lie in [0, 1)")
-    if not 0 <= values["ema"] < 1:
-        raise UserError(f"--ema {values['ema']} must lie in [0, 1)")
-    weights = {f"--{k}": values[k] for k in ("cls", "div", "beta") if k in values}
-    numbers = {f"--{k}": values[k] or 0 for k in ("weight_decay", "norm_weight_decay", "clip_grad", "mixup", "cutmix")}
-    weights |= {f"--weight {k}": v for k, v in term_weights(values.get("weight")).items()}
-    for name, value in {**numbers, **weights}.items():
-        if not 0 <= value < math.inf:
-            raise UserError(f"{name} {value} must be a finite number and not negative")
-    if not values["dist_timeout"] > 0:
-        raise UserError(f"--dist_timeout {values['dist_timeout']} must be above 0")
-    if not 0 <= values["val_fraction"] < 1:
-        raise UserError(f"--val_fraction {values['val_fraction']} must lie in [0, 1)")
-    if not 0 < values["few_ratio"] <= 1:
-        raise UserError(f"--few_ratio {values['few_ratio']} must lie in (0, 1]")
-    if values["nesterov"] and values["optimizer"] not in ("sgd", "nesterov"):
-        raise UserError(f"--nesterov is a momentum of SGD, --optimizer {values['optimizer']} has none: drop one")
-    if values["nesterov"] and not values["momentum"]:
-        raise UserError("--nesterov needs a --momentum above 0")
-    if values["param_groups"] != "one" and values["norm_weight_decay"] is not None:
-        raise UserError(
-            f"--param_groups {values['param_groups']} sets the decay of batch norm and biases itself: leave out "
-            "--norm_weight_decay"
-        )
-    if values["max_steps"] is not None and values["max_steps"] < 1:
-        raise UserError(f"--max_steps {values['max_steps']} must be at least 1")
-    if not 0 <= values["seed"] < 2**63:
-        raise UserError(f"the seed {values['seed']} (--seed, else the number of --trial) must lie in [0, 2^63)")
-    if not 0 < values.get("kd_T", 1.0) < math.inf:
-        raise UserError(f"--kd_T {values['kd_T']} must be a finite number above 0")
+    without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if sources[k] == "command line"}
+    for flag in ("logit_stand", "frame_logits"):
+        if values.get(flag) and not (config.div or any(m.reads_logits for m in methods)):
+            without_effect[flag] = f"{values['distill']} compares no logits with -d 0"
+    return Settings(
+        configs, method, config, {k: values[k] for k in own}, defaults, sources, without_effect=without_effect
+    )

@@ -24,10 +24,50 @@ import torch
 
 from core.files import atomic_write, atomic_write_json, atomic_write_text
 from core.log import claim
+from core.option import NAMED, RESULT, Config, option
 from core.protocols import UserError
 from core.registry import loaded_plugins
 
 SEPARATOR = "~" if os.name == "nt" else ":"
+
+
+def plain_word(flag: str, text: str) -> None:
+    if not text or any(c in text for c in "/\\") or not text.isprintable():
+        raise UserError(f"{flag} {text!r} becomes part of a folder name and must be a plain word or number")
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
+    heading = "run"
+
+    trial: str = option("0", "name of this repetition", short="-t", check=plain_word, role=NAMED)
+    trials: int = option(1, "repetitions, one after the other, counting on from --trial")
+    seed: int | None = option(
+        None,
+        "random seed (default: the trial number, or crc32 of a word)",
+        short="--manual_seed",
+        role=RESULT,
+    )
+    save_root: str = option("./save", "root of runs and teachers")
+    resume: str = option("auto", "auto: continue the run that is there; or the path of a _last.pth")
+    overwrite: bool = option(False, "delete a run of this name first")
+    dry_run: bool = option(False, "parse, build, train one batch, and write nothing")
+    tb_backend: str = option(
+        "tensorboard", "writer of event files", choices=("tensorboard", "tensorboard_logger", "none")
+    )
+    plugin: list[str] | None = option(None, "Python files that define further methods or models")
+    use_lmdb: bool = option(False, "accepted for old scripts")
+    tb_freq: int | None = option(None, "accepted for old scripts")
+    save_freq: int | None = option(None, "accepted for old scripts")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UserError(f"the seed {self.seed} (--seed, else the number of --trial) must lie in [0, 2^63)")
+
+
+# flags that do nothing in any run
+WITHOUT_EFFECT = ("use_lmdb", "tb_freq", "save_freq")
 
 
 def file_name(network: str) -> str:

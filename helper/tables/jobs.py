@@ -85,7 +85,7 @@ class Want:
     def folder(self) -> Path:
         # the folder bears the architecture, which for two networks of one name depends on the size of the images
         teacher = None if self.cell.alone else model_for(self.cell.teacher, IMAGE).name
-        return folder_of(self.settings, teacher, is_teacher=False).models
+        return folder_of(self.settings, teacher).models
 
     @property
     def label(self) -> str:
@@ -121,8 +121,9 @@ def plan(pending: Sequence[Want], lanes: int, cache: bool) -> list[Job]:
     for (_, teacher, _, _, logits), members in groups.items():
         cached: list[str] = []
         if logits and cache:
-            root = Path(members[0].settings.save_root)
-            cached = ["--teacher_cache", str(root / "teacher_cache" / f"{teacher}_{members[0].settings.dataset}")]
+            root = Path(members[0].settings.run.save_root)
+            dataset = members[0].settings.data.source.dataset
+            cached = ["--teacher_cache", str(root / "teacher_cache" / f"{teacher}_{dataset}")]
         for bundle in bundles(members, lanes):
             jobs.append(as_job(bundle, cached))
     return jobs
@@ -158,7 +159,8 @@ def joined(bundle: Sequence[Want]) -> list[str] | None:
     for tokens in dict.fromkeys(tuple(own_flags(w.cell.flags)) for w in bundle):
         own += tokens
     argv = ["--path_t", first.argv[first.argv.index("--path_t") + 1], "--distill", ",".join(methods)]
-    argv += ["-c", f"{first.settings.cls:g}", "-d", f"{first.settings.div:g}", *own, "--model_s", ",".join(students)]
+    loss = first.settings.loss
+    argv += ["-c", f"{loss.cls:g}", "-d", f"{loss.div:g}", *own, "--model_s", ",".join(students)]
     argv += [
         "--dataset",
         first.cell.dataset,
@@ -276,10 +278,11 @@ def short_teachers(pending: Iterable[Want]) -> list[str]:
     """A warning for each teacher whose run, if recorded beside its checkpoint, was shorter than the table's."""
     warnings = {}
     for want in pending:
-        path = None if want.cell.alone else Path(want.settings.path_t[0])
+        path = None if want.cell.alone else Path(want.settings.teacher.path_t[0])
         if path is None or path in warnings:
             continue
-        recorded, due = read_json(path.parent / "parameters.json").get("epochs"), want.cell.settings.epochs
+        recorded = read_json(path.parent / "parameters.json").get("epochs")
+        due = want.cell.settings.training.schedule.epochs
         if isinstance(recorded, int) and recorded < due:
             warnings[path] = f"warning: the teacher {path} was trained for {recorded} epochs, the table's for {due}"
     return list(warnings.values())

@@ -153,7 +153,7 @@ def read_table(name: str) -> Table:
 
 def epochs_of(cell: Cell, stages: int) -> list[int]:
     """Of each of a method's stages."""
-    return [cell.settings.init_epochs] * (stages - 1) + [EPOCHS]
+    return [cell.settings.training.schedule.init_epochs] * (stages - 1) + [EPOCHS]
 
 
 def petaflop(cell: Cell, macs: Sequence[int]) -> float:

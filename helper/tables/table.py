@@ -11,7 +11,7 @@ from core.log import clock
 from distiller_zoo import method_dict
 from helper.options.naming import published_name
 from helper.options.parse import parse
-from helper.options.session_flags import COMMON, STUDENT, STUDENT_VIDEO, TEACHER, VIDEO
+from helper.options.settings import StudentConfigs, TeacherConfigs, common_flags
 from helper.tables.published import Cell
 from helper.tables.runs import REPETITION, Run, best, grouped, last, mean_std, network, num_classes
 from helper.tables.writers import add_published, pivot
@@ -32,7 +32,7 @@ APART = {*REPETITION, "deterministic", "dali", "nesterov", "eval_precision"}  # 
 
 SHARED = {  # setting of the protocol -> its default, which is what a run did that is older than the setting
     f.dest: f.default
-    for f in (*COMMON, *TEACHER, *STUDENT, *VIDEO, *STUDENT_VIDEO)
+    for f in (*common_flags(TeacherConfigs), *common_flags(StudentConfigs))
     if f.result and f.dest not in OF_A_NETWORK | OF_A_METHOD | OF_A_TEACHER | APART
 }
 
@@ -87,7 +87,7 @@ def off_default(identity: dict[str, Any]) -> list[str]:
     names = [k for k in names if k not in said and not (k == "beta" and distill in said)]  # --weight has set these
     if len(chain_of(theirs.method)) > 1:
         names.append("init_epochs")
-    defaults = json.loads(json.dumps({k: theirs.values[k] for k in names}))
+    defaults = json.loads(json.dumps({k: theirs.as_dict()[k] for k in names}))
     return [k for k in names if k in identity and identity[k] != defaults[k]]
 
 

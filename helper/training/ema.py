@@ -4,27 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from core.option import RESULT, Config, at_least, option, share
+
+
+@dataclass(frozen=True)
+class EmaConfig(Config):
+    heading = "moving average of the weights"
+
+    ema: float = option(
+        0.0, "decay of a moving average, evaluated and saved in place of the weights", check=share, role=RESULT
+    )
+    ema_every: int = option(1, "steps between updates of the average", check=at_least(1), role=RESULT)
+
+    def __bool__(self) -> bool:
+        return self.ema > 0
+
 
 class Average:
-    """decay * average + (1 - decay) * value after every `every`-th step, by torch's own averaging.
+    """decay * average + (1 - decay) * value after every n-th step, by torch's own averaging.
 
     Batch-norm statistics are included, as in torchvision's recipes; integers are copied.
 
     modules: whose parameters and buffers are averaged, in place of which they are shown.
     """
 
-    def __init__(self, modules: Sequence[nn.Module], decay: float, every: int):
+    def __init__(self, modules: Sequence[nn.Module], cfg: EmaConfig):
         values = [v for m in modules for v in (*m.parameters(), *m.buffers())]
         self.live = list({id(v): v.detach() for v in values}.values())
         self.average = [v.clone() for v in self.live]
-        self.every, self.steps = every, 0
-        self._update = get_ema_multi_avg_fn(decay)
+        self.every, self.steps = cfg.ema_every, 0
+        self._update = get_ema_multi_avg_fn(cfg.ema)
 
     def update(self) -> None:
         """After an optimiser's step."""

@@ -9,26 +9,26 @@ from core.protocols import Batch, Loader, UserError
 from helper.machine.lane_memory import LaneMemory, kept_by
 from helper.machine.seeding import rng_state, set_rng_state
 from helper.machine.stopper import Interrupted
-from helper.training.loops import Fit, Life, Want
+from helper.training.loops import EpochRequest, Fit, Run
 
 
-def drive(lives: Mapping[Fit, Life], loader: Loader, memory: LaneMemory | None = None) -> None:
+def drive(runs: Mapping[Fit, Run], loader: Loader, memory: LaneMemory | None = None) -> None:
     """Feed runs with batches until all have ended. Runs that ask for the same pass share its batches.
 
     Each keeps generators of its own, so that it computes what it would compute alone. One that diverges or is
     interrupted leaves the others going; the first such exception is raised at the end. memory: watches whether all of
     them fit; if they do not, none goes on.
     """
-    alone = len(lives) == 1
-    fresh = set() if memory is None else set(lives)
-    states = {} if alone else {fit: fit.rng for fit in lives}
+    alone = len(runs) == 1
+    fresh = set() if memory is None else set(runs)
+    states = {} if alone else {fit: fit.rng for fit in runs}
     stopped: list[Exception] = []
 
-    def send(fit: Fit, value: tuple[int, Batch] | None, start: bool = False) -> Want | None:
+    def send(fit: Fit, value: tuple[int, Batch] | None, start: bool = False) -> EpochRequest | None:
         if not alone:
             set_rng_state(states[fit])
         try:
-            return next(lives[fit]) if start else lives[fit].send(value)
+            return next(runs[fit]) if start else runs[fit].send(value)
         except StopIteration:
             waiting.pop(fit, None)
         except (Interrupted, UserError) as error:
@@ -43,8 +43,8 @@ def drive(lives: Mapping[Fit, Life], loader: Loader, memory: LaneMemory | None =
                 states[fit] = rng_state()
         return None
 
-    waiting: dict[Fit, Want] = {}
-    for fit in lives:
+    waiting: dict[Fit, EpochRequest] = {}
+    for fit in runs:
         if (want := send(fit, None, start=True)) is not None:
             waiting[fit] = want
     while waiting:

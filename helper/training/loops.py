@@ -28,7 +28,7 @@ from helper.runs.events import Writer
 from helper.runs.folder import RunFolder
 from helper.runs.progress import ProgressLine
 from helper.training.schedule import undiminished
-from helper.training.stages import Stage, describe_method
+from helper.training.stages import LoopConfig, Stage, describe_method
 
 
 def all_finite(module: nn.Module) -> bool:
@@ -37,7 +37,7 @@ def all_finite(module: nn.Module) -> bool:
     return not values or bool(torch.stack([v.isfinite().all() for v in values]).all())
 
 
-class Want(NamedTuple):
+class EpochRequest(NamedTuple):
     """A pass over the training set that a run asks for, from its start_step on."""
 
     stage: int
@@ -49,7 +49,7 @@ class Want(NamedTuple):
 class Fit:
     """One run being trained: stages in, checkpoints, rows and event files out.
 
-    life() is a generator that asks for passes and is sent their batches, so that several runs can share them (drive()).
+    run() is a generator that asks for passes and is sent their batches, so that several runs can share them (drive()).
 
     schedule: epoch -> learning rate of the final stage; earlier stages keep the one it starts from, whatever warms up,
         or a rate of their own.
@@ -58,7 +58,7 @@ class Fit:
     identity: what a run must share with a state to continue from it.
     loader: shared by all runs of the process. log: where the run's messages go. shown: whether progress is shown.
     after_epoch: called before an epoch's row is written; what it returns goes into the row.
-    eval_autocast: dtype of evaluation's forward pass, None for float32. exact_last: after the last epoch it is float32.
+    autocast: dtype of the forward pass in training, None for float32.
     """
 
     folder: RunFolder
@@ -67,24 +67,21 @@ class Fit:
     schedule: Callable[[int], float]
     writer: Callable[[], Writer]
     describe: Mapping[str, Any]
-    batch_size: int
+    cfg: LoopConfig
     loader: Loader
     identity: Mapping[str, Any] = field(default_factory=dict)
     full_batches: bool = False
-    print_freq: int = 200
-    max_steps: int | None = None
     after_epoch: Callable[[], Mapping[str, Any]] = dict
     log: logging.Logger = log
     shown: bool = True
-    eval_autocast: torch.dtype | None = None
-    exact_last: bool = True
+    autocast: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
         self.ended, self.rng = False, rng_state()
         self.test_loader = open_test(self.data, self.device)
-        steps = len(self.data.train_labels) // self.batch_size if self.full_batches else len(self.loader)
-        self.steps = min(steps, self.max_steps or steps)
+        steps = len(self.data.train_labels) // self.cfg.batch_size if self.full_batches else len(self.loader)
+        self.steps = min(steps, self.cfg.max_steps or steps)
         self.last_row: dict[str, Any] = {}
 
     def rate(self, stage: Stage, epoch: int) -> float:
@@ -93,10 +90,10 @@ class Fit:
             return stage.constant_lr
         return self.schedule(epoch) if stage.final else undiminished(self.schedule)
 
-    def life(self, stages: Iterator[Stage], resume_from: Mapping[str, Any] | None, stopper: Stopper) -> Life:
+    def run(self, stages: Iterator[Stage], resume_from: Mapping[str, Any] | None, stopper: Stopper) -> Run:
         """Train all stages to the end, or raise Interrupted.
 
-        Yields a Want; is then sent (step, batch) for every batch of that pass and None after the last.
+        Yields a EpochRequest; is then sent (step, batch) for every batch of that pass and None after the last.
         """
         done = (0, 0) if resume_from is None else (resume_from["stage"], resume_from["epoch"])
         rows = self.folder.trim(done) if machine.is_main() else []
@@ -112,7 +109,7 @@ class Fit:
                 yield from self._train_stage(stage, state, stopper, writer)
         self.ended = True
 
-    def _train_stage(self, stage: Stage, state: Mapping[str, Any] | None, stopper: Stopper, writer: Writer) -> Life:
+    def _train_stage(self, stage: Stage, state: Mapping[str, Any] | None, stopper: Stopper, writer: Writer) -> Run:
         epoch, start_step, meter = 1, 0, Meter(self.device)
         if state is not None:
             self._refuse_other_maps(stage, state)
@@ -162,16 +159,16 @@ class Fit:
 
     def _train_epoch(
         self, stage: Stage, epoch: int, start_step: int, meter: Meter, stopper: Stopper, writer: Writer
-    ) -> Life:
+    ) -> Run:
         step, started = stage.step, time.monotonic()
         lr = self.rate(stage, epoch)
         step.set_lr(lr)
         step.train()
         line = ProgressLine(
-            epoch, stage.epochs, self.steps, self.batch_size, self.print_freq, start_step, self.log, self.shown
+            epoch, stage.epochs, self.steps, self.cfg.batch_size, self.cfg.print_freq, start_step, self.log, self.shown
         )
         try:
-            sent = yield Want(stage.index, epoch, start_step)
+            sent = yield EpochRequest(stage.index, epoch, start_step)
             while sent is not None:
                 i, batch = sent
                 result = step(batch, Progress(epoch, stage.epochs, i, self.steps, stage.index))
@@ -205,13 +202,13 @@ class Fit:
         row: dict[str, Any] = {"stage": stage.index, "epoch": epoch, "lr": lr}
         row |= {f"train_{k}": v for k, v in means.items()}
         if stage.final:
-            autocast = None if self.exact_last and epoch == stage.epochs else self.eval_autocast
+            autocast = self._eval_autocast(stage, epoch)
             row |= self._validate(stage, autocast)
             if not math.isfinite(row["test_loss"]):
                 self._diverged("the test loss is", epoch, self.steps - 1)
         evaluated = time.monotonic() - started - trained
         self.seconds += trained + evaluated
-        images = (self.steps - start_step) * self.batch_size
+        images = (self.steps - start_step) * self.cfg.batch_size
         row |= {
             "seconds_train": trained,
             "seconds_eval": evaluated,
@@ -226,6 +223,10 @@ class Fit:
         self.last_row = row
         self._save_last(stage, epoch, 0, meter)
         writer.scalars(scalars_of(row), epoch)
+
+    def _eval_autocast(self, stage: Stage, epoch: int) -> torch.dtype | None:
+        exact = self.cfg.eval_precision == "fp32" or (self.cfg.eval_precision == "auto" and epoch == stage.epochs)
+        return None if exact else self.autocast
 
     def _validate(self, stage: Stage, autocast: torch.dtype | None) -> dict[str, float]:
         distributed.share_statistics(stage.step.trained)
@@ -263,10 +264,10 @@ class Fit:
             if self.folder.last.exists()
             else "there is no checkpoint yet"
         )
-        clip = "" if self.stage.step.clip else ", --clip_grad 5"
+        advice = self.stage.step.setup.optim.advice
         raise UserError(
             f"{what} not finite since epoch {epoch}, step {step + 1}; {kept}. "
-            f"A lower --learning_rate, a lower -b{clip} or --precision fp32 usually help"
+            f"A lower --learning_rate, a lower -b{advice} or --precision fp32 usually help"
         )
 
     def _save_best(self, stage: Stage, epoch: int, row: Mapping[str, Any], autocast: torch.dtype | None) -> None:
@@ -337,7 +338,7 @@ def rank_seed(seed: int, rank: int) -> int:
     return (seed + 1_000_003 * rank) % 2**63
 
 
-Life = Generator[Want | None, tuple[int, Batch] | None, None]
+Run = Generator[EpochRequest | None, tuple[int, Batch] | None, None]
 
 
 def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -348,7 +349,7 @@ def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_last(path: Any) -> dict[str, Any]:
-    """The state of an unfinished run, for Fit.life(resume_from=...)."""
+    """The state of an unfinished run, for Fit.run(resume_from=...)."""
     state = load_file(path)
     wanted = {"stage", "epoch", "step", "step_state", "loader", "rng", "row", "identity"}
     missing = wanted - (state.keys() if isinstance(state, Mapping) else set())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,25 +12,64 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from core.option import RESULT, Config, not_negative, option, share
 from core.protocols import UserError
-from helper.training.step import MakeOptimizer
 
+MakeOptimizer = Callable[[Sequence[nn.Parameter], float], Optimizer]  # parameters, lr scale
 OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw", "rmsprop")
 
 
-def sgd(momentum: float, weight_decay: float, lr: float, fused: bool = True) -> MakeOptimizer:
-    """The published optimiser: SGD on everything that trains, batch norm and biases included."""
-    return optimizer("sgd", momentum, weight_decay, lr, fused=fused)
+@dataclass(frozen=True)
+class OptimConfig(Config):
+    heading = "optimisation"
+
+    optimizer: str = option("sgd", "optimizer of everything that trains", choices=OPTIMIZERS, role=RESULT)
+    momentum: float = option(0.9, "momentum of SGD", check=share, role=RESULT)
+    nesterov: bool = option(False, "short for --optimizer nesterov, as HSAKD and DPCD train on CIFAR", role=RESULT)
+    weight_decay: float = option(
+        5e-4,
+        "weight decay of all parameters, batch norm and biases included (default 0.0005; by data set)",
+        check=not_negative,
+        role=RESULT,
+    )
+    norm_weight_decay: float | None = option(
+        None,
+        "weight decay of normalisation layers and biases (default: that of all parameters)",
+        check=not_negative,
+        role=RESULT,
+    )
+    clip_grad: float = option(0.0, "largest gradient norm; 0: no limit", check=not_negative, role=RESULT)
+    param_groups: str = option(
+        "one",
+        "tsm: biases at twice the rate, no decay on biases and batch norm; tsm_fc5: also the classifier at five times",
+        choices=("one", "tsm", "tsm_fc5"),
+        role=RESULT,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and self.optimizer not in ("sgd", "nesterov"):
+            raise UserError(f"--nesterov is a momentum of SGD, --optimizer {self.optimizer} has none: drop one")
+        if self.nesterov and not self.momentum:
+            raise UserError("--nesterov needs a --momentum above 0")
+        if self.param_groups != "one" and self.norm_weight_decay is not None:
+            raise UserError(
+                f"--param_groups {self.param_groups} sets the decay of batch norm and biases itself: leave out "
+                "--norm_weight_decay"
+            )
+
+    def clip(self, params: Sequence[nn.Parameter]) -> None:
+        """The gradients of `params` to the largest norm, if there is one."""
+        if self.clip_grad:
+            nn.utils.clip_grad_norm_(params, self.clip_grad)
+
+    @property
+    def advice(self) -> str:
+        """A flag that may help where training diverges, "" if it is set already."""
+        return "" if self.clip_grad else ", --clip_grad 5"
 
 
-def optimizer(
-    name: str,
-    momentum: float,
-    weight_decay: float,
-    lr: float,
-    norm_weight_decay: float | None = None,
-    fused: bool = True,
-) -> MakeOptimizer:
+def optimizer(cfg: OptimConfig, lr: float, fused: bool = True) -> MakeOptimizer:
     """One of OPTIMIZERS, as torch has it; rmsprop with torchvision's alpha and eps of 0.9 and 0.0316.
 
     norm_weight_decay: of parameters with one dimension (normalisation layers and biases); None treats all alike.
@@ -37,20 +77,20 @@ def optimizer(
     """
     fast = fused or None
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "sgd": partial(torch.optim.SGD, momentum=momentum, fused=fast),
-        "nesterov": partial(torch.optim.SGD, momentum=momentum, nesterov=True, fused=fast),
+        "sgd": partial(torch.optim.SGD, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=fast),
+        "nesterov": partial(torch.optim.SGD, momentum=cfg.momentum, nesterov=True, fused=fast),
         "adam": partial(torch.optim.Adam, fused=fast),
         "adamw": partial(torch.optim.AdamW, fused=fast),
-        "rmsprop": partial(torch.optim.RMSprop, momentum=momentum, alpha=0.9, eps=0.0316),
+        "rmsprop": partial(torch.optim.RMSprop, momentum=cfg.momentum, alpha=0.9, eps=0.0316),
     }
 
     def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
         groups: list[dict[str, Any]] = [{"params": list(params), "lr_scale": scale}]
-        if norm_weight_decay is not None:
+        if cfg.norm_weight_decay is not None:
             flat = [p for p in params if p.ndim <= 1]
             groups[0]["params"] = [p for p in params if p.ndim > 1]
-            groups.append({"params": flat, "lr_scale": scale, "weight_decay": norm_weight_decay})
-        return kinds[name](groups, lr=lr * scale, weight_decay=weight_decay)
+            groups.append({"params": flat, "lr_scale": scale, "weight_decay": cfg.norm_weight_decay})
+        return kinds[cfg.optimizer](groups, lr=lr * scale, weight_decay=cfg.weight_decay)
 
     return make
 

@@ -6,9 +6,38 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from core.option import RESULT, Config, at_least, option, positive
 from core.protocols import UserError
 
 Schedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class ScheduleConfig(Config):
+    heading = "schedule"
+
+    epochs: int = option(240, "epochs to train (default 240; by data set)", check=at_least(1), role=RESULT)
+    learning_rate: float = option(
+        0.05,
+        "initial learning rate (default 0.05; by data set, and 0.01 for mobile and shuffle nets)",
+        short="--lr",
+        check=positive,
+        role=RESULT,
+    )
+    lr_decay_epochs: str = option(
+        "150,180,210",
+        "epochs after which the rate is multiplied by --lr_decay_rate (default 150,180,210; by data set)",
+        check=lambda flag, text: parse_decay_epochs(text) and None,
+        role=RESULT,
+    )
+    lr_decay_rate: float = option(0.1, "factor of each decay", check=positive, role=RESULT)
+    schedule: str = option("step", "learning-rate schedule", choices=("step", "cosine"), role=RESULT)
+    init_epochs: int = option(
+        30, "epochs of the first stage, for methods that have one", check=at_least(1), role=RESULT
+    )
+    lr_min: float = option(0.0, "final learning rate of the cosine schedule", role=RESULT)
+    warmup_epochs: int = option(0, "epochs of linear warm-up", role=RESULT)
+    warmup_start: float = option(0.01, "share of the learning rate at which a warm-up begins", role=RESULT)
 
 
 @dataclass(frozen=True)
@@ -58,22 +87,22 @@ def undiminished(schedule: Callable[[int], float]) -> float:
     return schedule.then(1) if isinstance(schedule, WarmUp) else schedule(1)
 
 
-def make_schedule(
-    kind: str, lr: float, epochs: int, decay_epochs: str, decay_rate: float, warmup: int, start: float, lowest: float
-) -> Schedule:
-    """kind: step or cosine. UserError where warm-up takes the whole run."""
-    if not 0 <= warmup < epochs and warmup:
-        raise UserError(f"--warmup_epochs {warmup} must be at least 0 and below --epochs {epochs}")
-    if not 0 < start <= 1 or not 0 <= lowest <= lr:
+def make_schedule(cfg: ScheduleConfig) -> Schedule:
+    """UserError where warm-up takes the whole run."""
+    lr, warmup = cfg.learning_rate, cfg.warmup_epochs
+    if not 0 <= warmup < cfg.epochs and warmup:
+        raise UserError(f"--warmup_epochs {warmup} must be at least 0 and below --epochs {cfg.epochs}")
+    if not 0 < cfg.warmup_start <= 1 or not 0 <= cfg.lr_min <= lr:
         raise UserError(
-            f"--warmup_start {start} must lie in (0, 1] and --lr_min {lowest} between 0 and --learning_rate {lr}"
+            f"--warmup_start {cfg.warmup_start} must lie in (0, 1] and --lr_min {cfg.lr_min} between 0 and "
+            f"--learning_rate {lr}"
         )
     then: Schedule = (
-        Cosine(lr, epochs - warmup, lowest)
-        if kind == "cosine"
-        else StepDecay(lr, parse_decay_epochs(decay_epochs), decay_rate)
+        Cosine(lr, cfg.epochs - warmup, cfg.lr_min)
+        if cfg.schedule == "cosine"
+        else StepDecay(lr, parse_decay_epochs(cfg.lr_decay_epochs), cfg.lr_decay_rate)
     )
-    return WarmUp(then, warmup, start) if warmup else then
+    return WarmUp(then, warmup, cfg.warmup_start) if warmup else then
 
 
 def parse_decay_epochs(text: str) -> tuple[int, ...]:

@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from core.log import log
+from core.option import RESULT, Config, at_least, option
 from core.protocols import Context, DataSet, ModelSpec, Needs, Progress, Side, TeacherSource, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo.base import FRAME_LOGITS, Distiller
 from helper.machine import distributed
 from helper.machine.devices import to_device
-from helper.machine.kernels import PLAIN, Kernels
 from helper.networks.load import Network
-from helper.training.optim import regroup, tsm_multipliers
-from helper.training.step import DistillStep, MakeOptimizer
+from helper.training.ema import EmaConfig
+from helper.training.optim import OptimConfig, regroup, tsm_multipliers
+from helper.training.schedule import ScheduleConfig
+from helper.training.step import DistillStep, StepSetup
+
+
+@dataclass(frozen=True)
+class LoopConfig(Config):
+    heading = "the loop"
+
+    batch_size: int = option(64, "global batch size (default 64; by data set)", check=at_least(1), role=RESULT)
+    accumulate: int = option(1, "micro-batches per optimiser step", check=at_least(1), role=RESULT)
+    max_steps: int | None = option(
+        None, "stop every epoch after this many steps (for trying things out)", check=at_least(1), role=RESULT
+    )
+    print_freq: int = option(200, "steps between progress lines in the log", check=at_least(1))
+    eval_precision: str = option(
+        "auto",
+        "forward pass of each epoch's evaluation: fp32; train, the precision of training; auto: that of training, and "
+        "float32 after the last epoch, which is what tables report",
+        choices=("auto", "fp32", "train"),
+        role=RESULT,
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a network is trained."""
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    loop: LoopConfig = LoopConfig()
 
 
 def describe_method(method: Distiller, cfg: Any, teacher: Side | None) -> dict[str, Any]:
@@ -107,29 +137,31 @@ def smallest_batch(samples: int, batch_size: int, accumulate: int, processes: in
     return min(n % micro or micro for n, micro in sizes)
 
 
+@dataclass(frozen=True)
+class StagePlan:
+    """batch_size: of an optimiser's step in this process. seed: of initialisation; the method's draws start at + 1."""
+
+    batch_size: int
+    epochs: int
+    init_epochs: int = 1
+    seed: int = 0
+
+
 def build_stages(
     method: type[Distiller],
     cfg: Any,
     student: ModelSpec,
     teacher: Network | None,
     data: DataSet,
-    *,
-    batch_size: int,
-    device: torch.device,
-    make_optimizer: MakeOptimizer,
-    epochs: int,
-    init_epochs: int = 0,
-    init_seed: int = 0,
-    autocast: torch.dtype | None = None,
-    accumulate: int = 1,
-    wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
-    source: Callable[[TappedNet], TeacherSource] | None = None,
-    kernels: Kernels = PLAIN,
-    clip: float = 0.0,
-    ema: tuple[float, int] | None = None,
-    param_groups: str = "one",
+    setup: StepSetup,
+    plan: StagePlan,
+    source: TeacherSource | None = None,
 ) -> Iterator[Stage]:
-    """Yield one stage after the other; the networks live through all of them. Train a stage before taking the next."""
+    """Yield one stage after the other; the networks live through all of them. Train a stage before taking the next.
+
+    source: who answers for a frozen teacher; None runs `teacher` live.
+    """
+    device, batch_size, accumulate = setup.device, plan.batch_size, setup.accumulate
     chain = chain_of(method)
     mode = method.teacher_mode
     if mode == "frozen" and teacher is None:
@@ -137,7 +169,7 @@ def build_stages(
     peer_spec = student if mode == "trained" else None
     teacher_spec = None if mode == "absent" else peer_spec or (teacher and teacher.spec)
     needs = union_of_needs(method, cfg, student, teacher_spec)
-    full, last = -(-batch_size // accumulate), kernels.channels_last
+    full, last = -(-batch_size // accumulate), setup.kernels.channels_last
     s_net = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.student), device, last)
     peer = t_source = t_side = None
     if mode == "trained":
@@ -146,9 +178,9 @@ def build_stages(
     elif mode == "frozen":
         # eval before anything else: a new wrapper is in training mode, and would take the teacher there
         t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device, last)
-        t_source = source(t_net) if source else teacher.source(t_net, device, autocast, kernels, full)
+        t_source = source or teacher.source(t_net, device, setup.autocast, setup.kernels, full)
         t_side = probe(t_net, data.shapes)
-    rng = torch.Generator(device).manual_seed(init_seed + 1)
+    rng = torch.Generator(device).manual_seed(plan.seed + 1)
     ctx = Context(
         data.num_classes,
         data.train_labels.to(device),
@@ -156,7 +188,7 @@ def build_stages(
         probe(s_net, data.shapes),
         t_side,
         device=device,
-        init_rng=torch.Generator().manual_seed(init_seed),
+        init_rng=torch.Generator().manual_seed(plan.seed),
         smallest_batch=smallest_batch(
             len(data.train_labels), batch_size, accumulate, distributed.world_size(), needs.full_batches
         ),
@@ -172,22 +204,16 @@ def build_stages(
             s_net,
             t_source,
             current,
-            make_optimizer,
+            setup if stage is chain[-1] else dataclasses.replace(setup, ema=EmaConfig()),
             needs=needs_of(stage, cfg, student, teacher_spec),
             peer=peer,
-            wrap=wrap,
-            autocast=autocast,
-            accumulate=accumulate,
             rng=rng,
-            kernels=kernels,
             full=full,
-            clip=clip,
-            ema=ema if stage is chain[-1] else None,
         )
-        if param_groups != "one":
-            regroup(step.optimizers["main"], tsm_multipliers(s_net.model, s_net.head, param_groups == "tsm_fc5"))
+        if (groups := setup.optim.param_groups) != "one":
+            regroup(step.optimizers["main"], tsm_multipliers(s_net.model, s_net.head, groups == "tsm_fc5"))
         final = i == len(chain) - 1
         if final:
-            warn_of_late_terms(current, epochs)
-        yield Stage(step, t_side, epochs if final else init_epochs, i, final, stage.constant_lr(cfg, student))
+            warn_of_late_terms(current, plan.epochs)
+        yield Stage(step, t_side, plan.epochs if final else plan.init_epochs, i, final, stage.constant_lr(cfg, student))
         previous = current

@@ -11,16 +11,33 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from core.protocols import Batch, Features, Needs, Phase, Progress, TeacherSource, Terms
 from core.taps import TappedNet
 from distiller_zoo._math import detached, weighted_sum
 from distiller_zoo.base import Distiller
+from helper.machine import distributed
 from helper.machine.kernels import PLAIN, Kernels, begin_step, maybe_compiled
-from helper.training.ema import Average
+from helper.training.ema import Average, EmaConfig
+from helper.training.optim import MakeOptimizer, OptimConfig
 
-MakeOptimizer = Callable[[Sequence[nn.Parameter], float], Optimizer]  # parameters, lr scale
+
+@dataclass(frozen=True)
+class StepSetup:
+    """How a step is computed, whatever the method.
+
+    autocast: dtype of the forward pass, None for float32. accumulate: micro-batches per optimiser step (relational
+    losses then see a micro-batch). wrap: puts what trains into DDP. kernels: what is compiled.
+    """
+
+    make_optimizer: MakeOptimizer
+    device: torch.device = torch.device("cpu")
+    autocast: torch.dtype | None = None
+    accumulate: int = 1
+    kernels: Kernels = PLAIN
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    wrap: Callable[[nn.Module], nn.Module] = distributed.ddp
 
 
 def average_gradients(params: Sequence[nn.Parameter]) -> None:
@@ -95,10 +112,7 @@ class DistillStep:
     """Call it with a batch to train one step.
 
     teacher: answers for a frozen teacher; peer: the network of an online method; at most one of them.
-    autocast: dtype of the forward pass, None for float32. accumulate: micro-batches per optimiser step (relational
-    losses then see a micro-batch). wrap: puts the root into DDP. kernels: what is compiled, for batches of `full`
-    samples. clip: the largest norm of the main phase's gradient; 0 for any. ema: (decay, every) of the average of
-    what is deployed.
+    full: samples of the batches that parts are compiled for.
     """
 
     def __init__(
@@ -106,22 +120,17 @@ class DistillStep:
         student: TappedNet,
         teacher: TeacherSource | None,
         method: Distiller,
-        make_optimizer: MakeOptimizer,
+        setup: StepSetup,
         *,
         needs: Needs | None = None,
         peer: TappedNet | None = None,
-        wrap: Callable[[nn.Module], nn.Module] = lambda module: module,
-        autocast: torch.dtype | None = None,
-        accumulate: int = 1,
         rng: torch.Generator | None = None,
-        kernels: Kernels = PLAIN,
         full: int | None = None,
-        clip: float = 0.0,
-        ema: tuple[float, int] | None = None,
     ):
+        self.setup, kernels = setup, setup.kernels
         self.student, self.teacher, self.peer, self.method = student, teacher, peer, method
         self.taps = (needs or Needs()).teacher
-        self.autocast, self.accumulate, self.rng = autocast, accumulate, rng
+        self.rng = rng
         self.trained = Trained(student, peer, method)
 
         for p in (*method.unused(student), *student.idle(), *(peer.idle() if peer is not None else ())):
@@ -138,22 +147,21 @@ class DistillStep:
                 p.requires_grad_(False)  # DDP skips what is frozen when it wraps
         main = [p for p in self.trained.parameters() if p.requires_grad]
         self.device = next(student.parameters()).device
-        self.run = wrap(self.trained)
+        self.run = setup.wrap(self.trained)
         # the modules themselves stay as they are: state dicts, evaluation and DDP know nothing of a compiler
-        self.kernels = kernels
         self._features = maybe_compiled("student", self.run, kernels, full)
         self._terms = maybe_compiled("loss", self._main_terms, PLAIN if method.follows_time else kernels, full)
         self.phases = (*extra, Phase("main", lambda: main, self._main_terms, isolated=False))
         self.optimizers = {
             phase.name: phase.optimizer(phase.params())
             if phase.optimizer
-            else make_optimizer(phase.params(), phase.lr_scale)
+            else setup.make_optimizer(phase.params(), phase.lr_scale)
             for phase in self.phases
         }
-        self.clip, self.main_params = clip, main
+        self.main_params = main
         deploying = method.deploying()
         averaged = [student.model, *([] if peer is None else [peer]), *([] if deploying is None else [deploying])]
-        self.ema = None if ema is None else Average(averaged, *ema)
+        self.ema = Average(averaged, setup.ema) if setup.ema else None
         self._scheduled = [p.name for p in self.phases if p.optimizer is None]
 
     def _main_terms(
@@ -178,15 +186,15 @@ class DistillStep:
     def forward(self, batch: Batch) -> tuple[Features, Features]:
         """Features of student and teacher, projected and in float32."""
         t = self.teacher.features(batch, self.taps) if self.teacher is not None else {}
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        with torch.autocast(self.device.type, self.setup.autocast, enabled=self.setup.autocast is not None):
             s, t = self._features(len(batch), batch.inputs, t)
         return full_precision(s), full_precision(t)
 
     def __call__(self, batch: Batch, progress: Progress) -> StepResult:
-        begin_step(self.kernels)
+        begin_step(self.setup.kernels)
         batch = self.method.prepare(batch)
         weights = self.method.weights(progress)
-        micro = batch.split(self.accumulate)
+        micro = batch.split(self.setup.accumulate)
         main = self.optimizers["main"]
         main.zero_grad(set_to_none=True)
         results, kept = [], []
@@ -202,8 +210,7 @@ class DistillStep:
             results.append(StepResult(loss.detach(), seen, s["logits"].detach()[:: part.views], part.target))
             if self.method.looks_back:  # or the maps of all micro-batches would stay
                 kept.append((detached(s), detached(t), part))
-        if self.clip:
-            nn.utils.clip_grad_norm_(self.main_params, self.clip)
+        self.setup.optim.clip(self.main_params)
         main.step()
         if self.ema is not None:
             self.ema.update()

@@ -41,6 +41,7 @@ from helper.opening import setup
 from helper.options.parse import parse
 from helper.runs.folder import environment
 from helper.training import optim, stages
+from helper.training.step import StepSetup
 from models import model_dict
 
 KINDS = {
@@ -98,12 +99,13 @@ def serve(request: dict[str, Any]) -> None:
         settings.config,
         model_dict[request["student"]],
         teacher,
-        data,  # type: ignore[arg-type]
-        batch_size=request["batch_size"],
-        device=device,
-        make_optimizer=optim.sgd(0.9, 1e-4, 1e-3),
-        epochs=120,
-        autocast=autocast,
+        data,
+        StepSetup(
+            optim.optimizer(optim.OptimConfig(momentum=0.9, weight_decay=0.0001), 0.001),
+            device=device,
+            autocast=autocast,
+        ),
+        stages.StagePlan(batch_size=request["batch_size"], epochs=120),
     )
     step, batch, done = stage.step, data.batch(request["batch_size"], device), 0
     step.train()

@@ -36,6 +36,7 @@ from helper.networks.checkpoint import Checkpoint
 from helper.networks.load import Network
 from helper.runs.folder import environment
 from helper.training import optim, stages
+from helper.training.step import StepSetup
 from models import model_dict
 from scripts.bench.usual_hsakd import UsualDPCD, UsualHSAKD
 
@@ -92,12 +93,13 @@ def step_of(method: str, kind: str, dtype: str, batch_size: int, device: torch.d
         distiller.Config(),
         spec_s,
         network,
-        Data(),  # type: ignore[arg-type]
-        batch_size=batch_size,
-        device=device,
-        make_optimizer=optim.optimizer("nesterov", 0.9, 5e-4, 0.05),
-        epochs=240,
-        autocast=torch.bfloat16 if dtype == "bf16" else None,
+        Data(),
+        StepSetup(
+            optim.optimizer(optim.OptimConfig(optimizer="nesterov", momentum=0.9, weight_decay=0.0005), 0.05),
+            device=device,
+            autocast=torch.bfloat16 if dtype == "bf16" else None,
+        ),
+        stages.StagePlan(batch_size=batch_size, epochs=240),
     )
     stage.step.train()
     meter, index = Meter(device), torch.arange(batch_size, device=device)

@@ -39,8 +39,9 @@ from helper.machine.kernels import tune_allocator
 from helper.networks.checkpoint import Checkpoint
 from helper.networks.load import Network
 from helper.runs.folder import environment
-from helper.training.optim import sgd
-from helper.training.stages import build_stages
+from helper.training.optim import OptimConfig, optimizer
+from helper.training.stages import StagePlan, build_stages
+from helper.training.step import StepSetup
 from models import model_dict
 from models._gaf import gramian_field
 
@@ -117,11 +118,12 @@ def loader_share(root: Path, watch: Stopwatch, side: int, steps: int) -> tuple[f
             model_dict["resnet18_gaf"].fitted(data.shapes),
             network,
             data,
-            batch_size=BATCH,
-            device=device,
-            make_optimizer=sgd(0.9, 5e-4, 0.01),
-            epochs=1,
-            autocast=torch.bfloat16 if native_bf16(device) else None,
+            StepSetup(
+                optimizer(OptimConfig(momentum=0.9, weight_decay=0.0005), 0.01),
+                device=device,
+                autocast=torch.bfloat16 if native_bf16(device) else None,
+            ),
+            StagePlan(batch_size=BATCH, epochs=1),
         )
     )
     loader = data.train_loader(BATCH, seed=0, device=device)

@@ -40,10 +40,11 @@ from helper.machine.devices import to_device
 from helper.machine.kernels import pick_kernels
 from helper.networks.checkpoint import Checkpoint
 from helper.networks.load import Network
-from helper.networks.teacher_cache import CachedTeacher, cache_key
+from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, cache_key
 from helper.networks.teacher_sources import SharedTeacher
 from helper.options.parse import parse
 from helper.training import optim, stages
+from helper.training.step import StepSetup
 from models import model_for
 from scripts.bench.usual_way import UsualStep, private_memory, usual_loader
 
@@ -114,9 +115,9 @@ class Ours:
         lanes = [parse(["--distill", name, *common], teacher=False) for name in request["method"].split(",")]
         settings = lanes[0]
         self.device, self.autocast = opening.setup(settings)
-        self.data, self.batch_size = open_data(request), settings.batch_size
-        self.kernels, _ = pick_kernels(settings.values, self.device, LONG_RUN)
-        student = model_for(settings.model_s, self.data.shapes["image"])
+        self.data, self.batch_size = open_data(request), settings.training.loop.batch_size
+        self.kernels, _ = pick_kernels(settings.machine.kernels, self.device, LONG_RUN, settings.teacher.fold_teacher)
+        student = model_for(settings.model, self.data.shapes["image"])
         teacher = random_teacher(request["teacher"], self.data, self.device)
         frozen = [lane for lane in lanes if lane.method.teacher_mode == "frozen"]
         needs = [stages.union_of_needs(lane.method, lane.config, student, teacher.spec) for lane in frozen]
@@ -131,19 +132,26 @@ class Ours:
                 student,
                 teacher if lane in frozen else None,
                 self.data,
-                batch_size=settings.batch_size,
-                device=self.device,
-                make_optimizer=optim.sgd(
-                    lane.momentum, lane.weight_decay, lane.learning_rate, self.kernels.fused_optimizer
+                StepSetup(
+                    optim.optimizer(
+                        optim.OptimConfig(
+                            momentum=lane.training.optim.momentum, weight_decay=lane.training.optim.weight_decay
+                        ),
+                        lane.training.schedule.learning_rate,
+                        self.kernels.fused_optimizer,
+                    ),
+                    device=self.device,
+                    autocast=self.autocast,
+                    kernels=self.kernels,
                 ),
-                epochs=1,
-                autocast=self.autocast,
-                source=lambda net: self.teacher,
-                kernels=self.kernels,
+                stages.StagePlan(batch_size=settings.training.loop.batch_size, epochs=1),
+                source=self.teacher,
             )
             stage.step.train()
             self.steps.append(stage.step)
-        self.loader = self.data.train_loader(settings.batch_size, seed=0, device=self.device, drop_last=True)
+        self.loader = self.data.train_loader(
+            settings.training.loop.batch_size, seed=0, device=self.device, drop_last=True
+        )
         self.done = 0
         self.dtype = "bf16" if self.autocast else "fp32"
 
@@ -236,12 +244,14 @@ class Cached(Ours):
         plain = dataclasses.replace(self.kernels, compile=None, parts=())
         self.cache = CachedTeacher(
             teacher.source(net, self.device, self.autocast, plain),
-            Path(self.folder.name) / "cache",
+            CacheConfig(teacher_cache=str(Path(self.folder.name) / "cache")),
             cache_key("random", self.data.checksum, teacher.spec, self.autocast),
-            len(self.data.train_labels),
-            self.data.num_crops,
-            self.data.num_classes,
-            self.autocast or torch.float32,
+            CacheLayout(
+                len(self.data.train_labels),
+                self.data.num_crops,
+                self.data.num_classes,
+                self.autocast or torch.float32,
+            ),
             self.device,
         )
         return self.cache
@@ -278,7 +288,9 @@ class Bare:
             torch.manual_seed(0)
             spec = model_for(request["student"], self.data.shapes["image"])
             self.net = to_device(spec(num_classes=self.data.num_classes), self.device).train()
-            self.optimizer = optim.sgd(0.9, 5e-4, 0.05)(list(self.net.parameters()), 1.0)
+            self.optimizer = optim.optimizer(optim.OptimConfig(momentum=0.9, weight_decay=0.0005), 0.05)(
+                list(self.net.parameters()), 1.0
+            )
         self.loader = self.data.train_loader(request["batch_size"], seed=0, device=self.device, drop_last=True)
         self.last = torch.zeros(())
         self.dtype = "bf16" if self.autocast else "fp32"
