@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
+import psutil
 import torch
 
+CPU = torch.device("cpu")
 
-def free(device: torch.device) -> int | None:
-    """Bytes that can still be had; None where the system does not tell."""
+
+def free(device: torch.device = CPU) -> int:
+    """Bytes of a device's memory that can still be had."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    return kilobytes.get("MemAvailable", 0) * 1024 or None
+    return psutil.virtual_memory().available
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -30,15 +27,6 @@ def out_of_memory(error: BaseException) -> bool:
 def usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

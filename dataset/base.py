@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.machine import _available_memory
+from core.machine import free
 from core.option import NAMED, RESULT, Config, at_least, option, probability, share, share_above_0
 from core.protocols import UserError
 
@@ -236,10 +236,10 @@ def resize(images: Tensor, size: int) -> Tensor:
 def check_memory(counts: dict[str, int], size: int) -> None:
     """UserError if the images, those of "train" padded beside them, would take over half of the available memory."""
     pixels = sum(counts.values()) * size**2 + counts["train"] * (size + 2 * (size // 8)) ** 2
-    needed, free = pixels * 3, _available_memory()
-    if free is not None and needed > free / 2:
+    needed, left = pixels * 3, free()
+    if needed > left / 2:
         raise UserError(
             f"{sum(counts.values())} images at {size}x{size} need {needed / 2**30:.2f} GiB of memory, more "
-            f"than half of the {free / 2**30:.2f} GiB available; choose a smaller --image_size or fewer "
+            f"than half of the {left / 2**30:.2f} GiB available; choose a smaller --image_size or fewer "
             "images"
         )

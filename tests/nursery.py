@@ -134,9 +134,9 @@ def fill_disk_of_events(_: bool) -> None:
 
 
 def leave_memory(count: int) -> None:
-    import helper.memory
+    import helper.machine.lane_memory
 
-    helper.memory.free = lambda device: count
+    helper.machine.lane_memory.free = lambda device: count
 
 
 def limit_memory(more: int) -> None:

@@ -49,7 +49,7 @@ def test_full_disk_keeps_the_previous_file(tmp_path):
     atomic_write_text(tmp_path / "metrics.jsonl", "old")
     script = """
 import resource, sys, torch
-from helper.networks.checkpoint import atomic_save, atomic_write_text
+from core.files import atomic_save, atomic_write_text
 from core.protocols import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 folder = sys.argv[1]

@@ -72,7 +72,7 @@ def test_a_table_as_literal_commands(name, interpreter):
 
 
 def test_the_teachers(interpreter):
-    calls = interpreter.run("train_teachers.sh", "--data_folder", "DATA")
+    calls = interpreter.run("teachers/train_teachers.sh", "--data_folder", "DATA")
     settings = [parse_lanes(argv, teacher=True)[0][0] for _, *argv in calls]
     assert {s.data_folder for s in settings} == {"DATA"} and len(settings) == 6
 

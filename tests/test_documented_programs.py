@@ -45,10 +45,16 @@ ELSEWHERE = {  # program -> where it is run
 }
 SHORT_TRAINING = "--epochs 2 --lr_decay_epochs 1 --max_steps 1"  # of tune.py, behind its --
 SHORT_CLIPS = "--num_segments 2"
-SCRIPTS = ("fetch_teachers.sh", "quickstart.sh", "cakd/ablation.sh", "cakd/student_sweep.sh", "hsakd/transfer.sh")
+SCRIPTS = (
+    "teachers/fetch_teachers.sh",
+    "quickstart.sh",
+    "cakd/ablation.sh",
+    "cakd/student_sweep.sh",
+    "hsakd/transfer.sh",
+)
 SCRIPTS += tuple(f"video/{kind}_{part}.sh" for kind in ("tsm", "tsn") for part in ("teacher", "student", "distil"))
 SCRIPTS += tuple(f"cifar100/{size}_study.sh" for size in ("short", "zoo", "scaled"))
-SLOW = {"docs/speed.md", "bench_cpu.sh", "bench_gpu.sh"}  # many processes, each of which compiles
+SLOW = {"docs/speed.md", "bench/bench_cpu.sh", "bench/bench_gpu.sh"}  # many processes, each of which compiles
 SLOW |= {"video/tsn_teacher.sh"}  # a large network
 
 
@@ -169,7 +175,12 @@ with_calls = [page for page in PAGES if any(c[0] not in {*TRAIN, *ELSEWHERE} for
     "source",
     [
         pytest.param(source, marks=[pytest.mark.slow] * (source in SLOW))
-        for source in (*(str(page.relative_to(ROOT)) for page in with_calls), *SCRIPTS, "bench_cpu.sh", "bench_gpu.sh")
+        for source in (
+            *(str(page.relative_to(ROOT)) for page in with_calls),
+            *SCRIPTS,
+            "bench/bench_cpu.sh",
+            "bench/bench_gpu.sh",
+        )
     ],
 )
 def test_every_command_runs(source, interpreter, place, known, commands):

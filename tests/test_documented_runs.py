@@ -53,7 +53,7 @@ SCRIPTS = {  # script -> (arguments, --distill of the command that is run, kind 
     "cifar100/simkd_table.sh": ((), "simkd", "plain", "plain"),
     "cifar100/repdistiller_same_table.sh": ((), "hint", "plain", "plain"),
     "quickstart.sh": ((), "simkd", "plain", "plain"),
-    "train_teachers.sh": ((), "vanilla", None, "plain"),
+    "teachers/train_teachers.sh": ((), "vanilla", None, "plain"),
     "hsakd/teachers.sh": ((".",), "hsakd_teacher", None, "aux"),
     "hsakd/same_style.sh": ((".",), "hsakd", "aux", "aux"),
     "hsakd/few_shot.sh": ((".",), "kd", "plain", "plain"),
@@ -69,7 +69,7 @@ SCRIPTS = {  # script -> (arguments, --distill of the command that is run, kind 
     "video/tsn_distil.sh": (("T.pth",), "dist", "tsn", "tsn"),
 }
 STUDIES = {"cakd/short_study.sh", "hsakd/short_study.sh", "video/short_study.sh", "vskd/short_study.sh"}
-STUDIES |= {"imagenette_study.sh", "two_hosts.sh"}
+STUDIES |= {"imagenette_study.sh", "dev/two_hosts.sh"}
 PAGES = {  # page -> words of the command, kind of teacher, kind of student
     "README.md": ("train_teacher.py", None, "plain"),
     "docs/classic.md": ("--distill simkd", "plain", "plain"),
@@ -177,7 +177,7 @@ def test_every_folder_of_training_scripts_is_here():
     """Those that hand commands on to SLURM aside."""
     folders = {p.parent for p in (ROOT / "scripts").rglob("*.sh") if "train_" in p.read_text()}
     known = {(ROOT / "scripts" / script).parent for script in SCRIPTS}
-    assert {f.name for f in folders - known} <= {"slurm"}
+    assert {f.name for f in folders - known} <= {"slurm", "dev"}
 
 
 # every command
@@ -199,7 +199,7 @@ def sources():
     """Pages and scripts that train, and are not among the studies."""
     scripts = [p for p in (ROOT / "scripts").rglob("*.sh") if re.search("train_|/cifar100.sh|imagenet_", p.read_text())]
     names = [str(p.relative_to(ROOT / "scripts")) for p in scripts]
-    asked = {"fetch_teachers.sh", "video/common.sh"}  # which train nothing themselves
+    asked = {"teachers/fetch_teachers.sh", "video/common.sh"}  # which train nothing themselves
     return sorted({*(str(page.relative_to(ROOT)) for page in DOCUMENTED), *names} - STUDIES - asked)
 
 

@@ -52,7 +52,7 @@ def test_two_hosts_one_of_which_dies_and_comes_back(tmp_path):
         pytest.skip("needs the right to make network namespaces")
     env = {**ENV, "PYTHON": sys.executable}
     done = subprocess.run(
-        ["bash", str(ROOT / "scripts" / "two_hosts.sh"), str(tmp_path)],
+        ["bash", str(ROOT / "scripts" / "dev" / "two_hosts.sh"), str(tmp_path)],
         env=env, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     if done.returncode == 77:

@@ -104,7 +104,7 @@ def test_parts_of_the_page(page):
 def test_a_reader_that_stops_early():
     """A page larger than a pipe's buffer, read by nobody."""
     reader, writer = os.pipe()
-    code = "from helper import listing; listing.page = lambda kind: 'line\\n' * 10**5; listing.show('all')"
+    code = "from helper.options import listing; listing.page = lambda kind: 'line\\n' * 10**5; listing.show('all')"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, env=ENV)
     os.close(writer)
     os.read(reader, 10)

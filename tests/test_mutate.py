@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def load():
-    spec = importlib.util.spec_from_file_location("mutate", ROOT / "scripts" / "mutate.py")
+    spec = importlib.util.spec_from_file_location("mutate", ROOT / "scripts" / "dev" / "mutate.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["mutate"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

@@ -125,7 +125,7 @@ def test_the_callers_gpus_are_used(place, run, monkeypatch):
     given = []
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("helper.tables.jobs.run_local", lambda jobs, logs, slots: given.extend(slots) or 0)
+    monkeypatch.setattr("scripts.run_table.run_local", lambda jobs, logs, slots: given.extend(slots) or 0)
     run()
     assert given == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "3"}]
 

@@ -1,23 +1,13 @@
 """scripts/make_table.py on run folders made for it."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
-from commands import ROOT
 
 from core.protocols import UserError
 from helper.options.parse import parse
-
-
-@pytest.fixture(scope="module")
-def make_table():
-    spec = importlib.util.spec_from_file_location("make_table", ROOT / "scripts" / "make_table.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_table"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+from helper.tables import table as tables
+from helper.tables.runs import find_runs
 
 
 @pytest.fixture
@@ -46,9 +36,9 @@ def add(tmp_path):
 
 
 @pytest.fixture
-def table(make_table, tmp_path):
+def table(tmp_path):
     def table():
-        header, rows, notes = make_table.table(make_table.find_runs(tmp_path, None))
+        header, rows, notes = tables.table(find_runs(tmp_path, None))
         return [dict(zip(header, row, strict=True)) for row in rows], notes
 
     return table

@@ -243,7 +243,7 @@ class CachedTeacher:
             )
 
     def _resident(self, device: torch.device, where: str) -> bool:
-        needed, left = sum(store.bytes for store in self.stores.values()), free(device) or 0
+        needed, left = sum(store.bytes for store in self.stores.values()), free(device)
         if where == "gpu" and needed > left:
             raise UserError(
                 f"--cache_device gpu needs {needed} bytes on {device}, {left} are free: pass --cache_device disk"

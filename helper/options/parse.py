@@ -82,20 +82,9 @@ def _named_before(argv: Sequence[str], flag: str, shortest: int, nargs: str | No
         return None
 
 
-def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
-    """The settings of the first student of the first trial; see parse_lanes()."""
-    return parse_lanes(argv, teacher=teacher)[0][0]
-
-
-def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Settings]]:
-    """Parse a script's command line: one list of settings per trial, with one entry per student to train together.
-
-    teacher: train_teacher.py's table rather than train_student.py's. argparse reports malformed input itself (exit
-    code 2); everything else raises UserError.
-    """
-    argv = normalised(argv)
-    load_plugins(_named_before(argv, "--plugin", 4, "*") or ())
-    kind: type[Configs] = TeacherConfigs if teacher else StudentConfigs
+def _parser(kind: type[Configs]) -> _Parser:
+    """The parser of a script, without the flags of a method."""
+    teacher = kind is TeacherConfigs
     prog = "train_teacher.py" if teacher else "train_student.py"
     about = (
         "Train a network on labels alone, with --distill on auxiliary heads too."
@@ -111,7 +100,24 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
         help="list methods, models and data sets, and exit",
     )
     add_groups(parser, kind)
+    return parser
 
+
+def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
+    """The settings of the first student of the first trial; see parse_lanes()."""
+    return parse_lanes(argv, teacher=teacher)[0][0]
+
+
+def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Settings]]:
+    """Parse a script's command line: one list of settings per trial, with one entry per student to train together.
+
+    teacher: train_teacher.py's table rather than train_student.py's. argparse reports malformed input itself (exit
+    code 2); everything else raises UserError.
+    """
+    argv = normalised(argv)
+    load_plugins(_named_before(argv, "--plugin", 4, "*") or ())
+    kind: type[Configs] = TeacherConfigs if teacher else StudentConfigs
+    parser = _parser(kind)
     decays = _named_before(argv, "--lr_decay_epochs", len("--lr_decay_e"), "+") or ()
     if len(decays) > 1 and all(word.strip(",").isdecimal() for word in decays):
         joined = ",".join(word.strip(",") for word in decays)

@@ -31,7 +31,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process that forks may ha
 ROOT = Path(__file__).resolve().parents[2]
 
 
-PACKAGES = ("crd", "dataset", "distiller_zoo", "helper", "models", "tests")
+PACKAGES = ("core", "crd", "dataset", "distiller_zoo", "helper", "models", "tests")
 
 
 TESTS = (
