@@ -103,13 +103,13 @@ def report(args, device):
         log.info("without effect here: %s (one process)", ", ".join(given))
     options = options_of(args)
     data = distributed.main_first(lambda: dataset_dict[args.dataset](options))
-    for note in getattr(data, "notes", ()):
+    for note in data.notes:
         log.info(note)
     chosen = {"clips": args.clips, "crops": args.crops, "size": args.crop_size}
     given = {k: v for k, v in chosen.items() if v not in (None, 1, "one")}
-    if given and not hasattr(data, "clip_views"):
+    if given and not data.videos:
         raise UserError(f"--dataset {args.dataset} is no list of videos: leave --clips, --crops and --crop_size out")
-    if hasattr(data, "clip_views") and (clips := told_of_clips(args.path, options)):
+    if data.videos and (clips := told_of_clips(args.path, options)):
         log.info(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     net = to_device(network.tapped(network.spec.branches), device).eval()

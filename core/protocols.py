@@ -7,9 +7,11 @@ This file imports nothing of the project; everything else may import it.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -269,28 +271,39 @@ class TeacherSource(Protocol):
         ...
 
 
-class Loader(Protocol):
+class Loader(ABC):
     """Yields finished batches on the device. Order is a function of (seed, epoch), views of (seed, epoch, place)."""
 
+    @abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Choose the epoch of the next iteration, and how many of its first batches to skip."""
-        ...
 
+    @abstractmethod
     def state_dict(self) -> dict[str, Any]: ...
 
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
+    def end_epoch(self) -> dict[str, Any]:
+        """Entries for the row of the epoch that ended; counts are summed over processes, other numbers are not."""
+        return {}
 
-class DataSet(Protocol):
+
+class DataSet(ABC):
     """One data set, split, labelled, and able to make its loaders.
 
     shapes: modality -> per-sample shape. train_labels: [N] int64, on the CPU. checksum: of pixels and labels.
     num_crops: how many pixel views (crop and flip) a training image has; None where augmentation is open-ended.
-    epochs, ...: the published recipe, defaults of the command line for this data set.
+    test_checksum: of what the test loader holds, None where nobody counted. evaluated_on: what that is, for tables.
+    streamed: decoded as it is read, instead of resident on the device. videos: a list of videos, whose clips have
+    several views in evaluation. notes: sentences that a run prints once. described: entries of a checkpoint's meta, so
+    that its network can be evaluated on the same kind of data.
     """
 
     name: str
@@ -300,7 +313,14 @@ class DataSet(Protocol):
     train_labels: Tensor
     num_crops: int | None
     checksum: str
+    test_checksum: str | None = None
+    evaluated_on: str = "test"
+    streamed: bool = False
+    videos: bool = False
+    notes: Sequence[str] = ()
+    described: Mapping[str, Any] = MappingProxyType({})
 
+    @abstractmethod
     def train_loader(
         self,
         batch_size: int,
@@ -312,4 +332,5 @@ class DataSet(Protocol):
         world_size: int = 1,
     ) -> Loader: ...
 
+    @abstractmethod
     def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Loader: ...

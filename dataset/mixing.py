@@ -33,7 +33,7 @@ class MixingConfig(Config):
         return bool(self.label_smoothing or self.mixup or self.cutmix)
 
 
-class MixedLoader:
+class MixedLoader(Loader):
     """The batches of `loader` with soft targets [B, K]: (1 - smoothing) * label + smoothing / K.
 
     mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, every batch draws one of them. `target` stays
@@ -76,8 +76,8 @@ class MixedLoader:
         self.epoch, self.first = epoch, start_step
         self.loader.set_epoch(epoch, start_step)
 
-    def end_epoch(self) -> dict[str, int]:
-        return self.loader.end_epoch() if hasattr(self.loader, "end_epoch") else {}
+    def end_epoch(self) -> dict[str, Any]:
+        return self.loader.end_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         return self.loader.state_dict()

@@ -107,7 +107,7 @@ def open_data(settings: Settings) -> DataSet:
                 folder.rmdir()  # unless something was put there
     if (size := settings.training.loop.batch_size) > len(data.train_labels):
         raise UserError(f"--batch_size {size} is larger than the training set ({len(data.train_labels)} samples)")
-    for note in getattr(data, "notes", ()):
+    for note in data.notes:
         log.info(note)
     return data
 
@@ -146,7 +146,7 @@ def measure_teacher(teacher: Network, data: DataSet, device: torch.device, setti
         log.info("Skipping teacher validation.")
         return None
     memory = Path(settings.run.save_root) / "teacher_accuracy.json"
-    images = getattr(data, "test_checksum", data.checksum)
+    images = data.test_checksum or data.checksum
     shape = "x".join(map(str, data.shapes[teacher.spec.input]))
     key = f"{teacher.name} {teacher.checksum} {teacher.weights} on {data.name} {images} {shape}"
     known = distributed.by_main(lambda: read_json(memory))
@@ -188,9 +188,9 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
     distill, alone = settings.distill, settings.method.teacher_mode == "absent"
     dataset, cache = settings.data.source.dataset, settings.cache.teacher_cache
     why = {}
-    if not getattr(data, "streamed", False):
+    if not data.streamed:
         why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is resident on the device")
-    if not hasattr(data, "clip_views"):
+    if not data.videos:
         why |= {f.dest: f"{dataset} is no list of videos" for f in VIDEO_DATA}
     else:
         why.pop("num_workers", None)

@@ -264,13 +264,13 @@ def build_fit(
             "num_classes": data.num_classes,
             "dataset": data.name,
             "shapes": {k: list(shape) for k, shape in data.shapes.items() if k == "image"},
-            **getattr(data, "described", {}),
+            **data.described,
         },
         settings.training.loop,
         loader,
         identity,
         full_batches,
-        after_epoch=partial(end_of_epoch, [p.end_epoch for p in (cached, loader) if hasattr(p, "end_epoch")]),
+        after_epoch=partial(end_of_epoch, [part.end_epoch for part in (cached, loader) if part is not None]),
         shown=settings is opened.lanes[0] and machine.is_main(),
         autocast=opened.hardware.autocast,
     )
@@ -356,7 +356,7 @@ def describe(settings: Settings, data: DataSet, teacher: Network | None, hardwar
     identity = settings.identity | {
         "precision": "bf16" if hardware.autocast else "fp32",
         "data": data.checksum,
-        "test_data": getattr(data, "test_checksum", None),
+        "test_data": data.test_checksum,
         "teacher": teacher.checksum if teacher else None,
     }
     if "dali" in settings.without_effect:
@@ -395,7 +395,7 @@ def finish(lane: Lane, opened: Opened, teacher_acc: float | None, lanes: Sequenc
             "Deployed params": deployed / 1e6,
             "Deployed MACs": macs(step.deployed(bare=True), data.shapes, fit.device) / 1e6,
             "arch_t": teacher.name if uses_teacher else None,
-            "evaluated_on": getattr(data, "evaluated_on", "test"),
+            "evaluated_on": data.evaluated_on,
             "Total time": fit.seconds / 3600,
             "lanes": list(lanes),
             "num_classes": data.num_classes,
@@ -406,9 +406,7 @@ def finish(lane: Lane, opened: Opened, teacher_acc: float | None, lanes: Sequenc
         },
         folder.finished,
     )
-    fit.log.info(
-        summary(fit.last_row, fit.best_acc, fit.best_epoch, fit.seconds, getattr(data, "evaluated_on", "test"))
-    )
+    fit.log.info(summary(fit.last_row, fit.best_acc, fit.best_epoch, fit.seconds, data.evaluated_on))
     fit.log.info("result in %s", folder.models)
     if settings.is_teacher and settings.data.source.dataset in ("cifar100", "imagenet"):
         link = link_short_name(folder.models.parent, settings.model, folder, settings.distill)

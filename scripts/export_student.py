@@ -166,7 +166,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     """Everything in args.forms; file name -> largest difference. Raises UserError where one differs too much."""
     options = options_as_trained(args.path, Path(args.data_folder), args.image_size, **of_clips(args))
     data = dataset_dict[args.dataset](options)
-    if hasattr(data, "clip_views") and (clips := told_of_clips(args.path, options)):
+    if data.videos and (clips := told_of_clips(args.path, options)):
         print(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     whole = Plain(network.tapped()).eval()

@@ -421,7 +421,7 @@ def test_corrupt_videos_are_reported_and_skipped(folder, tmp_path):
     with pytest.warns(UserWarning, match="clip 5.mp4"):
         (batch,) = data.test_loader(8, device=CPU)
     assert batch.index.tolist() == [0]
-    data.skip_corrupt = False
+    data.options = dataclasses.replace(data.options, skip_corrupt=False)
     with pytest.raises(UserError, match="clip 5.mp4.*not a video"):
         list(data.test_loader(8, device=CPU))
 

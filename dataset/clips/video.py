@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,14 +22,14 @@ from torch import Tensor
 from torch.utils import data as torch_data
 
 from core.option import RESULT, Config, flags_in, option
-from core.protocols import Batch, UserError
+from core.protocols import Batch, DataSet, UserError
 from dataset.base import DataOptions, few, hold_out
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import UnreadableError
 from dataset.clips.frame_reader import FrameReader
 from dataset.clips.lists import TEMPLATE, Entry, check_labels, read_entries, require_files
 from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
-from dataset.order import generator
+from dataset.order import Plan, PositionedLoader
 from dataset.workers import start_worker
 
 
@@ -114,56 +115,53 @@ def _collate(items: Sequence[Any]) -> Any:
     return clips, torch.tensor([g[1] for g in good]), torch.tensor([g[2] for g in good]), messages
 
 
-class ClipLoader:
+@dataclass(frozen=True)
+class Reading:
+    """How clips are read. views: of a clip in a batch. frames: of a view. skip: "replace" a clip that cannot be read by
+    the next one of the list (in training), "leave out" (in evaluation), or None for an error."""
+
+    views: int
+    frames: int
+    skip: str | None
+    workers: int
+
+
+class ClipLoader(PositionedLoader):
     """Batches of clips, read by worker processes; a function of (seed, epoch, place in the epoch) alone.
 
-    Global batch k is perm[k*B : (k+1)*B], cut into world_size contiguous slices, as dataset.images.resident does. In
-    training a clip that cannot be read is replaced by the next one of the list (skip_corrupt); evaluation leaves it
-    out.
+    plan: batches of (place, position in the list), of an epoch. view: (epoch, entry, place) -> clip and label.
     """
 
     def __init__(
         self,
         entries: Sequence[Entry],
         view: Callable[[int, Entry, int], tuple[Tensor, int]],
-        batches: Callable[[int], list[list[tuple[int, int]]]],
-        *,
-        views: int,
-        frames: int,
-        skip: str | None,
-        workers: int,
+        plan: Callable[[int], list[list[tuple[int, int]]]],
+        reading: Reading,
         device: torch.device,
-        identity: Mapping[str, int],
+        identity: Mapping[str, int] = MappingProxyType({}),
     ):
-        self.entries, self.view, self.batches = entries, view, batches
-        self.views, self.frames, self.skip = views, frames, skip
-        self.workers, self.device, self._identity = workers, device, dict(identity)
-        self.steps = len(batches(1))
-        self.bad: set[str] = set()  # messages, each told once
-        self.set_epoch(1)
+        super().__init__(len(plan(1)))
+        self.entries, self.view, self.plan = entries, view, plan
+        self.reading, self.device, self._identity = reading, device, dict(identity)
+        self.bad: set[str] = set()  # messages, each shown once
 
-    def __len__(self) -> int:
-        return self.steps
+    def identity(self) -> dict[str, int]:
+        return self._identity
 
-    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        self.epoch, self.step, self._fresh = epoch, start_step, True
-
-    def __iter__(self) -> Iterator[Batch]:
-        start = self.step if self._fresh else 0
-        self._fresh = False
-        plan = self.batches(self.epoch)[start:]
-        items = _Items(self.entries, partial(self.view, self.epoch), self.skip)
+    def batches(self, start: int) -> Iterator[Batch]:
+        plan, workers = self.plan(self.epoch)[start:], self.reading.workers
+        items = _Items(self.entries, partial(self.view, self.epoch), self.reading.skip)
         loader = torch_data.DataLoader(
             items,
             batch_sampler=plan,
             collate_fn=_collate,
-            num_workers=min(self.workers, len(plan)),
-            multiprocessing_context="fork" if self.workers and plan else None,  # views are closures
+            num_workers=min(workers, len(plan)),
+            multiprocessing_context="fork" if workers and plan else None,  # views are closures
             worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(0),  # else an iterator would draw from the global one
         )
-        for step, collated in enumerate(loader, start):
-            self.step = step + 1
+        for collated in loader:
             if isinstance(collated, UserError):
                 raise collated
             clips, target, index, messages = collated
@@ -177,27 +175,17 @@ class ClipLoader:
         if self.device.type == "cuda":
             clips = clips.pin_memory()
         clips = clips.to(self.device, non_blocking=True)
-        video = clips.unflatten(1, (self.views, self.frames)).flatten(0, 1)  # [B * V, T, C, S, S]
+        views = self.reading.views
+        video = clips.unflatten(1, (views, self.reading.frames)).flatten(0, 1)  # [B * V, T, C, S, S]
         video = (video.float() / 255).expand(-1, -1, 3, -1, -1)
-        return Batch({"video": video}, target.to(self.device), index.to(self.device), views=self.views)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "step": self.step, **self._identity}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for key, value in self._identity.items():
-            if state[key] != value:
-                raise UserError(
-                    f"the checkpoint was written with {key} {state[key]}, this run has {value}; "
-                    f"resume with {key} {state[key]} or start another run"
-                )
-        self.set_epoch(state["epoch"], state["step"])
+        return Batch({"video": video}, target.to(self.device), index.to(self.device), views=views)
 
 
-class VideoData:
+class VideoData(DataSet):
     """Clips by list, decoded as they are needed."""
 
     num_crops = None  # augmentation is open-ended
+    videos = True
 
     def __init__(
         self,
@@ -207,15 +195,13 @@ class VideoData:
         test: Sequence[Entry],
         settings: ClipSettings,
         reader: FrameReader,
-        *,
-        skip_corrupt: bool = False,
-        workers: int = 0,
+        options: DataOptions,
         evaluated_on: str = "test",
     ):
         self.name, self.classes, self.train, self.test = name, tuple(classes), list(train), list(test)
         self.num_classes = len(self.classes)
         self.settings, self.reader = settings, reader
-        self.skip_corrupt, self.workers, self.evaluated_on = skip_corrupt, workers, evaluated_on
+        self.options, self.evaluated_on = options, evaluated_on
         side = settings.size
         self.shapes: Mapping[str, tuple[int, ...]] = {"video": (settings.num_segments, 3, side, side)}
         self.train_labels = torch.tensor([e.label for e in self.train], dtype=torch.int64)
@@ -258,40 +244,19 @@ class VideoData:
         world_size: int = 1,
     ) -> ClipLoader:
         """batch_size counts the clips of all ranks together."""
-        count = len(self.train)
-        if not 1 <= batch_size <= count:
-            raise UserError(f"batch_size is {batch_size}, but the training set has {count} clips; give 1 to {count}")
-        if batch_size % world_size:
-            raise UserError(
-                f"batch_size {batch_size} cannot be divided among {world_size} processes; "
-                f"give a multiple of {world_size}"
-            )
+        plan = Plan(len(self.train), batch_size, seed, drop_last, rank, world_size, what="clips")
 
         def batches(epoch: int) -> list[list[tuple[int, int]]]:
-            order = torch.randperm(count, generator=generator("order", seed, epoch)).tolist()
-            plan = []
-            for first in range(0, count, batch_size):
-                size = min(batch_size, count - first)
-                if size < batch_size and (drop_last or size < world_size):
-                    break
-                mine = range(first + size * rank // world_size, first + size * (rank + 1) // world_size)
-                plan.append([(place, order[place]) for place in mine])
-            return plan
+            order = plan.order(epoch).tolist()
+            return [[(place, order[place]) for place in plan.places_of(step)] for step in range(plan.steps)]
 
         def view(epoch: int, entry: Entry, place: int) -> tuple[Tensor, int]:
             return self.settings.train_view(self.reader, entry, np.random.default_rng([seed, epoch, place]))
 
-        return ClipLoader(
-            self.train,
-            view,
-            batches,
-            views=1,
-            frames=self.settings.num_segments,
-            skip="replace" if self.skip_corrupt else None,
-            workers=self.workers,
-            device=device,
-            identity={"seed": seed, "batch_size": batch_size, "train_clips": count},
-        )
+        skip = "replace" if self.options.skip_corrupt else None
+        reading = Reading(1, self.settings.num_segments, skip, self.options.num_workers)
+        identity = {"seed": seed, "batch_size": batch_size, "train_clips": plan.count}
+        return ClipLoader(self.train, view, batches, reading, device, identity)
 
     @staticmethod
     def clip_views(**chosen: Any) -> TestViews:
@@ -317,17 +282,10 @@ class VideoData:
         def view(epoch: int, entry: Entry, place: int) -> tuple[Tensor, int]:
             return self.settings.test_views(self.reader, entry, chosen)
 
-        return ClipLoader(
-            self.test,
-            view,
-            lambda epoch: plan,
-            views=chosen.count,
-            frames=chosen.num_segments or self.settings.num_segments,
-            skip="leave out" if self.skip_corrupt else None,
-            workers=self.workers,
-            device=device,
-            identity={},
-        )
+        skip = "leave out" if self.options.skip_corrupt else None
+        frames = chosen.num_segments or self.settings.num_segments
+        reading = Reading(chosen.count, frames, skip, self.options.num_workers)
+        return ClipLoader(self.test, view, lambda epoch: plan, reading, device)
 
 
 def load_kinetics400(options: DataOptions) -> VideoData:
@@ -406,7 +364,6 @@ def _load(
         test,
         settings,
         reader,
-        skip_corrupt=options.skip_corrupt,
-        workers=options.num_workers,
-        evaluated_on=evaluated_on,
+        options,
+        evaluated_on,
     )

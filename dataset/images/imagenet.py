@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from core.protocols import Batch, Loader, UserError
+from core.protocols import Batch, DataSet, Loader, UserError
 from dataset.base import DataOptions, few, hold_out, seeded
 from dataset.images.files import Files, find_root, flat_val, listed
 from dataset.images.folder import class_names, matching_classes
@@ -246,7 +246,7 @@ class Evaluated:
     labels: Tensor
 
 
-class StreamedData:
+class StreamedData(DataSet):
     """An image-folder tree, decoded as it is read: by workers, or by DALI. See core.protocols.DataSet."""
 
     streamed = True  # not resident on the device

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.protocols import Batch, UserError
+from core.protocols import Batch, DataSet, UserError
 from dataset.base import DataOptions, Split, few, hold_out
-from dataset.order import ResidentLoader, generator
+from dataset.order import Plan, ResidentLoader, generator
 
 
 def scaled(images: Tensor) -> Tensor:
@@ -47,46 +47,16 @@ def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:
 
 
 class TrainLoader(ResidentLoader):
-    """Global batch k is perm[k*B : (k+1)*B], cut into world_size contiguous slices; this rank renders its own.
+    """The batches of a Plan; crop ids depend on (seed, epoch, place in the epoch), not on the batch size."""
 
-    The permutation depends on (seed, epoch), the crop ids on (seed, epoch, place in the epoch), neither on the batch
-    size. Slices are equal: a short last batch leaves out what world_size does not divide, fewer than world_size samples
-    and others in every epoch, and is left out altogether where a rank would get nothing.
-    """
-
-    def __init__(
-        self,
-        padded: Tensor,
-        labels: Tensor,
-        pad: int,
-        flips: bool,
-        batch_size: int,
-        seed: int,
-        drop_last: bool,
-        rank: int,
-        world_size: int,
-    ):
-        count = len(labels)
-        if not 1 <= batch_size <= count:
-            raise UserError(
-                f"batch_size is {batch_size}, but the training set has {count} images; "
-                f"give a batch_size between 1 and {count}"
-            )
-        if batch_size % world_size:
-            raise UserError(
-                f"batch_size {batch_size} cannot be divided among {world_size} processes; "
-                f"give a multiple of {world_size}"
-            )
-        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
-        whole, left = divmod(count, batch_size)
-        super().__init__(whole + (0 if drop_last or left < world_size else 1))
-        self.padded, self.labels, self.pad, self.flips = padded, labels, pad, flips
-        self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+    def __init__(self, padded: Tensor, labels: Tensor, pad: int, flips: bool, plan: Plan):
+        super().__init__(plan.steps)
+        self.padded, self.labels, self.pad, self.flips, self.plan = padded, labels, pad, flips, plan
         self._drawn: int | None = None
         self.set_epoch(1)
 
     def identity(self) -> dict[str, int]:
-        return {"seed": self.seed, "batch_size": self.batch_size, "train_images": len(self.labels)}
+        return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_images": len(self.labels)}
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         super().set_epoch(epoch, start_step)
@@ -94,18 +64,16 @@ class TrainLoader(ResidentLoader):
             return
         count, device = len(self.labels), self.labels.device
         shifts = 2 * self.pad + 1
-        order = torch.randperm(count, generator=generator("order", self.seed, epoch))
-        crops = torch.randint(shifts * shifts * 2, (count,), generator=generator("crop", self.seed, epoch))
+        order = self.plan.order(epoch)
+        crops = torch.randint(shifts * shifts * 2, (count,), generator=generator("crop", self.plan.seed, epoch))
         if not self.flips:
             crops -= crops % 2
         self.order, self.crops, self._drawn = order.to(device), crops.to(device), epoch
         self.view_ids = order * (shifts * shifts * 2) + crops
 
     def batch(self, step: int) -> Batch:
-        first = step * self.batch_size
-        size = min(self.batch_size, len(self.labels) - first)
-        size -= size % self.world_size
-        mine = slice(first + size * self.rank // self.world_size, first + size * (self.rank + 1) // self.world_size)
+        places = self.plan.places_of(step)
+        mine = slice(places.start, places.stop)
         index, crop = self.order[mine], self.crops[mine]
         image = view(self.padded, index, crop, self.pad)
         target = self.labels.index_select(0, index)
@@ -136,7 +104,7 @@ class TestLoader(ResidentLoader):
         return Batch({"image": scaled(self.images[mine])}, self.labels[mine], self.positions[mine])
 
 
-class ResidentData:
+class ResidentData(DataSet):
     """A labelled image set, kept whole as uint8 in memory and once on every device that asks for a loader.
 
     flips: whether a mirrored image keeps its label. pad: pixels of zero padding before the crop, one eighth of the
@@ -217,9 +185,8 @@ class ResidentData:
         world_size: int = 1,
     ) -> TrainLoader:
         """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
-        return TrainLoader(
-            *self.on("train", device), self.pad, self.flips, batch_size, seed, drop_last, rank, world_size
-        )
+        plan = Plan(len(self.train_labels), batch_size, seed, drop_last, rank, world_size)
+        return TrainLoader(*self.on("train", device), self.pad, self.flips, plan)
 
     def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> TestLoader:
         """batch_size counts the samples of this rank; larger than the set is fine."""

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.protocols import Batch, UserError
+from core.protocols import Batch, DataSet, UserError
 from dataset.base import DataOptions
 from dataset.clips.clip_transforms import centre_box, crop_boxes, render, to_input
 from dataset.clips.decode import ClipSource
 from dataset.clips.frame_cache import FrameCache
 from dataset.clips.frame_sampling import segment_frames
-from dataset.order import ResidentLoader, generator
+from dataset.order import Plan, ResidentLoader, generator
 from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Sample, check_split, pair
 from dataset.recordings.sensors import read_sensor, window
 
@@ -60,7 +60,7 @@ class ActionOptions:
 
 
 @dataclass(eq=False)
-class ActionData:
+class ActionData(DataSet):
     """Paired recordings with labels: a DataSet (core.protocols).
 
     Sensor windows are resident on the device, clips come from the cache of decoded frames. reads: modality name ->
@@ -163,7 +163,8 @@ class ActionData:
         world_size: int = 1,
     ) -> ActionTrainLoader:
         """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
-        return ActionTrainLoader(self, batch_size, seed, device, drop_last, rank, world_size)
+        plan = Plan(len(self.train), batch_size, seed, drop_last, rank, world_size, what="recordings")
+        return ActionTrainLoader(self, plan, device)
 
     def test_loader(
         self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1
@@ -178,41 +179,21 @@ class ActionTrainLoader(ResidentLoader):
     On a GPU, threads prepare the next batches while the device works on this one.
     """
 
-    def __init__(
-        self,
-        data: ActionData,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
-        drop_last: bool,
-        rank: int,
-        world_size: int,
-    ):
-        count = len(data.train)
-        if not 1 <= batch_size <= count:
-            raise UserError(f"batch_size is {batch_size}, but there are {count} recordings to train on")
-        if batch_size % world_size:
-            raise UserError(
-                f"batch_size {batch_size} cannot be divided among {world_size} processes; "
-                f"give a multiple of {world_size}"
-            )
-        whole, left = divmod(count, batch_size)
-        super().__init__(whole + (0 if drop_last or left < world_size else 1))
-        self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, device
-        self.rank, self.world_size, self.count = rank, world_size, count
+    def __init__(self, data: ActionData, plan: Plan, device: torch.device):
+        super().__init__(plan.steps)
+        self.data, self.plan, self.device = data, plan, device
         self.labels = data.train_labels.to(device)
         self.windows = data.windows("train").to(device) if SENSOR in data.shapes else None
         self.set_epoch(1)
 
     def identity(self) -> dict[str, int]:
-        return {"seed": self.seed, "batch_size": self.batch_size, "train_samples": self.count}
+        return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_samples": self.plan.count}
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         super().set_epoch(epoch, start_step)
-        self.order = torch.randperm(self.count, generator=generator("order", self.seed, epoch))
-        draws = torch.rand(
-            self.count, self.data.options.num_segments + 2, generator=generator("clip", self.seed, epoch)
-        )
+        self.order = self.plan.order(epoch)
+        numbers = self.data.options.num_segments + 2
+        draws = torch.rand(self.plan.count, numbers, generator=generator("clip", self.plan.seed, epoch))
         self.draws = draws.tolist()
 
     def clip(self, place: int) -> Tensor:
@@ -220,13 +201,8 @@ class ActionTrainLoader(ResidentLoader):
         *draw, box, mirror = self.draws[place]
         return self.data.clip(self.data.train[int(self.order[place])], draw, box, mirror < 0.5)
 
-    def _places(self, step: int) -> range:
-        first = step * self.batch_size
-        size = min(self.batch_size, self.count - first)
-        return range(first + size * self.rank // self.world_size, first + size * (self.rank + 1) // self.world_size)
-
     def batch(self, step: int, clips: Sequence[Tensor] | None = None) -> Batch:
-        places = self._places(step)
+        places = self.plan.places_of(step)
         index = self.order[places.start : places.stop].to(self.device)
         inputs = {}
         if VIDEO in self.data.shapes:
@@ -248,7 +224,9 @@ class ActionTrainLoader(ResidentLoader):
         with ThreadPoolExecutor(threads) as pool:
 
             def ask(step: int) -> list[Future[Tensor]]:
-                return [pool.submit(self.clip, place) for place in self._places(step)] if step < self.steps else []
+                return (
+                    [pool.submit(self.clip, place) for place in self.plan.places_of(step)] if step < self.steps else []
+                )
 
             asked = deque(ask(start + i) for i in range(batches))
             try:

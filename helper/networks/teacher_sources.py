@@ -96,7 +96,8 @@ def noisy(model: nn.Module) -> Iterator[None]:
 
 def keep_dropout(source: TeacherSource) -> None:
     """Leave the dropout of a live teacher on, or of every member of an ensemble."""
-    for member in getattr(source, "sources", [source]):
+    for member in source.sources if isinstance(source, EnsembleTeacher) else [source]:
+        assert isinstance(member, LiveTeacher)
         member.dropout = True
 
 
