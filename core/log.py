@@ -66,6 +66,7 @@ def open_run_log(path: Path, label: str | None = None) -> logging.Logger:
     except OSError as error:
         raise UserError(f"cannot write the log {path}: {error.strerror}") from error
     _forget_logs_in_forks()
+    assert file.stream is not None
     claim(file.stream, path.parent)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(file)
@@ -95,7 +96,8 @@ def _forget_logs() -> None:
         for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
             logger.removeHandler(handler)
             with contextlib.suppress(OSError):
-                handler.stream.close()
+                if handler.stream is not None:
+                    handler.stream.close()
     _run_logs.clear()
 
 

@@ -155,6 +155,10 @@ def parts_of(config: type) -> dict[str, type]:
     return {name: kind for name, kind in fields if dataclasses.is_dataclass(kind) and isinstance(kind, type)}
 
 
+def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(config)
+
+
 def flags_in(config: type) -> tuple[Flag, ...]:
     """The flags of a Config, or of all Configs of a group."""
     own = tuple(flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata)
@@ -163,7 +167,7 @@ def flags_in(config: type) -> tuple[Flag, ...]:
 
 def read(config: type[C], values: Mapping[str, Any]) -> C:
     """The Config (or group of Configs) from parsed values; a flag that is absent keeps its default."""
-    own = {f.name: flag_of(f).dest for f in dataclasses.fields(config) if "help" in f.metadata}
+    own = {f.name: flag_of(f).dest for f in _fields(config) if "help" in f.metadata}
     found = {name: values[dest] for name, dest in own.items() if dest in values}
     return config(**found, **{name: read(part, values) for name, part in parts_of(config).items()})
 
@@ -193,7 +197,7 @@ def add_groups(parser: argparse.ArgumentParser, config: type) -> None:
     """One group of --help for each Config of a group of Configs."""
     own = [flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata]
     if own:
-        container = parser.add_argument_group(config.heading) if getattr(config, "heading", "") else parser
+        container = parser.add_argument_group(config.heading) if issubclass(config, Config) else parser
         for flag in own:
             add_flag(container, flag)
     for part in parts_of(config).values():

@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
@@ -312,13 +311,22 @@ class DataSet(ABC):
     shapes: Mapping[str, tuple[int, ...]]
     train_labels: Tensor
     num_crops: int | None
-    checksum: str
-    test_checksum: str | None = None
     evaluated_on: str = "test"
     streamed: bool = False
     videos: bool = False
     notes: Sequence[str] = ()
-    described: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def checksum(self) -> str:
+        return ""
+
+    @property
+    def test_checksum(self) -> str | None:
+        return None
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        return {}
 
     @abstractmethod
     def train_loader(

@@ -78,7 +78,7 @@ class Registry(Mapping[str, Any]):
         return len(self.table)
 
     def __contains__(self, name: object) -> bool:
-        if self._resolver(name):
+        if isinstance(name, str) and self._resolver(name):
             with contextlib.suppress(UserError):
                 return self[name] is not None
             return False

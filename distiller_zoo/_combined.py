@@ -28,8 +28,8 @@ class Combined(Distiller):
         self.check(cfg)
         self.name = "+".join(m.name for m, _ in cfg.members)  # type: ignore[misc]
         self.members = nn.ModuleDict({m.name: m(c, ctx) for m, c in cfg.members})
-        self.reads_logits = any(m.reads_logits for m in self._each())  # some know when they are built
-        self.follows_time = any(m.follows_time for m in self._each())
+        self.reads_logits = any(m.reads_logits for m in self.each())  # some know when they are built
+        self.follows_time = any(m.follows_time for m in self.each())
 
     @staticmethod
     def check(cfg: CombinedConfig) -> None:
@@ -67,14 +67,14 @@ class Combined(Distiller):
     def notes(cls, cfg: CombinedConfig, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
         return [note for m, c in cfg.members for note in m.notes(c, student, teacher)]
 
-    def _each(self) -> list[Distiller]:
+    def each(self) -> list[Distiller]:
         return list(self.members.values())  # type: ignore[arg-type]
 
     def deploying(self) -> Distiller | None:
-        return next((m for m in self._each() if m.deploying() is not None), None)
+        return next((m for m in self.each() if m.deploying() is not None), None)
 
     def prepare(self, batch: Batch) -> Batch:
-        for m in self._each():
+        for m in self.each():
             batch = m.prepare(batch)
         return batch
 
@@ -85,41 +85,41 @@ class Combined(Distiller):
         return s if (head := self.deploying()) is None else head.deploy(s)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
-        for m in self._each():
+        for m in self.each():
             s, t = m.connect(s, t)
         return s, t
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         terms: Terms = {}
-        for m in self._each():
+        for m in self.each():
             terms.update(m.terms(*m.rows(s, t, batch), progress))
         return terms
 
     def weights(self, progress: Progress) -> dict[str, float]:
         weights: dict[str, float] = {}
-        for m in self._each():
+        for m in self.each():
             weights.update(m.weights(progress))
         return {**weights, "cls": self.cfg.cls, "div": self.cfg.div}
 
     def weights_of_views(self) -> Tensor | None:
-        return next((w for m in self._each() if (w := m.weights_of_views()) is not None), None)
+        return next((w for m in self.each() if (w := m.weights_of_views()) is not None), None)
 
     def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
-        for m in self._each():
+        for m in self.each():
             m.after_backward(s, t, batch)
 
     @property
     def looks_back(self) -> bool:
-        return any(m.looks_back for m in self._each())
+        return any(m.looks_back for m in self.each())
 
     def extra_phases(self) -> tuple[Phase, ...]:
-        return tuple(p for m in self._each() for p in m.extra_phases())
+        return tuple(p for m in self.each() for p in m.extra_phases())
 
     def reported(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(x for m in self._each() for x in m.reported()))
+        return tuple(dict.fromkeys(x for m in self.each() for x in m.reported()))
 
     def readouts(self, features: Features) -> dict[str, Tensor]:
-        return {k: v for m in self._each() for k, v in m.readouts(features).items()}
+        return {k: v for m in self.each() for k, v in m.readouts(features).items()}
 
     def own_logits(self, s: Features) -> Tensor:
         return s["logits"] if (head := self.deploying()) is None else head.own_logits(s)

@@ -131,8 +131,13 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     for lane in lanes:
         notice_without_effect(lane, data, device)
     notice_of_decays(lanes)
-    ranks = {"rank": machine.rank(), "world_size": distributed.world_size()}
-    loader: Loader = data.train_loader(loop.batch_size, seed=seed_of(settings), device=device, **ranks)
+    loader: Loader = data.train_loader(
+        loop.batch_size,
+        seed=seed_of(settings),
+        device=device,
+        rank=machine.rank(),
+        world_size=distributed.world_size(),
+    )
     if mixing := settings.data.mixing:
         if (mixing.mixup or mixing.cutmix) and "image" not in data.shapes:
             raise UserError(f"--mixup and --cutmix mix images, and {data.name} holds none: leave them out")
@@ -326,7 +331,7 @@ def refuse_idle(settings: Settings, stage: Stage, steps: int) -> None:
     weights = [method.weights(Progress(epoch, stage.epochs, step, steps, stage.index)) for epoch, step in ends]
     idle = {name for name in weights[0] if not any(w.get(name) for w in weights)}
     idle |= {"div"} if method.teacher_mode == "absent" else set()
-    members = method.members.values() if isinstance(method, Combined) else [method]
+    members = method.each() if isinstance(method, Combined) else [method]
     idle |= {m.name for m in members if type(m).terms is Distiller.terms}
     if not weights[0].keys() - idle:
         raise UserError(f"every term of the loss of --distill {settings.distill} has weight 0: raise one of -c, -d, -b")
@@ -394,7 +399,7 @@ def finish(lane: Lane, opened: Opened, teacher_acc: float | None, lanes: Sequenc
             "Total params": bare / 1e6,
             "Deployed params": deployed / 1e6,
             "Deployed MACs": macs(step.deployed(bare=True), data.shapes, fit.device) / 1e6,
-            "arch_t": teacher.name if uses_teacher else None,
+            "arch_t": teacher.name if teacher is not None and uses_teacher else None,
             "evaluated_on": data.evaluated_on,
             "Total time": fit.seconds / 3600,
             "lanes": list(lanes),

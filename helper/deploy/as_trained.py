@@ -50,8 +50,8 @@ def options_as_trained(path: str | Path, root: Path, image_size: int | None = No
     Of images that is their size, of action recordings everything.
     """
     meta, shapes = read_checkpoint(path).meta, recorded_shapes(path)
-    read, image, video, sensor = (shapes.get(k) for k in (meta.get("reads"), "image", "video", "sensor"))
-    modality = given.pop("modality", None) or (meta.get("modalities", {}).get(meta.get("reads")) if read else None)
+    read, image, video, sensor = (shapes.get(k or "") for k in (meta.get("reads"), "image", "video", "sensor"))
+    modality = given.pop("modality", None) or (meta.get("modalities", {}).get(meta["reads"]) if read else None)
     segments = given.pop("num_segments", None) or (video[0] if video else None)
     given["more"] = as_sampled(meta, given.get("more", {}), image_size in (None, video[-1] if video else None))
     return DataOptions(
@@ -60,8 +60,7 @@ def options_as_trained(path: str | Path, root: Path, image_size: int | None = No
         modality=(modality,) if modality else (),
         data_split=given.pop("data_split", None) or meta.get("data_split"),
         window=sensor[-1] if sensor else None,
-        **({"num_segments": segments} if segments else {}),
-        **given,
+        **(given | ({"num_segments": segments} if segments else {})),
     )
 
 

@@ -77,6 +77,8 @@ class Plain(nn.Module):
         super().__init__()
         self.model, self.normalised = net.model, hasattr(net, "mean")
         if self.normalised:
+            self.mean: Tensor
+            self.std: Tensor
             self.register_buffer("mean", net.mean)
             self.register_buffer("std", net.std)
 

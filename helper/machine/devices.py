@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from core.option import RESULT, Config, option
 from core.protocols import UserError
 from core.taps import TappedNet
 from helper.machine import distributed
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,11 @@ def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
     return None
 
 
-def to_device(net: nn.Module, device: torch.device, channels_last: bool = True) -> nn.Module:
+def to_device(net: M, device: torch.device, channels_last: bool = True) -> M:
     """Weights in the memory order of the images, channels_last; or both in the contiguous one."""
     net.to(device)
     if channels_last:
-        return net.to(memory_format=torch.channels_last)
+        return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
     if isinstance(net, TappedNet) and not net._forward_pre_hooks:
         net.register_forward_pre_hook(_contiguous_inputs)
     return net

@@ -283,7 +283,8 @@ def _conv_norm_pairs(net: TappedNet, inputs: Mapping[str, Tensor]) -> list[tuple
 
 def _with_pairs_folded(net: TappedNet, pairs: Sequence[tuple[str, str]]) -> TappedNet:
     for conv, norm in pairs:
-        fused = fuse_conv_bn_eval(net.model.get_submodule(conv), net.model.get_submodule(norm))
+        pair: Any = (net.model.get_submodule(conv), net.model.get_submodule(norm))
+        fused = fuse_conv_bn_eval(*pair)
         net.model.set_submodule(conv, fused)
         net.model.set_submodule(norm, nn.Identity())
     return net.requires_grad_(False).to(memory_format=torch.channels_last)

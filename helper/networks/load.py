@@ -263,7 +263,7 @@ def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -
         return
     checkpoint = read_checkpoint(source)
     state, recorded = checkpoint.state, checkpoint.meta.get("arch")
-    held = model_in(recorded if recorded in model_dict else net.spec.name, state)
+    held = model_in(recorded if recorded is not None and recorded in model_dict else net.spec.name, state)
     told = recorded or (held.name if "auxiliary_classifier.fc1.weight" in state else None)  # their outputs tell whose
     warn_of_twins(source, without_heads(held) or held, without_heads(net.spec) or net.spec, told, "--model", True)
     inside = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
@@ -319,7 +319,8 @@ def _composite(
     head = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in checkpoint.extra["head"])
     shapes_t = {k: tuple(v) for k, v in meta["shapes_t"].items()}
     for name in cls.needs(cfg, spec, teacher_spec).teacher:  # a file that was written when the last stage was read
-        shapes_t.setdefault(name, shapes_t.get(next(reversed(teacher_spec.stages), "")))
+        if name not in shapes_t:
+            shapes_t[name] = shapes_t[teacher_spec.stages[-1]]
     teacher = Side(teacher_spec, head, shapes_t)
     method = cls(cfg, Context(num_classes, torch.zeros(1, dtype=torch.int64), 1, probe(student, shapes), teacher))
     method.load_deployed_state(checkpoint.extra)

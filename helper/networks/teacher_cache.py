@@ -254,8 +254,9 @@ class CachedTeacher:
         self.asked += len(batch)
         if batch.view_id is None or batch.crop is None or not set(taps) <= self.stores.keys():
             return self.live.features(batch, taps)
+        view_id = batch.view_id
         wanted = {name: self.stores[name] for name in dict.fromkeys(("logits", *taps))}
-        known = np.logical_and.reduce([store.filled[batch.view_id].numpy() for store in wanted.values()])
+        known = np.logical_and.reduce([store.filled[view_id].numpy() for store in wanted.values()])
         missing = np.flatnonzero(known == 0)
         self.hits += len(batch) - len(missing)
         if self.in_quarters:
@@ -264,24 +265,25 @@ class CachedTeacher:
             missing = np.sort(np.concatenate([missing, np.flatnonzero(known)[:more]]))
         rows = batch.index * self.num_views + batch.crop
         if not len(missing):
-            return {name: store.read(batch.view_id, rows) for name, store in wanted.items()}
+            return {name: store.read(view_id, rows) for name, store in wanted.items()}
         return self._fill(batch, rows, torch.from_numpy(missing), wanted)
 
     def _fill(self, batch: Batch, rows: Tensor, missing: Tensor, wanted: Mapping[str, Store]) -> Features:
         """Ask the teacher for the views at the positions `missing` [M], keep what it says, and put all together."""
-        whole = len(missing) == len(batch)
-        out = {} if whole else {name: store.read(batch.view_id, rows) for name, store in wanted.items()}
+        assert batch.view_id is not None
+        whole, view_id = len(missing) == len(batch), batch.view_id
+        out = {} if whole else {name: store.read(view_id, rows) for name, store in wanted.items()}
         if not whole:
             positions = (missing.pin_memory() if rows.is_cuda else missing).to(rows.device, non_blocking=True)
             inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
             chosen = {k: x[positions] for k, x in inputs.items()}
-            view_id = batch.view_id[missing]
+            view_id = view_id[missing]
             batch = Batch(chosen, batch.target[positions], batch.index[positions], view_id=view_id)
             rows = rows[positions]
         answer = self.live.features(batch, [name for name in wanted if name != "logits"])
         for name, store in wanted.items():
             values = answer[name].detach().to(store.dtype)
-            store.write(batch.view_id, rows, values)
+            store.write(view_id, rows, values)
             if whole:
                 out[name] = values
             else:

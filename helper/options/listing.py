@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -126,7 +127,8 @@ def grouped(taps: Iterable[str]) -> str:
     def shown(word: object) -> str:
         if isinstance(word, str):
             return word
-        (before, after), numbers = word, sorted(ranges[word])  # type: ignore[index, misc]
+        before, after = pair = cast(tuple[str, str], word)
+        numbers = sorted(ranges[pair])
         whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
         spans = [f"{numbers[0]}-{numbers[-1]}"] if whole else map(str, numbers)
         return ", ".join(f"{before}{span}{after}" for span in spans)

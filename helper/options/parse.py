@@ -44,7 +44,7 @@ EPILOG = (
 def normalised(argv: Sequence[str] | None) -> list[str]:
     """--path-t=x -> --path_t=x; values and single-dash flags stay as they are. None reads sys.argv."""
     argv = sys.argv[1:] if argv is None else argv
-    out = []
+    out: list[str] = []
     for i, token in enumerate(argv):
         if token == "--":
             return out + list(argv[i:])
@@ -148,7 +148,7 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     lanes = [(student, distill) for student in students for distill in distills]
     if len(lanes) > 1:
         _check_lanes(given, distills, methods)
-    trials = []
+    trials: list[list[Settings]] = []
     for trial in _trials(given, flags["trial"].default):
         trials.append([])
         for student, distill in lanes:

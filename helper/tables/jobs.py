@@ -116,7 +116,7 @@ def plan(pending: Sequence[Want], lanes: int, cache: bool) -> list[Job]:
             jobs.append(Job(want.argv, (want.folder,), (want.label,)))
             continue
         s = want.settings
-        key = (want.trial, want.cell.teacher, s.cls, s.div, want.reads_logits_alone)
+        key = (want.trial, want.cell.teacher, s.loss.cls, s.loss.div, want.reads_logits_alone)
         groups.setdefault(key, []).append(want)
     for (_, teacher, _, _, logits), members in groups.items():
         cached: list[str] = []
@@ -174,8 +174,8 @@ def joined(bundle: Sequence[Want]) -> list[str] | None:
         return None
     alone = {(w.cell.student, w.settings.distill): w.settings for w in bundle}
     same = all(
-        s.identity == alone[s.model_s, s.distill].identity
-        and folder_of(s, first.cell.teacher, False) == folder_of(alone[s.model_s, s.distill], first.cell.teacher, False)
+        s.identity == alone[s.model, s.distill].identity
+        and folder_of(s, first.cell.teacher) == folder_of(alone[s.model, s.distill], first.cell.teacher)
         for s in together
     )
     return argv if same else None
@@ -198,7 +198,8 @@ def as_job(bundle: Sequence[Want], cached: Sequence[str]) -> Job:
 
 def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]]) -> int:
     """Keep every slot busy; number of jobs that failed. Ctrl-C and SIGTERM let each training save first."""
-    waiting, running, failed = list(enumerate(jobs)), {}, 0
+    running: dict[Any, Any] = {}
+    waiting, failed = list(enumerate(jobs)), 0
     free = list(range(len(slots)))
 
     def on_term(number: int, frame: Any) -> None:
@@ -278,7 +279,8 @@ def short_teachers(pending: Iterable[Want]) -> list[str]:
     """A warning for each teacher whose run, if recorded beside its checkpoint, was shorter than the table's."""
     warnings = {}
     for want in pending:
-        path = None if want.cell.alone else Path(want.settings.teacher.path_t[0])
+        paths = want.settings.teacher.path_t
+        path = None if want.cell.alone or not paths else Path(paths[0])
         if path is None or path in warnings:
             continue
         recorded = read_json(path.parent / "parameters.json").get("epochs")

@@ -148,7 +148,7 @@ def read_table(name: str) -> Table:
             Cell(path.stem, row["label"], teacher, student, row["flags"], float(value), raw["source"], dataset, clock)
             for (teacher, student, _), value, clock in zip(pairs, row["published"], clocks, strict=True)
         )
-    return Table(path.stem, *(raw[k] for k in ("title", "source", "protocol", "epoch", "runs")), pairs, rows)
+    return Table(path.stem, raw["title"], raw["source"], raw["protocol"], raw["epoch"], raw["runs"], pairs, rows)
 
 
 def epochs_of(cell: Cell, stages: int) -> list[int]:

@@ -223,7 +223,7 @@ def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str
             teacher,
             mean_std(last(group)),
             f"({best(group):.2f})",
-            f"{statistics.mean(last(group)) - base:+.2f}" if comparable else "",
+            f"{statistics.mean(last(group)) - base:+.2f}" if base is not None and comparable else "",
             f"{statistics.mean(last(group)) * num_classes(first) / 100:.1f}",
             from_first_to_last(group, "train_loss"),
             own_terms(group),

@@ -98,7 +98,8 @@ def pivot(
         student = groups[i][0].identity["model_s"]
         for pair in [p for p in pairs if p[1] == student] or [("", student)]:
             pairs.setdefault(pair, []).insert(0, i)
-    header, table = ["method"], {}
+    header: list[str] = ["method"]
+    table: dict[str, Any] = {}
     sources = list(dict.fromkeys(c.source for c in cells))
     notes = []
     for (teacher, student), members in pairs.items():

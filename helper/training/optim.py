@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
@@ -98,10 +98,10 @@ def optimizer(cfg: OptimConfig, lr: float, fused: bool = True) -> MakeOptimizer:
 Multipliers = tuple[float, float]  # of the learning rate, of the weight decay
 
 
-def tsm_multipliers(model: nn.Module, head: nn.Module, head_at_five: bool) -> dict[nn.Parameter, Multipliers]:
+def tsm_multipliers(model: nn.Module, head: nn.Module, head_at_five: bool) -> dict[Tensor, Multipliers]:
     """TSM's rule (Lin et al., ICCV 2019, published code): biases of convolutions and linear layers at twice the rate,
     without decay; batch norm without decay; the classifier at five times (its bias ten times) if wanted."""
-    found: dict[nn.Parameter, Multipliers] = {}
+    found: dict[Tensor, Multipliers] = {}
     for path, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if not own:
@@ -121,7 +121,7 @@ def tsm_multipliers(model: nn.Module, head: nn.Module, head_at_five: bool) -> di
     return found
 
 
-def regroup(optimizer: Optimizer, multipliers: dict[nn.Parameter, Multipliers]) -> None:
+def regroup(optimizer: Optimizer, multipliers: Mapping[Tensor, Multipliers]) -> None:
     """Split the optimiser's only group by multipliers; what they do not name (a method's own layers) keeps the plain
     settings."""
     (whole,) = optimizer.param_groups

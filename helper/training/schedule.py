@@ -12,6 +12,10 @@ from core.protocols import UserError
 Schedule = Callable[[int], float]
 
 
+def _readable(flag: str, text: str) -> None:
+    parse_decay_epochs(text)
+
+
 @dataclass(frozen=True)
 class ScheduleConfig(Config):
     heading = "schedule"
@@ -27,7 +31,7 @@ class ScheduleConfig(Config):
     lr_decay_epochs: str = option(
         "150,180,210",
         "epochs after which the rate is multiplied by --lr_decay_rate (default 150,180,210; by data set)",
-        check=lambda flag, text: parse_decay_epochs(text) and None,
+        check=_readable,
         role=RESULT,
     )
     lr_decay_rate: float = option(0.1, "factor of each decay", check=positive, role=RESULT)

@@ -167,7 +167,9 @@ def build_stages(
     if mode == "frozen" and teacher is None:
         raise UserError(f"--distill {method.name} needs a teacher: pass its checkpoint with --path_t")
     peer_spec = student if mode == "trained" else None
-    teacher_spec = None if mode == "absent" else peer_spec or (teacher and teacher.spec)
+    teacher_spec = None if mode == "absent" else peer_spec
+    if mode == "frozen" and teacher is not None:
+        teacher_spec = teacher.spec
     needs = union_of_needs(method, cfg, student, teacher_spec)
     full, last = -(-batch_size // accumulate), setup.kernels.channels_last
     s_net = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.student), device, last)
@@ -175,7 +177,7 @@ def build_stages(
     if mode == "trained":
         peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device, last)
         t_side = probe(peer, data.shapes)
-    elif mode == "frozen":
+    elif teacher is not None and mode == "frozen":
         # eval before anything else: a new wrapper is in training mode, and would take the teacher there
         t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device, last)
         t_source = source or teacher.source(t_net, device, setup.autocast, setup.kernels, full)

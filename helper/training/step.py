@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from core.protocols import Batch, Features, Needs, Phase, Progress, TeacherSource, Terms
 from core.taps import TappedNet
@@ -237,7 +238,7 @@ class DistillStep:
         return seen
 
     def _no_sync(self, wanted: bool) -> AbstractContextManager[Any]:
-        return self.run.no_sync() if wanted and hasattr(self.run, "no_sync") else nullcontext()
+        return self.run.no_sync() if wanted and isinstance(self.run, DistributedDataParallel) else nullcontext()
 
     def averaged(self) -> AbstractContextManager[Any]:
         """Inside, what is deployed holds its moving average, if there is one."""
