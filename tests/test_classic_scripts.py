@@ -74,12 +74,12 @@ def test_a_table_as_literal_commands(name, interpreter):
 def test_the_teachers(interpreter):
     calls = interpreter.run("teachers/train_teachers.sh", "--data_folder", "DATA")
     settings = [parse_lanes(argv, teacher=True)[0][0] for _, *argv in calls]
-    assert {s.data_folder for s in settings} == {"DATA"} and len(settings) == 6
+    assert {s.data.source.data_folder for s in settings} == {"DATA"} and len(settings) == 6
 
 
 def test_the_quickstart(interpreter, monkeypatch):
     (program, *argv), *calls, table = interpreter.run("quickstart.sh", "--trial", "3")
-    assert program == "train_teacher.py" and parse_lanes(argv, teacher=True)[0][0].trial == "3"
+    assert program == "train_teacher.py" and parse_lanes(argv, teacher=True)[0][0].run.trial == "3"
     lanes = students(calls)
     assert [lane.distill for lane in lanes] == ["vanilla", "kd", "simkd"] and {lane.run.trial for lane in lanes} == {
         "3"

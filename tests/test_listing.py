@@ -142,7 +142,7 @@ def test_adding_your_own_works_as_written(commands, teacher, tmp_path):
     assert "has weight 0" not in commands.student(*light, "-b", 5, cwd=tmp_path).finished().out
     beta, bias = re.findall(r"`((?:beta|bias): [^`]+)`", text)
     settings = ("@dataclasses.dataclass(frozen=True)", "class Config(Distiller.Config):", f"    {beta}", f"    {bias}")
-    imports = "import dataclasses\nfrom distiller_zoo.base import option\n"
+    imports = "import dataclasses\nfrom core.option import option\n"
     named = '    name = "cosine"\n'
     assert named in code
     (tmp_path / "cosine.py").write_text(imports + code.replace(named, named + "".join(f"    {s}\n" for s in settings)))

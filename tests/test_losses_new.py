@@ -247,7 +247,7 @@ def test_defaults_are_the_published_settings(name):
 def test_authors_compare_logits_at_temperature_one(name):
     settings = parse(["--distill", name, "--protocol", "authors"], teacher=False)
     assert (settings.loss.kd_T, settings.loss.div, settings.config.kd_T) == (1, 1, 1)
-    assert parse(["--distill", name], teacher=False).kd_T == 4
+    assert parse(["--distill", name], teacher=False).loss.kd_T == 4
 
 
 # ------------------------------------------------------------------ schedules

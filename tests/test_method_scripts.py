@@ -74,8 +74,15 @@ def test_the_command_is_the_published_one(method, run):
 
 def test_hkd_trains_its_auxiliary_teacher_first(run):
     first, second = run("hkd")
-    assert (first.distill, first.model_s, first.beta, first.path_t) == ("pkt", "resnet8x4_double", 30000, ["T.pth"])
-    assert first.save_root == "save/hkd" and second.path_t == [f"{RUN}/resnet8x4_double_best.pth"]  # this very run's
+    assert (first.distill, first.model, first.loss.beta, first.teacher.path_t) == (
+        "pkt",
+        "resnet8x4_double",
+        30000,
+        ["T.pth"],
+    )
+    assert first.run.save_root == "save/hkd" and second.teacher.path_t == [
+        f"{RUN}/resnet8x4_double_best.pth"
+    ]  # this very run's
 
 
 def test_a_flag_in_the_place_of_the_teacher_is_refused(interpreter):

@@ -88,17 +88,17 @@ def test_flags_are_spelled_as_published():
     fields = {f.name: f for m in methods for f in dataclasses.fields(m.Config) if f.metadata}
     flags = {name: (f.metadata["flag"], f.metadata["short"], f.default) for name, f in fields.items()}
     assert flags == {
-        "hint_layer": ("--hint_layer", None, 1),
-        "soft": ("--soft", "-s", 1.0),
-        "factor": ("--factor", "-f", 2),
-        "feat_dim": ("--feat_dim", None, 128),
-        "mode": ("--mode", None, "exact"),
-        "nce_k": ("--nce_k", None, 16384),
-        "nce_t": ("--nce_t", None, 0.07),
-        "nce_m": ("--nce_m", None, 0.5),
-        "transform_layer_s": ("--transform_layer_s", None, ()),
-        "transform_layer_t": ("--transform_layer_t", None, ()),
-        "no_edge_transform": ("--no_edge_transform", None, False),
+        "hint_layer": ("--hint_layer", (), 1),
+        "soft": ("--soft", ("-s",), 1.0),
+        "factor": ("--factor", ("-f",), 2),
+        "feat_dim": ("--feat_dim", (), 128),
+        "mode": ("--mode", (), "exact"),
+        "nce_k": ("--nce_k", (), 16384),
+        "nce_t": ("--nce_t", (), 0.07),
+        "nce_m": ("--nce_m", (), 0.5),
+        "transform_layer_s": ("--transform_layer_s", (), ()),
+        "transform_layer_t": ("--transform_layer_t", (), ()),
+        "no_edge_transform": ("--no_edge_transform", (), False),
     }
 
 

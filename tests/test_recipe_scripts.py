@@ -91,7 +91,7 @@ def test_every_command_is_understood(script, gpus, interpreter, monkeypatch):
             assert settings.data.source.data_folder == "DATA"
             given = SCRIPTS[script][0]
             flags = {word[2:]: value for word, value in pairwise(given) if word.startswith("--")}
-            assert all(str(getattr(settings, flag)) == value for flag, value in flags.items())
+            assert all(str(settings.as_dict()[flag]) == value for flag, value in flags.items())
             if script.startswith(SEVERAL):
                 assert (settings.machine.device.gpu_id, settings.machine.launch.multiprocessing_distributed) == (
                     gpus,
@@ -120,9 +120,9 @@ def test_a_study_takes_folders_with_blanks(study, before, tmp_path):
     save = str(tmp_path / "my runs")
     calls = Interpreter(tmp_path / "interpreter", LEAVES).run(f"{study}/short_study.sh", *before, save)
     trained = [parse(argv, teacher=program == TRAIN[0]) for program, *argv in calls if program in TRAIN]
-    assert {s.data_folder for s in trained} == ({"a set"} if study == "hsakd" else {"a set", "some images"})
-    assert len(trained) > 8 and all(s.save_root.startswith(save) for s in trained)
-    assert all(s.data_folder == "some images" for s in trained if s.dataset == "folder")
+    assert {s.data.source.data_folder for s in trained} == ({"a set"} if study == "hsakd" else {"a set", "some images"})
+    assert len(trained) > 8 and all(s.run.save_root.startswith(save) for s in trained)
+    assert all(s.data.source.data_folder == "some images" for s in trained if s.data.source.dataset == "folder")
 
 
 def test_a_message_ends_where_it_is_meant_to():

@@ -70,7 +70,9 @@ def test_schedules_are_those_of_torch():
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_optimisers_are_those_of_torch(name):
     params = [nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3))]
-    optimizer = optim.optimizer(optim.OptimConfig(optimizer=name, momentum=0.9, weight_decay=0.1), 0.5)(params, 2.0)
+    optimizer = optim.optimizer(
+        optim.OptimConfig(optimizer=name, momentum=0.9, weight_decay=0.1, norm_weight_decay=0.0), 0.5
+    )(params, 2.0)
     decayed, flat = optimizer.param_groups
     assert (decayed["weight_decay"], flat["weight_decay"]) == (0.1, 0.0) and decayed["lr"] == flat["lr"] == 1.0
     assert decayed["params"][0] is params[0] and flat["params"][0] is params[1]
@@ -149,9 +151,9 @@ def test_mixed_batches():
     assert torch.allclose(smooth.soft_target, onehot * 0.9 + 0.1 / 7) and smooth.crop is not None
     logits = torch.randn(64, 7)
     assert torch.allclose(
-        F.cross_entropy(logits, smooth.soft_target), F.cross_entropy(logits, smooth.target, label_label_smoothing=0.1)
+        F.cross_entropy(logits, smooth.soft_target), F.cross_entropy(logits, smooth.target, label_smoothing=0.1)
     )
-    for kind in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0, "smoothing": 0.1}):
+    for kind in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1}):
         before = torch.get_rng_state()
         batches = list(mixed(**kind))
         assert torch.equal(torch.get_rng_state(), before)

@@ -248,7 +248,7 @@ def test_explicit_learning_rate_beats_the_recipe(monkeypatch):
     "line, seed", [("", 0), ("--trial 3", 3), ("--trial three", zlib.crc32(b"three")), ("--trial 3 --seed 4", 4)]
 )
 def test_seed_of_a_trial(line, seed):
-    assert parse(line.split(), teacher=False).seed == seed
+    assert parse(line.split(), teacher=False).run.seed == seed
 
 
 def test_published_spellings():

@@ -69,9 +69,9 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     ),
     "kd": (
         Mutant(
-            '"batchmean", log_target=True) * temperature**2', '"batchmean", log_target=True)', "distiller_zoo/base.py"
+            '"batchmean", log_target=True) * temperature**2', '"batchmean", log_target=True)', "distiller_zoo/_math.py"
         ),
-        Mutant('log_p, log_q, reduction="batch', 'log_q, log_p, reduction="batch', "distiller_zoo/base.py"),
+        Mutant('log_p, log_q, reduction="batch', 'log_q, log_p, reduction="batch', "distiller_zoo/_math.py"),
     ),
     "fitnet": (
         Mutant('F.mse_loss(s["fitnet.regressed"]', 'F.mse_loss(-s["fitnet.regressed"]'),
@@ -143,7 +143,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("WIDEST = 512", "WIDEST = 8"),
     ),
     "rkd": (
-        Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T", "distiller_zoo/base.py"),
+        Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T", "distiller_zoo/_math.py"),
         Mutant("+ self.weight_a", "- self.weight_a"),
         Mutant("option(25.0,", "option(20.0,"),
     ),
@@ -187,7 +187,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("option(4.0,", "option(2.0,"),
     ),
     "dkd": (
-        Mutant("[margin, -margin]", "[margin, margin]", "distiller_zoo/base.py"),
+        Mutant("[margin, -margin]", "[margin, margin]", "distiller_zoo/_math.py"),
         Mutant("* temperature**2", "* temperature"),
         Mutant("self.cfg.tckd * tckd + self", "self.cfg.tckd * tckd - self"),
         Mutant('8.0, "weight', '6.0, "weight'),
