@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.protocols import Batch, Features, Terms, UserError
+from distiller_zoo.base import STD_EPS
 
 
 def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
@@ -21,7 +22,7 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tens
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
-def kl_rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def kl_rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
     """kl() of every row by itself: [B]."""
     log_p = F.log_softmax(student_logits / temperature, dim=1)
     log_q = F.log_softmax(teacher_logits / temperature, dim=1)
@@ -38,7 +39,7 @@ def standardised(logits: Tensor) -> Tensor:
 
     The deviation is the unbiased one plus 1e-7, as published.
     """
-    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + STD_EPS)
 
 
 def distances(e: Tensor) -> Tensor:

@@ -7,6 +7,8 @@
 | deploy | student-side work that survives into evaluation and export; may replace "logits" | none |
 | connect | every other projection with parameters; runs inside the root that DDP, compile and autocast wrap | none |
 | rows | which rows of the logits `terms` compares: clips, or frames | clips |
+| row_weights | how much each row counts in a logit loss | alike |
+| div_rows | what `div` compares, row by row | kl_rows() |
 | terms | named, unweighted float32 scalars; owns no parameters | none |
 | weights | term name -> weight, over time | cls, div and beta |
 | unused | student parameters the method leaves out of training | none |
@@ -24,10 +26,12 @@ A method file holds one subclass, its Config and nothing else. Shape letters as 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,14 +43,61 @@ from core.protocols import (
     Needs,
     Phase,
     Progress,
+    Side,
     Tap,
     Tapped,
     Terms,
+    UserError,
 )
-from distiller_zoo._math import detached, kl, kl_rows, over_views, standardised
-from distiller_zoo._stages import paired_stages, unequal_stages, unreached
+from distiller_zoo._math import detached, kl_rows, over_views, standardised
+from distiller_zoo._stages import paired_stages, require_pooled_head, unequal_stages, unreached
+
+STD_EPS = 1e-7  # what a standard deviation of logits is raised by, as published for LSKD
+
 
 FRAME_LOGITS = "frame_logits"  # tap of networks that score every frame of a clip: [B*T, K]
+
+
+def entropy(logits: Tensor, temperature: float) -> Tensor:
+    """[B, K] -> [B], in nats, of softmax(logits / temperature)."""
+    log_p = F.log_softmax(logits / temperature, dim=1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def entropy_weights(z_s: Tensor, z_t: Tensor, temperature: float, bound: float) -> Tensor:
+    """[B] H_t (1 + H_s / bound) / 2, without gradient; H: entropy() (EA-KD, Su et al., ICCV 2025)."""
+    return 0.5 * entropy(z_t, temperature) * (1 + entropy(z_s.detach(), temperature) / bound)
+
+
+def warmed_up(epoch: int, epochs: int) -> float:
+    """Weight that rises linearly to 1 over the first epochs; 1 for epochs = 0."""
+    return min(epoch / epochs, 1.0) if epochs else 1.0
+
+
+def with_strong_view(batch: Batch, image: str, strong: Callable[[Tensor], Tensor], method: str) -> Batch:
+    """Two views per sample, the batch's own and strong() of it; image: the entry of inputs that is augmented."""
+    if batch.views != 1:
+        raise UserError(f"{method} adds a strong view to single ones, and the batch holds {batch.views} per sample")
+    if batch.teacher_inputs is not None:
+        raise UserError(f"{method} adds a view to what the teacher sees too: in a combination, name it first")
+    inputs = {k: x.repeat_interleave(2, 0) for k, x in batch.inputs.items() if k != image}
+    x = batch.inputs[image]
+    both = torch.stack([x, strong(x)], 1).flatten(0, 1)  # [B * 2, C, H, W], weak first
+    inputs[image] = both.contiguous(memory_format=torch.channels_last)
+    return batch.with_inputs(inputs, views=2)
+
+
+def linear_head(side: Side, stage: str, method: str) -> nn.Linear:
+    """The classifier, if it can be applied to every place of the map it pools; UserError where it cannot."""
+    require_pooled_head(side, method)
+    channels = side.shapes[stage][0]
+    if not isinstance(side.head, nn.Linear) or side.head.in_features != channels:
+        reads = f"reads {side.head.in_features} values" if isinstance(side.head, nn.Linear) else "is not a linear layer"
+        raise UserError(
+            f"{method} applies the classifier of {side.spec.name} to its last map of {channels} channels, but the "
+            f"classifier {reads}; choose a network that only pools in between, e.g. a resnet, a wrn or a vgg"
+        )
+    return side.head
 
 
 class Distiller(nn.Module):
@@ -56,6 +107,7 @@ class Distiller(nn.Module):
     teacher_mode: ClassVar[Literal["absent", "frozen", "trained"]] = "frozen"
     before: ClassVar[type[Distiller] | None] = None
     reads_logits: bool = False  # whether `terms` or `deploy` depend on the student's own logits
+    weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach
     follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled anew all the time
 
     @dataclass(frozen=True)
@@ -70,6 +122,10 @@ class Distiller(nn.Module):
         beta: float = 0.0  # weight of the method's own term
         kd_T: float = 4.0  # noqa: N815 (the published flag); temperature of the logit KL
         logit_stand: bool = False  # whether logit losses compare z-scored logits (LSKD)
+        norm_kd: bool = False  # whether temperatures are multiples of each row's standard deviation (NormKD)
+        ea_weight: bool = False  # whether rows count by the entropies of both networks (EA-KD)
+        ea_T: float = 3.0  # noqa: N815 (as kd_T); temperature of those entropies
+        ea_as_published: bool = False  # whether the bound of the student's entropy is K, not log K
         frame_logits: bool = False  # whether logit losses compare the scores of every frame of a clip
         authors: ClassVar[Mapping[str, float]] = {}
 
@@ -143,8 +199,42 @@ class Distiller(nn.Module):
         return s["logits"]
 
     def comparable(self, logits: Tensor) -> Tensor:
-        """Logits as a logit loss compares them: as they are, or z-scored with --logit_stand."""
+        """Logits as a logit loss compares them: as they are, z-scored with --logit_stand, or over their standard
+        deviation with --norm_kd, so that a temperature T acts as T * std (Chi et al., 2023; the student's has a
+        gradient)."""
+        if self.cfg.norm_kd:
+            return logits / (logits.std(1, keepdim=True) + STD_EPS)
         return standardised(logits) if self.cfg.logit_stand else logits
+
+    def row_weights(self, z_s: Tensor, z_t: Tensor) -> Tensor | None:
+        """[R] how much each row counts in a logit loss, without gradient; None: alike. z_s, z_t: logits [R, K] as the
+        networks give them.
+
+        --ea_weight: entropy_weights(), of z-scored logits with --logit_stand. --norm_kd: the teacher's variance, which
+        makes the factor T^2 of a loss the square of the teacher's own temperature.
+        """
+        weights = None
+        if self.cfg.ea_weight:
+            bound = z_s.shape[1] if self.cfg.ea_as_published else math.log(z_s.shape[1])
+            seen_s, seen_t = (standardised(z) if self.cfg.logit_stand else z for z in (z_s, z_t))
+            weights = entropy_weights(seen_s, seen_t.detach(), self.cfg.ea_T, bound)
+        if self.cfg.norm_kd:
+            variance = (z_t.detach().std(1) + STD_EPS).pow(2)
+            weights = variance if weights is None else weights * variance
+        return weights
+
+    def weighted_rows(self, rows: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
+        """[R] values of a logit loss, each times its row_weights()."""
+        weights = self.row_weights(z_s, z_t)
+        return rows if weights is None else rows * weights
+
+    def over_rows(self, rows: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
+        """Mean of weighted_rows()."""
+        return self.weighted_rows(rows, z_s, z_t).mean()
+
+    def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        """[R] what div is the mean of, before row_weights(); z_s, z_t: logits [R, K] as the networks give them."""
+        return kl_rows(self.comparable(z_s), self.comparable(z_t), self.cfg.kd_T)
 
     def rows(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
         """What `terms` is given. With --frame_logits a method that reads logits sees those of the T frames of a clip as
@@ -160,7 +250,8 @@ class Distiller(nn.Module):
         return None
 
     def common_terms(self, s: Features, t: Features, batch: Batch, weights: Mapping[str, float]) -> Terms:
-        """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views (all frames, with --frame_logits).
+        """cls: cross-entropy of view 0, mean over B. div: weighted div_rows(), mean over all views (all frames, with
+        --frame_logits).
         weights: of the moment, as weights(); weight 0: not computed."""
         logits = self.own_logits(s)
         terms: Terms = {}
@@ -169,11 +260,8 @@ class Distiller(nn.Module):
             terms["cls"] = F.cross_entropy(logits[:: batch.views], target)
         if weights.get("div") and "logits" in t:
             z_s, z_t = (s[FRAME_LOGITS], t[FRAME_LOGITS]) if self.cfg.frame_logits else (logits, t["logits"])
-            z_s, z_t, views = self.comparable(z_s), self.comparable(z_t), self.weights_of_views()
-            if views is None:
-                terms["div"] = kl(z_s, z_t, self.cfg.kd_T)
-            else:
-                terms["div"] = over_views(kl_rows(z_s, z_t, self.cfg.kd_T), views)
+            rows, views = self.weighted_rows(self.div_rows(z_s, z_t), z_s, z_t), self.weights_of_views()
+            terms["div"] = rows.mean() if views is None else over_views(rows, views)
         return terms
 
     def deploying(self) -> Distiller | None:

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("models", "crd", "dataset", "distiller_zoo")
-SHARED = ("distiller_zoo.base", "distiller_zoo._heads")  # no methods, but what several have in common
+# no methods, but what several have in common
+SHARED = ("distiller_zoo.base", "distiller_zoo._heads", "distiller_zoo.rows")
 VOCABULARY = ("core.protocols", "core.registry")
 ALLOWED = {  # package -> project modules it may import, beside its own
     "models": (*VOCABULARY, "models._gaf"),  # a function of tensors, part of a network that is exported

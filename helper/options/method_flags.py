@@ -11,6 +11,7 @@ from core.protocols import UserError
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined, CombinedConfig
 from distiller_zoo.base import Distiller
+from helper.options.parse import LOGIT_FLAGS
 
 
 def _field_flag(method: str, f: dataclasses.Field) -> str:
@@ -94,7 +95,7 @@ def _config(
 
     if teacher:
         return methods[0].Config(**fields_of(methods[0]))
-    common = {k: values[k] for k in ("cls", "div", "kd_T", "logit_stand", "frame_logits")}
+    common = {k: values[k] for k in ("cls", "div", "kd_T", "frame_logits", *LOGIT_FLAGS)}
     if len(methods) == 1:
         return methods[0].Config(beta=values["beta"], **common, **fields_of(methods[0]))
     weights = {m.name: m.Config.beta * values["beta"] for m in methods} | {

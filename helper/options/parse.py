@@ -43,6 +43,9 @@ EPILOG = (
 )
 
 
+LOGIT_FLAGS = ("logit_stand", "norm_kd", "ea_weight", "ea_T", "ea_as_published")  # of every logit loss
+
+
 def normalised(argv: Sequence[str] | None) -> list[str]:
     """--path-t=x -> --path_t=x; values and single-dash flags stay as they are. None reads sys.argv."""
     argv = sys.argv[1:] if argv is None else argv
@@ -220,6 +223,7 @@ def _resolve(
             values[k], sources[k] = v, source
 
     chosen = {k: v for k, v in given.items() if v is not UNSET}
+    chosen = {k: tuple(v) if isinstance(values.get(k), tuple) else v for k, v in chosen.items()}
     name = chosen.get("dataset", values["dataset"])
     layer(recipe(name), "data set recipe")
     network = "model" if teacher else "model_s"
@@ -244,10 +248,14 @@ def _resolve(
     method = methods[0] if len(methods) == 1 else Combined
     settings = Settings(values, sources, method, config, flags, method_flags, argv)
     settings.without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if sources[k] == "command line"}
-    if values.get("logit_stand") and not (config.div or any(m.reads_logits for m in methods)):
-        settings.without_effect["logit_stand"] = f"{values['distill']} compares no logits with -d 0"
-    if values.get("frame_logits") and not (config.div or any(m.reads_logits for m in methods)):
-        settings.without_effect["frame_logits"] = f"{values['distill']} compares no logits with -d 0"
+    for flag in ("logit_stand", "norm_kd", "frame_logits"):
+        if values.get(flag) and not (config.div or any(m.reads_logits for m in methods)):
+            settings.without_effect[flag] = f"{values['distill']} compares no logits with -d 0"
+    if values.get("ea_weight") and not (config.div or any(m.weighs_rows for m in methods)):
+        settings.without_effect["ea_weight"] = f"{values['distill']} has no logit loss per sample with -d 0"
+    for flag in ("ea_T", "ea_as_published"):
+        if sources.get(flag) == "command line" and not values["ea_weight"]:
+            settings.without_effect[flag] = "--ea_weight is off"
     return settings
 
 
@@ -298,3 +306,7 @@ def _check(values: Mapping[str, Any]) -> None:
         raise UserError(f"the seed {values['seed']} (--seed, else the number of --trial) must lie in [0, 2^63)")
     if not 0 < values.get("kd_T", 1.0) < math.inf:
         raise UserError(f"--kd_T {values['kd_T']} must be a finite number above 0")
+    if not 0 < values.get("ea_T", 1.0) < math.inf:
+        raise UserError(f"--ea_T {values['ea_T']} must be a finite number above 0")
+    if values.get("logit_stand") and values.get("norm_kd"):
+        raise UserError("--logit_stand and --norm_kd both choose the scale of the logits: give one of them")

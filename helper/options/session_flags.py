@@ -278,6 +278,25 @@ STUDENT = (
         "compare z-scored logits in every logit loss (LSKD; published beside kd with -c 0.1 -d 9 --kd_T 2)",
         result=True,
     ),
+    _switch(
+        ("--norm_kd",),
+        "temperatures of logit losses are multiples of each row's standard deviation (NormKD; published with kd, "
+        "-c 0.1 -d 0.9 --kd_T 2)",
+        result=True,
+    ),
+    _switch(
+        ("--ea_weight",),
+        "weigh each sample of a logit loss by the entropies of teacher and student (EA-KD; published with kd, "
+        "-c 0.1 -d 0.9)",
+        result=True,
+    ),
+    Flag(("--ea_T",), 3.0, "temperature of the entropies of --ea_weight; published 2 on ImageNet", float, result=True),
+    _switch(
+        ("--ea_as_published",),
+        "bound the student's entropy in --ea_weight by the number of classes, as the code for kd and dkd on CIFAR-100 "
+        "does, not by its logarithm",
+        result=True,
+    ),
     Flag(
         ("--protocol",),
         "simkd",
