@@ -101,6 +101,10 @@ class Combined(Distiller):
             weights.update(m.weights(progress))
         return {**weights, "cls": self.cfg.cls, "div": self.cfg.div}
 
+    def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        own = next((m for m in self.each() if type(m).div_rows is not Distiller.div_rows), None)
+        return super().div_rows(z_s, z_t) if own is None else own.div_rows(z_s, z_t)
+
     def weights_of_views(self) -> Tensor | None:
         return next((w for m in self.each() if (w := m.weights_of_views()) is not None), None)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from core.protocols import Batch, Features, Terms, UserError
+
+STD_EPS = 1e-7  # what a standard deviation of logits is raised by, as published for LSKD
 
 
 def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
@@ -21,7 +23,7 @@ def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tens
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2
 
 
-def kl_rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def kl_rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
     """kl() of every row by itself: [B]."""
     log_p = F.log_softmax(student_logits / temperature, dim=1)
     log_q = F.log_softmax(teacher_logits / temperature, dim=1)
@@ -38,7 +40,7 @@ def standardised(logits: Tensor) -> Tensor:
 
     The deviation is the unbiased one plus 1e-7, as published.
     """
-    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + STD_EPS)
 
 
 def distances(e: Tensor) -> Tensor:
@@ -100,3 +102,32 @@ def weighted_sum(terms: Terms, weights: Mapping[str, float]) -> Tensor:
     if not terms:
         raise UserError("every term of the loss has weight 0: raise one of -c, -d, -b")
     return torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+
+
+def entropy(logits: Tensor, temperature: float) -> Tensor:
+    """[B, K] -> [B], in nats, of softmax(logits / temperature)."""
+    log_p = F.log_softmax(logits / temperature, dim=1)
+    return -(log_p.exp() * log_p).sum(1)
+
+
+def entropy_weights(z_s: Tensor, z_t: Tensor, temperature: float, bound: float) -> Tensor:
+    """[B] H_t (1 + H_s / bound) / 2, without gradient; H: entropy() (EA-KD, Su et al., ICCV 2025)."""
+    return 0.5 * entropy(z_t, temperature) * (1 + entropy(z_s.detach(), temperature) / bound)
+
+
+def warmed_up(epoch: int, epochs: int) -> float:
+    """Weight that rises linearly to 1 over the first epochs; 1 for epochs = 0."""
+    return min(epoch / epochs, 1.0) if epochs else 1.0
+
+
+def with_strong_view(batch: Batch, image: str, strong: Callable[[Tensor], Tensor], method: str) -> Batch:
+    """Two views per sample, the batch's own and strong() of it; image: the entry of inputs that is augmented."""
+    if batch.views != 1:
+        raise UserError(f"{method} adds a strong view to single ones, and the batch holds {batch.views} per sample")
+    if batch.teacher_inputs is not None:
+        raise UserError(f"{method} adds a view to what the teacher sees too: in a combination, name it first")
+    inputs = {k: x.repeat_interleave(2, 0) for k, x in batch.inputs.items() if k != image}
+    x = batch.inputs[image]
+    both = torch.stack([x, strong(x)], 1).flatten(0, 1)  # [B * 2, C, H, W], weak first
+    inputs[image] = both.contiguous(memory_format=torch.channels_last)
+    return batch.with_inputs(inputs, views=2)

@@ -34,28 +34,38 @@ OPERATIONS = (
 TRANSLATION = 150 / 331  # of the image's side, at the highest magnitude
 
 
+CUTOUT = (125, 123, 114)  # red, green and blue of what is cut out, of 255
+
+
 GREY = (0.299, 0.587, 0.114)
 
 
-def rand_augment(x: Tensor, rng: torch.Generator, num_ops: int = 2, magnitude: int = 10) -> Tensor:
-    """num_ops operations in a row for every image, each drawn uniformly, its direction up or down by a coin."""
+def rand_augment(x: Tensor, rng: torch.Generator, num_ops: int = 2, magnitude: int | None = 10) -> Tensor:
+    """num_ops operations in a row for every image, each drawn uniformly, its direction up or down by a coin.
+
+    magnitude: None for one that every image and operation draws uniformly.
+    """
     for _ in range(num_ops):
         operation = torch.randint(len(OPERATIONS), (len(x),), generator=rng, device=x.device)
         sign = torch.randint(2, (len(x),), generator=rng, device=x.device) * 2.0 - 1.0
-        x = augment(x, operation, sign.to(x.dtype), magnitude / LEVELS)
+        strength = magnitude / LEVELS if magnitude is not None else torch.rand(len(x), generator=rng, device=x.device)
+        x = augment(x, operation, sign.to(x.dtype), strength)
     return x
 
 
-def augment(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor:
-    """operation: [B] index into OPERATIONS. sign: [B] of +-1. strength: magnitude as a share of the highest."""
+def augment(x: Tensor, operation: Tensor, sign: Tensor, strength: float | Tensor) -> Tensor:
+    """operation: [B] index into OPERATIONS. sign: [B] of +-1. strength: magnitude as a share of the highest, of all
+    images or of each, [B]."""
     sign = sign[:, None, None, None]
+    each = strength[:, None, None, None] if isinstance(strength, Tensor) else strength
+    lost = (4 * each).round() if isinstance(each, Tensor) else round(4 * each)
     candidates = {
-        "brightness": _blend(torch.zeros_like(x), x, 1 + 0.9 * strength * sign),
-        "color": _blend(grey(x).expand_as(x), x, 1 + 0.9 * strength * sign),
-        "contrast": _blend(grey(x).mean((1, 2, 3), keepdim=True).expand_as(x), x, 1 + 0.9 * strength * sign),
-        "sharpness": _blend(_smooth(x), x, 1 + 0.9 * strength * sign),
-        "posterize": _posterize(x, 8 - round(4 * strength)),
-        "solarize": torch.where(x >= 1 - strength, 1 - x, x),
+        "brightness": _blend(torch.zeros_like(x), x, 1 + 0.9 * each * sign),
+        "color": _blend(grey(x).expand_as(x), x, 1 + 0.9 * each * sign),
+        "contrast": _blend(grey(x).mean((1, 2, 3), keepdim=True).expand_as(x), x, 1 + 0.9 * each * sign),
+        "sharpness": _blend(_smooth(x), x, 1 + 0.9 * each * sign),
+        "posterize": _posterize(x, lost),
+        "solarize": torch.where(x >= 1 - each, 1 - x, x),
         "autocontrast": _autocontrast(x),
         "equalize": _equalize(x),
     }
@@ -68,7 +78,7 @@ def augment(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tens
     return torch.where(geometric[:, None, None, None], moved, out)
 
 
-def _move(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor:
+def _move(x: Tensor, operation: Tensor, sign: Tensor, strength: float | Tensor) -> Tensor:
     """The geometric operations as one nearest-neighbour gather; what comes from outside the image is black."""
     height, width = x.shape[2:]
 
@@ -92,6 +102,21 @@ def _move(x: Tensor, operation: Tensor, sign: Tensor, strength: float) -> Tensor
     return F.grid_sample(x, grid, mode="nearest", padding_mode="zeros", align_corners=False)
 
 
+def cutout(x: Tensor, rng: torch.Generator, largest: float = 0.5) -> Tensor:
+    """A grey square around a random point of every image, its side drawn uniformly up to a share of the image's."""
+    height, width = x.shape[2:]
+
+    def draw(limit: float) -> Tensor:
+        return torch.rand(len(x), 1, generator=rng, device=x.device) * limit
+
+    half = draw(largest / 2)
+    rows = (torch.arange(height, device=x.device) - draw(height)).abs() <= half * height  # [B, H]
+    columns = (torch.arange(width, device=x.device) - draw(width)).abs() <= half * width
+    hidden = rows[:, None, :, None] & columns[:, None, None, :]
+    colours = [torch.where(hidden, value / 255, x[:, i : i + 1]) for i, value in enumerate(CUTOUT[: x.shape[1]])]
+    return torch.cat(colours, 1)
+
+
 def _blend(low: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     return (low + (x - low) * factor).clamp(0, 1)
 
@@ -111,8 +136,9 @@ def _smooth(x: Tensor) -> Tensor:
     return out
 
 
-def _posterize(x: Tensor, bits: int) -> Tensor:
-    step = 2 ** (8 - bits)
+def _posterize(x: Tensor, lost: int | Tensor) -> Tensor:
+    """Without its lowest bits."""
+    step = 2**lost
     return (x * 255).round().div(step, rounding_mode="floor") * step / 255
 
 

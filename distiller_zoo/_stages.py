@@ -146,3 +146,16 @@ def unreached(student: Tapped) -> list[nn.Parameter]:
     for p, trainable in zip(params, was_trainable, strict=True):
         p.requires_grad_(trainable)
     return [p for p, gradient in zip(params, gradients, strict=True) if gradient is None]
+
+
+def linear_head(side: Side, stage: str, method: str) -> nn.Linear:
+    """The classifier, if it can be applied to every place of the map it pools; UserError where it cannot."""
+    require_pooled_head(side, method)
+    channels = side.shapes[stage][0]
+    if not isinstance(side.head, nn.Linear) or side.head.in_features != channels:
+        reads = f"reads {side.head.in_features} values" if isinstance(side.head, nn.Linear) else "is not a linear layer"
+        raise UserError(
+            f"{method} applies the classifier of {side.spec.name} to its last map of {channels} channels, but the "
+            f"classifier {reads}; choose a network that only pools in between, e.g. a resnet, a wrn or a vgg"
+        )
+    return side.head

@@ -7,6 +7,8 @@
 | deploy | student-side work that survives into evaluation and export; may replace "logits" | none |
 | connect | every other projection with parameters; runs inside the root that DDP, compile and autocast wrap | none |
 | rows | which rows of the logits `terms` compares: clips, or frames | clips |
+| row_weights | how much each row counts in a logit loss | alike |
+| div_rows | what `div` compares, row by row | kl_rows() |
 | terms | named, unweighted float32 scalars; owns no parameters | none |
 | weights | term name -> weight, over time | cls, div and beta |
 | unused | student parameters the method leaves out of training | none |
@@ -24,6 +26,7 @@ A method file holds one subclass, its Config and nothing else. Shape letters as 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -43,7 +46,7 @@ from core.protocols import (
     Tapped,
     Terms,
 )
-from distiller_zoo._math import detached, kl, kl_rows, over_views, standardised
+from distiller_zoo._math import STD_EPS, detached, entropy_weights, kl_rows, over_views, standardised
 from distiller_zoo._stages import paired_stages, unequal_stages, unreached
 
 FRAME_LOGITS = "frame_logits"  # tap of networks that score every frame of a clip: [B*T, K]
@@ -56,6 +59,7 @@ class Distiller(nn.Module):
     teacher_mode: ClassVar[Literal["absent", "frozen", "trained"]] = "frozen"
     before: ClassVar[type[Distiller] | None] = None
     reads_logits: bool = False  # whether `terms` or `deploy` depend on the student's own logits
+    weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach
     follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled anew all the time
 
     @dataclass(frozen=True)
@@ -70,6 +74,10 @@ class Distiller(nn.Module):
         beta: float = 0.0  # weight of the method's own term
         kd_T: float = 4.0  # noqa: N815 (the published flag); temperature of the logit KL
         logit_stand: bool = False  # whether logit losses compare z-scored logits (LSKD)
+        norm_kd: bool = False  # whether temperatures are multiples of each row's standard deviation (NormKD)
+        ea_weight: bool = False  # whether rows count by the entropies of both networks (EA-KD)
+        ea_T: float = 3.0  # noqa: N815 (as kd_T); temperature of those entropies
+        ea_as_published: bool = False  # whether the bound of the student's entropy is K, not log K
         frame_logits: bool = False  # whether logit losses compare the scores of every frame of a clip
         authors: ClassVar[Mapping[str, float]] = {}
 
@@ -143,8 +151,42 @@ class Distiller(nn.Module):
         return s["logits"]
 
     def comparable(self, logits: Tensor) -> Tensor:
-        """Logits as a logit loss compares them: as they are, or z-scored with --logit_stand."""
+        """Logits as a logit loss compares them: as they are, z-scored with --logit_stand, or over their standard
+        deviation with --norm_kd, so that a temperature T acts as T * std (Chi et al., 2023; the student's has a
+        gradient)."""
+        if self.cfg.norm_kd:
+            return logits / (logits.std(1, keepdim=True) + STD_EPS)
         return standardised(logits) if self.cfg.logit_stand else logits
+
+    def row_weights(self, z_s: Tensor, z_t: Tensor) -> Tensor | None:
+        """[R] how much each row counts in a logit loss, without gradient; None: alike. z_s, z_t: logits [R, K] as the
+        networks give them.
+
+        --ea_weight: entropy_weights(), of z-scored logits with --logit_stand. --norm_kd: the teacher's variance, which
+        makes the factor T^2 of a loss the square of the teacher's own temperature.
+        """
+        weights = None
+        if self.cfg.ea_weight:
+            bound = z_s.shape[1] if self.cfg.ea_as_published else math.log(z_s.shape[1])
+            seen_s, seen_t = (standardised(z) if self.cfg.logit_stand else z for z in (z_s, z_t))
+            weights = entropy_weights(seen_s, seen_t.detach(), self.cfg.ea_T, bound)
+        if self.cfg.norm_kd:
+            variance = (z_t.detach().std(1) + STD_EPS).pow(2)
+            weights = variance if weights is None else weights * variance
+        return weights
+
+    def weighted_rows(self, rows: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
+        """[R] values of a logit loss, each times its row_weights()."""
+        weights = self.row_weights(z_s, z_t)
+        return rows if weights is None else rows * weights
+
+    def over_rows(self, rows: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
+        """Mean of weighted_rows()."""
+        return self.weighted_rows(rows, z_s, z_t).mean()
+
+    def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        """[R] what div is the mean of, before row_weights(); z_s, z_t: logits [R, K] as the networks give them."""
+        return kl_rows(self.comparable(z_s), self.comparable(z_t), self.cfg.kd_T)
 
     def rows(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
         """What `terms` is given. With --frame_logits a method that reads logits sees those of the T frames of a clip as
@@ -160,7 +202,8 @@ class Distiller(nn.Module):
         return None
 
     def common_terms(self, s: Features, t: Features, batch: Batch, weights: Mapping[str, float]) -> Terms:
-        """cls: cross-entropy of view 0, mean over B. div: kl(), mean over all views (all frames, with --frame_logits).
+        """cls: cross-entropy of view 0, mean over B. div: weighted div_rows(), mean over all views (all frames, with
+        --frame_logits).
         weights: of the moment, as weights(); weight 0: not computed."""
         logits = self.own_logits(s)
         terms: Terms = {}
@@ -169,11 +212,8 @@ class Distiller(nn.Module):
             terms["cls"] = F.cross_entropy(logits[:: batch.views], target)
         if weights.get("div") and "logits" in t:
             z_s, z_t = (s[FRAME_LOGITS], t[FRAME_LOGITS]) if self.cfg.frame_logits else (logits, t["logits"])
-            z_s, z_t, views = self.comparable(z_s), self.comparable(z_t), self.weights_of_views()
-            if views is None:
-                terms["div"] = kl(z_s, z_t, self.cfg.kd_T)
-            else:
-                terms["div"] = over_views(kl_rows(z_s, z_t, self.cfg.kd_T), views)
+            rows, views = self.weighted_rows(self.div_rows(z_s, z_t), z_s, z_t), self.weights_of_views()
+            terms["div"] = rows.mean() if views is None else over_views(rows, views)
         return terms
 
     def deploying(self) -> Distiller | None:

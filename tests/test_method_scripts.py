@@ -63,6 +63,7 @@ def test_the_command_is_the_published_one(method, run):
         "mlkd_weak_relations",
         "cat_kd_raw",
         "dpcd_as_published",
+        "ldrld_as_published",
     }  # published behaviour that is off by default
     of_the_pair = {"dpcd_beta_min", "dpcd_beta_max"}
     for name in settings.method_flags.keys() - switches - of_the_pair:

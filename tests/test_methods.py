@@ -65,6 +65,15 @@ def test_names():
         ("ctkd", (0.1, 0, 0.9), (0.1, 0, 0.9)),
         ("dist", (1, 0, 2), (1, 0, 2)),
         ("dkd", (1, 0, 1), (1, 0, 1)),
+        ("ttm", (1, 0, 45), (1, 0, 45)),
+        ("pld", (0, 0, 1), (0, 0, 1)),
+        ("luminet", (2, 0, 1), (2, 0, 1)),
+        ("wkd_l", (1, 0, 600), (1, 0, 600)),
+        ("rld", (1, 0, 1), (1, 0, 1)),
+        ("sdd", (0.1, 0, 0.9), (0.1, 0, 0.9)),
+        ("ldrld", (1, 0, 1), (1, 0, 1)),
+        ("skd", (0.5, 0, 0.5), (0.5, 0, 0.5)),
+        ("crld", (1, 0, 1), (1, 0, 1)),
         ("mgd", (1, 1, 7e-5), (1, 0, 7e-5)),
         ("mlkd", (0.1, 0, 0.9), (0.1, 0, 0.9)),
         ("nkd", (1, 0, 1), (1, 0, 1)),
@@ -163,7 +172,8 @@ EQUAL = ("fsp", "kdsvd")  # methods that compare channel by channel
 def test_features_added_are_prefixed(name, stage):
     """`deploy` may replace the logits; nothing else of the networks is overwritten."""
     stages_t = STAGES_S if name in EQUAL else STAGES_T
-    method = small(name, stages_t=stages_t, stage=stage, **({"nce_k": 4} if name == "crd" else {}))
+    options = {"crd": {"nce_k": 4}, "ldrld": {"top": 3}}.get(name, {})
+    method = small(name, stages_t=stages_t, stage=stage, **options)
     s, t = (
         {
             "logits": torch.randn(8, 5),
@@ -173,11 +183,11 @@ def test_features_added_are_prefixed(name, stage):
         }
         for width, stages in ((6, STAGES_S), (12, stages_t))
     )
-    terms, s_out, t_out = run(method, s, t, batch_of(torch.arange(8) % 5))
-    assert (
-        terms.keys() - {"cls", "div", "peer_cls", "peer_div"} <= {method.name}
-        and terms.keys() <= method.weights(Progress()).keys()
-    )
+    views = 2 if name == "crld" else 1  # which adds the second in prepare()
+    terms, s_out, t_out = run(method, s, t, batch_of(torch.arange(8 // views) % 5, views=views))
+    own = terms.keys() - {"cls", "div", "peer_cls", "peer_div"}
+    assert own <= {method.name, f"{name}_cls", f"{name}_target"}
+    assert terms.keys() <= method.weights(Progress()).keys()
     for before, after in ((s, s_out), (t, t_out)):
         assert all(k.startswith(f"{method.name}.") for k in after.keys() - before.keys())
         changed = {k for k in before if after[k] is not before[k]}

@@ -171,7 +171,7 @@ def test_mixed_batches():
         again.set_epoch(1, 2)
         assert torch.equal(next(iter(again)).inputs["image"], batches[2].inputs["image"])
         assert not torch.equal(next(iter(mixed(rank=1, **kind))).inputs["image"], batches[0].inputs["image"])
-    for wrong in ({"smoothing": 1.0}, {"mixup": -1.0}):
+    for wrong in ({"label_smoothing": 1.0}, {"mixup": -1.0}):
         with pytest.raises(UserError, match="--label_smoothing|--mixup"):
             mixed(**wrong)
 

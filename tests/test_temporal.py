@@ -319,11 +319,12 @@ def test_published_file_loads(tmp_path):
         load_network(tmp_path / "published.pth", name, 3, {"video": (4, 3, 32, 32)})
 
 
-SMALL = {"crd": {"nce_k": 8, "feat_dim": 4}, "cc": {"feat_dim": 4}, "mlkd": {"views": 1}}
+SMALL = {"crd": {"nce_k": 8, "feat_dim": 4}, "cc": {"feat_dim": 4}, "mlkd": {"views": 1}, "ldrld": {"top": 2}}
 HEADS = "auxiliary heads, which sit on networks of images"
 CANNOT = {  # method -> why it does not run on a pair of videos
     **dict.fromkeys(("hsakd", "hsakd_teacher", "hsakd_online", "dpcd", "dpcd_teacher"), HEADS),
     "cakd": "attention, which is no mean over frames",
+    "crld": "an image to augment",
 }
 
 
@@ -364,7 +365,7 @@ def test_methods_on_video_pairs(method):
 def test_methods_that_images_keep(method):
     """Refused in a sentence, not by a shape deep inside."""
     teacher = "tsn:vit_micro_cifar" if method == "cakd" else "tsn:resnet14"
-    with pytest.raises(UserError, match="auxiliary heads|attention"):
+    with pytest.raises(UserError, match="auxiliary heads|attention|crld augments images"):
         step_of(method, teacher=teacher)[0]()
 
 

@@ -40,7 +40,7 @@ def teacher():
     return network(model_dict["trn:resnet8"].fitted(SHAPES), 5)
 
 
-SETTINGS = {"crd": {"nce_k": 8, "feat_dim": 4}, "cc": {"feat_dim": 4}}
+SETTINGS = {"crd": {"nce_k": 8, "feat_dim": 4}, "cc": {"feat_dim": 4}, "ldrld": {"top": 3}}
 REFUSED = {  # what this pair cannot give: a linear classifier behind the last map, equal widths, an image
     "srrl": "feeds the classifier of trn:resnet8",
     "simkd": "reuses the classifier of trn:resnet8",
@@ -49,6 +49,9 @@ REFUSED = {  # what this pair cannot give: a linear classifier behind the last m
     "fsp": "needs maps of equal width",
     "kdsvd": "needs maps of equal width",
     "mlkd": "use --mlkd_views 1",
+    "crld": "crld augments images",
+    "sdd": "applies the classifier of sensor_cnn to its last map",
+    "wkd_l": "compares the rows of a linear classifier",
 }
 
 

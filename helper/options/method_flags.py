@@ -46,6 +46,27 @@ class LossConfig(Config):
         "compare z-scored logits in every logit loss (LSKD; published beside kd with -c 0.1 -d 9 --kd_T 2)",
         role=RESULT,
     )
+    norm_kd: bool = option(
+        False,
+        "temperatures of logit losses are multiples of each row's standard deviation (NormKD; published with kd, "
+        "-c 0.1 -d 0.9 --kd_T 2)",
+        role=RESULT,
+    )
+    ea_weight: bool = option(
+        False,
+        "weigh each sample of a logit loss by the entropies of teacher and student (EA-KD; published with kd, "
+        "-c 0.1 -d 0.9)",
+        role=RESULT,
+    )
+    ea_T: float = option(  # noqa: N815
+        3.0, "temperature of the entropies of --ea_weight; published 2 on ImageNet", check=positive, role=RESULT
+    )
+    ea_as_published: bool = option(
+        False,
+        "bound the student's entropy in --ea_weight by the number of classes, as the code for kd and dkd on CIFAR-100 "
+        "does, not by its logarithm",
+        role=RESULT,
+    )
     frame_logits: bool = option(
         False, "compare the scores of every frame, not of the clip, in every logit loss", role=RESULT
     )
@@ -56,6 +77,15 @@ class LossConfig(Config):
         choices=("simkd", "authors"),
         role=RESULT,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.logit_stand and self.norm_kd:
+            raise UserError("--logit_stand and --norm_kd both choose the scale of the logits: give one of them")
+
+
+# settings of every logit loss, which stand in each method's Config too
+LOGIT_FLAGS = ("logit_stand", "norm_kd", "ea_weight", "ea_T", "ea_as_published")
 
 
 def _field_flag(method: str, f: dataclasses.Field) -> str:
@@ -134,7 +164,7 @@ def _config(
 
     if teacher:
         return methods[0].Config(**fields_of(methods[0]))
-    common = {k: values[k] for k in ("cls", "div", "kd_T", "logit_stand", "frame_logits")}
+    common = {k: values[k] for k in ("cls", "div", "kd_T", "frame_logits", *LOGIT_FLAGS)}
     if len(methods) == 1:
         return methods[0].Config(beta=values["beta"], **common, **fields_of(methods[0]))
     weights = {m.name: m.Config.beta * values["beta"] for m in methods} | {

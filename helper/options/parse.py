@@ -229,6 +229,7 @@ def _resolve(
 
     teacher = kind is TeacherConfigs
     chosen = {k: v for k, v in given.items() if v is not UNSET}
+    chosen = {k: tuple(v) if isinstance(values.get(k), tuple) else v for k, v in chosen.items()}
     name = chosen.get("dataset", values["dataset"])
     layer(recipe(name), "data set recipe")
     network = "model" if teacher else "model_s"
@@ -252,9 +253,24 @@ def _resolve(
     config = _config(values, own, methods, teacher)
     method = methods[0] if len(methods) == 1 else Combined
     without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if sources[k] == "command line"}
-    for flag in ("logit_stand", "frame_logits"):
-        if values.get(flag) and not (config.div or any(m.reads_logits for m in methods)):
-            without_effect[flag] = f"{values['distill']} compares no logits with -d 0"
+    if not teacher:
+        without_effect |= idle_logit_flags(values, sources, config, methods)
     return Settings(
         configs, method, config, {k: values[k] for k in own}, defaults, sources, without_effect=without_effect
     )
+
+
+def idle_logit_flags(
+    values: Mapping[str, Any], sources: Mapping[str, str], config: Any, methods: Sequence[type[Distiller]]
+) -> dict[str, str]:
+    """Flag -> why, of the flags about logit losses that do nothing beside these methods."""
+    why: dict[str, str] = {}
+    if not config.div and not any(m.reads_logits for m in methods):
+        reason = f"{values['distill']} compares no logits with -d 0"
+        why |= {flag: reason for flag in ("logit_stand", "norm_kd", "frame_logits") if values[flag]}
+    if values["ea_weight"] and not (config.div or any(m.weighs_rows for m in methods)):
+        why["ea_weight"] = f"{values['distill']} has no logit loss per sample with -d 0"
+    if not values["ea_weight"]:
+        given = [flag for flag in ("ea_T", "ea_as_published") if sources[flag] == "command line"]
+        why |= dict.fromkeys(given, "--ea_weight is off")
+    return why

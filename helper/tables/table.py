@@ -9,6 +9,7 @@ from typing import Any
 
 from core.log import clock
 from distiller_zoo import method_dict
+from helper.options.method_flags import LOGIT_FLAGS
 from helper.options.naming import published_name
 from helper.options.parse import parse
 from helper.options.settings import StudentConfigs, TeacherConfigs, common_flags
@@ -21,7 +22,7 @@ from helper.training.stages import chain_of
 OF_A_NETWORK = {"model", "model_s", "modality", "modality_s", "modality_t", "pretrained_backbone"}
 
 
-OF_A_METHOD = {"distill", "weight", "cls", "div", "beta", "kd_T", "logit_stand", "init_epochs", "frame_logits"}
+OF_A_METHOD = {"distill", "weight", "cls", "div", "beta", "kd_T", "init_epochs", "frame_logits", *LOGIT_FLAGS}
 
 
 OF_A_TEACHER = {"teacher_weight", "fold_teacher", "teacher_dropout"}
@@ -80,7 +81,7 @@ def off_default(identity: dict[str, Any]) -> list[str]:
         return []
     protocol = identity.get("protocol") or "simkd"
     theirs = parse(["--distill", distill, "--protocol", protocol], teacher=False)
-    names = ["cls", "div", "beta", "kd_T", "logit_stand", "weight", *theirs.method_flags]
+    names = ["cls", "div", "beta", "kd_T", *LOGIT_FLAGS, "weight", *theirs.method_flags]
     if distill == "vanilla":  # the weights of terms that it does not have
         names = ["cls"]
     said = {pair.partition("=")[0] for pair in identity.get("weight") or ()}

@@ -167,9 +167,7 @@ def build_stages(
     if mode == "frozen" and teacher is None:
         raise UserError(f"--distill {method.name} needs a teacher: pass its checkpoint with --path_t")
     peer_spec = student if mode == "trained" else None
-    teacher_spec = None if mode == "absent" else peer_spec
-    if mode == "frozen" and teacher is not None:
-        teacher_spec = teacher.spec
+    teacher_spec = teacher.spec if teacher is not None and mode == "frozen" else peer_spec
     needs = union_of_needs(method, cfg, student, teacher_spec)
     full, last = -(-batch_size // accumulate), setup.kernels.channels_last
     s_net = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.student), device, last)

@@ -38,6 +38,7 @@ TESTS = (
     "test_reference_classic",
     "test_losses_classic",
     "test_losses_new",
+    "test_losses_recent",
     "test_reference_losses",
     "test_losses",
     "test_methods",
@@ -68,10 +69,11 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("F.cross_entropy(logits[", "-F.cross_entropy(logits[", "distiller_zoo/base.py"),
     ),
     "kd": (
-        Mutant(
-            '"batchmean", log_target=True) * temperature**2', '"batchmean", log_target=True)', "distiller_zoo/_math.py"
-        ),
-        Mutant('log_p, log_q, reduction="batch', 'log_q, log_p, reduction="batch', "distiller_zoo/_math.py"),
+        Mutant("log_target=True).sum(1) * temperature**2", "log_target=True).sum(1)", "distiller_zoo/_math.py"),
+        Mutant('log_p, log_q, reduction="none', 'log_q, log_p, reduction="none', "distiller_zoo/_math.py"),
+        Mutant("z_t.argmax(1), reduction", "z_s.argmax(1), reduction"),
+        Mutant("(1 + entropy(z_s", "(1 - entropy(z_s", "distiller_zoo/_math.py"),
+        Mutant("z_t.detach().std(1) + STD_EPS).pow(2)", "z_t.detach().std(1) + STD_EPS)", "distiller_zoo/base.py"),
     ),
     "fitnet": (
         Mutant('F.mse_loss(s["fitnet.regressed"]', 'F.mse_loss(-s["fitnet.regressed"]'),
@@ -188,8 +190,12 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     ),
     "dkd": (
         Mutant("[margin, -margin]", "[margin, margin]", "distiller_zoo/_math.py"),
-        Mutant("* temperature**2", "* temperature"),
-        Mutant("self.cfg.tckd * tckd + self", "self.cfg.tckd * tckd - self"),
+        Mutant(
+            "log_target=True).sum(1) * temperature**2",
+            "log_target=True).sum(1) * temperature",
+            "distiller_zoo/_rows.py",
+        ),
+        Mutant("alpha * tckd + beta", "alpha * tckd - beta", "distiller_zoo/_rows.py"),
         Mutant('8.0, "weight', '6.0, "weight'),
     ),
     "mgd": (
@@ -205,12 +211,14 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("v == 0 or not self.cfg", "v == 1 or not self.cfg"),
     ),
     "nkd": (
-        Mutant("-target.mean() - self", "-target.mean() + self"),
-        Mutant("* temperature**2", "* temperature"),
+        Mutant("target_rows(z_s, z_t, labels) + self", "target_rows(z_s, z_t, labels) - self"),
+        Mutant(
+            "log_softmax(1)).sum(1) * temperature**2", "log_softmax(1)).sum(1) * temperature", "distiller_zoo/_rows.py"
+        ),
         Mutant("option(3.5,", "option(1.5,"),
     ),
     "ofa_kd": (
-        Mutant("loss = loss - (enhanced", "loss = loss + (enhanced"),
+        Mutant("rows = rows - (enhanced", "rows = rows + (enhanced"),
         Mutant(".pow(self.cfg.eps) - label", ".pow(self.cfg.eps) + label"),
         Mutant("option(1.0,", "option(1.5,"),
     ),
@@ -227,6 +235,53 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("log_power = self.cfg.gamma", "log_power = -self.cfg.gamma"),
         Mutant("(log_u.exp() * divergence)", "((-log_u).exp() * divergence)"),
         Mutant("option(0.2,", "option(0.1,"),
+    ),
+    "ttm": (
+        Mutant("log_softmax(self.cfg.gamma *", "log_softmax(-self.cfg.gamma *"),
+        Mutant("option(0.1,", "option(0.2,"),
+    ),
+    "pld": (
+        Mutant('labels[:, None], float("inf"))', 'labels[:, None], float("-inf"))'),
+        Mutant("(remaining - ranked)", "(remaining + ranked)"),
+        Mutant("option(4.0,", "option(1.0,"),
+    ),
+    "luminet": (
+        Mutant("centred.pow(2).mean(0) + EPS", "centred.pow(2).mean(0) - EPS"),
+        Mutant("(self.cfg.alpha / temperature) ** 2", "(self.cfg.alpha / temperature)"),
+        Mutant("option(33.0,", "option(2.0,"),
+    ),
+    "wkd_l": (
+        Mutant("/ (v @ kernel.T + FLOOR)", "/ (u @ kernel.T + FLOOR)"),
+        Mutant("ENTROPY = 0.05", "ENTROPY = 0.1"),
+        Mutant("ITERATIONS = 10", "ITERATIONS = 9"),
+        Mutant("0.5 * (1 + math.cos", "0.5 * (1 - math.cos"),
+        Mutant("return 1 - products", "return 1 + products"),
+    ),
+    "rld": (
+        Mutant("z_t < z_t.gather", "z_t <= z_t.gather"),
+        Mutant("z_t.argmax(1))", "labels)"),
+        Mutant("rows = rows + self.cfg.correlation", "rows = rows - self.cfg.correlation"),
+    ),
+    "sdd": (
+        Mutant("u = 1.0 + (right", "u = 1.0 - (right"),
+        Mutant("FINEST = 4", "FINEST = 8"),
+        Mutant("option((1, 2),", "option((1, 4),"),
+    ),
+    "ldrld": (
+        Mutant("* (i + j)) / (1.5 + j - i)", "* (i + j)) / (1.5 + j + i)"),
+        Mutant("descending=True)", "descending=False)"),
+        Mutant("local = pairs + whole", "local = pairs - whole"),
+        Mutant("(self.cfg.top - 1) / 2 + 1)", "(self.cfg.top - 1) / 2 + 2)"),
+    ),
+    "skd": (
+        Mutant("a_s @ a_s.T - a_t", "a_s @ a_s.T + a_t"),
+        Mutant("max(len(delta) - 1, 1)", "max(len(delta), 1)"),
+        Mutant("+ ridge * identity", "+ 2 * ridge * identity"),
+    ),
+    "crld": (
+        Mutant("sure_w * (self", "sure_s * (self"),
+        Mutant("self._divergence(strong_s, weak_t) +", "self._divergence(strong_s, strong_t) +"),
+        Mutant('0.5, "weight a_c', '1.5, "weight a_c'),
     ),
     "logits": (Mutant('F.mse_loss(self.comparable(s["logits"])', 'F.mse_loss(-self.comparable(s["logits"])'),),
     "cakd": (
