@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core import machine
-from core.files import atomic_write_json, read_json
+from core.files import atomic_write_json, remembered
 from core.log import log
 from core.machine import usable_cores
 from core.option import flat
@@ -149,7 +149,7 @@ def measure_teacher(teacher: Network, data: DataSet, device: torch.device, setti
     images = data.test_checksum or data.checksum
     shape = "x".join(map(str, data.shapes[teacher.spec.input]))
     key = f"{teacher.name} {teacher.checksum} {teacher.weights} on {data.name} {images} {shape}"
-    known = distributed.by_main(lambda: read_json(memory))
+    known = distributed.by_main(lambda: remembered(memory, (int, float)))
     if key in known:
         acc = known[key]
         log.info("teacher accuracy:  %.2f (measured before)", acc)

@@ -406,6 +406,7 @@ def finish(lane: Lane, opened: Opened, teacher_acc: float | None, lanes: Sequenc
             "num_classes": data.num_classes,
             "processes": distributed.world_size(),
             "teacher_acc": teacher_acc if uses_teacher else None,
+            "rows": fit.rows_checksum,
             "last": dict(fit.last_row),
             "best": {"test_acc": fit.best_acc, "epoch": fit.best_epoch},
         },

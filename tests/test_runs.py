@@ -170,7 +170,7 @@ def test_repeating_and_changing_a_command(commands, tmp_path):
     assert "metrics.jsonl" in {p.name for p in folder.iterdir()}
     for damaged in ("{", "[]", '{"identity": 3}'):
         (folder / "args.json").write_text(damaged)
-        commands.teacher(*argv).refused("args.json is not readable", "--overwrite")
+        commands.teacher(*argv).refused("args.json is damaged", "--overwrite")
     done = commands.teacher(*argv, "--overwrite").finished()
     assert "training..." in done.out
     again = {k: v for k, v in contents(root).items() if k.endswith("test_best_metrics.json")}

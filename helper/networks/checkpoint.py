@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.files import intact
+from core.log import log
 from core.protocols import ModelSpec, UserError
 
 State = dict[str, Tensor]
@@ -30,6 +34,10 @@ ACCURACY_ENTRIES = ("best_acc", "accuracy", "acc")
 
 
 PEERS = ("net1", "net2")  # of an online run: the student, and its peer
+
+
+META: dict[str, Any] = dict.fromkeys(("arch", "arch_t", "deploys", "method"), str)
+META |= dict.fromkeys(("config", "shapes", "shapes_t", "modalities"), Mapping) | {"num_classes": int}
 
 
 WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
@@ -62,26 +70,32 @@ class Checkpoint:
         return 0.1 if self.evaluated_in == "fp32" else 0.5
 
 
-def load_file(path: str | Path) -> Any:
+def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expect_checksum: bool = False) -> Any:
     """torch.load on the CPU: tensors, plain values, and of all classes argparse.Namespace alone (RepDistiller's `opt`).
 
-    Raises UserError: no file, not a checkpoint, truncated, or a file that wants more than that.
+    Raises UserError: no file, not a checkpoint, damaged, or a file that wants more than that. way_out: from damage.
     """
     path = Path(path)
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise UserError(f"{path} is a folder, not a checkpoint: name the file in it, ending in .pth")
+        if not stat.S_ISREG(kind):  # reading a pipe or a device may never end
+            raise UserError(f"{path} is a pipe, a socket or a device, not a checkpoint: name a regular file")
         content = path.read_bytes()  # first, so that no error of the reader can be taken for one of the disk
-    except IsADirectoryError as error:
-        raise UserError(f"{path} is a folder, not a checkpoint: name the file in it, ending in .pth") from error
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    if (sound := intact(content)) is False:
+        raise UserError(f"{path} is damaged (its content does not match its checksum): {way_out}")
     if path.suffix == ".safetensors":
         return _safetensors(path, content)
     if not content.startswith(TORCH_FILES):
         reason = f"it starts with {content[:4]!r}" if content else "it is empty"
-        raise UserError(f"{path} is not a checkpoint ({reason}): name a file that torch.save wrote")
+        advice = way_out if expect_checksum else "name a file that torch.save wrote"
+        raise UserError(f"{path} is not a checkpoint ({reason}): {advice}")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # on foreign bytes the unpickler raises nearly anything
         reason = str(error).split("WeightsUnpickler error: ")[-1].strip() or type(error).__name__
         if refused := re.search(r"GLOBAL (\S+)", reason):
@@ -91,8 +105,11 @@ def load_file(path: str | Path) -> Any:
                 "scripts/convert_kd_ckpt_to_student.py takes the student)"
             ) from error
         raise UserError(
-            f"{path} is truncated or not a checkpoint ({reason.splitlines()[0][:120]}): fetch or save it again"
+            f"{path} is truncated or not a checkpoint ({reason.splitlines()[0][:120]}): {way_out}"
         ) from error
+    if sound is None and expect_checksum:
+        log.info("%s carries no checksum, as an older version wrote it: damage inside would not be noticed", path)
+    return loaded
 
 
 def _safetensors(path: Path, content: bytes) -> Any:
@@ -126,6 +143,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     content = load_file(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dict of weights: save a state_dict")
+    _refuse_odd(path, content)
     entry = next((k for k in WEIGHT_ENTRIES if _tensors(content.get(k))), None)
     state = _tensors(content[entry] if entry else content)
     if entry is None:
@@ -152,6 +170,22 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         _evaluated_in(content),
         peer,
     )
+
+
+def _refuse_odd(path: Path, content: Mapping[str, Any]) -> None:
+    """UserError where what a file says of its weights is no finite number, or its meta is of another shape."""
+    for key in ("epoch", *ACCURACY_ENTRIES):
+        value = content.get(key)
+        if (isinstance(value, float | int) or (isinstance(value, Tensor) and value.ndim == 0)) and _number(
+            value
+        ) is None:
+            raise UserError(f"{path} says {key} = {str(value)[:40]}, not a finite number: save it again without {key}")
+    meta = content.get("meta")
+    if not isinstance(meta, Mapping):
+        return
+    for key, kind in META.items():
+        if not isinstance(value := meta.get(key), kind | None):
+            raise UserError(f"{path} says meta.{key} is a {type(value).__name__}: save it again without meta")
 
 
 def _evaluated_in(content: Mapping[str, Any]) -> str:
@@ -202,7 +236,14 @@ def _unwrap(state: Mapping[str, Tensor]) -> State:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, float | int) or (isinstance(value, Tensor) and value.ndim == 0) else None
+    """None for what is no number, or not finite."""
+    if not isinstance(value, float | int) and not (isinstance(value, Tensor) and value.ndim == 0):
+        return None
+    try:
+        number = float(value)
+    except (OverflowError, RuntimeError, TypeError):  # an integer beyond float, a complex tensor
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _accuracy(content: Mapping[str, Any], state: State, entry: str | None, peer: str | None) -> float | None:

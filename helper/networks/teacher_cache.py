@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.files import atomic_write_json, make_folder
+from core.files import atomic_write_json, make_folder, read_json
 from core.machine import free
 from core.option import Config, option
 from core.protocols import Batch, Features, TeacherSource, UserError
@@ -216,10 +216,7 @@ class CachedTeacher:
             self._check_room(new=True)
             atomic_write_json(self.key, record)
             return
-        try:
-            found = json.loads(record.read_text())
-        except ValueError as error:
-            raise UserError(f"{record} is damaged: pass --rebuild_cache to start the cache anew") from error
+        found = read_json(record, {}, "pass --rebuild_cache to start the cache from scratch")
         # what an older cache does not say of itself was off, or is taken for granted
         found = {"folded": False, "network": self.key.get("network"), "dtype": self.key["dtype"]} | found
         different = [k for k in self.key if found.get(k) != json.loads(json.dumps(self.key[k]))]

@@ -6,7 +6,9 @@ save/{teachers,students}/tensorboard/NAME the event files.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -22,7 +24,7 @@ from typing import Any
 
 import torch
 
-from core.files import atomic_write, atomic_write_json, atomic_write_text
+from core.files import atomic_write, atomic_write_json, atomic_write_text, read_json, remembered
 from core.log import claim
 from core.option import NAMED, RESULT, Config, option
 from core.protocols import UserError
@@ -92,6 +94,11 @@ class RunFolder:
         return self.models / f"{file_name(self.network)}_last.pth"
 
     @property
+    def previous(self) -> Path:
+        """The state before the last one, while the run is not finished."""
+        return previous_of(self.last)
+
+    @property
     def metrics(self) -> Path:
         return self.models / "metrics.jsonl"
 
@@ -119,7 +126,7 @@ class RunFolder:
         try:
             if overwrite:
                 # first what a later process would take for this run's state, in case the rest is not reached
-                for path in (self.last, self.finished):
+                for path in (self.last, self.previous, self.finished):
                     path.unlink(missing_ok=True)
                 for folder in (self.models, self.tensorboard):
                     if folder.exists():
@@ -132,12 +139,7 @@ class RunFolder:
             raise UserError(f"cannot create the run folder {self.models}: {error.strerror}") from error
         args = self.models / "args.json"
         if args.exists():
-            try:
-                before = dict(json.loads(args.read_text())["identity"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(
-                    f"{args} is not readable as this tool writes it; --overwrite starts the run anew"
-                ) from error
+            before = read_json(args, {"identity": dict}, "--overwrite starts the run from scratch")["identity"]
             refuse_differences(self.models, before, json.loads(json.dumps(described["identity"])))
             if not self.finished.exists():
                 self._note_continuation()
@@ -149,14 +151,13 @@ class RunFolder:
     def _note_continuation(self) -> None:
         """env.json gains what is other in this process than in the first: another commit, machine or torch."""
         path = self.models / "env.json"
-        try:
-            first = dict(json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):
-            first = {}
+        first = remembered(path)
         now = json.loads(json.dumps(environment()))
         other = {k: v for k, v in now.items() if first.get(k) != v}
-        if other and other not in (told := first.get("continued", [])):
-            atomic_write_json(first | {"continued": [*told, other]}, path)
+        noted = first.get("continued")
+        noted = noted if isinstance(noted, list) else []
+        if other and other not in noted:
+            atomic_write_json(first | {"continued": [*noted, other]}, path)
 
     def adopt(self, other: Path) -> None:
         """Bring in the rows and the best checkpoint of a run that goes on here from its folder `other`."""
@@ -176,14 +177,29 @@ class RunFolder:
         rows = []
         for line in self.metrics.read_text(errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break
+            if not is_row(row):
+                break
+            rows.append(row)
         return rows
 
-    def trim(self, done: tuple[int, int]) -> list[dict[str, Any]]:
-        """Cut metrics.jsonl back to (stage, epoch) `done`; what came later is computed again."""
+    def trim(
+        self, done: tuple[int, int], copy: list[dict[str, Any]] | None, logger: logging.Logger
+    ) -> list[dict[str, Any]]:
+        """Cut metrics.jsonl back to (stage, epoch) `done`; what came later is computed again.
+
+        copy: the checkpoint's rows, which replace other ones; None in files of older versions, whose rows must be one
+        an epoch. Raises UserError where they are not.
+        """
         rows = [r for r in self.rows() if (r["stage"], r["epoch"]) <= done]
+        if copy is not None:
+            if json.dumps(rows) != json.dumps(copy):
+                logger.info("%s differs from the rows in the checkpoint: it is written again from those", self.metrics)
+            rows = list(copy)
+        elif wrong := wrong_rows(rows, done):
+            raise UserError(f"{self.metrics} {wrong}: restore the file, or pass --overwrite to start from scratch")
         atomic_write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in rows))
         return rows
 
@@ -197,6 +213,33 @@ class RunFolder:
             raise UserError(
                 f"cannot write {self.metrics}: {error.strerror}; the run can be continued from {self.last}"
             ) from error
+
+
+def previous_of(last: Path) -> Path:
+    return last.with_suffix(f".prev{last.suffix}")
+
+
+def rows_checksum(rows: list[dict[str, Any]]) -> str:
+    """Of the rows of metrics.jsonl, as parameters.json keeps it."""
+    return hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
+
+
+def is_row(row: Any) -> bool:
+    """Whether a line of metrics.jsonl has the fields that give it its place."""
+    return isinstance(row, dict) and all(type(row.get(k)) is int for k in ("stage", "epoch"))
+
+
+def wrong_rows(rows: list[dict[str, Any]], done: tuple[int, int] | None = None) -> str:
+    """What is wrong with the order of rows, "" if nothing: each stage counts from 1. done: the last row's place."""
+    place = (-1, 0)
+    for row in rows:
+        here = (row["stage"], row["epoch"])
+        if here != (place[0], place[1] + 1) and not (here[0] > place[0] and here[1] == 1):
+            return f"has epoch {here[1]} of stage {here[0]} after epoch {place[1]} of stage {place[0]}"
+        place = here
+    if done is not None and done[1] and place != done:
+        return f"ends before epoch {done[1]} of stage {done[0]}"
+    return ""
 
 
 def refuse_differences(

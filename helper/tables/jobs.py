@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.files import ROOT, read_json
+from core.files import ROOT, remembered
 from core.protocols import UserError
 from helper.options.naming import folder_of, published_name
 from helper.options.parse import parse, parse_lanes
@@ -283,7 +283,7 @@ def short_teachers(pending: Iterable[Want]) -> list[str]:
         path = None if want.cell.alone or not paths else Path(paths[0])
         if path is None or path in warnings:
             continue
-        recorded = read_json(path.parent / "parameters.json").get("epochs")
+        recorded = remembered(path.parent / "parameters.json").get("epochs")
         due = want.cell.settings.training.schedule.epochs
         if isinstance(recorded, int) and recorded < due:
             warnings[path] = f"warning: the teacher {path} was trained for {recorded} epochs, the table's for {due}"

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.files import read_json
 from core.protocols import UserError
 from helper.networks.checkpoint import read_checkpoint
 from helper.options.naming import published_name
+from helper.runs.folder import is_row, rows_checksum, wrong_rows
 
 REPETITION = ("trial", "seed")  # what two runs of one cell may differ in
 
@@ -38,18 +40,36 @@ class Run:
         return json.dumps({k: v for k, v in self.identity.items() if k not in own}, sort_keys=True)
 
 
+# the fields that tables cannot do without
+SHAPES: dict[str, dict[str, Any]] = {
+    "args": {"identity": dict},
+    "parameters": {"best": dict, "Total time": (int, float)},
+    "env": {},
+}
+
+
 def read_run(folder: Path) -> Run | None:
     """None if the run is not finished. Raises UserError if a file in it is not as the tool writes it."""
     if not (folder / "parameters.json").exists():
         return None
+    way_out = "restore the file, or train the run again with --overwrite"
+    args, parameters, env = (read_json(folder / f"{n}.json", s, way_out) for n, s in SHAPES.items())
+    if not isinstance(parameters["best"].get("test_acc"), int | float):
+        raise UserError(f"{folder / 'parameters.json'} is damaged (its best has no test_acc): {way_out}")
+    metrics = folder / "metrics.jsonl"
     try:
-        args, parameters, env = (json.loads((folder / f"{n}.json").read_text()) for n in ("args", "parameters", "env"))
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        if not rows:
-            raise ValueError("metrics.jsonl is empty")
-        return Run(folder, args["identity"], parameters, rows, env)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder} is not a run folder as this tool writes it ({error!r})") from error
+        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"cannot read {metrics}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{metrics} is damaged (a line is not JSON): {way_out}") from error
+    if not rows or not all(map(is_row, rows)):
+        raise UserError(f"{metrics} is {'damaged (a line is no row)' if rows else 'empty'}: {way_out}")
+    if wrong := wrong_rows(rows):
+        raise UserError(f"{metrics} {wrong}: {way_out}")
+    if parameters.get("rows", rows_checksum(rows)) != rows_checksum(rows):
+        raise UserError(f"{metrics} is damaged (its rows are not those that the run wrote): {way_out}")
+    return Run(folder, args["identity"], parameters, rows, env)
 
 
 def run_folders(root: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -25,7 +26,7 @@ from helper.machine.seeding import rng_state, seed_everything, set_rng_state
 from helper.machine.stopper import Interrupted, Stopper
 from helper.networks.checkpoint import load_file
 from helper.runs.events import Writer
-from helper.runs.folder import RunFolder
+from helper.runs.folder import RunFolder, previous_of, rows_checksum
 from helper.runs.progress import ProgressLine
 from helper.training.schedule import undiminished
 from helper.training.stages import LoopConfig, Stage, describe_method
@@ -83,6 +84,11 @@ class Fit:
         steps = len(self.data.train_labels) // self.cfg.batch_size if self.full_batches else len(self.loader)
         self.steps = min(steps, self.cfg.max_steps or steps)
         self.last_row: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []  # of metrics.jsonl, on rank 0
+
+    @property
+    def rows_checksum(self) -> str:
+        return rows_checksum(self.rows)
 
     def rate(self, stage: Stage, epoch: int) -> float:
         """The learning rate of an epoch of a stage."""
@@ -96,10 +102,11 @@ class Fit:
         Yields a EpochRequest; is then sent (step, batch) for every batch of that pass and None after the last.
         """
         done = (0, 0) if resume_from is None else (resume_from["stage"], resume_from["epoch"])
-        rows = self.folder.trim(done) if machine.is_main() else []
+        copy = None if resume_from is None else resume_from.get("rows")
+        self.rows = self.folder.trim(done, copy, self.log) if machine.is_main() else []
         self.last_row = {} if resume_from is None else resume_from["row"]
         with closing(self.writer()) as writer:
-            for row in rows:
+            for row in self.rows:
                 writer.scalars(scalars_of(row), row["epoch"])
             for stage in stages:
                 self.stage = stage
@@ -107,6 +114,8 @@ class Fit:
                     continue  # its results live on in the networks the checkpoint restores
                 state = resume_from if resume_from is not None and stage.index == done[0] else None
                 yield from self._train_stage(stage, state, stopper, writer)
+        if machine.is_main():
+            self.folder.previous.unlink(missing_ok=True)
         self.ended = True
 
     def _train_stage(self, stage: Stage, state: Mapping[str, Any] | None, stopper: Stopper, writer: Writer) -> Run:
@@ -220,6 +229,7 @@ class Fit:
             self._save_best(stage, epoch, row, autocast)
         if machine.is_main():
             self.folder.append(row)
+            self.rows.append(row)
         self.last_row = row
         self._save_last(stage, epoch, 0, meter)
         writer.scalars(scalars_of(row), epoch)
@@ -321,11 +331,13 @@ class Fit:
                 "best_epoch": self.best_epoch,
                 "seconds": self.seconds,
                 "row": self.last_row,
+                "rows": self.rows,
                 "identity": dict(self.identity),
                 **stage.step.deployed_state(),
                 "meta": {**self.describe, **describe_method(stage.step.method, stage.step.method.cfg, stage.teacher)},
             },
             self.folder.last,
+            self.folder.previous,
         )
 
     def _stop(self, number: int, where: str) -> None:
@@ -348,13 +360,28 @@ def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
     return {tag: row[tag] for tag in ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")}
 
 
+# what a state must hold, and of which type
+STATE: dict[str, type | tuple[type, ...]] = dict.fromkeys(("step_state", "loader", "rng", "row", "identity"), Mapping)
+STATE |= dict.fromkeys(("stage", "epoch", "step", "best_epoch"), int) | {
+    "best_acc": (int, float),
+    "seconds": (int, float),
+}
+
+
 def read_last(path: Any) -> dict[str, Any]:
     """The state of an unfinished run, for Fit.run(resume_from=...)."""
-    state = load_file(path)
-    wanted = {"stage", "epoch", "step", "step_state", "loader", "rng", "row", "identity"}
-    missing = wanted - (state.keys() if isinstance(state, Mapping) else set())
+    path = Path(path)
+    before = previous_of(path)
+    way_out = f"--resume {before} continues from the state before it" if before.exists() and before != path else ""
+    state = load_file(path, way_out or "--overwrite starts the run from scratch", expect_checksum=True)
+    missing = STATE.keys() - (state.keys() if isinstance(state, Mapping) else set())
     if missing:
         raise UserError(f"{path} is not the _last.pth of a run: it has no {', '.join(sorted(missing))}")
+    if wrong := [k for k, kind in STATE.items() if not isinstance(state[k], kind)]:
+        raise UserError(
+            f"{path} is not the _last.pth of a run: its {wrong[0]} is a {type(state[wrong[0]]).__name__}; "
+            f"{way_out or '--overwrite starts the run from scratch'}"
+        )
     return state
 
 
