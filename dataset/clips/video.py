@@ -118,8 +118,7 @@ class ClipLoader:
     """Batches of clips, read by worker processes; a function of (seed, epoch, place in the epoch) alone.
 
     Global batch k is perm[k*B : (k+1)*B], cut into world_size contiguous slices, as dataset.images.resident does. In
-    training a clip that cannot be read is replaced by the next one of the list (skip_corrupt); evaluation leaves it
-    out.
+    training a clip that cannot be read is replaced by the next one of the list (skip_corrupt), in evaluation it is left out.
     """
 
     def __init__(

@@ -1,5 +1,4 @@
-"""Image folders decoded by NVIDIA DALI (--dali cpu|gpu), with the batches, order and shards of
-dataset/images/imagenet.py.
+"""Image folders decoded by NVIDIA DALI (--dali cpu|gpu), with the batches, order and sharding of dataset/images/imagenet.py.
 
 The reader's label is the sample's position in the training set, and the class is looked up on the device: so every
 method that needs positions (CRD) works as with any other loader. Each epoch has a pipeline of its own, over this

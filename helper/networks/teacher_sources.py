@@ -21,8 +21,8 @@ class LiveTeacher:
     """A frozen network, run on every batch in eval mode without gradient.
 
     no_grad and not inference_mode: methods project teacher features with trainable layers, which keep them for
-    backward. What runs is a copy of `net` prepared at the first batch (helper.machine.kernels) wherever that saves
-    time, so the weights must be in place by then. full: batch size that is compiled for, if anything is.
+    backward. What runs is a copy of `net` prepared at the first batch (helper.machine.kernels) wherever that saves time, so
+    the weights must be in place by then. full: batch size that is compiled for, if anything is.
     """
 
     def __init__(
