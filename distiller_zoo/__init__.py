@@ -58,6 +58,10 @@ method_dict = Registry(
         "dml": "distiller_zoo.dml:DML",
         "dpcd_teacher": "distiller_zoo.dpcd_teacher:DPCDTeacher",
         "dpcd": "distiller_zoo.dpcd:DPCD",
+        "itrd": "distiller_zoo.itrd:ITRD",
+        "wkd_f": "distiller_zoo.wkd_f:WKDF",
+        "embed": "distiller_zoo.embed:Embed",
+        "queue": "distiller_zoo.queue:Queue",
     },
     aliases={
         "baseline": "vanilla",

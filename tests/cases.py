@@ -28,6 +28,7 @@ SMALL = {
     "crd": {"nce_k": 8, "feat_dim": 4},
     "cakd": {"every": 1},
     "ldrld": {"top": 3},
+    "queue": {"size": 16},
 }  # settings that fit a toy data set
 PAIRS = (("resnet8", "resnet8x4"), ("vgg8", "wrn_16_1"))  # student, teacher; the second pairs unequal stages
 EQUAL_WIDTHS = (("resnet8", "resnet14"), ("vgg8", "vgg11"))

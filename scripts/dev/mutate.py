@@ -45,6 +45,7 @@ TESTS = (
     "test_cakd",
     "test_dask",
     "test_losses_hsakd",
+    "test_losses_recent_features",
 )
 
 
@@ -299,6 +300,30 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("div: float = 0.01", "div: float = 0.1"),
         Mutant("ANCHOR_T = 0.1", "ANCHOR_T = 0.2"),
         Mutant("in_space - target.detach()", "in_space - target"),
+    ),
+    "itrd": (
+        Mutant("gram_s.pow(2).sum() - gram", "gram_s.pow(2).sum() + gram"),
+        Mutant("pow(2 * alpha)", "pow(alpha)"),
+        Mutant('s["pooled"] if self.same_width else', 's["pooled"] if False else'),
+        Mutant('2.0, "weight of the corr', '1.0, "weight of the corr'),
+    ),
+    "wkd_f": (
+        Mutant("(mean_s - mean_t)", "(mean_s + mean_t)"),
+        Mutant("+ (std_s - std_t)", "- (std_s - std_t)"),
+        Mutant("-(-(i + 1) * size // grid)", "(i + 1) * size // grid"),
+        Mutant("0.5 * (1 + math.cos(", "0.5 * (1 - math.cos("),
+        Mutant("EPS = 1e-5", "EPS = 1e-3"),
+    ),
+    "embed": (
+        Mutant("1 - F.cosine", "1 + F.cosine"),
+        Mutant("if self.cfg.whiten else", "if not self.cfg.whiten else"),
+        Mutant("nn.GELU()", "nn.ReLU()"),
+    ),
+    "queue": (
+        Mutant("loss + self.cfg.local", "loss - self.cfg.local"),
+        Mutant('torch.cat([t["queue.vector"], self.rows_kept])', 'torch.cat([self.rows_kept, t["queue.vector"]])'),
+        Mutant("self.rows_kept.copy_(self._updated(t))", "return None"),
+        Mutant("0.07, ", "0.1, "),
     ),
 }
 
