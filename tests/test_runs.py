@@ -271,7 +271,7 @@ def test_published_spellings():
     )
     line = "--disti crd --mode relax --nce-k 8"  # a method's flag is no abbreviation of --model_s
     crd = parse(shlex.split(line), teacher=False)
-    assert (crd.distill, crd.mode, crd.nce_k, crd.model_s) == ("crd", "relax", 8, "resnet8x4")
+    assert (crd.distill, crd.config.mode, crd.config.nce_k, crd.model) == ("crd", "relax", 8, "resnet8x4")
 
 
 def test_help_and_list(commands):
@@ -386,19 +386,20 @@ PUBLISHED = (
 
 def test_protocols_of_combinations():
     hint = parse(shlex.split("--distill kd+hint --protocol authors"), teacher=False)
-    assert (hint.hint_layer, hint.cls, hint.div) == (2, 1.0, 0.9)
+    assert (hint.method_flags["hint_layer"], hint.loss.cls, hint.loss.div) == (2, 1.0, 0.9)
     assert dict((m.name, c) for m, c in hint.config.members)["fitnet"].hint_layer == 2
-    assert parse(shlex.split("--distill kd+hint --protocol authors --hint_layer 3"), teacher=False).hint_layer == 3
-    assert parse(shlex.split("--distill kd+hint"), teacher=False).hint_layer == 1
+    asked = parse(shlex.split("--distill kd+hint --protocol authors --hint_layer 3"), teacher=False)
+    assert asked.method_flags["hint_layer"] == 3
+    assert parse(shlex.split("--distill kd+hint"), teacher=False).method_flags["hint_layer"] == 1
 
 
 def test_a_replaced_classifier_is_trained_only_on_demand():
     replaced = parse(shlex.split("--distill simkd+at"), teacher=False)
-    assert (replaced.cls, replaced.div) == (0, 0)
+    assert (replaced.loss.cls, replaced.loss.div) == (0, 0)
     kept = parse(shlex.split("--distill at+kd"), teacher=False)
-    assert (kept.cls, kept.div) == (1, 1)
+    assert (kept.loss.cls, kept.loss.div) == (1, 1)
     asked = parse(shlex.split("--distill simkd+kd -c 1 -d 1"), teacher=False)
-    assert (asked.cls, asked.div) == (1, 1)
+    assert (asked.loss.cls, asked.loss.div) == (1, 1)
 
 
 def test_only_the_last_epoch_is_evaluated_in_float32(commands, tmp_path):
