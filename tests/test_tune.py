@@ -27,7 +27,9 @@ def test_finds_the_best_and_goes_on(tmp_path, capsys):
     command = main(["--trials", "12", *argv, *KD], train)
     assert len(seen) == 12 and len(set(seen)) == 12
     final = parse(shlex.split(command)[2:], teacher=False)
-    assert final.beta == min(seen, key=lambda b: abs(b - 500)) and final.val_fraction == 0.0  # on the whole of train
+    assert (
+        final.loss.beta == min(seen, key=lambda b: abs(b - 500)) and final.data.source.val_fraction == 0.0
+    )  # on the whole of train
     assert (tmp_path / "best.sh").read_text().splitlines()[-1] == command
     with pytest.raises(UserError, match="holds another search"):
         main(["--trials", "13", *argv, *KD, "--kd_T", "2"], train)
@@ -38,7 +40,7 @@ def test_a_trial_that_diverges_is_not_the_end(tmp_path, capsys):
     seen = []
 
     def train(argv, log):
-        beta = parse(argv, teacher=False).beta
+        beta = parse(argv, teacher=False).loss.beta
         seen.append(beta)
         if beta > 700 or len(seen) == 1:
             raise FailedTrial("exit code 2: the loss is nan")
@@ -50,7 +52,7 @@ def test_a_trial_that_diverges_is_not_the_end(tmp_path, capsys):
     assert (
         len(seen) == 9 and 0 < len(fine) < 8 and capsys.readouterr().out.count(": failed, exit code 2") == 9 - len(fine)
     )
-    assert parse(shlex.split(command)[2:], teacher=False).beta == max(fine)
+    assert parse(shlex.split(command)[2:], teacher=False).loss.beta == max(fine)
     header = (tmp_path / "best.sh").read_text().splitlines()[1]
     assert header.startswith(f"# The best of {len(fine)} trials ({9 - len(fine)} more failed): ")
     main(["--trials", "9", *argv, *KD], train)
