@@ -12,20 +12,20 @@ from pathlib import Path
 
 import torch
 
+from core.files import atomic_write_json
+from core.log import log, start_log
+from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
-from dataset.resident import ResidentData
-from helper.checkpoint import atomic_write_json
-from helper.devices import pick_autocast, pick_device, to_device
-from helper.entry import run_script
-from helper.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
-from helper.networks import load_network
-from helper.options import normalised
-from helper.protocols import UserError
-from helper.reporting import log, start_log
-from helper.runs import environment
-from helper.schedule import StepDecay
-from helper.seeding import seed_everything
+from dataset.images.resident import ResidentData
+from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
+from helper.machine.devices import pick_autocast, pick_device, to_device
+from helper.machine.program import run_script
+from helper.machine.seeding import seed_everything
+from helper.networks.load import load_network
+from helper.options.parse import normalised
+from helper.runs.folder import environment
+from helper.training.schedule import StepDecay
 
 # of the published code; neither is what a network of CIFAR was trained with
 PUBLISHED = {"stl10": ((0.5,) * 3, (0.5,) * 3), "tinyimagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}

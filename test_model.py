@@ -13,20 +13,23 @@ from pathlib import Path
 
 import torch
 
+from core import machine
+from core.log import log, start_log
+from core.machine import usable_cores
+from core.option import add_flags, read
+from core.protocols import UserError
 from dataset import dataset_dict
-from helper import distributed
-from helper.cost import deployed_count, macs
-from helper.devices import own_device, pick_autocast, to_device, usable_cores
-from helper.entry import run_script
-from helper.export import load_classifier, options_as_trained, told_of_clips
-from helper.flags import LAUNCH
-from helper.flags_video import AS_TRAINED
-from helper.networks import load_network
-from helper.options import add_flags, normalised
-from helper.plugins import load_plugins
-from helper.protocols import UserError
-from helper.reporting import log, start_log
-from helper.views import evaluate_views
+from helper.deploy.as_trained import AS_TRAINED, options_as_trained, told_of_clips
+from helper.deploy.cost import deployed_count, macs
+from helper.deploy.export import load_classifier
+from helper.evaluation.evaluate import evaluate_views
+from helper.machine import distributed
+from helper.machine.devices import own_device, pick_autocast, to_device
+from helper.machine.distributed import LAUNCH, LaunchConfig
+from helper.machine.program import run_script
+from helper.networks.load import load_network
+from helper.options.parse import normalised
+from helper.options.plugins import load_plugins
 
 
 def options_of(args):
@@ -40,7 +43,7 @@ def options_of(args):
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
         more={f.dest: getattr(args, f.dest) for f in AS_TRAINED},
-        num_workers=min(-(-args.num_workers // distributed.local_world_size()), usable_cores()),
+        num_workers=min(-(-args.num_workers // machine.local_world_size()), usable_cores()),
     )
 
 
@@ -91,7 +94,8 @@ def main(argv=None):
         return
     named, args.gpu_id = args.gpu_id is not None, "0" if args.gpu_id is None else args.gpu_id
     argv = sys.argv[1:] if argv is None else argv
-    distributed.in_processes(args, argv, lambda: report(args, own_device(args.gpu_id, named=named)))
+    launch = read(LaunchConfig, vars(args))
+    distributed.in_processes(launch, args.gpu_id, argv, lambda: report(args, own_device(args.gpu_id, named=named)))
 
 
 def report(args, device):
@@ -99,13 +103,13 @@ def report(args, device):
         log.info("without effect here: %s (one process)", ", ".join(given))
     options = options_of(args)
     data = distributed.main_first(lambda: dataset_dict[args.dataset](options))
-    for note in getattr(data, "notes", ()):
+    for note in data.notes:
         log.info(note)
     chosen = {"clips": args.clips, "crops": args.crops, "size": args.crop_size}
     given = {k: v for k, v in chosen.items() if v not in (None, 1, "one")}
-    if given and not hasattr(data, "clip_views"):
+    if given and not data.videos:
         raise UserError(f"--dataset {args.dataset} is no list of videos: leave --clips, --crops and --crop_size out")
-    if hasattr(data, "clip_views") and (clips := told_of_clips(args.path, options)):
+    if data.videos and (clips := told_of_clips(args.path, options)):
         log.info(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     net = to_device(network.tapped(network.spec.branches), device).eval()
@@ -118,7 +122,7 @@ def report(args, device):
         return {"student": out["logits"], **heads}
 
     started = time.monotonic()
-    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    share = {"rank": machine.rank(), "world_size": distributed.world_size()}
     views = {"views": data.clip_views(**given)} if given else {}
     loader = data.test_loader(args.batch_size, device=device, **share, **views)
     how = args.average_clips or network.spec.average_clips

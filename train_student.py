@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Distil a student: python train_student.py --path_t TEACHER.pth --distill kd --model_s resnet8x4"""
 
-from helper.entry import run_script
+from helper.machine.program import run_script
 from helper.session import train
 
 

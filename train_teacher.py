@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Train a network on labels alone: python train_teacher.py --model resnet32x4 --dataset cifar100"""
 
-from helper.entry import run_script
+from helper.machine.program import run_script
 from helper.session import train
 
 

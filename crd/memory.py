@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from helper.protocols import UserError
+from core.protocols import UserError
 
 DENSE_LIMIT = 200_000  # samples up to which [B, N] intermediates are affordable
 CHUNK_BYTES = 2**25  # of gathered bank rows beyond that

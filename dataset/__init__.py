@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from core.registry import Registry
 from dataset.recipes import RECIPES, Value
-from helper.registry import Registry
 
 dataset_dict = Registry(
     "data set",
     {
-        "cifar100": "dataset.cifar:load_cifar100",
-        "cifar10": "dataset.cifar:load_cifar10",
-        "folder": "dataset.folder:load",
-        "digits": "dataset.digits:load",
-        "imagenet": "dataset.imagenet:load",
-        "utd_mhad": "dataset.utd_mhad:load_utd_mhad",
-        "berkeley_mhad": "dataset.berkeley_mhad:load_berkeley_mhad",
-        "mmact": "dataset.mmact:load_mmact",
-        "stl10": "dataset.stl10:load",
-        "tinyimagenet": "dataset.tinyimagenet:load",
-        "kinetics400": "dataset.video:load_kinetics400",
-        "video": "dataset.video:load_video",
+        "cifar100": "dataset.images.cifar:load_cifar100",
+        "cifar10": "dataset.images.cifar:load_cifar10",
+        "folder": "dataset.images.folder:load",
+        "digits": "dataset.images.digits:load",
+        "imagenet": "dataset.images.imagenet:load",
+        "utd_mhad": "dataset.recordings.utd_mhad:load_utd_mhad",
+        "berkeley_mhad": "dataset.recordings.berkeley_mhad:load_berkeley_mhad",
+        "mmact": "dataset.recordings.mmact:load_mmact",
+        "stl10": "dataset.images.stl10:load",
+        "tinyimagenet": "dataset.images.tinyimagenet:load",
+        "kinetics400": "dataset.clips.video:load_kinetics400",
+        "video": "dataset.clips.video:load_video",
     },
     aliases={"STL-10": "stl10", "TinyImageNet": "tinyimagenet"},
 )

@@ -15,9 +15,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helper.protocols import UserError
+from core.machine import free
+from core.option import NAMED, RESULT, Config, at_least, option, probability, share, share_above_0
+from core.protocols import UserError
 
 LARGEST_IMAGE = 4096
+
+
+@dataclass(frozen=True)
+class SourceConfig(Config):
+    """Which data set, and which part of it."""
+
+    heading = "data"
+
+    dataset: str = option("cifar100", "data set, see --list", role=NAMED)
+    data_folder: str = option("../data/", "folder that holds data sets", short="--data")
+    image_size: int | None = option(
+        None, "side of the images (default: 224 of imagenet and of clips, else 32)", role=RESULT
+    )
+    val_fraction: float = option(
+        0.0, "hold out this share of train, stratified, and evaluate on it", check=share, role=RESULT
+    )
+    few_ratio: float = option(1.0, "train on this share of every class", check=share_above_0, role=RESULT)
+    num_workers: int = option(
+        8,
+        "loader processes (threads of DALI) per machine, for data that is not resident on the device",
+        check=at_least(0),
+    )
+
+
+@dataclass(frozen=True)
+class StreamConfig(Config):
+    """Data that is decoded as it is read: image folders, clips, recordings."""
+
+    heading = "data that is decoded as it is read"
+
+    dali: str | None = option(
+        None, "decode training images with DALI on the cpu or the gpu", choices=("cpu", "gpu"), role=NAMED
+    )
+    classes_subset: str | None = option(None, "classes of ImageNet: this many, or these names (a,b,c)", role=RESULT)
+    skip_corrupt: bool = option(
+        False,
+        "leave out and count what cannot be read (images, videos, recordings, and these without their twin)",
+        short="--skip_bad",
+    )
+    augment: str = option(
+        "none",
+        "augmentation beside crop and flip, where images are decoded as they are read",
+        choices=("none", "randaugment", "trivialaugment", "autoaugment"),
+        role=RESULT,
+    )
+    random_erase: float = option(
+        0.0, "probability of a blank rectangle in a training image", check=probability, role=RESULT
+    )
+    repeated_augmentation: int = option(1, "copies of each drawn sample in an epoch", check=at_least(1), role=RESULT)
+
+
+@dataclass(frozen=True)
+class RecordingConfig(Config):
+    """Clips and action recordings."""
+
+    heading = "clips and recordings"
+
+    data_split: str | None = option(None, "published split of action recordings (default: cross_subject)", role=RESULT)
+    num_segments: int = option(
+        8,
+        "frames of a clip that a network sees; a listed video with fewer repeats some",
+        check=at_least(1),
+        role=RESULT,
+    )
+    window: int | None = option(None, "samples of a sensor window (default 224)", check=at_least(8), role=RESULT)
+    clip_cache: str = option("./cache/clips", "folder for decoded frames of videos")
 
 
 @dataclass(frozen=True)
@@ -168,19 +236,10 @@ def resize(images: Tensor, size: int) -> Tensor:
 def check_memory(counts: dict[str, int], size: int) -> None:
     """UserError if the images, those of "train" padded beside them, would take over half of the available memory."""
     pixels = sum(counts.values()) * size**2 + counts["train"] * (size + 2 * (size // 8)) ** 2
-    needed, free = pixels * 3, _available_memory()
-    if free is not None and needed > free / 2:
+    needed, left = pixels * 3, free()
+    if needed > left / 2:
         raise UserError(
             f"{sum(counts.values())} images at {size}x{size} need {needed / 2**30:.2f} GiB of memory, more "
-            f"than half of the {free / 2**30:.2f} GiB available; choose a smaller --image_size or fewer "
+            f"than half of the {left / 2**30:.2f} GiB available; choose a smaller --image_size or fewer "
             "images"
         )
-
-
-def _available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)

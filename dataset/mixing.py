@@ -8,30 +8,41 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from core.option import RESULT, Config, not_negative, option, share
+from core.protocols import Batch, Loader
 from dataset.base import seeded
-from helper.protocols import Batch, Loader, UserError
 
 
-class MixedLoader:
+@dataclass(frozen=True)
+class MixingConfig(Config):
+    heading = "mixed and smoothed labels"
+
+    label_smoothing: float = option(0.0, "share of a label spread over all classes", check=share, role=RESULT)
+    mixup: float = option(0.0, "alpha of MixUp", check=not_negative, role=RESULT)
+    cutmix: float = option(
+        0.0, "alpha of CutMix; with --mixup, each batch draws one of them", check=not_negative, role=RESULT
+    )
+
+    def __bool__(self) -> bool:
+        return bool(self.label_smoothing or self.mixup or self.cutmix)
+
+
+class MixedLoader(Loader):
     """The batches of `loader` with soft targets [B, K]: (1 - smoothing) * label + smoothing / K.
 
     mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, every batch draws one of them. `target` stays
     the label of the first of two mixed images. What is drawn is a function of (seed, epoch, step, rank).
     """
 
-    def __init__(
-        self, loader: Loader, num_classes: int, mixup: float, cutmix: float, smoothing: float, seed: int, rank: int
-    ):
-        if not 0 <= smoothing < 1:
-            raise UserError(f"--label_smoothing {smoothing} must lie in [0, 1)")
-        if min(mixup, cutmix) < 0:
-            raise UserError("--mixup and --cutmix take an alpha of at least 0")
-        self.loader, self.num_classes, self.smoothing = loader, num_classes, smoothing
+    def __init__(self, loader: Loader, num_classes: int, cfg: MixingConfig, seed: int, rank: int):
+        mixup, cutmix = cfg.mixup, cfg.cutmix
+        self.loader, self.num_classes, self.smoothing = loader, num_classes, cfg.label_smoothing
         self.seed, self.rank, self.epoch, self.first = seed, rank, 1, 0
         self.mixes = []
         if mixup or cutmix:
@@ -65,8 +76,8 @@ class MixedLoader:
         self.epoch, self.first = epoch, start_step
         self.loader.set_epoch(epoch, start_step)
 
-    def end_epoch(self) -> dict[str, int]:
-        return self.loader.end_epoch() if hasattr(self.loader, "end_epoch") else {}
+    def end_epoch(self) -> dict[str, Any]:
+        return self.loader.end_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         return self.loader.state_dict()

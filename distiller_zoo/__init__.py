@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from helper.registry import Registry
+from core.registry import Registry
 
 method_dict = Registry(
     "method",
@@ -40,6 +40,15 @@ method_dict = Registry(
         "srd": "distiller_zoo.srd:SRD",
         "vkd": "distiller_zoo.vkd:VkD",
         "wttm": "distiller_zoo.wttm:WTTM",
+        "ttm": "distiller_zoo.ttm:TTM",
+        "pld": "distiller_zoo.pld:PLD",
+        "luminet": "distiller_zoo.luminet:LumiNet",
+        "wkd_l": "distiller_zoo.wkd_l:WKDL",
+        "rld": "distiller_zoo.rld:RLD",
+        "sdd": "distiller_zoo.sdd:SDD",
+        "ldrld": "distiller_zoo.ldrld:LDRLD",
+        "skd": "distiller_zoo.skd:SKD",
+        "crld": "distiller_zoo.crld:CRLD",
         "logits": "distiller_zoo.logits:Logits",
         "cakd": "distiller_zoo.cakd:CAKD",
         "dask": "distiller_zoo.dask:DASK",
@@ -49,6 +58,10 @@ method_dict = Registry(
         "dml": "distiller_zoo.dml:DML",
         "dpcd_teacher": "distiller_zoo.dpcd_teacher:DPCDTeacher",
         "dpcd": "distiller_zoo.dpcd:DPCD",
+        "itrd": "distiller_zoo.itrd:ITRD",
+        "wkd_f": "distiller_zoo.wkd_f:WKDF",
+        "embed": "distiller_zoo.embed:Embed",
+        "queue": "distiller_zoo.queue:Queue",
     },
     aliases={
         "baseline": "vanilla",

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, paired_stages, preact, resizing_conv, shown, unequal_stages
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo._stages import paired_stages, preact, resizing_conv, shown, unequal_stages
+from distiller_zoo.base import Distiller
 
 MARGIN = 1.0
 SCALE = 3 / 1000  # of the published loss

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, StagePairs, pool_to_smaller
-from helper.protocols import Batch, Features, Progress, Terms
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo._math import pool_to_smaller
+from distiller_zoo.base import Distiller, StagePairs
 
 
 def attention(f: Tensor) -> Tensor:

@@ -15,9 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.multiview import multi_view
-from distiller_zoo.base import Distiller, check_range, option, pooled_tap, shown
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Phase, Progress, Side, Terms, UserError
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Phase, Progress, Side, Terms, UserError
+from distiller_zoo._multiview import multi_view
+from distiller_zoo._stages import pooled_tap, shown
+from distiller_zoo.base import Distiller
 
 STRIDE = 16  # px between the places of the student's map
 NEIGHBOURS = 4  # side of the neighbourhoods that share a linear layer
@@ -161,7 +163,8 @@ class CAKD(Distiller):
     teacher's heads, over patch tokens alone; in PCAttn_S each entry of Q, K and V is the teacher's with probability
     `replace`, each drawn by itself. GL, eq. 5: ||h_T - h'_S||^2, mean, on the tokens behind the final norm.
     Generator, eq. 7: mean log(1 - D(h'_S)), weighed by `adv`; D: three layers on each token, eq. 6, every fifth step.
-    The student sees a transformed view (dataset/multiview.py) with probability `views`, the teacher the image itself.
+    The student sees a transformed view (distiller_zoo/_multiview.py) with probability `views`, the teacher
+    the image itself.
     The paper gives no dropout rate, no hidden widths, no optimiser of D and no weight: those here are this project's.
 
     code. As published: ramp (MSE of raw q k^T maps and of v v^T maps, 0.2 and 0.05; of logits; of the class token; of

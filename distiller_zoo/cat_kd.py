@@ -9,25 +9,18 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, check_range, classified_map, option, require_pooled_head
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Terms, UserError
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Terms, UserError
+from distiller_zoo._stages import classified_map, linear_head
+from distiller_zoo.base import Distiller
 
 
-def linear_head(side: Side, stage: str, resolution: int) -> nn.Linear:
-    """The classifier, if it can be applied to every place of the stage map and the map is large enough."""
-    require_pooled_head(side, "cat_kd")
-    channels, height, width = side.shapes[stage]
-    if not isinstance(side.head, nn.Linear) or side.head.in_features != channels:
-        reads = f"reads {side.head.in_features} values" if isinstance(side.head, nn.Linear) else "is not a linear layer"
-        raise UserError(
-            f"cat_kd applies the classifier of {side.spec.name} to its last map of {channels} channels, but the "
-            f"classifier {reads}; choose a network that only pools in between, e.g. a resnet, a wrn or a vgg"
-        )
+def require_size(side: Side, stage: str, resolution: int) -> None:
+    _, height, width = side.shapes[stage]
     if resolution > min(height, width):
         raise UserError(
             f"--cat_kd_resolution {resolution} exceeds the last map of {side.spec.name}, which is {height}x{width}"
         )
-    return side.head
 
 
 class CATKD(Distiller):
@@ -55,8 +48,10 @@ class CATKD(Distiller):
         super().__init__(cfg, ctx)
         self.last_s = classified_map(ctx.student.spec, self.name)
         self.last_t = classified_map(ctx.teacher.spec, self.name)
-        self.student_head = linear_head(ctx.student, self.last_s, cfg.resolution)  # the student's own, not a copy
-        self.teacher_head = linear_head(ctx.teacher, self.last_t, cfg.resolution).requires_grad_(False)
+        self.student_head = linear_head(ctx.student, self.last_s, self.name)  # the student's own, not a copy
+        self.teacher_head = linear_head(ctx.teacher, self.last_t, self.name).requires_grad_(False)
+        require_size(ctx.student, self.last_s, cfg.resolution)
+        require_size(ctx.teacher, self.last_t, cfg.resolution)
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:

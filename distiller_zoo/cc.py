@@ -8,8 +8,10 @@ from typing import ClassVar
 
 from torch import nn
 
-from distiller_zoo.base import Distiller, check_range, option, pooled_tap
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._stages import pooled_tap
+from distiller_zoo.base import Distiller
 
 
 class CC(Distiller):

@@ -9,10 +9,11 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from crd.criterion import NCECriterion
 from crd.memory import ContrastSampler, MemoryBank
-from distiller_zoo.base import Distiller, check_range, option
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo.base import Distiller
 
 
 class Embed(nn.Module):

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, check_range, kl, option
-from helper.protocols import Batch, Context, Features, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, Progress, Terms
+from distiller_zoo._math import kl_rows
+from distiller_zoo.base import Distiller
 
 
 def reversed_gradient(x: Tensor, scale: float) -> Tensor:
@@ -26,6 +28,7 @@ class CTKD(Distiller):
 
     name = "ctkd"
     reads_logits = True
+    weighs_rows = True
     follows_time = True
 
     @dataclass(frozen=True)
@@ -53,4 +56,5 @@ class CTKD(Distiller):
         share = min(progress.epoch / self.cfg.epochs, 1.0)
         strength = 0.5 * (1 - math.cos(math.pi * share))
         temperature = reversed_gradient(s["ctkd.temperature"], strength)
-        return {"ctkd": kl(self.comparable(s["logits"]), self.comparable(t["logits"]), temperature)}
+        rows = kl_rows(self.comparable(s["logits"]), self.comparable(t["logits"]), temperature)
+        return {"ctkd": self.over_rows(rows, s["logits"], t["logits"])}

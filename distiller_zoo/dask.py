@@ -14,8 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, angles, check_range, distances, option, pooled_tap
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo._math import angles, distances
+from distiller_zoo._stages import pooled_tap
+from distiller_zoo.base import Distiller
 
 ANCHOR_T = 0.1  # temperature of the cosines to the class vectors
 LEARNED = 300  # values of a learned class vector; as many as GloVe has

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, check_range, option
-from helper.protocols import Batch, Features, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo.base import Distiller
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-
-from distiller_zoo.base import Distiller, check_range, kl, labels_of, log_binary, non_target, option
-from helper.protocols import Batch, Features, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo._math import labels_of, warmed_up
+from distiller_zoo._rows import dkd_rows
+from distiller_zoo.base import Distiller
 
 
 class DKD(Distiller):
@@ -18,6 +19,7 @@ class DKD(Distiller):
 
     name = "dkd"
     reads_logits = True
+    weighs_rows = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):
@@ -37,13 +39,9 @@ class DKD(Distiller):
             check_range("--dkd_warmup", self.warmup, least=0)
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        z_s, z_t, labels = self.comparable(s["logits"]), self.comparable(t["logits"]), labels_of(batch)
-        temperature = self.cfg.temperature
-        log_b_s, log_b_t = log_binary(z_s / temperature, labels), log_binary(z_t / temperature, labels)
-        tckd = F.kl_div(log_b_s, log_b_t, reduction="batchmean", log_target=True) * temperature**2
-        nckd = kl(non_target(z_s, labels), non_target(z_t, labels), temperature)
-        return {"dkd": self.cfg.tckd * tckd + self.cfg.nckd * nckd}
+        z_s, z_t = self.comparable(s["logits"]), self.comparable(t["logits"])
+        rows = dkd_rows(z_s, z_t, labels_of(batch), (self.cfg.tckd, self.cfg.nckd), self.cfg.temperature)
+        return {"dkd": self.over_rows(rows, s["logits"], t["logits"])}
 
     def weights(self, progress: Progress) -> dict[str, float]:
-        ramp = min(progress.epoch / self.cfg.warmup, 1.0) if self.cfg.warmup else 1.0
-        return {**super().weights(progress), "dkd": self.cfg.beta * ramp}
+        return {**super().weights(progress), "dkd": self.cfg.beta * warmed_up(progress.epoch, self.cfg.warmup)}

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, Progress, Terms, UserError
 from crd.memory import gathered
-from distiller_zoo.base import check_range, kl, labels_of, log_binary, non_target, option
-from distiller_zoo.heads import WithHeads, stacked
-from helper.protocols import Batch, Context, Features, Progress, Terms, UserError
+from distiller_zoo._heads import WithHeads, stacked
+from distiller_zoo._math import kl, labels_of, log_binary, non_target
 
 THRESHOLDS = ((0.60, 0.65), (0.65, 0.70), (0.70, 0.75))  # of each tier: before the history is full, then its quantile
 EMA = 0.9

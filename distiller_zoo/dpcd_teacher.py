@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from distiller_zoo.base import labels_of
-from distiller_zoo.heads import HeadTeacher, stacked
-from helper.protocols import Batch, Features, Progress, Terms
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo._heads import HeadTeacher, stacked
+from distiller_zoo._math import labels_of
 
 
 class DPCDTeacher(HeadTeacher):

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import nn
 
-from distiller_zoo.base import Distiller, option, resizing_conv
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.option import option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo._stages import resizing_conv
+from distiller_zoo.base import Distiller
 
 
 def hint_names(cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> tuple[str, str]:

@@ -10,8 +10,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, pool_to_smaller, require_equal_channels, unequal_stages
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo._math import pool_to_smaller
+from distiller_zoo._stages import require_equal_channels, unequal_stages
+from distiller_zoo.base import Distiller
 
 
 def flow(top: Tensor, bottom: Tensor) -> Tensor:

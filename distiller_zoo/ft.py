@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, last_stage, pool_to_smaller
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._math import pool_to_smaller
+from distiller_zoo._stages import last_stage
+from distiller_zoo.base import Distiller
 
 PARAPHRASE_RATE = 0.5  # width of a factor over width of the teacher's map
 RESNET_LR = 0.01  # of the first stage, with these students

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, option, paired_stages, unequal_stages
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.option import option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._stages import paired_stages, unequal_stages
+from distiller_zoo.base import Distiller
 
 EPS = 1e-6
 FIRST_WEIGHT, DECAY = 100.0, 0.7

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distiller_zoo.base import option
-from distiller_zoo.heads import Rotated, auxiliary_heads, require_outputs
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.option import option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo._heads import Rotated, auxiliary_heads, require_outputs
 
 
 def paired_heads(chosen: tuple[int, ...], student: ModelSpec, teacher: ModelSpec | None, method: str) -> dict[str, str]:

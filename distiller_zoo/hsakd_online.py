@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distiller_zoo.base import Peers, detached
-from distiller_zoo.heads import Rotated, auxiliary_heads
-from helper.protocols import Batch, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._heads import Rotated, auxiliary_heads
+from distiller_zoo._math import detached
+from distiller_zoo.base import Peers
 
 
 class HSAKDOnline(Peers, Rotated):

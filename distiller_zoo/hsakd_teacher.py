@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distiller_zoo.heads import HeadTeacher, Rotated
-from helper.protocols import Batch, Features, Progress, Terms
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo._heads import HeadTeacher, Rotated
 
 
 class HSAKDTeacher(Rotated, HeadTeacher):

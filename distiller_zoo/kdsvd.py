@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, StagePairs, require_equal_channels
-from helper.protocols import Batch, Context, Features, Progress, Terms, UserError
+from core.protocols import Batch, Context, Features, Progress, Terms, UserError
+from distiller_zoo._stages import require_equal_channels
+from distiller_zoo.base import Distiller, StagePairs
 
 CANDIDATES = 4  # singular vectors of the student among which the teacher's first one finds its counterpart
 SOFTNESS = 1e-4  # below this share of the largest eigenvalue two eigenvalues count as equal

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
+from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo.base import Distiller
-from helper.protocols import Batch, Features, Progress, Terms
 
 
 class Logits(Distiller):

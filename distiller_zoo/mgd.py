@@ -9,8 +9,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from distiller_zoo.base import Distiller, check_range, last_stage, option, pool_to_smaller
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._math import pool_to_smaller
+from distiller_zoo._stages import last_stage
+from distiller_zoo.base import Distiller
 
 
 class MGD(Distiller):

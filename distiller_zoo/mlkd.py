@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.randaugment import rand_augment
-from distiller_zoo.base import Distiller, check_range, kl, option
-from helper.protocols import Batch, Context, Features, Progress, Terms, UserError
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, Progress, Terms, UserError
+from distiller_zoo._math import kl_rows, with_strong_view
+from distiller_zoo._randaugment import rand_augment
+from distiller_zoo.base import Distiller
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 
@@ -25,15 +27,16 @@ def class_correlation(p_s: Tensor, p_t: Tensor) -> Tensor:
     return (p_s.T @ p_s - p_t.T @ p_t).pow(2).sum() / p_s.shape[1]
 
 
-def alignment(z_s: Tensor, z_t: Tensor, relations: bool = True) -> Tensor:
+def alignment(z_s: Tensor, z_t: Tensor, relations: bool = True, row_weights: Tensor | None = None) -> Tensor:
     """Sum over the temperatures of T^2 KL + batch correlation + class correlation; logits [B, K] of one view.
 
-    Without relations the T^2 KL alone.
+    Without relations the T^2 KL alone. row_weights: [B], of the KL alone, as EA-KD has it.
     """
     parts = []
     for temperature in TEMPERATURES:
         p_s, p_t = (z_s / temperature).softmax(1), (z_t / temperature).softmax(1)
-        parts += [kl(z_s, z_t, temperature)]
+        rows = kl_rows(z_s, z_t, temperature)
+        parts += [(rows if row_weights is None else rows * row_weights).mean()]
         parts += [batch_correlation(p_s, p_t), class_correlation(p_s, p_t)] if relations else []
     return torch.stack(parts).sum()
 
@@ -52,6 +55,7 @@ class MLKD(Distiller):
 
     name = "mlkd"
     reads_logits = True
+    weighs_rows = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):
@@ -79,22 +83,21 @@ class MLKD(Distiller):
     def prepare(self, batch: Batch) -> Batch:
         if self.cfg.views == 1:
             return batch
-        if batch.views != 1:
-            raise UserError(f"mlkd adds a strong view to single ones, and the batch holds {batch.views} per sample")
-        if batch.teacher_inputs is not None:
-            raise UserError("mlkd adds a view to what the teacher sees too: in a combination, name it first")
-        inputs = {k: x.repeat_interleave(2, 0) for k, x in batch.inputs.items() if k != self.image}
-        x = batch.inputs[self.image]
-        both = torch.stack([x, rand_augment(x, self.rng)], 1).flatten(0, 1)  # [B * 2, C, H, W], weak first
-        inputs[self.image] = both.contiguous(memory_format=torch.channels_last)
-        return batch.with_inputs(inputs, views=2)
+        return with_strong_view(batch, self.image, lambda x: rand_augment(x, self.rng), self.name)
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t = self.comparable(s["logits"]), self.comparable(t["logits"])
         weak = 0.5 if self.cfg.halved else 1.0
         num = batch.views if self.cfg.views == 2 else 1  # frames of a clip are rows of one view
+        row_weights = self.row_weights(s["logits"], t["logits"])
         views = [
-            alignment(z_s[v::num], z_t[v::num], relations=v == 0 or not self.cfg.weak_relations) for v in range(num)
+            alignment(
+                z_s[v::num],
+                z_t[v::num],
+                relations=v == 0 or not self.cfg.weak_relations,
+                row_weights=None if row_weights is None else row_weights[v::num],
+            )
+            for v in range(num)
         ]
         terms = {"mlkd": weak * views[0] + sum(views[1:])}
         if num > 1 and self.cfg.cls:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-
-from distiller_zoo.base import Distiller, check_range, labels_of, non_target, option
-from helper.protocols import Batch, Features, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo._math import labels_of, non_target
+from distiller_zoo._rows import soft_cross_entropy, target_rows
+from distiller_zoo.base import Distiller
 
 
 class NKD(Distiller):
@@ -18,6 +19,7 @@ class NKD(Distiller):
 
     name = "nkd"
     reads_logits = True
+    weighs_rows = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):
@@ -32,9 +34,6 @@ class NKD(Distiller):
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t, labels = self.comparable(s["logits"]), self.comparable(t["logits"]), labels_of(batch)
-        temperature, column = self.cfg.temperature, labels[:, None]
-        target = z_t.softmax(1).gather(1, column) * z_s.log_softmax(1).gather(1, column)  # [B, 1]
-        log_q_s = F.log_softmax(non_target(z_s, labels) / temperature, 1)
-        q_t = F.softmax(non_target(z_t, labels) / temperature, 1)
-        others = (q_t * log_q_s).sum(1).mean() * temperature**2
-        return {"nkd": -target.mean() - self.cfg.gamma * others}
+        others = soft_cross_entropy(non_target(z_s, labels), non_target(z_t, labels), self.cfg.temperature)
+        rows = target_rows(z_s, z_t, labels) + self.cfg.gamma * others
+        return {"nkd": self.over_rows(rows, s["logits"], t["logits"])}

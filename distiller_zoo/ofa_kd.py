@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, check_range, labels_of, option
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo._math import labels_of
+from distiller_zoo.base import Distiller
 
 
 class Exit(nn.Module):
@@ -47,6 +49,7 @@ class OFAKD(Distiller):
 
     name = "ofa_kd"
     reads_logits = True
+    weighs_rows = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):
@@ -79,8 +82,8 @@ class OFAKD(Distiller):
         p_t = self.comparable(t["logits"]).softmax(1)  # [B, K]
         label = labels_of(batch)[:, None] == torch.arange(p_t.shape[1], device=p_t.device)
         enhanced = (p_t + label.to(p_t.dtype)).pow(self.cfg.eps) - label.to(p_t.dtype)
-        loss = p_t.new_zeros(())
+        rows = p_t.new_zeros(len(p_t))
         for name in ("logits", *(f"ofa_kd.{stage}" for stage in self.stages)):
             log_p_s = F.log_softmax(self.comparable(s[name]), 1)
-            loss = loss - (enhanced * log_p_s).sum(1).mean()
-        return {"ofa_kd": loss}
+            rows = rows - (enhanced * log_p_s).sum(1)
+        return {"ofa_kd": self.over_rows(rows, s["logits"], t["logits"])}

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, paired_stages, pool_to_smaller, preact, unequal_stages
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._math import pool_to_smaller
+from distiller_zoo._stages import paired_stages, preact, unequal_stages
+from distiller_zoo.base import Distiller
 
 
 def margin_of(f_t: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, pooled_tap
-from helper.protocols import Batch, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._stages import pooled_tap
+from distiller_zoo.base import Distiller
 
 EPS = 1e-7
 

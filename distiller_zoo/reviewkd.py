@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, paired_stages, pooled_tap, refuse_single_samples, unequal_stages
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._stages import paired_stages, pooled_tap, refuse_single_samples, unequal_stages
+from distiller_zoo.base import Distiller
 
 WIDEST = 512  # of the fused maps
 WARM_UP = 20  # epochs over which the weight grows to its full value

@@ -8,8 +8,11 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from distiller_zoo.base import Distiller, angles, check_range, distances, option, pooled_tap
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._math import angles, distances
+from distiller_zoo._stages import pooled_tap
+from distiller_zoo.base import Distiller
 
 
 class RKD(Distiller):

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, check_range, option, pool_to_smaller
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo._math import pool_to_smaller
+from distiller_zoo.base import Distiller
 
 
 class Embed(nn.Module):

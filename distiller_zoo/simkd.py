@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, classified_map, head_width, last_stage, option, require_pooled_head
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Tap, Terms, UserError
+from core.option import option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Tap, Terms, UserError
+from distiller_zoo._stages import classified_map, head_width, last_stage, require_pooled_head
+from distiller_zoo.base import Distiller
 
 
 class SimKD(Distiller):

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo.base import Distiller, last_stage
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._stages import last_stage
+from distiller_zoo.base import Distiller
 
 
 def similarity(f: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from distiller_zoo.base import Distiller, check_range, option, pooled_tap, refuse_single_samples
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._stages import pooled_tap, refuse_single_samples
+from distiller_zoo.base import Distiller
 
 EPS = 1e-4  # of both batch norms
 

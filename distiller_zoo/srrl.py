@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import nn
 
-from distiller_zoo.base import Distiller, head_width, refuse_single_samples
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo._stages import head_width, refuse_single_samples
+from distiller_zoo.base import Distiller
 
 
 class SRRL(Distiller):

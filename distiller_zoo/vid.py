@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, StagePairs, pool_to_smaller
-from helper.protocols import Batch, Context, Features, Progress, Terms
+from core.protocols import Batch, Context, Features, Progress, Terms
+from distiller_zoo._math import pool_to_smaller
+from distiller_zoo.base import Distiller, StagePairs
 
 MIN_VARIANCE = 1e-5
 INITIAL_VARIANCE = 5.0

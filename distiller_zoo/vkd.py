@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distiller_zoo.base import Distiller, pooled_tap
-from helper.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._stages import pooled_tap
+from distiller_zoo.base import Distiller
 
 
 def orthonormal(weight: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from distiller_zoo.base import Distiller, check_range, option
-from helper.protocols import Batch, Features, Progress, Terms
+from core.option import check_range, option
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo.base import Distiller
 
 
 class WTTM(Distiller):
@@ -19,6 +20,7 @@ class WTTM(Distiller):
 
     name = "wttm"
     reads_logits = True
+    weighs_rows = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):
@@ -34,4 +36,4 @@ class WTTM(Distiller):
         log_power = self.cfg.gamma * F.log_softmax(self.comparable(t["logits"]), 1)
         log_u = log_power.logsumexp(1, keepdim=True)  # [B, 1]
         divergence = F.kl_div(log_p_s, log_power - log_u, reduction="none", log_target=True).sum(1, keepdim=True)
-        return {"wttm": (log_u.exp() * divergence).mean()}
+        return {"wttm": self.over_rows((log_u.exp() * divergence).squeeze(1), s["logits"], t["logits"])}

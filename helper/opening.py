@@ -4,102 +4,118 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from core import machine
+from core.files import atomic_write_json, remembered
+from core.log import log
+from core.machine import usable_cores
+from core.option import flat
+from core.protocols import Batch, DataSet, Loader, ModelSpec, TeacherSource, UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
+from dataset.clips.video import DATA as VIDEO_DATA
 from distiller_zoo.base import Distiller
-from helper import build, distributed
-from helper.cache import CachedTeacher, cache_key
-from helper.checkpoint import atomic_write_json
-from helper.devices import own_device, pick_autocast, to_device, usable_cores
-from helper.flags_video import DATA as VIDEO_DATA
-from helper.kernels import Kernels, tune_allocator
-from helper.loops import evaluate, open_test
-from helper.networks import Network, load_network, position_notice, started_from
-from helper.options import Settings
-from helper.protocols import Batch, DataSet, ModelSpec, TeacherSource, UserError
-from helper.reporting import log
-from helper.schedule import parse_decay_epochs
-from helper.seeding import seed_everything
-from helper.teacher import SharedTeacher, keep_dropout
+from helper.evaluation.evaluate import evaluate, open_test
+from helper.machine import distributed
+from helper.machine.devices import own_device, pick_autocast, to_device
+from helper.machine.kernels import Hardware, Kernels, tune_allocator
+from helper.machine.seeding import seed_everything
+from helper.networks.load import Network, load_network, position_notice, started_from
+from helper.networks.teacher_cache import CachedTeacher, CacheLayout, cache_key
+from helper.networks.teacher_sources import SharedTeacher, keep_dropout
+from helper.options.settings import Settings
+from helper.training import stages
+from helper.training.schedule import parse_decay_epochs
 from models import model_for
 
 # what only data that is decoded as it is read knows
 STREAMED = ("dali", "classes_subset", "skip_corrupt", "augment", "random_erase", "repeated_augmentation")
+
+
 # flags that are about action recordings
 RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache")
 
 
+@dataclass(frozen=True)
+class Opened:
+    """What the students of a process share."""
+
+    lanes: Sequence[Settings]
+    data: DataSet
+    loader: Loader
+    teacher: Network | None
+    source: TeacherSource | None
+    hardware: Hardware
+
+
+def seed_of(settings: Settings) -> int:
+    assert settings.run.seed is not None, "the parser gives every run a seed"
+    return settings.run.seed
+
+
 def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
     """Device and precision, kernels and seeds."""
-    device = own_device(settings.gpu_id, named=settings.sources["gpu_id"] != "default")
-    if settings.deterministic:
+    cfg = settings.machine.device
+    device = own_device(cfg.gpu_id, named=settings.sources["gpu_id"] != "default")
+    if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not settings.deterministic
-    seed_everything(settings.seed)
-    if settings.sync_bn and device.type != "cuda":
+    torch.backends.cudnn.benchmark = not cfg.deterministic
+    seed_everything(seed_of(settings))
+    if settings.machine.ranks.sync_bn and device.type != "cuda":
         raise UserError("--sync_bn exists on CUDA devices only: leave it out")
     tune_allocator()
-    return device, pick_autocast(settings.precision, device)
+    return device, pick_autocast(cfg.precision, device)
 
 
 def open_data(settings: Settings) -> DataSet:
-    folder, made = Path(settings.data_folder), False
+    source, recordings = settings.data.source, settings.data.recordings
+    folder, made = Path(source.data_folder), False
     if settings.sources["data_folder"] == "default" and not folder.exists():
         with contextlib.suppress(OSError):  # the data set says what it misses, if it misses anything
             folder.mkdir(parents=True)  # a fresh clone downloads into it
             made = True
     options = DataOptions(
-        root=Path(settings.data_folder),
-        image_size=settings.image_size,
-        val_fraction=settings.val_fraction,
-        few_ratio=settings.few_ratio,
-        seed=settings.seed,
-        num_workers=min(-(-settings.num_workers // distributed.local_world_size()), usable_cores()),
-        **{k: getattr(settings, k) for k in STREAMED},
-        modality=modalities(settings),
-        data_split=settings.data_split,
-        num_segments=settings.num_segments,
-        window=settings.window,
-        clip_cache=Path(settings.clip_cache),
-        more={f.dest: settings.values[f.dest] for f in VIDEO_DATA},
+        root=folder,
+        image_size=source.image_size,
+        val_fraction=source.val_fraction,
+        few_ratio=source.few_ratio,
+        seed=seed_of(settings),
+        num_workers=min(-(-source.num_workers // machine.local_world_size()), usable_cores()),
+        **flat(settings.data.stream),
+        modality=settings.modalities,
+        data_split=recordings.data_split,
+        num_segments=recordings.num_segments,
+        window=recordings.window,
+        clip_cache=Path(recordings.clip_cache),
+        more=flat(settings.data.video),
     )
     try:
-        data = distributed.main_first(lambda: dataset_dict[settings.dataset](options))  # rank 0 downloads
+        data = distributed.main_first(lambda: dataset_dict[source.dataset](options))  # rank 0 downloads
     finally:
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # unless something was put there
-    if settings.batch_size > len(data.train_labels):
-        raise UserError(
-            f"--batch_size {settings.batch_size} is larger than the training set ({len(data.train_labels)} samples)"
-        )
-    for note in getattr(data, "notes", ()):
+    if (size := settings.training.loop.batch_size) > len(data.train_labels):
+        raise UserError(f"--batch_size {size} is larger than the training set ({len(data.train_labels)} samples)")
+    for note in data.notes:
         log.info(note)
     return data
-
-
-def modalities(settings: Settings) -> tuple[str, ...]:
-    """What is read of recordings of several modalities: by the network that is trained, then by its teacher."""
-    named = [settings.values.get(flag) for flag in ("modality", "modality_s", "modality_t")]
-    return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
     """The teacher of --path_t, if a method wants one."""
     wanting = [lane for lane in lanes if lane.method.teacher_mode == "frozen"]
-    settings = lanes[0]
+    settings = lanes[0].teacher
     if settings.path_t is None:
         if wanting:
             raise UserError(f"--distill {wanting[0].distill} needs a teacher: pass its checkpoint with --path_t")
@@ -126,21 +142,21 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
 
 def measure_teacher(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
     """Evaluate in float32 once, remember it beside the runs, and compare with what the file says of itself."""
-    if settings.skip_validation:
+    if settings.teacher.skip_validation:
         log.info("Skipping teacher validation.")
         return None
-    memory = Path(settings.save_root) / "teacher_accuracy.json"
-    images = getattr(data, "test_checksum", data.checksum)
+    memory = Path(settings.run.save_root) / "teacher_accuracy.json"
+    images = data.test_checksum or data.checksum
     shape = "x".join(map(str, data.shapes[teacher.spec.input]))
     key = f"{teacher.name} {teacher.checksum} {teacher.weights} on {data.name} {images} {shape}"
-    known = distributed.by_main(lambda: read_json(memory))
+    known = distributed.by_main(lambda: remembered(memory, (int, float)))
     if key in known:
         acc = known[key]
         log.info("teacher accuracy:  %.2f (measured before)", acc)
     else:
-        acc = accuracy_of(teacher, data, device, settings.channels_last != "off")
+        acc = accuracy_of(teacher, data, device, settings.machine.kernels.channels_last != "off")
         log.info("teacher accuracy:  %.2f", acc)
-        if distributed.is_main():
+        if machine.is_main():
             atomic_write_json(known | {key: acc}, memory)
     recorded = None if teacher.others else teacher.checkpoint.best_acc
     if recorded is not None:
@@ -166,22 +182,16 @@ def accuracy_of(teacher: Network, data: DataSet, device: torch.device, channels_
     return evaluate(predict, open_test(data, device), device)["teacher"]["acc"]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):  # absent or damaged: nothing is remembered
-        return {}
-
-
 def notice_without_effect(settings: Settings, data: DataSet, device: torch.device) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
     given = {k for k, source in settings.sources.items() if source == "command line"}
-    distill, alone = settings.values.get("distill"), settings.method.teacher_mode == "absent"
+    distill, alone = settings.distill, settings.method.teacher_mode == "absent"
+    dataset, cache = settings.data.source.dataset, settings.cache.teacher_cache
     why = {}
-    if not getattr(data, "streamed", False):
-        why = dict.fromkeys(("num_workers", *STREAMED), f"{settings.dataset} is resident on the device")
-    if not hasattr(data, "clip_views"):
-        why |= {f.dest: f"{settings.dataset} is no list of videos" for f in VIDEO_DATA}
+    if not data.streamed:
+        why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is resident on the device")
+    if not data.videos:
+        why |= {f.dest: f"{dataset} is no list of videos" for f in VIDEO_DATA}
     else:
         why.pop("num_workers", None)
     if distributed.world_size() == 1:
@@ -191,31 +201,31 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
             "one process",
         )
     if "image" in data.shapes:
-        why |= dict.fromkeys(RECORDINGS, f"{settings.dataset} holds no action recordings")
+        why |= dict.fromkeys(RECORDINGS, f"{dataset} holds no action recordings")
     else:
         why.pop("skip_corrupt", None)
-    if len(build.chain_of(settings.method)) == 1:
+    if len(stages.chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
         no_teacher = ("model_t", "skip_validation", "div", "kd_T", "teacher_dropout")
         why |= dict.fromkeys(no_teacher, f"--distill {distill} uses no teacher")
-    elif not settings.values["div"]:
+    elif not settings.loss.div:
         why["kd_T"] = "the logit KL has weight 0"
-    if not settings.values.get("teacher_cache"):
+    if not cache:
         why |= dict.fromkeys(("cache_pooled", "cache_device", "rebuild_cache"), "there is no --teacher_cache")
     elif device.type == "cpu":
         why["cache_device"] = "the cache is mapped into memory"
-    if settings.values["compile"] == "none":
+    if settings.machine.kernels.compile == "none":
         why["compile_parts"] = "nothing is compiled"
-    if len(settings.values.get("path_t") or ()) < 2:
+    if len(settings.teacher.path_t or ()) < 2:
         why["teacher_weight"] = "there is no ensemble to weigh"
     if settings.method.terms is Distiller.terms:
         why["beta"] = f"--distill {distill} has no term of its own"
-    settings.without_effect |= {k: reason for k, reason in why.items() if k in given}
+    settings.without_effect.update({k: reason for k, reason in why.items() if k in given})
     if settings.without_effect:
         log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in settings.without_effect.items()))
     own_term = settings.method.terms is not Distiller.terms and "+" not in str(distill)
-    if own_term and settings.values.get("beta") == 0:
+    if own_term and not settings.is_teacher and settings.loss.beta == 0:
         log.info("the term of --distill %s has weight 0, so nothing learns from it: -b is its weight", distill)
 
 
@@ -223,12 +233,13 @@ def notice_of_decays(lanes: Sequence[Settings]) -> None:
     """Say that the rate will never be lowered, where a shorter run kept the decays of a longer one."""
     lines = []
     for s in lanes:
-        decays = parse_decay_epochs(s.lr_decay_epochs)
+        cfg = s.training.schedule
+        decays = parse_decay_epochs(cfg.lr_decay_epochs)
         moved = "command line" in (s.sources["epochs"], s.sources["lr_decay_epochs"])
-        if moved and s.schedule == "step" and decays and decays[0] >= s.epochs:
+        if moved and cfg.schedule == "step" and decays and decays[0] >= cfg.epochs:
             lines.append(
-                f"--lr_decay_epochs {s.lr_decay_epochs}: none comes before --epochs {s.epochs} ends, the learning rate "
-                f"stays at {s.learning_rate:g}"
+                f"--lr_decay_epochs {cfg.lr_decay_epochs}: none comes before --epochs {cfg.epochs} ends, the learning "
+                f"rate stays at {cfg.learning_rate:g}"
             )
     for line in dict.fromkeys(lines):
         log.info(line)
@@ -236,11 +247,10 @@ def notice_of_decays(lanes: Sequence[Settings]) -> None:
 
 def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
     """What is trained; a name that means two networks is resolved by the size of the images."""
-    name = settings.values.get("model") or settings.values["model_s"]
-    spec = model_for(name, data.shapes.get("image", ())).fitted(data.shapes)
-    if settings.pretrained is not None:
-        spec = started_from(spec, settings.pretrained)
-    if settings.sync_bn and distributed.world_size() > 1:
+    spec = model_for(settings.model, data.shapes.get("image", ())).fitted(data.shapes)
+    if settings.network.pretrained is not None:
+        spec = started_from(spec, settings.network.pretrained)
+    if settings.machine.ranks.sync_bn and distributed.world_size() > 1:
         build_one = spec.build
         spec = dataclasses.replace(spec, build=lambda **k: distributed.sync_batch_norm(build_one(**k)))
     return spec
@@ -250,25 +260,25 @@ def shared_source(
     lanes: Sequence[Settings],
     teacher: Network,
     data: DataSet,
-    device: torch.device,
-    autocast: torch.dtype | None,
-    kernels: Kernels,
+    hardware: Hardware,
 ) -> TeacherSource:
     """One teacher for all students of the process, through the cache if there is one.
 
     Behind a cache the teacher is not compiled, so that what the cache holds does not depend on it.
     """
     needs = [
-        build.union_of_needs(s.method, s.config, student_spec(s, data), teacher.spec)
+        stages.union_of_needs(s.method, s.config, student_spec(s, data), teacher.spec)
         for s in lanes
         if s.method.teacher_mode == "frozen"
     ]
+    device, autocast, kernels = hardware.device, hardware.autocast, hardware.kernels
+    cfg, dropout = lanes[0].cache, lanes[0].teacher.teacher_dropout
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
     net = to_device(teacher.tapped(taps), device, kernels.channels_last)
-    folder = None if lanes[0].dry_run else lanes[0].teacher_cache
-    if lanes[0].teacher_dropout and folder is not None:
+    folder = None if lanes[0].run.dry_run else cfg.teacher_cache
+    if dropout and folder is not None:
         raise UserError("--teacher_dropout draws anew for every batch, which --teacher_cache cannot keep: drop one")
-    kept = ("logits", "pooled") if lanes[0].cache_pooled else ("logits",)
+    kept = ("logits", "pooled") if cfg.cache_pooled else ("logits",)
     deeper = [tap for tap in taps if tap not in kept]
     if folder is None or deeper:
         if folder is not None:
@@ -279,30 +289,28 @@ def shared_source(
                 ", ".join(deeper),
                 hint,
             )
-        full = -(-lanes[0].batch_size // distributed.world_size() // lanes[0].accumulate)
+        loop = lanes[0].training.loop
+        full = -(-loop.batch_size // distributed.world_size() // loop.accumulate)
         source, cache = teacher.source(net, device, autocast, kernels, full), None
-        if lanes[0].teacher_dropout:
+        if dropout:
             keep_dropout(source)
     else:
         source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
         if data.num_crops is None:
             raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
-        layout = source_layout(source, teacher.spec, data, device, taps if lanes[0].cache_pooled else ())
+        layout = source_layout(source, teacher.spec, data, device, taps if cfg.cache_pooled else ())
         who = teacher.checksum + ("" if teacher.weights is None else f" {teacher.weights}")
         open_cache = partial(
             CachedTeacher,
             source,
-            folder,
+            cfg,
             cache_key(who, data.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name),
-            len(data.train_labels),
-            data.num_crops,
-            data.num_classes,
-            layout["logits"][1],
+            CacheLayout(
+                len(data.train_labels), data.num_crops, data.num_classes, layout["logits"][1], layout.get("pooled")
+            ),
             device,
-            pooled=layout.get("pooled"),
-            where=lanes[0].cache_device,
         )
-        rebuild = lanes[0].rebuild_cache and distributed.is_main()
+        rebuild = cfg.rebuild_cache and machine.is_main()
         source = cache = distributed.main_first(lambda: open_cache(rebuild))
     return SharedTeacher(source, taps, cache)
 

@@ -12,42 +12,46 @@ from typing import Any
 
 import torch
 
+from core import machine
+from core.files import atomic_write_json
+from core.log import log, open_run_log, start_log
+from core.protocols import DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
 from dataset.mixing import MixedLoader
-from distiller_zoo.base import Combined, Distiller
-from helper import build, distributed
-from helper.checkpoint import atomic_write_json
-from helper.cost import deployed_parameters, macs
-from helper.kernels import Kernels, pick_kernels
-from helper.loops import Fit, Interrupted, Life, Stopper, drive, rank_seed, read_last, summary
-from helper.memory import LaneMemory
-from helper.networks import Network, file_checksum, load_backbone, position_notice
+from distiller_zoo._combined import Combined
+from distiller_zoo.base import Distiller
+from helper.deploy.cost import deployed_parameters, macs
+from helper.machine import distributed
+from helper.machine.kernels import Hardware, pick_kernels
+from helper.machine.lane_memory import LaneMemory
+from helper.machine.seeding import seed_everything
+from helper.machine.stopper import Interrupted, Stopper
+from helper.networks.load import Network, file_checksum, load_backbone, position_notice
+from helper.networks.teacher_sources import SharedTeacher
 from helper.opening import (
+    Opened,
     measure_teacher,
     notice_of_decays,
     notice_without_effect,
     open_data,
     open_teacher,
+    seed_of,
     setup,
     shared_source,
     student_spec,
 )
-from helper.options import Settings, parse_lanes
-from helper.protocols import DataSet, Loader, Progress, TeacherSource, UserError
-from helper.reporting import event_writer, log, open_run_log, require_backend, start_log
-from helper.runs import RunFolder, link_short_name, refuse_differences, run_name, who_has
-from helper.schedule import make_schedule
-from helper.seeding import rng_state, seed_everything
-from helper.teacher import SharedTeacher
+from helper.options.naming import folder_of
+from helper.options.parse import parse_lanes
+from helper.options.settings import Settings
+from helper.runs.events import event_writer, require_backend
+from helper.runs.folder import RunFolder, link_short_name, refuse_differences, who_has
+from helper.training.lanes import drive
+from helper.training.loops import Fit, Run, rank_seed, read_last, summary
+from helper.training.optim import optimizer
+from helper.training.schedule import make_schedule
+from helper.training.stages import Stage, StagePlan, build_stages, union_of_needs
+from helper.training.step import StepSetup
 
 LOST = "; the same command goes on from the last checkpoint, and --dist_timeout sets how long to wait for a process"
-
-
-def folder_of(settings: Settings, teacher: str | None, is_teacher: bool) -> RunFolder:
-    root = Path(settings.save_root) / ("teachers" if is_teacher else "students")
-    name = run_name(settings, teacher, is_teacher)
-    return RunFolder(
-        root / "models" / name, root / "tensorboard" / name, settings.model if is_teacher else settings.model_s
-    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Lane:
     folder: RunFolder
     described: dict[str, Any]
     fit: Fit
-    stages: Iterator[build.Stage]
+    stages: Iterator[Stage]
     notes: Sequence[str]
     chosen: Mapping[str, Any] | None  # the state of --resume PATH
 
@@ -67,78 +71,90 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
     """The whole of train_teacher.py and train_student.py."""
     start_log()
     trials = parse_lanes(argv, teacher=is_teacher)
-    distributed.in_processes(trials[0][0], trials[0][0].command, lambda: train_trials(trials, is_teacher), LOST)
+    first = trials[0][0]
+    machine_cfg = first.machine
+    distributed.in_processes(
+        machine_cfg.launch, machine_cfg.device.gpu_id, first.command, lambda: train_trials(trials), LOST
+    )
 
 
-def train_trials(trials: Sequence[Sequence[Settings]], is_teacher: bool) -> None:
+def train_trials(trials: Sequence[Sequence[Settings]]) -> None:
     for lanes in trials:
         start_log()
-        train_together(lanes, is_teacher)
+        train_together(lanes)
 
 
-def train_together(lanes: Sequence[Settings], is_teacher: bool) -> None:
+def train_together(lanes: Sequence[Settings]) -> None:
     """Students that share data order and teacher; usually one."""
-    settings = lanes[0]
-    require_backend(settings.tb_backend)
-    device, autocast = setup(settings)
-    data = open_data(settings)
-    teacher = None if is_teacher else open_teacher(lanes, data)
-    for lane in lanes:
-        notice_without_effect(lane, data, device)
-    notice_of_decays(lanes)
-    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    loader = data.train_loader(settings.batch_size, seed=settings.seed, device=device, **ranks)
-    if settings.mixup or settings.cutmix or settings.label_smoothing:
-        if (settings.mixup or settings.cutmix) and "image" not in data.shapes:
-            raise UserError(f"--mixup and --cutmix mix images, and {data.name} holds none: leave them out")
-        mixing = (settings.mixup, settings.cutmix, settings.label_smoothing)
-        loader = MixedLoader(loader, data.num_classes, *mixing, settings.seed, distributed.rank())
-    if distributed.world_size() > 1:
-        log.info(
-            "%d processes, %d samples of each batch in each; losses over a batch see those of one process",
-            distributed.world_size(),
-            settings.batch_size // distributed.world_size(),
-        )
-    steps = min(len(loader), settings.max_steps or len(loader)) * settings.epochs
-    kernels, notices = pick_kernels(settings.values, device, steps)
-    for notice in notices:
-        log.info(notice)
-    source = None if teacher is None else shared_source(lanes, teacher, data, device, autocast, kernels)
-    built = [
-        build_lane(lane, teacher, data, loader, source, device, autocast, is_teacher, lanes, kernels) for lane in lanes
-    ]
+    opened = open_shared(lanes)
+    built = [build_lane(lane, opened) for lane in lanes]
     for lane in built[1:]:  # workers that decode are there once, not for each
         lane.fit.test_loader = built[0].fit.test_loader
-
-    if settings.dry_run:
-        return try_out(built, loader)
-    lives: dict[Fit, Life] = {}
+    if lanes[0].run.dry_run:
+        return try_out(built, opened.loader)
+    runs: dict[Fit, Run] = {}
     running: list[Lane] = []
     with Stopper().listening() as stopper:
         for lane in built:
-            resume = enter(
-                lane, label=None if len(built) == 1 else lane.settings.label, autocast=autocast, device=device
-            )
+            resume = enter(lane, opened, label=None if len(built) == 1 else lane.settings.label)
             if resume is False:
                 continue
             running.append(lane)
-            lives[lane.fit] = lane.fit.life(lane.stages, resume, stopper)
+            runs[lane.fit] = lane.fit.run(lane.stages, resume, stopper)
         if not running:
             return
         teacher_acc = None
-        if teacher:
-            teacher_acc = measure_teacher(teacher, data, device, settings)
+        if opened.teacher:
+            teacher_acc = measure_teacher(opened.teacher, opened.data, opened.hardware.device, lanes[0])
         log.info("==> training...")
         try:
-            drive(lives, loader, LaneMemory(len(lives), device))
+            drive(runs, opened.loader, LaneMemory(len(runs), opened.hardware.device))
         except Interrupted as stop:
-            once = [f"--{n}" for n, given in (("overwrite", settings.overwrite), ("resume", built[0].chosen)) if given]
+            given = (("overwrite", lanes[0].run.overwrite), ("resume", built[0].chosen))
+            once = [f"--{name}" for name, was_given in given if was_given]
             command = f"the same command without {' and '.join(once)}" if once else "the same command"
             raise Interrupted(f"{stop}; {command} goes on from there", stop.code) from None
         finally:
             for lane in running:
                 if lane.fit.ended:
-                    finish(lane, data, teacher, teacher_acc, is_teacher, [other.folder.models.name for other in built])
+                    finish(lane, opened, teacher_acc, [other.folder.models.name for other in built])
+
+
+def open_shared(lanes: Sequence[Settings]) -> Opened:
+    """Device, data and teacher, for all students of the process."""
+    settings = lanes[0]
+    loop = settings.training.loop
+    require_backend(settings.run.tb_backend)
+    device, autocast = setup(settings)
+    data = open_data(settings)
+    teacher = None if settings.is_teacher else open_teacher(lanes, data)
+    for lane in lanes:
+        notice_without_effect(lane, data, device)
+    notice_of_decays(lanes)
+    loader: Loader = data.train_loader(
+        loop.batch_size,
+        seed=seed_of(settings),
+        device=device,
+        rank=machine.rank(),
+        world_size=distributed.world_size(),
+    )
+    if mixing := settings.data.mixing:
+        if (mixing.mixup or mixing.cutmix) and "image" not in data.shapes:
+            raise UserError(f"--mixup and --cutmix mix images, and {data.name} holds none: leave them out")
+        loader = MixedLoader(loader, data.num_classes, mixing, seed_of(settings), machine.rank())
+    if distributed.world_size() > 1:
+        log.info(
+            "%d processes, %d samples of each batch in each; losses over a batch see those of one process",
+            distributed.world_size(),
+            loop.batch_size // distributed.world_size(),
+        )
+    steps = min(len(loader), loop.max_steps or len(loader)) * settings.training.schedule.epochs
+    kernels, notices = pick_kernels(settings.machine.kernels, device, steps, settings.teacher.fold_teacher)
+    for notice in notices:
+        log.info(notice)
+    hardware = Hardware(device, autocast, kernels)
+    source = None if teacher is None else shared_source(lanes, teacher, data, hardware)
+    return Opened(lanes, data, loader, teacher, source, hardware)
 
 
 def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
@@ -154,119 +170,132 @@ def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
         log.info("dry run of %s: loss %.4g (%s)", lane.folder.models.name, float(result.loss), terms)
 
 
-def build_lane(
-    settings: Settings,
-    teacher: Network | None,
-    data: DataSet,
-    loader: Loader,
-    source: TeacherSource | None,
-    device: torch.device,
-    autocast: torch.dtype | None,
-    is_teacher: bool,
-    lanes: Sequence[Settings],
-    kernels: Kernels,
-) -> Lane:
+def build_lane(settings: Settings, opened: Opened) -> Lane:
     """Networks, method and run of one student. Whatever does not fit is refused here, before anything is written."""
+    data, teacher, source = opened.data, opened.teacher, opened.source
     if settings.method.teacher_mode != "frozen":
         teacher = source = None
     student = student_spec(settings, data)
-    per_process = settings.batch_size // distributed.world_size()
-    folder = folder_of(settings, teacher.name if teacher else None, is_teacher)
-    seed_everything(settings.seed)  # a student starts the same whatever was built before it
-    stages = build.build_stages(
+    folder = folder_of(settings, teacher.name if teacher else None)
+    stages = build_chain(settings, opened, student, teacher, source)
+    first = next(stages)
+    start_backbone(settings, first, data.num_classes)
+    seed = seed_of(settings)
+    if machine.rank():  # networks start alike everywhere, what is drawn from here on differs
+        seed_everything(rank_seed(seed, machine.rank()))
+        first.step.seed_rng(rank_seed(seed, machine.rank()) + 1)
+    spec_t = teacher.spec if teacher else None
+    needs = union_of_needs(settings.method, settings.config, student, spec_t)
+    if needs.full_batches:
+        refuse_uneven_parts(settings)
+    described = describe(settings, data, teacher, opened.hardware)
+    fit = build_fit(settings, opened, folder, student, source, described["identity"], needs.full_batches)
+    refuse_idle(settings, first, fit.steps)
+    chosen = chosen_state(settings, opened, folder, fit)
+    notes = [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
+    return Lane(settings, folder, described, fit, chain([first], stages), notes, chosen)
+
+
+def build_chain(
+    settings: Settings, opened: Opened, student: ModelSpec, teacher: Network | None, source: TeacherSource | None
+) -> Iterator[Stage]:
+    training, hardware, seed = settings.training, opened.hardware, seed_of(settings)
+    seed_everything(seed)  # a student starts the same whatever was built before it
+    return build_stages(
         settings.method,
         settings.config,
         student,
         teacher,
-        data,
-        batch_size=per_process,
-        device=device,
-        make_optimizer=build.optimizer(
-            "nesterov" if settings.nesterov else settings.optimizer,
-            settings.momentum,
-            settings.weight_decay,
-            settings.learning_rate,
-            settings.norm_weight_decay,
-            kernels.fused_optimizer,
+        opened.data,
+        StepSetup(
+            optimizer(training.optim, training.schedule.learning_rate, hardware.kernels.fused_optimizer),
+            hardware.device,
+            hardware.autocast,
+            training.loop.accumulate,
+            hardware.kernels,
+            training.optim,
+            training.ema,
         ),
-        clip=settings.clip_grad,
-        ema=(settings.ema, settings.ema_every) if settings.ema else None,
-        epochs=settings.epochs,
-        init_epochs=settings.values.get("init_epochs", 0),
-        init_seed=settings.seed,
-        autocast=autocast,
-        accumulate=settings.accumulate,
-        wrap=distributed.ddp,
-        source=None if source is None else lambda net: source,
-        kernels=kernels,
-        param_groups=settings.param_groups,
+        StagePlan(
+            training.loop.batch_size // distributed.world_size(),
+            training.schedule.epochs,
+            training.schedule.init_epochs,
+            seed,
+        ),
+        source,
     )
-    first = next(stages)
-    if settings.values.get("freeze_backbone") and not settings.values.get("pretrained_backbone"):
+
+
+def start_backbone(settings: Settings, first: Stage, num_classes: int) -> None:
+    """--pretrained_backbone, and the rule that a frozen backbone needs one."""
+    frozen = bool(settings.method_flags.get("freeze_backbone"))
+    start = settings.pretrained_backbone
+    if frozen and not start:
         raise UserError("--freeze_backbone keeps a backbone as it is: name its weights with --pretrained_backbone")
-    if start := settings.values.get("pretrained_backbone"):
-        load_backbone(first.step.student, start, data.num_classes, bool(settings.values.get("freeze_backbone")))
-    if distributed.rank():  # networks start alike everywhere, what is drawn from here on differs
-        seed_everything(rank_seed(settings.seed, distributed.rank()))
-        first.step.seed_rng(rank_seed(settings.seed, distributed.rank()) + 1)
-    spec_t = teacher.spec if teacher else None
-    needs = build.union_of_needs(settings.method, settings.config, student, spec_t)
-    if needs.full_batches and per_process % settings.accumulate:
+    if start:
+        load_backbone(first.step.student, start, num_classes, frozen)
+
+
+def refuse_uneven_parts(settings: Settings) -> None:
+    """UserError where a method needs micro-batches of one size and gets others."""
+    loop, processes = settings.training.loop, distributed.world_size()
+    if loop.batch_size // processes % loop.accumulate:
         raise UserError(
-            f"--distill {settings.distill} needs micro-batches of one size: --batch_size {settings.batch_size}"
-            f"{' over ' + str(distributed.world_size()) + ' processes' if distributed.world_size() > 1 else ''} is not "
-            f"a multiple of --accumulate {settings.accumulate}"
+            f"--distill {settings.distill} needs micro-batches of one size: --batch_size {loop.batch_size}"
+            f"{f' over {processes} processes' if processes > 1 else ''} is not a multiple of --accumulate "
+            f"{loop.accumulate}"
         )
-    described = describe(settings, data, teacher, autocast) | {"kernels": kernels.described()}
+
+
+def build_fit(
+    settings: Settings,
+    opened: Opened,
+    folder: RunFolder,
+    student: ModelSpec,
+    source: TeacherSource | None,
+    identity: Mapping[str, Any],
+    full_batches: bool,
+) -> Fit:
+    data, loader = opened.data, opened.loader
     cached = source.cache if isinstance(source, SharedTeacher) else None
-    fit = Fit(
+    return Fit(
         folder,
         data,
-        device,
-        make_schedule(
-            settings.schedule,
-            settings.learning_rate,
-            settings.epochs,
-            settings.lr_decay_epochs,
-            settings.lr_decay_rate,
-            settings.warmup_epochs,
-            settings.warmup_start,
-            settings.lr_min,
-        ),
-        partial(event_writer, settings.tb_backend if distributed.is_main() else "none", folder.tensorboard),
+        opened.hardware.device,
+        make_schedule(settings.training.schedule),
+        partial(event_writer, settings.run.tb_backend if machine.is_main() else "none", folder.tensorboard),
         {
             "arch": student.name,
             "num_classes": data.num_classes,
             "dataset": data.name,
             "shapes": {k: list(shape) for k, shape in data.shapes.items() if k == "image"},
-            **getattr(data, "described", {}),
+            **data.described,
         },
-        settings.batch_size,
+        settings.training.loop,
         loader,
-        described["identity"],
-        needs.full_batches,
-        settings.print_freq,
-        settings.max_steps,
-        after_epoch=partial(end_of_epoch, [p.end_epoch for p in (cached, loader) if hasattr(p, "end_epoch")]),
-        shown=settings is lanes[0] and distributed.is_main(),
-        eval_autocast=None if settings.eval_precision == "fp32" else autocast,
-        exact_last=settings.eval_precision == "auto",
+        identity,
+        full_batches,
+        after_epoch=partial(end_of_epoch, [part.end_epoch for part in (cached, loader) if part is not None]),
+        shown=settings is opened.lanes[0] and machine.is_main(),
+        autocast=opened.hardware.autocast,
     )
-    fit.rng = rng_state()
-    refuse_idle(settings, first, fit.steps)
-    chosen = None
-    if settings.resume != "auto":
-        if len(lanes) > 1:
-            raise UserError("--resume PATH belongs to one student: name a single --distill, or leave --resume out")
-        chosen = distributed.by_main(lambda: read_last(settings.resume))
-        refuse_differences(Path(settings.resume), chosen["identity"], fit.identity, settings.off_default())
-        if settings.overwrite and Path(settings.resume).resolve().parent == folder.models.resolve():
-            raise UserError(
-                f"--overwrite would delete the rows and the best checkpoint that --resume {settings.resume} "
-                "goes with: leave one of the two out"
-            )
-    notes = [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
-    return Lane(settings, folder, described, fit, chain([first], stages), notes, chosen)
+
+
+def chosen_state(settings: Settings, opened: Opened, folder: RunFolder, fit: Fit) -> Mapping[str, Any] | None:
+    """The state of --resume PATH, None for auto. UserError where it belongs to another run."""
+    path = settings.run.resume
+    if path == "auto":
+        return None
+    if len(opened.lanes) > 1:
+        raise UserError("--resume PATH belongs to one student: name a single --distill, or leave --resume out")
+    chosen = distributed.by_main(lambda: read_last(path))
+    refuse_differences(Path(path), chosen["identity"], fit.identity, settings.off_default())
+    if settings.run.overwrite and Path(path).resolve().parent == folder.models.resolve():
+        raise UserError(
+            f"--overwrite would delete the rows and the best checkpoint that --resume {path} goes with: leave one of "
+            "the two out"
+        )
+    return chosen
 
 
 def end_of_epoch(parts: Sequence[Callable[[], Mapping[str, Any]]]) -> dict[str, Any]:
@@ -276,32 +305,33 @@ def end_of_epoch(parts: Sequence[Callable[[], Mapping[str, Any]]]) -> dict[str, 
     return {k: v if isinstance(v, float) else sum(one[k] for one in everybody) for k, v in mine.items()}
 
 
-def enter(lane: Lane, label: str | None, autocast: torch.dtype | None, device: torch.device) -> Any:
+def enter(lane: Lane, opened: Opened, label: str | None) -> Any:
     """Enter the run's folder: the state to continue from, None to start, False if it is finished already."""
     folder, settings = lane.folder, lane.settings
     restarted = distributed.restarts() > 0  # by an elastic launcher: on from the last state, whatever began it
-    if distributed.by_main(lambda: folder.enter(lane.described, settings.overwrite and not restarted)):
+    if distributed.by_main(lambda: folder.enter(lane.described, settings.run.overwrite and not restarted)):
         log.info("already finished: %s holds the result (--overwrite trains it again)", folder.models)
         return False
-    if distributed.is_main():
+    if machine.is_main():
         lane.fit.log = open_run_log(folder.log, label)
-    elif settings.log_all_ranks:
-        lane.fit.log = open_run_log(folder.log.with_name(f"log_rank{distributed.rank()}.txt"), label)
-    lane.fit.log.info("run folder %s, %s on %s", folder.models, "bf16" if autocast else "fp32", device)
+    elif settings.machine.ranks.log_all_ranks:
+        lane.fit.log = open_run_log(folder.log.with_name(f"log_rank{machine.rank()}.txt"), label)
+    precision = "bf16" if opened.hardware.autocast else "fp32"
+    lane.fit.log.info("run folder %s, %s on %s", folder.models, precision, opened.hardware.device)
     for note in lane.notes:
         lane.fit.log.info(note)
     chosen = None if restarted and folder.last.exists() else lane.chosen
     identity = lane.described["identity"]
-    return distributed.by_main(lambda: find_resume(settings.resume, chosen, folder, identity, lane.fit.log))
+    return distributed.by_main(lambda: find_resume(settings.run.resume, chosen, folder, identity, lane.fit.log))
 
 
-def refuse_idle(settings: Settings, stage: build.Stage, steps: int) -> None:
+def refuse_idle(settings: Settings, stage: Stage, steps: int) -> None:
     """UserError where no term has a weight, at the start of training or at its end (weights may follow time)."""
     method, ends = stage.step.method, ((1, 0), (stage.epochs, steps - 1))
     weights = [method.weights(Progress(epoch, stage.epochs, step, steps, stage.index)) for epoch, step in ends]
     idle = {name for name in weights[0] if not any(w.get(name) for w in weights)}
     idle |= {"div"} if method.teacher_mode == "absent" else set()
-    members = method.members.values() if isinstance(method, Combined) else [method]
+    members = method.each() if isinstance(method, Combined) else [method]
     idle |= {m.name for m in members if type(m).terms is Distiller.terms}
     if not weights[0].keys() - idle:
         raise UserError(f"every term of the loss of --distill {settings.distill} has weight 0: raise one of -c, -d, -b")
@@ -326,19 +356,17 @@ def find_resume(
     return state
 
 
-def describe(
-    settings: Settings, data: DataSet, teacher: Network | None, autocast: torch.dtype | None
-) -> dict[str, Any]:
+def describe(settings: Settings, data: DataSet, teacher: Network | None, hardware: Hardware) -> dict[str, Any]:
     """The content of args.json."""
     identity = settings.identity | {
-        "precision": "bf16" if autocast else "fp32",
+        "precision": "bf16" if hardware.autocast else "fp32",
         "data": data.checksum,
-        "test_data": getattr(data, "test_checksum", None),
+        "test_data": data.test_checksum,
         "teacher": teacher.checksum if teacher else None,
     }
     if "dali" in settings.without_effect:
         identity.pop("dali")
-    start = settings.values.get("pretrained_backbone")
+    start = settings.pretrained_backbone
     if start and Path(start).is_file():
         identity["pretrained_backbone"] = file_checksum(start)
     return {
@@ -348,23 +376,18 @@ def describe(
         "without_effect": settings.without_effect,
         "cpu_threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
-        "seed": settings.seed,
+        "seed": settings.run.seed,
         "command": settings.command,
+        "kernels": hardware.kernels.described(),
     }
 
 
-def finish(
-    lane: Lane,
-    data: DataSet,
-    teacher: Network | None,
-    teacher_acc: float | None,
-    is_teacher: bool,
-    lanes: Sequence[str],
-) -> None:
+def finish(lane: Lane, opened: Opened, teacher_acc: float | None, lanes: Sequence[str]) -> None:
     """parameters.json marks the run as complete; a teacher also appears under its short name."""
-    if not distributed.is_main():
+    if not machine.is_main():
         return
     settings, folder, fit, step = lane.settings, lane.folder, lane.fit, lane.fit.stage.step
+    data, teacher = opened.data, opened.teacher
     uses_teacher = teacher is not None and settings.method.teacher_mode == "frozen"
     bare, deployed = deployed_parameters(step.student, step.method)
     atomic_write_json(
@@ -376,23 +399,22 @@ def finish(
             "Total params": bare / 1e6,
             "Deployed params": deployed / 1e6,
             "Deployed MACs": macs(step.deployed(bare=True), data.shapes, fit.device) / 1e6,
-            "arch_t": teacher.name if uses_teacher else None,
-            "evaluated_on": getattr(data, "evaluated_on", "test"),
+            "arch_t": teacher.name if teacher is not None and uses_teacher else None,
+            "evaluated_on": data.evaluated_on,
             "Total time": fit.seconds / 3600,
             "lanes": list(lanes),
             "num_classes": data.num_classes,
             "processes": distributed.world_size(),
             "teacher_acc": teacher_acc if uses_teacher else None,
+            "rows": fit.rows_checksum,
             "last": dict(fit.last_row),
             "best": {"test_acc": fit.best_acc, "epoch": fit.best_epoch},
         },
         folder.finished,
     )
-    fit.log.info(
-        summary(fit.last_row, fit.best_acc, fit.best_epoch, fit.seconds, getattr(data, "evaluated_on", "test"))
-    )
+    fit.log.info(summary(fit.last_row, fit.best_acc, fit.best_epoch, fit.seconds, data.evaluated_on))
     fit.log.info("result in %s", folder.models)
-    if is_teacher and settings.dataset in ("cifar100", "imagenet"):
+    if settings.is_teacher and settings.data.source.dataset in ("cifar100", "imagenet"):
         link = link_short_name(folder.models.parent, settings.model, folder, settings.distill)
         if link is None:
             log.info("no link %s_%s could be made here", settings.model, settings.distill)

@@ -1,10 +1,10 @@
-"""Networks by public name: `model_dict["resnet8x4"](num_classes=100)` builds one (helper.protocols.ModelSpec)."""
+"""Networks by public name: `model_dict["resnet8x4"](num_classes=100)` builds one (core.protocols.ModelSpec)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from helper.protocols import ModelSpec
-from helper.registry import Registry
+from core.protocols import ModelSpec
+from core.registry import Registry
 
 # network with auxiliary heads, without its _aux -> the network itself, where it has a name of its own
 AUXILIARY = {

@@ -15,9 +15,9 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.functional import relu_
 
-from helper.protocols import ModelSpec, Tap
+from core.protocols import ModelSpec, Tap
 from models import imagenet, mobilenetv2, resnet, resnet_bottleneck, shufflenetv1, shufflenetv2, vgg, wrn
-from models.common import global_pool, init_convs
+from models._common import global_pool, init_convs
 
 ROTATIONS = 4
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from helper.protocols import ModelSpec, Tap
+from core.protocols import ModelSpec, Tap
 
 
 class Block(NamedTuple):

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helper.protocols import ModelSpec, Tap, UserError
-from models.common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
-from models.transformer import (
+from core.protocols import ModelSpec, Tap, UserError
+from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
+from models._transformer import (
     read_class_token,
     read_grid,
     read_normed_qkv,
@@ -88,7 +88,7 @@ def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str =
         options = {"aux_logits": False, "init_weights": True, "transform_input": bool(pretrained), **options}
     model = without_inplace(models.get_model(name, weights=None, num_classes=num_classes, **options))
     if isinstance(model, models.VisionTransformer):
-        from models.external_vit import any_size
+        from models._external_vit import any_size
 
         model = any_size(model)
     if pretrained:

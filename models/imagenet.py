@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from helper.protocols import ModelSpec, Tap, UserError
-from models.common import imagenet_spec, without_inplace
+from core.protocols import ModelSpec, Tap, UserError
+from models._common import imagenet_spec, without_inplace
 
 
 def _resnet(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from helper.protocols import ModelSpec, Tap
-from models.common import conv3x3, global_pool, imagenet_spec, init_convs
+from core.protocols import ModelSpec, Tap
+from models._common import conv3x3, global_pool, imagenet_spec, init_convs
 
 STEM = 32
 STAGES = ((64, 1, 1), (128, 2, 2), (256, 2, 2), (512, 6, 2), (1024, 2, 2))  # channels, blocks, stride of the first

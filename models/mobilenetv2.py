@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from helper.protocols import ModelSpec, Tap
-from models.common import cifar_spec, conv3x3, global_pool, init_convs
+from core.protocols import ModelSpec, Tap
+from models._common import cifar_spec, conv3x3, global_pool, init_convs
 
 LAST_WIDTH = 1280
 SETTINGS = (  # expansion, channels, blocks, stride of the first

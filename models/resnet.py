@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from helper.protocols import ModelSpec, Tap
-from models.common import cifar_spec, conv3x3, global_pool, init_convs
+from core.protocols import ModelSpec, Tap
+from models._common import cifar_spec, conv3x3, global_pool, init_convs
 
 Widths = tuple[int, int, int, int]  # stem, stage1, stage2, stage3
 

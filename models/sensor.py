@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.gaf import gramian_field
-from helper.protocols import ModelSpec, Tap, UserError
+from core.protocols import ModelSpec, Tap, UserError
+from models._gaf import gramian_field
 
 SEMANTIC = 300
 SHAPE = (3, 224)  # an accelerometer's three axes; 224 samples make a picture of the published size
@@ -35,7 +35,7 @@ class GafResNet18(nn.Module):
 
     def __init__(self, num_classes: int, shape: Sequence[int] | None = None, kind: str = "gasf"):
         super().__init__()
-        from models.common import without_inplace
+        from models._common import without_inplace
         from models.resnet_imagenet import build
 
         self.kind = kind

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import shufflenetv2
 
-from models.common import shuffle
+from models._common import shuffle
 
 BLOCKS = (4, 8, 4)
 

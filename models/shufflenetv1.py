@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from helper.protocols import ModelSpec, Tap
-from models.common import cifar_spec, global_pool, shuffle
+from core.protocols import ModelSpec, Tap
+from models._common import cifar_spec, global_pool, shuffle
 
 STEM, WIDTHS, BLOCKS, GROUPS = 24, (240, 480, 960), (4, 8, 4), 3
 

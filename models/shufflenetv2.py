@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from helper.protocols import ModelSpec, Tap
-from models.common import cifar_spec, global_pool, shuffle
+from core.protocols import ModelSpec, Tap
+from models._common import cifar_spec, global_pool, shuffle
 
 STEM, BLOCKS = 24, (3, 7, 3)
 Widths = tuple[int, int, int, int]  # three stages, last convolution

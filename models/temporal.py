@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helper.protocols import ModelSpec, Tap, UserError
-from models.common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
-from models.transformer import read_channels_last
-from models.video_keys import FAMILY_OF, adapted
+from core.protocols import ModelSpec, Tap, UserError
+from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
+from models._transformer import read_channels_last
+from models._video_keys import FAMILY_OF, adapted
 
 SHORTCUTS = ("downsample", "shortcut", "convShortcut")  # what ResNets, CIFAR bottlenecks and Wide ResNets call it
 NUM_SEGMENTS = 8
@@ -241,7 +241,7 @@ def _over(kind: str, backbone: ModelSpec, name: str) -> ModelSpec:
 
 
 def family_of(spec: ModelSpec) -> str | None:
-    """Whose names the keys of a segment network follow (models.video_keys); None where there is no map."""
+    """Whose names the keys of a segment network follow (models._video_keys); None where there is no map."""
     family = spec.adapt.args[0] if isinstance(spec.adapt, partial) else "plain"
     return None if family == "plain" else family
 

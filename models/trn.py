@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helper.protocols import ModelSpec, Tap, UserError
+from core.protocols import ModelSpec, Tap, UserError
 
 NUM_SEGMENTS = 8
 SUBSETS = 3  # of each scale below the largest

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helper.protocols import ModelSpec, Tap, UserError
-from models.common import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
-from models.transformer import read_class_token, read_map, read_patches, read_qkv, resized_positions, split_heads
+from core.protocols import ModelSpec, Tap, UserError
+from models._common import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
+from models._transformer import read_class_token, read_map, read_patches, read_qkv, resized_positions, split_heads
 
 PREFIX = 1  # the class token
 

@@ -17,10 +17,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helper.checkpoint import atomic_save, load_file  # noqa: E402 (a script: the path comes first)
-from helper.entry import run_script  # noqa: E402
-from helper.options import normalised  # noqa: E402
-from helper.protocols import UserError  # noqa: E402
+from core.files import atomic_save
+from core.protocols import UserError  # noqa: E402
+from helper.machine.program import run_script  # noqa: E402
+from helper.networks.checkpoint import load_file  # noqa: E402 (a script: the path comes first)
+from helper.options.parse import normalised  # noqa: E402
 
 STUDENT = "architecture."
 CLASSES = (  # what a running MMEngine pickles: curves of the log, and NumPy's arrays and scalars in them

@@ -14,14 +14,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
 
-from helper.checkpoint import atomic_write_text
-from helper.export import MEASURED, export_onnx, load_classifier, onnx_session, report
-from helper.protocols import UserError
-from helper.runs import environment, file_name
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from core.files import atomic_write_text
+from core.protocols import UserError
+from helper.deploy.export import MEASURED, export_onnx, load_classifier, onnx_session, report
+from helper.runs.folder import environment, file_name
 
 
 def as_table(rows: Sequence[dict[str, float | str]]) -> str:

@@ -20,20 +20,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from core.files import atomic_write, atomic_write_json, atomic_write_text, make_folder
+from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from helper.checkpoint import atomic_write, atomic_write_json, atomic_write_text, make_folder
-from helper.cost import deployed_count, macs
-from helper.export import Plain, latency, needs, onnx_session, options_as_trained, told_of_clips, write_onnx
-from helper.flags_video import add_as_trained, of_clips
-from helper.networks import Network, load_network, network_without_heads
-from helper.options import normalised
-from helper.protocols import DataSet, UserError
-from helper.runs import without_folders
+from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained, told_of_clips
+from helper.deploy.cost import deployed_count, macs
+from helper.deploy.export import Plain, latency, needs, onnx_session, write_onnx
+from helper.networks.load import Network, load_network, network_without_heads
+from helper.options.parse import normalised
+from helper.runs.folder import without_folders
 
 TOLERANCE = 1e-4  # of logits, absolute
 
@@ -166,7 +166,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     """Everything in args.forms; file name -> largest difference. Raises UserError where one differs too much."""
     options = options_as_trained(args.path, Path(args.data_folder), args.image_size, **of_clips(args))
     data = dataset_dict[args.dataset](options)
-    if hasattr(data, "clip_views") and (clips := told_of_clips(args.path, options)):
+    if data.videos and (clips := told_of_clips(args.path, options)):
         print(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     whole = Plain(network.tapped()).eval()

@@ -19,21 +19,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from core.files import make_folder
+from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from helper.checkpoint import make_folder
-from helper.devices import pick_device, to_device
-from helper.export import options_as_trained
-from helper.flags_video import add_as_trained, of_clips
-from helper.metrics import calibration
-from helper.networks import load_network
-from helper.options import normalised
-from helper.protocols import DataSet, UserError
-from scripts.make_table import Run, chosen_runs, grouped, last, mean_std, network, tell_apart
+from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained
+from helper.evaluation.metrics import calibration
+from helper.machine.devices import pick_device, to_device
+from helper.networks.load import load_network
+from helper.options.parse import normalised
+from helper.tables.runs import Run, chosen_runs, grouped, last, mean_std, network
+from helper.tables.table import tell_apart
 
 # Okabe and Ito, 2008, without the yellow that fades on paper
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

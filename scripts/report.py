@@ -20,14 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helper.checkpoint import atomic_write_text, make_folder
-from helper.options import normalised
-from helper.protocols import UserError
-from helper.published import read_table
-from helper.runs import paths_in
-from scripts.make_table import Run, chosen_runs, grouped, table
+from core.files import atomic_write_text, make_folder
+from core.protocols import UserError
+from helper.options.parse import normalised
+from helper.runs.folder import paths_in
+from helper.tables.published import read_table
+from helper.tables.runs import Run, chosen_runs, grouped
+from helper.tables.table import table
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito, 2008
 DASHES = ("", "7 3", "2 3", "9 3 2 3")

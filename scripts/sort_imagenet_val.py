@@ -13,9 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helper.protocols import UserError
+from core.protocols import UserError
 
 
 def labels_from_text(path: Path) -> dict[str, str]:

@@ -22,12 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helper.checkpoint import atomic_write_text, make_folder
-from helper.jobs import TrainCommand
-from helper.options import Settings, normalised, parse_lanes
-from helper.protocols import UserError
+from core.files import atomic_write_text, make_folder
+from core.protocols import UserError
+from helper.options.parse import flags_of_run, normalised, parse_lanes
+from helper.options.settings import Settings
+from helper.tables.jobs import TrainCommand
 
 INTERRUPTED = (130, 143)  # exit codes: Ctrl-C, SIGTERM
 HOPELESS = 3  # trials that fail before any completes: the mistake is not in the values
@@ -66,7 +67,8 @@ def read_axis(text: str, settings: Settings) -> Axis:
     """'beta=0.1:10:log' or 'hint_layer=1,2'. UserError where it is neither, or where the method has no such flag."""
     name, equals, values = text.partition("=")
     name = name.lstrip("-").replace("-", "_")
-    if name not in settings.flags:
+    flags = flags_of_run(settings)
+    if name not in flags:
         raise UserError(f"--search {text}: --distill {settings.distill} has no flag --{name}; see its --help")
     if "," in values:
         return Axis(name, choices=tuple(values.split(",")))
@@ -78,7 +80,7 @@ def read_axis(text: str, settings: Settings) -> Axis:
     log = parts[2:] == ["log"]
     if not low < high or (log and low <= 0) or (parts[2:] and not log):
         raise UserError(f"--search {text}: LOW must be below HIGH, and above 0 for :log")
-    return Axis(name, low, high, log, settings.flags[name].type is int)
+    return Axis(name, low, high, log, flags[name].type is int)
 
 
 def trained(argv: Sequence[str], log: Path) -> float:

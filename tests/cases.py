@@ -20,13 +20,15 @@ from toys import (
 )
 
 from distiller_zoo import method_dict
-from distiller_zoo.base import Combined, CombinedConfig
+from distiller_zoo._combined import Combined, CombinedConfig
 from models import model_dict
 
 SMALL = {
     "cc": {"feat_dim": 4},
     "crd": {"nce_k": 8, "feat_dim": 4},
     "cakd": {"every": 1},
+    "ldrld": {"top": 3},
+    "queue": {"size": 16},
 }  # settings that fit a toy data set
 PAIRS = (("resnet8", "resnet8x4"), ("vgg8", "wrn_16_1"))  # student, teacher; the second pairs unequal stages
 EQUAL_WIDTHS = (("resnet8", "resnet14"), ("vgg8", "vgg11"))
@@ -84,6 +86,10 @@ def toy_cases():
         return network(aux("resnet8_aux"))
 
     default = method_dict["kd"].Config()
+    flags = {"norm_kd": True, "ea_weight": True}
+    weighted = CombinedConfig(
+        members=tuple((method_dict[n], config(n, **flags)) for n in ("kd", "dkd", "rld")), **flags
+    )
     return {
         "rotated-teacher": (RotatedTeacher, RotatedTeacher.Config(), cnn_aux(4), None, image),
         "rotated": (Rotated, Rotated.Config(beta=1.0), cnn_aux(4), lambda: network(cnn_aux(8)), image),
@@ -97,6 +103,10 @@ def toy_cases():
         "combined-deploying": (Combined, combined("simkd", "sp", cls=0.0, div=0.0), cnn(4), small, image),
         "simkd-own-logits": (method_dict["simkd"], config("simkd", cls=1.0, div=1.0), cnn(4), small, image),
         "logits": (Combined, combined("dkd", "ctkd", "mgd", logit_stand=True), cnn(4), small, image),
+        "logits-weighted": (Combined, weighted, cnn(4), small, image),
+        "kd-hard": (method_dict["kd"], config("kd", hard=True, ea_weight=True), cnn(4), small, image),
+        "crld-and-skd": (Combined, combined("crld", "skd"), cnn(4), small, image),
+        "sdd-nkd": (method_dict["sdd"], config("sdd", base="nkd", cls=0.0, scales=(1, 2, 4)), cnn(4), small, image),
         "cat_kd-authors": (method_dict["cat_kd"], config("cat_kd", cls=0.0, div=0.0), cnn(4), small, image),
         "srd-only": (method_dict["srd"], config("srd", cls=0.0, div=0.0), cnn(4), small, image),
         "mlkd-video": (method_dict["mlkd"], config("mlkd", views=1), SENSOR, lambda: network(VIDEO), paired),

@@ -7,8 +7,9 @@ from itertools import islice
 
 import torch
 
-from helper.build import build_stages
-from helper.protocols import Progress
+from core.protocols import Progress
+from helper.training.stages import StagePlan, build_stages
+from helper.training.step import StepSetup
 
 PROGRESS = Progress(epoch=60, epochs=100)
 
@@ -18,7 +19,7 @@ def plain_sgd(params, scale):
     return torch.optim.SGD([{"params": list(params), "lr_scale": scale}], lr=0.1 * scale, momentum=0.9)
 
 
-def make_step(method, cfg, student, teacher, data, batch_size, *, wrap=lambda m: m, seed=0, stage=-1, **kwargs):
+def make_step(method, cfg, student, teacher, data, batch_size, *, seed=0, stage=-1, source=None, **setup):
     """The step of one stage (the last by default), built from a fixed seed."""
     torch.manual_seed(seed)
     stages = build_stages(
@@ -27,13 +28,9 @@ def make_step(method, cfg, student, teacher, data, batch_size, *, wrap=lambda m:
         student,
         teacher() if teacher else None,
         data,
-        batch_size=batch_size,
-        device=torch.device("cpu"),
-        make_optimizer=plain_sgd,
-        epochs=100,
-        init_epochs=1,
-        wrap=wrap,
-        **kwargs,
+        StepSetup(plain_sgd, **({"wrap": lambda module: module} | setup)),
+        StagePlan(batch_size=batch_size, epochs=100, init_epochs=1),
+        source,
     )
     # a later stage freezes what an earlier one trains: go no further than asked
     return (list(stages)[-1] if stage == -1 else next(islice(stages, stage, None))).step
@@ -60,7 +57,7 @@ def frozen_state(step):
 
 def check_contract(make, batch, num_classes):
     """make() builds the same step every time."""
-    from distiller_zoo.base import weighted_sum
+    from distiller_zoo._math import weighted_sum
 
     step = make()
     step.train()

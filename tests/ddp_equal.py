@@ -18,14 +18,17 @@ from torch import nn  # noqa: E402
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks  # noqa: E402
 from toys import CNN_FEATS, CNN_TAPS, IMG, ToyCNN, cnn  # noqa: E402
 
+from core import machine  # noqa: E402
+from core.protocols import ModelSpec, Progress  # noqa: E402
 from dataset.base import Split  # noqa: E402
-from dataset.resident import ResidentData  # noqa: E402
+from dataset.images.resident import ResidentData  # noqa: E402
 from distiller_zoo import method_dict  # noqa: E402
-from helper import distributed  # noqa: E402
-from helper.build import build_stages, sgd  # noqa: E402
-from helper.checkpoint import Checkpoint  # noqa: E402
-from helper.networks import Network  # noqa: E402
-from helper.protocols import ModelSpec, Progress  # noqa: E402
+from helper.machine import distributed  # noqa: E402
+from helper.networks.checkpoint import Checkpoint  # noqa: E402
+from helper.networks.load import Network  # noqa: E402
+from helper.training.optim import OptimConfig, optimizer  # noqa: E402
+from helper.training.stages import StagePlan, build_stages  # noqa: E402
+from helper.training.step import StepSetup  # noqa: E402
 
 
 class Plain(ToyCNN):
@@ -74,15 +77,16 @@ def train(norm: str, steps: int, parts: int = 1) -> dict[str, torch.Tensor]:
         spec,
         teacher,
         toy,
-        batch_size=64 // world,
-        device=device,
-        make_optimizer=sgd(0.9, 5e-4, 0.05),
-        epochs=10,
-        accumulate=parts,
-        wrap=counted,
+        StepSetup(
+            optimizer(OptimConfig(momentum=0.9, weight_decay=0.0005), 0.05),
+            device=device,
+            accumulate=parts,
+            wrap=counted,
+        ),
+        StagePlan(batch_size=64 // world, epochs=10),
     )
     step = stage.step
-    loader = toy.train_loader(64, seed=0, device=device, rank=distributed.rank(), world_size=world)
+    loader = toy.train_loader(64, seed=0, device=device, rank=machine.rank(), world_size=world)
     step.train()
     done = 0
     for epoch in range(1, 99):
@@ -105,7 +109,7 @@ def main():
     with distributed.joined("gloo", 50):
         for norm in norms:
             reduced = 0
-            torch.save(train(norm, int(steps), 1 + (norm == "accumulated")), f"{out}.{norm}.{distributed.rank()}")
+            torch.save(train(norm, int(steps), 1 + (norm == "accumulated")), f"{out}.{norm}.{machine.rank()}")
     sys.stdout.flush()
     os._exit(0)
 

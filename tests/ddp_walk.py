@@ -18,8 +18,8 @@ from cases import ALL  # noqa: E402
 from contract import PROGRESS, make_step, parameters_vector  # noqa: E402
 from toys import B  # noqa: E402
 
-from helper.build import chain_of  # noqa: E402
-from helper.distributed import ddp, joined  # noqa: E402
+from helper.machine.distributed import ddp, joined  # noqa: E402
+from helper.training.stages import chain_of  # noqa: E402
 
 
 def agree(values: torch.Tensor) -> bool:

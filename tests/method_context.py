@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from core.protocols import Batch, Context, Features, ModelSpec, Progress, Side, Tap
 from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
-from helper.build import chain_of
-from helper.protocols import Batch, Context, Features, ModelSpec, Progress, Side, Tap
+from helper.training.stages import chain_of
 
 
 def spec(name: str, num_stages: int) -> ModelSpec:

@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from golden.rule import rand
 
-from helper.protocols import ModelSpec
-from helper.taps import TappedNet
+from core.protocols import ModelSpec
+from core.taps import TappedNet
 
 
 def tapped(

@@ -58,7 +58,7 @@ def die_at_fsync(count: int, tear: bool) -> None:
 
 def at_step(count: int, action) -> None:
     """Call action before the count-th training step."""
-    from helper.step import DistillStep
+    from helper.training.step import DistillStep
 
     real, seen = DistillStep.__call__, 0
 
@@ -134,9 +134,9 @@ def fill_disk_of_events(_: bool) -> None:
 
 
 def leave_memory(count: int) -> None:
-    import helper.memory
+    import helper.machine.lane_memory
 
-    helper.memory.free = lambda device: count
+    helper.machine.lane_memory.free = lambda device: count
 
 
 def limit_memory(more: int) -> None:

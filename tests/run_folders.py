@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from helper.options import parse
-from helper.session import folder_of
+from helper.options.naming import folder_of
+from helper.options.parse import parse
 
 ENVIRONMENT = {"cpu": "a CPU", "cpu_threads": 1, "gpus": [], "commit": "c0ffee" * 6 + "abcd", "dirty": False}
 
@@ -15,7 +15,7 @@ def write_run(root: Path, line: str, accuracies: Sequence[float], *, teacher: st
     is_teacher = teacher == ""
     argv = ["--save_root", str(root), *line.split()]
     settings = parse(argv, teacher=is_teacher)
-    folder = folder_of(settings, None if alone else teacher, is_teacher).models
+    folder = folder_of(settings, None if alone or is_teacher else teacher).models
     folder.mkdir(parents=True)
     identity = settings.identity | {"precision": "fp32", "data": "d", "test_data": "t", "teacher": "x"}
     rows = []
@@ -56,7 +56,7 @@ def write_run(root: Path, line: str, accuracies: Sequence[float], *, teacher: st
         "settings": settings.as_dict(),
         "sources": settings.sources,
         "without_effect": {},
-        "seed": settings.seed,
+        "seed": settings.run.seed,
         "command": argv,
     }
     for name, content in (("args", described), ("parameters", parameters), ("env", ENVIRONMENT | {"command": argv})):

@@ -10,26 +10,20 @@ import torch
 from recordings import ACTIONS, berkeley, left_bright, mmact, utd, write_csv, write_frames, write_inertial, write_video
 from scipy.io import savemat
 
-from dataset import berkeley_mhad, utd_mhad
-from dataset import mmact as mmact_module
-from dataset.actions import Recording, Sample, check_split, pair
+from core.protocols import UserError
 from dataset.base import DataOptions
-from dataset.berkeley_mhad import load_berkeley_mhad
-from dataset.clips import (
-    ClipSource,
-    FrameCache,
-    centre_box,
-    crop_boxes,
-    read_clip,
-    read_list,
-    read_video,
-    render,
-    segment_frames,
-)
-from dataset.mmact import load_mmact
-from dataset.sensors import read_sensor, window
-from dataset.utd_mhad import load_utd_mhad
-from helper.protocols import UserError
+from dataset.clips.clip_transforms import centre_box, crop_boxes, render
+from dataset.clips.decode import ClipSource, read_clip, read_video
+from dataset.clips.frame_cache import FrameCache
+from dataset.clips.frame_sampling import segment_frames
+from dataset.clips.lists import read_list
+from dataset.recordings import berkeley_mhad, utd_mhad
+from dataset.recordings import mmact as mmact_module
+from dataset.recordings.berkeley_mhad import load_berkeley_mhad
+from dataset.recordings.mmact import load_mmact
+from dataset.recordings.pairs import Recording, Sample, check_split, pair
+from dataset.recordings.sensors import read_sensor, window
+from dataset.recordings.utd_mhad import load_utd_mhad
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 CPU = torch.device("cpu")
@@ -121,7 +115,7 @@ def test_cache_decodes_once_and_notices_another_video(tmp_path, monkeypatch):
     (file,) = (tmp_path / "cache").iterdir()
     again = FrameCache(tmp_path / "cache", 12)
     with monkeypatch.context() as patch:
-        patch.setattr("dataset.clips.read_clip", lambda *_: pytest.fail("decoded twice"))
+        patch.setattr("dataset.clips.decode.read_clip", lambda *_: pytest.fail("decoded twice"))
         assert np.array_equal(again.get(source), clip) and again.fill([source]) == clip.nbytes
     file.write_bytes(file.read_bytes()[:50])  # torn by a full disk
     assert np.array_equal(FrameCache(tmp_path / "cache", 12).get(source), clip)

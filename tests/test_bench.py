@@ -1,4 +1,4 @@
-"""scripts/bench.py runs, and its baseline is what it claims to be: the published loop, losses and time."""
+"""scripts/bench/bench.py runs, and its baseline is what it claims to be: the published loop, losses and time."""
 
 import copy
 import itertools
@@ -14,16 +14,18 @@ import pytest
 import reference_loop
 import torch
 
+from core.protocols import Progress, UserError
 from dataset.base import Split
-from dataset.resident import ResidentData
+from dataset.images.resident import ResidentData
 from distiller_zoo import method_dict
-from helper import build, opening
-from helper.checkpoint import Checkpoint
-from helper.networks import Network
-from helper.protocols import Progress, UserError
+from helper import opening
+from helper.networks.checkpoint import Checkpoint
+from helper.networks.load import Network
+from helper.training import optim, stages
+from helper.training.step import StepSetup
 from models import model_dict
-from scripts import bench, bench_worker
-from scripts.usual_way import Projector, UsualStep
+from scripts.bench import bench, bench_worker
+from scripts.bench.usual_way import Projector, UsualStep
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -52,7 +54,7 @@ def test_bench_runs_and_reports(tmp_path):
     flags = "--pair resnet8:resnet8 --methods simkd --baseline --steps 2 --warmup 1 --rounds 1 --batch_size 8"
     command = [
         sys.executable,
-        "scripts/bench.py",
+        "scripts/bench/bench.py",
         *flags.split(),
         "--images",
         "128",
@@ -191,16 +193,14 @@ def test_baseline_and_our_float32_step_follow_the_literal_loop(method):
     projector = Projector(64, 64) if method == "simkd" else None
     kind = method_dict[method]
     stage = next(
-        build.build_stages(
+        stages.build_stages(
             kind,
             kind.Config(),
             spec_s,
             Network(spec_t, copy.deepcopy(teacher), Checkpoint(Path("random"), {})),
             data,
-            batch_size=16,
-            device=CPU,
-            make_optimizer=build.sgd(0.9, 5e-4, 0.05),
-            epochs=1,
+            StepSetup(optim.optimizer(optim.OptimConfig(momentum=0.9, weight_decay=0.0005), 0.05), device=CPU),
+            stages.StagePlan(batch_size=16, epochs=1),
         )
     )
     stage.step.student.model.load_state_dict(student.state_dict())

@@ -1,4 +1,4 @@
-"""scripts/bench_cakd.py: limits and verdicts, and the command itself on small networks."""
+"""scripts/bench/bench_cakd.py: limits and verdicts, and the command itself on small networks."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import sys
 import pytest
 from commands import ROOT
 
-from helper.protocols import UserError
-from scripts import bench_cakd
+from core.protocols import UserError
+from scripts.bench import bench_cakd
 
 
 def test_limits_and_verdicts():
@@ -42,7 +42,7 @@ def test_the_benchmark_runs(tmp_path):
     ]
     argv += ["--steps", "1", "--threads", "1", "--clock", "cpu"]
     out = [tmp_path / "bench.json", tmp_path / "bench.md"]
-    command = [sys.executable, "scripts/bench_cakd.py", *argv, "--json", str(out[0]), "--markdown", str(out[1])]
+    command = [sys.executable, "scripts/bench/bench_cakd.py", *argv, "--json", str(out[0]), "--markdown", str(out[1])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     report = json.loads(out[0].read_text())

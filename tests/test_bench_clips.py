@@ -1,4 +1,4 @@
-"""scripts/bench_video.py and bench_vskd.py: what they compare, and what they write."""
+"""scripts/bench/bench_video.py and bench_vskd.py: what they compare, and what they write."""
 
 import time
 
@@ -7,11 +7,12 @@ import pytest
 import torch
 from recordings import left_bright, write_video
 
-from dataset.clips import ClipSource
-from dataset.frame_reader import FrameReader
-from dataset.video import ClipSettings, Entry
-from helper.protocols import UserError
-from scripts import bench_video, bench_vskd
+from core.protocols import UserError
+from dataset.clips.decode import ClipSource
+from dataset.clips.frame_reader import FrameReader
+from dataset.clips.lists import Entry
+from dataset.clips.views import ClipSettings
+from scripts.bench import bench_video, bench_vskd
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +41,13 @@ def test_readers_take_turns_and_other_pixels_are_noticed(clips):
 def test_the_command_writes_both_tables(clips, tmp_path, commands):
     out = tmp_path / "bench.md"
     sizes = ("--size", 16, "--repeats", 1, "--rounds", 1, "--precision", "fp32")
-    done = commands("scripts/bench_video.py", "--clips", clips, *sizes, "--networks", "resnet8", "--clock", "cpu",
+    done = commands("scripts/bench/bench_video.py", "--clips", clips, *sizes, "--networks", "resnet8", "--clock", "cpu",
                     "--out", out)  # fmt: skip
     assert done.code == 0, done.err
     text = out.read_text()
     assert text.count("| yes |") == 5 and "NO" not in text and "seconds of the processor" in text
     assert "| resnet8 | fp32 | training |" in text and "| resnet8 | fp32 | evaluation |" in text
-    commands("scripts/bench_video.py", "--clips", tmp_path / "none").refused("holds no .avi, .mp4 or .mkv files")
+    commands("scripts/bench/bench_video.py", "--clips", tmp_path / "none").refused("holds no .avi, .mp4 or .mkv files")
 
 
 def test_the_stopwatch_of_the_processor_does_not_count_waiting():
@@ -59,7 +60,7 @@ def test_the_stopwatch_of_the_processor_does_not_count_waiting():
 
 def test_a_step_and_its_loader_are_told_apart(tmp_path, monkeypatch):
     """A loader that takes a while is seen in its own column."""
-    from dataset.actions import ActionTrainLoader
+    from dataset.recordings.actions import ActionTrainLoader
 
     monkeypatch.setattr(bench_vskd, "BATCH", 2)
     monkeypatch.setattr(bench_vskd, "FRAMES", 8)

@@ -1,4 +1,4 @@
-"""scripts/bench_hsakd.py: its baseline computes what our float32 step computes, and the command reports it."""
+"""scripts/bench/bench_hsakd.py: its baseline computes what our float32 step computes, and the command reports it."""
 
 import copy
 import json
@@ -11,12 +11,13 @@ import pytest
 import torch
 from toys import ToyData, network
 
+from core.protocols import Progress, UserError
 from distiller_zoo import method_dict
-from helper import build
-from helper.protocols import Progress, UserError
+from helper.training import optim, stages
+from helper.training.step import StepSetup
 from models import model_dict
-from scripts import bench_hsakd
-from scripts.usual_hsakd import UsualDPCD, UsualHSAKD
+from scripts.bench import bench_hsakd
+from scripts.bench.usual_hsakd import UsualDPCD, UsualHSAKD
 
 ROOT = Path(__file__).parent.parent
 STEPS = [("usual", "fp32"), ("ours", "fp32"), ("ours", "bf16")]
@@ -31,16 +32,17 @@ def test_baseline_and_our_step_lose_alike(method, usual, end):
     kind = method_dict[method]
     options = {"as_published": True} if method == "dpcd" else {}
 
-    (stage,) = build.build_stages(
+    (stage,) = stages.build_stages(
         kind,
         kind.Config(**options),
         spec,
         teacher,
         data,
-        batch_size=8,
-        device=torch.device("cpu"),
-        make_optimizer=build.optimizer("nesterov", 0.9, 5e-4, 0.05),
-        epochs=240,
+        StepSetup(
+            optim.optimizer(optim.OptimConfig(optimizer="nesterov", momentum=0.9, weight_decay=0.0005), 0.05),
+            device=torch.device("cpu"),
+        ),
+        stages.StagePlan(batch_size=8, epochs=240),
     )
     stage.step.student.model.load_state_dict(student.state_dict())
     step = usual(student, copy.deepcopy(teacher.model), spec.branches)
@@ -71,7 +73,7 @@ def test_targets_and_verdicts():
 def test_the_benchmark_runs(tmp_path):
     argv = ["--methods", "dpcd", "--rounds", "1", "--steps", "1", "--batch_size", "2", "--threads", "1"]
     out = [tmp_path / "bench.json", tmp_path / "bench.md"]
-    command = [sys.executable, "scripts/bench_hsakd.py", *argv, "--json", str(out[0]), "--markdown", str(out[1])]
+    command = [sys.executable, "scripts/bench/bench_hsakd.py", *argv, "--json", str(out[0]), "--markdown", str(out[1])]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr

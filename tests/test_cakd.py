@@ -19,13 +19,13 @@ from test_resume import assert_same, rows_of
 from torch import nn
 from toys import B, ToyData, network
 
-from dataset.multiview import multi_view
+from core.log import log
+from core.protocols import Progress, Side, Tap, UserError
 from distiller_zoo import method_dict
+from distiller_zoo._multiview import multi_view
 from distiller_zoo.cakd import CAKD, GroupLinear, MapCritic, distil_point
-from helper.build import warn_of_late_terms
-from helper.protocols import Progress, Side, Tap, UserError
-from helper.reporting import log
-from helper.step import thawed
+from helper.training.stages import warn_of_late_terms
+from helper.training.step import thawed
 from models import model_dict
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "cakd.json").read_text())["resnet50_cakd"]
@@ -92,7 +92,7 @@ def test_cakd_golden_code_variant():
 
     fill_module(model)
     fill_published(method)
-    from helper.taps import TappedNet
+    from core.taps import TappedNet
 
     model_spec = dataclasses.replace(model_dict["ResNet50"], mean=None, std=None)
     net = TappedNet(model, model_spec, ("stage3", "pooled")).eval()

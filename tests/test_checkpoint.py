@@ -2,7 +2,9 @@
 
 import argparse
 import functools
+import os
 import pickle
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +13,9 @@ import pytest
 import torch
 from torch import nn
 
-from helper.checkpoint import (
-    Checkpoint,
-    atomic_save,
-    atomic_write_text,
-    infer_arch,
-    load_weights,
-    num_classes_of,
-    read_checkpoint,
-)
-from helper.protocols import UserError
+from core.files import atomic_save, atomic_write_text, intact, read_json, remembered
+from core.protocols import UserError
+from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from models import model_dict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,8 +51,8 @@ def test_full_disk_keeps_the_previous_file(tmp_path):
     atomic_write_text(tmp_path / "metrics.jsonl", "old")
     script = """
 import resource, sys, torch
-from helper.checkpoint import atomic_save, atomic_write_text
-from helper.protocols import UserError
+from core.files import atomic_save, atomic_write_text, intact, read_json, remembered
+from core.protocols import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 folder = sys.argv[1]
 for write in (lambda: atomic_save({"model": {"w": torch.ones(100_000)}, "epoch": 2}, folder + "/last.pth"),
@@ -375,3 +370,97 @@ def test_architecture_order():
     assert infer_arch(path, recorded, "resnet8x4", NAMES) == "resnet8x4"
     with pytest.raises(UserError, match="holds a resnet8x4, --model_t says wrn_40_2"):
         infer_arch(path, recorded, "wrn_40_2", NAMES)
+
+
+# ---------------------------------------------------------------- damage
+
+
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+    path, rng = tmp_path / "x.pth", random.Random(0)
+    atomic_save({"model": network().state_dict(), "epoch": 1}, path)
+    whole = path.read_bytes()
+    assert intact(whole) is True
+    for _ in range(40):
+        at = rng.randrange(len(whole) - 40)  # what lies behind is the checksum's mark
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << rng.randrange(8)]) + whole[at + 1 :])
+        with pytest.raises(UserError, match=r"x.pth is (damaged|not a checkpoint) \(.+\): "):
+            read_checkpoint(path)
+    path.write_bytes(whole[:5000] + bytes(4096) + whole[9096:])
+    with pytest.raises(UserError, match="is damaged"):
+        read_checkpoint(path)
+
+
+def test_the_previous_content_is_kept_unless_damaged(tmp_path, monkeypatch):
+    path, previous = tmp_path / "last.pth", tmp_path / "last.prev.pth"
+
+    def epochs():
+        return [torch.load(p, weights_only=True)["epoch"] for p in (previous, path)]
+
+    for epoch in (1, 2, 3):
+        atomic_save({"epoch": epoch, "w": torch.ones(1000)}, path, previous)
+    assert epochs() == [2, 3]
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 1
+    path.write_bytes(content)
+    atomic_save({"epoch": 4}, path, previous)
+    assert epochs() == [2, 4]
+    previous.unlink()
+    previous.hardlink_to(path)  # killed between the two renames
+    atomic_save({"epoch": 5}, path, previous)
+    assert epochs() == [4, 5]
+
+    def refuse(*names):
+        raise PermissionError(1, "no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    atomic_save({"epoch": 6}, path, previous)
+    assert epochs() == [5, 6]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.prev.pth", "last.pth"]
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in (tmp_path / "pipe.pth", "/dev/zero"):
+        with pytest.raises(UserError, match="is a pipe, a socket or a device, not a checkpoint"):
+            read_checkpoint(path)
+
+
+SHAPES = ("", "{", "[]", "5", "null", '"x"', "[" * 100_000, '{"identity": []}', '{"identity": null}', "\0\0\0\0", "{}")
+
+
+@pytest.mark.parametrize("text", SHAPES, ids=range(len(SHAPES)))
+def test_json_of_another_shape_is_one_sentence(tmp_path, text):
+    path = tmp_path / "args.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"args.json is damaged \(.+\): try again") as caught:
+        read_json(path, {"identity": dict}, "try again")
+    assert "\n" not in str(caught.value)
+    assert remembered(path, (int, float)) == {}
+
+
+def test_json_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "env.json")
+    for path in (tmp_path / "env.json", tmp_path, tmp_path / "gone"):
+        with pytest.raises(UserError, match="is no file: try again"):
+            read_json(path, {}, "try again")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"epoch": float("inf")}, "epoch = inf, not a finite number"),
+        ({"epoch": float("nan")}, "epoch = nan"),
+        ({"epoch": torch.tensor(1j)}, "epoch = "),
+        ({"best_acc": 10**400}, "best_acc = 1000"),
+        ({"acc": torch.tensor(float("nan"))}, "acc = "),
+        ({"meta": {"arch": 5}}, "meta.arch is a int"),
+        ({"meta": {"shapes": [1]}}, "meta.shapes is a list"),
+        ({"meta": {"num_classes": "ten"}}, "meta.num_classes is a str"),
+    ],
+    ids=range(8),
+)
+def test_odd_values_of_a_checkpoint_are_one_sentence(tmp_path, more, words):
+    torch.save({"model": network().state_dict(), **more}, tmp_path / "x.pth")
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(tmp_path / "x.pth")
+    assert words in str(caught.value) and "\n" not in str(caught.value)

@@ -6,8 +6,8 @@ from interpreter import Interpreter
 from test_recipe_scripts import TRAIN, understood
 
 from distiller_zoo import method_dict
-from helper.options import parse_lanes
-from helper.published import read_table, tables
+from helper.options.parse import parse_lanes
+from helper.tables.published import read_table, tables
 from scripts.slurm.submit import commands_of
 
 STUDIES = {  # script -> students it trains, what comes after training
@@ -35,8 +35,10 @@ def test_a_study(name, interpreter, monkeypatch):
     lanes = students(calls)
     assert count in (None, len(lanes))
     assert len({str(sorted(lane.identity.items(), key=str)) for lane in lanes}) == len(lanes)  # nothing comes twice
-    assert {(lane.data_folder, lane.save_root, lane.epochs) for lane in lanes} == {("DATA", "SAVE", 10)}
-    assert all(lane.path_t == ["T.pth"] for lane in lanes if lane.distill != "vanilla")
+    assert {(lane.data.source.data_folder, lane.run.save_root, lane.training.schedule.epochs) for lane in lanes} == {
+        ("DATA", "SAVE", 10)
+    }
+    assert all(lane.teacher.path_t == ["T.pth"] for lane in lanes if lane.distill != "vanilla")
     assert [call[0] for call in calls if call[0] not in TRAIN] == [f"scripts/{program}.py" for program in after]
     for program, *argv in calls[-len(after) :]:
         args = understood(program, argv, monkeypatch)
@@ -52,6 +54,8 @@ def test_the_zoo_study_leaves_no_classic_method_out(interpreter):
         "logits",
         "dml",
         "baseline",
+        # of recent years, which the study on record does not hold yet
+        *("ttm", "pld", "luminet", "wkd_l", "rld", "sdd", "ldrld", "skd", "crld", "itrd", "wkd_f", "embed", "queue"),
         *(m for m in method_dict if m[:5] in ("hsakd", "dpcd", "dpcd_")),
     }
     assert {lane.distill for lane in students(calls)} == set(method_dict) - elsewhere
@@ -59,7 +63,7 @@ def test_the_zoo_study_leaves_no_classic_method_out(interpreter):
 
 def test_flags_behind_a_study_reach_every_training(interpreter):
     calls = interpreter.run("cifar100/scaled_study.sh", "T.pth", "DATA", "SAVE", "1", "--max_steps", "3")
-    assert {lane.max_steps for lane in students(calls)} == {3}
+    assert {lane.training.loop.max_steps for lane in students(calls)} == {3}
 
 
 @pytest.mark.parametrize("name", tables())
@@ -70,17 +74,19 @@ def test_a_table_as_literal_commands(name, interpreter):
 
 
 def test_the_teachers(interpreter):
-    calls = interpreter.run("train_teachers.sh", "--data_folder", "DATA")
+    calls = interpreter.run("teachers/train_teachers.sh", "--data_folder", "DATA")
     settings = [parse_lanes(argv, teacher=True)[0][0] for _, *argv in calls]
-    assert {s.data_folder for s in settings} == {"DATA"} and len(settings) == 6
+    assert {s.data.source.data_folder for s in settings} == {"DATA"} and len(settings) == 6
 
 
 def test_the_quickstart(interpreter, monkeypatch):
     (program, *argv), *calls, table = interpreter.run("quickstart.sh", "--trial", "3")
-    assert program == "train_teacher.py" and parse_lanes(argv, teacher=True)[0][0].trial == "3"
+    assert program == "train_teacher.py" and parse_lanes(argv, teacher=True)[0][0].run.trial == "3"
     lanes = students(calls)
-    assert [lane.distill for lane in lanes] == ["vanilla", "kd", "simkd"] and {lane.trial for lane in lanes} == {"3"}
-    assert [lane.path_t for lane in lanes] == [None, *[[f"{TEACHER}/resnet20_best.pth"]] * 2]
+    assert [lane.distill for lane in lanes] == ["vanilla", "kd", "simkd"] and {lane.run.trial for lane in lanes} == {
+        "3"
+    }
+    assert [lane.teacher.path_t for lane in lanes] == [None, *[[f"{TEACHER}/resnet20_best.pth"]] * 2]
     assert understood(*table[:1], table[1:], monkeypatch).dataset == "digits"
 
 

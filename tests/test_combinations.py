@@ -11,12 +11,14 @@ from method_context import batch_of, build, side
 from torch import nn
 from toys import B, ToyData, cnn, network
 
+from core.protocols import Context, Progress, UserError
+from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
-from distiller_zoo.base import Combined, CombinedConfig, kl, labels_of, refuse_single_samples
-from helper.build import smallest_batch
-from helper.distributed import sync_batch_norm
-from helper.protocols import Context, Progress, UserError
-from helper.taps import TappedNet, probe
+from distiller_zoo._combined import Combined, CombinedConfig
+from distiller_zoo._math import kl, labels_of
+from distiller_zoo._stages import refuse_single_samples
+from helper.machine.distributed import sync_batch_norm
+from helper.training.stages import smallest_batch
 from models import model_dict
 
 SIDE = side("net", [(4, 8, 8), (8, 4, 4)], 8, 5)

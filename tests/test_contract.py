@@ -13,13 +13,15 @@ from contract import PROGRESS, check_contract, make_step
 from torch import nn
 from toys import VIT, B, Critic, Factor, FactorInit, ToyData, cnn, network
 
+from core.protocols import Needs, UserError
+from core.taps import TappedNet, probe
 from distiller_zoo import method_dict, published_names
-from distiller_zoo.base import Combined, Distiller, weighted_sum
-from helper.build import build_stages, chain_of
-from helper.protocols import Needs, UserError
-from helper.step import thawed
-from helper.taps import TappedNet, probe
-from helper.teacher import LiveTeacher, SharedTeacher
+from distiller_zoo._combined import Combined
+from distiller_zoo._math import weighted_sum
+from distiller_zoo.base import Distiller
+from helper.networks.teacher_sources import LiveTeacher, SharedTeacher
+from helper.training.stages import StagePlan, build_stages, chain_of
+from helper.training.step import StepSetup, thawed
 
 
 def maker(case, **kwargs):
@@ -60,11 +62,8 @@ def test_first_stage_trains_alone_and_is_handed_on():
         cnn(4),
         teacher,
         data,
-        batch_size=B,
-        device=torch.device("cpu"),
-        make_optimizer=lambda p, s: torch.optim.SGD(p, lr=0.1),
-        epochs=1,
-        init_epochs=1,
+        StepSetup(lambda p, s: torch.optim.SGD(p, lr=0.1), device=torch.device("cpu")),
+        StagePlan(batch_size=B, epochs=1, init_epochs=1),
     )
     assert chain_of(Factor) == (FactorInit, Factor)
     first = next(run)
@@ -128,21 +127,16 @@ class CachedTeacher:
 def test_a_cached_teacher_changes_nothing():
     make, data = maker("teacher-view")
     method, _, student, teacher, _ = ALL["teacher-view"]
-    caches = []
-
-    def source(net):
-        caches.append(CachedTeacher(LiveTeacher(net)))
-        return caches[-1]
-
     kd = method_dict["kd"]
     plain = make_step(kd, kd.Config(), student, teacher, data, B)
-    cached = make_step(kd, kd.Config(), student, teacher, data, B, source=source)
+    cache = CachedTeacher(LiveTeacher(plain.teacher.net))
+    cached = make_step(kd, kd.Config(), student, teacher, data, B, source=cache)
     for step in (plain, cached):
         step.train()
     for _ in range(2):
         a, b = plain(data.batch(), PROGRESS), cached(data.batch(), PROGRESS)
         assert torch.equal(a.loss, b.loss)
-    assert caches[0].forwards == 1
+    assert cache.forwards == 1
 
 
 def test_changed_pixels_are_no_longer_a_known_crop():
@@ -155,8 +149,7 @@ def test_lanes_share_one_teacher_forward_and_equal_separate_runs():
     lanes = {"kd": config("kd"), "at": config("at"), "simkd": config("simkd"), "crd": config("crd")}
 
     def build(name, source=None):
-        extra = {} if source is None else {"source": lambda net: source}
-        return make_step(method_dict[name], lanes[name], spec, lambda: network(cnn(8)), data, B, **extra)
+        return make_step(method_dict[name], lanes[name], spec, lambda: network(cnn(8)), data, B, source=source)
 
     torch.manual_seed(0)
     alone = {name: build(name) for name in lanes}

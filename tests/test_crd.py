@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import crd.memory as memory_module
+from core.protocols import UserError
 from crd.criterion import NCECriterion
 from crd.memory import ContrastSampler, MemoryBank, bank_scores
-from helper.protocols import UserError
 
 LABELS = torch.tensor([0] * 9 + [1] * 4 + [3] * 7)[torch.randperm(20, generator=torch.Generator().manual_seed(3))]
 CLASSES = (0, 1, 3)  # class 2 is empty

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from golden.rule import rand
 from method_context import batch_of, build, run, side
 
+from core.protocols import UserError
 from distiller_zoo import method_dict
-from distiller_zoo.base import angles, distances
-from helper.options import parse
-from helper.protocols import UserError
+from distiller_zoo._math import angles, distances
+from helper.options.parse import parse
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vskd.json").read_text())
 B, K, D = 8, 5, 6

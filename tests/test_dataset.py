@@ -18,12 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-import dataset.base
-import dataset.folder
-from dataset import dataset_dict, recipe
+from core.protocols import UserError
+from dataset import base, dataset_dict, recipe
 from dataset.base import DataOptions, Split, resize, stratified
-from dataset.resident import ResidentData, view
-from helper.protocols import UserError
+from dataset.images import folder
+from dataset.images.resident import ResidentData, view
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -408,7 +407,7 @@ def test_missing_optional_package_is_one_sentence(monkeypatch, tmp_path):
         with pytest.raises(UserError, match=package):
             dataset_dict[name](DataOptions(tmp_path))
     with pytest.raises(UserError, match="Pillow"):
-        dataset.folder.decode(tmp_path / "a.png", 32)
+        folder.decode(tmp_path / "a.png", 32)
 
 
 # --- CIFAR ------------------------------------------------------------------------------------------------------------
@@ -709,16 +708,16 @@ def test_files_that_are_no_images_are_passed_over_with_a_warning(tree):
 
 def test_a_set_beyond_half_of_the_memory_is_refused_before_decoding(tree, monkeypatch):
     needed = 12 * 32 * 32 * 3 + 8 * 40 * 40 * 3
-    monkeypatch.setattr(dataset.base, "_available_memory", lambda: 2 * needed)
+    monkeypatch.setattr(base, "free", lambda: 2 * needed)
     read(tree)
-    monkeypatch.setattr(dataset.base, "_available_memory", lambda: 2 * needed - 2)
-    monkeypatch.setattr(dataset.folder, "decode_all", None)
+    monkeypatch.setattr(base, "free", lambda: 2 * needed - 2)
+    monkeypatch.setattr(folder, "decode_all", None)
     with pytest.raises(UserError, match=r"12 images at 32x32 need 0.00 GiB.*more than half of the 0.00 GiB"):
         read(tree)
 
 
 def test_available_memory_is_plausible():
-    memory = dataset.base._available_memory()
+    memory = base.free()
     assert memory is None or 2**24 < memory < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distiller_zoo import method_dict
-from helper.options import parse_lanes
+from helper.options.parse import parse_lanes
 from models import model_dict
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +58,9 @@ def commands_of(path: Path) -> list[list[str]]:
     for line in lines_of(path):
         line = re.sub(r"^bash (scripts/(?:run_table|fetch_teachers))\.sh", r"python \1.py", line)  # they pass all on
         line = re.sub(r"\btorchrun\b.*?(?=\s\w+\.py)", "python", line)
-        line = re.sub(r"-m ((?:dataset|helper)\.\w+)", lambda module: module[1].replace(".", "/") + ".py", line)
+        line = re.sub(
+            r"-m ((?:dataset|helper|scripts)(?:\.\w+)+)", lambda module: module[1].replace(".", "/") + ".py", line
+        )
         found = re.search(r"(?:^|\s|\()(?:python3?|\"\$PYTHON\")\s+((?:\w+/)*\w+\.py.*)", line)
         if not found:
             continue
@@ -149,7 +151,7 @@ def test_readme_leads_to_every_result():
 
 def test_there_are_commands_to_check():
     programs = {param.values[0][0] for param in ALL}
-    expected = {"make_table", "plot", "tune", "report", "export_student", "run_table", "fetch_teachers"}
+    expected = {"make_table", "plot", "tune", "report", "export_student", "run_table", "teachers/fetch_teachers"}
     assert {*TRAIN, "test_model.py", *(f"scripts/{name}.py" for name in expected)} <= programs
     assert len(ALL) > 60
 

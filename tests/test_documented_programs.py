@@ -28,26 +28,33 @@ for package in ("optuna", "safetensors", "onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
 
 SHORTER = {  # program -> what is said last
-    "scripts/bench.py": "--steps 1 --warmup 0 --rounds 1 --pair resnet8:resnet8 --batch_size 8 --images 64 --threads 1",
-    "scripts/bench_cakd.py": "--steps 1 --rounds 1 --batch_size 2 --size 32 --student resnet8 "
+    "scripts/bench/bench.py": "--steps 1 --warmup 0 --rounds 1 --pair resnet8:resnet8 --batch_size 8 "
+    "--images 64 --threads 1",
+    "scripts/bench/bench_cakd.py": "--steps 1 --rounds 1 --batch_size 2 --size 32 --student resnet8 "
     "--teacher vit_micro_cifar",
-    "scripts/bench_video.py": "--size 16 --repeats 1 --rounds 1 --networks resnet8",
-    "scripts/bench_hsakd.py": "--methods dpcd --rounds 1 --steps 1 --batch_size 2",
+    "scripts/bench/bench_video.py": "--size 16 --repeats 1 --rounds 1 --networks resnet8",
+    "scripts/bench/bench_hsakd.py": "--methods dpcd --rounds 1 --steps 1 --batch_size 2",
     "scripts/run_table.py": "--dry-run",
-    "scripts/fetch_teachers.py": "--list",
+    "scripts/teachers/fetch_teachers.py": "--list",
     "scripts/tune.py": "--trials 1 --val_fraction 0.25",
 }
 ELSEWHERE = {  # program -> where it is run
     "scripts/slurm/submit.py": "test_hosts.py, which starts its jobs",
     "scripts/sort_imagenet_val.py": "test_imagenet.py",
-    "helper/listing.py": "test_listing.py, for it writes into the repository",
+    "helper/options/listing.py": "test_listing.py, for it writes into the repository",
 }
 SHORT_TRAINING = "--epochs 2 --lr_decay_epochs 1 --max_steps 1"  # of tune.py, behind its --
 SHORT_CLIPS = "--num_segments 2"
-SCRIPTS = ("fetch_teachers.sh", "quickstart.sh", "cakd/ablation.sh", "cakd/student_sweep.sh", "hsakd/transfer.sh")
+SCRIPTS = (
+    "teachers/fetch_teachers.sh",
+    "quickstart.sh",
+    "cakd/ablation.sh",
+    "cakd/student_sweep.sh",
+    "hsakd/transfer.sh",
+)
 SCRIPTS += tuple(f"video/{kind}_{part}.sh" for kind in ("tsm", "tsn") for part in ("teacher", "student", "distil"))
 SCRIPTS += tuple(f"cifar100/{size}_study.sh" for size in ("short", "zoo", "scaled"))
-SLOW = {"docs/speed.md", "bench_cpu.sh", "bench_gpu.sh"}  # many processes, each of which compiles
+SLOW = {"docs/speed.md", "bench/bench_cpu.sh", "bench/bench_gpu.sh"}  # many processes, each of which compiles
 SLOW |= {"video/tsn_teacher.sh"}  # a large network
 
 
@@ -168,7 +175,12 @@ with_calls = [page for page in PAGES if any(c[0] not in {*TRAIN, *ELSEWHERE} for
     "source",
     [
         pytest.param(source, marks=[pytest.mark.slow] * (source in SLOW))
-        for source in (*(str(page.relative_to(ROOT)) for page in with_calls), *SCRIPTS, "bench_cpu.sh", "bench_gpu.sh")
+        for source in (
+            *(str(page.relative_to(ROOT)) for page in with_calls),
+            *SCRIPTS,
+            "bench/bench_cpu.sh",
+            "bench/bench_gpu.sh",
+        )
     ],
 )
 def test_every_command_runs(source, interpreter, place, known, commands):

@@ -25,7 +25,7 @@ from test_documented_commands import commands_of
 from test_recipe_scripts import SCRIPTS as RECIPES
 
 from distiller_zoo import method_dict
-from helper.options import normalised, parse_lanes
+from helper.options.parse import normalised, parse_lanes
 from models import model_dict, model_for
 
 README = (ROOT / "README.md").read_text()
@@ -53,7 +53,7 @@ SCRIPTS = {  # script -> (arguments, --distill of the command that is run, kind 
     "cifar100/simkd_table.sh": ((), "simkd", "plain", "plain"),
     "cifar100/repdistiller_same_table.sh": ((), "hint", "plain", "plain"),
     "quickstart.sh": ((), "simkd", "plain", "plain"),
-    "train_teachers.sh": ((), "vanilla", None, "plain"),
+    "teachers/train_teachers.sh": ((), "vanilla", None, "plain"),
     "hsakd/teachers.sh": ((".",), "hsakd_teacher", None, "aux"),
     "hsakd/same_style.sh": ((".",), "hsakd", "aux", "aux"),
     "hsakd/few_shot.sh": ((".",), "kd", "plain", "plain"),
@@ -69,7 +69,7 @@ SCRIPTS = {  # script -> (arguments, --distill of the command that is run, kind 
     "video/tsn_distil.sh": (("T.pth",), "dist", "tsn", "tsn"),
 }
 STUDIES = {"cakd/short_study.sh", "hsakd/short_study.sh", "video/short_study.sh", "vskd/short_study.sh"}
-STUDIES |= {"imagenette_study.sh", "two_hosts.sh"}
+STUDIES |= {"imagenette_study.sh", "dev/two_hosts.sh"}
 PAGES = {  # page -> words of the command, kind of teacher, kind of student
     "README.md": ("train_teacher.py", None, "plain"),
     "docs/classic.md": ("--distill simkd", "plain", "plain"),
@@ -177,7 +177,7 @@ def test_every_folder_of_training_scripts_is_here():
     """Those that hand commands on to SLURM aside."""
     folders = {p.parent for p in (ROOT / "scripts").rglob("*.sh") if "train_" in p.read_text()}
     known = {(ROOT / "scripts" / script).parent for script in SCRIPTS}
-    assert {f.name for f in folders - known} <= {"slurm"}
+    assert {f.name for f in folders - known} <= {"slurm", "dev"}
 
 
 # every command
@@ -199,7 +199,7 @@ def sources():
     """Pages and scripts that train, and are not among the studies."""
     scripts = [p for p in (ROOT / "scripts").rglob("*.sh") if re.search("train_|/cifar100.sh|imagenet_", p.read_text())]
     names = [str(p.relative_to(ROOT / "scripts")) for p in scripts]
-    asked = {"fetch_teachers.sh", "video/common.sh"}  # which train nothing themselves
+    asked = {"teachers/fetch_teachers.sh", "video/common.sh"}  # which train nothing themselves
     return sorted({*(str(page.relative_to(ROOT)) for page in DOCUMENTED), *names} - STUDIES - asked)
 
 
@@ -222,17 +222,17 @@ def cifar(tmp_path_factory):
 
 def teachers_of(settings):
     """The architecture of every file that teaches: as told, else as the file is named, else of the student's kind."""
-    given = settings.values.get("model_t")
-    named = [re.match(r"(.+)_(?:best|last)\.pth$", Path(path).name) for path in settings.path_t]
+    given = settings.as_dict().get("model_t")
+    named = [re.match(r"(.+)_(?:best|last)\.pth$", Path(path).name) for path in settings.teacher.path_t]
     likely = {"aux": "wrn_40_2_aux", "aux_dpcd": "wrn_40_2_aux_dpcd", "sensor": "trn_bninception"}
-    like = likely.get(kind_of_network(settings.model_s), "resnet32x4")
+    like = likely.get(kind_of_network(settings.model), "resnet32x4")
     return [given or (found[1] if found and found[1] in model_dict.table else like) for found in named]
 
 
 def on_noise(argv, settings, cifar):
     """A command of CIFAR-100 with its own networks, on noise; its teachers have random weights."""
     argv = [*without(DROPPED, normalised(argv)), *CIFAR, "--data_folder", cifar]
-    if not settings.values.get("path_t"):
+    if not settings.as_dict().get("path_t"):
         return argv
     names = [model_for(name, (3, 32, 32)).name for name in teachers_of(settings)]
     for name in names:
@@ -249,11 +249,11 @@ def tried(call, plugin, fixtures, cifar):
         for registry in (method_dict, model_dict):  # what a plugin adds is forgotten
             patch.setattr(registry, "table", dict(registry.table))
         settings = parse_lanes(argv, teacher=program == "train_teacher.py")[0][0]
-    if settings.dataset == "cifar100":
+    if settings.data.source.dataset == "cifar100":
         argv = on_noise(argv, settings, cifar)
     else:
-        teacher = kind_of_network(teachers_of(settings)[0]) if settings.values.get("path_t") else None
-        student = kind_of_network(settings.values.get("model") or settings.model_s)
+        teacher = kind_of_network(teachers_of(settings)[0]) if settings.as_dict().get("path_t") else None
+        student = kind_of_network(settings.as_dict().get("model") or settings.model)
         argv = reduced(argv, fixtures, teacher, student)
     return [program, *map(str, without({"--trial", "--seed", "--save_root"}, argv))]
 

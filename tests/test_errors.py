@@ -13,7 +13,7 @@ import torch
 from commands import ENV, ROOT
 from PIL import Image
 
-from helper.devices import pick_device
+from helper.machine.devices import pick_device
 
 SHORT = ("--epochs", 1, "--max_steps", 2, "--tb_backend", "none")
 

@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 import test_model
+from core.protocols import UserError
+from core.taps import TappedNet
 from dataset import dataset_dict
 from dataset.base import DataOptions
-from helper.checkpoint import Checkpoint
-from helper.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd, random_crops
-from helper.loops import evaluate
-from helper.networks import Network, load_network
-from helper.protocols import UserError
-from helper.schedule import StepDecay
-from helper.taps import TappedNet
+from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd, random_crops
+from helper.evaluation.evaluate import evaluate
+from helper.networks.checkpoint import Checkpoint
+from helper.networks.load import Network, load_network
+from helper.training.schedule import StepDecay
 from models import model_dict
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny-imagenet-200"

@@ -7,10 +7,10 @@ import pytest
 import torch
 from recordings import utd
 
-from helper.checkpoint import read_checkpoint
-from helper.export import Plain
-from helper.protocols import UserError
-from helper.taps import TappedNet
+from core.protocols import UserError
+from core.taps import TappedNet
+from helper.deploy.export import Plain
+from helper.networks.checkpoint import read_checkpoint
 from models import model_dict
 from scripts.export_student import TOLERANCE, main
 

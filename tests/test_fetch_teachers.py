@@ -14,11 +14,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from helper.checkpoint import read_checkpoint
-from helper.options import parse
-from helper.published import read_table, tables
+from helper.networks.checkpoint import read_checkpoint
+from helper.options.parse import parse
+from helper.tables.published import read_table, tables
 from models import model_dict
-from scripts.fetch_teachers import SOURCES, TABLES, Fetcher, Memory, address, main, publisher_prefix, read_sources
+from scripts.teachers.fetch_teachers import (
+    SOURCES,
+    TABLES,
+    Fetcher,
+    Memory,
+    address,
+    main,
+    publisher_prefix,
+    read_sources,
+)
 
 pooch = pytest.importorskip("pooch", reason="needs pooch, of requirements-extra.txt")
 ROOT = Path(__file__).parents[1]
@@ -338,13 +347,18 @@ def test_one_data_set_by_name(tmp_path):
 
 
 def test_every_teacher_of_the_tables_is_trained():
-    lines = (ROOT / "scripts/train_teachers.sh").read_text().splitlines()
+    lines = (ROOT / "scripts/teachers/train_teachers.sh").read_text().splitlines()
     commands = [i for i, line in enumerate(lines) if line.startswith("python train_teacher.py ")]
     published = {t: a for name in tables() for t, a in read_table(name).teachers.items()}
     trained = {}
     for i in commands:
         settings = parse(shlex.split(lines[i])[2:], teacher=True)
-        assert (settings.epochs, settings.batch_size, settings.weight_decay, settings.off_default()) == (
+        assert (
+            settings.training.schedule.epochs,
+            settings.training.loop.batch_size,
+            settings.training.optim.weight_decay,
+            settings.off_default(),
+        ) == (
             240,
             64,
             5e-4,

@@ -8,9 +8,10 @@ import torch
 from pyts.approximation import PiecewiseAggregateApproximation
 from pyts.image import GramianAngularField
 
-from dataset import gaf as module
-from dataset.gaf import gaf, gramian_field, paa, scaled, to_picture
-from helper.protocols import UserError
+from core.protocols import UserError
+from models import _gaf as module
+from models._gaf import gaf, gramian_field, paa, scaled, to_picture
+from scripts.vskd import draw_gaf
 
 B, C, L = 3, 3, 40
 
@@ -94,5 +95,5 @@ def test_the_command_draws_a_picture(tmp_path, capsys):
 
     file, out = tmp_path / "a1_s1_t1_inertial.mat", tmp_path / "gaf.png"
     savemat(file, {"d_iner": np.random.default_rng(0).normal(size=(50, 6))})
-    module.main([str(file), "--out", str(out), "--kind", "gadf", "--modality", "inertial", "--segments", "20"])
+    draw_gaf.main([str(file), "--out", str(out), "--kind", "gadf", "--modality", "inertial", "--segments", "20"])
     assert out.read_bytes().startswith(b"\x89PNG") and "GADF of a1_s1_t1_inertial.mat" in capsys.readouterr().out

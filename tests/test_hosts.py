@@ -34,7 +34,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
         "import nursery\n"
         "if os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
         "    nursery.at_step(6, lambda: os.kill(os.getpid(), 9))\n"
-        "from helper.entry import run_script\n"
+        "from helper.machine.program import run_script\n"
         "import train_teacher\n"
         "run_script(train_teacher.main)\n"
     )
@@ -52,7 +52,7 @@ def test_two_hosts_one_of_which_dies_and_comes_back(tmp_path):
         pytest.skip("needs the right to make network namespaces")
     env = {**ENV, "PYTHON": sys.executable}
     done = subprocess.run(
-        ["bash", str(ROOT / "scripts" / "two_hosts.sh"), str(tmp_path)],
+        ["bash", str(ROOT / "scripts" / "dev" / "two_hosts.sh"), str(tmp_path)],
         env=env, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     if done.returncode == 77:

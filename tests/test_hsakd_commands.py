@@ -6,8 +6,8 @@ import signal
 import pytest
 import torch
 
-from helper.checkpoint import load_file
-from helper.networks import load_network
+from helper.networks.checkpoint import load_file
+from helper.networks.load import load_network
 
 SHORT = ("--epochs", 2, "--max_steps", 2, "--batch_size", 16, "--tb_backend", "none", "--precision", "fp32")
 SMALL = ("--image_size", 16)

@@ -9,9 +9,9 @@ import pytest
 from interpreter import Interpreter
 
 from eval_rep import parse as parse_probe
-from helper.entry import run_script  # noqa: F401 (the scripts' own way in)
-from helper.options import parse
-from helper.runs import run_name
+from helper.machine.program import run_script  # noqa: F401 (the scripts' own way in)
+from helper.options.naming import run_name
+from helper.options.parse import parse
 from models import model_for
 from scripts.hsakd.probe_table import main as probe_table
 
@@ -43,13 +43,13 @@ def written():
             continue
         is_teacher = script == "train_teacher.py"
         settings = parse(argv, teacher=is_teacher)
-        model = settings.model if is_teacher else settings.model_s
+        model = settings.model
         teacher = None
-        if not is_teacher and settings.path_t:
-            arch = re.sub(r"_(best|last)\.pth$", "", Path(settings.path_t[0]).name)
-            teacher = model_for(arch, (3, 32, 32)).name if settings.dataset == "cifar100" else arch
+        if not is_teacher and settings.teacher.path_t:
+            arch = re.sub(r"_(best|last)\.pth$", "", Path(settings.teacher.path_t[0]).name)
+            teacher = model_for(arch, (3, 32, 32)).name if settings.data.source.dataset == "cifar100" else arch
         kind = "teachers" if is_teacher else "students"
-        folder = f"save/{kind}/models/{run_name(settings, teacher, is_teacher)}"
+        folder = f"save/{kind}/models/{run_name(settings, teacher)}"
         found |= {f"{folder}/{model}_{which}.pth" for which in ("best", "last")}
     return found
 
@@ -74,23 +74,31 @@ def test_every_cell(file, files):
             assert steps == [30, 60, 90, 100], f"{name}: not the published number of steps"
             continue
         settings = parse(argv, teacher=script == "train_teacher.py")
-        assert settings.method.teacher_mode == "frozen" or not settings.values.get("path_t")
-        for path in settings.values.get("path_t") or ():
+        assert settings.method.teacher_mode == "frozen" or not settings.as_dict().get("path_t")
+        for path in settings.as_dict().get("path_t") or ():
             assert path in files, f"{name}: nothing writes {path}"
             assert not re.search("freeze_backbone:True.*_best", path), f"{name}: only the heads of {path} learned"
-        start = settings.values.get("pretrained_backbone")
+        start = settings.as_dict().get("pretrained_backbone")
         assert start is None or start.startswith("torchvision:") or start in files, name
-        if settings.dataset == "cifar100":
-            assert settings.nesterov and settings.batch_size == 64 and settings.weight_decay == 5e-4
-            slow = settings.values.get("model_s", "").startswith(("mobile", "Shuffle"))
-            assert settings.learning_rate == (0.01 if slow else 0.05), name
-            frozen = settings.values.get("freeze_backbone")
-            assert (settings.epochs, settings.lr_decay_epochs) == (
+        if settings.data.source.dataset == "cifar100":
+            assert (
+                settings.training.optim.nesterov
+                and settings.training.loop.batch_size == 64
+                and settings.training.optim.weight_decay == 5e-4
+            )
+            slow = settings.as_dict().get("model_s", "").startswith(("mobile", "Shuffle"))
+            assert settings.training.schedule.learning_rate == (0.01 if slow else 0.05), name
+            frozen = settings.as_dict().get("freeze_backbone")
+            assert (settings.training.schedule.epochs, settings.training.schedule.lr_decay_epochs) == (
                 (100, "30,60,90") if frozen else (240, "150,180,210")
             )
         else:
-            assert (settings.learning_rate, settings.epochs, settings.weight_decay) == (0.1, 100, 1e-4)
-            assert not settings.nesterov
+            assert (
+                settings.training.schedule.learning_rate,
+                settings.training.schedule.epochs,
+                settings.training.optim.weight_decay,
+            ) == (0.1, 100, 1e-4)
+            assert not settings.training.optim.nesterov
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from commands import ROOT
 from PIL import Image
 from scipy.io import savemat
 
+from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
-from helper.protocols import UserError
 from scripts import sort_imagenet_val
 
 CPU = torch.device("cpu")

@@ -9,20 +9,31 @@ from contract import PROGRESS, make_step
 from torch import nn
 from toys import ToyData, cnn, network
 
+from core.protocols import UserError
+from core.taps import TappedNet
 from distiller_zoo import method_dict
-from helper import kernels as under_test
-from helper.build import build_stages, sgd
-from helper.devices import to_device
-from helper.kernels import PARTS, PLAIN, Kernels, compiler_fault, folded, pick_kernels, with_cast_weights
-from helper.protocols import UserError
-from helper.taps import TappedNet
-from helper.teacher import LiveTeacher
+from helper.machine import kernels as under_test
+from helper.machine.devices import to_device
+from helper.machine.kernels import (
+    PARTS,
+    PLAIN,
+    KernelConfig,
+    Kernels,
+    compiler_fault,
+    folded,
+    pick_kernels,
+    with_cast_weights,
+)
+from helper.networks.teacher_sources import LiveTeacher
+from helper.training.optim import OptimConfig, optimizer
+from helper.training.stages import StagePlan, build_stages
+from helper.training.step import StepSetup
 from models import model_dict
 
 CPU = torch.device("cpu")
 TRACED = Kernels("default", PARTS, backend="aot_eager")  # what torch.compile does, without a C++ compiler
 TOLERANCE = 1e-5  # relative, of the loss of float32 steps from one state
-FLAGS = {"compile": "auto", "compile_parts": None, "channels_last": "auto", "fused_optimizer": "auto"}
+FLAGS = KernelConfig()
 
 
 def toy_step(method="kd", kernels=PLAIN, batch_size=8, **kwargs):
@@ -109,7 +120,7 @@ def test_a_missing_compiler_is_noticed_before_training():
             config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}),
             pytest.raises(UserError, match="--compile none") as error,
         ):
-            pick_kernels(FLAGS | {"compile": "default"}, CPU, 10)
+            pick_kernels(KernelConfig(compile="default"), CPU, 10)
         assert len(str(error.value).splitlines()) == 1
     finally:
         under_test._compiler_fault.cache_clear()
@@ -124,8 +135,8 @@ def test_automatic_choices(monkeypatch):
     monkeypatch.setattr(under_test, "compiler_fault", lambda device: "no ptxas")
     chosen, (notice,) = pick_kernels(FLAGS, cuda, 10**6)
     assert chosen.compile is None and "no ptxas" in notice
-    off = FLAGS | {"compile": "none", "channels_last": "off", "fused_optimizer": "off", "fold_teacher": True}
-    assert pick_kernels(off, cuda, 10**6)[0] == Kernels(None, (), False, False, True)
+    off = KernelConfig(compile="none", channels_last="off", fused_optimizer="off")
+    assert pick_kernels(off, cuda, 10**6, fold_teacher=True)[0] == Kernels(None, (), False, False, True)
 
 
 def test_memory_order_and_optimiser_kernel_change_nothing_but_rounding():
@@ -139,9 +150,15 @@ def test_memory_order_and_optimiser_kernel_change_nothing_but_rounding():
     def trained(fused):
         torch.manual_seed(0)
         kd, data = method_dict["kd"], ToyData()
-        make = sgd(0.9, 5e-4, 0.1, fused)
+        make = optimizer(OptimConfig(momentum=0.9, weight_decay=0.0005), 0.1, fused)
         (stage,) = build_stages(
-            kd, kd.Config(), cnn(4), network(cnn(8)), data, batch_size=8, device=CPU, make_optimizer=make, epochs=1
+            kd,
+            kd.Config(),
+            cnn(4),
+            network(cnn(8)),
+            data,
+            StepSetup(make, device=CPU),
+            StagePlan(batch_size=8, epochs=1),
         )
         return losses(stage.step, batches(3)), stage.step.optimizers["main"].defaults["fused"]
 
@@ -258,11 +275,8 @@ def test_compiled_equals_eager_on_a_gpu(method, mode):
             cnn(4),
             copy.deepcopy(teacher),
             data,
-            batch_size=8,
-            device=device,
-            make_optimizer=sgd(0.9, 5e-4, 0.1),
-            epochs=1,
-            kernels=kernels,
+            StepSetup(optimizer(OptimConfig(momentum=0.9, weight_decay=0.0005), 0.1), device=device, kernels=kernels),
+            StagePlan(batch_size=8, epochs=1),
         )
         moved = [
             dataclasses.replace(

@@ -13,15 +13,16 @@ import torch
 from commands import ROOT
 from toys import ToyData, cnn
 
-from helper import cache as under_test
-from helper import memory
-from helper.cache import CachedTeacher, alone, cache_key
-from helper.checkpoint import load_file
+from core import machine
+from core.protocols import UserError
+from core.taps import TappedNet
+from helper.machine import lane_memory
+from helper.networks import teacher_cache as under_test
+from helper.networks.checkpoint import load_file
+from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, alone, cache_key
+from helper.networks.teacher_sources import LiveTeacher
 from helper.opening import source_layout
-from helper.options import parse_lanes
-from helper.protocols import UserError
-from helper.taps import TappedNet
-from helper.teacher import LiveTeacher
+from helper.options.parse import parse_lanes
 
 TIMING = ("seconds_", "img_per_s", "cache_hit_rate")
 
@@ -119,24 +120,24 @@ def test_lanes_that_do_not_fit_are_refused(commands, teacher, tmp_path):
 
 
 def test_how_many_lanes_fit(monkeypatch):
-    monkeypatch.setattr(memory, "free", lambda device: 130)
-    lanes = memory.LaneMemory(5, torch.device("cpu"))
+    monkeypatch.setattr(lane_memory, "free", lambda device: 130)
+    lanes = lane_memory.LaneMemory(5, torch.device("cpu"))
     with pytest.raises(UserError, match="5 students .*each keeps 60 bytes, 130 are free.*about 3 do"):
         lanes.after_first_step(60)
     with pytest.raises(UserError, match="about 4 do"):  # the two seen, and two more of 55 bytes
         lanes.after_first_step(50)
-    fitting = memory.LaneMemory(3, torch.device("cpu"))
+    fitting = lane_memory.LaneMemory(3, torch.device("cpu"))
     for _ in range(3):
         fitting.after_first_step(60)
     failed = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-    assert memory.out_of_memory(failed) and not memory.out_of_memory(RuntimeError("shapes"))
+    assert machine.out_of_memory(failed) and not machine.out_of_memory(RuntimeError("shapes"))
     assert "about 3 do" in str(fitting.exhausted(failed))
     p = torch.nn.Parameter(torch.zeros(10))
     optimizer = torch.optim.SGD([p], lr=0.1, momentum=0.9)
-    assert memory.kept_by([optimizer]) == 0
+    assert lane_memory.kept_by([optimizer]) == 0
     p.sum().backward()
     optimizer.step()
-    assert memory.kept_by([optimizer]) == 2 * 10 * 4
+    assert lane_memory.kept_by([optimizer]) == 2 * 10 * 4
 
 
 def test_methods_that_need_maps_say_so(commands, teacher, tmp_path):
@@ -196,11 +197,12 @@ def cache(
     key = cache_key(teacher, "d", Counting.spec, None, fold, network)
     live = Counting() if live is None else live
     width = (D, torch.float32) if pooled else None
-    return CachedTeacher(live, folder, key, N, Q, K, dtype, torch.device(device), rebuild, width, where)
+    cfg = CacheConfig(teacher_cache=str(folder), cache_device=where)
+    return CachedTeacher(live, cfg, key, CacheLayout(N, Q, K, dtype, width), torch.device(device), rebuild)
 
 
 def batch_of(index, crop):
-    from helper.protocols import Batch
+    from core.protocols import Batch
 
     index, crop = torch.tensor(index), torch.tensor(crop)
     image = torch.stack([torch.full((1, 4, 4), float(i * Q + c)) for i, c in zip(index, crop, strict=True)])

@@ -13,7 +13,7 @@ import pytest
 from commands import ENV, ROOT
 
 from distiller_zoo import method_dict
-from helper import listing
+from helper.options import listing
 from models import model_dict
 
 MINE = dataclasses.replace(model_dict["resnet8"], name="mine8")
@@ -74,12 +74,12 @@ def test_taps_in_few_words(taps, words):
 
 
 def test_readme_is_up_to_date():
-    assert listing.written(README) == README, "run: python -m helper.listing --write README.md"
+    assert listing.written(README) == README, "run: python -m helper.options.listing --write README.md"
 
 
 def test_what_the_page_does_not_count_was_counted():
     kept = json.loads(listing.COUNTED.read_text())
-    assert kept == json.loads(json.dumps(listing.counts())), "run: python -m helper.listing --write README.md"
+    assert kept == json.loads(json.dumps(listing.counts())), "run: python -m helper.options.listing --write README.md"
 
 
 def test_a_model_that_nobody_counted_is_counted(monkeypatch):
@@ -104,7 +104,7 @@ def test_parts_of_the_page(page):
 def test_a_reader_that_stops_early():
     """A page larger than a pipe's buffer, read by nobody."""
     reader, writer = os.pipe()
-    code = "from helper import listing; listing.page = lambda kind: 'line\\n' * 10**5; listing.show('all')"
+    code = "from helper.options import listing; listing.page = lambda kind: 'line\\n' * 10**5; listing.show('all')"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, env=ENV)
     os.close(writer)
     os.read(reader, 10)
@@ -142,7 +142,7 @@ def test_adding_your_own_works_as_written(commands, teacher, tmp_path):
     assert "has weight 0" not in commands.student(*light, "-b", 5, cwd=tmp_path).finished().out
     beta, bias = re.findall(r"`((?:beta|bias): [^`]+)`", text)
     settings = ("@dataclasses.dataclass(frozen=True)", "class Config(Distiller.Config):", f"    {beta}", f"    {bias}")
-    imports = "import dataclasses\nfrom distiller_zoo.base import option\n"
+    imports = "import dataclasses\nfrom core.option import option\n"
     named = '    name = "cosine"\n'
     assert named in code
     (tmp_path / "cosine.py").write_text(imports + code.replace(named, named + "".join(f"    {s}\n" for s in settings)))

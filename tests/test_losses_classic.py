@@ -11,13 +11,13 @@ from method_context import batch_of, build, run, side
 from test_losses import GRAD, LABELS, TIGHT, cases, check, hash_fill, hashed, inputs, maps_named, shapes_of, staged
 from torch import Tensor, nn
 
+from core.protocols import Features, Progress
 from distiller_zoo import kdsvd
 from distiller_zoo.ab import boundary
 from distiller_zoo.base import Distiller
 from distiller_zoo.ft import Paraphraser, Translator, direction
 from distiller_zoo.ofd import partial_l2
 from distiller_zoo.reviewkd import hierarchical_context
-from helper.protocols import Features, Progress
 
 LAST = Progress(epoch=20, epochs=20)
 

@@ -13,11 +13,11 @@ from contract import PROGRESS, make_step
 from method_context import run, side
 from toys import ToyData, network
 
+from core.protocols import Batch, Context, Progress, UserError
 from distiller_zoo import method_dict
-from distiller_zoo.base import over_views
+from distiller_zoo._heads import joint_labels, rotations
+from distiller_zoo._math import over_views
 from distiller_zoo.dpcd import quantile_of
-from distiller_zoo.heads import joint_labels, rotations
-from helper.protocols import Batch, Context, Progress, UserError
 from models import model_dict
 
 LATE = Progress(epoch=60, epochs=240, steps_per_epoch=100)

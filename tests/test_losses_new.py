@@ -14,12 +14,12 @@ from test_losses import LABELS, cases, check, inputs
 from test_reference_losses import TOLERANCE, B, K, arrays, maps, normal, prepared
 from torch import nn
 
+from core.protocols import Batch, ModelSpec, Progress, UserError
 from distiller_zoo import method_dict
-from distiller_zoo.base import standardised
+from distiller_zoo._math import standardised
 from distiller_zoo.mlkd import TEMPERATURES, batch_correlation, class_correlation
 from distiller_zoo.vkd import orthonormal
-from helper.options import parse
-from helper.protocols import Batch, ModelSpec, Progress, UserError
+from helper.options.parse import parse
 
 LATE = Progress(epoch=100, epochs=240)
 LOGIT_METHODS = ("kd", "dkd", "dist", "nkd", "wttm", "ctkd", "mlkd")
@@ -246,8 +246,8 @@ def test_defaults_are_the_published_settings(name):
 @pytest.mark.parametrize("name", ["srd", "vkd"])
 def test_authors_compare_logits_at_temperature_one(name):
     settings = parse(["--distill", name, "--protocol", "authors"], teacher=False)
-    assert (settings.kd_T, settings.div, settings.config.kd_T) == (1, 1, 1)
-    assert parse(["--distill", name], teacher=False).kd_T == 4
+    assert (settings.loss.kd_T, settings.loss.div, settings.config.kd_T) == (1, 1, 1)
+    assert parse(["--distill", name], teacher=False).loss.kd_T == 4
 
 
 # ------------------------------------------------------------------ schedules

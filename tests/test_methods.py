@@ -12,12 +12,12 @@ from method_context import batch_of, build, run, side, spec
 from torch import nn
 from toys import B, ToyData, network
 
+from core.protocols import ModelSpec, Progress, Tap, UserError
+from core.taps import TappedNet, probe
 from distiller_zoo import method_dict, published_names
-from distiller_zoo.heads import WithHeads
-from helper.build import chain_of, union_of_needs
-from helper.cost import macs
-from helper.protocols import ModelSpec, Progress, Tap, UserError
-from helper.taps import TappedNet, probe
+from distiller_zoo._heads import WithHeads
+from helper.deploy.cost import macs
+from helper.training.stages import chain_of, union_of_needs
 from models import model_dict
 
 STAGES_S, STAGES_T = [(4, 8, 8), (6, 4, 4)], [(8, 8, 8), (12, 4, 4)]
@@ -65,6 +65,15 @@ def test_names():
         ("ctkd", (0.1, 0, 0.9), (0.1, 0, 0.9)),
         ("dist", (1, 0, 2), (1, 0, 2)),
         ("dkd", (1, 0, 1), (1, 0, 1)),
+        ("ttm", (1, 0, 45), (1, 0, 45)),
+        ("pld", (0, 0, 1), (0, 0, 1)),
+        ("luminet", (2, 0, 1), (2, 0, 1)),
+        ("wkd_l", (1, 0, 600), (1, 0, 600)),
+        ("rld", (1, 0, 1), (1, 0, 1)),
+        ("sdd", (0.1, 0, 0.9), (0.1, 0, 0.9)),
+        ("ldrld", (1, 0, 1), (1, 0, 1)),
+        ("skd", (0.5, 0, 0.5), (0.5, 0, 0.5)),
+        ("crld", (1, 0, 1), (1, 0, 1)),
         ("mgd", (1, 1, 7e-5), (1, 0, 7e-5)),
         ("mlkd", (0.1, 0, 0.9), (0.1, 0, 0.9)),
         ("nkd", (1, 0, 1), (1, 0, 1)),
@@ -88,17 +97,17 @@ def test_flags_are_spelled_as_published():
     fields = {f.name: f for m in methods for f in dataclasses.fields(m.Config) if f.metadata}
     flags = {name: (f.metadata["flag"], f.metadata["short"], f.default) for name, f in fields.items()}
     assert flags == {
-        "hint_layer": ("--hint_layer", None, 1),
-        "soft": ("--soft", "-s", 1.0),
-        "factor": ("--factor", "-f", 2),
-        "feat_dim": ("--feat_dim", None, 128),
-        "mode": ("--mode", None, "exact"),
-        "nce_k": ("--nce_k", None, 16384),
-        "nce_t": ("--nce_t", None, 0.07),
-        "nce_m": ("--nce_m", None, 0.5),
-        "transform_layer_s": ("--transform_layer_s", None, ()),
-        "transform_layer_t": ("--transform_layer_t", None, ()),
-        "no_edge_transform": ("--no_edge_transform", None, False),
+        "hint_layer": ("--hint_layer", (), 1),
+        "soft": ("--soft", ("-s",), 1.0),
+        "factor": ("--factor", ("-f",), 2),
+        "feat_dim": ("--feat_dim", (), 128),
+        "mode": ("--mode", (), "exact"),
+        "nce_k": ("--nce_k", (), 16384),
+        "nce_t": ("--nce_t", (), 0.07),
+        "nce_m": ("--nce_m", (), 0.5),
+        "transform_layer_s": ("--transform_layer_s", (), ()),
+        "transform_layer_t": ("--transform_layer_t", (), ()),
+        "no_edge_transform": ("--no_edge_transform", (), False),
     }
 
 
@@ -163,7 +172,8 @@ EQUAL = ("fsp", "kdsvd")  # methods that compare channel by channel
 def test_features_added_are_prefixed(name, stage):
     """`deploy` may replace the logits; nothing else of the networks is overwritten."""
     stages_t = STAGES_S if name in EQUAL else STAGES_T
-    method = small(name, stages_t=stages_t, stage=stage, **({"nce_k": 4} if name == "crd" else {}))
+    options = {"crd": {"nce_k": 4}, "ldrld": {"top": 3}}.get(name, {})
+    method = small(name, stages_t=stages_t, stage=stage, **options)
     s, t = (
         {
             "logits": torch.randn(8, 5),
@@ -173,11 +183,11 @@ def test_features_added_are_prefixed(name, stage):
         }
         for width, stages in ((6, STAGES_S), (12, stages_t))
     )
-    terms, s_out, t_out = run(method, s, t, batch_of(torch.arange(8) % 5))
-    assert (
-        terms.keys() - {"cls", "div", "peer_cls", "peer_div"} <= {method.name}
-        and terms.keys() <= method.weights(Progress()).keys()
-    )
+    views = 2 if name == "crld" else 1  # which adds the second in prepare()
+    terms, s_out, t_out = run(method, s, t, batch_of(torch.arange(8 // views) % 5, views=views))
+    own = terms.keys() - {"cls", "div", "peer_cls", "peer_div"}
+    assert own <= {method.name, f"{name}_cls", f"{name}_target"}
+    assert terms.keys() <= method.weights(Progress()).keys()
     for before, after in ((s, s_out), (t, t_out)):
         assert all(k.startswith(f"{method.name}.") for k in after.keys() - before.keys())
         changed = {k for k in before if after[k] is not before[k]}

@@ -13,10 +13,11 @@ from method_context import batch_of, build, run, side
 from torch.utils._python_dispatch import TorchDispatchMode
 from toys import B, ToyData, network
 
+from core.protocols import ModelSpec, Progress, UserError
 from distiller_zoo import method_dict
-from helper.build import build_stages
-from helper.options import parse
-from helper.protocols import ModelSpec, Progress, UserError
+from helper.options.parse import parse
+from helper.training.stages import StagePlan, build_stages
+from helper.training.step import StepSetup
 from models import model_dict
 
 LIMIT = 64 * 2**20  # bytes of one intermediate, batch 64
@@ -200,11 +201,8 @@ def test_first_stages_train_what_they_are_for(name):
         spec,
         network(model_dict["resnet14"], CLASSES),
         data,
-        batch_size=B,
-        device=torch.device("cpu"),
-        make_optimizer=plain_sgd,
-        epochs=1,
-        init_epochs=1,
+        StepSetup(plain_sgd, device=torch.device("cpu")),
+        StagePlan(batch_size=B, epochs=1, init_epochs=1),
     )
     first = next(stages)
     assert not first.final and first.constant_lr == (0.01 if name == "ft" else None)

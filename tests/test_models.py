@@ -12,10 +12,10 @@ import torch
 from golden.rule import fill_module, rand
 from model_contract import check_layout, check_training, tapped
 
-from helper.protocols import UserError
-from helper.taps import TappedNet, probe
+from core.protocols import UserError
+from core.taps import TappedNet, probe
 from models import model_dict
-from models.common import shuffle
+from models._common import shuffle
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "data" / "checkpoints"

@@ -11,13 +11,13 @@ import torch
 from golden.rule import fill_array, rand
 from model_contract import check_layout, check_training, tapped
 
-from helper import listing
-from helper.checkpoint import read_checkpoint
-from helper.cost import deployed_count, deployed_parameters, macs
-from helper.networks import load_backbone, load_network
-from helper.protocols import UserError
-from helper.reporting import log
-from helper.taps import TappedNet
+from core.log import log
+from core.protocols import UserError
+from core.taps import TappedNet
+from helper.deploy.cost import deployed_count, deployed_parameters, macs
+from helper.networks.checkpoint import read_checkpoint
+from helper.networks.load import load_backbone, load_network
+from helper.options import listing
 from models import AUXILIARY, PAIRS, model_dict, model_in
 from models.auxiliary import SPECS
 

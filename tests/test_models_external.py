@@ -12,12 +12,12 @@ from golden.rule import rand
 from model_contract import check_layout, check_training, tapped
 
 import train_student
+from core.protocols import Tap, UserError
+from core.registry import Registry
+from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
-from helper.networks import load_network
-from helper.protocols import Tap, UserError
-from helper.registry import Registry
-from helper.runs import RunFolder, file_name
-from helper.taps import TappedNet, probe
+from helper.networks.load import load_network
+from helper.runs.folder import RunFolder, file_name
 from models import external, model_dict
 
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenette_small"
@@ -158,7 +158,7 @@ def test_registry_answers_for_prefixed_names_without_listing_them():
     assert model_dict.resolve("torchvision:resnet18") == "torchvision:resnet18"
     assert not [name for name in model_dict if ":" in name]
     assert 3 not in model_dict
-    plain = Registry("thing", {"a": "models.common:CIFAR_MEAN"})
+    plain = Registry("thing", {"a": "models._common:CIFAR_MEAN"})
     assert "torchvision:resnet18" not in plain
 
 
@@ -222,7 +222,7 @@ def test_pretrained_timm_network(tmp_path, monkeypatch):
 
 def test_names_in_file_names(monkeypatch):
     assert file_name("timm:resnet18") == "timm:resnet18"
-    monkeypatch.setattr("helper.runs.SEPARATOR", "~")
+    monkeypatch.setattr("helper.runs.folder.SEPARATOR", "~")
     assert RunFolder(Path("m"), Path("t"), "timm:resnet18").best.name == "timm~resnet18_best.pth"
 
 

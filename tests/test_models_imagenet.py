@@ -9,12 +9,12 @@ import torch
 from golden.rule import fill_module, rand
 from model_contract import check_layout, check_training, tapped
 
-from helper.checkpoint import num_classes_of
-from helper.networks import load_network
-from helper.protocols import UserError
-from helper.taps import TappedNet
+from core.protocols import UserError
+from core.taps import TappedNet
+from helper.networks.checkpoint import num_classes_of
+from helper.networks.load import load_network
 from models import model_dict, model_for, model_in
-from models.common import shuffle
+from models._common import shuffle
 
 RESNET = ((64, 56), (64, 56), (128, 28), (256, 14), (512, 7), 512)
 DEEP = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7), 2048)

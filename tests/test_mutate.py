@@ -1,4 +1,4 @@
-"""scripts/mutate.py changes what it means to change; the run itself takes minutes and is made by hand."""
+"""scripts/dev/mutate.py changes what it means to change; the run itself takes minutes and is made by hand."""
 
 import importlib.util
 import sys
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def load():
-    spec = importlib.util.spec_from_file_location("mutate", ROOT / "scripts" / "mutate.py")
+    spec = importlib.util.spec_from_file_location("mutate", ROOT / "scripts" / "dev" / "mutate.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["mutate"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

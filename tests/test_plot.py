@@ -5,8 +5,8 @@ import pytest
 import torch
 from run_folders import write_run
 
-from helper.metrics import calibration
-from helper.protocols import UserError
+from core.protocols import UserError
+from helper.evaluation.metrics import calibration
 from scripts.plot import correlations, main, styles
 
 pytest.importorskip("matplotlib", reason="needs matplotlib, of requirements-extra.txt")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from interpreter import Interpreter
 
-from helper.options import parse
-from helper.runs import run_name
+from helper.options.naming import run_name
+from helper.options.parse import parse
 from models import model_for
 
 TRAIN = ("train_teacher.py", "train_student.py")
@@ -53,11 +53,11 @@ def written_by(program: str, argv: list[str]) -> list[str]:
     """The best and the last checkpoint of a run."""
     is_teacher = program == "train_teacher.py"
     settings = parse(argv, teacher=is_teacher)
-    teacher = None if is_teacher or not settings.path_t else settings.model_t
-    if settings.dataset == "cifar100" and teacher:
+    teacher = None if is_teacher or not settings.teacher.path_t else settings.teacher.model_t
+    if settings.data.source.dataset == "cifar100" and teacher:
         teacher = model_for(teacher, (3, 32, 32)).name
-    kind, model = ("teachers", settings.model) if is_teacher else ("students", settings.model_s)
-    folder = f"{settings.save_root}/{kind}/models/{run_name(settings, teacher, is_teacher)}"
+    kind, model = ("teachers", settings.model) if is_teacher else ("students", settings.model)
+    folder = f"{settings.run.save_root}/{kind}/models/{run_name(settings, teacher)}"
     return [f"{folder}/{model.replace(':', '-')}_{which}.pth" for which in ("best", "last")]
 
 
@@ -88,13 +88,16 @@ def test_every_command_is_understood(script, gpus, interpreter, monkeypatch):
             files += (written := written_by(program, argv))
             files += [f"RUN/{Path(file).name}" for file in written]  # where the run said that it lies
             settings = parse(argv, teacher=program == TRAIN[0])
-            assert settings.data_folder == "DATA"
+            assert settings.data.source.data_folder == "DATA"
             given = SCRIPTS[script][0]
             flags = {word[2:]: value for word, value in pairwise(given) if word.startswith("--")}
-            assert all(str(getattr(settings, flag)) == value for flag, value in flags.items())
+            assert all(str(settings.as_dict()[flag]) == value for flag, value in flags.items())
             if script.startswith(SEVERAL):
-                assert (settings.gpu_id, settings.multiprocessing_distributed) == (gpus, "," in gpus)
-            assert settings.values.get("model_t") in (*given, None) or SWIN not in given
+                assert (settings.machine.device.gpu_id, settings.machine.launch.multiprocessing_distributed) == (
+                    gpus,
+                    "," in gpus,
+                )
+            assert settings.as_dict().get("model_t") in (*given, None) or SWIN not in given
             continue
         understood(program, argv, monkeypatch)
         for pattern in (word for word in argv if re.search(r"\.pth$", word)):
@@ -117,9 +120,9 @@ def test_a_study_takes_folders_with_blanks(study, before, tmp_path):
     save = str(tmp_path / "my runs")
     calls = Interpreter(tmp_path / "interpreter", LEAVES).run(f"{study}/short_study.sh", *before, save)
     trained = [parse(argv, teacher=program == TRAIN[0]) for program, *argv in calls if program in TRAIN]
-    assert {s.data_folder for s in trained} == ({"a set"} if study == "hsakd" else {"a set", "some images"})
-    assert len(trained) > 8 and all(s.save_root.startswith(save) for s in trained)
-    assert all(s.data_folder == "some images" for s in trained if s.dataset == "folder")
+    assert {s.data.source.data_folder for s in trained} == ({"a set"} if study == "hsakd" else {"a set", "some images"})
+    assert len(trained) > 8 and all(s.run.save_root.startswith(save) for s in trained)
+    assert all(s.data.source.data_folder == "some images" for s in trained if s.data.source.dataset == "folder")
 
 
 def test_a_message_ends_where_it_is_meant_to():

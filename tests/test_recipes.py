@@ -16,12 +16,14 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from toys import ToyData, cnn, network
 
-from dataset.mixing import MixedLoader
+from core.protocols import UserError
+from dataset.mixing import MixedLoader, MixingConfig
 from distiller_zoo import method_dict
-from helper import build
-from helper.networks import load_network
-from helper.protocols import UserError
-from helper.schedule import make_schedule
+from helper.networks.load import load_network
+from helper.training import optim, stages
+from helper.training.ema import EmaConfig
+from helper.training.schedule import ScheduleConfig, make_schedule
+from helper.training.step import StepSetup
 from models import model_dict
 
 
@@ -37,7 +39,16 @@ def by_torch(make_scheduler, epochs):
 
 def test_schedules_are_those_of_torch():
     def ours(kind, epochs, decay="", warmup=0, lowest=0.0):
-        schedule = make_schedule(kind, 0.4, epochs, decay, 0.1, warmup, 0.01, lowest)
+        schedule = make_schedule(
+            ScheduleConfig(
+                epochs=epochs,
+                learning_rate=0.4,
+                lr_decay_epochs=decay,
+                schedule=kind,
+                lr_min=lowest,
+                warmup_epochs=warmup,
+            )
+        )
         return [schedule(e) for e in range(1, epochs + 1)]
 
     cosine = by_torch(lambda o: lr_scheduler.CosineAnnealingLR(o, 10, 0.001), 10)
@@ -56,39 +67,49 @@ def test_schedules_are_those_of_torch():
             ours("cosine", 10, **wrong)
 
 
-@pytest.mark.parametrize("name", build.OPTIMIZERS)
+@pytest.mark.parametrize("name", optim.OPTIMIZERS)
 def test_optimisers_are_those_of_torch(name):
     params = [nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3))]
-    optimizer = build.optimizer(name, 0.9, 0.1, 0.5, norm_weight_decay=0.0)(params, 2.0)
+    optimizer = optim.optimizer(
+        optim.OptimConfig(optimizer=name, momentum=0.9, weight_decay=0.1, norm_weight_decay=0.0), 0.5
+    )(params, 2.0)
     decayed, flat = optimizer.param_groups
     assert (decayed["weight_decay"], flat["weight_decay"]) == (0.1, 0.0) and decayed["lr"] == flat["lr"] == 1.0
     assert decayed["params"][0] is params[0] and flat["params"][0] is params[1]
     assert type(optimizer).__name__.lower() == {"nesterov": "sgd"}.get(name, name)
     assert decayed.get("nesterov", False) == (name == "nesterov")
-    assert len(build.optimizer(name, 0.9, 0.1, 0.5)(params, 1.0).param_groups) == 1
+    assert (
+        len(
+            optim.optimizer(optim.OptimConfig(optimizer=name, momentum=0.9, weight_decay=0.1), 0.5)(
+                params, 1.0
+            ).param_groups
+        )
+        == 1
+    )
 
 
 def kd_step(**kwargs):
     torch.manual_seed(0)
     method, data = method_dict["kd"], ToyData()
-    (stage,) = build.build_stages(
+    (stage,) = stages.build_stages(
         method,
         method.Config(),
         cnn(4),
         network(cnn(6)),
         data,
-        batch_size=8,
-        device=torch.device("cpu"),
-        make_optimizer=build.sgd(0.9, 0.0, 0.5),
-        epochs=1,
-        **kwargs,
+        StepSetup(
+            optim.optimizer(optim.OptimConfig(momentum=0.9, weight_decay=0.0), 0.5),
+            device=torch.device("cpu"),
+            **kwargs,
+        ),
+        stages.StagePlan(batch_size=8, epochs=1),
     )
     stage.step.train()
     return stage.step, data
 
 
 def test_the_average_is_that_of_torch_and_is_restored():
-    step, data = kd_step(ema=(0.7, 2))
+    step, data = kd_step(ema=EmaConfig(0.7, 2))
     wanted = AveragedModel(step.student.model, multi_avg_fn=get_ema_multi_avg_fn(0.7), use_buffers=True)
     for i in range(6):
         step(data.batch(seed=i), PROGRESS)
@@ -101,7 +122,7 @@ def test_the_average_is_that_of_torch_and_is_restored():
     for k, v in wanted.module.state_dict().items():
         assert torch.allclose(shown[k].double(), v.double(), rtol=1e-6, atol=1e-7) or "num_batches" in k, k
     assert not torch.equal(shown["fc.weight"], trained["fc.weight"])
-    again, _ = kd_step(ema=(0.7, 2))
+    again, _ = kd_step(ema=EmaConfig(0.7, 2))
     again.load_state_dict(copy.deepcopy(step.state_dict()))
     for s in (step, again):
         for i in range(6, 8):
@@ -111,7 +132,7 @@ def test_the_average_is_that_of_torch_and_is_restored():
 
 
 def test_gradients_are_clipped():
-    step, data = kd_step(clip=1e-3)
+    step, data = kd_step(optim=optim.OptimConfig(clip_grad=1e-3))
     before = [p.detach().clone() for p in step.main_params]
     step(data.batch(), PROGRESS)
     moved = sum(float((p.detach() - b).square().sum()) for p, b in zip(step.main_params, before, strict=True)) ** 0.5
@@ -123,17 +144,16 @@ def test_mixed_batches():
     plain = list(resident_loader(data))
 
     def mixed(rank=0, **kwargs):
-        settings = {"mixup": 0.0, "cutmix": 0.0, "smoothing": 0.0} | kwargs
-        return MixedLoader(resident_loader(data), 7, **settings, seed=1, rank=rank)
+        return MixedLoader(resident_loader(data), 7, MixingConfig(**kwargs), seed=1, rank=rank)
 
-    smooth = next(iter(mixed(smoothing=0.1)))
+    smooth = next(iter(mixed(label_smoothing=0.1)))
     onehot = F.one_hot(plain[0].target, 7).float()
     assert torch.allclose(smooth.soft_target, onehot * 0.9 + 0.1 / 7) and smooth.crop is not None
     logits = torch.randn(64, 7)
     assert torch.allclose(
         F.cross_entropy(logits, smooth.soft_target), F.cross_entropy(logits, smooth.target, label_smoothing=0.1)
     )
-    for kind in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0, "smoothing": 0.1}):
+    for kind in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1}):
         before = torch.get_rng_state()
         batches = list(mixed(**kind))
         assert torch.equal(torch.get_rng_state(), before)
@@ -151,7 +171,7 @@ def test_mixed_batches():
         again.set_epoch(1, 2)
         assert torch.equal(next(iter(again)).inputs["image"], batches[2].inputs["image"])
         assert not torch.equal(next(iter(mixed(rank=1, **kind))).inputs["image"], batches[0].inputs["image"])
-    for wrong in ({"smoothing": 1.0}, {"mixup": -1.0}):
+    for wrong in ({"label_smoothing": 1.0}, {"mixup": -1.0}):
         with pytest.raises(UserError, match="--label_smoothing|--mixup"):
             mixed(**wrong)
 
@@ -207,7 +227,7 @@ def test_published_weights_by_name(monkeypatch, commands, tmp_path):
 
 
 def test_before_its_first_value_there_is_no_average():
-    step, data = kd_step(ema=(0.7, 4))
+    step, data = kd_step(ema=EmaConfig(0.7, 4))
     step(data.batch(), PROGRESS)
     trained = step.student.model.fc.weight.clone()
     with step.averaged():

@@ -9,7 +9,7 @@ from method_context import batch_of, build, run, side
 from test_reference_losses import SIZES, TOLERANCE, B, K, arrays, features, maps, normal
 from torch import Tensor
 
-from helper.protocols import Progress
+from core.protocols import Progress
 
 
 def prepared(name: str, stages_s: list, stages_t: list, pooled: tuple[int, int] = (12, 14), stage=-1, **options):

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from run_folders import write_run
 
-from helper.protocols import UserError
+from core.protocols import UserError
 from scripts.report import main
 
 SIMKD = "--distill simkd -c 0 -d 0 -b 1"

@@ -212,3 +212,44 @@ def test_a_run_that_read_other_maps_is_not_continued(commands, teacher, tmp_path
     state["meta"]["shapes_t"]["elsewhere"] = state["meta"]["shapes_t"].pop("stage3")
     torch.save(state, last)
     run.start().wait().refused("reading", "elsewhere of the teacher", "stage3", "--overwrite")
+
+
+def test_a_damaged_state_names_the_one_before_it(commands, teacher, reference, tmp_path):
+    run = Run(commands, teacher, tmp_path)
+    run.go(signals=[[STEPS * 3 + 2, int(signal.SIGTERM)]])
+    last = run.folder / "resnet8_last.pth"
+    previous = last.with_name("resnet8_last.prev.pth")
+    assert torch.load(previous, weights_only=True)["epoch"] == torch.load(last, weights_only=True)["epoch"] == 3
+    whole, rng = last.read_bytes(), random.Random(0)
+    at = rng.randrange(len(whole) // 4, len(whole) // 2)
+    last.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    run.go().refused("resnet8_last.pth is damaged", f"--resume {previous}")
+    Run(commands, teacher, tmp_path, "--resume", previous).go().finished()
+    assert_same(run.folder, reference)
+    assert not previous.exists()
+
+
+def test_rows_are_mended_from_the_state(commands, teacher, reference, tmp_path):
+    run = Run(commands, teacher, tmp_path)
+    run.go(signals=[[STEPS * 4 + 2, int(signal.SIGTERM)]])
+    metrics = run.folder / "metrics.jsonl"
+    one, two, three, four = metrics.read_text().splitlines()
+    changed = json.dumps(json.loads(two) | {"test_acc": 99.0})
+    last = run.folder / "resnet8_last.pth"
+    state = last.read_bytes()
+    for lines in ([one, three, four], [one, two, two, three, four], [one, changed, three, four], ["5", "[]"]):
+        last.write_bytes(state)
+        metrics.write_text("\n".join(lines) + "\n")
+        done = run.go(signals=[[1, int(signal.SIGTERM)]])
+        assert "differs from the rows in the checkpoint" in done.out, done
+        assert metrics.read_text().splitlines()[:4] == [one, two, three, four]
+    last.write_bytes(state)
+    state = torch.load(last, weights_only=True)
+    del state["rows"]
+    torch.save(state, last)  # as an older version wrote it
+    metrics.write_text("\n".join([one, three, four]) + "\n")
+    run.go().refused("metrics.jsonl has epoch 3 of stage 0 after epoch 1 of stage 0", "--overwrite")
+    metrics.write_text("\n".join([one, two, three, four]) + "\n")
+    done = run.go().finished()
+    assert done.out.count("carries no checksum") == 1
+    assert_same(run.folder, reference)

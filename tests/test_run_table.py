@@ -11,24 +11,11 @@ from pathlib import Path
 import pytest
 from commands import ENV
 
-from helper.options import parse
-from helper.protocols import UserError
-from helper.published import FOLDER, hours, petaflop, read_table, tables
-from scripts.run_table import (
-    Want,
-    bundles,
-    chosen_cells,
-    counted,
-    joined,
-    key_values,
-    literal,
-    macs_of,
-    main,
-    plan,
-    slots_of,
-    visible_gpus,
-    wants,
-)
+from core.protocols import UserError
+from helper.options.parse import parse
+from helper.tables.jobs import Want, bundles, joined, plan, slots_of, visible_gpus, wants
+from helper.tables.published import FOLDER, chosen_cells, counted, hours, literal, macs_of, petaflop, read_table, tables
+from scripts.run_table import key_values, main
 
 # what the README files print, by hand: (table, row, teacher, student, value)
 SPOT = [

@@ -16,11 +16,12 @@ import pytest
 import torch
 from commands import ENV, ROOT
 
-from helper.checkpoint import read_checkpoint
-from helper.options import parse
-from helper.protocols import UserError
-from helper.registry import Registry
-from helper.runs import RunFolder, link_short_name, paths_in, refuse_differences, run_name, who_has, without_folders
+from core.protocols import UserError
+from core.registry import Registry
+from helper.networks.checkpoint import read_checkpoint
+from helper.options.naming import run_name
+from helper.options.parse import parse
+from helper.runs.folder import RunFolder, link_short_name, paths_in, refuse_differences, who_has, without_folders
 from models import model_dict
 
 TAGS = ["train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss"]
@@ -169,7 +170,7 @@ def test_repeating_and_changing_a_command(commands, tmp_path):
     assert "metrics.jsonl" in {p.name for p in folder.iterdir()}
     for damaged in ("{", "[]", '{"identity": 3}'):
         (folder / "args.json").write_text(damaged)
-        commands.teacher(*argv).refused("args.json is not readable", "--overwrite")
+        commands.teacher(*argv).refused("args.json is damaged", "--overwrite")
     done = commands.teacher(*argv, "--overwrite").finished()
     assert "training..." in done.out
     again = {k: v for k, v in contents(root).items() if k.endswith("test_best_metrics.json")}
@@ -192,7 +193,7 @@ def test_two_processes_do_not_train_one_run(commands, tmp_path):
 def names_of(*commands: str) -> list[str]:
     """The run names of student command lines."""
     settings = [parse(shlex.split(line), teacher=False) for line in commands]
-    return [run_name(s, None if s.method.teacher_mode == "absent" else "resnet32x4", False) for s in settings]
+    return [run_name(s, None if s.method.teacher_mode == "absent" else "resnet32x4") for s in settings]
 
 
 def test_settings_off_their_default_stand_in_the_name():
@@ -238,8 +239,8 @@ def test_explicit_learning_rate_beats_the_recipe(monkeypatch):
         (["--model", "resnet20"], 0.05, "data set recipe"),
     ):
         settings = parse(argv, teacher=True)
-        assert (settings.learning_rate, settings.sources["learning_rate"]) == (rate, source)
-    fast = run_name(parse(["--model", "resnet8", "--learning_rate", "0.05"], teacher=True), None, True)
+        assert (settings.training.schedule.learning_rate, settings.sources["learning_rate"]) == (rate, source)
+    fast = run_name(parse(["--model", "resnet8", "--learning_rate", "0.05"], teacher=True), None)
     assert fast.endswith("_learning_rate:0.05")
 
 
@@ -247,7 +248,7 @@ def test_explicit_learning_rate_beats_the_recipe(monkeypatch):
     "line, seed", [("", 0), ("--trial 3", 3), ("--trial three", zlib.crc32(b"three")), ("--trial 3 --seed 4", 4)]
 )
 def test_seed_of_a_trial(line, seed):
-    assert parse(line.split(), teacher=False).seed == seed
+    assert parse(line.split(), teacher=False).run.seed == seed
 
 
 def test_published_spellings():
@@ -263,10 +264,14 @@ def test_published_spellings():
         assert theirs.as_dict() == ours.as_dict(), line
     line = "--multiprocessing-distributed --dist-url tcp://127.0.0.1:1 --use-lmdb --distill attention"
     theirs = parse(shlex.split(line), teacher=False)
-    assert theirs.multiprocessing_distributed and theirs.dist_url == "tcp://127.0.0.1:1" and theirs.distill == "at"
+    assert (
+        theirs.machine.launch.multiprocessing_distributed
+        and theirs.machine.launch.dist_url == "tcp://127.0.0.1:1"
+        and theirs.distill == "at"
+    )
     line = "--disti crd --mode relax --nce-k 8"  # a method's flag is no abbreviation of --model_s
     crd = parse(shlex.split(line), teacher=False)
-    assert (crd.distill, crd.mode, crd.nce_k, crd.model_s) == ("crd", "relax", 8, "resnet8x4")
+    assert (crd.distill, crd.config.mode, crd.config.nce_k, crd.model) == ("crd", "relax", 8, "resnet8x4")
 
 
 def test_help_and_list(commands):
@@ -381,19 +386,20 @@ PUBLISHED = (
 
 def test_protocols_of_combinations():
     hint = parse(shlex.split("--distill kd+hint --protocol authors"), teacher=False)
-    assert (hint.hint_layer, hint.cls, hint.div) == (2, 1.0, 0.9)
+    assert (hint.method_flags["hint_layer"], hint.loss.cls, hint.loss.div) == (2, 1.0, 0.9)
     assert dict((m.name, c) for m, c in hint.config.members)["fitnet"].hint_layer == 2
-    assert parse(shlex.split("--distill kd+hint --protocol authors --hint_layer 3"), teacher=False).hint_layer == 3
-    assert parse(shlex.split("--distill kd+hint"), teacher=False).hint_layer == 1
+    asked = parse(shlex.split("--distill kd+hint --protocol authors --hint_layer 3"), teacher=False)
+    assert asked.method_flags["hint_layer"] == 3
+    assert parse(shlex.split("--distill kd+hint"), teacher=False).method_flags["hint_layer"] == 1
 
 
 def test_a_replaced_classifier_is_trained_only_on_demand():
     replaced = parse(shlex.split("--distill simkd+at"), teacher=False)
-    assert (replaced.cls, replaced.div) == (0, 0)
+    assert (replaced.loss.cls, replaced.loss.div) == (0, 0)
     kept = parse(shlex.split("--distill at+kd"), teacher=False)
-    assert (kept.cls, kept.div) == (1, 1)
+    assert (kept.loss.cls, kept.loss.div) == (1, 1)
     asked = parse(shlex.split("--distill simkd+kd -c 1 -d 1"), teacher=False)
-    assert (asked.cls, asked.div) == (1, 1)
+    assert (asked.loss.cls, asked.loss.div) == (1, 1)
 
 
 def test_only_the_last_epoch_is_evaluated_in_float32(commands, tmp_path):

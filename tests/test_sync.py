@@ -10,7 +10,7 @@ from contract import PROGRESS, make_step
 from test_contract import B
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helper.metrics import Meter
+from helper.evaluation.metrics import Meter
 
 WAITS = {  # operators that must know a value before the host can go on
     torch.ops.aten._local_scalar_dense,

@@ -1,23 +1,15 @@
 """scripts/make_table.py on run folders made for it."""
 
-import importlib.util
 import json
-import sys
 
 import pytest
-from commands import ROOT
+from run_folders import write_run
 
-from helper.options import parse
-from helper.protocols import UserError
-
-
-@pytest.fixture(scope="module")
-def make_table():
-    spec = importlib.util.spec_from_file_location("make_table", ROOT / "scripts" / "make_table.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_table"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+from core.protocols import UserError
+from helper.options.parse import parse
+from helper.runs.folder import rows_checksum
+from helper.tables import table as tables
+from helper.tables.runs import find_runs, read_run
 
 
 @pytest.fixture
@@ -46,9 +38,9 @@ def add(tmp_path):
 
 
 @pytest.fixture
-def table(make_table, tmp_path):
+def table(tmp_path):
     def table():
-        header, rows, notes = make_table.table(make_table.find_runs(tmp_path, None))
+        header, rows, notes = tables.table(find_runs(tmp_path, None))
         return [dict(zip(header, row, strict=True)) for row in rows], notes
 
     return table
@@ -146,5 +138,30 @@ def test_repetitions_with_one_seed_are_refused(add, table):
 def test_a_run_whose_epochs_are_lost_is_named(add, table, tmp_path):
     name = add("--distill kd", "emptied")
     (tmp_path / "students" / "models" / name / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="emptied is not a run folder as this tool writes it .*metrics.jsonl is empty"):
+    with pytest.raises(UserError, match="emptied/metrics.jsonl is empty: restore the file"):
         table()
+
+
+def test_rows_that_a_run_did_not_write_are_refused(tmp_path):
+    folder = write_run(tmp_path, "--dataset digits --model resnet8 --epochs 3", [10.0, 20.0, 30.0], teacher="")
+    metrics, parameters = folder / "metrics.jsonl", folder / "parameters.json"
+    one, two, three = metrics.read_text().splitlines()
+    content = json.loads(parameters.read_text())
+    parameters.write_text(json.dumps(content | {"rows": rows_checksum([json.loads(x) for x in (one, two, three)])}))
+    assert read_run(folder).rows[1]["test_acc"] == 20.0
+    for lines, words in (
+        ([one, three], "has epoch 3 of stage 0 after epoch 1"),
+        ([one, two, two, three], "has epoch 2 of stage 0 after epoch 2"),
+        ([one, two.replace("20.0", "21.0"), three], "not those that the run wrote"),
+        ([one, two], "not those that the run wrote"),
+        ([one, "5"], "a line is no row"),
+        ([one, "{"], "a line is not JSON"),
+    ):
+        metrics.write_text("\n".join(lines) + "\n")
+        with pytest.raises(UserError, match=words):
+            read_run(folder)
+    metrics.write_text("\n".join([one, two, three]) + "\n")
+    for text in ("[]", '{"best": 3}', json.dumps(content | {"best": {}}), "5"):
+        parameters.write_text(text)
+        with pytest.raises(UserError, match=r"parameters.json is damaged \(.+\): "):
+            read_run(folder)

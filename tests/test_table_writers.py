@@ -6,10 +6,12 @@ import json
 import pytest
 from run_folders import write_run
 
-from helper.protocols import UserError
-from helper.published import read_table
-from scripts.make_table import against_pairs, find_runs, main, table
-from scripts.table_writers import as_latex, latex
+from core.protocols import UserError
+from helper.tables.published import read_table
+from helper.tables.runs import find_runs
+from helper.tables.table import against_pairs, table
+from helper.tables.writers import as_latex, latex
+from scripts.make_table import main
 
 SIMKD = "--distill simkd -c 0 -d 0 -b 1"
 

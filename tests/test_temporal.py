@@ -11,13 +11,13 @@ from contract import PROGRESS, check_contract, make_step
 from golden.rule import fill_module, rand
 from toys import ToyData, network
 
+from core.protocols import UserError
+from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
-from helper.networks import load_network
-from helper.protocols import UserError
-from helper.taps import TappedNet, probe
+from helper.networks.load import load_network
 from models import model_dict
+from models._video_keys import to_openmmlab
 from models.temporal import SWIN_BASE, TemporalShift, _over, shifted
-from models.video_keys import to_openmmlab
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "video.json").read_text())
 NAMED = ("tsm_resnet50", "tsm_mobilenetv2", "tsn_resnet50", "tsn_swin_base")
@@ -286,7 +286,7 @@ def test_torchvision_swin_gives_timms_features():
     timm = pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
     from torchvision.models.swin_transformer import SwinTransformer
 
-    from models.video_keys import canonical
+    from models._video_keys import canonical
 
     torch.manual_seed(0)
     theirs = timm.create_model(
@@ -319,11 +319,12 @@ def test_published_file_loads(tmp_path):
         load_network(tmp_path / "published.pth", name, 3, {"video": (4, 3, 32, 32)})
 
 
-SMALL = {"crd": {"nce_k": 8, "feat_dim": 4}, "cc": {"feat_dim": 4}, "mlkd": {"views": 1}}
+SMALL = {"crd": {"nce_k": 8, "feat_dim": 4}, "cc": {"feat_dim": 4}, "mlkd": {"views": 1}, "ldrld": {"top": 2}}
 HEADS = "auxiliary heads, which sit on networks of images"
 CANNOT = {  # method -> why it does not run on a pair of videos
     **dict.fromkeys(("hsakd", "hsakd_teacher", "hsakd_online", "dpcd", "dpcd_teacher"), HEADS),
     "cakd": "attention, which is no mean over frames",
+    "crld": "an image to augment",
 }
 
 
@@ -364,7 +365,7 @@ def test_methods_on_video_pairs(method):
 def test_methods_that_images_keep(method):
     """Refused in a sentence, not by a shape deep inside."""
     teacher = "tsn:vit_micro_cifar" if method == "cakd" else "tsn:resnet14"
-    with pytest.raises(UserError, match="auxiliary heads|attention"):
+    with pytest.raises(UserError, match="auxiliary heads|attention|crld augments images"):
         step_of(method, teacher=teacher)[0]()
 
 

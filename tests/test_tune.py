@@ -5,8 +5,8 @@ import shlex
 import pytest
 from commands import ENV
 
-from helper.options import parse
-from helper.protocols import UserError
+from core.protocols import UserError
+from helper.options.parse import parse
 from scripts.tune import FailedTrial, main, read_axis, trained
 
 pytest.importorskip("optuna", reason="needs optuna, of requirements-extra.txt")
@@ -18,16 +18,18 @@ def test_finds_the_best_and_goes_on(tmp_path, capsys):
 
     def train(argv, log):
         settings = parse(argv, teacher=False)
-        seen.append(settings.beta)
-        assert settings.val_fraction == 0.1 and settings.epochs == 3
-        return 100 - abs(settings.beta - 500) / 100
+        seen.append(settings.loss.beta)
+        assert settings.data.source.val_fraction == 0.1 and settings.training.schedule.epochs == 3
+        return 100 - abs(settings.loss.beta - 500) / 100
 
     argv = ["--search", "beta=100:1000", "--study", str(tmp_path), "--"]
     main(["--trials", "4", *argv, *KD], train)
     command = main(["--trials", "12", *argv, *KD], train)
     assert len(seen) == 12 and len(set(seen)) == 12
     final = parse(shlex.split(command)[2:], teacher=False)
-    assert final.beta == min(seen, key=lambda b: abs(b - 500)) and final.val_fraction == 0.0  # on the whole of train
+    assert (
+        final.loss.beta == min(seen, key=lambda b: abs(b - 500)) and final.data.source.val_fraction == 0.0
+    )  # on the whole of train
     assert (tmp_path / "best.sh").read_text().splitlines()[-1] == command
     with pytest.raises(UserError, match="holds another search"):
         main(["--trials", "13", *argv, *KD, "--kd_T", "2"], train)
@@ -38,7 +40,7 @@ def test_a_trial_that_diverges_is_not_the_end(tmp_path, capsys):
     seen = []
 
     def train(argv, log):
-        beta = parse(argv, teacher=False).beta
+        beta = parse(argv, teacher=False).loss.beta
         seen.append(beta)
         if beta > 700 or len(seen) == 1:
             raise FailedTrial("exit code 2: the loss is nan")
@@ -50,7 +52,7 @@ def test_a_trial_that_diverges_is_not_the_end(tmp_path, capsys):
     assert (
         len(seen) == 9 and 0 < len(fine) < 8 and capsys.readouterr().out.count(": failed, exit code 2") == 9 - len(fine)
     )
-    assert parse(shlex.split(command)[2:], teacher=False).beta == max(fine)
+    assert parse(shlex.split(command)[2:], teacher=False).loss.beta == max(fine)
     header = (tmp_path / "best.sh").read_text().splitlines()[1]
     assert header.startswith(f"# The best of {len(fine)} trials ({9 - len(fine)} more failed): ")
     main(["--trials", "9", *argv, *KD], train)

@@ -10,15 +10,16 @@ import pytest
 import torch
 from golden.rule import rand
 
-from dataset import clip_transforms as ct
+from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
-from dataset.clips import ClipSource
-from dataset.frame_reader import FrameReader, layout
-from dataset.frame_sampling import dense_frames, sample_frames
-from dataset.video import ClipSettings, TestViews, read_entries
-from helper.protocols import UserError
-from helper.views import average_views, evaluate_views, mean_class_accuracy
+from dataset.clips import clip_transforms as ct
+from dataset.clips.decode import ClipSource
+from dataset.clips.frame_reader import FrameReader, layout
+from dataset.clips.frame_sampling import dense_frames, sample_frames
+from dataset.clips.lists import read_entries
+from dataset.clips.views import ClipSettings, TestViews
+from helper.evaluation.evaluate import average_views, evaluate_views, mean_class_accuracy
 
 CLIPS = Path(__file__).resolve().parents[2] / "shared" / "data" / "action_clips"
 CPU = torch.device("cpu")
@@ -230,7 +231,7 @@ def test_real_clips_open_and_agree(tmp_path):
 
 def test_seeking_decodes_less(tmp_path, monkeypatch):
     """Two late frames of a file with many key frames."""
-    from dataset import frame_reader
+    from dataset.clips import frame_reader
 
     candidates = [p for p in real_clips() if p.suffix == ".mp4"]
     path = next(p for p in candidates if len(layout(p, 0)[2]) >= 4)
@@ -420,7 +421,7 @@ def test_corrupt_videos_are_reported_and_skipped(folder, tmp_path):
     with pytest.warns(UserWarning, match="clip 5.mp4"):
         (batch,) = data.test_loader(8, device=CPU)
     assert batch.index.tolist() == [0]
-    data.skip_corrupt = False
+    data.options = dataclasses.replace(data.options, skip_corrupt=False)
     with pytest.raises(UserError, match="clip 5.mp4.*not a video"):
         list(data.test_loader(8, device=CPU))
 

@@ -1,6 +1,7 @@
 """The published video recipes: DIST on clips and on frames, the teacher's dropout, optimiser groups, clipping, the
 start from image weights, and the tools around checkpoints; end to end on clips made here."""
 
+import dataclasses
 import json
 import pickle
 import sys
@@ -15,15 +16,16 @@ from golden.rule import rand
 from test_temporal import VideoToy
 from toys import network
 
+from core.protocols import UserError
 from distiller_zoo import method_dict
-from distiller_zoo.base import Combined, CombinedConfig, kl
-from helper.networks import started_from
-from helper.param_groups import regroup, tsm_multipliers
-from helper.protocols import UserError
-from helper.schedule import make_schedule
-from helper.teacher import LiveTeacher, keep_dropout
+from distiller_zoo._combined import Combined, CombinedConfig
+from distiller_zoo._math import kl
+from helper.networks.load import started_from
+from helper.networks.teacher_sources import LiveTeacher, keep_dropout
+from helper.training.optim import OptimConfig, regroup, tsm_multipliers
+from helper.training.schedule import ScheduleConfig, make_schedule
 from models import model_dict
-from models.video_keys import to_openmmlab
+from models._video_keys import to_openmmlab
 
 Z_S = [[1, 2, 3], [0, -1, 1], [2, 0, -2], [0.5, 0.5, 0]]
 Z_T = [[1, 1, 4], [1, -2, 0], [3, 0, -1], [0, 1, 0]]
@@ -157,14 +159,16 @@ def test_gradient_is_clipped():
     make, data = pair("kd")
     step, batch = make(), data.batch()
     step.train()
-    step.clip = 0.01
+    step.setup = dataclasses.replace(step.setup, optim=OptimConfig(clip_grad=0.01))
     step(batch, PROGRESS)
     norm = torch.stack([p.grad.norm() for p in step.phases[-1].params()]).norm()
     assert norm.item() == pytest.approx(0.01, rel=1e-3)
 
 
 def test_warm_up_and_decay():
-    schedule = make_schedule("step", 0.02, 50, "25,45", 0.1, 5, 0.1, 0.0)
+    schedule = make_schedule(
+        ScheduleConfig(epochs=50, learning_rate=0.02, lr_decay_epochs="25,45", warmup_epochs=5, warmup_start=0.1)
+    )
     assert [round(schedule(e), 6) for e in (1, 2, 5, 6, 25, 26, 46)] == [
         0.002,
         0.0056,

@@ -7,8 +7,8 @@ import pytest
 from commands import ROOT
 from interpreter import Interpreter
 
-from helper.networks import started_from
-from helper.protocols import UserError
+from core.protocols import UserError
+from helper.networks.load import started_from
 from models import model_dict
 
 RESULT = 'case "$1" in train_*) echo "training"; echo "%s" ;; esac'

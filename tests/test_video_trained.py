@@ -8,12 +8,13 @@ import pytest
 import torch
 from test_video import CPU, load, write_video
 
-from dataset.clips import ClipSource
-from dataset.frame_reader import FrameReader
-from dataset.video import TestViews, read_entries
-from helper.checkpoint import read_checkpoint
-from helper.export import options_as_trained, told_of_clips
-from helper.protocols import UserError
+from core.protocols import UserError
+from dataset.clips.decode import ClipSource
+from dataset.clips.frame_reader import FrameReader
+from dataset.clips.lists import read_entries
+from dataset.clips.views import TestViews
+from helper.deploy.as_trained import options_as_trained, told_of_clips
+from helper.networks.checkpoint import read_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +108,7 @@ def test_a_file_listed_as_a_folder(videos, tmp_path):
 
 
 def test_loader_processes(videos):
-    assert [load(videos, num_workers=n).workers for n in (0, 1, 2)] == [0, 1, 2]
+    assert [load(videos, num_workers=n).options.num_workers for n in (0, 1, 2)] == [0, 1, 2]
 
 
 # --- another decoder --------------------------------------------------------------------------------------------------

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from golden.rule import rand
 from model_contract import check_layout, check_training, tapped
 
+from core.protocols import Context, UserError
+from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
 from distiller_zoo.cakd import CAKD
-from helper.networks import position_notice
-from helper.protocols import Context, UserError
-from helper.taps import TappedNet, probe
+from helper.networks.load import position_notice
 from models import external, model_dict
-from models.external_vit import any_size
-from models.transformer import read_normed_qkv, read_qkv, resized_positions
+from models._external_vit import any_size
+from models._transformer import read_normed_qkv, read_qkv, resized_positions
 
 TINY = ("torchvision:vit_b_16", "timm:vit_tiny_patch16_224", "timm:deit_tiny_distilled_patch16_224")
 WHOLE = {  # name: per-sample shapes of qkv, patches and class token

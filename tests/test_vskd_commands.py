@@ -11,12 +11,12 @@ from contract import PROGRESS, check_contract, make_step
 from recordings import utd
 from toys import network
 
-from dataset.utd_mhad import CLASSES
+from core.protocols import Batch, UserError
+from dataset.recordings.utd_mhad import CLASSES
 from distiller_zoo import method_dict
-from helper.baseline import statistics_of
-from helper.export import export_onnx, load_classifier, onnx_session, report
-from helper.protocols import Batch, UserError
+from helper.deploy.export import export_onnx, load_classifier, onnx_session, report
 from models import model_dict
+from scripts.vskd.extra_trees import statistics_of
 
 SIZES = ("--image_size", 32, "--window", 32, "--num_segments", 2, "--clip_cache", "clips")
 QUICK = ("--batch_size", 6, "--epochs", 1, "--lr_decay_epochs", 1, "--precision", "fp32", "--dataset", "utd_mhad")
@@ -40,7 +40,7 @@ def teacher():
     return network(model_dict["trn:resnet8"].fitted(SHAPES), 5)
 
 
-SETTINGS = {"crd": {"nce_k": 8, "feat_dim": 4}, "cc": {"feat_dim": 4}}
+SETTINGS = {"crd": {"nce_k": 8, "feat_dim": 4}, "cc": {"feat_dim": 4}, "ldrld": {"top": 3}}
 REFUSED = {  # what this pair cannot give: a linear classifier behind the last map, equal widths, an image
     "srrl": "feeds the classifier of trn:resnet8",
     "simkd": "reuses the classifier of trn:resnet8",
@@ -49,6 +49,9 @@ REFUSED = {  # what this pair cannot give: a linear classifier behind the last m
     "fsp": "needs maps of equal width",
     "kdsvd": "needs maps of equal width",
     "mlkd": "use --mlkd_views 1",
+    "crld": "crld augments images",
+    "sdd": "applies the classifier of sensor_cnn to its last map",
+    "wkd_l": "compares the rows of a linear classifier",
 }
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from golden.rule import fill_module, rand
 
-from helper.protocols import UserError
-from helper.taps import TappedNet, probe
+from core.protocols import UserError
+from core.taps import TappedNet, probe
 from models import model_dict
 from models.bninception import HOOKED, published_keys
 from models.trn import MultiScaleRelation

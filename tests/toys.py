@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distiller_zoo.base import Distiller, kl
-from helper.checkpoint import Checkpoint
-from helper.networks import Network
-from helper.protocols import Batch, ModelSpec, Needs, Phase, Tap
+from core.protocols import Batch, DataSet, ModelSpec, Needs, Phase, Tap
+from distiller_zoo._math import kl
+from distiller_zoo.base import Distiller
+from helper.networks.checkpoint import Checkpoint
+from helper.networks.load import Network
 
 K, N, B = 5, 40, 8
 IMG = (3, 16, 16)
@@ -135,7 +136,7 @@ SENSOR = ModelSpec(
 
 
 @dataclass
-class ToyData:
+class ToyData(DataSet):
     """A data set of noise. kind: image, or paired (video and sensor of one sample)."""
 
     kind: str = "image"
@@ -147,6 +148,11 @@ class ToyData:
     @property
     def shapes(self):
         return {"image": self.image} if self.kind == "image" else {"video": (4, *IMG), "sensor": (6, 50)}
+
+    def train_loader(self, *args, **kwargs):
+        raise AssertionError("toys hand out batches")
+
+    test_loader = train_loader
 
     def batch(self, size: int = B, seed: int = 0) -> Batch:
         g = torch.Generator().manual_seed(seed)

@@ -13,21 +13,21 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from core.files import atomic_write_text
+from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from dataset.multiview import multi_view
-from helper.checkpoint import atomic_write_text
-from helper.devices import pick_device, to_device
-from helper.entry import run_script
-from helper.export import options_as_trained
-from helper.loops import evaluate
-from helper.networks import load_network
-from helper.options import normalised
-from helper.protocols import DataSet, UserError
+from distiller_zoo._multiview import multi_view
+from helper.deploy.as_trained import options_as_trained
+from helper.evaluation.evaluate import evaluate
+from helper.machine.devices import pick_device, to_device
+from helper.machine.program import run_script
+from helper.networks.load import load_network
+from helper.options.parse import normalised
 
 SEED = 0
 Spoil = Callable[[Tensor, torch.Generator], Tensor]

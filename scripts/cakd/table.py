@@ -14,10 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from helper.checkpoint import atomic_write_text
-from helper.entry import run_script
-from helper.protocols import UserError
-from scripts.make_table import Run, as_markdown, find_runs, table
+from core.files import atomic_write_text
+from core.protocols import UserError
+from helper.machine.program import run_script
+from helper.tables.runs import Run, find_runs
+from helper.tables.table import table
+from helper.tables.writers import as_markdown
 
 
 def worth_of_teachers(runs: Sequence[Run]) -> list[str]:

@@ -7,7 +7,7 @@
 #              banks; hours are for the published toolboxes on one RTX 2080 Ti: a wall-clock where they print
 #              one, else an estimate, PFLOP / 9 TFLOP/s but at least 1.1 h for 240 epochs
 # All of it, on all GPUs, skipping what is finished: bash scripts/run_table.sh repdistiller_same --trials 3
-# Teachers: wrn_40_2 (75.61), resnet56 (72.34), resnet110 (74.31), resnet32x4 (79.42), vgg13 (74.64); bash scripts/fetch_teachers.sh or bash scripts/train_teachers.sh
+# Teachers: wrn_40_2 (75.61), resnet56 (72.34), resnet110 (74.31), resnet32x4 (79.42), vgg13 (74.64); bash scripts/teachers/fetch_teachers.sh or bash scripts/teachers/train_teachers.sh
 #   bash scripts/cifar100/repdistiller_same_table.sh [flags of training, such as --data_folder ../data/]
 extra=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"

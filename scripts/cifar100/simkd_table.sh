@@ -7,7 +7,7 @@
 #              banks; hours are for the published toolboxes on one RTX 2080 Ti: a wall-clock where they print
 #              one, else an estimate, PFLOP / 9 TFLOP/s but at least 1.1 h for 240 epochs
 # All of it, on all GPUs, skipping what is finished: bash scripts/run_table.sh simkd --trials 3
-# Teachers: resnet32x4 (79.42); bash scripts/fetch_teachers.sh or bash scripts/train_teachers.sh
+# Teachers: resnet32x4 (79.42); bash scripts/teachers/fetch_teachers.sh or bash scripts/teachers/train_teachers.sh
 #   bash scripts/cifar100/simkd_table.sh [flags of training, such as --data_folder ../data/]
 extra=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"

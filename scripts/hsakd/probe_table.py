@@ -13,11 +13,11 @@ import statistics
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from helper.checkpoint import atomic_write_text
-from helper.entry import run_script
-from helper.protocols import UserError
+from core.files import atomic_write_text
+from core.protocols import UserError
+from helper.machine.program import run_script
 
 
 def main(argv: list[str] | None = None) -> None:

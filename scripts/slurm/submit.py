@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
-from helper.protocols import UserError  # noqa: E402 (a script: the path comes first)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from core.protocols import UserError  # noqa: E402 (a script: the path comes first)
 
 
 class Run:

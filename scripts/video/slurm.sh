@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Any script of this folder as a SLURM job on one node of eight GPUs, one process a GPU:
 #   KINETICS=DIR sbatch --partition=PARTITION scripts/video/slurm.sh tsm_distil TEACHER.pth
-# The published teachers: bash scripts/fetch_teachers.sh tsm_resnet50 tsn_swin_base
+# The published teachers: bash scripts/teachers/fetch_teachers.sh tsm_resnet50 tsn_swin_base
 #SBATCH --job-name=video
 #SBATCH --nodes=1
 #SBATCH --ntasks=1

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The first published row: TSM-ResNet50 teaches TSM-MobileNetV2 on Kinetics-400, DIST on the scores of every frame.
 #   KINETICS=DIR GPUS=0,1,2,3,4,5,6,7 bash scripts/video/tsm_distil.sh TEACHER.pth [FLAGS]
-# TEACHER.pth: bash scripts/fetch_teachers.sh tsm_resnet50 brings the one that the published table names (100 epochs, 73.22) and
+# TEACHER.pth: bash scripts/teachers/fetch_teachers.sh tsm_resnet50 brings the one that the published table names (100 epochs, 73.22) and
 # says where it lands; the published run read the one of 50 epochs (73.18), the recipe of tsm_teacher.sh.
 # Recipe (mmaction2 projects/knowledge_distillation kd_logits_tsm-res50_tsm-mobilenetv2_8xb16_k400): cross-entropy + 1 x
 # DIST (beta = gamma = 1, tau 1), the rest as the student alone, save that its classifier trains at x1 (the published

@@ -15,21 +15,24 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from core.files import atomic_write_text
+from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.actions import SENSOR, ActionData
 from dataset.base import DataOptions
-from helper.baseline import TREES, extra_trees
-from helper.checkpoint import atomic_write_text
-from helper.export import MEASURED, export_onnx, load_classifier, report
-from helper.protocols import UserError
-from helper.runs import file_name
+from dataset.recordings.actions import ActionData
+from dataset.recordings.pairs import SENSOR
+from helper.deploy.export import MEASURED, export_onnx, load_classifier, report
+from helper.runs.folder import file_name
+from helper.tables.runs import Run, find_runs, mean_std
+from helper.tables.table import table
+from helper.tables.writers import as_markdown
 from scripts.export_onnx import as_table
-from scripts.make_table import Run, as_markdown, find_runs, mean_std, table
+from scripts.vskd.extra_trees import TREES, extra_trees
 
 SEEDS = (0, 1, 2)
 

@@ -1,0 +1,137 @@
+"""Writing files so that an interrupted or failed write leaves the old content."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.log import log
+from core.protocols import UserError
+
+ROOT = Path(__file__).resolve().parent.parent  # of the repository
+SEAL = b"retort blake2b "  # in the comment that ends a zip file, before the digest of all bytes up to the digest
+DIGEST = 16  # bytes
+
+
+def atomic_save(obj: Any, path: str | Path, previous: Path | None = None) -> None:
+    """torch.save, all or nothing: whatever happens, `path` holds the old content or the new. UserError if it cannot.
+
+    The file ends in a checksum, which torch.load ignores and intact() compares. previous: keeps the old content, unless
+    that is damaged.
+    """
+    buffer = io.BytesIO()
+    torch.save(obj, buffer)
+    buffer.seek(-2, os.SEEK_END)  # the length of the zip file's comment, which torch leaves empty
+    buffer.write((len(SEAL) + DIGEST).to_bytes(2, "little") + SEAL)
+    buffer.write(hashlib.blake2b(buffer.getbuffer(), digest_size=DIGEST).digest())
+    _replace(Path(path), buffer.getbuffer(), previous)
+
+
+def intact(content: bytes) -> bool | None:
+    """Whether a file of atomic_save has the bytes it was written with; None: it carries no checksum."""
+    end = len(content) - DIGEST
+    if content[max(end - len(SEAL), 0) : end] != SEAL:
+        return None
+    return hashlib.blake2b(memoryview(content)[:end], digest_size=DIGEST).digest() == content[end:]
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Make `previous` the present content of `path`, which stays; a damaged one replaces nothing."""
+    if not path.is_file() or intact(path.read_bytes()) is False:
+        return
+    temporary = path.with_name(f".{previous.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, temporary)
+        temporary.replace(previous)
+    finally:
+        temporary.unlink(missing_ok=True)  # a rename between two links of one file does nothing
+
+
+def atomic_write(content: bytes, path: str | Path) -> None:
+    """Write bytes, all or nothing, as atomic_save does."""
+    _replace(Path(path), content)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text, all or nothing, as atomic_save does."""
+    _replace(Path(path), text.encode())
+
+
+def atomic_write_json(obj: Any, path: str | Path) -> None:
+    """Write indented JSON, all or nothing. What JSON does not know becomes its str()."""
+    atomic_write_text(path, json.dumps(obj, indent=4, default=str))
+
+
+def make_folder(path: Path, what: str = "folder") -> None:
+    """With what is above it; UserError where it cannot be. what: as messages call it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the {what} {path}: {error.strerror or error}") from error
+
+
+def _replace(path: Path, content: bytes | memoryview, previous: Path | None = None) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None:
+            _keep(path, previous)
+        temporary.replace(path)
+    except OSError as error:
+        kept = "its previous content is kept" if path.exists() else "nothing was written"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {kept}") from error
+    finally:
+        with contextlib.suppress(OSError):  # gone already after the rename
+            temporary.unlink()
+    with contextlib.suppress(OSError):  # some file systems sync no folders; the file itself is complete either way
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out: str) -> dict[str, Any]:
+    """A JSON object with the fields of `shape`, each of its type. Raises UserError, which ends in way_out."""
+    if not path.is_file():
+        raise UserError(f"{path} is no file: {way_out}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged (not JSON): {way_out}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged (it holds a {type(found).__name__}, not an object): {way_out}")
+    for name, kind in shape.items():
+        if not isinstance(found.get(name), kind):
+            what = f"its {name} is a {type(found[name]).__name__}" if name in found else f"it has no {name}"
+            raise UserError(f"{path} is damaged ({what}): {way_out}")
+    return found
+
+
+def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, Any]:
+    """The entries of a JSON object that have this type; {} where there is no file. Damage is logged and costs these."""
+    if not path.exists():
+        return {}
+    try:
+        found = read_json(path, {}, "what it remembers is not used")
+    except UserError as error:
+        log.info("%s", error)
+        return {}
+    return {k: v for k, v in found.items() if isinstance(v, kind)}

@@ -1,0 +1,122 @@
+"""The logger of the toolbox: console, log files, labels of students that train together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+from core import machine
+from core.protocols import UserError
+
+log = logging.getLogger("retort")
+
+
+class _Console(logging.StreamHandler):
+    """Standard output as it is at the time of the message."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stdout
+
+
+class _File(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """A log line that cannot be written costs nothing; what matters is saved elsewhere, with errors of its own."""
+
+
+class _Labelled(logging.Formatter):
+    """Several students in one process: whose line it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        label = record.name.removeprefix(log.name).lstrip(".")
+        return f"[{label}] {super().format(record)}" if label else super().format(record)
+
+
+_run_logs: list[logging.Logger] = []
+
+
+def start_log() -> None:
+    """Messages to standard output; the files of earlier runs in this process are closed."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for logger in _run_logs:
+        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+            logger.removeHandler(handler)
+            handler.close()
+    _run_logs.clear()
+    if not log.handlers:
+        console: logging.Handler = _Console() if machine.is_main() else logging.NullHandler()
+        console.setFormatter(_Labelled("%(message)s"))
+        log.addHandler(console)
+
+
+def open_run_log(path: Path, label: str | None = None) -> logging.Logger:
+    """A run's own log: messages go to its file and to standard output, there with the label if it has one."""
+    logger = log if label is None else log.getChild(label.replace(".", "_"))
+    try:
+        file = _File(path)
+    except OSError as error:
+        raise UserError(f"cannot write the log {path}: {error.strerror}") from error
+    _forget_logs_in_forks()
+    assert file.stream is not None
+    claim(file.stream, path.parent)
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.addHandler(file)
+    _run_logs.append(logger)
+    return logger
+
+
+def claim(file: IO[str], folder: Path) -> None:
+    """Lock a run's open log; UserError where another process trains that run. The lock goes with the process."""
+    try:
+        import fcntl
+    except ImportError:  # no such locks on this system
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"another process is training {folder}: wait for it or stop it, or choose another --trial"
+        ) from error
+    except OSError:  # nor on this file system
+        return
+
+
+def _forget_logs() -> None:
+    """A forked process, such as a loader's worker, holds no lock on a run: the run may end before it."""
+    for logger in _run_logs:
+        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
+            logger.removeHandler(handler)
+            with contextlib.suppress(OSError):
+                if handler.stream is not None:
+                    handler.stream.close()
+    _run_logs.clear()
+
+
+@cache
+def _forget_logs_in_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_forget_logs)
+
+
+def log_to_file(message: str) -> None:
+    """A message that the console has seen already."""
+    for logger in _run_logs:
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(log.makeRecord(log.name, logging.INFO, "", 0, message, (), None))
+
+
+def clock(seconds: float) -> str:
+    """1:02:03 or 2:03."""
+    minutes, s = divmod(int(seconds), 60)
+    h, m = divmod(minutes, 60)
+    return f"{h}:{m:02d}:{s:02d}" if h else f"{m}:{s:02d}"

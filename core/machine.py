@@ -1,0 +1,55 @@
+"""The machine: free memory, usable cores, and this process's place among those of the run."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+import torch
+
+CPU = torch.device("cpu")
+
+
+def free(device: torch.device = CPU) -> int:
+    """Bytes of a device's memory that can still be had."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return psutil.virtual_memory().available
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had too little memory, which torch says in several ways."""
+    said = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in said)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def launched() -> bool:
+    """Whether this process is one of those that a launcher started."""
+    return all(name in os.environ for name in ENVIRONMENT)
+
+
+def rank() -> int:
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0)) if launched() else 0
+
+
+def local_world_size() -> int:
+    """How many processes of the run are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if launched() else 1

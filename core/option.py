@@ -1,0 +1,211 @@
+"""Settings declared once: a field of a frozen Config is also a command-line flag, with its check beside it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import re
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from core.protocols import UserError
+
+Check = Callable[[str, Any], None]  # (flag, value); raises UserError
+C = TypeVar("C")
+
+# Roles of a setting in a run: "result": changes what is computed, so it belongs to the run's identity and, off its
+# default, to the run's name. "named": the same, and the published run-name template shows it already. None: neither.
+RESULT, NAMED = "result", "named"
+
+
+def option(
+    default: Any,
+    help: str,
+    flag: str | None = None,
+    choices: Sequence[Any] | None = None,
+    short: str | tuple[str, ...] | None = None,
+    check: Check | None = None,
+    role: str | None = None,
+) -> Any:
+    """A Config field that is also a flag: `--<field>` (of a method: `--<method>_<field>`), or the spelling `flag`.
+
+    The field's annotation gives the flag's type: int, float, str, bool (a switch), or a list or tuple of them (several
+    words). short: further spellings.
+    """
+    more = (short,) if isinstance(short, str) else tuple(short or ())
+    metadata = {"help": help, "flag": flag, "choices": choices, "short": more, "check": check, "role": role}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_range(
+    flag: str, value: float, *, above: float | None = None, least: float | None = None, most: float | None = None
+) -> None:
+    """UserError unless above < value and least <= value <= most, as far as given; NaN and infinity never pass."""
+    fits = math.isfinite(value)
+    fits = fits and (above is None or value > above) and (least is None or value >= least)
+    if fits and (most is None or value <= most):
+        return
+    bounds = ((above, "above"), (least, "at least"), (most, "at most"))
+    wanted = " and ".join(f"{word} {bound:.12g}" for bound, word in bounds if bound is not None)
+    raise UserError(f"{flag} {value} must be {wanted or 'a finite number'}")
+
+
+def at_least(low: float) -> Check:
+    """A whole number of at least `low`."""
+
+    def check(flag: str, value: float) -> None:
+        if not value >= low:
+            raise UserError(f"{flag} {value} must be at least {low:g}")
+
+    return check
+
+
+def positive(flag: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise UserError(f"{flag} {value} must be a finite number above 0")
+
+
+def not_negative(flag: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise UserError(f"{flag} {value} must be a finite number and not negative")
+
+
+def share(flag: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise UserError(f"{flag} {value} must lie in [0, 1)")
+
+
+def share_above_0(flag: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise UserError(f"{flag} {value} must lie in (0, 1]")
+
+
+def probability(flag: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f"{flag} {value} must be a probability")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of the settings of one component. heading: of its group of flags in --help."""
+
+    heading: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            check, value = f.metadata.get("check"), getattr(self, f.name)
+            if check is not None and value is not None:
+                check(f.metadata["flag"] or f"--{f.name}", value)
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET = _Unset()
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag, read off a Config field. default: what holds when neither user, model, method nor data set says
+    otherwise. role: see RESULT and NAMED."""
+
+    names: tuple[str, ...]
+    default: Any
+    help: str
+    type: Any = str
+    choices: tuple[Any, ...] | None = None
+    role: str | None = None
+    nargs: str | None = None
+
+    @property
+    def dest(self) -> str:
+        return self.names[0].lstrip("-")
+
+    @property
+    def result(self) -> bool:
+        return self.role is not None
+
+    @property
+    def named(self) -> bool:
+        return self.role == NAMED
+
+
+_KINDS = {"int": int, "float": float, "str": str, "bool": bool}
+
+
+def flag_of(f: dataclasses.Field[Any], prefix: str = "") -> Flag:
+    """The flag of a field made by option(). prefix: of the name, where `flag` gives no spelling."""
+    meta, annotation = f.metadata, str(f.type).replace(" | None", "")
+    several = re.fullmatch(r"(?:list|tuple)\[(\w+)(?:, \.\.\.)?\]", annotation)
+    kind = _KINDS.get(several[1] if several else annotation, type(f.default))
+    names = (meta["flag"] or f"--{prefix}{f.name}", *meta["short"])
+    choices = None if meta["choices"] is None else tuple(meta["choices"])
+    return Flag(names, f.default, meta["help"], kind, choices, meta["role"], "+" if several else None)
+
+
+def parts_of(config: type) -> dict[str, type]:
+    """Field name -> Config class, of the fields of a dataclass that are Configs or groups of Configs themselves."""
+    hints = typing.get_type_hints(config)
+    fields = ((f.name, hints[f.name]) for f in dataclasses.fields(config))
+    return {name: kind for name, kind in fields if dataclasses.is_dataclass(kind) and isinstance(kind, type)}
+
+
+def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(config)
+
+
+def flags_in(config: type) -> tuple[Flag, ...]:
+    """The flags of a Config, or of all Configs of a group."""
+    own = tuple(flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata)
+    return own + tuple(flag for part in parts_of(config).values() for flag in flags_in(part))
+
+
+def read(config: type[C], values: Mapping[str, Any]) -> C:
+    """The Config (or group of Configs) from parsed values; a flag that is absent keeps its default."""
+    own = {f.name: flag_of(f).dest for f in _fields(config) if "help" in f.metadata}
+    found = {name: values[dest] for name, dest in own.items() if dest in values}
+    return config(**found, **{name: read(part, values) for name, part in parts_of(config).items()})
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Flag -> value, of a Config or a group of Configs: what read() was given."""
+    own = {flag_of(f).dest: getattr(config, f.name) for f in dataclasses.fields(config) if "help" in f.metadata}
+    for name in parts_of(type(config)):
+        own |= flat(getattr(config, name))
+    return own
+
+
+def add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
+    """To an argparse parser or group; a flag that is not given parses as UNSET."""
+    kwargs: dict[str, Any] = {"dest": flag.dest, "help": flag.help, "default": UNSET}
+    if flag.type is bool:
+        parser.add_argument(*flag.names, action="store_const", const=True, **kwargs)
+        return
+    if flag.default not in (None, "", ()) and "default" not in flag.help:
+        kwargs["help"] += f" (default {flag.default})"
+    if flag.choices is None:
+        kwargs["metavar"] = getattr(flag.type, "__name__", "value").upper() if flag.type is not str else "TEXT"
+    parser.add_argument(*flag.names, type=flag.type, choices=flag.choices, nargs=flag.nargs, **kwargs)
+
+
+def add_groups(parser: argparse.ArgumentParser, config: type) -> None:
+    """One group of --help for each Config of a group of Configs."""
+    own = [flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata]
+    if own:
+        container = parser.add_argument_group(config.heading) if issubclass(config, Config) else parser
+        for flag in own:
+            add_flag(container, flag)
+    for part in parts_of(config).values():
+        add_groups(parser, part)
+
+
+def add_flags(parser: argparse._ActionsContainer, flags: Sequence[Flag]) -> None:
+    """Some flags for another script's parser, with their defaults."""
+    for flag in flags:
+        add_flag(parser, flag)
+        parser.set_defaults(**{flag.dest: flag.default})

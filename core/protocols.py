@@ -1,0 +1,344 @@
+"""The vocabulary every part speaks: what a batch, a tapped network, a distiller's context and a loader are.
+
+Shape letters: B samples, V views per sample, C channels, H W space, K classes, N training samples.
+This file imports nothing of the project; everything else may import it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+Features = dict[str, Tensor]  # tap name -> tensor; always holds "logits" [B*V, K]
+
+
+Terms = dict[str, Tensor]  # term name -> unweighted scalar
+
+
+class UserError(ValueError):
+    """Something the user can put right. Entry points print it as one sentence and exit with code 2."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What every loader yields, already on the device.
+
+    inputs: modality -> [B*V, ...]; images are float32 in [0, 1], [B*V, C, H, W], channels_last in memory.
+    target: [B] int64. index: [B] int64, position in the training set.
+    views: V, how many views of each sample `inputs` holds, those of one sample side by side, view 0 first.
+    crop: [B] int64 or None; which of the data set's `num_crops` pixel views a sample is,
+        (dy * (2 * pad + 1) + dx) * 2 + flip. None once the pixels were changed in any other way.
+    view_id: [B] int64 on the CPU or None; index * num_crops + crop, for look-ups that must not wait for the device.
+    soft_target: [B, K] or None; mixed or smoothed labels, which the classification term then uses.
+    teacher_inputs: what the teacher reads where it differs from `inputs`.
+    turns: [B*V] int64 or None; by how many quarters each view was turned counter-clockwise.
+    """
+
+    inputs: Mapping[str, Tensor]
+    target: Tensor
+    index: Tensor
+    views: int = 1
+    crop: Tensor | None = None
+    view_id: Tensor | None = None
+    soft_target: Tensor | None = None
+    teacher_inputs: Mapping[str, Tensor] | None = None
+    turns: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def with_inputs(self, inputs: Mapping[str, Tensor], views: int | None = None) -> Batch:
+        """The same samples with other pixels; `crop` and `view_id` no longer say which, and are cleared."""
+        views = self.views if views is None else views
+        return dataclasses.replace(self, inputs=inputs, views=views, crop=None, view_id=None)
+
+    def split(self, parts: int) -> list[Batch]:
+        """Micro-batches of whole samples, in order; at most `parts` of them."""
+        if parts == 1:
+            return [self]
+        size = -(-len(self) // parts)
+        whole = range(0, len(self), size)
+
+        def cut(x: Tensor | None, lo: int, views: int = 1) -> Tensor | None:
+            return None if x is None else x[lo * views : (lo + size) * views]
+
+        def cut_all(xs: Mapping[str, Tensor], lo: int, views: int) -> Mapping[str, Tensor]:
+            return {k: x[lo * views : (lo + size) * views] for k, x in xs.items()}
+
+        def teacher(lo: int) -> Mapping[str, Tensor] | None:
+            if self.teacher_inputs is None:
+                return None
+            views = len(next(iter(self.teacher_inputs.values()))) // len(self)
+            return cut_all(self.teacher_inputs, lo, views)
+
+        return [
+            Batch(
+                cut_all(self.inputs, lo, self.views),
+                self.target[lo : lo + size],
+                self.index[lo : lo + size],
+                self.views,
+                cut(self.crop, lo),
+                cut(self.view_id, lo),
+                cut(self.soft_target, lo),
+                teacher(lo),
+                cut(self.turns, lo, self.views),
+            )
+            for lo in whole
+        ]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands. epoch is 1-based (as in every published schedule); step is 0-based in its epoch."""
+
+    epoch: int = 1
+    epochs: int = 1
+    step: int = 0
+    steps_per_epoch: int = 1
+    stage: int = 0  # index in the chain of stages; the last stage is the method itself
+
+    @property
+    def global_step(self) -> int:
+        return (self.epoch - 1) * self.steps_per_epoch + self.step
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A named place inside a model: the output (or first input) of one submodule that runs once per forward.
+
+    read: what to make of the tapped tensor, `read(module, tensor)`, where it is not wanted as it is (a transformer's
+        patch tokens as a map, its queries, keys and values); must not write over it.
+    """
+
+    module: str  # dotted path inside the model
+    kind: Literal["map", "tokens", "vector", "attention", "logits"] = "map"
+    side: Literal["output", "input"] = "output"
+    read: Callable[[nn.Module, Tensor], Tensor] | None = None
+    per_frame: bool = False  # the module reads the frames of all clips, [B*T, ...]; collected is their mean over T
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One public model name: how to build it and where to look inside it.
+
+    Calling the spec builds the network: `spec(num_classes=100, **options)`, an nn.Module with `forward(x) -> logits`.
+    feats: tap names in the order of the published `is_feat=True` list; `stages` are its [1:-1], the last is pooled.
+    head: dotted path of the classifier. mean, std: the pixel normalisation (of values in [0, 1]) it was trained with.
+    learning_rate: the published default where it differs from the data set's recipe.
+    patch: side in px of a transformer's patches, whose position embedding is interpolated to other image sizes.
+    branches: taps beside the path to the logits (auxiliary heads), which are computed on request alone:
+        forward(x, names). The network's parts(name) lists their modules.
+    twin: another name whose weights have the same keys and shapes. note: what --list says of it.
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    taps: Mapping[str, Tap]
+    feats: tuple[str, ...]
+    head: str
+    input: str = "image"  # which entry of Batch.inputs it reads
+    input_shape: tuple[int, ...] = (3, 32, 32)  # what it was designed for; a data set may have another
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    learning_rate: float | None = None
+    patch: int | None = None
+    fits: bool = False  # whether `build` takes `shape`, the per-sample shape of its input in the data set
+    branches: tuple[str, ...] = ()
+    twin: str | None = None
+    note: str = ""
+    adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None  # key maps of published checkpoints
+    average_clips: Literal["prob", "score"] = "prob"  # of several views at test time: probabilities, or logits
+
+    def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
+        return self.build(num_classes=num_classes, **options)
+
+    def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
+        """This network for inputs of a data set's shape (axes of a sensor, frames of a clip); itself if they do not
+        matter to how it is built."""
+        if not self.fits or self.input not in shapes:
+            return self
+        shape = tuple(shapes[self.input])
+        return dataclasses.replace(self, build=partial(self.build, shape=shape), input_shape=shape)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stage maps, shallow to deep (the published feat[1:-1])."""
+        return self.feats[1:-1]
+
+    @property
+    def last_map(self) -> str | None:
+        """The tap whose mean the classifier reads: `classified` where that is not the last stage's map."""
+        return "classified" if "classified" in self.taps else next(reversed(self.stages), None)
+
+
+class Tapped(Protocol):
+    """A network whose forward returns its logits and the taps somebody asked for (core.taps.TappedNet)."""
+
+    spec: ModelSpec
+    model: nn.Module
+    want: frozenset[str]  # the taps somebody asked for
+
+    @property
+    def head(self) -> nn.Module: ...
+
+    def __call__(self, inputs: Mapping[str, Tensor]) -> Features: ...
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method reads: tap names on either side, and whether a short last batch is of no use to it."""
+
+    student: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+    full_batches: bool = False
+
+
+@dataclass(frozen=True)
+class Side:
+    """Read-only view of one network, handed to a distiller at construction.
+
+    input_shape: per-sample shape of what it reads, of the data set at hand; () where nobody ran it.
+    pools_last: whether the classifier, applied to the mean over the last map that was tapped, gives the logits; True
+        where nobody ran it or tapped that map.
+    """
+
+    spec: ModelSpec
+    head: nn.Module
+    shapes: Mapping[str, tuple[int, ...]]  # per-sample shape of every tap that was asked for, and of "logits"
+    input_shape: tuple[int, ...] = ()
+    pools_last: bool = True
+
+
+@dataclass(frozen=True)
+class Context:
+    """Everything a distiller may know when it is built.
+
+    train_labels: [N] int64 on `device`. batch_size: of one forward in this process (a micro-batch when accumulating).
+    smallest_batch: of an epoch's forwards in this process; None where nobody counted.
+    init_rng: CPU generator for parameters and buffers; rng: generator on `device` for draws during training.
+    previous: the trained distiller of the stage before, if the method has one.
+    """
+
+    num_classes: int
+    train_labels: Tensor
+    batch_size: int
+    student: Side
+    teacher: Side | None = None
+    previous: nn.Module | None = None
+    smallest_batch: int | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    init_rng: torch.Generator = field(default_factory=torch.Generator)
+    rng: torch.Generator = field(default_factory=torch.Generator)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One backward pass and one optimiser step.
+
+    An isolated phase trains parameters of its own: they are frozen everywhere else, and the student's features reach
+    the phase detached. Isolated phases run before the main one, on every n-th step (`every`).
+    optimizer: builds the phase's own optimiser from its parameters; None takes the run's, with lr * lr_scale.
+    """
+
+    name: str
+    params: Callable[[], Sequence[nn.Parameter]]
+    terms: Callable[[Features, Features, Batch, Progress], Terms]
+    isolated: bool = True
+    every: int = 1
+    lr_scale: float = 1.0
+    optimizer: Callable[[Sequence[nn.Parameter]], Optimizer] | None = None
+
+
+class TeacherSource(Protocol):
+    """Whoever answers for the teacher: a live network, a cache on disk, a memo shared by several students."""
+
+    spec: ModelSpec
+
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        """The taps asked for and "logits", without gradient; reads batch.teacher_inputs, else batch.inputs."""
+        ...
+
+
+class Loader(ABC):
+    """Yields finished batches on the device. Order is a function of (seed, epoch), views of (seed, epoch, place)."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Choose the epoch of the next iteration, and how many of its first batches to skip."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+    def end_epoch(self) -> dict[str, Any]:
+        """Entries for the row of the epoch that ended; counts are summed over processes, other numbers are not."""
+        return {}
+
+
+class DataSet(ABC):
+    """One data set, split, labelled, and able to make its loaders.
+
+    shapes: modality -> per-sample shape. train_labels: [N] int64, on the CPU. checksum: of pixels and labels.
+    num_crops: how many pixel views (crop and flip) a training image has; None where augmentation is open-ended.
+    test_checksum: of what the test loader holds, None where nobody counted. evaluated_on: what that is, for tables.
+    streamed: decoded as it is read, instead of resident on the device. videos: a list of videos, whose clips have
+    several views in evaluation. notes: sentences that a run prints once. described: entries of a checkpoint's meta, so
+    that its network can be evaluated on the same kind of data.
+    """
+
+    name: str
+    num_classes: int
+    classes: Sequence[str]
+    shapes: Mapping[str, tuple[int, ...]]
+    train_labels: Tensor
+    num_crops: int | None
+    evaluated_on: str = "test"
+    streamed: bool = False
+    videos: bool = False
+    notes: Sequence[str] = ()
+
+    @property
+    def checksum(self) -> str:
+        return ""
+
+    @property
+    def test_checksum(self) -> str | None:
+        return None
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        return {}
+
+    @abstractmethod
+    def train_loader(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Loader: ...
+
+    @abstractmethod
+    def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Loader: ...

@@ -1,0 +1,118 @@
+"""Feature taps by forward hooks: a plain model stays a plain model, and says what it computed inside."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from core.protocols import Features, ModelSpec, Side, Tap, UserError
+
+
+class TappedNet(nn.Module):
+    """A model, its input normalisation, and hooks on the taps somebody asked for.
+
+    forward takes Batch.inputs (images in [0, 1]) and returns {"logits": [B, K], tap name: tensor, ...}. Hooks collect
+    only inside this forward, so a submodule (a reused head, say) may be called again from elsewhere.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, spec: ModelSpec, want: Iterable[str] = ()):
+        super().__init__()
+        self.model, self.spec = model, spec
+        self.want = frozenset(want) - {"logits"}
+        unknown = self.want - spec.taps.keys()
+        if unknown:
+            raise UserError(f"{spec.name} has no tap {', '.join(sorted(unknown))}; it has {', '.join(spec.taps)}")
+        if spec.mean is not None and spec.std is not None:
+            shape = (-1, *[1] * min(2, len(spec.input_shape) - 1))  # frames of a clip come before their channels
+            # not in the state dict: published checkpoints have no such keys, and the spec says it already
+            self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
+            self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
+        self._collecting, self._clips = False, 0
+        self._kept: Features = {}
+        for name in sorted(self.want):
+            tap = spec.taps[name]
+            model.get_submodule(tap.module).register_forward_hook(partial(self._keep, name, tap))
+
+    @property
+    def head(self) -> nn.Module:
+        return self.model.get_submodule(self.spec.head)
+
+    def _keep(self, name: str, tap: Tap, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if not self._collecting:
+            return
+        if name in self._kept:
+            raise RuntimeError(f"tap '{name}' of {self.spec.name} fired twice: give that call its own module")
+        value = args[0] if tap.side == "input" else output
+        if tap.read is not None:
+            value = tap.read(module, value)
+        self._kept[name] = value.unflatten(0, (self._clips, -1)).mean(1) if tap.per_frame else value
+
+    def idle(self) -> Iterator[nn.Parameter]:
+        """Parameters of branches that nobody asked for."""
+        for name in self.spec.branches:
+            if name not in self.want:
+                for module in self.model.parts(name):  # type: ignore[operator]
+                    yield from module.parameters()
+
+    def forward(self, inputs: Mapping[str, Tensor], branches: Collection[str] | None = None) -> Features:
+        """branches: which of the wanted ones beside the path to the logits to compute; None: all of them."""
+        asked = [b for b in self.spec.branches if b in self.want and (branches is None or b in branches)]
+        x = inputs[self.spec.input]
+        if self.spec.mean is not None:
+            x = (x - self.mean) / self.std
+        self._kept, self._collecting, self._clips = {}, True, x.shape[0]
+        try:
+            logits = self.model(x, asked) if asked else self.model(x)
+        finally:
+            kept, self._kept, self._collecting = self._kept, {}, False
+        skipped = set(self.spec.branches) - set(asked)
+        silent = [name for name in self.want if name not in kept and name not in skipped]
+        if silent:
+            raise RuntimeError(f"taps that never fired in {self.spec.name}: {sorted(silent)}")
+        return {"logits": logits, **kept}
+
+
+@torch.no_grad()
+def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
+    """Per-sample shapes by one dry run in eval mode: batch-norm statistics stay as they were.
+
+    shapes: modality -> per-sample input shape of the data set at hand.
+    """
+    if net.spec.input not in shapes:
+        raise UserError(f"{net.spec.name} reads '{net.spec.input}', the data set has {', '.join(shapes)}")
+    was_training = net.training
+    net.eval()
+    device = next(net.parameters()).device
+    shape = shapes[net.spec.input]
+    try:
+        noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+        features = net({net.spec.input: noise.to(device)})
+        pools_last = _pools_last(net, features)
+    except (RuntimeError, AssertionError) as error:  # transformers assert their image size
+        if shape == net.spec.input_shape:
+            raise
+        size = "x".join(map(str, shape))
+        raise UserError(f"{net.spec.name} cannot run on inputs of {size}: {str(error).splitlines()[0]}") from error
+    finally:
+        net.train(was_training)
+    shapes = {k: tuple(v.shape[1:]) for k, v in features.items()}
+    return Side(net.spec, net.head, shapes, tuple(shape), pools_last)
+
+
+def _pools_last(net: TappedNet, features: Features) -> bool:
+    """Side.pools_last, of features in eval mode."""
+    tap = net.spec.last_map
+    if tap not in features or features[tap].ndim != 4 or features[tap].is_meta:
+        return True
+    logits = features["logits"]
+    try:
+        again = net.head(features[tap].mean((2, 3)))
+    except (RuntimeError, IndexError):  # such as the norm over channels of ConvNeXt's
+        return False
+    return again.shape == logits.shape and bool((again - logits).abs().max() <= 1e-3 * logits.abs().max())

@@ -1,0 +1,173 @@
+"""Crops and flips of clips uint8 [T, C, H, W], one draw for all frames, as in the published TSN and TSM configurations.
+
+Resizing is bilinear without antialiasing, OpenCV's convention: on its own images it agrees within one grey level, where
+an antialiased resize is off by two to four on average and costs published checkpoints accuracy. A box is
+(top, left, height, width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.protocols import UserError
+
+Box = tuple[int, int, int, int]
+
+
+SCALES = (1.0, 0.875, 0.75, 0.66)
+
+
+CORNERS_AND_CENTRE = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2))  # (column, row) on a grid of quarters
+
+
+THIRTEEN = (*CORNERS_AND_CENTRE, (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
+
+
+SNAP = 3  # px
+
+
+def resize(clip: Tensor, height: int, width: int) -> Tensor:
+    """uint8 [T, C, H, W] -> [T, C, height, width], bilinear, no antialiasing."""
+    if clip.shape[-2:] == (height, width):
+        return clip
+    from torchvision.transforms.v2 import functional as v2
+
+    return v2.resize(clip, [height, width], antialias=False)
+
+
+def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """The size whose shorter side is `short_side`: int(x * scale + 0.5) on both, as OpenMMLab rounds."""
+    scale = short_side / min(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def multiscale_sizes(height: int, width: int, size: int | None = None, max_gap: int = 1) -> list[tuple[int, int]]:
+    """(width, height) of the ten candidates: sides of SCALES, two neighbouring ones combined at most.
+
+    size: of the network; a side within SNAP of it is taken as that.
+    """
+    sides = [int(min(height, width) * scale) for scale in SCALES]
+    if size is not None:
+        sides = [size if abs(side - size) < SNAP else side for side in sides]
+    return [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= max_gap]
+
+
+def multiscale_crop(height: int, width: int, size: int, places: int, rng: np.random.Generator) -> Box:
+    """MultiScaleCrop of TSN (5 places: corners and centre) and TSM (13)."""
+    candidates = multiscale_sizes(height, width, size)
+    w, h = candidates[rng.integers(len(candidates))]
+    grid = THIRTEEN if places == len(THIRTEEN) else CORNERS_AND_CENTRE
+    return crop_at(height, width, h, w, grid[rng.integers(len(grid))])
+
+
+def crop_at(height: int, width: int, h: int, w: int, place: tuple[int, int]) -> Box:
+    """The h x w box at (column, row) of a grid of quarters."""
+    column, row = place
+    return row * ((height - h) // 4), column * ((width - w) // 4), h, w
+
+
+def random_resized_crop(height: int, width: int, rng: np.random.Generator) -> Box:
+    """8 to 100 % of the area, aspect log-uniform in 3/4 to 4/3, ten tries, else the central square."""
+    for _ in range(10):
+        area = rng.uniform(0.08, 1.0) * height * width
+        aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = int(round(np.sqrt(area * aspect))), int(round(np.sqrt(area / aspect)))
+        if w <= width and h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    return centre_crop(height, width, min(height, width))
+
+
+def centre_crop(height: int, width: int, size: int) -> Box:
+    return (height - size) // 2, (width - size) // 2, size, size
+
+
+def three_crops(height: int, width: int, size: int) -> list[Box]:
+    """Both ends and the middle of the longer side, in this order; UserError unless the crop has the shorter side."""
+    if size != min(height, width):
+        raise UserError(
+            f"three crops of {size} px need frames whose shorter side is {size}, and theirs is {min(height, width)}: "
+            f"use --crop_size {min(height, width)}, as published, or --short_side {size}"
+        )
+    if height == size:
+        step = (width - size) // 2
+        return [(0, left, size, size) for left in (0, 2 * step, step)]
+    step = (height - size) // 2
+    return [(top, 0, size, size) for top in (0, 2 * step, step)]
+
+
+def ten_crops(height: int, width: int, size: int) -> list[tuple[Box, bool]]:
+    """(box, mirrored): upper left, upper right, lower left, lower right, centre; each as it is, then mirrored."""
+    if size > min(height, width):
+        raise UserError(
+            f"ten crops of {size} px do not fit frames of {width}x{height}: use --short_side {size} or more"
+        )
+    step_y, step_x = (height - size) // 4, (width - size) // 4
+    places = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]
+    boxes = [(row * step_y, column * step_x, size, size) for column, row in places]
+    return [(box, mirrored) for box in boxes for mirrored in (False, True)]
+
+
+def crop(clip: Tensor, box: Box) -> Tensor:
+    top, left, height, width = box
+    return clip[..., top : top + height, left : left + width]
+
+
+def mirrored(clip: Tensor, label: int, pairs: Mapping[int, int]) -> tuple[Tensor, int]:
+    """The clip flipped left to right, and what its label becomes: classes that name a side change places."""
+    return clip.flip(-1), pairs.get(label, label)
+
+
+def flip_pairs(text: str) -> dict[int, int]:
+    """'86:87,93:94' -> {86: 87, 87: 86, 93: 94, 94: 93}."""
+    pairs: dict[int, int] = {}
+    for part in filter(None, text.split(",")):
+        try:
+            a, b = (int(x) for x in part.split(":"))
+        except ValueError:
+            raise UserError(f"--flip_pairs '{text}' is not of the form CLASS:CLASS,..., such as 86:87,93:94") from None
+        if a == b or a in pairs or b in pairs:
+            raise UserError(f"--flip_pairs '{text}' names class {a if a in pairs or a == b else b} twice")
+        pairs |= {a: b, b: a}
+    return pairs
+
+
+def as_clip(frames: np.ndarray) -> Tensor:
+    """uint8 [T, h, w, C] -> [T, C, h, w], a view."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def crop_boxes(height: int, width: int) -> list[Box]:
+    """TSN's multi-scale corner crops: every pair of sides at each of 13 fixed places, without repetitions."""
+    boxes = (crop_at(height, width, h, w, place) for w, h in multiscale_sizes(height, width) for place in THIRTEEN)
+    return list(dict.fromkeys(boxes))
+
+
+def centre_box(height: int, width: int, side: int) -> Box:
+    """The middle square of `side` pixels, or of the whole shorter side where that is less."""
+    side = min(side, height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def render(clip: np.ndarray, frames: Sequence[int], box: Box, size: int, mirror: bool = False) -> Tensor:
+    """Frames of a clip, cropped alike and resized (bilinear, antialiased): uint8 [K, C, size, size]."""
+    from torchvision.transforms.v2 import functional as v2
+
+    top, left, height, width = box
+    picked = np.stack([clip[i, top : top + height, left : left + width] for i in frames])
+    out = torch.from_numpy(picked).permute(0, 3, 1, 2)
+    if (height, width) != (size, size):
+        out = v2.resize(out, [size, size], antialias=True)
+    return out.flip(-1) if mirror else out
+
+
+def to_input(clips: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Clips uint8 [K, C, S, S] -> float32 [B, K, 3, S, S] in [0, 1] on the device; grey clips get three channels."""
+    widest = max(c.shape[1] for c in clips)
+    stacked = torch.stack([c.expand(-1, widest, -1, -1) for c in clips])
+    if device.type == "cuda":
+        stacked = stacked.pin_memory().to(device, non_blocking=True)
+    return (stacked.float() / 255).expand(-1, -1, 3, -1, -1)

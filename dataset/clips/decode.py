@@ -1,0 +1,224 @@
+"""Clips: decoding, a cache of decoded frames on disk, the choice of frames, and crops; for every video data set.
+
+Shape letters: T frames of a clip, K segments (frames that a network sees), h w pixels of a kept frame, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.protocols import UserError
+
+
+class UnreadableError(UserError):
+    """A clip that is missing or damaged: what --skip_corrupt leaves out. A mistake of the command line is none."""
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """Where the frames of one clip come from: a video file, a depth recording (.mat), or a folder of images.
+
+    template: name of an image in the folder, from its number, as "{:06d}.jpg". first: number of the first image.
+    count: how many there are; None counts them.
+    """
+
+    path: Path
+    template: str | None = None
+    first: int = 1
+    count: int | None = None
+
+    def stamp(self) -> str:
+        """Changes when the files do."""
+        info = self.path.stat()
+        return f"{self.path.resolve()} {info.st_size} {info.st_mtime_ns} {self.template} {self.first} {self.count}"
+
+
+def open_video(path: Path) -> Any:
+    """av.open, whatever the metadata holds. PyAV before 19 must be told, 19 has no word for it."""
+    import av
+
+    told: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+    return av.open(str(path), **told)
+
+
+@cache
+def _one_thread() -> dict[str, int]:
+    """The argument that keeps PyAV from scaling in several threads, where it knows one."""
+    import av
+
+    try:
+        av.VideoFrame(2, 2, "gray").to_ndarray(format="rgb24", threads=1)
+    except TypeError:
+        return {}
+    return {"threads": 1}
+
+
+def picture(frame: Any, **size: Any) -> np.ndarray:
+    """uint8 [h, w, 3] of a decoded frame; size: as PyAV's reformat() takes it.
+
+    In one thread: PyAV 19 keeps what it scales with, and a worker process forked later would wait for its threads.
+    """
+    return frame.to_ndarray(format="rgb24", **size, **_one_thread())
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[Any, Any]]:
+    """(container, video stream) of a video file. UserError: no such file, empty, or what goes wrong while read."""
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(f"reading videos needs the package av: pip install av ({error})") from error
+    require_content(path)
+    try:
+        with open_video(path) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"  # several files are decoded at once instead
+            yield container, stream
+    except UserError:
+        raise
+    except (av.FFmpegError, IndexError, OSError, ValueError) as error:
+        raise broken(path, error) from error
+
+
+def require_content(path: Path) -> None:
+    if not path.is_file():
+        raise UnreadableError(f"there is no video '{path}'")
+    if not path.stat().st_size:
+        raise UnreadableError(
+            f"the video '{path}' is empty (0 bytes); fetch it again, or pass --skip_corrupt to leave it out"
+        )
+
+
+def broken(path: Path, error: Exception | str) -> UnreadableError:
+    reason = getattr(error, "strerror", None) or error
+    return UnreadableError(
+        f"the video '{path}' is truncated or not a video ({reason}); fetch it again, or pass --skip_corrupt to "
+        "leave it out"
+    )
+
+
+def check_length(path: Path, count: int, promised: int) -> None:
+    """UserError for fewer frames than the header promises; it may say one too many, or nothing (0)."""
+    if not count:
+        raise broken(path, "it holds no frames")
+    if count < 0.9 * promised - 1:
+        raise broken(path, f"{count} of {promised} frames can be decoded")
+
+
+def check_sizes(frames: Iterable[np.ndarray], path: Path) -> None:
+    if len({f.shape for f in frames}) > 1:
+        raise UnreadableError(
+            f"the frames of '{path}' are of different sizes; convert it again, or pass --skip_corrupt"
+        )
+
+
+def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
+    """All frames of a video file: uint8 [T, h, w, C], C = 1 where the picture is grey.
+
+    short_side: size of the shorter side, by area averaging while decoding; None keeps the size. UserError as opened(),
+    or fewer frames than the header promises.
+    """
+    frames = []
+    with opened(path) as (container, stream):
+        promised = stream.frames
+        for frame in container.decode(stream):
+            width, height = _scaled(frame.width, frame.height, short_side)
+            frames.append(picture(frame, width=width, height=height, interpolation="AREA"))
+    check_length(path, len(frames), promised)
+    check_sizes(frames, path)
+    return without_colour(np.stack(frames))
+
+
+def _scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
+    if short_side is None:
+        return width, height
+    short = min(width, height)
+    return max(1, round(width * short_side / short)), max(1, round(height * short_side / short))
+
+
+def without_colour(frames: np.ndarray) -> np.ndarray:
+    """[T, h, w, 3] -> [T, h, w, 1] where the three channels are the same."""
+    grey = frames[..., :1]
+    return np.ascontiguousarray(grey) if (frames == grey).all() else frames
+
+
+def read_depth(path: Path, short_side: int | None = None, farthest: int = 4080) -> np.ndarray:
+    """A Kinect recording (`d_depth` [H, W, T] in mm) as uint8 [T, h, w, 1]: 16 mm a step, up to `farthest`."""
+    depth = read_mat(path, "d_depth")
+    if depth.ndim != 3:
+        raise UserError(f"'{path}': d_depth has the shape {list(depth.shape)}, expected [H, W, T]")
+    grey = (np.clip(depth, 0, farthest) // 16).astype(np.uint8)
+    clip = torch.from_numpy(np.ascontiguousarray(grey.transpose(2, 0, 1)))[:, None]  # [T, 1, H, W]
+    if short_side is not None:
+        from torchvision.transforms.v2 import functional as v2
+
+        clip = v2.resize(clip, [short_side], antialias=True)
+    return np.ascontiguousarray(clip.permute(0, 2, 3, 1).numpy())
+
+
+def read_mat(path: Path, key: str) -> np.ndarray:
+    """One array of a MATLAB file; UserError names the file where it cannot be had."""
+    import scipy.io
+
+    try:
+        content = scipy.io.loadmat(path, variable_names=[key])
+    except Exception as error:  # on a truncated file scipy raises nearly anything
+        raise UnreadableError(
+            f"'{path}' is truncated or not a MATLAB file ({type(error).__name__}: {error}); fetch it again, or pass "
+            "--skip_corrupt to leave it out"
+        ) from error
+    if key not in content:
+        raise UserError(f"'{path}' holds no {key}; is it another recording?")
+    return content[key]
+
+
+def count_images(source: ClipSource) -> int:
+    """Of a folder of numbered images, where its list does not say."""
+    assert source.template is not None
+    return source.count or sum(1 for _ in source.path.glob(f"*{Path(source.template).suffix}"))
+
+
+def read_image(source: ClipSource, number: int, short_side: int | None = None) -> np.ndarray:
+    """Frame `number` (0-based) of a folder of images: uint8 [h, w, 3]. UserError: missing or damaged."""
+    from PIL import Image
+
+    assert source.template is not None
+    path = source.path / source.template.format(source.first + number)
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except FileNotFoundError:
+        raise UnreadableError(
+            f"'{source.path}' should hold {count_images(source)} frames, and '{path.name}' is missing"
+        ) from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UnreadableError(
+            f"the frame '{path}' is damaged ({error}); extract it again, or pass --skip_corrupt"
+        ) from error
+    size = _scaled(*image.size, short_side)
+    return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BOX))
+
+
+def read_folder(source: ClipSource, short_side: int | None = None) -> np.ndarray:
+    """A folder of numbered images as uint8 [T, h, w, C]. UserError for one that is missing, damaged or of another
+    size."""
+    frames = [read_image(source, number, short_side) for number in range(count_images(source))]
+    if not frames:
+        raise UnreadableError(f"'{source.path}' holds no frames")
+    check_sizes(frames, source.path)
+    return without_colour(np.stack(frames))
+
+
+def read_clip(source: ClipSource, short_side: int | None = None) -> np.ndarray:
+    """uint8 [T, h, w, C] of any source."""
+    if source.template is not None:
+        return read_folder(source, short_side)
+    return (read_depth if source.path.suffix == ".mat" else read_video)(source.path, short_side)

@@ -1,0 +1,113 @@
+"""Decoded frames on disk, mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from core.protocols import UserError
+from dataset.clips.decode import ClipSource, UnreadableError, read_clip
+
+CACHE_VERSION = 1
+
+
+OPEN_CLIPS = 256  # memory maps held open
+
+
+class FrameCache:
+    """Decoded frames on disk, one uint8 array [T, h, w, C] a clip, read through memory maps.
+
+    A clip is decoded when it is first asked for. The file's name says which clip, how large, and which state of its
+    source, so that a changed video is decoded again. folder: None keeps the clips in memory.
+    """
+
+    flag = "--clip_cache"  # that names the folder
+
+    def __init__(self, folder: Path | None, short_side: int):
+        self.folder, self.short_side = folder, short_side
+        self._open: OrderedDict[ClipSource, np.ndarray] = OrderedDict()
+
+    def read(self, source: ClipSource) -> np.ndarray:
+        """Decode a clip, all of it."""
+        return read_clip(source, self.short_side)
+
+    def path(self, source: ClipSource) -> Path | None:
+        if self.folder is None:
+            return None
+        stamp = f"{CACHE_VERSION} {self.short_side} {source.stamp()}"
+        digest = hashlib.blake2b(stamp.encode(), digest_size=8).hexdigest()
+        return self.folder / f"{source.path.stem[:60]}_{self.short_side}_{digest}.npy"
+
+    def get(self, source: ClipSource) -> np.ndarray:
+        """uint8 [T, h, w, C]; not to be written to."""
+        clip = self._open.get(source)
+        if clip is None:
+            clip = self._open[source] = self._load(source)
+            while self.folder is not None and len(self._open) > OPEN_CLIPS:
+                self._open.popitem(last=False)
+        return clip
+
+    def _load(self, source: ClipSource) -> np.ndarray:
+        try:
+            path = self.path(source)
+        except OSError as error:
+            raise UnreadableError(f"cannot read the clip '{source.path}': {error.strerror}") from error
+        if path is None:
+            return self.read(source)
+        try:
+            return np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):  # not there, or torn by a full disk
+            clip = self.read(source)
+        self._write(path, clip)
+        return np.load(path, mmap_mode="r")
+
+    def _write(self, path: Path, clip: np.ndarray) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+                np.save(file, clip)
+            os.replace(file.name, path)
+        except OSError as error:
+            raise UserError(
+                f"cannot write decoded frames to '{path.parent}' ({error.strerror}); point {self.flag} at a folder "
+                "with room for them"
+            ) from error
+
+    def fill(
+        self,
+        sources: Iterable[ClipSource],
+        bad: Callable[[ClipSource, UserError], None] | None = None,
+        num_segments: int = 1,
+    ) -> int:
+        """Decode whatever is not there yet, several clips at a time; returns how many bytes the clips take.
+
+        bad: told of every clip that cannot be read or has fewer frames than segments; None raises the first such error.
+        """
+
+        def size(source: ClipSource) -> int:
+            try:
+                clip = self._load(source) if self.folder is not None else self.get(source)
+                if len(clip) < num_segments:
+                    raise UserError(
+                        f"'{source.path}': {len(clip)} frames are fewer than --num_segments {num_segments}; lower it, "
+                        "or pass --skip_corrupt to leave such clips out"
+                    )
+                return clip.nbytes
+            except UserError as error:
+                if bad is None:
+                    raise
+                bad(source, error)
+                return 0
+
+        pool = ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0))))
+        try:
+            return sum(pool.map(size, sources))
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -1,0 +1,245 @@
+"""Chosen frames of a clip: decoded to the last one wanted and converted where wanted, sought where that is nearer, or
+taken from a cache of decoded frames. All three ways give the same pixels. PyAV decodes unless OpenCV is asked for.
+
+Shape letters: T frames, h w pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.protocols import UserError
+from dataset.clips.clip_transforms import as_clip, resize, short_side_size
+from dataset.clips.decode import (
+    ClipSource,
+    UnreadableError,
+    broken,
+    check_length,
+    check_sizes,
+    count_images,
+    opened,
+    picture,
+    read_clip,
+    read_image,
+    require_content,
+    without_colour,
+)
+from dataset.clips.frame_cache import FrameCache
+
+DECODERS = ("av", "opencv")
+
+
+COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})  # OpenCV guesses the frames of others from their duration
+
+
+EXACT_HEADERS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})  # one packet is one frame
+
+
+@lru_cache(maxsize=1 << 16)
+def layout(path: Path, stamp: int) -> tuple[int, tuple[int, ...] | None, tuple[int, ...]]:
+    """(frames, presentation times in order or None, those of key frames) from the packets, without decoding.
+
+    Headers lie: Matroska has no count, some AVI files one frame too many; where a packet may hold no frame, the frames
+    are decoded once to be counted. stamp: of the file, so that a changed one is looked at again. Times are None where
+    they do not name frames (AVI with reordered frames).
+    """
+    with opened(path) as (container, stream):
+        promised = stream.frames
+        packets = [(p.pts, p.is_keyframe) for p in container.demux(stream) if p.size]
+        exact = stream.codec_context.name in EXACT_HEADERS
+        timed = container.format.name != "avi" and exact
+    count = len(packets)
+    if not exact:
+        with opened(path) as (container, stream):
+            count = sum(1 for _ in container.decode(stream))
+    check_length(path, count, promised)
+    times = sorted(p for p, _ in packets if p is not None)
+    if not timed or len(set(times)) != count:
+        return count, None, ()
+    return count, tuple(times), tuple(sorted(p for p, is_key in packets if is_key))
+
+
+def _decoded(path: Path, wanted: Sequence[int], seek: bool) -> dict[int, np.ndarray]:
+    """Frame number -> uint8 [h, w, 3], for every number in `wanted` (sorted, without repetition)."""
+    count, times, keys = layout(path, _mtime(path))
+    found: dict[int, np.ndarray] = {}
+    missing = set(wanted)
+    with opened(path) as (container, stream):
+        walk = _sought(container, stream, wanted, times, keys) if seek and times else _in_order(container, stream)
+        for number, frame in walk:
+            if number in missing:
+                found[number] = picture(frame)
+                missing.discard(number)
+            if number >= wanted[-1] and not missing:
+                break
+    if missing:
+        raise broken(path, f"frame {min(missing) + 1} of {count} cannot be decoded")
+    return found
+
+
+def _in_order(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
+    yield from enumerate(container.decode(stream))
+
+
+def _sought(
+    container: Any, stream: Any, wanted: Sequence[int], times: Sequence[int], keys: Sequence[int]
+) -> Iterator[tuple[int, Any]]:
+    """Frames from the key frame before each wanted one, skipping what lies between."""
+    number_of = {time: i for i, time in enumerate(times)}
+    here: int | None = None  # time of the frame decoded last
+    frames: Iterator[Any] = container.decode(stream)
+    for number in wanted:
+        time = times[number]
+        key = max((k for k in keys if k <= time), default=times[0])
+        if key > (times[0] if here is None else here):
+            container.seek(key, stream=stream, backward=True)
+            frames = container.decode(stream)
+        for frame in frames:
+            here = frame.pts
+            if here in number_of:
+                yield number_of[here], frame
+            if here >= time:
+                break
+
+
+@contextmanager
+def _captured(path: Path) -> Iterator[Any]:
+    """A video file as OpenCV opens it, on one thread, turned by no metadata. UserError: OpenCV is absent."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise UserError(
+            f"--decoder opencv needs the package opencv-python-headless: pip install opencv-python-headless ({error})"
+        ) from error
+    require_content(path)
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)  # as PyAV decodes it
+    try:
+        if not capture.isOpened():
+            raise broken(path, "OpenCV cannot open it")
+        yield capture
+    finally:
+        capture.release()
+
+
+@lru_cache(maxsize=1 << 16)
+def opencv_count(path: Path, stamp: int) -> int:
+    """Frames that OpenCV delivers, walked through once, as its own count is a guess. stamp: as in layout()."""
+    with _captured(path) as capture:
+        import cv2
+
+        promised = capture.get(cv2.CAP_PROP_FRAME_COUNT) if path.suffix.lower() in COUNTED else 0
+        count = 0
+        while capture.grab():
+            count += 1
+    check_length(path, count, round(promised))
+    return count
+
+
+def _by_opencv(path: Path, wanted: Sequence[int] | None = None) -> dict[int, np.ndarray]:
+    """Frame number -> uint8 RGB [h, w, 3], for every number in `wanted`, or for all of them: read one after the other,
+    since OpenCV's seeking is not exact."""
+    count = opencv_count(path, _mtime(path)) if wanted is not None else None
+    missing = None if wanted is None else set(wanted)
+    found: dict[int, np.ndarray] = {}
+    number = 0
+    with _captured(path) as capture:
+        while (missing is None or missing) and capture.grab():
+            if missing is None or number in missing:
+                is_read, picture = capture.retrieve()
+                if not is_read:
+                    raise broken(path, f"frame {number + 1} cannot be decoded")
+                found[number] = np.ascontiguousarray(picture[..., ::-1])  # BGR
+                if missing is not None:
+                    missing.discard(number)
+            number += 1
+    if missing:
+        raise broken(path, f"frame {min(missing) + 1} of {count} cannot be decoded")
+    check_length(path, len(found), 0)
+    check_sizes(found.values(), path)
+    return found
+
+
+class ShortSideCache(FrameCache):
+    """Decoded clips, resized as the pipeline does first of all, so that nothing depends on whether they were cached.
+    Clips of another decoder are other files."""
+
+    flag = "--frame_cache"
+
+    def __init__(self, folder: Path | None, short_side: int, decoder: str = "av"):
+        super().__init__(folder, short_side)
+        self.decoder = decoder
+
+    def read(self, source: ClipSource) -> np.ndarray:
+        if self.decoder == "opencv" and source.template is None:
+            opencv_count(source.path, _mtime(source.path))  # a clip that ends too early is broken
+            frames = without_colour(np.stack(list(_by_opencv(source.path).values())))
+        else:
+            frames = read_clip(source)
+        return shrunk(frames, self.short_side)
+
+    def path(self, source: ClipSource) -> Path | None:
+        path = super().path(source)
+        by = "" if self.decoder == "av" else f"{self.decoder}_"
+        return None if path is None else path.with_name(f"bilinear_{by}{path.name}")
+
+
+def shrunk(frames: np.ndarray, short_side: int) -> np.ndarray:
+    """uint8 [T, h, w, C] with the shorter side resized; see clip_transforms.resize."""
+    size = short_side_size(frames.shape[1], frames.shape[2], short_side)
+    return np.ascontiguousarray(resize(as_clip(frames), *size).permute(0, 2, 3, 1).numpy())
+
+
+class FrameReader:
+    """Frames of clips at one short side, in [T, h, w, C] uint8.
+
+    cache: folder of decoded frames; None decodes what is asked for, every time. seek: go to the key frame before a
+    wanted frame rather than decode what lies between; worth it where key frames are close, and PyAV's alone. decoder:
+    av or opencv.
+    """
+
+    def __init__(self, short_side: int, cache: Path | None = None, seek: bool = False, decoder: str = "av"):
+        if decoder not in DECODERS:
+            raise UserError(f"--decoder {decoder} is unknown; choose from {', '.join(DECODERS)}")
+        if seek and decoder != "av":
+            raise UserError(f"--seek is PyAV's: leave it out with --decoder {decoder}, which reads frames in order")
+        self.short_side, self.seek, self.decoder = short_side, seek, decoder
+        self.cache = None if cache is None else ShortSideCache(cache, short_side, decoder)
+
+    def count(self, source: ClipSource) -> int:
+        """How many frames can be read. UserError as for reading."""
+        if source.template is not None:
+            if not (count := count_images(source)):
+                raise UnreadableError(f"'{source.path}' holds no frames")
+            return count
+        if self.cache is not None:
+            return len(self.cache.get(source))
+        if self.decoder == "opencv":
+            return opencv_count(source.path, _mtime(source.path))
+        return layout(source.path, _mtime(source.path))[0]
+
+    def read(self, source: ClipSource, index: Sequence[int]) -> np.ndarray:
+        """The frames of these numbers, in this order; numbers may repeat."""
+        if self.cache is not None:
+            return self.cache.get(source)[list(index)]
+        wanted = sorted(set(index))
+        if source.template is not None:
+            found = {i: read_image(source, i) for i in wanted}
+        elif self.decoder == "opencv":
+            found = _by_opencv(source.path, wanted)
+        else:
+            found = _decoded(source.path, wanted, self.seek)
+        check_sizes(found.values(), source.path)
+        frames = shrunk(np.stack([found[i] for i in wanted]), self.short_side)
+        place = {number: i for i, number in enumerate(wanted)}
+        return frames[[place[i] for i in index]]
+
+
+def _mtime(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0

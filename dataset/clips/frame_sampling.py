@@ -1,0 +1,102 @@
+"""Which frames of a clip a network sees: SampleFrames and DenseSampleFrames of the published Kinetics configurations.
+
+Letters: n frames of the clip, k clips (segments), L frames of each, s frames from one to the next. All indices are
+0-based. rng: draws in training; None takes the fixed places of evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from core.protocols import UserError
+
+DENSE_RANGE = 64  # frames that a dense clip spans
+
+
+DENSE_STARTS = 10  # of dense evaluation
+
+
+def sample_frames(
+    n: int,
+    k: int,
+    length: int = 1,
+    interval: int = 1,
+    rng: np.random.Generator | None = None,
+    *,
+    twice: bool = False,
+    keep_tail: bool = False,
+    out_of_bound: str = "loop",
+) -> np.ndarray:
+    """int64 [k * length] ([2k * length] with `twice`, in evaluation). UserError where the clip has no frames.
+
+    keep_tail: training offsets over the whole clip rather than over k equal whole numbers of frames. out_of_bound:
+    what an index behind the end becomes, `loop` (modulo n) or `repeat_last`.
+    """
+    if n < 1:
+        raise UserError("a clip without frames cannot be sampled")
+    offsets = (
+        _test_offsets(n, k, length, interval, twice)
+        if rng is None
+        else _train_offsets(n, k, length, interval, rng, keep_tail)
+    )
+    index = offsets[:, None] + np.arange(length)[None] * interval
+    index = np.mod(index, n) if out_of_bound == "loop" else np.clip(index, 0, n - 1)
+    return index.reshape(-1).astype(np.int32).astype(np.int64)  # truncated after wrapping
+
+
+def _train_offsets(n: int, k: int, length: int, interval: int, rng: np.random.Generator, keep_tail: bool) -> np.ndarray:
+    span = length * interval
+    if keep_tail:
+        step = (n - span + 1) / k
+        return np.floor(np.arange(k) * step + rng.uniform(0, step, k)) if step > 0 else np.zeros(k)
+    step = (n - span + 1) // k
+    if step > 0:
+        return np.arange(k) * step + rng.integers(step, size=k)
+    if n > max(k, span):
+        return np.sort(rng.integers(n - span + 1, size=k))
+    if step == 0:
+        return np.around(np.arange(k) * ((n - span + 1) / k))  # to even, as published
+    return np.zeros(k)
+
+
+def _test_offsets(n: int, k: int, length: int, interval: int, twice: bool) -> np.ndarray:
+    if length == 1:
+        step = n / k
+        offsets = np.arange(k) * step + step / 2
+        return np.concatenate([offsets, np.arange(k) * step]) if twice else offsets
+    room = max(n - (length - 1) * interval - 1, 0)
+    if k == 1 and not twice:
+        return np.array([room // 2])
+    return np.around(np.arange(2 * k if twice else k) * (room / max(k - 1, 1)))
+
+
+def dense_frames(
+    n: int, k: int, rng: np.random.Generator | None = None, span: int = DENSE_RANGE, starts: int = DENSE_STARTS
+) -> np.ndarray:
+    """k frames evenly over `span` from a random start: int64 [k]; in evaluation from `starts` of them, [starts * k]."""
+    if n < 1:
+        raise UserError("a clip without frames cannot be sampled")
+    room, stride = max(1, 1 + n - span), span // k
+    if rng is None:
+        first = np.linspace(0, room - 1, num=starts, dtype=int)
+    else:
+        first = np.array([0 if room == 1 else rng.integers(room - 1)])
+    return ((first[:, None] + np.arange(k)[None] * stride) % n).reshape(-1).astype(np.int64)
+
+
+def segment_frames(num_frames: int, num_segments: int, draw: Sequence[float] | None = None) -> list[int]:
+    """The frames of a clip that a network sees, 0-based (TSN sampling; Wang et al., ECCV 2016, and its code).
+
+    draw: K numbers in [0, 1) that choose a frame of every segment, in training; None takes the middles, in evaluation.
+    Training: segments of F // K frames, one frame of each; evaluation: int(tick / 2 + tick k) with tick = F / K.
+    UserError where there are fewer frames than segments (the published code repeats the first frame there).
+    """
+    if num_frames < num_segments:
+        raise UserError(f"{num_frames} frames are fewer than --num_segments {num_segments}: lower --num_segments")
+    if draw is None:
+        tick = num_frames / num_segments
+        return [int(tick / 2 + tick * k) for k in range(num_segments)]
+    length = num_frames // num_segments
+    return [k * length + int(u * length) for k, u in enumerate(draw)]

@@ -1,0 +1,134 @@
+"""Lists of videos: one line a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.protocols import UserError
+from dataset.clips.decode import ClipSource
+
+
+@dataclass(frozen=True)
+class ListRow:
+    """One line of a published frame list: `<folder> <number of frames> <label>`."""
+
+    folder: str
+    count: int
+    label: int
+    where: str  # file and line, for messages
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Of the folder's path, whichever system wrote it."""
+        return tuple(part for part in self.folder.replace("\\", "/").split("/") if part)
+
+    def below(self, root: Path) -> Path | None:
+        """The folder on this machine: the longest end of the listed path that exists below root."""
+        ends = (root.joinpath(*self.parts[i:]) for i in range(len(self.parts)))
+        return next((path for path in ends if path.is_dir()), None)
+
+
+def read_list(path: Path) -> list[ListRow]:
+    """A frame list in the published format. UserError names the file and line that does not parse."""
+    rows = []
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the frame list '{path}': {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        fields: list[Any] = line.rsplit(maxsplit=2)
+        try:
+            row = ListRow(fields[0], int(fields[1]), int(fields[2]), f"{path}, line {number}")
+        except (IndexError, ValueError):
+            raise UserError(
+                f"{path}, line {number}: '{line.strip()[:80]}' is not of the form FOLDER FRAMES LABEL"
+            ) from None
+        if row.count < 1 or row.label < 0:
+            raise UserError(f"{path}, line {number}: {row.count} frames with label {row.label} cannot be")
+        rows.append(row)
+    return rows
+
+
+TEMPLATE = "img_{:05}.jpg"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip of a list."""
+
+    source: ClipSource
+    label: int
+    where: str  # file and line
+
+
+def read_entries(path: Path, root: Path, template: str = TEMPLATE) -> list[Entry]:
+    """The clips of a list. UserError names file and line of what does not parse."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the list of videos '{path}': {reason}") from error
+    found = [
+        _entry(line.strip(), root, template, f"{path}, line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not found:
+        raise UserError(f"the list '{path}' names no videos; expected lines of the form PATH LABEL")
+    return found
+
+
+def _entry(line: str, root: Path, template: str, where: str) -> Entry:
+    name, *numbers = line.split()
+    while numbers and not _is_number(numbers[0]):  # a name with spaces in it
+        name = f"{name} {numbers.pop(0)}"
+    if not 1 <= len(numbers) <= 3 or not all(map(_is_number, numbers)):
+        raise UserError(
+            f"{where}: '{line[:80]}' is not of the form PATH LABEL, FOLDER FRAMES LABEL or FOLDER OFFSET FRAMES LABEL"
+        )
+    *counts, label = map(int, numbers)
+    if label < 0:
+        raise UserError(f"{where}: the class {label} is negative, and classes count from 0")
+    if not counts:
+        return Entry(ClipSource(root / name), label, where)
+    if Path(name).suffix and (root / name).is_file():
+        form = "FOLDER FRAMES LABEL" if len(counts) == 1 else "FOLDER OFFSET FRAMES LABEL"
+        raise UserError(f"{where}: '{line[:80]}' is of the form {form}, but '{name}' is a file; of a video, PATH LABEL")
+    offset, count = (0, counts[0]) if len(counts) == 1 else counts
+    if count < 1:
+        raise UserError(f"{where}: '{name}' has {count} frames; leave the line out or extract them again")
+    return Entry(ClipSource(root / name, template, first=1 + offset, count=count), label, where)
+
+
+def _is_number(text: str) -> bool:
+    return text.removeprefix("-").isdecimal()
+
+
+def check_labels(entries: Sequence[Entry], num_classes: int) -> None:
+    """UserError for the first class that is out of range."""
+    for entry in entries:
+        if entry.label >= num_classes:
+            raise UserError(
+                f"{entry.where}: the class {entry.label} is out of range, the data set has 0 to {num_classes - 1}"
+            )
+
+
+def require_files(entries: Sequence[Entry]) -> None:
+    """UserError for the first clip that is not there or empty; what is inside is found when it is read."""
+    for entry in entries:
+        path = entry.source.path
+        try:
+            empty = path.is_file() and not path.stat().st_size
+            there = path.exists()
+        except OSError as error:
+            raise UserError(f"{entry.where}: cannot read '{path}': {error.strerror}") from error
+        if not there or empty:
+            what = "is empty (0 bytes)" if there else "does not exist"
+            raise UserError(
+                f"{entry.where}: the video '{path}' {what}; fetch it, or pass --skip_corrupt to leave it out"
+            )

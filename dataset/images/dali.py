@@ -1,0 +1,207 @@
+"""Image folders decoded by NVIDIA DALI (--dali cpu|gpu), with the batches, order and shards of
+dataset/images/imagenet.py.
+
+The reader's label is the sample's position in the training set, and the class is looked up on the device: so every
+method that needs positions (CRD) works as with any other loader. Each epoch has a pipeline of its own, over this
+process's files in the order of (seed, epoch): a run resumes with any number of processes, at the beginning of an epoch
+with the same views, inside of one with others.
+
+The augmentation is torchvision's RandomResizedCrop and RandomHorizontalFlip with the same constants (area 0.08 to 1,
+aspect 3/4 to 4/3 drawn log-uniformly, 10 attempts; the SimKD toolbox's pipeline has area 0.1 to 1, aspect 0.8 to 1.25,
+100 attempts). What differs from torchvision: the crop is cut out while decoding, and where no attempt fits the image
+DALI takes the largest crop of a permitted aspect at a random place, torchvision the central one; DALI's triangular
+filter stands for Pillow's antialiased bilinear one, and values differ by rounding; --dali gpu decodes with nvJPEG,
+whose colours differ by up to a few levels. Draws are a function of (seed, epoch, rank), not those of the workers.
+Evaluation always decodes through the workers, so that numbers compare.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.protocols import Batch, UserError
+from dataset.base import DataOptions
+from dataset.images.resident import scaled
+from dataset.order import PositionedLoader
+
+if TYPE_CHECKING:
+    from dataset.images.files import Files
+    from dataset.order import Plan
+
+
+PACKAGE = "nvidia-dali-cuda120"
+
+
+PREFETCH = 2  # batches DALI decodes ahead
+
+
+ASPECT, AREA, ATTEMPTS = [3 / 4, 4 / 3], [0.08, 1.0], 10
+
+
+def require(kind: str, device: torch.device) -> None:
+    """UserError where DALI, or the GPU it is asked for, is missing."""
+    try:
+        import nvidia.dali  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--dali {kind} needs the package {PACKAGE} (pip install {PACKAGE}): {error}") from error
+    if kind == "gpu" and device.type != "cuda":
+        raise UserError("--dali gpu needs a CUDA device, and there is none here: use --dali cpu")
+
+
+def pipeline(
+    paths: Sequence[str],
+    positions: Sequence[int],
+    batch_size: int,
+    size: int,
+    seed: int,
+    kind: str,
+    device: torch.device,
+    threads: int,
+) -> Any:
+    """Built: yields uint8 [batch_size, size, size, 3] and positions [batch_size, 1]; after the last file the first."""
+    from nvidia.dali import fn, pipeline_def
+    from nvidia.dali import types as dali_types
+
+    types: Any = dali_types  # made at run time
+    decoder, place = ("mixed", "gpu") if kind == "gpu" else ("cpu", "cpu")
+
+    @pipeline_def
+    def described() -> Any:
+        encoded, position = fn.readers.file(
+            files=list(paths), labels=list(positions), random_shuffle=False, name="Reader"
+        )
+        images: Any = fn.decoders.image_random_crop(
+            encoded,
+            device=decoder,
+            output_type=types.RGB,
+            random_aspect_ratio=ASPECT,
+            random_area=AREA,
+            num_attempts=ATTEMPTS,
+        )
+        images = fn.resize_crop_mirror(  # nothing is cropped: half a pass over the pixels less than resize and flip
+            images,
+            device=place,
+            size=(size, size),
+            crop=(size, size),
+            mirror=fn.random.coin_flip(),
+            interp_type=types.INTERP_TRIANGULAR,
+        )
+        return images, position
+
+    built = described(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=(device.index or 0) if device.type == "cuda" else None,
+        seed=seed,
+        prefetch_queue_depth=PREFETCH,
+    )
+    built.build()
+    return built
+
+
+class DaliLoader(PositionedLoader):
+    """Training batches from DALI. UserError: no DALI, no GPU for it, augmentations that only the workers have."""
+
+    def __init__(self, files: Files, plan: Plan, size: int, device: torch.device, options: DataOptions):
+        kind = str(options.dali)
+        require(kind, device)
+        if options.augment != "none" or options.random_erase:
+            raise UserError(f"--dali {kind} crops and flips only: leave out --augment and --random_erase, or --dali")
+        super().__init__(plan.steps)
+        self.files, self.plan, self.size, self.device, self.kind = files, plan, size, device, kind
+        self.labels = files.labels.to(device)
+        self.allowed, self.threads = options.skip_corrupt, max(1, options.num_workers)
+        self.unreadable: dict[int, str] = {}  # position -> why
+        self.set_epoch(1)
+
+    def identity(self) -> dict[str, int]:
+        return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_images": len(self.files)}
+
+    def end_epoch(self) -> dict[str, int]:
+        """For the epoch's row: how many images of this process could not be read so far."""
+        return {"skipped_images": len(self.unreadable)} if self.allowed else {}
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        places = [[position for position, _ in batch] for batch in self.plan.places(self.epoch, 0)]
+        step = start
+        while step < self.steps:
+            try:
+                for batch in self._run(places, step):
+                    yield batch
+                    step += 1
+            except RuntimeError as error:
+                if "pipeline" not in str(error):
+                    raise
+                self._find_unreadable(places[step : step + PREFETCH + 2], error)
+
+    def _run(self, places: Sequence[Sequence[int]], start: int) -> Iterator[Batch]:
+        """Batches from step `start` on, of a new pipeline."""
+        mine = [[self._readable(position) for position in batch] for batch in places]
+        flat = [position for batch in mine[start:] for position in batch]
+        size = len(mine[0])
+        paths = [str(self.files.root / self.files.paths[position]) for position in flat]
+        text = f"dali {self.plan.seed} {self.epoch} {self.plan.rank} {start}"
+        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") % 2**31
+        built = pipeline(paths, flat, size, self.size, seed, self.kind, self.device, self.threads)
+        todo = mine[start:]
+        for _ in todo[:PREFETCH]:  # not run(), which would decode as many batches more than are wanted
+            built.schedule_run()
+        for step, positions in enumerate(todo):
+            images, numbers = built.share_outputs()
+            # a short last batch was filled up from the beginning
+            image = scaled(self._tensor(images)[: len(positions)])
+            index = torch.from_numpy(np.array(numbers.as_array())).long().flatten()[: len(positions)]
+            built.release_outputs()
+            if step + PREFETCH < len(todo):
+                built.schedule_run()
+            index = index.to(self.device, non_blocking=True)
+            yield Batch({"image": image}, self.labels[index], index)
+
+    def _tensor(self, images: Any) -> Tensor:
+        """uint8 [B, H, W, 3] on the device; on a CPU it is DALI's own memory, to be read before it is released."""
+        if self.kind == "cpu":
+            return torch.from_dlpack(images.as_tensor()).to(self.device)
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        whole = images.as_tensor()
+        out = torch.empty(whole.shape(), dtype=torch.uint8, device=self.device)
+        feed_ndarray(whole, out, cuda_stream=torch.cuda.current_stream(self.device))
+        return out
+
+    def _readable(self, position: int) -> int:
+        """The image itself, or the next one that can be read."""
+        for tried in range(len(self.files)):
+            at = (position + tried) % len(self.files)
+            if at not in self.unreadable:
+                return at
+        raise UserError(f"none of the {len(self.files)} images can be read")
+
+    def _find_unreadable(self, places: Sequence[Sequence[int]], error: RuntimeError) -> None:
+        """DALI does not say which file it could not decode: look at those it has read. UserError names one."""
+        from PIL import Image
+
+        found = {}
+        for position in {self._readable(p) for batch in places for p in batch}:
+            path = self.files.root / self.files.paths[position]
+            try:
+                with Image.open(path) as file:
+                    file.convert("RGB")
+            except Exception as damage:  # noqa: BLE001 (decoders raise nearly anything on damaged bytes)
+                found[position] = f"the image '{path}' is corrupt or not an image ({damage})"
+        if not found:
+            reason = next((line for line in reversed(str(error).splitlines()) if "failure" in line.lower()), "")
+            raise UserError(f"DALI cannot go on with images that Pillow reads: {reason or error}; leave --dali out")
+        if not self.allowed:
+            raise UserError(
+                f"{next(iter(found.values()))}; repair or remove it, or pass --skip_corrupt to go on without"
+            )
+        for reason in found.values():
+            logging.getLogger("retort").info("passed over: %s", reason)
+        self.unreadable |= found

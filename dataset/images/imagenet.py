@@ -1,0 +1,298 @@
+"""ImageNet, and any image-folder tree that does not fit in memory: `train/<class>/**` and `val/<class>/**`.
+
+Looked for as imagenet/ or ImageNet/ in the data folder, else in the data folder itself. Files are listed by
+torchvision's ImageFolder and decoded, cropped and flipped by worker processes (DataLoader), which yield uint8; scaling
+and normalisation happen on the device, where the next batch arrives while one is trained on.
+
+Train: RandomResizedCrop to image_size (224; area 0.08 to 1, aspect 3/4 to 4/3, bilinear with antialias), mirrored or
+not. Val: shorter side to image_size * 256 / 224, centre crop. dataset/images/folder.py keeps small
+sets decoded in memory.
+Shape letters: N training samples, B samples of a batch, H W space.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from core.protocols import Batch, DataSet, Loader, UserError
+from dataset.base import DataOptions, few, hold_out, seeded
+from dataset.images.files import Files, find_root, flat_val, listed
+from dataset.images.folder import class_names, matching_classes
+from dataset.images.resident import scaled
+from dataset.order import Place, Plan, PositionedLoader
+from dataset.workers import start_worker
+
+Item = tuple[Tensor, int, str]  # uint8 [H, W, 3], position, why it could not be read ("" if it could)
+
+
+def load(options: DataOptions) -> StreamedData:
+    """List the tree. UserError: no such folder, classes that differ between train and val, a flat val/."""
+    root = find_root(options.root)
+    train, classes = listed(root / "train", options.classes_subset)
+    val_folder = None if options.val_fraction else matching_classes(root, class_names(root / "train"), flat_val)
+    val = None if val_folder is None else listed(val_folder, options.classes_subset)[0]
+    if options.val_fraction:
+        rest, held = hold_out(train.labels, options.val_fraction)
+        train, val = train.take(rest), train.take(held)
+    if options.few_ratio < 1:
+        train = train.take(few(train.labels, options.few_ratio, options.seed))
+    assert val is not None
+    return StreamedData(root, classes, train, val, options)
+
+
+class Decoded(Dataset[Item]):
+    """Images as uint8 [H, W, 3]; asked for with (position, seed), so that a view depends on nothing else."""
+
+    def __init__(self, files: Files, transform: Any, replace: bool = False):
+        self.files, self.transform, self.replace = files, transform, replace
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: Place) -> Item:
+        position, seed = place
+        why = ""
+        for tried in range(len(self.files) if self.replace else 1):
+            # another image for one that cannot be read, so that batches stay of one size in all processes
+            at = (position + tried) % len(self.files)
+            image, reason = self._read(at, seed)
+            why = why or reason
+            if image is not None:
+                return image, at, why
+        return torch.zeros(0), position, why
+
+    def _read(self, position: int, seed: int) -> tuple[Tensor | None, str]:
+        from PIL import Image
+
+        path = self.files.root / self.files.paths[position]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except Exception as error:  # noqa: BLE001 (decoders raise nearly anything on damaged bytes)
+            return None, f"the image '{path}' is corrupt or not an image ({str(error) or type(error).__name__})"
+        with seeded(seed):
+            image = self.transform(image)
+        return image.contiguous() if isinstance(image, Tensor) else torch.from_numpy(np.array(image)), ""
+
+
+def collated(items: Sequence[Item]) -> tuple[Tensor, Tensor, list[str], list[bool]]:
+    """Images uint8 [B, H, W, 3], positions [B], reasons, and which samples were read."""
+    read = [item[0].ndim == 3 for item in items]
+    images = [item[0] for item, good in zip(items, read, strict=True) if good]
+    whole = torch.stack(images) if images else torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
+    return whole, torch.tensor([item[1] for item in items]), [item[2] for item in items if item[2]], read
+
+
+class Batches(Sampler[list[Place]]):
+    """The batches of this process, as the loader chose them last."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[list[Place]] = ()
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return iter(self.batches)
+
+
+class Skipped:
+    """Images that could not be read: refused, or counted once each and passed over (--skip_corrupt)."""
+
+    def __init__(self, allowed: bool):
+        self.allowed = allowed
+        self.seen: set[str] = set()
+
+    def __call__(self, reasons: Sequence[str]) -> None:
+        if reasons and not self.allowed:
+            raise UserError(f"{reasons[0]}; repair or remove it, or pass --skip_corrupt to go on without")
+        for reason in reasons:
+            if reason not in self.seen:
+                self.seen.add(reason)
+                logging.getLogger("retort").info("passed over: %s", reason)
+
+
+class Worked(PositionedLoader):
+    """Batches that DataLoader workers decode, moved to the device one ahead and scaled to [0, 1] there.
+
+    Training draws its batches from a plan; evaluation takes its share in order, and an image that cannot be read is
+    left out of it.
+    """
+
+    def __init__(
+        self, files: Files, transform: Any, device: torch.device, workers: int, skipped: Skipped, plan: Plan | Sequence
+    ):
+        super().__init__(plan.steps if isinstance(plan, Plan) else len(plan))
+        self.files, self.device, self.plan, self.skipped = files, device, plan, skipped
+        self.labels = files.labels.to(device)
+        self.chosen = Batches()
+        self.decoder = DataLoader(
+            Decoded(files, transform, replace=skipped.allowed and isinstance(plan, Plan)),
+            batch_sampler=self.chosen,
+            num_workers=workers,
+            collate_fn=collated,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # the run's own is none of its business
+        )
+        self.set_epoch(1)
+
+    def identity(self) -> dict[str, int]:
+        if not isinstance(self.plan, Plan):
+            return {}
+        return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_images": len(self.files)}
+
+    def end_epoch(self) -> dict[str, int]:
+        """For the epoch's row: how many images of this process could not be read so far."""
+        return {"skipped_images": len(self.skipped.seen)} if self.skipped.allowed else {}
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        plan = self.plan
+        self.chosen.batches = plan.places(self.epoch, start) if isinstance(plan, Plan) else plan[start:]
+        return ahead(self._moved(), self.device)
+
+    def _moved(self) -> Iterator[Batch]:
+        for images, positions, reasons, read in self.decoder:
+            self.skipped(reasons)
+            if not all(read):
+                positions = positions[torch.tensor(read)]
+                if not len(positions):
+                    continue
+            images, positions = (x.to(self.device, non_blocking=True) for x in (images, positions))
+            yield Batch({"image": images}, self.labels[positions], positions)
+
+
+def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """The same batches, scaled; on an accelerator the next one is copied while the caller works on one."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield finished(batch)
+        return
+    stream = torch.cuda.Stream(device)
+
+    def fetch() -> Batch | None:
+        with torch.cuda.stream(stream):
+            batch = next(batches, None)
+            return None if batch is None else finished(batch)
+
+    following = fetch()
+    while following is not None:
+        batch = following
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        for x in (*batch.inputs.values(), batch.target, batch.index):
+            x.record_stream(current)
+        following = fetch()
+        yield batch
+
+
+def finished(batch: Batch) -> Batch:
+    """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1]."""
+    return Batch({k: scaled(x) for k, x in batch.inputs.items()}, batch.target, batch.index)
+
+
+def train_transform(size: int, options: DataOptions) -> Any:
+    """PIL image -> PIL image; torchvision's classes, in the order of its reference recipes."""
+    from torchvision.transforms import v2
+
+    steps: list[Any] = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+    if options.augment == "randaugment":
+        steps.append(v2.RandAugment())
+    elif options.augment == "trivialaugment":
+        steps.append(v2.TrivialAugmentWide())
+    elif options.augment == "autoaugment":
+        steps.append(v2.AutoAugment())
+    if options.random_erase:
+        steps += [v2.PILToTensor(), Erased(options.random_erase)]
+    return v2.Compose(steps)
+
+
+class Erased:
+    """torchvision's RandomErasing, filled with ImageNet's mean colour; uint8 [3, H, W] -> [H, W, 3]."""
+
+    def __init__(self, probability: float):
+        from torchvision.transforms import v2
+
+        self.erase = v2.RandomErasing(probability, value=[124, 116, 104])
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return self.erase(image).permute(1, 2, 0)
+
+
+def test_transform(size: int) -> Any:
+    from torchvision.transforms import v2
+
+    return v2.Compose([v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)])
+
+
+test_transform.__test__ = False  # type: ignore[attr-defined]  # the name makes pytest look
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the test loader holds: labels [M] int64."""
+
+    labels: Tensor
+
+
+class StreamedData(DataSet):
+    """An image-folder tree, decoded as it is read: by workers, or by DALI. See core.protocols.DataSet."""
+
+    streamed = True  # not resident on the device
+    num_crops = None
+
+    def __init__(self, root: Path, classes: Sequence[str], train: Files, val: Files, options: DataOptions):
+        self.name, self.classes, self.num_classes = "imagenet", tuple(classes), len(classes)
+        self.root, self.train, self.val, self.options = root, train, val, options
+        self.size = options.image_size or 224
+        self.shapes: Mapping[str, tuple[int, ...]] = {"image": (3, self.size, self.size)}
+        self.train_labels = train.labels
+        self.test = Evaluated(val.labels)
+        self.evaluated_on = f"held-out {options.val_fraction:g} of train" if options.val_fraction else "val"
+
+    @cached_property
+    def checksum(self) -> str:
+        return self.train.checksum
+
+    @cached_property
+    def test_checksum(self) -> str:
+        return self.val.checksum
+
+    def train_loader(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Loader:
+        """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
+        options = self.options
+        plan = Plan(len(self.train), batch_size, seed, drop_last, rank, world_size, options.repeated_augmentation)
+        if options.dali:
+            from dataset.images.dali import DaliLoader
+
+            return DaliLoader(self.train, plan, self.size, device, options)
+        skipped = Skipped(options.skip_corrupt)
+        return Worked(self.train, train_transform(self.size, options), device, options.num_workers, skipped, plan)
+
+    def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Loader:
+        """batch_size counts the samples of this rank, at most 256; every rank holds a slice of its own."""
+        count, batch_size = len(self.val), min(batch_size, 256)
+        positions = range(count * rank // world_size, count * (rank + 1) // world_size)
+        batches = [[(i, 0) for i in positions[at : at + batch_size]] for at in range(0, len(positions), batch_size)]
+        skipped = Skipped(self.options.skip_corrupt)
+        return Worked(self.val, test_transform(self.size), device, self.options.num_workers, skipped, batches)

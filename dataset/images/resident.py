@@ -1,0 +1,208 @@
+"""Data that lives on the device as uint8, augmented there batch by batch: no copy and no sync in a step.
+
+A pixel view of an image is a crop of its zero-padded self, mirrored or not:
+crop id = (dy * (2 * pad + 1) + dx) * 2 + flip, with dy, dx in 0..2*pad and the identity at dy = dx = pad.
+Shape letters: N training samples, B samples of a batch, H W space, C channels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.protocols import Batch, DataSet, UserError
+from dataset.base import DataOptions, Split, few, hold_out
+from dataset.order import Plan, ResidentLoader, generator
+
+
+def scaled(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, C] -> float32 in [0, 1], [B, C, H, W] in channels_last memory; the values of ToTensor."""
+    # CUDA multiplies by the reciprocal of a Python scalar, one ulp off the CPU's quotient; a tensor divides alike.
+    full = torch.full((1,), 255.0, device=images.device)
+    if images.device.type == "cpu":  # NumPy asks for huge pages, torch does not: 38 MB are then faulted in 3x sooner
+        return torch.from_numpy(np.empty(images.shape, np.float32)).copy_(images).div_(full).permute(0, 3, 1, 2)
+    return images.to(torch.float32).div_(full).permute(0, 3, 1, 2)
+
+
+def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:
+    """Render pixel views exactly as the training loader does.
+
+    padded: uint8 [N, H + 2 pad, W + 2 pad, C], contiguous. index, crop: int64 [B] on the same device.
+    Returns float32 [B, C, H, W] in [0, 1], channels_last. One gather: the flip is part of the column index.
+    """
+    _, rows, columns, channels = padded.shape
+    height, width, shifts = rows - 2 * pad, columns - 2 * pad, 2 * pad + 1
+    flip, shift = crop % 2, crop // 2
+    dy, dx = shift // shifts, shift % shifts
+    y = (index * rows + dy)[:, None] + torch.arange(height, device=index.device)  # [B, H], over the rows of all images
+    x = (dx + flip * (width - 1))[:, None] + (1 - 2 * flip)[:, None] * torch.arange(width, device=index.device)
+    pixels = (y * columns)[:, :, None] + x[:, None, :]  # [B, H, W]
+    picked = padded.view(-1, channels).index_select(0, pixels.flatten())
+    return scaled(picked.view(len(index), height, width, channels))
+
+
+class TrainLoader(ResidentLoader):
+    """The batches of a Plan; crop ids depend on (seed, epoch, place in the epoch), not on the batch size."""
+
+    def __init__(self, padded: Tensor, labels: Tensor, pad: int, flips: bool, plan: Plan):
+        super().__init__(plan.steps)
+        self.padded, self.labels, self.pad, self.flips, self.plan = padded, labels, pad, flips, plan
+        self._drawn: int | None = None
+        self.set_epoch(1)
+
+    def identity(self) -> dict[str, int]:
+        return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_images": len(self.labels)}
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        super().set_epoch(epoch, start_step)
+        if epoch == self._drawn:
+            return
+        count, device = len(self.labels), self.labels.device
+        shifts = 2 * self.pad + 1
+        order = self.plan.order(epoch)
+        crops = torch.randint(shifts * shifts * 2, (count,), generator=generator("crop", self.plan.seed, epoch))
+        if not self.flips:
+            crops -= crops % 2
+        self.order, self.crops, self._drawn = order.to(device), crops.to(device), epoch
+        self.view_ids = order * (shifts * shifts * 2) + crops
+
+    def batch(self, step: int) -> Batch:
+        places = self.plan.places_of(step)
+        mine = slice(places.start, places.stop)
+        index, crop = self.order[mine], self.crops[mine]
+        image = view(self.padded, index, crop, self.pad)
+        target = self.labels.index_select(0, index)
+        return Batch({"image": image}, target, index, crop=crop, view_id=self.view_ids[mine])
+
+
+class TestLoader(ResidentLoader):
+    """The test images in order, as they are; rank r holds an exact slice of its own, which may be empty.
+
+    `index` is the position in the test set, and `crop` is None: a crop id names a view of a training image.
+    """
+
+    __test__ = False  # the name makes pytest look
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, rank: int, world_size: int):
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; give at least 1")
+        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+        count = len(labels)
+        self.first, self.last = count * rank // world_size, count * (rank + 1) // world_size
+        super().__init__(-(-(self.last - self.first) // batch_size))
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.positions = torch.arange(count, device=labels.device)
+
+    def batch(self, step: int) -> Batch:
+        first = self.first + step * self.batch_size
+        mine = slice(first, min(first + self.batch_size, self.last))
+        return Batch({"image": scaled(self.images[mine])}, self.labels[mine], self.positions[mine])
+
+
+class ResidentData(DataSet):
+    """A labelled image set, kept whole as uint8 in memory and once on every device that asks for a loader.
+
+    flips: whether a mirrored image keeps its label. pad: pixels of zero padding before the crop, one eighth of the
+    side by default (4 at 32). evaluated_on: what the test loader holds, for tables.
+    num_crops counts flips even where they are off, so that a crop id means the same view everywhere.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        train: Split,
+        test: Split,
+        *,
+        flips: bool,
+        pad: int | None = None,
+        evaluated_on: str = "test",
+    ):
+        shape = train.images.shape[1:]
+        assert test.images.shape[1:] == shape, f"train {tuple(shape)}, test {tuple(test.images.shape[1:])}"
+        self.name, self.classes, self.flips, self.evaluated_on = name, tuple(classes), flips, evaluated_on
+        self.num_classes = len(self.classes)
+        height, width, channels = shape
+        self.shapes: Mapping[str, tuple[int, ...]] = {"image": (channels, height, width)}
+        self.pad = min(height, width) // 8 if pad is None else pad
+        self.num_crops: int | None = (2 * self.pad + 1) ** 2 * 2
+        self.train_labels, self.test = train.labels, test
+        # Only the padded copy is kept; the caller's unpadded one can go.
+        self.padded = torch.zeros(len(train), height + 2 * self.pad, width + 2 * self.pad, channels, dtype=torch.uint8)
+        self.train_images.copy_(train.images)
+        self._resident: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def train_images(self) -> Tensor:
+        """uint8 [N, H, W, C], a view of the padded set."""
+        height, width = self.shapes["image"][1:]
+        return self.padded[:, self.pad : self.pad + height, self.pad : self.pad + width]
+
+    @cached_property
+    def checksum(self) -> str:
+        """First 16 hex digits of the SHA-256 of shape, training pixels and training labels."""
+        digest = hashlib.sha256(repr((len(self.train_labels), self.shapes["image"])).encode())
+        for chunk in self.train_images.split(1024):
+            digest.update(chunk.contiguous().numpy().data)
+        digest.update(self.train_labels.numpy().data)
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def test_checksum(self) -> str:
+        """The same of what the test loader holds."""
+        digest = hashlib.sha256(repr((len(self.test.labels), self.shapes["image"])).encode())
+        digest.update(self.test.images.contiguous().numpy().data)
+        digest.update(self.test.labels.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+    def on(self, part: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """("train": padded images, "test": images as they are; labels) on a device, moved there once."""
+        device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are one place
+        if (part, device) not in self._resident:
+            images, labels = (
+                (self.padded, self.train_labels) if part == "train" else (self.test.images, self.test.labels)
+            )
+            self._resident[part, device] = images.to(device), labels.to(device)
+        return self._resident[part, device]
+
+    def views(self, index: Tensor, crop: Tensor) -> Tensor:
+        """Any pixel views of training images, on the device of `index`: float32 [B, C, H, W], as the loader's."""
+        return view(self.on("train", index.device)[0], index, crop, self.pad)
+
+    def train_loader(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> TrainLoader:
+        """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
+        plan = Plan(len(self.train_labels), batch_size, seed, drop_last, rank, world_size)
+        return TrainLoader(*self.on("train", device), self.pad, self.flips, plan)
+
+    def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> TestLoader:
+        """batch_size counts the samples of this rank; larger than the set is fine."""
+        return TestLoader(*self.on("test", device), batch_size, rank, world_size)
+
+
+def resident(
+    name: str, classes: Sequence[str], train: Split, test: Split | None, options: DataOptions, *, flips: bool
+) -> ResidentData:
+    """Apply val_fraction and few_ratio, then keep the rest resident. `test` may be None if a slice is held out."""
+    evaluated_on = "test"
+    if options.val_fraction:
+        rest, held = hold_out(train.labels, options.val_fraction)
+        train, test = train.take(rest), train.take(held)
+        evaluated_on = f"held-out {options.val_fraction:g} of train"
+    if options.few_ratio < 1:
+        train = train.take(few(train.labels, options.few_ratio, options.seed))
+    assert test is not None, f"{name} has neither a test set nor a held-out slice"
+    return ResidentData(name, classes, train, test, flips=flips, evaluated_on=evaluated_on)

@@ -1,0 +1,138 @@
+"""The order of an epoch: which samples a process reads in which batch."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.protocols import Batch, Loader, UserError
+
+
+def generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
+    digest = hashlib.blake2b(f"{purpose} {seed} {epoch}".encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+class PositionedLoader(Loader):
+    """Steps through an epoch's batches; iteration starts where set_epoch said.
+
+    After each batch `state_dict` points at the next one, so that a run stopped in mid-epoch continues with it.
+    """
+
+    def __init__(self, steps: int):
+        self.steps, self.epoch, self.step = steps, 1, 0
+        self._fresh = True
+
+    @abstractmethod
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Those of the epoch from step `start` on."""
+        ...
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch, the same on every rank, whatever step the next iteration starts at."""
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        start = self.step if self._fresh else 0
+        self._fresh = False
+        for step, batch in enumerate(self.batches(start), start):
+            self.step = step + 1
+            yield batch
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        assert 0 <= start_step <= self.steps, f"start_step {start_step} of {self.steps}"
+        self.epoch, self.step, self._fresh = epoch, start_step, True
+
+    def identity(self) -> dict[str, int]:
+        """What must agree for a position in an epoch to mean the same batch."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "step": self.step, **self.identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue at the recorded batch; UserError if it was recorded with other data, seed or batch size."""
+        for key, value in self.identity().items():
+            if state[key] != value:
+                raise UserError(
+                    f"the checkpoint was written with {key} {state[key]}, this run has {value}; "
+                    f"resume with {key} {state[key]} or start another run"
+                )
+        self.set_epoch(state["epoch"], state["step"])
+
+
+class ResidentLoader(PositionedLoader):
+    """Batches that are rendered on the device."""
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch: ...
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        return (self.batch(step) for step in range(start, self.steps))
+
+
+Place = tuple[int, int]  # position in the split, seed of the augmentation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples every batch of an epoch holds, in all processes: a function of (seed, epoch) and nothing else.
+
+    Global batch k is order[k*B : (k+1)*B], cut into world_size equal slices: a short last batch leaves out what
+    world_size does not divide, fewer than world_size samples and others in every epoch, and is left out altogether
+    where a process would get nothing. repeats: every sample that occurs does so that often, `count` in all (repeated
+    augmentation, Hoffer et al., CVPR 2020). what: how messages call a sample. UserError where batch_size exceeds count
+    or is no multiple of world_size.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+    repeats: int = 1
+    what: str = "images"
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.rank < self.world_size, f"rank {self.rank} of {self.world_size}"
+        if not 1 <= self.batch_size <= self.count:
+            raise UserError(
+                f"batch_size is {self.batch_size}, but the training set has {self.count} {self.what}; "
+                f"give a batch_size between 1 and {self.count}"
+            )
+        if self.batch_size % self.world_size:
+            raise UserError(
+                f"batch_size {self.batch_size} cannot be divided among {self.world_size} processes; "
+                f"give a multiple of {self.world_size}"
+            )
+
+    @property
+    def steps(self) -> int:
+        whole, left = divmod(self.count, self.batch_size)
+        return whole + (0 if self.drop_last or left < self.world_size else 1)
+
+    def order(self, epoch: int) -> Tensor:
+        """[count] int64: the sample at every place of the epoch."""
+        order = torch.randperm(self.count, generator=generator("order", self.seed, epoch))
+        if self.repeats > 1:
+            order = order[: -(-self.count // self.repeats)].repeat_interleave(self.repeats)[: self.count]
+        return order
+
+    def places_of(self, step: int) -> range:
+        """The places of the epoch that this process's part of a batch takes."""
+        first = step * self.batch_size
+        size = min(self.batch_size, self.count - first) // self.world_size
+        return range(first + self.rank * size, first + (self.rank + 1) * size)
+
+    def places(self, epoch: int, start_step: int) -> list[list[Place]]:
+        """This process's (position, seed of the view) of every batch from start_step on."""
+        seeds = torch.randint(2**62, (self.count,), generator=generator("view", self.seed, epoch)).tolist()
+        order = self.order(epoch).tolist()
+        return [[(order[at], seeds[at]) for at in self.places_of(step)] for step in range(start_step, self.steps)]

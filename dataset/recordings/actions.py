@@ -1,0 +1,354 @@
+"""Action recordings of several modalities: pairs by (action, subject, trial), their protocols, and their loaders.
+
+A data set module says which files there are and what their names mean; everything else is here. Shape letters: N
+samples, B samples of a batch, K frames of a clip, C axes, L samples of a window, S pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core.protocols import Batch, DataSet, UserError
+from dataset.base import DataOptions
+from dataset.clips.clip_transforms import centre_box, crop_boxes, render, to_input
+from dataset.clips.decode import ClipSource
+from dataset.clips.frame_cache import FrameCache
+from dataset.clips.frame_sampling import segment_frames
+from dataset.order import Plan, ResidentLoader, generator
+from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Sample, check_split, pair
+from dataset.recordings.sensors import read_sensor, window
+
+DEFAULT_SIDE = 224
+
+
+class OnDemand(Mapping[str, Tensor]):
+    """Inputs of a batch that are rendered when somebody reads them: a student that reads the sensor pays for no video,
+    and needs none to be there."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
+        self._makers, self._made = makers, dict[str, Tensor]()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = self._makers[name]()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+@dataclass(frozen=True)
+class ActionOptions:
+    """What the loaders need to know of the options, resolved."""
+
+    num_segments: int
+    side: int
+    length: int
+
+
+@dataclass(eq=False)
+class ActionData(DataSet):
+    """Paired recordings with labels: a DataSet (core.protocols).
+
+    Sensor windows are resident on the device, clips come from the cache of decoded frames. reads: modality name ->
+    entry of Batch.inputs. notes: what the run should say once.
+    """
+
+    layout: Layout
+    protocol: str
+    train: list[Sample]
+    test: list[Sample]
+    reads: Mapping[str, str]
+    options: ActionOptions
+    cache: FrameCache
+    evaluated_on: str
+    notes: Sequence[str] = ()
+    _windows: dict[str, Tensor] = field(default_factory=dict)
+
+    num_crops: int | None = None  # crops are drawn from many sizes and places
+
+    def __post_init__(self) -> None:
+        self.name, self.classes = self.layout.name, tuple(self.layout.classes)
+        self.num_classes = len(self.classes)
+        self.train_labels = torch.tensor([s.label for s in self.train], dtype=torch.int64)
+        self.test_labels = torch.tensor([s.label for s in self.test], dtype=torch.int64)
+        o, shapes = self.options, {}
+        for modality, entry in self.reads.items():
+            axes = self.layout.modalities[modality].axes
+            shapes[entry] = (o.num_segments, 3, o.side, o.side) if entry == VIDEO else (axes, o.length)
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
+        self.modality_of = {entry: modality for modality, entry in self.reads.items()}
+
+    @property
+    def described(self) -> dict[str, object]:
+        """What a checkpoint's meta says, so that its network can be used on single files."""
+        shapes = {entry: list(shape) for entry, shape in self.shapes.items()}
+        return {
+            "classes": list(self.classes),
+            "modalities": dict(self.modality_of),
+            "shapes": shapes,
+            "reads": next(iter(self.reads.values())),
+            "data_split": self.protocol,
+        }
+
+    @cached_property
+    def checksum(self) -> str:
+        return self._checksum(self.train)
+
+    @cached_property
+    def test_checksum(self) -> str:
+        return self._checksum(self.test)
+
+    def _checksum(self, samples: Sequence[Sample]) -> str:
+        """First 16 hex digits of the SHA-256 of shapes, keys, labels, sensor values and the sizes of the videos."""
+        digest = hashlib.sha256(repr((sorted(self.shapes.items()), self.protocol)).encode())
+        for s in samples:
+            sizes = [
+                (m, r.path.stat().st_size if r.path.is_file() else r.frames and r.frames.count)
+                for m, r in s.files.items()
+                if self.reads[m] == VIDEO
+            ]
+            digest.update(repr((s.key, s.view, s.label, sizes)).encode())
+        if SENSOR in self.shapes:
+            digest.update(self.windows("train" if samples is self.train else "test").numpy().data)
+        return digest.hexdigest()[:16]
+
+    def windows(self, part: str) -> Tensor:
+        """float32 [N, C, L] on the CPU."""
+        if part not in self._windows:
+            modality, samples = self.modality_of[SENSOR], self.train if part == "train" else self.test
+            rows = [window(read_sensor(s.files[modality].path, modality), self.options.length) for s in samples]
+            self._windows[part] = torch.stack(rows)
+        return self._windows[part]
+
+    def clip(self, sample: Sample, draw: Sequence[float] | None, box: float | None, mirror: bool) -> Tensor:
+        """uint8 [K, C, S, S]. draw: positions inside the segments; box: which crop, in [0, 1); None: the middle."""
+        recording = sample.files.get(self.modality_of[VIDEO])
+        if recording is None or recording.frames is None:
+            raise UserError(
+                f"{self.layout.describe_key(sample.key)} has no {self.modality_of[VIDEO]} recording, and the network "
+                "reads one: evaluate a network that reads the sensor (--skip_validation leaves the teacher out)"
+            )
+        frames = self.cache.get(recording.frames)
+        picked = segment_frames(len(frames), self.options.num_segments, draw)
+        height, width = frames.shape[1:3]
+        if box is None:
+            area = centre_box(height, width, self.options.side)
+        else:
+            boxes = crop_boxes(height, width)
+            area = boxes[int(box * len(boxes))]
+        return render(frames, picked, area, self.options.side, mirror and sample.label in self.layout.mirrored)
+
+    def train_loader(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> ActionTrainLoader:
+        """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
+        plan = Plan(len(self.train), batch_size, seed, drop_last, rank, world_size, what="recordings")
+        return ActionTrainLoader(self, plan, device)
+
+    def test_loader(
+        self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1
+    ) -> ActionTestLoader:
+        """batch_size counts the samples of this rank; inputs are rendered when they are read."""
+        return ActionTestLoader(self, batch_size, device, rank, world_size)
+
+
+class ActionTrainLoader(ResidentLoader):
+    """Batches of pairs. The order depends on (seed, epoch), frames and crops on (seed, epoch, place in the epoch).
+
+    On a GPU, threads prepare the next batches while the device works on this one.
+    """
+
+    def __init__(self, data: ActionData, plan: Plan, device: torch.device):
+        super().__init__(plan.steps)
+        self.data, self.plan, self.device = data, plan, device
+        self.labels = data.train_labels.to(device)
+        self.windows = data.windows("train").to(device) if SENSOR in data.shapes else None
+        self.set_epoch(1)
+
+    def identity(self) -> dict[str, int]:
+        return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_samples": self.plan.count}
+
+    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
+        super().set_epoch(epoch, start_step)
+        self.order = self.plan.order(epoch)
+        numbers = self.data.options.num_segments + 2
+        draws = torch.rand(self.plan.count, numbers, generator=generator("clip", self.plan.seed, epoch))
+        self.draws = draws.tolist()
+
+    def clip(self, place: int) -> Tensor:
+        """The clip at a place of the epoch, on the CPU."""
+        *draw, box, mirror = self.draws[place]
+        return self.data.clip(self.data.train[int(self.order[place])], draw, box, mirror < 0.5)
+
+    def batch(self, step: int, clips: Sequence[Tensor] | None = None) -> Batch:
+        places = self.plan.places_of(step)
+        index = self.order[places.start : places.stop].to(self.device)
+        inputs = {}
+        if VIDEO in self.data.shapes:
+            inputs[VIDEO] = to_input([self.clip(p) for p in places] if clips is None else clips, self.device)
+        if self.windows is not None:
+            inputs[SENSOR] = self.windows.index_select(0, index)
+        return Batch(inputs, self.labels.index_select(0, index), index)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.device.type != "cuda" or VIDEO not in self.data.shapes:
+            yield from super().__iter__()
+            return
+        yield from self.ahead(max(1, len(os.sched_getaffinity(0)) - 1))
+
+    def ahead(self, threads: int, batches: int = 2) -> Iterator[Batch]:
+        """The same batches, whose clips threads have prepared while the device was busy with earlier ones."""
+        start = self.step if self._fresh else 0
+        self._fresh = False
+        with ThreadPoolExecutor(threads) as pool:
+
+            def ask(step: int) -> list[Future[Tensor]]:
+                return (
+                    [pool.submit(self.clip, place) for place in self.plan.places_of(step)] if step < self.steps else []
+                )
+
+            asked = deque(ask(start + i) for i in range(batches))
+            try:
+                for step in range(start, self.steps):
+                    clips = [future.result() for future in asked.popleft()]
+                    asked.append(ask(step + batches))
+                    self.step = step + 1
+                    yield self.batch(step, clips)
+            finally:  # somebody may stop in the middle of an epoch
+                pool.shutdown(cancel_futures=True)
+
+
+class ActionTestLoader(ResidentLoader):
+    """The tested recordings in order: the middle of every segment, the middle of the picture."""
+
+    def __init__(self, data: ActionData, batch_size: int, device: torch.device, rank: int, world_size: int):
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; give at least 1")
+        count = len(data.test)
+        self.first, self.last = count * rank // world_size, count * (rank + 1) // world_size
+        self.batch_size = min(batch_size, 32) if VIDEO in data.shapes else batch_size  # clips are large
+        super().__init__(-(-(self.last - self.first) // self.batch_size))
+        self.data, self.device, self.labels = data, device, data.test_labels.to(device)
+        self.windows = data.windows("test").to(device) if SENSOR in data.shapes else None
+
+    def batch(self, step: int) -> Batch:
+        first = self.first + step * self.batch_size
+        last = min(first + self.batch_size, self.last)
+        makers: dict[str, Callable[[], Tensor]] = {}
+        if VIDEO in self.data.shapes:
+            samples = self.data.test[first:last]
+            makers[VIDEO] = lambda: to_input([self.data.clip(s, None, None, False) for s in samples], self.device)
+        if self.windows is not None:
+            rows = self.windows[first:last]
+            makers[SENSOR] = lambda: rows
+        places = torch.arange(first, last, device=self.device)
+        return Batch(OnDemand(makers), self.labels[first:last], places)
+
+
+def load(layout: Layout, options: DataOptions) -> ActionData:
+    """Find, pair, split and check the recordings of a data set, and decode its clips into the cache."""
+    if not options.root.is_dir():
+        raise UserError(f"the data folder '{options.root}' does not exist; point --data_folder at {layout.name}")
+    if options.val_fraction or options.few_ratio < 1:
+        raise UserError(f"{layout.name} is split by subject or trial: leave --val_fraction and --few_ratio out")
+    wanted = options.modality or (next(iter(layout.modalities)),)
+    for name in wanted:
+        if name not in layout.modalities:
+            raise UserError(f"{layout.name} has no modality '{name}': choose {', '.join(layout.modalities)}")
+    entries = {name: layout.modalities[name].kind for name in wanted}
+    if len(set(entries.values())) < len(entries):
+        first, second = list(entries)[:2]
+        raise UserError(
+            f"{first} and {second} are both read as '{entries[first]}', and teacher and student would read the same "
+            "input: choose one of them, or a video and a sensor"
+        )
+    split = options.data_split or next(iter(layout.protocols))
+    if split not in layout.protocols:
+        raise UserError(f"{layout.name} has no split '{split}': choose {', '.join(layout.protocols)}")
+    protocol = layout.protocols[split]
+    if protocol.by_view and entries[wanted[0]] == SENSOR:
+        raise UserError(
+            f"--data_split {split} parts the cameras of one performance, whose sensor recording would be trained and "
+            "tested on: choose another split for a network that reads a sensor"
+        )
+    found = {name: layout.find(options.root, name) for name in wanted}
+    for name, recordings in found.items():
+        if not recordings:
+            raise UserError(f"'{options.root}' holds no {name} recordings of {layout.name}")
+    samples, left_out = pair(found, wanted[0], options.skip_corrupt, protocol.trains)
+    resolved = ActionOptions(options.num_segments, options.image_size or DEFAULT_SIDE, options.window or DEFAULT_SIDE)
+    cache = FrameCache(options.clip_cache, max(1, resolved.side * 256 // 224))
+    samples, notes = _readable(samples, entries, cache, resolved.num_segments, options.skip_corrupt, left_out)
+    sides: dict[bool, list[Sample]] = {True: [], False: []}
+    for s in samples:
+        sides[protocol.trains(s.files[wanted[0]])].append(s)
+    check_split(sides[True], sides[False], protocol, split)
+    if entries[wanted[0]] == SENSOR:  # several cameras saw a performance; its sensor recording is tested once
+        sides[False] = list({s.key: s for s in reversed(sides[False])}.values())[::-1]
+    origins = [
+        f"{name} is {', '.join(sorted(kinds))}"
+        for name, recordings in found.items()
+        if (kinds := {r.origin for r in recordings if r.origin})
+    ]
+    told = "; ".join([f"{protocol.told}, {'+'.join(wanted)}", *origins])
+    notes = [f"{layout.name}: {len(sides[True])} recordings to train on, {len(sides[False])} to test; {told}", *notes]
+    return ActionData(layout, split, sides[True], sides[False], entries, resolved, cache, told, notes)
+
+
+def _readable(
+    samples: Sequence[Sample],
+    entries: Mapping[str, str],
+    cache: FrameCache,
+    num_segments: int,
+    skip_corrupt: bool,
+    left_out: Sequence[str],
+) -> tuple[list[Sample], list[str]]:
+    """Decode all clips into the cache, and read all sensor files; what cannot be read, or has fewer frames than
+    segments, is left out, if so wanted."""
+    bad: dict[Path, str] = {}
+    notes = []
+    for name, entry in entries.items():
+        recordings = [s.files[name] for s in samples if name in s.files]
+        if entry == SENSOR and skip_corrupt:
+            for r in recordings:
+                try:
+                    read_sensor(r.path, name)
+                except UserError as error:
+                    bad[r.path] = str(error)
+        if entry == VIDEO:
+            sources = {r.frames: r.path for r in recordings if r.frames is not None}
+
+            def remember(source: ClipSource, error: UserError, sources: Mapping[ClipSource, Path] = sources) -> None:
+                bad[sources[source]] = str(error)
+
+            size = cache.fill(list(sources), remember if skip_corrupt else None, num_segments)
+            where = f"in '{cache.folder}'" if cache.folder else "in memory"
+            notes.append(
+                f"decoded frames of {len(sources)} clips, {cache.short_side} px: {size / 2**20:.0f} MiB {where}"
+            )
+    kept = [s for s in samples if not any(r.path in bad for r in s.files.values())]
+    gone = [*left_out, *bad.values()]
+    if gone:
+        notes.append(f"left out {len(samples) - len(kept) + len(left_out)} recordings, the first because {gone[0]}")
+    return kept, notes

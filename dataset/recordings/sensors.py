@@ -1,0 +1,126 @@
+"""Recordings of body-worn sensors: which columns of a file a modality means, and windows of one length.
+
+Shape letters: C axes, T samples of a recording, L samples of a window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.protocols import UserError
+from dataset.clips.decode import read_mat
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a recording a modality reads, x before y before z."""
+
+    first: int
+    count: int
+
+
+MODALITIES: dict[str, Columns] = {  # of an inertial unit: g, then degrees a second
+    "accel": Columns(0, 3),
+    "gyro": Columns(3, 3),
+    "inertial": Columns(0, 6),
+}
+
+
+SHORTEST = 8  # samples
+
+
+def read_sensor(path: Path, modality: str = "accel") -> np.ndarray:
+    """float64 [C, T] of one file: `.mat` of UTD-MHAD (d_iner [T, 6]), `.txt` of Berkeley-MHAD (ax ay az time), `.csv`
+    of MMAct (timestamp,x,y,z).
+
+    Values that are not finite are interpolated along their axis. UserError: no such file, damaged, another number of
+    columns, too short, or an axis without a finite value.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no sensor recording '{path}'")
+    readers = {".mat": _read_inertial, ".txt": _read_text, ".csv": _read_csv}
+    if path.suffix not in readers:
+        raise UserError(f"'{path}' is no sensor recording: expected one of {', '.join(readers)}")
+    values = readers[path.suffix](path, modality)
+    if values.shape[1] < SHORTEST:
+        raise UserError(
+            f"'{path}' holds {values.shape[1]} samples, fewer than {SHORTEST}; leave it out with --skip_corrupt"
+        )
+    return _without_gaps(values, path)
+
+
+def _read_inertial(path: Path, modality: str) -> np.ndarray:
+    values = read_mat(path, "d_iner")
+    if values.ndim != 2 or values.shape[1] != 6:
+        raise UserError(
+            f"'{path}': d_iner has the shape {list(values.shape)}, expected [T, 6] (acceleration x y z, then angular "
+            "rate x y z)"
+        )
+    if modality not in MODALITIES:
+        raise UserError(f"an inertial recording has no modality '{modality}': choose {', '.join(MODALITIES)}")
+    columns = MODALITIES[modality]
+    return values[:, columns.first : columns.first + columns.count].T.astype(np.float64)
+
+
+def _read_text(path: Path, modality: str) -> np.ndarray:
+    """Rows `ax ay az unix_time`."""
+    return _table(path, None)[:, :3].T
+
+
+def _read_csv(path: Path, modality: str) -> np.ndarray:
+    """Rows `YYYYMMDD_HH:MM:SS.ffffff,x,y,z`, in the order of their timestamps, with or without a header."""
+    return _table(path, ",")[:, 1:].T
+
+
+def _table(path: Path, separator: str | None) -> np.ndarray:
+    """float64 [T, 4]; a timestamp becomes seconds."""
+    rows = []
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' cannot be read as text ({error}); fetch it again") from error
+    for number, line in enumerate(lines, 1):
+        fields = line.split(separator)
+        if not line.strip() or (number == 1 and fields[0].strip().lower() == "timestamp"):
+            continue
+        if len(fields) != 4:
+            raise UserError(f"'{path}', line {number}: {len(fields)} columns, expected 4; fetch it again")
+        try:
+            rows.append([_seconds(fields[0]), *map(float, fields[1:])])
+        except ValueError:
+            raise UserError(f"'{path}', line {number}: '{line[:60]}' holds no numbers; fetch it again") from None
+    if not rows:
+        raise UserError(f"'{path}' is empty; fetch it again, or pass --skip_corrupt to leave it out")
+    table = np.array(rows)
+    return table if separator is None else table[table[:, 0].argsort(kind="stable")]
+
+
+def _seconds(field: str) -> float:
+    field = field.strip()
+    return datetime.strptime(field, "%Y%m%d_%H:%M:%S.%f").timestamp() if "_" in field else float(field)
+
+
+def _without_gaps(values: np.ndarray, path: Path) -> np.ndarray:
+    finite = np.isfinite(values)
+    if finite.all():
+        return values
+    place = np.arange(values.shape[1])
+    for axis, (row, good) in enumerate(zip(values, finite, strict=True)):
+        if not good.any():
+            raise UserError(f"'{path}': axis {axis} holds no finite value; leave it out with --skip_corrupt")
+        row[~good] = np.interp(place[~good], place[good], row[good])
+    return values
+
+
+def window(values: np.ndarray, length: int) -> Tensor:
+    """A whole recording [C, T] as float32 [C, L]: linear interpolation, averaging first where it shrinks."""
+    series = torch.from_numpy(np.ascontiguousarray(values)).float()[None, :, None]  # [1, C, 1, T]
+    out = F.interpolate(series, (1, length), mode="bilinear", align_corners=False, antialias=True)
+    return out[0, :, 0].contiguous()

@@ -1,0 +1,149 @@
+"""Several methods as one: kd+crd."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Phase, Progress, Tap, Terms, UserError
+from distiller_zoo.base import Distiller
+
+
+@dataclass(frozen=True)
+class CombinedConfig(Distiller.Config):
+    members: tuple[tuple[type[Distiller], Any], ...] = ()
+
+
+class Combined(Distiller):
+    """Several methods on one student: `--distill kd+crd`. cls and div are computed once."""
+
+    Config = CombinedConfig
+
+    def __init__(self, cfg: CombinedConfig, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.check(cfg)
+        self.name = "+".join(m.name for m, _ in cfg.members)  # type: ignore[misc]
+        self.members = nn.ModuleDict({m.name: m(c, ctx) for m, c in cfg.members})
+        self.reads_logits = any(m.reads_logits for m in self.each())  # some know when they are built
+        self.follows_time = any(m.follows_time for m in self.each())
+
+    @staticmethod
+    def check(cfg: CombinedConfig) -> None:
+        methods = [m for m, _ in cfg.members]
+        names = [m.name for m in methods]
+        if len(set(names)) < len(names):
+            raise UserError(f"{'+'.join(names)} names a method twice")
+        staged = [m.name for m in methods if m.before is not None]
+        if staged:
+            raise UserError(f"{', '.join(staged)} trains a stage of its own first and cannot be combined")
+        heads = [m.name for m in methods if m.deploy is not Distiller.deploy]
+        if len(heads) > 1:
+            raise UserError(f"{' and '.join(heads)} both change what is deployed; combine at most one of them")
+        replacing = [m.name for m in methods if m.deployed_head is not Distiller.deployed_head]
+        idle = [m.name for m in methods if m.terms is Distiller.terms and not (cfg.cls or cfg.div)]
+        if replacing and idle:
+            raise UserError(
+                f"{replacing[0]} replaces the classifier that {' and '.join(idle)} would train, and weighs it 0: "
+                f"leave {' and '.join(idle)} out, or train it too with -c and -d"
+            )
+        online = [m.name for m in methods if m.teacher_mode == "trained"]
+        if online:
+            raise UserError(f"{', '.join(online)} trains two peers and cannot be combined")
+
+    @classmethod
+    def needs(cls, cfg: CombinedConfig, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        needs = [m.needs(c, student, teacher) for m, c in cfg.members]
+        return Needs(
+            tuple(dict.fromkeys(x for n in needs for x in n.student)),
+            tuple(dict.fromkeys(x for n in needs for x in n.teacher)),
+            any(n.full_batches for n in needs),
+        )
+
+    @classmethod
+    def notes(cls, cfg: CombinedConfig, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
+        return [note for m, c in cfg.members for note in m.notes(c, student, teacher)]
+
+    def each(self) -> list[Distiller]:
+        return list(self.members.values())  # type: ignore[arg-type]
+
+    def deploying(self) -> Distiller | None:
+        return next((m for m in self.each() if m.deploying() is not None), None)
+
+    def prepare(self, batch: Batch) -> Batch:
+        for m in self.each():
+            batch = m.prepare(batch)
+        return batch
+
+    def rows(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
+        return s, t, batch  # each member has its own
+
+    def deploy(self, s: Features) -> Features:
+        return s if (head := self.deploying()) is None else head.deploy(s)
+
+    def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
+        for m in self.each():
+            s, t = m.connect(s, t)
+        return s, t
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        terms: Terms = {}
+        for m in self.each():
+            terms.update(m.terms(*m.rows(s, t, batch), progress))
+        return terms
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        weights: dict[str, float] = {}
+        for m in self.each():
+            weights.update(m.weights(progress))
+        return {**weights, "cls": self.cfg.cls, "div": self.cfg.div}
+
+    def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        own = next((m for m in self.each() if type(m).div_rows is not Distiller.div_rows), None)
+        return super().div_rows(z_s, z_t) if own is None else own.div_rows(z_s, z_t)
+
+    def weights_of_views(self) -> Tensor | None:
+        return next((w for m in self.each() if (w := m.weights_of_views()) is not None), None)
+
+    def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
+        for m in self.each():
+            m.after_backward(s, t, batch)
+
+    @property
+    def looks_back(self) -> bool:
+        return any(m.looks_back for m in self.each())
+
+    def extra_phases(self) -> tuple[Phase, ...]:
+        return tuple(p for m in self.each() for p in m.extra_phases())
+
+    def reported(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(x for m in self.each() for x in m.reported()))
+
+    def readouts(self, features: Features) -> dict[str, Tensor]:
+        return {k: v for m in self.each() for k, v in m.readouts(features).items()}
+
+    def own_logits(self, s: Features) -> Tensor:
+        return s["logits"] if (head := self.deploying()) is None else head.own_logits(s)
+
+    def deployed_state(self) -> dict[str, dict[str, Tensor]]:
+        return {} if (head := self.deploying()) is None else head.deployed_state()
+
+    def load_deployed_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        if (head := self.deploying()) is not None:
+            head.load_deployed_state(state)
+
+    def deployed_taps(self, student: ModelSpec) -> Mapping[str, Tap]:
+        if (head := self.deploying()) is None:
+            return {}
+        return {
+            k: dataclasses.replace(tap, module=f"members.{head.name}.{tap.module}")
+            for k, tap in head.deployed_taps(student).items()
+        }
+
+    def deployed_head(self) -> str | None:
+        head = self.deploying()
+        path = None if head is None else head.deployed_head()
+        return None if path is None else f"members.{head.name}.{path}"  # type: ignore[union-attr]

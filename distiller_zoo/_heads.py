@@ -1,0 +1,209 @@
+"""What the methods on auxiliary heads share (HSAKD, Yang et al., IJCAI 2021; DPCD): which heads, views, joint labels.
+
+Shape letters as in core.protocols; L heads. A head puts out [B*V, K] or, one value per class and rotation, [B*V, 4K].
+No method of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.option import option
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Tapped, UserError
+from distiller_zoo._math import kl_rows, over_views
+from distiller_zoo._stages import shown
+from distiller_zoo.base import Distiller
+
+TURNS = 4
+
+
+def auxiliary_heads(spec: ModelSpec | None, method: str) -> tuple[str, ...]:
+    """Taps of a network's auxiliary heads, the shallowest first; UserError where it has none."""
+    if spec is None or not spec.branches:
+        has = "no teacher" if spec is None else f"{spec.name} has none"
+        raise UserError(
+            f"{method} reads auxiliary heads, and {has}: choose a network whose name ends in _aux, see --list"
+        )
+    return spec.branches
+
+
+def require_outputs(side: Side, heads: Sequence[str], per_class: int, num_classes: int, method: str) -> None:
+    """UserError unless every head has so many outputs for each class."""
+    for head in heads:
+        (outputs,) = side.shapes[head]
+        if outputs != per_class * num_classes:
+            base = side.spec.name.removesuffix("_dpcd")
+            other = base if per_class == TURNS else f"{base}_dpcd"
+            raise UserError(
+                f"{method} wants heads of {per_class * num_classes} outputs for {num_classes} classes, and {head} of "
+                f"{side.spec.name} has {outputs}: use {other}"
+            )
+
+
+def stacked(features: Features, heads: Sequence[str]) -> Tensor:
+    """[L * B*V, outputs]: the logits of all heads, so that one call of a loss serves them all."""
+    return torch.cat([features[head] for head in heads])
+
+
+class WithHeads(Distiller):
+    """A student with auxiliary heads. per_class: outputs of a head for each class."""
+
+    per_class: ClassVar[int] = 1
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        beta: float = 1.0
+        report_heads: bool = option(False, "evaluate every auxiliary head of the student, too", "--report_heads")
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.heads = auxiliary_heads(ctx.student.spec, self.name)
+        require_outputs(ctx.student, self.heads, self.per_class, ctx.num_classes, self.name)
+
+    @classmethod
+    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        return Needs(student=auxiliary_heads(student, cls.name))
+
+    def reported(self) -> tuple[str, ...]:
+        return self.heads if self.cfg.report_heads else ()
+
+    def readouts(self, features: Features) -> dict[str, Tensor]:
+        """Beside the student's logits those of its heads, if asked for: the sum over a class's outputs, [B, K]."""
+        out = super().readouts(features)
+        return out | {head: features[head].unflatten(1, (-1, self.per_class)).sum(2) for head in self.reported()}
+
+
+class HeadTeacher(WithHeads):
+    """Trains a network and its heads on labels; with a frozen backbone the heads alone."""
+
+    teacher_mode = "absent"
+
+    @dataclass(frozen=True)
+    class Config(WithHeads.Config):
+        div: float = 0.0
+        freeze_backbone: bool = option(
+            False,
+            "train the heads alone, on the backbone of --pretrained_backbone",
+            "--freeze_backbone",
+            short="--freezed",
+        )
+
+    def unused(self, student: Tapped) -> Sequence[nn.Parameter]:
+        if not self.cfg.freeze_backbone:
+            return super().unused(student)
+        parts = [part for head in self.heads for part in student.model.parts(head)]  # type: ignore[operator]
+        trained = {id(p) for part in parts for p in part.parameters()}
+        return [p for p in student.model.parameters() if id(p) not in trained]
+
+    @property
+    def keeps_network(self) -> bool:
+        return self.cfg.freeze_backbone
+
+    def weights(self, progress: Progress) -> dict[str, float]:
+        """A frozen backbone's cross-entropy is a constant, which published code adds to the loss it reports."""
+        weights = super().weights(progress)
+        return weights | {"cls": 0.0} if self.cfg.freeze_backbone else weights
+
+
+# the last batch that was rotated, so that students trained together share views, and with them the teacher's forward
+_last: list[tuple[weakref.ref[Batch], str, Batch]] = []
+
+
+def rotations(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, 4, H, W, C], turned by 0, 90, 180, 270 degrees counter-clockwise; channels last in memory."""
+    b, c, h, w = x.shape
+    if h != w:
+        raise UserError(f"images of {h}x{w} cannot be turned by 90 degrees within one batch: give square ones")
+    pixels = x.permute(0, 2, 3, 1)
+    return torch.stack([pixels.rot90(k, (1, 2)) for k in range(TURNS)], 1)
+
+
+class Rotated(WithHeads):
+    """Every image is seen upright and rotated; heads tell class and rotation apart: label 4 * y + k of [K * 4].
+
+    With fewer than four rotations per step, the upright view stays and the others are drawn for each image anew. The
+    weights of the views keep every term's expectation: a quarter for the upright one, the rest for those drawn.
+    """
+
+    per_class = TURNS
+    view_weights: Tensor
+
+    @dataclass(frozen=True)
+    class Config(WithHeads.Config):
+        kd_T: float = 3.0  # noqa: N815 (the published flag)
+        rotations: int = option(
+            TURNS,
+            "views of each image per step, the upright one and further rotations (published: 4)",
+            "--rotations",
+            (1, 2, 3, 4),
+        )
+
+    def __init__(self, cfg: Config, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.rng, self.image = ctx.rng, ctx.student.spec.input
+        _, height, width = ctx.student.input_shape or (0, 1, 1)
+        if height != width:
+            raise UserError(
+                f"{self.name} rotates images by 90 degrees, and those of {shown(ctx.student.input_shape)} are not "
+                "square: give square ones (--image_size)"
+            )
+        others = cfg.rotations - 1
+        weights = [1.0] if not others else [1 / TURNS, *others * [(1 - 1 / TURNS) / others]]
+        # not in the state dict: a function of the settings
+        self.register_buffer("view_weights", torch.tensor(weights), persistent=False)
+
+    def prepare(self, batch: Batch) -> Batch:
+        if batch.views != 1:
+            raise UserError(f"{self.name} rotates single views, and the batch holds {batch.views} per sample")
+        if batch.teacher_inputs is not None:
+            raise UserError(f"{self.name} rotates what the teacher sees too: in a combination, name it first")
+        if self.cfg.rotations == TURNS and _last and _last[0][0]() is batch and _last[0][1] == self.image:
+            return _last[0][2]
+        views, b = rotations(batch.inputs[self.image]), len(batch)
+        turns = torch.arange(TURNS, device=batch.target.device).expand(b, TURNS)
+        if self.cfg.rotations < TURNS:
+            drawn = torch.rand(b, TURNS - 1, generator=self.rng, device=turns.device).argsort(1)
+            turns = torch.cat([turns[:, :1], 1 + drawn[:, : self.cfg.rotations - 1]], 1)
+            places = turns + TURNS * torch.arange(b, device=turns.device)[:, None]
+            flat = views.flatten(0, 1).index_select(0, places.flatten())
+        else:
+            flat = views.flatten(0, 1)
+        num = self.cfg.rotations
+        inputs = {k: x.repeat_interleave(num, 0) for k, x in batch.inputs.items() if k != self.image}
+        inputs[self.image] = flat.permute(0, 3, 1, 2)
+        rotated = dataclasses.replace(batch.with_inputs(inputs, views=num), turns=turns.flatten())
+        if num == TURNS:
+            _last[:] = [(weakref.ref(batch), self.image, rotated)]
+        return rotated
+
+    def weights_of_views(self) -> Tensor | None:
+        return self.view_weights
+
+    def joint_entropy(self, features: Features, heads: Sequence[str], batch: Batch) -> Tensor:
+        """Sum over heads of the cross-entropy of (class, rotation)."""
+        rows = F.cross_entropy(stacked(features, heads), joint_labels(batch, len(heads)), reduction="none")
+        return len(heads) * over_views(rows, self.view_weights)
+
+    def head_kl(self, s: Features, t: Features, pairs: Mapping[str, str]) -> Tensor:
+        """Sum over pairs (head of s -> head of t) of T^2 KL, all in one call."""
+        z_s, z_t = stacked(s, list(pairs)), stacked(t, list(pairs.values()))
+        rows = kl_rows(self.comparable(z_s), self.comparable(z_t), self.cfg.kd_T)
+        return len(pairs) * over_views(rows, self.view_weights)
+
+
+def joint_labels(batch: Batch, num_heads: int = 1) -> Tensor:
+    """4 * y + k of every row, once for each head: [L * B*V], or with soft labels [L * B*V, 4K]."""
+    assert batch.turns is not None, "the batch was not rotated"
+    if batch.soft_target is None:
+        return (TURNS * batch.target.repeat_interleave(batch.views) + batch.turns).repeat(num_heads)
+    soft = batch.soft_target.repeat_interleave(batch.views, 0)[:, :, None]  # [B*V, K, 1]
+    joint = soft * F.one_hot(batch.turns, TURNS)[:, None, :]
+    return joint.flatten(1).to(soft.dtype).repeat(num_heads, 1)

@@ -1,0 +1,161 @@
+"""Which maps of student and teacher belong together, and what refuses to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from core.protocols import Context, ModelSpec, Side, Tapped, UserError
+
+
+def paired_stages(
+    student: ModelSpec, teacher: ModelSpec | None, method: str, deepest: bool = False
+) -> tuple[tuple[str, str], ...]:
+    """min(n_s, n_t) stages of both networks side by side: the first ones, as published for most methods (zip over
+    feat[1:-1]), or the deepest ones."""
+    stages_t = teacher.stages if teacher is not None else ()
+    num = min(len(student.stages), len(stages_t))
+    if not num:
+        raise UserError(
+            f"{method} pairs stage maps, and there are none to pair: {student.name} has {len(student.stages)}, "
+            f"{teacher.name if teacher else 'no teacher'} has {len(stages_t)}"
+        )
+    part = slice(-num, None) if deepest else slice(num)
+    return tuple(zip(student.stages[part], stages_t[part], strict=True))
+
+
+def unequal_stages(
+    student: ModelSpec, teacher: ModelSpec | None, method: str, deepest: bool = False
+) -> tuple[str, ...]:
+    """A note on what is paired, where one network has stages that the other lacks."""
+    pairs = paired_stages(student, teacher, method, deepest)
+    if teacher is None or len(student.stages) == len(teacher.stages):
+        return ()
+    return (
+        f"{method} pairs {', '.join(f'{a} with {b}' for a, b in pairs)} of {student.name} and {teacher.name}; "
+        f"{student.name} has {len(student.stages)} stages, {teacher.name} {len(teacher.stages)}",
+    )
+
+
+def last_stage(spec: ModelSpec | None, method: str) -> str:
+    """Name of the deepest stage map (the published feat[-2]); UserError where a network has none."""
+    if spec is None or not spec.stages:
+        raise UserError(f"{method} reads the last stage map, and {spec.name if spec else 'no teacher'} has none")
+    return spec.stages[-1]
+
+
+def classified_map(spec: ModelSpec | None, method: str) -> str:
+    """Name of the map whose mean the classifier reads: the last stage's, unless the network names another."""
+    return (spec and spec.last_map) or last_stage(spec, method)
+
+
+def preact(spec: ModelSpec | None, stages: Sequence[str], method: str) -> tuple[str, ...]:
+    """Taps of the maps that the ReLU at the end of each stage reads; UserError where a network has none."""
+    names = tuple(f"{stage}_preact" for stage in stages)
+    if spec is None or (missing := [n for n in names if n not in spec.taps]):
+        has = (
+            "no teacher"
+            if spec is None
+            else f"{spec.name} has no tap {', '.join(missing)}; it has {', '.join(spec.taps)}"
+        )
+        raise UserError(f"{method} reads stage maps before their ReLU, and {has}")
+    return names
+
+
+def require_equal_channels(student: Side, teacher: Side, pairs: Sequence[tuple[str, str]], method: str) -> None:
+    """UserError for the first pair of maps that differ in width."""
+    for a, b in pairs:
+        shape_s, shape_t = student.shapes[a], teacher.shapes[b]
+        if shape_s[0] != shape_t[0]:
+            raise UserError(
+                f"{method} needs maps of equal width: {a} of {student.spec.name} is {shown(shape_s)}, "
+                f"{b} of {teacher.spec.name} is {shown(shape_t)}; choose networks of one family and width"
+            )
+
+
+def refuse_single_samples(ctx: Context, method: str) -> None:
+    """UserError where a batch of one would reach a batch norm of vectors, which has no statistics of one sample."""
+    if (ctx.batch_size if ctx.smallest_batch is None else ctx.smallest_batch) < 2:
+        raise UserError(
+            f"{method} normalises pooled vectors over the batch, and {len(ctx.train_labels)} samples, at most "
+            f"{ctx.batch_size} at a time, leave a batch of one: choose another --batch_size or --accumulate"
+        )
+
+
+def shown(shape: Sequence[int]) -> str:
+    """(64, 8, 8) -> 64x8x8."""
+    return "x".join(map(str, shape))
+
+
+def resizing_conv(shape_s: Sequence[int], shape_t: Sequence[int]) -> nn.Module | None:
+    """The convolution that takes a student's map [C, H, W] to the shape of a teacher's, with the published choice of
+    kernel (FitNet, AB); None where the teacher's map is larger, but not twice as large."""
+    (c_s, h_s, w_s), (c_t, h_t, w_t) = shape_s, shape_t
+    if (h_s, w_s) == (2 * h_t, 2 * w_t):
+        return nn.Conv2d(c_s, c_t, kernel_size=3, stride=2, padding=1)
+    if (2 * h_s, 2 * w_s) == (h_t, w_t):
+        return nn.ConvTranspose2d(c_s, c_t, kernel_size=4, stride=2, padding=1)
+    if h_s >= h_t and w_s >= w_t:
+        return nn.Conv2d(c_s, c_t, kernel_size=(1 + h_s - h_t, 1 + w_s - w_t))
+    return None
+
+
+def pooled_tap(spec: ModelSpec | None, method: str) -> str:
+    """Name of the pooled feature that the classifier reads; UserError where a network has none."""
+    if spec is None or "pooled" not in spec.taps:
+        raise UserError(f"{method} reads the pooled feature, and {spec.name if spec else 'no teacher'} has none")
+    return "pooled"
+
+
+def head_width(side: Side) -> int:
+    """How many values the classifier of a network reads per sample; UserError where it is not a linear one."""
+    for module in side.head.modules():
+        if isinstance(module, nn.Linear):
+            return module.in_features
+    raise UserError(f"the classifier of {side.spec.name} ({side.spec.head}) holds no linear layer to reuse")
+
+
+def require_pooled_head(side: Side, method: str) -> None:
+    """UserError where the classifier reads a transformer's class token, or anything but the mean over the last map."""
+    if "class_token" in side.spec.taps:
+        reads = "reads a class token"
+    elif not side.pools_last and head_width(side) == side.shapes[classified_map(side.spec, method)][0]:
+        reads = "reads another function of it than its mean"
+    else:
+        return
+    raise UserError(
+        f"{method} applies the classifier of {side.spec.name} to its last map, but that classifier {reads}; choose a "
+        "network that only pools in between, e.g. a resnet, a wrn or a vgg"
+    )
+
+
+def unreached(student: Tapped) -> list[nn.Parameter]:
+    """Parameters that none of the student's taps depends on: a dry run in eval mode, differentiated."""
+    was_trainable = [p.requires_grad for p in student.model.parameters()]
+    was_training = student.model.training
+    student.model.requires_grad_(True).eval()  # batch-norm statistics stay as they were
+    params = list(student.model.parameters())
+    zeros = torch.zeros(1, *student.spec.input_shape, device=params[0].device)
+    with torch.enable_grad():
+        features = student({student.spec.input: zeros})
+        read = [features[tap].sum() for tap in sorted(student.want)]
+        gradients = torch.autograd.grad(read, params, allow_unused=True) if read else [None] * len(params)
+    student.model.train(was_training)
+    for p, trainable in zip(params, was_trainable, strict=True):
+        p.requires_grad_(trainable)
+    return [p for p, gradient in zip(params, gradients, strict=True) if gradient is None]
+
+
+def linear_head(side: Side, stage: str, method: str) -> nn.Linear:
+    """The classifier, if it can be applied to every place of the map it pools; UserError where it cannot."""
+    require_pooled_head(side, method)
+    channels = side.shapes[stage][0]
+    if not isinstance(side.head, nn.Linear) or side.head.in_features != channels:
+        reads = f"reads {side.head.in_features} values" if isinstance(side.head, nn.Linear) else "is not a linear layer"
+        raise UserError(
+            f"{method} applies the classifier of {side.spec.name} to its last map of {channels} channels, but the "
+            f"classifier {reads}; choose a network that only pools in between, e.g. a resnet, a wrn or a vgg"
+        )
+    return side.head

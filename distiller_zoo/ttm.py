@@ -1,0 +1,38 @@
+"""Knowledge Distillation Based on Transformed Teacher Matching (Zheng and Yang, ICLR 2024, TTM): KL(q_t || p_s)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from core.option import check_range, option
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo.base import Distiller
+
+
+class TTM(Distiller):
+    """KL(q_b || p_s,b), mean over B; q is proportional to p_t^gamma, the teacher's softmax at temperature 1 / gamma.
+
+    The student's softmax has temperature 1, and there is no factor T^2. gamma and beta are those published for
+    vgg13 -> vgg8. The weighted form is wttm.
+    """
+
+    name = "ttm"
+    reads_logits = True
+    weighs_rows = True
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        div: float = 0.0
+        beta: float = 45.0
+        gamma: float = option(0.1, "exponent of the teacher's probabilities", "--ttm_gamma")
+
+        def __post_init__(self) -> None:
+            check_range("--ttm_gamma", self.gamma, above=0, most=1)
+
+    def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
+        log_p_s = F.log_softmax(self.comparable(s["logits"]), 1)
+        log_q_t = F.log_softmax(self.cfg.gamma * self.comparable(t["logits"]), 1)
+        rows = F.kl_div(log_p_s, log_q_t, reduction="none", log_target=True).sum(1)
+        return {"ttm": self.over_rows(rows, s["logits"], t["logits"])}

@@ -1,0 +1,183 @@
+"""A trained network outside of the toolbox: its data, predictions for single sensor files, ONNX, and its cost."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.files import make_folder
+from core.protocols import UserError
+from core.taps import TappedNet
+from dataset.recordings.sensors import read_sensor, window
+from helper.deploy.as_trained import recorded_shapes
+from helper.deploy.cost import deployed_count, macs
+from helper.networks.checkpoint import read_checkpoint
+from helper.networks.load import Network, load_network
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network and what its checkpoint says of its input. classes: names, in the order of the logits."""
+
+    net: TappedNet
+    network: Network
+    classes: tuple[str, ...]
+    modality: str  # what it reads, as accel or video
+    shape: tuple[int, ...]  # of one sample
+
+    @property
+    def input(self) -> str:
+        return self.net.spec.input
+
+    def read(self, path: Path) -> Tensor:
+        """[1, C, L] of a sensor file."""
+        if self.input != "sensor":
+            raise UserError(
+                f"{self.network.checkpoint.path} reads {self.modality}, and '{path}' is to be read by a network of a "
+                "sensor: name a student's checkpoint"
+            )
+        return window(read_sensor(path, self.modality), self.shape[1])[None]
+
+    @torch.no_grad()
+    def predict(self, path: Path) -> list[tuple[str, float]]:
+        """Every class with its probability, the likeliest first."""
+        logits = self.net({self.input: self.read(path)})["logits"]
+        p, order = logits[0].float().softmax(0).sort(descending=True)
+        return [(self.classes[i], float(v)) for i, v in zip(order.tolist(), p, strict=True)]
+
+
+def load_classifier(path: str | Path, model: str | None = None, flag: str = "--model") -> Classifier:
+    """From a checkpoint of a run on action recordings. UserError where the file does not say what it reads."""
+    meta: Mapping[str, Any] = read_checkpoint(path).meta
+    if missing := [k for k in ("classes", "modalities", "shapes") if k not in meta]:
+        raise UserError(
+            f"{path} does not say what it reads ({', '.join(missing)}); name a checkpoint of a run on action "
+            "recordings (--dataset utd_mhad and the like)"
+        )
+    shapes = recorded_shapes(path)
+    network = load_network(path, model, len(meta["classes"]), shapes, flag=flag)
+    net = network.tapped().eval().requires_grad_(False)
+    entry = network.spec.input
+    return Classifier(net, network, tuple(meta["classes"]), meta["modalities"][entry], shapes[entry])
+
+
+class Plain(nn.Module):
+    """Input [B, ...] as the data set yields it in, logits [B, K] out; normalisation and all, and no hooks."""
+
+    def __init__(self, net: TappedNet):
+        super().__init__()
+        self.model, self.normalised = net.model, hasattr(net, "mean")
+        if self.normalised:
+            self.mean: Tensor
+            self.std: Tensor
+            self.register_buffer("mean", net.mean)
+            self.register_buffer("std", net.std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model((x - self.mean) / self.std if self.normalised else x)
+
+
+def needs(package: str) -> Any:
+    """Import an optional package, or say in one sentence which is missing."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(f"this needs the package {package}: pip install {package} ({error})") from error
+
+
+def export_onnx(classifier: Classifier, out: Path) -> None:
+    """Write the whole network, Gramian field included, as an ONNX graph of any batch size: `input` -> `logits`.
+
+    The class names and what the input is stand in the file's metadata.
+    """
+    told = {
+        "classes": "\n".join(classifier.classes),
+        "modality": classifier.modality,
+        "input": "x".join(map(str, classifier.shape)),
+    }
+    write_onnx(Plain(classifier.net).eval(), torch.randn(2, *classifier.shape), out, told)
+
+
+def write_onnx(model: Plain, example: Tensor, out: Path, told: Mapping[str, str]) -> None:
+    """The same of any network in evaluation mode. example: a batch of two. told: metadata of the file."""
+    onnx = needs("onnx")
+    needs("onnxscript")
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    with contextlib.redirect_stdout(io.StringIO()):  # some versions of onnxscript tell how many rules they applied
+        program = torch.onnx.export(
+            model,
+            (example,),
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_shapes=({0: batch},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    graph = program.model_proto
+    onnx.helper.set_model_props(graph, dict(told))
+    onnx.checker.check_model(graph)
+    make_folder(out.parent)
+    onnx.save_model(graph, str(out))
+
+
+def onnx_session(path: Path) -> Any:
+    """An onnxruntime session on one thread."""
+    runtime = needs("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+MEASURED = "One sample, float32, milliseconds of the processor on one thread, median of {} calls"  # by latency()
+
+
+def latency(run: Any, repetitions: int = 30) -> float:
+    """Median milliseconds of one call of `run`, after five that do not count, by the processor's clock of the calling
+    thread, which other work on the machine does not stretch; `run` is to use no other thread."""
+    for _ in range(5):
+        run()
+    times = []
+    for _ in range(repetitions):
+        started = time.thread_time()
+        run()
+        times.append(time.thread_time() - started)
+    return 1000 * statistics.median(times)
+
+
+def report(classifier: Classifier, onnx_file: Path | None = None, repetitions: int = 30) -> dict[str, float | str]:
+    """Parameters and MACs of one sample, and the latency of one sample on one CPU thread, in float32, with torch; with
+    `onnx_file`, its size and its latency in onnxruntime too."""
+    shapes = {classifier.input: classifier.shape}
+    x = torch.randn(1, *classifier.shape)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            torch_ms = latency(lambda: classifier.net({classifier.input: x}), repetitions)
+    finally:
+        torch.set_num_threads(threads)
+    row: dict[str, float | str] = {
+        "network": classifier.network.spec.name,
+        "reads": f"{classifier.modality} {'x'.join(map(str, classifier.shape))}",
+        "parameters (M)": deployed_count(classifier.net.model) / 1e6,
+        "MACs (M)": macs(classifier.net, shapes, torch.device("cpu")) / 1e6,
+        "torch (ms)": torch_ms,
+    }
+    if onnx_file is not None:
+        session, numbers = onnx_session(onnx_file), x.numpy()
+        row["file (MB)"] = onnx_file.stat().st_size / 1e6
+        row["onnxruntime (ms)"] = latency(lambda: session.run(None, {"input": numbers}), repetitions)
+    return row

@@ -1,0 +1,173 @@
+"""Linear evaluation of frozen features: every image passes the network once, then a linear layer is fitted to them.
+
+Shape letters: N images, D width of the feature, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.protocols import Tap, UserError
+from core.taps import TappedNet
+from dataset.images.resident import scaled
+from helper.evaluation.metrics import Meter
+from helper.networks.load import Network
+from helper.training.schedule import StepDecay
+
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random crops, as torchvision's RandomResizedCrop has them
+
+
+def feature_net(
+    network: Network, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+) -> TappedNet:
+    """The network with a tap on what its classifier reads. mean, std: of the pixels, where not the network's own."""
+    spec = dataclasses.replace(network.spec, taps={**network.spec.taps, "probe": Tap(network.spec.head, side="input")})
+    if mean is not None:
+        if spec.mean is None:
+            raise UserError(f"{spec.name} normalises pixels inside, so --norm published cannot replace that")
+        spec = dataclasses.replace(spec, mean=mean, std=std)
+    return TappedNet(network.model, spec, ("probe",))
+
+
+@torch.no_grad()
+def extract(
+    net: TappedNet,
+    images: Tensor,
+    size: int,
+    device: torch.device,
+    *,
+    views: int = 1,
+    rng: torch.Generator | None = None,
+    autocast: torch.dtype | None = None,
+    batch: int = 500,
+) -> Tensor:
+    """uint8 [N, H, W, C] -> float32 [views * N, D] on the device, view 0 of all images first.
+
+    View 0 is the whole image resized to `size`; further ones are random crops of it, flipped or not.
+    """
+    net.eval()
+    out = []
+    for view in range(views):
+        for chunk in images.split(batch):
+            x = scaled(chunk.to(device))
+            x = whole(x, size) if view == 0 else random_crops(x, size, rng)
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                feature = net({net.spec.input: x}, ())["probe"]
+            out.append((feature.mean((2, 3)) if feature.ndim == 4 else feature.flatten(1)).float())
+    return torch.cat(out)
+
+
+def whole(x: Tensor, size: int) -> Tensor:
+    """[B, C, H, W] -> [B, C, size, size], antialiased."""
+    if x.shape[2:] == (size, size):
+        return x
+    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
+
+
+def random_crops(x: Tensor, size: int, rng: torch.Generator | None) -> Tensor:
+    """A random box of every image, resized; half of them mirrored. Boxes that would leave the image are cut to it."""
+    from torchvision.ops import roi_align
+
+    b, _, h, w = x.shape
+    share, stretch, top, left, flip = torch.rand(5, b, generator=rng).to(x.device)
+    area = (SCALE[0] + share * (SCALE[1] - SCALE[0])) * h * w
+    low, high = (torch.tensor(r, device=x.device).log() for r in RATIO)
+    ratio = (low + stretch * (high - low)).exp()
+    width, height = (area * ratio).sqrt().clamp(max=w), (area / ratio).sqrt().clamp(max=h)
+    x0, y0 = left * (w - width), top * (h - height)
+    boxes = torch.stack([torch.arange(b, device=x.device), x0, y0, x0 + width, y0 + height], 1)
+    crops = roi_align(x.contiguous(), boxes, (size, size), aligned=True)
+    return torch.where(flip[:, None, None, None] < 0.5, crops, crops.flip(3))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Percent on the test set, of the last epoch; best: of the best epoch, which the test set chose."""
+
+    top1: float
+    top5: float
+    train_top1: float
+    best: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+
+
+def fit_sgd(
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    num_classes: int,
+    *,
+    epochs: int,
+    batch_size: int,
+    schedule: StepDecay,
+    weight_decay: float,
+    seed: int,
+) -> Fitted:
+    """The published solver: SGD with Nesterov momentum 0.9 on mini-batches of features. train, test: ([N, D], [N])."""
+    (x, y), started = train, time.monotonic()
+    torch.manual_seed(seed)
+    layer = nn.Linear(x.shape[1], num_classes).to(x.device)
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+    rng = torch.Generator().manual_seed(seed)
+    best, best_epoch, last = -1.0, 0, (0.0, 0.0)
+    for epoch in range(1, epochs + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(epoch)
+        for places in torch.randperm(len(x), generator=rng).to(x.device).split(batch_size):
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(layer(x[places]), y[places]).backward()
+            optimizer.step()
+        last = accuracy(layer, *test)
+        if last[0] > best:
+            best, best_epoch = last[0], epoch
+    return Fitted(*last, accuracy(layer, x, y)[0], best, best_epoch, epochs, time.monotonic() - started)
+
+
+def fit_lbfgs(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int, *, iterations: int, weight_decay: float
+) -> Fitted:
+    """Multinomial logistic regression by L-BFGS on all features at once, each standardised over the training set.
+
+    Minimises mean cross-entropy + weight_decay / 2 * |W|^2: convex, so no seed and no schedule.
+    """
+    (x, y), started = train, time.monotonic()
+    mean, std = x.mean(0), x.std(0, unbiased=False).clamp_min(1e-6)
+    x, x_test = (x - mean) / std, (test[0] - mean) / std
+    layer = nn.Linear(x.shape[1], num_classes).to(x.device)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(layer(x), y) + weight_decay / 2 * layer.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    done = int(optimizer.state[layer.weight]["n_iter"])
+    top = accuracy(layer, x_test, test[1])
+    return Fitted(*top, accuracy(layer, x, y)[0], top[0], done, done, time.monotonic() - started)
+
+
+@torch.no_grad()
+def accuracy(layer: nn.Linear, x: Tensor, y: Tensor, batch: int = 4096) -> tuple[float, float]:
+    """(top-1, top-5) in percent."""
+    meter = Meter(x.device)
+    for i, (features, target) in enumerate(_batches(x, y, batch)):
+        logits = layer(features)
+        meter.update(F.cross_entropy(logits, target), logits, target, {}, i)
+    means = meter.read()[0]
+    return means["acc"], means["acc_top5"]
+
+
+def _batches(x: Tensor, y: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    yield from zip(x.split(batch), y.split(batch), strict=True)

@@ -1,0 +1,98 @@
+"""The one evaluation loop, and the views of a clip that it averages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core import machine
+from core.protocols import DataSet, Loader, UserError
+from helper.evaluation.metrics import Meter, of_all_processes
+from helper.machine import distributed
+
+
+def average_views(logits: Tensor, views: int, how: str) -> Tensor:
+    """[B * V, K] -> [B, K]. prob: log of the mean of the probabilities; score: mean of the logits."""
+    if views == 1:
+        return logits
+    split = logits.unflatten(0, (-1, views))
+    return split.softmax(2).mean(1).log() if how == "prob" else split.mean(1)
+
+
+def mean_class_accuracy(confusion: Tensor) -> float:
+    """Percent. confusion: [K, K] counts, rows true and columns predicted. Mean of the recall over the classes that
+    occur on either side, so a class that is only ever predicted counts 0 (the published metric)."""
+    counts = confusion.double()
+    true, predicted = counts.sum(1), counts.sum(0)
+    recall = counts.diagonal() / true.clamp_min(1)
+    return 100 * recall[(true + predicted) > 0].mean().item()
+
+
+@torch.no_grad()
+def evaluate_views(
+    predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    loader: Loader,
+    device: torch.device,
+    num_classes: int,
+    how: str,
+) -> dict[str, dict[str, float]]:
+    """Readout name -> loss, acc, acc_top5, acc_mean_class (percent) and samples, of predictions averaged over the views
+    of a sample, over the loaders of all processes, each with a share of its own."""
+    meters: dict[str, Meter] = {}
+    confusions: dict[str, Tensor] = {}
+    for i, batch in enumerate(loader):
+        for name, readout in predict(batch.inputs).items():
+            logits = average_views(readout.float(), batch.views, how)
+            meter = meters.setdefault(name, Meter(device))
+            meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
+            pairs = torch.bincount(batch.target * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
+            confusions[name] = confusions[name] + pairs if name in confusions else pairs
+    meters = of_all_processes(meters, device)
+    shares = distributed.gather({name: pairs.cpu() for name, pairs in confusions.items()})
+    confusions = {name: torch.stack([share[name] for share in shares if name in share]).sum(0) for name in meters}
+    if not any(meter.count for meter in meters.values()):
+        raise UserError("not one test sample could be read")
+    return {
+        name: meter.read()[0]
+        | {
+            "acc_mean_class": mean_class_accuracy(confusions[name].view(num_classes, num_classes)),
+            "samples": meter.count,
+        }
+        for name, meter in meters.items()
+    }
+
+
+def eval_batch(device: torch.device) -> int:
+    """Images of one forward of an evaluation: on a CPU as many as its caches like, elsewhere as fill the device."""
+    return 125 if device.type == "cpu" else 1000
+
+
+@torch.no_grad()
+def evaluate(
+    predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    loader: Loader,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+) -> dict[str, dict[str, float]]:
+    """Readout name -> loss, acc, acc_top5 (percent) over the loaders of all processes, each with a share of its own.
+
+    autocast: dtype of the forward pass; None leaves it to `predict`.
+    """
+    meters: dict[str, Meter] = {}
+    for i, batch in enumerate(loader):
+        with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            readouts = predict(batch.inputs)
+        for name, logits in readouts.items():
+            logits = logits.float()
+            meter = meters.setdefault(name, Meter(device))
+            meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
+    return {name: meter.read()[0] for name, meter in of_all_processes(meters, device).items()}
+
+
+def open_test(data: DataSet, device: torch.device) -> Loader:
+    """This process's share of the test set."""
+    ranks = {"rank": machine.rank(), "world_size": distributed.world_size()}
+    return data.test_loader(eval_batch(device), device=device, **ranks)

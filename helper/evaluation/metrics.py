@@ -1,0 +1,114 @@
+"""Running means that live on the device and are read once an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helper.machine import distributed
+
+
+class Meter:
+    """Sample-weighted means of loss, top-1, top-5 and named terms, and the first step whose loss was not finite.
+
+    update() never waits for the device; read() does, once.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.names: tuple[str, ...] = ()
+        self.sums = torch.zeros(0, dtype=torch.float64, device=device)
+        self.weights: list[int] = []
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+        self.count = 0
+
+    @torch.no_grad()
+    def update(self, loss: Tensor, logits: Tensor, target: Tensor, terms: Mapping[str, Tensor], step: int) -> None:
+        """loss and terms: scalars, means over B. logits: [B, K]. target: [B]."""
+        n = len(target)
+        # counts of right answers are exact in float64: an epoch that is as good as another is not better by rounding
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]  # [B, 5]
+        totals = {"acc": top[:, 0].sum() * 100, "acc_top5": top.any(1).sum() * 100}
+        totals |= {name: value.to(torch.float64) * n for name, value in {"loss": loss, **terms}.items()}
+        for name in [v for v in totals if v not in self.names]:  # a term that appears late counts from then on
+            self.names += (name,)
+            self.sums = F.pad(self.sums, (0, 1))
+            self.weights.append(0)
+        zero = torch.zeros((), device=self.device)
+        self.sums += torch.stack([totals.get(name, zero).to(torch.float64) for name in self.names])
+        self.weights = [w + n * (name in totals) for name, w in zip(self.names, self.weights, strict=True)]
+        bad = ~torch.isfinite(loss) & (self.first_bad < 0)
+        self.first_bad = torch.where(bad, step, self.first_bad)
+        self.count += n
+
+    def read(self) -> tuple[dict[str, float], int | None]:
+        """Means by name, and the first step with a loss that was not finite, if any."""
+        sums, bad = self.sums.tolist(), int(self.first_bad)
+        means = {name: s / w for name, s, w in zip(self.names, sums, self.weights, strict=True)}
+        return {k: means[k] for k in sorted(means)}, None if bad < 0 else bad
+
+    def merged(self) -> Meter:
+        """Over the samples of all processes; itself where there is one. All processes must call it."""
+        return self if distributed.world_size() == 1 else merge(distributed.gather(self.on_host()), self.device)
+
+    def on_host(self) -> dict[str, Any]:
+        return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "names": list(self.names),
+            "sums": self.sums,
+            "weights": list(self.weights),
+            "first_bad": self.first_bad,
+            "count": self.count,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.names, self.weights, self.count = tuple(state["names"]), list(state["weights"]), state["count"]
+        self.sums = state["sums"].to(self.device)
+        self.first_bad = state["first_bad"].to(self.device)
+
+
+def merge(states: Sequence[Mapping[str, Any]], device: torch.device) -> Meter:
+    """One meter of the states of several."""
+    whole = Meter(device)
+    whole.names = tuple(dict.fromkeys(name for state in states for name in state["names"]))
+    sums, weights = dict.fromkeys(whole.names, 0.0), dict.fromkeys(whole.names, 0)
+    for state in states:
+        for name, value, weight in zip(state["names"], state["sums"].tolist(), state["weights"], strict=True):
+            sums[name] += value
+            weights[name] += weight
+    whole.sums = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
+    whole.weights, whole.count = list(weights.values()), sum(state["count"] for state in states)
+    bad = [int(state["first_bad"]) for state in states if int(state["first_bad"]) >= 0]
+    whole.first_bad.fill_(min(bad, default=-1))
+    return whole
+
+
+def of_all_processes(meters: Mapping[str, Meter], device: torch.device) -> dict[str, Meter]:
+    """Each meter over the samples of all processes, of which one without samples has none. All must call it."""
+    if distributed.world_size() == 1:
+        return dict(meters)
+    shares = distributed.gather({name: meter.on_host() for name, meter in meters.items()})
+    names = dict.fromkeys(name for share in shares for name in share)
+    return {name: merge([share[name] for share in shares if name in share], device) for name in names}
+
+
+def calibration(logits: Tensor, target: Tensor, bins: int = 15) -> tuple[float, Tensor]:
+    """Expected calibration error (Guo et al., ICML 2017, eq. 3) and [bins, 3]: mean confidence, accuracy, share.
+
+    logits [N, K], target [N]. Bins have equal width in (0, 1]; an empty one holds zeros.
+    """
+    confidence, predicted = logits.double().softmax(1).max(1)
+    right = (predicted == target).double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    count = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, torch.ones_like(right))
+    sums = torch.zeros(bins, 2, dtype=torch.float64).index_add_(0, place, torch.stack([confidence, right], 1))
+    means = sums / count.clamp(min=1)[:, None]
+    share = count / len(target)
+    error = (share * (means[:, 0] - means[:, 1]).abs()).sum()
+    return float(error), torch.cat([means, share[:, None]], 1)

@@ -1,0 +1,99 @@
+"""Devices, precision and the memory order of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from core import machine
+from core.log import log
+from core.option import RESULT, Config, option
+from core.protocols import UserError
+from core.taps import TappedNet
+from helper.machine import distributed
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class DeviceConfig(Config):
+    heading = "device and precision"
+
+    gpu_id: str = option("0", "GPU to use, or one per process; without CUDA, a number means a process on the CPU")
+    precision: str = option(
+        "auto",
+        "forward pass in bf16 or fp32; auto: bf16 where the hardware has it natively",
+        choices=("auto", "bf16", "fp32"),
+        role=RESULT,
+    )
+    deterministic: bool = option(False, "deterministic kernels; an error where an operation has none", role=RESULT)
+
+
+def pick_device(gpu_id: str, place: int = 0, processes: int | None = None) -> tuple[torch.device, str | None]:
+    """The device of --gpu_id, and a notice if it is not what was asked for.
+
+    place: of several ids, this process's. processes: of the run; None where a script never starts several.
+    """
+    ids = [part.strip() for part in gpu_id.split(",") if part.strip()]
+    if not ids or not all(part.isdecimal() for part in ids):
+        raise UserError(f"--gpu_id '{gpu_id}' must be a GPU number, such as 0")
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), f"no CUDA device here: --gpu_id {gpu_id} runs on the CPU"
+    chosen = int(ids[place % len(ids)])
+    if chosen >= torch.cuda.device_count():
+        raise UserError(
+            f"--gpu_id {chosen}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0"
+        )
+    # what is called float32 here is float32; bf16 is for speed
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    notice = None
+    if len(ids) > 1 and processes in (None, 1):
+        several = "" if processes is None else "add --multiprocessing_distributed, or "
+        notice = f"--gpu_id {gpu_id} names {len(ids)} devices and this process uses the first: {several}name one"
+    return torch.device("cuda", chosen), notice
+
+
+def own_device(gpu_id: str, *, named: bool) -> torch.device:
+    """This process's of the devices in --gpu_id; one for each process of this machine where the user named none."""
+    place = machine.local_rank()
+    if not named and place:
+        gpu_id = ",".join(map(str, range(place + 1)))
+    device, notice = pick_device(gpu_id, place, distributed.world_size())
+    if notice:
+        log.info(notice)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # or pinned memory and the like would go to a device that nobody named
+    return device
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether bf16 arithmetic is done by the hardware rather than emulated."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    has = [getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile")]
+    return any(check() for check in has)
+
+
+def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
+    """--precision auto|bf16|fp32 -> autocast dtype, None for float32."""
+    if precision == "bf16" or (precision == "auto" and native_bf16(device)):
+        return torch.bfloat16
+    return None
+
+
+def to_device(net: M, device: torch.device, channels_last: bool = True) -> M:
+    """Weights in the memory order of the images, channels_last; or both in the contiguous one."""
+    net.to(device)
+    if channels_last:
+        return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    if isinstance(net, TappedNet) and not net._forward_pre_hooks:
+        net.register_forward_pre_hook(_contiguous_inputs)
+    return net
+
+
+def _contiguous_inputs(net: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor]]:
+    return ({k: x.contiguous() for k, x in args[0].items()},)

@@ -1,0 +1,424 @@
+"""Several processes for one run or test: torchrun's environment, the launcher of the published flags, what ranks share.
+
+Processes come from `torchrun` (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or from
+--multiprocessing_distributed, which calls the same launcher. Every collective of this file runs on the host, over a
+gloo group of its own ("control"), where waiting is allowed; gradients travel over the main group, where nobody should
+wait longer than --dist_timeout. With one process everything here answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import inspect
+import logging
+import multiprocessing
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from core.machine import is_main, launched, local_world_size
+from core.option import RESULT, Config, check_range, flags_in, option
+from core.protocols import UserError
+
+
+@dataclass(frozen=True)
+class LaunchConfig(Config):
+    """Several processes for one command."""
+
+    heading = "several processes"
+
+    multiprocessing_distributed: bool = option(False, "one process per GPU of --gpu_id")
+    dist_url: str = option("tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed")
+    dist_backend: str | None = option(None, "nccl or gloo (default: by device)", choices=("nccl", "gloo"))
+    world_size: int | None = option(None, "number of nodes of --multiprocessing_distributed")
+    rank: int | None = option(None, "rank of this node, from 0")
+    dist_timeout: float = option(
+        50.0,
+        "seconds to wait for the other processes to come; in training, also for a step of theirs",
+        check=lambda flag, value: check_range(flag, value, above=0),
+    )
+
+
+@dataclass(frozen=True)
+class RanksConfig(Config):
+    """What the processes of a training share."""
+
+    heading = "several processes in training"
+
+    sync_bn: bool = option(False, "batch-norm statistics over all processes (CUDA only)", role=RESULT)
+    log_all_ranks: bool = option(False, "a log file per process, log_rank1.txt and so on")
+
+
+LAUNCH = flags_in(LaunchConfig)
+
+
+T = TypeVar("T")
+
+
+CONTROL_TIMEOUT = timedelta(hours=2)  # validation of a teacher, decoding of a data set: ranks may be apart that long
+
+
+SPEAK_AFTER = 3.0  # seconds another rank leaves to rank 0 to say what both have met
+
+
+@dataclass
+class _Group:
+    """The process group of this process; size 1 without one."""
+
+    rank: int = 0
+    size: int = 1
+    control: Any = None
+
+
+_group = _Group()
+
+
+class RankLost(UserError):  # noqa: N818 (it names what happened to another)
+    """Another process of the run has ended or hangs, seen in a collective."""
+
+
+def world_size() -> int:
+    return _group.size
+
+
+def restarts() -> int:
+    """How often the launcher has restarted the processes of this run; the largest count of all nodes."""
+    return max(gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
+
+
+def check_backend(backend: str | None, processes: int) -> str:
+    """nccl or gloo; processes: on this machine. UserError where nccl lacks a GPU for each of them."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    backend = backend or ("nccl" if gpus >= processes else "gloo")
+    if backend == "nccl" and not gpus:
+        raise UserError("--dist_backend nccl needs CUDA devices and there are none here: use --dist_backend gloo")
+    if backend == "nccl" and gpus < processes:
+        raise UserError(
+            f"--dist_backend nccl needs a GPU per process: {processes} processes were started here and there are "
+            f"{gpus} GPUs; start {gpus}, or use --dist_backend gloo"
+        )
+    if not getattr(dist, f"is_{backend}_available")():
+        raise UserError(f"this build of torch has no {backend}: choose another --dist_backend")
+    return backend
+
+
+@contextlib.contextmanager
+def joined(backend: str | None, timeout: float, advice: str = "") -> Iterator[None]:
+    """Inside, the processes of the launcher are one group. UserError: an address that is taken, nobody there.
+
+    advice: what to do where another process is lost, as lost_ranks().
+    """
+    if not launched() or int(os.environ["WORLD_SIZE"]) == 1:
+        yield
+        return
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    chosen = check_backend(backend, local_world_size())
+    wait = timedelta(seconds=timeout)
+    try:
+        store, place, size = next(dist.rendezvous("env://", timeout=wait))
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # the launcher's own store outlives a restart, with the addresses of processes that are gone
+            store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(chosen, store=store, rank=place, world_size=size, timeout=wait)
+        _group.rank, _group.size = dist.get_rank(), dist.get_world_size()
+        # made once, under the short timeout: whoever does not come now never will
+        _group.control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(_no_rendezvous(where, error, timeout)) from error
+    with lost_ranks(advice):
+        yield
+        dist.barrier(_group.control)
+    # not after an error: a group that has lost a member may not let itself be destroyed, and the process ends anyway
+    with contextlib.suppress(RuntimeError):
+        dist.destroy_process_group()
+    _group.rank, _group.size, _group.control = 0, 1, None
+
+
+def _no_rendezvous(where: str, error: BaseException, timeout: float) -> str:
+    text = str(error).splitlines()[0]
+    if "address already in use" in str(error).lower() or "EADDRINUSE" in str(error):
+        return f"the port of {where} is taken by another process: choose another one (--dist_url, --master_port)"
+    if any(word in text.lower() for word in ("timed out", "timeout", "refused", "not all", "could not", "failed to")):
+        return (
+            f"the processes of this run did not meet at {where} within {timeout:g} s: check that all of them were "
+            f"started, address, port and firewall, or raise --dist_timeout ({text[:160]})"
+        )
+    return f"the processes of this run could not meet at {where}: {text[:200]}"
+
+
+@contextlib.contextmanager
+def lost_ranks(advice: str = "") -> Iterator[None]:
+    """Turn what a collective raises when a process has died or hangs into one sentence, with the advice behind it."""
+    try:
+        yield
+    except (dist.DistError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and "gloo" not in text:
+            raise
+        if "imed out" in text or "timeout" in text.lower():
+            raise RankLost(
+                "another process of this run does not answer (it hangs, or its machine is gone), so this one stops"
+                f"{advice}"
+            ) from error
+        raise RankLost(f"another process of this run has ended, so this one stops{advice}") from error
+
+
+def barrier() -> None:
+    """Wait for everybody, however long rank 0 writes."""
+    if _group.size > 1:
+        dist.barrier(_group.control)
+
+
+def gather(value: T) -> list[T]:
+    """The value of every process, in rank order, in every process."""
+    if _group.size == 1:
+        return [value]
+    values: list[Any] = [None] * _group.size
+    dist.all_gather_object(values, value, _group.control)
+    return values
+
+
+def broadcast(value: T) -> T:
+    """Rank 0's value."""
+    if _group.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0, group=_group.control)
+    return box[0]
+
+
+def by_main(work: Callable[[], T]) -> T:
+    """Rank 0 works, all get what it returned, or the UserError it raised."""
+    if _group.size == 1:
+        return work()
+    result: Any = None
+    error: UserError | None = None
+    if _group.rank == 0:
+        try:
+            result = work()
+        except UserError as raised:
+            error = raised
+    result, message = broadcast((result, None if error is None else str(error)))
+    if error is not None:
+        raise error
+    if message is not None:
+        raise UserError(message)
+    return result
+
+
+def main_first(work: Callable[[], T]) -> T:
+    """Everybody works; rank 0 before the others, so that it creates what they find."""
+    if _group.size == 1:
+        return work()
+    if _group.rank == 0:
+        try:
+            result = work()
+        except UserError as error:
+            broadcast(str(error))
+            raise
+        broadcast(None)
+        return result
+    message = broadcast(None)
+    if message is not None:
+        raise UserError(message)
+    return work()
+
+
+class Agreement:
+    """A number that all processes come to know at the same poll, without waiting for each other: each poll starts an
+    exchange and answers with the largest number of the one before."""
+
+    def __init__(self) -> None:
+        self.agreed = 0
+        self._value = torch.zeros(1, dtype=torch.int64)
+        self._work: Any = None
+
+    def poll(self, mine: int) -> int:
+        """All processes poll equally often."""
+        if _group.size == 1:
+            return mine
+        if self.agreed:
+            return self.agreed
+        if self._work is not None:
+            self._work.wait()
+            self.agreed = int(self._value)
+        if not self.agreed:
+            self._value = torch.tensor([mine])
+            self._work = dist.all_reduce(self._value, dist.ReduceOp.MAX, group=_group.control, async_op=True)
+        return self.agreed
+
+    def settle(self, mine: int) -> int:
+        """The same, now: waits for everybody."""
+        return mine if _group.size == 1 else (self.poll(mine) or self.poll(mine))
+
+
+@torch.no_grad()
+def share_statistics(module: nn.Module) -> None:
+    """Rank 0's batch-norm statistics in every process, before what they belong to is evaluated or saved."""
+    if _group.size == 1:
+        return
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+    buffers = [b for m in norms for b in m.buffers()]
+    if buffers:
+        flat = torch.cat([b.flatten().to(torch.float64) for b in buffers])
+        dist.broadcast(flat, 0)
+        for b, value in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+            b.copy_(value.view_as(b))
+
+
+def ddp(module: nn.Module) -> nn.Module:
+    """The root in DistributedDataParallel, if there are several processes and anything in it trains."""
+    if _group.size == 1 or not any(p.requires_grad for p in module.parameters()):
+        return module
+    device = next(module.parameters()).device
+    ids = [device] if device.type == "cuda" else None
+    # buffers: batch norm is local as published, and banks agree by themselves
+    known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    local: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return nn.parallel.DistributedDataParallel(module, device_ids=ids, **local)
+
+
+def sync_batch_norm(module: nn.Module) -> nn.Module:
+    """Batch norms over all processes. UserError for kinds that do more than normalise: torch's would lose the rest."""
+    known = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
+    norms = {type(m) for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)} - known
+    if {norm.__name__ for norm in norms} == {"BatchNormAct2d"}:  # timm's, with an activation
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(module)
+    if norms:
+        raise UserError(f"--sync_bn knows no {', '.join(sorted(n.__name__ for n in norms))}: leave it out")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What --multiprocessing_distributed and its companions ask for."""
+
+    processes: int  # on this node
+    nodes: int
+    node_rank: int
+    host: str
+    port: int
+
+
+def in_processes(
+    asked: LaunchConfig, gpu_id: str, argv: Sequence[str], work: Callable[[], None], advice: str = ""
+) -> None:
+    """Start this script with `argv` in the processes asked for; in one of those, or where none are, do the work.
+
+    advice: what to do where a process is lost, as lost_ranks().
+    """
+    if (wanted := wanted_launch(asked, gpu_id)) is not None:
+        if code := launch(wanted, argv, asked.dist_timeout):
+            raise SystemExit(code)
+        return
+    with joined(asked.dist_backend, asked.dist_timeout, advice):
+        work()
+
+
+def wanted_launch(asked: LaunchConfig, gpu_id: str) -> Launch | None:
+    """The processes to start, None for none. UserError where flags contradict each other."""
+    if not asked.multiprocessing_distributed or launched():
+        return None
+    url, timeout = asked.dist_url, asked.dist_timeout
+    nodes = 1 if asked.world_size is None else asked.world_size
+    node = 0 if asked.rank is None else asked.rank
+    ids = [part for part in gpu_id.split(",") if part.strip()]
+    if not ids:
+        raise UserError(f"--gpu_id '{gpu_id}' must name GPUs, such as 0,1")
+    if nodes < 1 or not 0 <= node < nodes:
+        raise UserError(f"--rank {node} must be the number of this node, from 0 to --world_size {nodes} - 1")
+    if len(ids) == 1 and nodes == 1:
+        return None
+    parts = urlsplit(url)
+    try:
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if parts.scheme == "env":
+        host, port = os.environ.get("MASTER_ADDR"), int(os.environ.get("MASTER_PORT") or 0)
+    elif parts.scheme != "tcp":
+        host = None
+    if not host or not port:
+        raise UserError(f"--dist_url {url} must name address and port of the first node, as tcp://127.0.0.1:23451")
+    check_backend(asked.dist_backend, len(ids))
+    if node == 0 and _taken(host, port):
+        raise UserError(f"--dist_url {url}: port {port} is taken by another process, choose another one")
+    if node and not _answers(host, port, timeout):
+        raise UserError(_no_rendezvous(f"{host}:{port}", TimeoutError("timed out: nobody answers there"), timeout))
+    return Launch(len(ids), nodes, node, host, port)
+
+
+def _taken(host: str, port: int) -> bool:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE  # another error: an address of another machine, or no such name
+    return False
+
+
+def _answers(host: str, port: int, timeout: float) -> bool:
+    """Whether the first node has come, within the time; asked before the launcher, which would tell its whole stack."""
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=until - time.monotonic()):
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def launch(wanted: Launch, argv: Sequence[str], timeout: float) -> int:
+    """Run this script in the processes wanted, through torchrun's own launcher; the exit code of the first that failed.
+
+    UserError where the nodes do not meet.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed says so itself
+    command = [f"--nproc_per_node={wanted.processes}", f"--nnodes={wanted.nodes}", f"--node_rank={wanted.node_rank}"]
+    command += [f"--master_addr={wanted.host}", f"--master_port={wanted.port}", "--rdzv_backend=static"]
+    command += [f"--rdzv_conf=timeout={timeout:g}", str(Path(sys.argv[0]).resolve()), *argv]
+    try:
+        run(parse_args(command))
+    except ChildFailedError as failed:
+        first = failed.get_first_failure()[1]
+        return first.exitcode if first.exitcode >= 0 else 128 - first.exitcode
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
+    except (RuntimeError, TimeoutError, OSError) as error:
+        raise UserError(_no_rendezvous(f"{wanted.host}:{wanted.port}", error, timeout)) from error
+    return 0
+
+
+def leave(code: int) -> None:
+    """End a process that was part of a group. Not through the interpreter: gloo's threads were seen to abort there."""
+    for child in multiprocessing.active_children():  # loader workers, which would look after us for seconds
+        child.terminate()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def wait_to_speak() -> None:
+    """Rank 0 says at once what went wrong; another only if the launcher, which ends all when one has failed, leaves it
+    the time. So what all of them meet is said once."""
+    if not is_main():
+        time.sleep(SPEAK_AFTER)

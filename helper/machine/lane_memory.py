@@ -1,0 +1,53 @@
+"""What memory is left, and how many students that train together fit into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from core.machine import free
+from core.protocols import UserError
+
+
+def kept_by(optimizers: Iterable[Optimizer]) -> int:
+    """Bytes of gradients and optimiser state, which the first step of a student allocates and keeps."""
+    tensors: list[Tensor] = []
+    for optimizer in optimizers:
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            state = [v for v in optimizer.state.get(p, {}).values() if isinstance(v, Tensor)]
+            tensors += state if p.grad is None else [*state, p.grad]
+    return sum(x.numel() * x.element_size() for x in tensors)
+
+
+class LaneMemory:
+    """Watches the first steps of students that train together, and refuses those that will not fit.
+
+    After each student's first step: UserError if the students still to come would keep, at the mean of those seen, more
+    than is left. What a step needs in between serves the next student again; if that runs out, exhausted() says so.
+    """
+
+    def __init__(self, lanes: int, device: torch.device):
+        self.lanes, self.device = lanes, device
+        self.seen = self.kept = 0
+
+    def after_first_step(self, kept: int) -> None:
+        """Called once for each student. kept: bytes, as kept_by()."""
+        self.seen += 1
+        self.kept += kept
+        each, to_come = self.kept // self.seen, self.lanes - self.seen
+        left = free(self.device) if to_come else None
+        if left is not None and each * to_come > left:
+            raise self.too_many(self.seen + left // each, f"each keeps {each} bytes, {left} are free")
+
+    def too_many(self, fit: int, why: str) -> UserError:
+        return UserError(
+            f"{self.lanes} students do not fit into the memory of {self.device} together ({why}): about {max(1, fit)} "
+            "do; list fewer in --distill and --model_s, or lower --batch_size"
+        )
+
+    def exhausted(self, error: Exception) -> UserError:
+        """For an allocation that failed in a step."""
+        return self.too_many(self.seen, str(error).splitlines()[0].rstrip("."))

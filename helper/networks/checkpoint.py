@@ -1,0 +1,345 @@
+"""Checkpoints: written all or nothing, read without running anything a file might carry.
+
+Forms that are read: {"model" | "net" | "state_dict": weights, ...} and a plain state dict, zip or legacy serialisation,
+with or without DDP's prefix. Everything arrives on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.files import intact
+from core.log import log
+from core.protocols import ModelSpec, UserError
+
+State = dict[str, Tensor]
+
+
+WEIGHT_ENTRIES = ("model", "net", "state_dict")
+
+
+ACCURACY_ENTRIES = ("best_acc", "accuracy", "acc")
+
+
+PEERS = ("net1", "net2")  # of an online run: the student, and its peer
+
+
+META: dict[str, Any] = dict.fromkeys(("arch", "arch_t", "deploys", "method"), str)
+META |= dict.fromkeys(("config", "shapes", "shapes_t", "modalities"), Mapping) | {"num_classes": int}
+
+
+WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+
+
+TORCH_FILES = (b"PK\x03\x04", b"\x80")  # zip, pickle
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds. state: the network's weights. epoch: as recorded. best_acc: top-1 in percent, of a forward
+    pass in the dtype evaluated_in.
+
+    meta: what the run recorded of itself (arch, num_classes, dataset, ...), {} in files of other toolboxes.
+    extra: further entries made of tensors alone, such as proj, head, attention.
+    """
+
+    path: Path
+    state: State
+    meta: dict[str, Any] = field(default_factory=dict)
+    best_acc: float | None = None
+    epoch: int | None = None
+    extra: dict[str, State] = field(default_factory=dict)
+    evaluated_in: str = "fp32"
+    peer: str | None = None  # which of two was asked for
+
+    @property
+    def rounding(self) -> float:
+        """By how many points an evaluation in float32 may differ from best_acc."""
+        return 0.1 if self.evaluated_in == "fp32" else 0.5
+
+
+def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expect_checksum: bool = False) -> Any:
+    """torch.load on the CPU: tensors, plain values, and of all classes argparse.Namespace alone (RepDistiller's `opt`).
+
+    Raises UserError: no file, not a checkpoint, damaged, or a file that wants more than that. way_out: from damage.
+    """
+    path = Path(path)
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise UserError(f"{path} is a folder, not a checkpoint: name the file in it, ending in .pth")
+        if not stat.S_ISREG(kind):  # reading a pipe or a device may never end
+            raise UserError(f"{path} is a pipe, a socket or a device, not a checkpoint: name a regular file")
+        content = path.read_bytes()  # first, so that no error of the reader can be taken for one of the disk
+    except OSError as error:
+        raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
+    if (sound := intact(content)) is False:
+        raise UserError(f"{path} is damaged (its content does not match its checksum): {way_out}")
+    if path.suffix == ".safetensors":
+        return _safetensors(path, content)
+    if not content.startswith(TORCH_FILES):
+        reason = f"it starts with {content[:4]!r}" if content else "it is empty"
+        advice = way_out if expect_checksum else "name a file that torch.save wrote"
+        raise UserError(f"{path} is not a checkpoint ({reason}): {advice}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # on foreign bytes the unpickler raises nearly anything
+        reason = str(error).split("WeightsUnpickler error: ")[-1].strip() or type(error).__name__
+        if refused := re.search(r"GLOBAL (\S+)", reason):
+            raise UserError(
+                f"{path} is refused: it needs {refused[1]}, and only tensors and plain values are loaded, "
+                "as anything else could run code; save its state_dict instead (of MMRazor's distillation checkpoints, "
+                "scripts/convert_kd_ckpt_to_student.py takes the student)"
+            ) from error
+        raise UserError(
+            f"{path} is truncated or not a checkpoint ({reason.splitlines()[0][:120]}): {way_out}"
+        ) from error
+    if sound is None and expect_checksum:
+        log.info("%s carries no checksum, as an older version wrote it: damage inside would not be noticed", path)
+    return loaded
+
+
+def _safetensors(path: Path, content: bytes) -> Any:
+    """A file of scripts/export_student.py as the checkpoint it was made of; any other one as a plain state dict."""
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError as error:
+        raise UserError(f"reading {path} needs the package safetensors: pip install safetensors") from error
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        meta = json.loads(header.get("__metadata__", {}).get("meta", "null"))
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is truncated or no safetensors file ({error}): fetch or save it again") from error
+    if meta is None:
+        return tensors
+    found: dict[str, Any] = {"meta": meta}
+    for key, value in tensors.items():
+        entry, _, name = key.partition(".")
+        found.setdefault(entry, {})[name] = value
+    return found
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read any of the forms named above. Raises UserError as load_file does, and where no weights are found.
+
+    FILE@net1 and FILE@net2 name one of two peers that were trained together.
+    """
+    path, peer = _peer_of(Path(path))
+    content = load_file(path)
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a dict of weights: save a state_dict")
+    _refuse_odd(path, content)
+    entry = next((k for k in WEIGHT_ENTRIES if _tensors(content.get(k))), None)
+    state = _tensors(content[entry] if entry else content)
+    if entry is None:
+        state = {k: v for k, v in state.items() if k not in ACCURACY_ENTRIES}
+    if not state:
+        raise UserError(
+            f"{path} holds no weights, only {', '.join(map(str, content)) or 'an empty dict'}: "
+            f"expected an entry {', '.join(WEIGHT_ENTRIES)} or a plain state dict"
+        )
+    state, entry = _one_peer(path, _unwrap(state), entry, content, peer)
+    meta, epoch = content.get("meta"), _number(content.get("epoch"))
+    extra = {
+        k: _unwrap(v)
+        for k, v in content.items()
+        if k != entry and isinstance(v, Mapping) and v and len(_tensors(v)) == len(v)
+    }
+    return Checkpoint(
+        path,
+        state,
+        dict(meta) if isinstance(meta, Mapping) else {},
+        _accuracy(content, state, entry, peer),
+        None if epoch is None else int(epoch),
+        extra,
+        _evaluated_in(content),
+        peer,
+    )
+
+
+def _refuse_odd(path: Path, content: Mapping[str, Any]) -> None:
+    """UserError where what a file says of its weights is no finite number, or its meta is of another shape."""
+    for key in ("epoch", *ACCURACY_ENTRIES):
+        value = content.get(key)
+        if (isinstance(value, float | int) or (isinstance(value, Tensor) and value.ndim == 0)) and _number(
+            value
+        ) is None:
+            raise UserError(f"{path} says {key} = {str(value)[:40]}, not a finite number: save it again without {key}")
+    meta = content.get("meta")
+    if not isinstance(meta, Mapping):
+        return
+    for key, kind in META.items():
+        if not isinstance(value := meta.get(key), kind | None):
+            raise UserError(f"{path} says meta.{key} is a {type(value).__name__}: save it again without meta")
+
+
+def _evaluated_in(content: Mapping[str, Any]) -> str:
+    """Of a file of ours, best or last; all others are taken for float32."""
+    if isinstance(meta := content.get("meta"), Mapping) and "evaluated_in" in meta:
+        return str(meta["evaluated_in"])
+    identity = content.get("identity")
+    if not isinstance(identity, Mapping):
+        return "fp32"
+    finished = content.get("epoch") == identity.get("epochs")
+    exact = {"auto": finished, "train": False}.get(str(identity.get("eval_precision")), True)
+    return "fp32" if exact else str(identity.get("precision", "fp32"))
+
+
+def _peer_of(path: Path) -> tuple[Path, str | None]:
+    """FILE@net2 -> (FILE, "net2"); a file of that very name is no such thing."""
+    name, at, peer = path.name.rpartition("@")
+    return (path.with_name(name), peer) if at and peer in PEERS and not path.exists() else (path, None)
+
+
+def _one_peer(
+    path: Path, state: State, entry: str | None, content: Mapping[str, Any], peer: str | None
+) -> tuple[State, str | None]:
+    """The weights of the peer that was asked for: of HSAKD's files, which prefix both, and of this toolbox's own."""
+    if all(k.startswith(tuple(f"{p}." for p in PEERS)) for k in state):
+        if peer is None:
+            raise UserError(f"{path} holds two peers: name one of them, {path}@net1 or {path}@net2")
+        return {k.removeprefix(f"{peer}."): v for k, v in state.items() if k.startswith(f"{peer}.")}, entry
+    if peer is None:
+        return state, entry
+    second = _tensors(content.get("peer"))
+    if not second:
+        raise UserError(f"{path} holds one network and no peer: leave @{peer} out")
+    return (state, entry) if peer == PEERS[0] else (_unwrap(second), "peer")
+
+
+def _tensors(entry: Any) -> State:
+    if not isinstance(entry, Mapping):
+        return {}
+    return {k: v for k, v in entry.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _unwrap(state: Mapping[str, Tensor]) -> State:
+    state = dict(state)
+    while prefix := next((p for p in WRAPPERS if all(k.startswith(p) for k in state)), None):
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+    return state
+
+
+def _number(value: Any) -> float | None:
+    """None for what is no number, or not finite."""
+    if not isinstance(value, float | int) and not (isinstance(value, Tensor) and value.ndim == 0):
+        return None
+    try:
+        number = float(value)
+    except (OverflowError, RuntimeError, TypeError):  # an integer beyond float, a complex tensor
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _accuracy(content: Mapping[str, Any], state: State, entry: str | None, peer: str | None) -> float | None:
+    """Of these weights. An unfinished run's best_acc is another epoch's; its row is theirs between epochs.
+
+    A pair's one number is its first network's, or in published files the better one's; and published files of networks
+    with auxiliary heads do not say whether theirs is the network's or its best head's.
+    """
+    if isinstance(row := content.get("row"), Mapping):
+        return _number(row.get("test_acc")) if content.get("step") == 0 else None
+    foreign = not isinstance(content.get("meta"), Mapping)
+    if entry == "peer" or (foreign and (peer or any(k.startswith("auxiliary_classifier.") for k in state))):
+        return None
+    for key in ACCURACY_ENTRIES:
+        value = _number(content.get(key))
+        if value is not None:
+            is_fraction = key == "acc" and value <= 1  # HSAKD; all others record percent
+            return 100 * value if is_fraction else value
+    return None
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Strict load; only num_batches_tracked may be missing, which files of torch 0.4 and before do not have.
+
+    what: how messages call the source ("teacher save/.../resnet32x4_best.pth"). Raises UserError, model untouched.
+    """
+    own = model.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    unexpected = [k for k in state if k not in own]
+    reshaped = [k for k in own if k in state and own[k].shape != state[k].shape]
+    if (
+        reshaped
+        and not missing
+        and not unexpected
+        and all(
+            isinstance(model.get_submodule(k.rpartition(".")[0]), nn.Linear)
+            and own[k].ndim == state[k].ndim
+            and own[k].shape[1:] == state[k].shape[1:]
+            for k in reshaped
+        )
+    ):  # linear layers, and they differ in the number of outputs only
+        key = reshaped[0]
+        raise UserError(
+            f"{what} was trained for {len(state[key])} classes, this {type(model).__name__} has "
+            f"{len(own[key])} ({key.rpartition('.')[0]}): use the data set it was trained on"
+        )
+    shapes = [f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}" for k in reshaped]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    problems = [
+        f"{len(keys)} {kind} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    if problems:
+        raise UserError(
+            f"{what} does not fit this {type(model).__name__}, of {len(own)} weights "
+            f"{', '.join(problems)}: name the architecture it was saved from"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def infer_arch(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    explicit: str | None,
+    known_names: Iterable[str],
+    flag: str = "--model_t",
+) -> str:
+    """The registry name of the network in a checkpoint.
+
+    In order: what the file recorded, `explicit` (what `flag` says), the file name, the folder name (a distilled
+    student's: its `S:` group). Raises UserError if nothing fits, or if `explicit` contradicts the record.
+    """
+    recorded = checkpoint.meta.get("arch")
+    if recorded and explicit and recorded != explicit:
+        raise UserError(f"{path} holds a {recorded}, {flag} says {explicit}: leave {flag} out")
+    if recorded or explicit:
+        return str(recorded or explicit)
+    path = Path(path).absolute()
+    folder = path.parent.name
+    student = re.match(r"S[:~](.+?)_T[:~]", folder)
+    known = sorted(known_names, key=len, reverse=True)
+    stem = path.name.rpartition("@")[0] or path.name  # a peer of two
+    for text in (re.sub(r"\.(pth|pt)(\.tar)?$", "", stem), student[1] if student else folder):
+        for name in known:
+            if text == name or text.startswith(f"{name}_"):
+                return name
+    raise UserError(f"cannot tell the architecture of {path} from its name or folder: name it with {flag}")
+
+
+def num_classes_of(state: Mapping[str, Tensor], spec: ModelSpec) -> int:
+    """How many classes the classifier in `state` has. UserError where there is none of that name."""
+    inside = f"{spec.head}."
+    weights = [v for k, v in state.items() if k.startswith(inside) and k.endswith(".weight") and v.ndim > 1]
+    if not weights:
+        raise UserError(
+            f"the checkpoint has no {inside}weight, {spec.name}'s classifier: name the architecture it is of"
+        )
+    return weights[-1].shape[0]

@@ -1,0 +1,366 @@
+"""Networks from checkpoints of any form, from published weights, and what is deployed of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.log import log
+from core.option import NAMED, RESULT, Config, option
+from core.protocols import Context, ModelSpec, Side, Tap, TeacherSource, UserError
+from core.taps import TappedNet, probe
+from distiller_zoo import method_dict
+from distiller_zoo.base import Distiller
+from helper.machine.devices import to_device
+from helper.machine.kernels import PLAIN, Kernels
+from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
+from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher
+from models import model_dict, model_in, without_heads
+
+
+@dataclass(frozen=True)
+class StartConfig(Config):
+    """The weights that training starts from."""
+
+    heading = "network"
+
+    pretrained: str | None = option(
+        None,
+        "weights to start from, all but the classifier: a checkpoint of a known layout, or torchvision's, imagenet for "
+        "IMAGENET1K_V1 and others by name, as imagenet:IMAGENET1K_V2",
+        role=RESULT,
+    )
+
+
+@dataclass(frozen=True)
+class TeacherNetwork(StartConfig):
+    """What train_teacher.py trains."""
+
+    model: str = option("resnet32x4", "network to train, see --list", role=NAMED)
+    modality: str | None = option(None, "what the network reads of action recordings, as video or accel", role=RESULT)
+    distill: str = option("vanilla", "a method that needs no teacher, see --list", role=NAMED)
+    pretrained_backbone: str | None = option(
+        None,
+        "start from these weights: a checkpoint, or torchvision:NAME; auxiliary heads start fresh",
+        role=NAMED,
+    )
+
+
+@dataclass(frozen=True)
+class StudentNetwork(StartConfig):
+    """What train_student.py trains."""
+
+    model_s: str = option(
+        "resnet8x4", "student network, see --list; several, as resnet8,vgg8, are trained together", role=NAMED
+    )
+    modality_s: str | None = option(None, "what the student reads of action recordings, as accel", role=RESULT)
+    modality_t: str | None = option(None, "what the teacher reads of them, as video", role=RESULT)
+    distill: str = option(
+        "kd", "method, see --list; kd+crd joins losses, kd,crd trains two students together", role=NAMED
+    )
+
+
+def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A sentence where a transformer meets images of a size its position embedding was not made for."""
+    shape = shapes.get(spec.input, spec.input_shape)
+    if spec.patch is None or shape == spec.input_shape:
+        return []
+    made, needed = ("x".join(str(side // spec.patch) for side in s[1:]) for s in (spec.input_shape, shape))
+    return [
+        f"{spec.name}: position embedding interpolated from {made} patches to {needed}, for images of {shape[-1]} px"
+    ]
+
+
+class Composite(nn.Module):
+    """A deployed student as one plain model: backbone, the method's surviving layers, logits. Reads [0, 1] images."""
+
+    def __init__(self, student: TappedNet, method: Distiller):
+        super().__init__()
+        self.student, self.method = student, method
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.method.deploy(self.student({self.student.spec.input: x}, ()))["logits"]
+
+
+def composite_spec(student: ModelSpec, method: Distiller) -> ModelSpec:
+    """The student's spec, with paths into the composite and the taps and head that `deploy` replaced."""
+
+    def inside(prefix: str, tap: Tap) -> Tap:
+        return dataclasses.replace(tap, module=f"{prefix}.{tap.module}")
+
+    taps = {k: inside("student.model", tap) for k, tap in student.taps.items() if k not in student.branches}
+    taps |= {k: inside("method", tap) for k, tap in method.deployed_taps(student).items()}
+    own_head = method.deployed_head()
+    head = f"student.model.{student.head}" if own_head is None else f"method.{own_head}"
+    return dataclasses.replace(student, taps=taps, head=head, mean=None, std=None, branches=())
+
+
+def file_checksum(path: str | Path) -> str:
+    """First 16 hex digits of the SHA-256; of published weights, their name."""
+    if (named := published(path)) is not None:
+        return named
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network read from a checkpoint, ready to be tapped; with `others`, the first of an ensemble.
+
+    weights: of the members' probabilities, one each; None for equal ones.
+    """
+
+    spec: ModelSpec
+    model: nn.Module
+    checkpoint: Checkpoint
+    others: tuple[Network, ...] = ()
+    weights: tuple[float, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        return "+".join(network.spec.name for network in (self, *self.others))
+
+    @property
+    def checksum(self) -> str:
+        """Of the files of all; of two peers in one file each has its own."""
+        members = (network.checkpoint for network in (self, *self.others))
+        return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") for c in members)
+
+    def tapped(self, want: Sequence[str] = ()) -> TappedNet:
+        if want and self.others:
+            raise UserError(
+                f"the method reads {', '.join(sorted(want))} of its teacher, and an ensemble ({self.name}) has only "
+                "logits: give one --path_t, or choose a method of logits alone"
+            )
+        return TappedNet(self.model, self.spec, want)
+
+    def source(
+        self,
+        net: TappedNet,
+        device: torch.device,
+        autocast: torch.dtype | None,
+        kernels: Kernels = PLAIN,
+        full: int | None = None,
+    ) -> TeacherSource:
+        """Who answers for the teacher; net: this network, tapped and on the device. full: see LiveTeacher."""
+        first = LiveTeacher(net, autocast, kernels, full)
+        if not self.others:
+            return first
+        rest = [
+            LiveTeacher(to_device(n.tapped(), device, kernels.channels_last), autocast, kernels, full)
+            for n in self.others
+        ]
+        return EnsembleTeacher([first, *rest], self.weights)
+
+
+PUBLISHED_CLASSES = 1000  # of the weights that torchvision and timm publish
+
+
+def published(path: str | Path) -> str | None:
+    """The registry name if `path` names a network with published weights (torchvision:NAME, timm:NAME) and no file."""
+    name = str(path)
+    known = name.partition(":")[0] in ("torchvision", "timm") and not Path(name).exists()
+    return name if known else None
+
+
+def named_network(name: str, num_classes: int | None) -> Network:
+    """A network with the weights its package publishes. UserError: another number of classes, no download."""
+    spec = model_dict[name]
+    if num_classes not in (None, PUBLISHED_CLASSES):
+        raise UserError(
+            f"{name} comes with weights for ImageNet's {PUBLISHED_CLASSES} classes, the data set has {num_classes}: "
+            f"train a teacher on it (train_teacher.py --model {name}) and pass its checkpoint"
+        )
+    model = spec(pretrained=True, num_classes=PUBLISHED_CLASSES)
+    return Network(spec, model, Checkpoint(Path(name), model.state_dict(), {"arch": name}))
+
+
+def load_network(
+    path: str | Path,
+    explicit: str | None,
+    num_classes: int | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    flag: str = "--model_t",
+) -> Network:
+    """A network from any checkpoint form; a SimKD student comes back with its projector and reused classifier.
+
+    num_classes: what the data set has; None takes the checkpoint's. shapes: of the data set's inputs. flag: what sets
+    `explicit` on the command line, for messages.
+    """
+    if (named := published(path)) is not None:
+        return named_network(named, num_classes)
+    checkpoint = read_checkpoint(path)
+    explicit = None if explicit is None else model_dict.resolve(explicit)
+    if explicit and model_in(explicit, checkpoint.state).name == checkpoint.meta.get("arch"):
+        explicit = None  # one name of two networks, and the file holds the other
+    arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)
+    spec = model_in(arch, checkpoint.state).fitted(shapes)
+    warn_of_twins(path, spec, model_dict[arch], checkpoint.meta.get("arch"), flag)
+    if spec.adapt is not None:
+        checkpoint = dataclasses.replace(checkpoint, state=spec.adapt(checkpoint.state))
+    return _assembled(path, checkpoint, spec, num_classes, shapes)
+
+
+def _assembled(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    num_classes: int | None,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Network:
+    """The network with the checkpoint's weights; num_classes: as in load_network()."""
+    classes = num_classes_of(checkpoint.state, spec)
+    if num_classes is not None and classes is not None and classes != num_classes:
+        raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, the data set has {num_classes}")
+    classes = num_classes if classes is None else classes
+    model = spec(num_classes=classes)
+    load_weights(model, checkpoint.state, f"{path} as {spec.name}")
+    if "proj" not in checkpoint.extra:
+        return Network(spec, model, checkpoint)
+    return _composite(path, checkpoint, spec, model, classes, shapes)
+
+
+def network_without_heads(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Network:
+    """What is deployed of a network with auxiliary heads: its backbone under the plain network's name and keys.
+
+    Itself where there are no heads, and where the registry has no name for what lies under them.
+    """
+    spec = network.model.student.spec if isinstance(network.model, Composite) else network.spec
+    plain = without_heads(spec)
+    if not spec.branches or plain is None:
+        return network
+    checkpoint = network.checkpoint
+    state = {k.removeprefix("backbone."): v for k, v in checkpoint.state.items() if k.startswith("backbone.")}
+    bare = dataclasses.replace(checkpoint, state=state, meta={**checkpoint.meta, "arch": plain.name})
+    return _assembled(bare.path, bare, plain, None, shapes)
+
+
+def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -> None:
+    """Fill a network, of one with auxiliary heads what lies under them, from a checkpoint or torchvision:NAME.
+
+    From torchvision, the classifier stays fresh where the data set has other classes; a frozen one must fit.
+    """
+    model: nn.Module = getattr(net.model, "backbone", net.model)
+    head = net.spec.head.removeprefix("backbone.") if net.spec.branches else net.spec.head
+    if source.startswith("torchvision:"):
+        published = model_dict[source]  # UserError for a name torchvision does not know
+        from models.external import CLASSES, load_published
+
+        if frozen and num_classes != CLASSES:
+            raise UserError(
+                f"{source} knows {CLASSES} classes, the data set has {num_classes}: a frozen backbone needs a "
+                "classifier that fits; leave --freeze_backbone out, or train the backbone first"
+            )
+        load_published(model, published.name.partition(":")[2], True, head)
+        return
+    checkpoint = read_checkpoint(source)
+    state, recorded = checkpoint.state, checkpoint.meta.get("arch")
+    held = model_in(recorded if recorded is not None and recorded in model_dict else net.spec.name, state)
+    told = recorded or (held.name if "auxiliary_classifier.fc1.weight" in state else None)  # their outputs tell whose
+    warn_of_twins(source, without_heads(held) or held, without_heads(net.spec) or net.spec, told, "--model", True)
+    inside = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    load_weights(model, inside or state, f"{source} as the backbone of {net.spec.name}")
+
+
+def warn_of_twins(
+    path: str | Path, spec: ModelSpec, named: ModelSpec, recorded: str | None, flag: str, lent: bool = False
+) -> None:
+    """Say so where a name means another network than the weights do, and where two networks share every key.
+
+    lent: whether the weights are taken over by the network named, whatever they were trained in.
+    """
+    if lent and spec.note and named.note and spec.note != named.note:
+        log.warning(
+            "warning: %s holds a %s (%s) and its weights now serve a %s (%s), for which they were not trained; choose "
+            "a %s that fits",
+            *(path, spec.name, spec.note, named.name, named.note, flag),
+        )
+    elif spec.note and named.note and spec.note != named.note:
+        log.warning(
+            "warning: %s holds a %s (%s) and is read as that, not as the %s (%s) it was called",
+            *(path, spec.name, spec.note, named.name, named.note),
+        )
+    elif spec.twin and recorded is None:
+        log.warning(
+            "warning: %s fits %s (%s) and %s (%s) alike and is read as the first; if its accuracy is far off, name "
+            "the second with %s",
+            *(path, spec.name, spec.note, spec.twin, model_dict[spec.twin].note, flag),
+        )
+
+
+def _composite(
+    path: str | Path,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    model: nn.Module,
+    num_classes: int,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> Network:
+    meta = checkpoint.meta
+    if "head" not in checkpoint.extra or "shapes_t" not in meta:
+        raise UserError(
+            f"{path} holds a projector without the teacher's classifier it feeds, so it cannot predict; "
+            "train it again here, where the checkpoint is self-contained"
+        )
+    cls = method_dict[meta["deploys"]]
+    known = {f.name for f in dataclasses.fields(cls.Config)}
+    cfg = cls.Config(**{k: v for k, v in meta["config"].items() if k in known})
+    teacher_spec = model_dict[meta["arch_t"]]
+    student = TappedNet(model, spec, cls.needs(cfg, spec, teacher_spec).student)
+    weight = checkpoint.extra["head"]["weight"]
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in checkpoint.extra["head"])
+    shapes_t = {k: tuple(v) for k, v in meta["shapes_t"].items()}
+    for name in cls.needs(cfg, spec, teacher_spec).teacher:  # a file that was written when the last stage was read
+        if name not in shapes_t:
+            shapes_t[name] = shapes_t[teacher_spec.stages[-1]]
+    teacher = Side(teacher_spec, head, shapes_t)
+    method = cls(cfg, Context(num_classes, torch.zeros(1, dtype=torch.int64), 1, probe(student, shapes), teacher))
+    method.load_deployed_state(checkpoint.extra)
+    return Network(composite_spec(spec, method), Composite(student, method), checkpoint)
+
+
+def started_from(spec: ModelSpec, weights: str) -> ModelSpec:
+    """The same network, which starts from published weights; a classifier of other classes starts fresh.
+
+    weights: `imagenet` for torchvision's first ones (fetched), `imagenet:NAME` for those of that name, or a checkpoint
+    of any layout its key map knows.
+    """
+    source, colon, name = weights.partition(":")
+    if source == "imagenet":
+        if colon and not name:
+            raise UserError("--pretrained imagenet: names no weights: leave the colon out, or write imagenet:NAME")
+        return dataclasses.replace(spec, build=partial(_from_imagenet, spec, name))
+    return dataclasses.replace(spec, build=partial(_from_file, spec, read_checkpoint(weights)))
+
+
+def _from_imagenet(spec: ModelSpec, name: str, **options: Any) -> nn.Module:
+    """name: of torchvision's weights; empty for the first."""
+    try:
+        return spec.build(**options, pretrained=name or True)
+    except TypeError as error:
+        if "pretrained" not in str(error):
+            raise
+        raise UserError(f"nobody publishes ImageNet weights of {spec.name}: name a file with --pretrained") from error
+
+
+def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Module:
+    model = spec.build(**options)
+    state = checkpoint.state if spec.adapt is None else spec.adapt(checkpoint.state)
+    own = model.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    left = [k for k in own if k not in fits and not k.startswith(f"{spec.head}.") and "num_batches" not in k]
+    if left:
+        raise UserError(
+            f"--pretrained {checkpoint.path} does not fit {spec.name}: {len(left)} of {len(own)} weights are missing "
+            f"or of another shape ({', '.join(left[:3])})"
+        )
+    model.load_state_dict(fits, strict=False)
+    return model

@@ -1,0 +1,298 @@
+"""A teacher paid for once: its logits, and if asked its pooled features, for every pixel view of every training image.
+
+Crop-and-flip data has few views (162 at 32 pixels), so after enough epochs every view has been seen. The cache is
+filled by the runs that use it, one view at a time, and serves every later student, method and seed.
+Shape letters: N samples, Q views per sample, K classes, D width of a tap, B batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.files import atomic_write_json, make_folder, read_json
+from core.machine import free
+from core.option import Config, option
+from core.protocols import Batch, Features, TeacherSource, UserError
+
+CACHEABLE = ("logits", "pooled")  # taps of one vector per view; maps are hundreds of times larger
+
+
+@dataclass(frozen=True)
+class CacheConfig(Config):
+    heading = "teacher cache"
+
+    teacher_cache: str | None = option(
+        None, "folder that keeps the teacher's logits of every view, for every later run"
+    )
+    cache_pooled: bool = option(False, "keep its pooled features too, for methods that read nothing deeper")
+    cache_device: str = option(
+        "auto",
+        "read the cache from disk (mapped into memory) or the GPU; auto: the GPU if half of its free memory holds it",
+        choices=("auto", "disk", "gpu"),
+    )
+    rebuild_cache: bool = option(False, "replace what --teacher_cache holds")
+
+
+def cache_key(
+    teacher: str, data: str, spec: Any, autocast: torch.dtype | None, folded: bool = False, network: str = ""
+) -> dict[str, Any]:
+    """What makes two caches the same: checksums of teacher and data, normalisation, precision of the forward, whether
+    batch norm was folded into the convolutions, and as which network the teacher's file was read: some share keys."""
+    return {
+        "teacher": teacher,
+        "network": network,
+        "data": data,
+        "normalisation": [list(spec.mean or ()), list(spec.std or ())],
+        "precision": str(autocast or torch.float32).removeprefix("torch."),
+        "folded": folded,
+    }
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, other processes that open the same cache wait; where folders cannot be locked, they do not."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+class Store:
+    """One tap of every view, in two files: NAME.bin holds [N * Q, D], and a byte per row says whether it is valid.
+
+    The byte is written after the row. Rows that one of the files does not reach, as after a crash, are not valid. Both
+    files are mapped into memory, so several runs may read and fill them.
+    """
+
+    def __init__(self, folder: Path, name: str, rows: int, width: int, dtype: torch.dtype):
+        self.folder, self.rows, self.width, self.dtype = folder, rows, width, dtype
+        self.data_file = f"{name}.bin"
+        self.valid_file = "filled.bin" if name == "logits" else f"{name}_filled.bin"
+
+    @property
+    def bytes(self) -> int:
+        """Of the rows alone."""
+        return self.rows * self.width * self.dtype.itemsize
+
+    def missing_bytes(self) -> int:
+        """What the files have yet to take of the disk; they are sparse, so their size does not tell."""
+        return self.bytes + self.rows - self._taken(self.data_file) - self._taken(self.valid_file)
+
+    def open(self, device: torch.device, resident: bool) -> None:
+        """resident: keep all rows on the device; otherwise an accelerator reads them through the host."""
+        intact = min(self._size(self.data_file) // (self.width * self.dtype.itemsize), self._size(self.valid_file))
+        # cut first, then grow, the valid bytes last: whenever this process is killed, no row of zeros counts as valid
+        for name, size in ((self.valid_file, intact), (self.data_file, self.bytes), (self.valid_file, self.rows)):
+            with open(self.folder / name, "ab") as file:
+                file.truncate(size)
+        self.on_disk = self._map(self.data_file, self.rows * self.width, self.dtype).view(self.rows, self.width)
+        self.valid = self._map(self.valid_file, self.rows, torch.uint8)
+        self.device, self.direct = device, device.type == "cpu"
+        self.rows_here = self.on_disk if self.direct or not resident else self.on_disk.to(device)
+        self.resident = self.direct or resident
+        self.filled = self.valid if self.direct else self.valid.clone()
+        self.unsaved: list[tuple[Tensor, Tensor]] = []
+
+    def read(self, view_id: Tensor, rows: Tensor) -> Tensor:
+        """[B, D] on the device; rows not filled hold anything. view_id, rows: the same numbers on host and device."""
+        if self.resident:
+            return self.rows_here[rows]
+        return self.on_disk[view_id].pin_memory().to(self.device, non_blocking=True)
+
+    def write(self, view_id: Tensor, rows: Tensor, values: Tensor) -> None:
+        if self.resident:
+            self.rows_here[rows] = values
+            self.filled[view_id] = 1
+        if not self.direct:
+            self.unsaved.append((view_id, values))
+
+    def flush(self) -> None:
+        if not self.unsaved:
+            return
+        view_ids, values = (torch.cat(parts) for parts in zip(*self.unsaved, strict=True))
+        self.on_disk[view_ids] = values.cpu()
+        self.valid[view_ids] = 1
+        self.filled[view_ids] = 1
+        self.unsaved.clear()
+
+    def _size(self, name: str) -> int:
+        path = self.folder / name
+        return path.stat().st_size if path.exists() else 0
+
+    def _taken(self, name: str) -> int:
+        """Bytes of the disk, where the system tells."""
+        path = self.folder / name
+        if not path.exists():
+            return 0
+        size, blocks = path.stat().st_size, getattr(path.stat(), "st_blocks", None)
+        return size if blocks is None else min(size, 512 * blocks)
+
+    def _map(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
+        return torch.from_file(str(self.folder / name), shared=True, size=count, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """samples, views: how many the data set has. classes, dtype: of the logits. pooled: (D, dtype) of the pooled
+    feature, if that is kept as well; it may be added to a cache of logits later."""
+
+    samples: int
+    views: int
+    classes: int
+    dtype: torch.dtype
+    pooled: tuple[int, torch.dtype] | None = None
+
+
+class CachedTeacher:
+    """Answers for the teacher from disk where it can, and runs the live one for the views not seen yet.
+
+    key: as cache_key(); kept in key.json, with shape and dtype. Rows are kept in the dtype the teacher answers in, so
+    nothing is lost.
+
+    A batch whose pixels were changed in another way than crop and flip (crop is None), or a method that reads taps that
+    are not kept, goes to the live teacher. UserError: a cache of another teacher, data set or precision; no room.
+    """
+
+    def __init__(
+        self,
+        live: TeacherSource,
+        cfg: CacheConfig,
+        key: Mapping[str, Any],
+        layout: CacheLayout,
+        device: torch.device,
+        rebuild: bool = False,
+    ):
+        assert cfg.teacher_cache is not None
+        self.live, self.spec, self.folder = live, live.spec, Path(cfg.teacher_cache)
+        self.num_views = layout.views
+        self.key = {
+            **key,
+            "dtype": str(layout.dtype).removeprefix("torch."),
+            "shape": [layout.samples, layout.views, layout.classes],
+        }
+        self.in_quarters = device.type != "cpu"
+        self.hits = self.asked = 0
+        kept = {"logits": (layout.classes, layout.dtype)} | ({} if layout.pooled is None else {"pooled": layout.pooled})
+        self.stores = {k: Store(self.folder, k, layout.samples * layout.views, *v) for k, v in kept.items()}
+        make_folder(self.folder, "teacher cache")
+        with alone(self.folder):
+            self._open_folder(rebuild)
+            resident = device.type != "cpu" and self._resident(device, cfg.cache_device)
+            for store in self.stores.values():
+                store.open(device, resident)
+
+    @property
+    def filled(self) -> Tensor:
+        """[N * Q] 1 where the logits of a view are known."""
+        return self.stores["logits"].filled
+
+    def _open_folder(self, rebuild: bool) -> None:
+        record = self.folder / "key.json"
+        if rebuild and record.exists():
+            files = (Store(self.folder, name, 0, 0, torch.uint8) for name in CACHEABLE)
+            for name in (*(n for s in files for n in (s.valid_file, s.data_file)), "key.json"):
+                (self.folder / name).unlink(missing_ok=True)
+        if not record.exists():
+            # what a process leaves behind that is killed while it writes the key is no content
+            if not all(path.name.startswith(f".{record.name}.") for path in self.folder.iterdir()):
+                raise UserError(
+                    f"{self.folder} is not empty and no teacher cache: give --teacher_cache a folder of its own"
+                )
+            self._check_room(new=True)
+            atomic_write_json(self.key, record)
+            return
+        found = read_json(record, {}, "pass --rebuild_cache to start the cache from scratch")
+        # what an older cache does not say of itself was off, or is taken for granted
+        found = {"folded": False, "network": self.key.get("network"), "dtype": self.key["dtype"]} | found
+        different = [k for k in self.key if found.get(k) != json.loads(json.dumps(self.key[k]))]
+        if different:
+            changes = "; ".join(f"{k}: {found.get(k)} there, {self.key[k]} here" for k in different)
+            raise UserError(
+                f"{self.folder} caches another teacher's view of the data ({changes}): name another folder, or pass "
+                "--rebuild_cache to replace it"
+            )
+        self._check_room(new=False)
+
+    def _check_room(self, new: bool) -> None:
+        """The files are sparse: what they have yet to grow must be there when it is wanted."""
+        needed = sum(store.missing_bytes() for store in self.stores.values())
+        left = shutil.disk_usage(self.folder).free
+        if needed > left:
+            if new:
+                self.folder.rmdir()
+            raise UserError(
+                f"the teacher cache {self.folder} needs {needed} bytes, {left} are free: name another folder"
+            )
+
+    def _resident(self, device: torch.device, where: str) -> bool:
+        needed, left = sum(store.bytes for store in self.stores.values()), free(device)
+        if where == "gpu" and needed > left:
+            raise UserError(
+                f"--cache_device gpu needs {needed} bytes on {device}, {left} are free: pass --cache_device disk"
+            )
+        return where == "gpu" or (where == "auto" and 2 * needed <= left)
+
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        self.asked += len(batch)
+        if batch.view_id is None or batch.crop is None or not set(taps) <= self.stores.keys():
+            return self.live.features(batch, taps)
+        view_id = batch.view_id
+        wanted = {name: self.stores[name] for name in dict.fromkeys(("logits", *taps))}
+        known = np.logical_and.reduce([store.filled[view_id].numpy() for store in wanted.values()])
+        missing = np.flatnonzero(known == 0)
+        self.hits += len(batch) - len(missing)
+        if self.in_quarters:
+            # an accelerator tunes its kernels for every size of a batch it meets: let that be four
+            more = -len(missing) % -(-len(batch) // 4)
+            missing = np.sort(np.concatenate([missing, np.flatnonzero(known)[:more]]))
+        rows = batch.index * self.num_views + batch.crop
+        if not len(missing):
+            return {name: store.read(view_id, rows) for name, store in wanted.items()}
+        return self._fill(batch, rows, torch.from_numpy(missing), wanted)
+
+    def _fill(self, batch: Batch, rows: Tensor, missing: Tensor, wanted: Mapping[str, Store]) -> Features:
+        """Ask the teacher for the views at the positions `missing` [M], keep what it says, and put all together."""
+        assert batch.view_id is not None
+        whole, view_id = len(missing) == len(batch), batch.view_id
+        out = {} if whole else {name: store.read(view_id, rows) for name, store in wanted.items()}
+        if not whole:
+            positions = (missing.pin_memory() if rows.is_cuda else missing).to(rows.device, non_blocking=True)
+            inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
+            chosen = {k: x[positions] for k, x in inputs.items()}
+            view_id = view_id[missing]
+            batch = Batch(chosen, batch.target[positions], batch.index[positions], view_id=view_id)
+            rows = rows[positions]
+        answer = self.live.features(batch, [name for name in wanted if name != "logits"])
+        for name, store in wanted.items():
+            values = answer[name].detach().to(store.dtype)
+            store.write(view_id, rows, values)
+            if whole:
+                out[name] = values
+            else:
+                out[name][positions] = values
+        return out
+
+    def flush(self) -> None:
+        """Bring rows that were filled on an accelerator to disk; once an epoch."""
+        for store in self.stores.values():
+            store.flush()
+
+    def end_epoch(self) -> dict[str, float]:
+        """Flush; the share of samples answered from the cache since the start goes into metrics.jsonl."""
+        self.flush()
+        return {"cache_hit_rate": self.hits / max(self.asked, 1)}

@@ -1,0 +1,149 @@
+"""Teacher sources: whoever answers a step's question for the teacher's features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from core.option import RESULT, Config, option
+from core.protocols import Batch, Features, TeacherSource, UserError
+from core.taps import TappedNet
+from helper.machine.kernels import PLAIN, Kernels, folded, maybe_compiled, with_cast_weights
+from helper.networks.teacher_cache import CachedTeacher
+
+
+@dataclass(frozen=True)
+class TeacherConfig(Config):
+    heading = "teacher"
+
+    path_t: list[str] | None = option(
+        None,
+        "checkpoint of the teacher, or torchvision:NAME, timm:NAME for published weights; several make an ensemble",
+        short="--teacher",
+    )
+    model_t: str | None = option(None, "teacher network, where neither the checkpoint nor its path tells")
+    teacher_weight: list[float] | None = option(
+        None, "weight of each teacher's probabilities in an ensemble (default: equal)", role=RESULT
+    )
+    skip_validation: bool = option(False, "do not evaluate the teacher first")
+    fold_teacher: bool = option(False, "fold the teacher's batch norm into its convolutions", role=RESULT)
+    teacher_dropout: bool = option(
+        False, "leave the teacher's dropout and drop path on, as MMRazor does (its batch norm is off)", role=RESULT
+    )
+
+
+class LiveTeacher:
+    """A frozen network, run on every batch in eval mode without gradient.
+
+    no_grad and not inference_mode: methods project teacher features with trainable layers, which keep them for
+    backward. What runs is a copy of `net` prepared at the first batch (helper.machine.kernels) wherever that saves
+    time, so the weights must be in place by then. full: batch size that is compiled for, if anything is.
+    """
+
+    def __init__(
+        self,
+        net: TappedNet,
+        autocast: torch.dtype | None = None,
+        kernels: Kernels = PLAIN,
+        full: int | None = None,
+    ):
+        self.net, self.autocast = net.eval().requires_grad_(False), autocast
+        self.kernels, self.full = kernels, full
+        self.dropout = False  # whether dropout and drop path stay on; see keep_dropout()
+        self.spec = net.spec
+        self.device = next(net.parameters()).device
+        self._run: Callable[..., Features] | None = None
+
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        assert not self.net.model.training, "the teacher was taken to training mode"
+        inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
+        with torch.no_grad(), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            if self.dropout:  # what is prepared below is fixed in eval mode
+                with noisy(self.net.model):
+                    features = self.net(inputs)
+                return {k: features[k] for k in ("logits", *taps)}
+            if self._run is None:
+                self._run = self._prepared(inputs)
+            features = self._run(len(batch), inputs)
+            # what a CUDA graph wrote is overwritten by its next replay; students of one batch may ask for it later
+            return {k: features[k].clone() if self.kernels.graphs else features[k] for k in ("logits", *taps)}
+
+    def _prepared(self, inputs: Mapping[str, Any]) -> Callable[..., Features]:
+        """A callable of (batch size, inputs)."""
+        net = folded(self.net, inputs) if self.kernels.fold_teacher else self.net
+        if self.autocast is not None:
+            net = with_cast_weights(net, inputs, self.autocast)
+        return maybe_compiled("teacher", net, self.kernels, self.full, freezing=True)
+
+
+@contextmanager
+def noisy(model: nn.Module) -> Iterator[None]:
+    """Training mode for everything but batch norm, for one forward pass: what MMRazor does to a teacher."""
+    for module in model.modules():
+        module.training = not isinstance(module, _BatchNorm)
+    try:
+        yield
+    finally:
+        model.eval()
+
+
+def keep_dropout(source: TeacherSource) -> None:
+    """Leave the dropout of a live teacher on, or of every member of an ensemble."""
+    for member in source.sources if isinstance(source, EnsembleTeacher) else [source]:
+        assert isinstance(member, LiveTeacher)
+        member.dropout = True
+
+
+class EnsembleTeacher:
+    """Several frozen networks as one: logits = log of the weighted mean of their probabilities (at temperature 1).
+
+    With one teacher that is the teacher itself, as a softmax ignores a constant. Feature maps of several networks have
+    no mean, so methods that read them are refused.
+    weights: one per teacher, normalised to sum 1; None weighs all alike.
+    """
+
+    def __init__(self, sources: Sequence[TeacherSource], weights: Sequence[float] | None = None):
+        weights = [1.0] * len(sources) if weights is None else list(weights)
+        if len(weights) != len(sources):
+            raise UserError(f"--teacher_weight has {len(weights)} values for {len(sources)} teachers")
+        if min(weights) < 0 or not 0 < sum(weights) < math.inf:
+            raise UserError("--teacher_weight takes finite weights of at least 0, one of them above 0")
+        self.sources, self.weights = list(sources), [w / sum(weights) for w in weights]
+        self.spec = sources[0].spec
+
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        assert not taps, "an ensemble answers for logits alone"
+        parts = [
+            source.features(batch, ())["logits"].float().log_softmax(1) + math.log(weight)
+            for source, weight in zip(self.sources, self.weights, strict=True)
+            if weight > 0
+        ]
+        return {"logits": torch.stack(parts).logsumexp(0)}
+
+
+class SharedTeacher:
+    """One forward per batch for several students: remembers the last batch, by identity, with all taps anybody wants.
+
+    taps: the union over the students. cache: the source, if it is one. A student whose method changes the batch asks
+    with another batch, and pays for it; so does every student of --accumulate, which cuts batches anew for each.
+    """
+
+    def __init__(self, source: TeacherSource, taps: Sequence[str], cache: CachedTeacher | None = None):
+        self.cache = cache
+        self.source, self.spec, self.taps = source, source.spec, tuple(dict.fromkeys(taps))
+        self._batch: Batch | None = None
+        self._features: Features = {}
+
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        missing = set(taps) - set(self.taps)
+        assert not missing, f"taps {sorted(missing)} were not announced to the shared teacher"
+        if self._batch is not batch:
+            self._batch, self._features = batch, self.source.features(batch, self.taps)
+        return {k: self._features[k] for k in ("logits", *taps)}

@@ -1,0 +1,211 @@
+"""A method's Config fields as flags, and the weights of its terms."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.option import NAMED, RESULT, UNSET, Config, Flag, flag_of, not_negative, option, positive
+from core.protocols import UserError
+from distiller_zoo import method_dict
+from distiller_zoo._combined import Combined, CombinedConfig
+from distiller_zoo.base import Distiller
+
+
+@dataclass(frozen=True)
+class LossConfig(Config):
+    """The weights of the loss, whatever the method."""
+
+    heading = "loss"
+
+    weight: list[str] | None = option(
+        None, "weights of terms by name in a combination, as crd=0.8 at=500 (default: the methods')", role=RESULT
+    )
+    cls: float = option(
+        1.0,
+        "weight of cross-entropy (default: the method's)",
+        short=("-c", "-r", "--gamma"),
+        check=not_negative,
+        role=NAMED,
+    )
+    div: float = option(
+        1.0,
+        "weight of the logit KL (default: the method's)",
+        short=("-d", "-a", "--alpha"),
+        check=not_negative,
+        role=NAMED,
+    )
+    beta: float = option(
+        0.0, "weight of the method's own term (default: the method's)", short="-b", check=not_negative, role=NAMED
+    )
+    kd_T: float = option(4.0, "temperature of the logit KL", check=positive, role=RESULT)  # noqa: N815
+    logit_stand: bool = option(
+        False,
+        "compare z-scored logits in every logit loss (LSKD; published beside kd with -c 0.1 -d 9 --kd_T 2)",
+        role=RESULT,
+    )
+    norm_kd: bool = option(
+        False,
+        "temperatures of logit losses are multiples of each row's standard deviation (NormKD; published with kd, "
+        "-c 0.1 -d 0.9 --kd_T 2)",
+        role=RESULT,
+    )
+    ea_weight: bool = option(
+        False,
+        "weigh each sample of a logit loss by the entropies of teacher and student (EA-KD; published with kd, "
+        "-c 0.1 -d 0.9)",
+        role=RESULT,
+    )
+    ea_T: float = option(  # noqa: N815
+        3.0, "temperature of the entropies of --ea_weight; published 2 on ImageNet", check=positive, role=RESULT
+    )
+    ea_as_published: bool = option(
+        False,
+        "bound the student's entropy in --ea_weight by the number of classes, as the code for kd and dkd on CIFAR-100 "
+        "does, not by its logarithm",
+        role=RESULT,
+    )
+    frame_logits: bool = option(
+        False, "compare the scores of every frame, not of the clip, in every logit loss", role=RESULT
+    )
+    protocol: str = option(
+        "simkd",
+        "which weights hold unless given: simkd keeps cross-entropy and KL beside every method, authors takes each "
+        "publication's own",
+        choices=("simkd", "authors"),
+        role=RESULT,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.logit_stand and self.norm_kd:
+            raise UserError("--logit_stand and --norm_kd both choose the scale of the logits: give one of them")
+
+
+# settings of every logit loss, which stand in each method's Config too
+LOGIT_FLAGS = ("logit_stand", "norm_kd", "ea_weight", "ea_T", "ea_as_published")
+
+
+def _field_flag(method: str, f: dataclasses.Field) -> str:
+    return f.metadata.get("flag") or f"--{method}_{f.name}"
+
+
+def _own_fields(method: type[Distiller]) -> list[dataclasses.Field]:
+    common = {f.name for f in dataclasses.fields(Distiller.Config)}
+    return [f for f in dataclasses.fields(method.Config) if f.name not in common]
+
+
+def _spellings(method: type[Distiller]) -> list[tuple[str, ...]]:
+    return [_flag_of_field(method.name, f).names for f in _own_fields(method)]
+
+
+def flags_of(method: type[Distiller]) -> list[Flag]:
+    """The flags that exist once --distill names the method."""
+    return [_flag_of_field(method.name, f) for f in _own_fields(method)]
+
+
+def _flag_of_field(method: str, f: dataclasses.Field) -> Flag:
+    return dataclasses.replace(flag_of(f, prefix=f"{method}_"), role=RESULT)
+
+
+def _methods(name: str) -> list[type[Distiller]]:
+    return [method_dict[part] for part in name.split("+")]
+
+
+def _weights_of(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
+    """The part of --weight that is about these methods, or about cls and div."""
+    if pairs is UNSET:
+        return UNSET
+    known = {m.name for m in methods}
+    every = {m for m in method_dict} - known
+    mine = [p for p in pairs if method_dict.aliases.get(p.partition("=")[0], p.partition("=")[0]) not in every]
+    return mine or UNSET
+
+
+def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
+    """Weights of the method's own row, and its own settings as far as the protocol changes them.
+
+    A combination takes the largest cls and the largest div of its members; those of the member that replaces the
+    student's classifier, if one does: the others' are meant for a classifier that will be used.
+    """
+    rows = [
+        {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
+        | ({_dest(m, k): v for k, v in m.Config.authors.items()} if protocol == "authors" else {})
+        for m in methods
+    ]
+    if len(rows) == 1:
+        return rows[0]
+    deciding = [r for r, m in zip(rows, methods, strict=True) if m.deployed_head is not Distiller.deployed_head] or rows
+    common = {
+        "cls": max(r["cls"] for r in deciding),
+        "div": max(r["div"] for r in deciding),
+        "beta": 1.0,
+        "kd_T": rows[0]["kd_T"],
+    }
+    return {k: v for row in rows for k, v in row.items()} | common
+
+
+def _dest(method: type[Distiller], name: str) -> str:
+    """The name under which a Config field is parsed."""
+    own = {f.name: f for f in _own_fields(method)}
+    return _field_flag(method.name, own[name]).lstrip("-") if name in own else name
+
+
+def _config(
+    values: Mapping[str, Any],
+    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field]]],
+    methods: Sequence[type[Distiller]],
+    teacher: bool,
+) -> Any:
+    def fields_of(method: type[Distiller]) -> dict[str, Any]:
+        return {f.name: values[k] for k, users in own.items() for m, f in users if m is method}
+
+    if teacher:
+        return methods[0].Config(**fields_of(methods[0]))
+    common = {k: values[k] for k in ("cls", "div", "kd_T", "frame_logits", *LOGIT_FLAGS)}
+    if len(methods) == 1:
+        return methods[0].Config(beta=values["beta"], **common, **fields_of(methods[0]))
+    weights = {m.name: m.Config.beta * values["beta"] for m in methods} | {
+        k: v for k, v in term_weights(values["weight"]).items() if k not in ("cls", "div")
+    }
+    members = tuple((m, m.Config(beta=weights[m.name], **common, **fields_of(m))) for m in methods)
+    config = CombinedConfig(beta=values["beta"], members=members, **common)
+    Combined.check(config)
+    return config
+
+
+def term_weights(pairs: Sequence[str] | None) -> dict[str, float]:
+    """["crd=0.8", "cls=1"] -> {"crd": 0.8, "cls": 1.0}, aliases resolved."""
+    weights: dict[str, float] = {}
+    for pair in pairs or ():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--weight takes NAME=NUMBER, as crd=0.8, not {pair}; weight decay is --weight_decay")
+        name = name if name in ("cls", "div") else method_dict.resolve(name)
+        if name in weights:
+            raise UserError(f"--weight names {name} twice: give it one number")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise UserError(f"--weight {pair} is not of the form NAME=NUMBER, such as crd=0.8") from None
+    return weights
+
+
+def _named_weights(values: Mapping[str, Any], methods: Sequence[type[Distiller]]) -> dict[str, float]:
+    """--weight sets cls and div, and beta where there is one method; members of a combination read it themselves."""
+    weights = term_weights(values["weight"])
+    names = [m.name for m in methods]
+    stray = weights.keys() - {"cls", "div", *names}
+    if stray:
+        raise UserError(f"--weight names {', '.join(sorted(stray))}, the terms are cls, div, {', '.join(names)}")
+    if silent := [m.name for m in methods if m.name in weights and m.terms is Distiller.terms]:
+        raise UserError(
+            f"--weight names {', '.join(silent)}, which has no term of its own: weigh cls (cross-entropy) or div (the "
+            "logit KL) instead"
+        )
+    flags = {k: v for k, v in weights.items() if k in ("cls", "div")}
+    if len(names) == 1 and names[0] in weights:
+        flags["beta"] = weights[names[0]]
+    return flags

@@ -1,0 +1,50 @@
+"""Names of runs and where their folders lie."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from distiller_zoo import published_names
+from helper.options.settings import Settings
+from helper.runs.folder import SEPARATOR, RunFolder, file_name
+
+LONGEST_NAME = 200  # bytes of a folder's name; most file systems end at 255
+
+
+def run_name(settings: Settings, teacher: str | None) -> str:
+    """The published template, then every setting that is off its default and not in the template.
+
+    teacher: architecture name, None for a student alone.
+    """
+    colon, dataset, trial, loss = SEPARATOR, settings.data.source.dataset, settings.run.trial, settings.loss
+    if settings.is_teacher:
+        name = f"{file_name(settings.model)}_{settings.distill}_{dataset}_trial_{trial}"
+    else:
+        name = (
+            f"S{colon}{file_name(settings.model)}_T{colon}{file_name(teacher or 'none')}_{dataset}_"
+            f"{published_name(settings.distill)}_r{colon}{loss.cls}_a{colon}{loss.div}_b{colon}{loss.beta}"
+            f"_{trial}"
+        )
+    dali = settings.data.stream.dali
+    if dali and "dali" not in settings.without_effect:
+        name += f"_dali{colon}{dali}"
+    for key, value in settings.off_default().items():
+        name += f"_{key}{colon}{','.join(map(str, value)) if isinstance(value, list) else value}"
+    name = name.replace("/", "-")
+    if len(name.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        kept = name.encode()[: LONGEST_NAME - 13].decode(errors="ignore")  # a cut through a character loses it
+        name = f"{kept}_{digest}"
+    return name
+
+
+def published_name(distill: str) -> str:
+    """The spelling run folders use: fitnet -> hint, kd+at -> kd+attention."""
+    return "+".join(published_names.get(part, part) for part in distill.split("+"))
+
+
+def folder_of(settings: Settings, teacher: str | None) -> RunFolder:
+    root = Path(settings.run.save_root) / ("teachers" if settings.is_teacher else "students")
+    name = run_name(settings, teacher)
+    return RunFolder(root / "models" / name, root / "tensorboard" / name, settings.model)

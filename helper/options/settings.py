@@ -1,0 +1,193 @@
+"""The resolved settings of one run: one frozen Config for each component, and where every value came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.option import Flag, flags_in, flat
+from dataset.base import RecordingConfig, SourceConfig, StreamConfig
+from dataset.clips.video import VideoConfig
+from dataset.mixing import MixingConfig
+from distiller_zoo.base import Distiller
+from helper.machine.devices import DeviceConfig
+from helper.machine.distributed import LaunchConfig, RanksConfig
+from helper.machine.kernels import KernelConfig
+from helper.machine.seeding import trial_seed
+from helper.networks.load import StudentNetwork, TeacherNetwork
+from helper.networks.teacher_cache import CacheConfig
+from helper.networks.teacher_sources import TeacherConfig
+from helper.options.method_flags import LossConfig
+from helper.runs.folder import RunConfig
+from helper.training.stages import TrainingConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    source: SourceConfig
+    stream: StreamConfig
+    recordings: RecordingConfig
+    video: VideoConfig
+    mixing: MixingConfig
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    device: DeviceConfig
+    kernels: KernelConfig
+    launch: LaunchConfig
+    ranks: RanksConfig
+
+
+@dataclass(frozen=True)
+class Configs:
+    """What both training scripts know."""
+
+    run: RunConfig
+    data: DataConfig
+    training: TrainingConfig
+    machine: MachineConfig
+
+
+@dataclass(frozen=True)
+class TeacherConfigs(Configs):
+    """Of train_teacher.py."""
+
+    network: TeacherNetwork
+
+
+@dataclass(frozen=True)
+class StudentConfigs(Configs):
+    """Of train_student.py."""
+
+    network: StudentNetwork
+    loss: LossConfig
+    teacher: TeacherConfig
+    cache: CacheConfig
+
+
+# the order in which settings stand in a run's name; newer ones follow in the order of their Configs
+NAME_ORDER = (
+    *("modality", "modality_s", "modality_t", "teacher_weight", "weight", "kd_T", "logit_stand", "protocol"),
+    *("fold_teacher", "init_epochs", "image_size", "data_split", "num_segments", "window", "val_fraction", "few_ratio"),
+    *("batch_size", "epochs", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "schedule", "lr_min"),
+    *("warmup_epochs", "warmup_start", "optimizer", "norm_weight_decay", "clip_grad", "ema", "ema_every"),
+    *("label_smoothing", "mixup", "cutmix", "weight_decay", "momentum", "nesterov", "accumulate", "seed", "precision"),
+    *("eval_precision", "deterministic", "max_steps", "classes_subset", "augment", "random_erase"),
+    *("repeated_augmentation", "sync_bn", "short_side", "sampling", "train_crop", "no_flip", "flip_pairs", "decoder"),
+    *("param_groups", "pretrained", "frame_logits", "teacher_dropout"),
+)
+
+
+def common_flags(kind: type[Configs]) -> tuple[Flag, ...]:
+    """The flags of a script, those of methods aside, in the order of run names."""
+    place = {name: i for i, name in enumerate(NAME_ORDER)}
+    return tuple(sorted(flags_in(kind), key=lambda flag: place.get(flag.dest, len(place))))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """configs: one Config for each component; its parts are also attributes here (settings.training.optim.momentum).
+
+    method, config: class and configuration of the method. method_flags: dest -> value of its own flags.
+    defaults: flag -> value that holds unless given. sources: flag -> "command line", "model recipe", "data set recipe",
+    "method" or "default". without_effect: flag -> why; notices add to it. label: of this student among those that are
+    trained together.
+    """
+
+    configs: Configs
+    method: type[Distiller]
+    config: Any
+    method_flags: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    sources: Mapping[str, str]
+    command: list[str] = field(default_factory=list)
+    without_effect: dict[str, str] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def run(self) -> RunConfig:
+        return self.configs.run
+
+    @property
+    def data(self) -> DataConfig:
+        return self.configs.data
+
+    @property
+    def training(self) -> TrainingConfig:
+        return self.configs.training
+
+    @property
+    def machine(self) -> MachineConfig:
+        return self.configs.machine
+
+    @property
+    def is_teacher(self) -> bool:
+        return isinstance(self.configs, TeacherConfigs)
+
+    @property
+    def model(self) -> str:
+        """The registry name of what is trained."""
+        network = self.network
+        return network.model if isinstance(network, TeacherNetwork) else network.model_s
+
+    @property
+    def distill(self) -> str:
+        return self.network.distill
+
+    @property
+    def network(self) -> TeacherNetwork | StudentNetwork:
+        assert isinstance(self.configs, TeacherConfigs | StudentConfigs)
+        return self.configs.network
+
+    @property
+    def loss(self) -> LossConfig:
+        """Of a teacher's training: the defaults."""
+        return self.configs.loss if isinstance(self.configs, StudentConfigs) else LossConfig()
+
+    @property
+    def teacher(self) -> TeacherConfig:
+        """Of a teacher's training: none."""
+        return self.configs.teacher if isinstance(self.configs, StudentConfigs) else TeacherConfig()
+
+    @property
+    def cache(self) -> CacheConfig:
+        return self.configs.cache if isinstance(self.configs, StudentConfigs) else CacheConfig()
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What is read of recordings of several modalities: by the network that is trained, then by its teacher."""
+        network = self.network
+        if isinstance(network, TeacherNetwork):
+            named: tuple[str | None, ...] = (network.modality,)
+        else:
+            named = (network.modality_s, network.modality_t)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+    @property
+    def pretrained_backbone(self) -> str | None:
+        network = self.network
+        return network.pretrained_backbone if isinstance(network, TeacherNetwork) else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flag -> value, the method's own included."""
+        return flat(self.configs) | dict(self.method_flags)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Every value that changes what the run computes."""
+        values = flat(self.configs)
+        return {f.dest: values[f.dest] for f in common_flags(type(self.configs)) if f.result} | dict(self.method_flags)
+
+    def off_default(self) -> dict[str, Any]:
+        """Settings the user moved away from the default that are not part of the published run-name template."""
+        values = self.as_dict()
+        counted = [f.dest for f in common_flags(type(self.configs)) if f.result and not f.named]
+        given = {k for k, source in self.sources.items() if source == "command line"} - set(self.without_effect)
+        moved = {
+            k: values[k] for k in (*counted, *self.method_flags) if k in given and values[k] != self.defaults.get(k)
+        }
+        if "seed" in moved and moved["seed"] == trial_seed(self.run.trial):
+            del moved["seed"]
+        return moved

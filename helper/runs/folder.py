@@ -1,0 +1,341 @@
+"""A run's folder: its name, what it says about itself, and whether it may be continued.
+
+Layout (that of the SimKD toolbox): save/{teachers,students}/models/NAME holds checkpoints and json files,
+save/{teachers,students}/tensorboard/NAME the event files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.files import atomic_write, atomic_write_json, atomic_write_text, read_json, remembered
+from core.log import claim
+from core.option import NAMED, RESULT, Config, option
+from core.protocols import UserError
+from core.registry import loaded_plugins
+
+SEPARATOR = "~" if os.name == "nt" else ":"
+
+
+def plain_word(flag: str, text: str) -> None:
+    if not text or any(c in text for c in "/\\") or not text.isprintable():
+        raise UserError(f"{flag} {text!r} becomes part of a folder name and must be a plain word or number")
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
+    heading = "run"
+
+    trial: str = option("0", "name of this repetition", short="-t", check=plain_word, role=NAMED)
+    trials: int = option(1, "repetitions, one after the other, counting on from --trial")
+    seed: int | None = option(
+        None,
+        "random seed (default: the trial number, or crc32 of a word)",
+        short="--manual_seed",
+        role=RESULT,
+    )
+    save_root: str = option("./save", "root of runs and teachers")
+    resume: str = option("auto", "auto: continue the run that is there; or the path of a _last.pth")
+    overwrite: bool = option(False, "delete a run of this name first")
+    dry_run: bool = option(False, "parse, build, train one batch, and write nothing")
+    tb_backend: str = option(
+        "tensorboard", "writer of event files", choices=("tensorboard", "tensorboard_logger", "none")
+    )
+    plugin: list[str] | None = option(None, "Python files that define further methods or models")
+    use_lmdb: bool = option(False, "accepted for old scripts")
+    tb_freq: int | None = option(None, "accepted for old scripts")
+    save_freq: int | None = option(None, "accepted for old scripts")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise UserError(f"the seed {self.seed} (--seed, else the number of --trial) must lie in [0, 2^63)")
+
+
+# flags that do nothing in any run
+WITHOUT_EFFECT = ("use_lmdb", "tb_freq", "save_freq")
+
+
+def file_name(network: str) -> str:
+    """A registry name as part of a file's or folder's: the colon of `timm:NAME` is what the system allows."""
+    return network.replace(":", SEPARATOR).replace("/", "-")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run, and the rules for entering it."""
+
+    models: Path
+    tensorboard: Path
+    network: str  # registry name of what is trained; names the checkpoint files
+
+    @property
+    def best(self) -> Path:
+        return self.models / f"{file_name(self.network)}_best.pth"
+
+    @property
+    def last(self) -> Path:
+        return self.models / f"{file_name(self.network)}_last.pth"
+
+    @property
+    def previous(self) -> Path:
+        """The state before the last one, while the run is not finished."""
+        return previous_of(self.last)
+
+    @property
+    def metrics(self) -> Path:
+        return self.models / "metrics.jsonl"
+
+    @property
+    def best_metrics(self) -> Path:
+        return self.models / "test_best_metrics.json"
+
+    @property
+    def finished(self) -> Path:
+        """Written last of all: a run that has it is complete."""
+        return self.models / "parameters.json"
+
+    @property
+    def log(self) -> Path:
+        return self.models / "log.txt"
+
+    def enter(self, described: Mapping[str, Any], overwrite: bool) -> bool:
+        """Create or re-enter the folder. described: what args.json will say. True if the run is already finished.
+
+        Raises UserError when the folder holds a run with other settings, naming each of them.
+        """
+        if self.log.exists():
+            with open(self.log) as file:
+                claim(file, self.models)
+        try:
+            if overwrite:
+                # first what a later process would take for this run's state, in case the rest is not reached
+                for path in (self.last, self.previous, self.finished):
+                    path.unlink(missing_ok=True)
+                for folder in (self.models, self.tensorboard):
+                    if folder.exists():
+                        shutil.rmtree(folder)
+            self.models.mkdir(parents=True, exist_ok=True)
+            self.tensorboard.mkdir(parents=True, exist_ok=True)
+            for leftover in self.models.glob(".*.tmp"):  # of a process that was killed in a save
+                leftover.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot create the run folder {self.models}: {error.strerror}") from error
+        args = self.models / "args.json"
+        if args.exists():
+            before = read_json(args, {"identity": dict}, "--overwrite starts the run from scratch")["identity"]
+            refuse_differences(self.models, before, json.loads(json.dumps(described["identity"])))
+            if not self.finished.exists():
+                self._note_continuation()
+        else:
+            atomic_write_json(environment(), self.models / "env.json")
+            atomic_write_json(described, args)
+        return self.finished.exists()
+
+    def _note_continuation(self) -> None:
+        """env.json gains what is other in this process than in the first: another commit, machine or torch."""
+        path = self.models / "env.json"
+        first = remembered(path)
+        now = json.loads(json.dumps(environment()))
+        other = {k: v for k, v in now.items() if first.get(k) != v}
+        noted = first.get("continued")
+        noted = noted if isinstance(noted, list) else []
+        if other and other not in noted:
+            atomic_write_json(first | {"continued": [*noted, other]}, path)
+
+    def adopt(self, other: Path) -> None:
+        """Bring in the rows and the best checkpoint of a run that goes on here from its folder `other`."""
+        if other.resolve() == self.models.resolve():
+            return
+        for path in (self.metrics, self.best, self.best_metrics):
+            source = other / path.name
+            if source.exists():
+                atomic_write(source.read_bytes(), path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The complete rows of metrics.jsonl; a torn last line (the run was killed while writing) is left out."""
+        if not self.metrics.exists():
+            return []
+        rows = []
+        for line in self.metrics.read_text(errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if not is_row(row):
+                break
+            rows.append(row)
+        return rows
+
+    def trim(
+        self, done: tuple[int, int], copy: list[dict[str, Any]] | None, logger: logging.Logger
+    ) -> list[dict[str, Any]]:
+        """Cut metrics.jsonl back to (stage, epoch) `done`; what came later is computed again.
+
+        copy: the checkpoint's rows, which replace other ones; None in files of older versions, whose rows must be one
+        an epoch. Raises UserError where they are not.
+        """
+        rows = [r for r in self.rows() if (r["stage"], r["epoch"]) <= done]
+        if copy is not None:
+            if json.dumps(rows) != json.dumps(copy):
+                logger.info("%s differs from the rows in the checkpoint: it is written again from those", self.metrics)
+            rows = list(copy)
+        elif wrong := wrong_rows(rows, done):
+            raise UserError(f"{self.metrics} {wrong}: restore the file, or pass --overwrite to start from scratch")
+        atomic_write_text(self.metrics, "".join(json.dumps(r) + "\n" for r in rows))
+        return rows
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        try:
+            with open(self.metrics, "a") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.metrics}: {error.strerror}; the run can be continued from {self.last}"
+            ) from error
+
+
+def previous_of(last: Path) -> Path:
+    return last.with_suffix(f".prev{last.suffix}")
+
+
+def rows_checksum(rows: list[dict[str, Any]]) -> str:
+    """Of the rows of metrics.jsonl, as parameters.json keeps it."""
+    return hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
+
+
+def is_row(row: Any) -> bool:
+    """Whether a line of metrics.jsonl has the fields that give it its place."""
+    return isinstance(row, dict) and all(type(row.get(k)) is int for k in ("stage", "epoch"))
+
+
+def wrong_rows(rows: list[dict[str, Any]], done: tuple[int, int] | None = None) -> str:
+    """What is wrong with the order of rows, "" if nothing: each stage counts from 1. done: the last row's place."""
+    place = (-1, 0)
+    for row in rows:
+        here = (row["stage"], row["epoch"])
+        if here != (place[0], place[1] + 1) and not (here[0] > place[0] and here[1] == 1):
+            return f"has epoch {here[1]} of stage {here[0]} after epoch {place[1]} of stage {place[0]}"
+        place = here
+    if done is not None and done[1] and place != done:
+        return f"ends before epoch {done[1]} of stage {done[0]}"
+    return ""
+
+
+def refuse_differences(
+    what: Path, before: Mapping[str, Any], now: Mapping[str, Any], moved: Collection[str] = ()
+) -> None:
+    """UserError naming every setting that differs between two identities. what: whose settings `before` are.
+
+    A setting that `before` does not know did not exist when it was recorded, and counts only where the user has moved
+    it off its default (`moved`).
+    """
+    different = [k for k in {**before, **now} if before.get(k) != now.get(k) and (k in before or k in moved)]
+    if different:
+        changes = "; ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in different)
+        raise UserError(
+            f"{what} holds a run with other settings ({changes}): choose another --trial, "
+            "or pass --overwrite to start it anew"
+        )
+
+
+def without_folders(words: Iterable[str]) -> list[str]:
+    """A command to show elsewhere: of absolute paths, alone or behind = or :, the last part is left."""
+    return [re.sub(r"(^|[=:])(?!//[^/])/(?:[^:]*/)?([^/:]+)", r"\1.../\2", word) for word in words]
+
+
+def paths_in(words: Iterable[str]) -> list[str]:
+    """The absolute paths among the words of a command, the longest first."""
+    found = {m[2] for word in words for m in re.finditer(r"(^|[=:])(?!//[^/])(/[^:]*[^/:])", word)}
+    return sorted(found, key=len, reverse=True)
+
+
+def link_short_name(models_root: Path, model: str, run: RunFolder, method: str = "vanilla") -> Path | None:
+    """save/teachers/models/NAME_vanilla (or another method's name) -> this run.
+
+    So that the published student command finds it.
+    Never replaces what is there. Returns the path, whatever it leads to; None where it leads nowhere.
+    """
+    link = models_root / f"{file_name(model)}_{method}"
+    if link.exists() or link.is_symlink():
+        return link
+    try:
+        link.symlink_to(run.models.name, target_is_directory=True)
+    except OSError:  # a file system without links: the long name still works
+        return None
+    return link
+
+
+def who_has(link: Path, run: RunFolder) -> str:
+    """Whether a short name leads to this run, and, if not, the command that makes it."""
+    if link.resolve() == run.models.resolve():
+        return f"also reachable as {link}"
+    name = shlex.quote(str(link))
+    away = f"rm {name}" if link.is_symlink() else f"mv {name} {shlex.quote(f'{link}_before')}"
+    return (
+        f"{link} is another run or file and stays as it is: who finishes first keeps the name; this run takes it by "
+        f"{away} && ln -s {shlex.quote(run.models.name)} {name}"
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Commit, versions and hardware, for env.json."""
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if status is None else bool(status),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {p: version(p) for p in ("torch", "torchvision", "numpy", "scipy", "nvidia-dali-cuda120")},
+        "cuda": torch.version.cuda,
+        "cpu": _cpu_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "plugins": loaded_plugins(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()

@@ -1,0 +1,79 @@
+"""The progress line of an epoch."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from core.log import clock, log
+
+
+class ProgressLine:
+    """Live bar on a terminal; elsewhere a line every print_freq steps, at most one in ten seconds.
+
+    Reading the meter makes the host wait for the device, hence the limit. shown: whether to say anything at all.
+    """
+
+    def __init__(
+        self,
+        epoch: int,
+        epochs: int,
+        steps: int,
+        batch_size: int,
+        print_freq: int,
+        start_step: int = 0,
+        logger: logging.Logger = log,
+        shown: bool = True,
+    ):
+        self.log, self.shown = logger, shown
+        self.epoch, self.epochs, self.steps, self.batch_size, self.print_freq = (
+            epoch,
+            epochs,
+            steps,
+            batch_size,
+            print_freq,
+        )
+        self.started = self.read_at = time.monotonic()
+        self.start_step = start_step
+        self.bar: Any = None
+        if shown and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=steps,
+                initial=start_step,
+                desc=f"Epoch {epoch}/{epochs}",
+                unit="step",
+                leave=False,
+                mininterval=0.5,
+            )
+
+    def due(self, step: int) -> bool:
+        """Whether this step should read the meter; moves the bar on the way."""
+        if self.bar is not None:
+            self.bar.update(1)
+        now = time.monotonic()
+        interval = 5 if self.bar is not None else 10
+        wanted = self.bar is not None or (self.shown and (step + 1) % self.print_freq == 0)
+        if wanted and now - self.read_at >= interval:
+            self.read_at = now
+            return True
+        return False
+
+    def show(self, step: int, means: Mapping[str, float]) -> None:
+        elapsed = time.monotonic() - self.started
+        done = step + 1 - self.start_step
+        rate = done * self.batch_size / elapsed
+        left = (self.steps * (self.epochs - self.epoch + 1) - step - 1) * elapsed / done
+        text = f"{rate:.0f} img/s, loss {means['loss']:.4f}, Acc@1 {means['acc']:.2f}, left {clock(left)}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(text)
+        else:
+            self.log.info("Epoch: [%d][%d/%d]\t%s", self.epoch, step + 1, self.steps, text)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

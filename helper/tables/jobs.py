@@ -1,0 +1,290 @@
+"""The trainings a table asks for, run here or on SLURM."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.files import ROOT, remembered
+from core.protocols import UserError
+from helper.options.naming import folder_of, published_name
+from helper.options.parse import parse, parse_lanes
+from helper.options.settings import Settings
+from helper.tables.published import IMAGE, Cell
+from models import model_for
+
+
+class TrainCommand:
+    """One job as something a scheduler can run, and put back into its queue when the time is up."""
+
+    def __init__(self, argv: Sequence[str], log: str, environment: Mapping[str, str] | None = None):
+        self.argv, self.log, self.environment = list(argv), log, dict(environment or {})
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> subprocess.Popen:
+        Path(self.log).parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "train_student.py"), *self.argv],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environment},
+            )
+        return self.process
+
+    def __call__(self) -> int:
+        code = self.start().wait()
+        if code:
+            raise RuntimeError(f"exit code {code}, see {self.log}")
+        return code
+
+    def checkpoint(self) -> Any:
+        """submitit asks for this before a time limit or a pre-emption: save, and go on in another job."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.process is not None:
+            self.process.terminate()  # training saves at the next step
+            self.process.wait()
+        return DelayedSubmission(TrainCommand(self.argv, self.log, self.environment))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process. argv: of train_student.py. folders: the runs it finishes, one per student."""
+
+    argv: tuple[str, ...]
+    folders: tuple[Path, ...]
+    labels: tuple[str, ...]
+
+    def missing(self) -> list[Path]:
+        return [f for f in self.folders if not (f / "parameters.json").exists()]
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["python", "train_student.py", *self.argv])
+
+
+@dataclass(frozen=True)
+class Want:
+    """One run of a table: a cell and a trial, as its own command would train it."""
+
+    cell: Cell
+    trial: int
+    argv: tuple[str, ...]
+    settings: Settings
+
+    @property
+    def folder(self) -> Path:
+        # the folder bears the architecture, which for two networks of one name depends on the size of the images
+        teacher = None if self.cell.alone else model_for(self.cell.teacher, IMAGE).name
+        return folder_of(self.settings, teacher).models
+
+    @property
+    def label(self) -> str:
+        return f"{self.cell.row} {self.cell.teacher} -> {self.cell.student} trial {self.trial}"
+
+    @property
+    def reads_logits_alone(self) -> bool:
+        s, images = self.settings, IMAGE
+        specs = (model_for(self.cell.student, images), model_for(self.cell.teacher, images))
+        return s.method.before is None and not s.method.needs(s.config, *specs).teacher
+
+
+def wants(cells: Iterable[Cell], trials: int, extra: Sequence[str]) -> list[Want]:
+    out = []
+    for trial in range(trials):
+        for cell in cells:
+            argv = (*cell.argv(trial), *extra)
+            out.append(Want(cell, trial, argv, parse(argv, teacher=False)))
+    return out
+
+
+def plan(pending: Sequence[Want], lanes: int, cache: bool) -> list[Job]:
+    """Jobs that train what is pending: lanes where they give each student the very settings of its own command."""
+    jobs: list[Job] = []
+    groups: dict[Any, list[Want]] = {}
+    for want in pending:
+        if want.cell.alone:  # no teacher to share
+            jobs.append(Job(want.argv, (want.folder,), (want.label,)))
+            continue
+        s = want.settings
+        key = (want.trial, want.cell.teacher, s.loss.cls, s.loss.div, want.reads_logits_alone)
+        groups.setdefault(key, []).append(want)
+    for (_, teacher, _, _, logits), members in groups.items():
+        cached: list[str] = []
+        if logits and cache:
+            root = Path(members[0].settings.run.save_root)
+            dataset = members[0].settings.data.source.dataset
+            cached = ["--teacher_cache", str(root / "teacher_cache" / f"{teacher}_{dataset}")]
+        for bundle in bundles(members, lanes):
+            jobs.append(as_job(bundle, cached))
+    return jobs
+
+
+def bundles(members: Sequence[Want], lanes: int) -> list[list[Want]]:
+    """At most `lanes` students together: of one row, then several rows of one set of students."""
+    by_flags: dict[str, list[Want]] = {}
+    for want in members:
+        by_flags.setdefault(want.cell.flags, []).append(want)
+    rows = [row[i : i + lanes] for row in by_flags.values() for i in range(0, len(row), lanes)]
+    out: list[list[Want]] = []
+    for row in rows:
+        for bundle in out:
+            if len(bundle) + len(row) <= lanes and joined([*bundle, *row]) is not None:
+                bundle.extend(row)
+                break
+        else:
+            out.append(list(row))
+    return [part for bundle in out for part in ([bundle] if joined(bundle) else [[w] for w in bundle])]
+
+
+def joined(bundle: Sequence[Want]) -> list[str] | None:
+    """One command line that trains them all exactly as their own command lines do; None where there is none."""
+    if len(bundle) == 1:
+        return list(bundle[0].argv)
+    first = bundle[0]
+    students = list(dict.fromkeys(w.cell.student for w in bundle))
+    methods = list(dict.fromkeys(published_name(w.settings.distill) for w in bundle))
+    if len(students) * len(methods) != len(bundle):
+        return None
+    own: list[str] = []
+    for tokens in dict.fromkeys(tuple(own_flags(w.cell.flags)) for w in bundle):
+        own += tokens
+    argv = ["--path_t", first.argv[first.argv.index("--path_t") + 1], "--distill", ",".join(methods)]
+    loss = first.settings.loss
+    argv += ["-c", f"{loss.cls:g}", "-d", f"{loss.div:g}", *own, "--model_s", ",".join(students)]
+    argv += [
+        "--dataset",
+        first.cell.dataset,
+        "--trial",
+        str(first.trial),
+        *first.argv[len(first.cell.argv(first.trial)) :],
+    ]
+    try:
+        (together,) = parse_lanes(argv, teacher=False)
+    except UserError:
+        return None
+    alone = {(w.cell.student, w.settings.distill): w.settings for w in bundle}
+    same = all(
+        s.identity == alone[s.model, s.distill].identity
+        and folder_of(s, first.cell.teacher) == folder_of(alone[s.model, s.distill], first.cell.teacher)
+        for s in together
+    )
+    return argv if same else None
+
+
+def own_flags(flags: str) -> list[str]:
+    """What of a row's flags is neither the method nor one of the three weights."""
+    tokens, out = shlex.split(flags), []
+    for name, value in zip(tokens[::2], tokens[1::2], strict=True):
+        if name not in ("--distill", "-c", "-d", "-b", "-r", "-a"):
+            out += [name, value]
+    return out
+
+
+def as_job(bundle: Sequence[Want], cached: Sequence[str]) -> Job:
+    argv = joined(bundle)
+    assert argv is not None
+    return Job((*argv, *cached), tuple(w.folder for w in bundle), tuple(w.label for w in bundle))
+
+
+def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]]) -> int:
+    """Keep every slot busy; number of jobs that failed. Ctrl-C and SIGTERM let each training save first."""
+    running: dict[Any, Any] = {}
+    waiting, failed = list(enumerate(jobs)), 0
+    free = list(range(len(slots)))
+
+    def on_term(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, on_term)
+    try:
+        while waiting or running:
+            while waiting and free:
+                slot, (number, job) = free.pop(0), waiting.pop(0)
+                log = logs / f"{number + 1:03d}.log"
+                print(f"[{number + 1}/{len(jobs)}] {'; '.join(job.labels)} (log {log})", flush=True)
+                running[TrainCommand(job.argv, str(log), slots[slot]).start()] = (slot, number, job, log)
+            time.sleep(0.1)
+            for process in [p for p in running if p.poll() is not None]:
+                slot, number, job, log = running.pop(process)
+                free.append(slot)
+                if process.returncode or job.missing():
+                    failed += 1
+                    tail = (log.read_text(errors="replace").strip().splitlines() or ["nothing was logged"])[-1]
+                    print(f"[{number + 1}/{len(jobs)}] failed with exit code {process.returncode}: {tail}", flush=True)
+                else:
+                    print(f"[{number + 1}/{len(jobs)}] done", flush=True)
+    except KeyboardInterrupt:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+        print("interrupted; the same command goes on from there", flush=True)
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return failed
+
+
+def run_submitit(jobs: Sequence[Job], logs: Path, cluster: str, parameters: Mapping[str, Any], wait: bool) -> int:
+    """Hand the jobs to SLURM (or submitit's local executor) as one array; number of jobs that failed."""
+    try:
+        import submitit
+    except ImportError as error:
+        raise UserError("--executor slurm needs the package submitit: pip install submitit") from error
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    executor = submitit.AutoExecutor(folder=str(logs / "submitit"), cluster=cluster)
+    try:
+        executor.update_parameters(**{"name": "retort", "timeout_min": 24 * 60, **parameters})
+    except (NameError, ValueError, TypeError) as error:
+        raise UserError(f"--slurm: {error}") from error
+    try:
+        with executor.batch():  # on SLURM one job array
+            handed = [
+                executor.submit(TrainCommand(j.argv, str((logs / f"{i + 1:03d}.log").resolve())))
+                for i, j in enumerate(jobs)
+            ]
+    except RuntimeError as error:
+        raise UserError(f"cannot submit to {cluster}: {error}") from error
+    for job, given in zip(jobs, handed, strict=True):
+        print(f"submitted {given.job_id}: {'; '.join(job.labels)}", flush=True)
+    if not wait:
+        return 0
+    return sum(given.exception() is not None for given in handed)
+
+
+def visible_gpus(count: int, environment: Mapping[str, str]) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls each of the `count` GPUs that torch sees: the caller's own names, if given."""
+    named = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return (named or [str(gpu) for gpu in range(count)])[:count]
+
+
+def slots_of(gpus: Sequence[str], per_gpu: int, jobs: int) -> list[dict[str, str]]:
+    """The environment of each process that may run at one time. gpus: as visible_gpus() names them."""
+    if not gpus:
+        return [{} for _ in range(jobs)]
+    return [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(per_gpu) for gpu in gpus]
+
+
+def short_teachers(pending: Iterable[Want]) -> list[str]:
+    """A warning for each teacher whose run, if recorded beside its checkpoint, was shorter than the table's."""
+    warnings = {}
+    for want in pending:
+        paths = want.settings.teacher.path_t
+        path = None if want.cell.alone or not paths else Path(paths[0])
+        if path is None or path in warnings:
+            continue
+        recorded = remembered(path.parent / "parameters.json").get("epochs")
+        due = want.cell.settings.training.schedule.epochs
+        if isinstance(recorded, int) and recorded < due:
+            warnings[path] = f"warning: the teacher {path} was trained for {recorded} epochs, the table's for {due}"
+    return list(warnings.values())

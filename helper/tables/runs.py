@@ -1,0 +1,165 @@
+"""Finished runs, read back from their folders."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.files import read_json
+from core.protocols import UserError
+from helper.networks.checkpoint import read_checkpoint
+from helper.options.naming import published_name
+from helper.runs.folder import is_row, rows_checksum, wrong_rows
+
+REPETITION = ("trial", "seed")  # what two runs of one cell may differ in
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run. identity: every setting that changes what it computed."""
+
+    folder: Path
+    identity: dict[str, Any]
+    parameters: dict[str, Any]
+    rows: list[dict[str, Any]]
+    env: dict[str, Any]
+
+    @property
+    def is_teacher(self) -> bool:
+        return "model" in self.identity
+
+    @property
+    def cell(self) -> str:
+        """What repetitions share. A share of the training set is drawn by seed, so its checksum is no part of it."""
+        own = {*REPETITION, "data"} if self.identity.get("few_ratio", 1) < 1 else REPETITION
+        return json.dumps({k: v for k, v in self.identity.items() if k not in own}, sort_keys=True)
+
+
+# the fields that tables cannot do without
+SHAPES: dict[str, dict[str, Any]] = {
+    "args": {"identity": dict},
+    "parameters": {"best": dict, "Total time": (int, float)},
+    "env": {},
+}
+
+
+def read_run(folder: Path) -> Run | None:
+    """None if the run is not finished. Raises UserError if a file in it is not as the tool writes it."""
+    if not (folder / "parameters.json").exists():
+        return None
+    way_out = "restore the file, or train the run again with --overwrite"
+    args, parameters, env = (read_json(folder / f"{n}.json", s, way_out) for n, s in SHAPES.items())
+    if not isinstance(parameters["best"].get("test_acc"), int | float):
+        raise UserError(f"{folder / 'parameters.json'} is damaged (its best has no test_acc): {way_out}")
+    metrics = folder / "metrics.jsonl"
+    try:
+        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"cannot read {metrics}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{metrics} is damaged (a line is not JSON): {way_out}") from error
+    if not rows or not all(map(is_row, rows)):
+        raise UserError(f"{metrics} is {'damaged (a line is no row)' if rows else 'empty'}: {way_out}")
+    if wrong := wrong_rows(rows):
+        raise UserError(f"{metrics} {wrong}: {way_out}")
+    if parameters.get("rows", rows_checksum(rows)) != rows_checksum(rows):
+        raise UserError(f"{metrics} is damaged (its rows are not those that the run wrote): {way_out}")
+    return Run(folder, args["identity"], parameters, rows, env)
+
+
+def run_folders(root: Path) -> list[Path]:
+    """Finished or not; of the runs below a root, without the short names that are links to them."""
+    return sorted(
+        p
+        for kind in ("teachers", "students")
+        for p in (root / kind / "models").glob("*")
+        if p.is_dir() and not p.is_symlink()
+    )
+
+
+def find_runs(root: Path, dataset: str | None) -> list[Run]:
+    runs = [run for run in map(read_run, run_folders(root)) if run is not None]
+    return [r for r in runs if dataset is None or r.identity["dataset"] == dataset]
+
+
+def chosen_runs(roots: Sequence[Path], dataset: str | None, only: str = "") -> list[Run]:
+    """Finished runs below the roots; how many are not finished is said on standard error.
+
+    only: methods or networks, separated by commas. UserError where nothing is left.
+    """
+    runs = [run for root in roots for run in find_runs(root, dataset)]
+    folders = [folder for root in roots for folder in run_folders(root) if (folder / "args.json").exists()]
+    unfinished = sum(not (folder / "parameters.json").exists() for folder in folders)
+    what = f"finished run{f' on {dataset}' if dataset else ''} below {', '.join(map(str, roots))}"
+    more = f", {unfinished} unfinished" if unfinished else ""
+    if not runs:
+        raise UserError(f"no {what}{more}: train something first, or name other --root folders")
+    words = {w.strip() for w in only.split(",") if w.strip()}
+    runs = [run for run in runs if not words or words & names_of(run)]
+    if not runs:
+        raise UserError(f"--only {only} names no method and no network of a {what}")
+    if unfinished:
+        print(f"left out: {unfinished} unfinished run{'s' * (unfinished > 1)}", file=sys.stderr)
+    return runs
+
+
+def names_of(run: Run) -> set[str]:
+    """Words that choose a run: its network, and its method under each of its names."""
+    if run.is_teacher:
+        return {network(run), "teacher"}
+    distill = run.identity["distill"]
+    return {network(run), distill, published_name(distill), *(["student alone"] if distill == "vanilla" else [])}
+
+
+def mean_std(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def num_classes(run: Run) -> int:
+    """Recorded with the run; in older ones, with its checkpoint."""
+    if "num_classes" in run.parameters:
+        return run.parameters["num_classes"]
+    (best,) = run.folder.glob("*_best.pth")
+    return read_checkpoint(best).meta["num_classes"]
+
+
+def refuse_shared_order(group: Sequence[Run]) -> None:
+    """UserError where repetitions had one seed: they saw the same batches, and their deviation would say too little."""
+    seeds = [run.identity["seed"] for run in group]
+    if len(set(seeds)) < len(seeds):
+        names = ", ".join(run.folder.name for run in group)
+        raise UserError(f"no standard deviation over runs that share seed and data order: {names}")
+
+
+def network(run: Run) -> str:
+    return run.identity["model"] if run.is_teacher else run.identity["model_s"]
+
+
+def grouped(runs: Iterable[Run]) -> list[list[Run]]:
+    """Repetitions together. The teachers come first, then the students, alone before distilled."""
+    cells: dict[str, list[Run]] = {}
+    for run in runs:
+        cells.setdefault(run.cell, []).append(run)
+    groups = sorted(cells.values(), key=lambda g: (not g[0].is_teacher, network(g[0]), order(g[0])))
+    for group in groups:
+        refuse_shared_order(group)
+    return groups
+
+
+def order(run: Run) -> tuple[int, str]:
+    return (0 if run.identity.get("distill") in (None, "vanilla") else 1, run.identity.get("distill", ""))
+
+
+def last(group: Sequence[Run]) -> list[float]:
+    return [r.rows[-1]["test_acc"] for r in group]
+
+
+def best(group: Sequence[Run]) -> float:
+    return statistics.mean(r.parameters["best"]["test_acc"] for r in group)

@@ -1,0 +1,263 @@
+"""From runs to the rows of a table."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from core.log import clock
+from distiller_zoo import method_dict
+from helper.options.method_flags import LOGIT_FLAGS
+from helper.options.naming import published_name
+from helper.options.parse import parse
+from helper.options.settings import StudentConfigs, TeacherConfigs, common_flags
+from helper.tables.published import Cell
+from helper.tables.runs import REPETITION, Run, best, grouped, last, mean_std, network, num_classes
+from helper.tables.writers import add_published, pivot
+from helper.training.stages import chain_of
+
+# settings that make networks and methods what they are; every other one is part of the protocol
+OF_A_NETWORK = {"model", "model_s", "modality", "modality_s", "modality_t", "pretrained_backbone"}
+
+
+OF_A_METHOD = {"distill", "weight", "cls", "div", "beta", "kd_T", "init_epochs", "frame_logits", *LOGIT_FLAGS}
+
+
+OF_A_TEACHER = {"teacher_weight", "fold_teacher", "teacher_dropout"}
+
+
+APART = {*REPETITION, "deterministic", "dali", "nesterov", "eval_precision"}  # the last two: see protocol()
+
+
+SHARED = {  # setting of the protocol -> its default, which is what a run did that is older than the setting
+    f.dest: f.default
+    for f in (*common_flags(TeacherConfigs), *common_flags(StudentConfigs))
+    if f.result and f.dest not in OF_A_NETWORK | OF_A_METHOD | OF_A_TEACHER | APART
+}
+
+
+# settings that describe_protocol() names, whatever their values
+SPELLED_OUT = (
+    "dataset",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "lr_decay_epochs",
+    "lr_decay_rate",
+    "schedule",
+    "lr_min",
+    "weight_decay",
+    "precision",
+)
+
+
+CHECKSUMS = {"data": "training data", "test_data": "test data", "teacher": "teacher's weights"}  # in an identity
+
+
+NAMELESS = ("folder", "video")  # data sets whose name does not tell what they hold
+
+
+def method_settings(identity: dict[str, Any]) -> str:
+    """The method's published name and what of its settings is off its default; tell_apart() adds what alike cells
+    differ in."""
+    if "model" in identity:
+        return "teacher"
+    name = "student alone" if identity["distill"] == "vanilla" else published_name(identity["distill"])
+    return name + "".join(f", {told(identity, k)}" for k in off_default(identity))
+
+
+def told(identity: dict[str, Any], name: str) -> str:
+    """A setting as the command line has it."""
+    value = identity[name]
+    return f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def off_default(identity: dict[str, Any]) -> list[str]:
+    """Weights and own settings that are not those of the method under its protocol; none for a method unknown here."""
+    distill = identity["distill"]
+    if any(part not in method_dict for part in distill.split("+")):
+        return []
+    protocol = identity.get("protocol") or "simkd"
+    theirs = parse(["--distill", distill, "--protocol", protocol], teacher=False)
+    names = ["cls", "div", "beta", "kd_T", *LOGIT_FLAGS, "weight", *theirs.method_flags]
+    if distill == "vanilla":  # the weights of terms that it does not have
+        names = ["cls"]
+    said = {pair.partition("=")[0] for pair in identity.get("weight") or ()}
+    names = [k for k in names if k not in said and not (k == "beta" and distill in said)]  # --weight has set these
+    if len(chain_of(theirs.method)) > 1:
+        names.append("init_epochs")
+    defaults = json.loads(json.dumps({k: theirs.as_dict()[k] for k in names}))
+    return [k for k in names if k in identity and identity[k] != defaults[k]]
+
+
+def from_first_to_last(group: Sequence[Run], column: str) -> str:
+    """Means over the runs of a column of metrics.jsonl, in the first and the last epoch of the method's own stage."""
+    ends = []
+    for run in group:
+        rows = [row for row in run.rows if row["stage"] == run.rows[-1]["stage"]]
+        ends.append((rows[0].get(column), rows[-1].get(column)))
+    if any(value is None for pair in ends for value in pair):
+        return ""
+    return " → ".join(f"{statistics.mean(values):.3g}" for values in zip(*ends, strict=True))
+
+
+def own_terms(group: Sequence[Run]) -> str:
+    """The unweighted terms of every method of the cell: NAME, and NAME_PART where it has several."""
+    parts = group[0].identity.get("distill", "").split("+")
+    shown = []
+    for part in parts:
+        columns = [k for k in group[0].rows[-1] if k == f"train_{part}" or k.startswith(f"train_{part}_")]
+        for column in sorted(columns):
+            short = column.removeprefix(f"train_{part}").removeprefix("_")
+            named = len(parts) > 1 or (len(columns) > 1 and not short)
+            if text := from_first_to_last(group, column):
+                shown.append(" ".join(([published_name(part)] if named else []) + ([short] if short else []) + [text]))
+    return ", ".join(shown)
+
+
+def side_by_side(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """A note on runs that shared one process, and so the order of the data."""
+    methods = {r.folder.name: method_settings(r.identity) for g in groups for r in g}
+    together = {
+        tuple(dict.fromkeys(methods[name] for name in r.parameters.get("lanes", ()) if name in methods))
+        for g in groups
+        for r in g
+    }
+    lists = [", ".join(names) for names in sorted(together) if len(names) > 1]
+    if not lists:
+        return []
+    return [f"Trained side by side, on the same batches in the same order, for each seed: {'; '.join(lists)}."]
+
+
+def checksums(groups: Sequence[Sequence[Run]], rows: Sequence[Sequence[str]], protocols: Sequence[str]) -> list[str]:
+    """A note on what the hexadecimal numbers are that a label or a protocol shows."""
+    identities, labels = [run.identity for group in groups for run in group], [row[0] for row in rows]
+    told_apart = [
+        f"`{name}` of the {what}"
+        for name, what in CHECKSUMS.items()
+        if any(f", {told(i, name)}" in label for i in identities if i.get(name) for label in labels)
+    ]
+    shown = told_apart + ["`test set` of the test data"] * any(", test set " in text for text in protocols)
+    return [f"Checksums, equal for equal contents: {', '.join(shown)}."] if shown else []
+
+
+def protocol(run: Run) -> dict[str, Any]:
+    """What must be equal for two numbers to be comparable, beside method and networks."""
+    found = {k: run.identity.get(k, default) for k, default in SHARED.items()}
+    if run.identity.get("nesterov"):
+        found["optimizer"] = "nesterov"
+    in_training = run.identity.get("eval_precision") == "train"  # otherwise the last epoch is evaluated in float32
+    found["evaluated in"] = run.identity.get("precision") if in_training else "fp32"
+    found["processes"] = run.parameters.get("processes", 1)  # each normalises its own share of a batch
+    if found["dataset"] in NAMELESS:
+        found["test set"] = run.identity.get("test_data")
+    return found | {"evaluated on": run.parameters.get("evaluated_on", "test")}
+
+
+def describe_protocol(run: Run) -> str:
+    """All of protocol() in a line; what is at its default goes without saying."""
+    p = protocol(run)
+    rate = f"times {p['lr_decay_rate']:g} after {p['lr_decay_epochs']}"
+    if p["schedule"] != "step":
+        rate = f"on a {p['schedule']} to {p['lr_min']:g}"
+    several = f" over {p['processes']} processes" if p["processes"] > 1 else ""
+    text = (
+        f"{p['dataset']}, {p['epochs']} epochs, batch {p['batch_size']}{several}, lr {p['learning_rate']:g} {rate}, "
+        f"wd {p['weight_decay']:g}, {p['precision']}, evaluated on {p['evaluated on']} in {p['evaluated in']}"
+    )
+    others = {k: p[k] for k, default in SHARED.items() if k not in SPELLED_OUT and p[k] != default}
+    others |= {k: p[k] for k in ("test set",) if k in p}
+    return text + "".join(f", {k} {value}" for k, value in others.items())
+
+
+def tell_apart(groups: list[list[Run]]) -> list[str]:
+    """For cells that would look alike: the settings in which they differ."""
+    labels = [(method_settings(g[0].identity), network(g[0]), g[0].parameters.get("arch_t")) for g in groups]
+    out = []
+    for i, group in enumerate(groups):
+        alike = [groups[j][0].identity for j in range(len(groups)) if labels[j] == labels[i]]
+        mine = group[0].identity
+        different = [k for k in mine if k not in REPETITION and any(other.get(k) != mine[k] for other in alike)]
+        different = [k for k in different if mine[k] is not None and f", {told(mine, k)}" not in labels[i][0]]
+        out.append(labels[i][0] + "".join(f", {told(mine, k)}" for k in different))
+    return out
+
+
+def against_pairs(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str], list[list[str]], list[str]]:
+    """(header, rows, notes): methods against pairs of teacher and student, one protocol per column."""
+    groups = grouped(runs)
+
+    def entry(group: Sequence[Run]) -> str:
+        return f"{mean_std(last(group))} ({best(group):.2f}) [{len(group)}]"
+
+    return pivot(groups, tell_apart(groups), describe_protocol, entry, published)
+
+
+def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str], list[list[str]], list[str]]:
+    """(header, rows, notes), one row per cell. published: what to print beside the same experiment of ours."""
+    groups = grouped(runs)
+    alone = {
+        (network(g[0]), json.dumps(protocol(g[0]))): statistics.mean(last(g))
+        for g in groups
+        if g[0].identity.get("distill") == "vanilla"
+    }
+    protocols = list(dict.fromkeys(describe_protocol(g[0]) for g in groups))
+    header = ["method", "network", "teacher", "last epoch", "(best)", "gain", "x chance", "loss", "own term", "runs"]
+    header += ["parameters", "MACs", "time"]
+    if len(protocols) > 1:
+        header.append("protocol")
+    rows = []
+    for group, label in zip(groups, tell_apart(groups), strict=True):
+        first, p = group[0], group[0].parameters
+        base = alone.get((network(first), json.dumps(protocol(first))))
+        comparable = base is not None and not first.is_teacher and first.identity["distill"] != "vanilla"
+        teacher = (
+            ""
+            if first.is_teacher or not p.get("arch_t")
+            else p["arch_t"] + (f" {acc:.2f}" if (acc := p.get("teacher_acc")) is not None else "")
+        )
+        row = [
+            label,
+            network(first),
+            teacher,
+            mean_std(last(group)),
+            f"({best(group):.2f})",
+            f"{statistics.mean(last(group)) - base:+.2f}" if base is not None and comparable else "",
+            f"{statistics.mean(last(group)) * num_classes(first) / 100:.1f}",
+            from_first_to_last(group, "train_loss"),
+            own_terms(group),
+            str(len(group)),
+            f"{p['Deployed params']:.3f} M",
+            f"{p['Deployed MACs']:.1f} M",
+            clock(statistics.mean(r.parameters["Total time"] * 3600 for r in group)),
+        ]
+        if len(protocols) > 1:
+            row.append(f"[{protocols.index(describe_protocol(first)) + 1}]")
+        rows.append(row)
+    hardware = dict.fromkeys(
+        f"{r.env['cpu']}, {threads(r)}" if not r.env["gpus"] else r.env["gpus"][0] for g in groups for r in g
+    )
+    numbered = len(protocols) > 1
+    notes = [f"Protocol{f' [{i + 1}]' if numbered else ''}: {text}." for i, text in enumerate(protocols)]
+    notes += [
+        "Last-epoch top-1, mean ± standard deviation over runs; best epoch in brackets, selected on what it is "
+        "reported on. Parameters and MACs are those at test time. Gain is over the student alone under the same "
+        "protocol. Chance is one in as many as there are classes. Loss and own term: means over train in the first and "
+        "the last epoch; the loss is weighted as in that epoch (some weights rise with time), the method's own term is "
+        "not.",
+        *checksums(groups, rows, protocols),
+        *side_by_side(groups),
+        f"Seeds: {', '.join(map(str, sorted({r.identity['seed'] for g in groups for r in g})))}.",
+        f"Hardware: {'; '.join(hardware)}.",
+    ]
+    if published:
+        add_published(header, rows, notes, groups, published)
+    return header, rows, notes
+
+
+def threads(run: Run) -> str:
+    count = run.env["cpu_threads"]
+    each = " per process" if run.parameters.get("processes", 1) > 1 else ""
+    return f"{count} thread{'' if count == 1 else 's'}{each}"

@@ -1,0 +1,84 @@
+"""Moving average of what is deployed (Polyak & Juditsky, 1992): evaluated and saved in place of the weights trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from core.option import RESULT, Config, at_least, option, share
+
+
+@dataclass(frozen=True)
+class EmaConfig(Config):
+    heading = "moving average of the weights"
+
+    ema: float = option(
+        0.0, "decay of a moving average, evaluated and saved in place of the weights", check=share, role=RESULT
+    )
+    ema_every: int = option(1, "steps between updates of the average", check=at_least(1), role=RESULT)
+
+    def __bool__(self) -> bool:
+        return self.ema > 0
+
+
+class Average:
+    """decay * average + (1 - decay) * value after every n-th step, by torch's own averaging.
+
+    Batch-norm statistics are included, as in torchvision's recipes; integers are copied.
+
+    modules: whose parameters and buffers are averaged, in place of which they are shown.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], cfg: EmaConfig):
+        values = [v for m in modules for v in (*m.parameters(), *m.buffers())]
+        self.live = list({id(v): v.detach() for v in values}.values())
+        self.average = [v.clone() for v in self.live]
+        self.every, self.steps = cfg.ema_every, 0
+        self._update = get_ema_multi_avg_fn(cfg.ema)
+
+    def update(self) -> None:
+        """After an optimiser's step."""
+        self.steps += 1
+        if self.steps % self.every:
+            return
+        pairs = list(zip(self.average, self.live, strict=True))
+        floating = [(a, v) for a, v in pairs if a.is_floating_point()]
+        if self.steps == self.every:  # the first values count in full, not those of the initialisation
+            torch._foreach_copy_([a for a, _ in floating], [v for _, v in floating])
+        else:
+            self._update([a for a, _ in floating], [v for _, v in floating], self.steps // self.every)
+        for a, v in pairs:
+            if not a.is_floating_point():
+                a.copy_(v)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Inside, the modules hold the average; before its first value, what they hold anyway."""
+        if self.steps < self.every:
+            yield
+            return
+        trained = [v.clone() for v in self.live]
+        self._fill(self.average)
+        try:
+            yield
+        finally:
+            self._fill(trained)
+
+    @torch.no_grad()
+    def _fill(self, values: Sequence[Tensor]) -> None:
+        for live, value in zip(self.live, values, strict=True):
+            live.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": list(self.average), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.steps = state["steps"]
+        for mine, value in zip(self.average, state["average"], strict=True):
+            mine.copy_(value)

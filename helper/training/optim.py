@@ -1,0 +1,141 @@
+"""Optimisers and parameter groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+from core.option import RESULT, Config, not_negative, option, share
+from core.protocols import UserError
+
+MakeOptimizer = Callable[[Sequence[nn.Parameter], float], Optimizer]  # parameters, lr scale
+OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw", "rmsprop")
+
+
+@dataclass(frozen=True)
+class OptimConfig(Config):
+    heading = "optimisation"
+
+    optimizer: str = option("sgd", "optimizer of everything that trains", choices=OPTIMIZERS, role=RESULT)
+    momentum: float = option(0.9, "momentum of SGD", check=share, role=RESULT)
+    nesterov: bool = option(False, "short for --optimizer nesterov, as HSAKD and DPCD train on CIFAR", role=RESULT)
+    weight_decay: float = option(
+        5e-4,
+        "weight decay of all parameters, batch norm and biases included (default 0.0005; by data set)",
+        check=not_negative,
+        role=RESULT,
+    )
+    norm_weight_decay: float | None = option(
+        None,
+        "weight decay of normalisation layers and biases (default: that of all parameters)",
+        check=not_negative,
+        role=RESULT,
+    )
+    clip_grad: float = option(0.0, "largest gradient norm; 0: no limit", check=not_negative, role=RESULT)
+    param_groups: str = option(
+        "one",
+        "tsm: biases at twice the rate, no decay on biases and batch norm; tsm_fc5: also the classifier at five times",
+        choices=("one", "tsm", "tsm_fc5"),
+        role=RESULT,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and self.optimizer not in ("sgd", "nesterov"):
+            raise UserError(f"--nesterov is a momentum of SGD, --optimizer {self.optimizer} has none: drop one")
+        if self.nesterov and not self.momentum:
+            raise UserError("--nesterov needs a --momentum above 0")
+        if self.param_groups != "one" and self.norm_weight_decay is not None:
+            raise UserError(
+                f"--param_groups {self.param_groups} sets the decay of batch norm and biases itself: leave out "
+                "--norm_weight_decay"
+            )
+
+    def clip(self, params: Sequence[nn.Parameter]) -> None:
+        """The gradients of `params` to the largest norm, if there is one."""
+        if self.clip_grad:
+            nn.utils.clip_grad_norm_(params, self.clip_grad)
+
+    @property
+    def advice(self) -> str:
+        """A flag that may help where training diverges, "" if it is set already."""
+        return "" if self.clip_grad else ", --clip_grad 5"
+
+
+def optimizer(cfg: OptimConfig, lr: float, fused: bool = True) -> MakeOptimizer:
+    """One of OPTIMIZERS, as torch has it; rmsprop with torchvision's alpha and eps of 0.9 and 0.0316.
+
+    norm_weight_decay: of parameters with one dimension (normalisation layers and biases); None treats all alike.
+    fused: in one kernel, where torch has one; otherwise as torch does it by default.
+    """
+    fast = fused or None
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "sgd": partial(torch.optim.SGD, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=fast),
+        "nesterov": partial(torch.optim.SGD, momentum=cfg.momentum, nesterov=True, fused=fast),
+        "adam": partial(torch.optim.Adam, fused=fast),
+        "adamw": partial(torch.optim.AdamW, fused=fast),
+        "rmsprop": partial(torch.optim.RMSprop, momentum=cfg.momentum, alpha=0.9, eps=0.0316),
+    }
+
+    def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = [{"params": list(params), "lr_scale": scale}]
+        if cfg.norm_weight_decay is not None:
+            flat = [p for p in params if p.ndim <= 1]
+            groups[0]["params"] = [p for p in params if p.ndim > 1]
+            groups.append({"params": flat, "lr_scale": scale, "weight_decay": cfg.norm_weight_decay})
+        return kinds[cfg.optimizer](groups, lr=lr * scale, weight_decay=cfg.weight_decay)
+
+    return make
+
+
+Multipliers = tuple[float, float]  # of the learning rate, of the weight decay
+
+
+def tsm_multipliers(model: nn.Module, head: nn.Module, head_at_five: bool) -> dict[Tensor, Multipliers]:
+    """TSM's rule (Lin et al., ICCV 2019, published code): biases of convolutions and linear layers at twice the rate,
+    without decay; batch norm without decay; the classifier at five times (its bias ten times) if wanted."""
+    found: dict[Tensor, Multipliers] = {}
+    for path, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        if not own:
+            continue
+        if isinstance(module, _BatchNorm | nn.GroupNorm):
+            found |= dict.fromkeys(own.values(), (1.0, 0.0))
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            times = 5.0 if head_at_five and module is head else 1.0
+            found[module.weight] = (times, 1.0)
+            if module.bias is not None:
+                found[module.bias] = (2.0 * times, 0.0)
+        else:
+            raise UserError(
+                f"--param_groups tsm knows convolutions, linear layers and batch norm, and {path} is a "
+                f"{type(module).__name__}: use --param_groups one"
+            )
+    return found
+
+
+def regroup(optimizer: Optimizer, multipliers: Mapping[Tensor, Multipliers]) -> None:
+    """Split the optimiser's only group by multipliers; what they do not name (a method's own layers) keeps the plain
+    settings."""
+    (whole,) = optimizer.param_groups
+    parts: dict[Multipliers, list[nn.Parameter]] = {}
+    for p in whole["params"]:
+        parts.setdefault(multipliers.get(p, (1.0, 1.0)), []).append(p)
+    optimizer.param_groups.clear()
+    for (rate, decay), params in parts.items():
+        optimizer.add_param_group(
+            {
+                **whole,
+                "params": params,
+                "lr": whole["lr"] * rate,
+                "lr_scale": whole.get("lr_scale", 1.0) * rate,
+                "weight_decay": whole["weight_decay"] * decay,
+            }
+        )

@@ -1,0 +1,219 @@
+"""From settings to what trains: what a method reads, optimisers, and the chain of stages."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from core.log import log
+from core.option import RESULT, Config, at_least, option
+from core.protocols import Context, DataSet, ModelSpec, Needs, Progress, Side, TeacherSource, UserError
+from core.taps import TappedNet, probe
+from distiller_zoo.base import FRAME_LOGITS, Distiller
+from helper.machine import distributed
+from helper.machine.devices import to_device
+from helper.networks.load import Network
+from helper.training.ema import EmaConfig
+from helper.training.optim import OptimConfig, regroup, tsm_multipliers
+from helper.training.schedule import ScheduleConfig
+from helper.training.step import DistillStep, StepSetup
+
+
+@dataclass(frozen=True)
+class LoopConfig(Config):
+    heading = "the loop"
+
+    batch_size: int = option(64, "global batch size (default 64; by data set)", check=at_least(1), role=RESULT)
+    accumulate: int = option(1, "micro-batches per optimiser step", check=at_least(1), role=RESULT)
+    max_steps: int | None = option(
+        None, "stop every epoch after this many steps (for trying things out)", check=at_least(1), role=RESULT
+    )
+    print_freq: int = option(200, "steps between progress lines in the log", check=at_least(1))
+    eval_precision: str = option(
+        "auto",
+        "forward pass of each epoch's evaluation: fp32; train, the precision of training; auto: that of training, and "
+        "float32 after the last epoch, which is what tables report",
+        choices=("auto", "fp32", "train"),
+        role=RESULT,
+    )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a network is trained."""
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    optim: OptimConfig = OptimConfig()
+    ema: EmaConfig = EmaConfig()
+    loop: LoopConfig = LoopConfig()
+
+
+def describe_method(method: Distiller, cfg: Any, teacher: Side | None) -> dict[str, Any]:
+    """What a checkpoint's meta says of the method; enough to rebuild whatever it deploys."""
+    deploying = method.deploying()
+    config = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "members"}
+    if deploying is not None:
+        config |= {f.name: getattr(deploying.cfg, f.name) for f in dataclasses.fields(deploying.cfg)}
+    return {
+        "method": method.name,
+        "config": config,
+        "deploys": None if deploying is None else deploying.name,
+        "arch_t": None if teacher is None else teacher.spec.name,
+        "shapes_t": {} if teacher is None else {k: list(v) for k, v in teacher.shapes.items()},
+    }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run: its step, its length, whether it is the method itself, and its own learning rate if any."""
+
+    step: DistillStep
+    teacher: Side | None
+    epochs: int
+    index: int
+    final: bool
+    constant_lr: float | None = None
+
+
+def chain_of(method: type[Distiller]) -> tuple[type[Distiller], ...]:
+    """First stages first, the method itself last."""
+    chain = [method]
+    while chain[0].before is not None:
+        chain.insert(0, chain[0].before)
+    return tuple(chain)
+
+
+def needs_of(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+    """What one stage reads, the scores of every frame included where they are compared."""
+    needs = method.needs(cfg, student, teacher)
+    if not cfg.frame_logits or teacher is None:
+        return needs
+    for spec in (student, teacher):
+        if FRAME_LOGITS not in spec.taps:
+            raise UserError(
+                f"--frame_logits compares the scores of every frame, and {spec.name} has none: leave it out, so that "
+                "scores of clips are compared"
+            )
+    return dataclasses.replace(needs, student=(*needs.student, FRAME_LOGITS), teacher=(*needs.teacher, FRAME_LOGITS))
+
+
+def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+    needs = [needs_of(m, cfg, student, teacher) for m in chain_of(method)]
+    return Needs(
+        tuple(dict.fromkeys(x for n in needs for x in n.student)),
+        tuple(dict.fromkeys(x for n in needs for x in n.teacher)),
+        any(n.full_batches for n in needs),
+    )
+
+
+LATE = 10_000  # an epoch by which every term counts that ever will
+
+
+def warn_of_late_terms(method: Distiller, epochs: int) -> None:
+    """Say so where a run ends before terms of its method begin to count."""
+
+    def weights(epoch: int) -> dict[str, float]:
+        return method.weights(Progress(epoch, max(epoch, epochs)))
+
+    counted = {name for epoch in range(1, epochs + 1) for name, weight in weights(epoch).items() if weight}
+    late = [name for name, weight in weights(LATE).items() if weight and name not in counted]
+    if late:
+        begin = next(epoch for epoch in range(epochs + 1, LATE + 1) if weights(epoch).get(late[0]))
+        log.warning(
+            "warning: %s counts from epoch %d on and --epochs is %d, so this run trains without it: train longer, or "
+            "let %s begin sooner (its flags: --distill %s --help)",
+            *(" + ".join(late), begin, epochs, method.name, method.name),
+        )
+
+
+def smallest_batch(samples: int, batch_size: int, accumulate: int, processes: int, full_batches: bool) -> int:
+    """Samples of the smallest forward of an epoch in a process; batch_size: of an optimiser's step in a process."""
+    left = 0 if full_batches else samples % (batch_size * processes) // processes
+    sizes = [(n, -(-n // accumulate)) for n in (batch_size, left) if n]
+    return min(n % micro or micro for n, micro in sizes)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """batch_size: of an optimiser's step in this process. seed: of initialisation; the method's draws start at + 1."""
+
+    batch_size: int
+    epochs: int
+    init_epochs: int = 1
+    seed: int = 0
+
+
+def build_stages(
+    method: type[Distiller],
+    cfg: Any,
+    student: ModelSpec,
+    teacher: Network | None,
+    data: DataSet,
+    setup: StepSetup,
+    plan: StagePlan,
+    source: TeacherSource | None = None,
+) -> Iterator[Stage]:
+    """Yield one stage after the other; the networks live through all of them. Train a stage before taking the next.
+
+    source: who answers for a frozen teacher; None runs `teacher` live.
+    """
+    device, batch_size, accumulate = setup.device, plan.batch_size, setup.accumulate
+    chain = chain_of(method)
+    mode = method.teacher_mode
+    if mode == "frozen" and teacher is None:
+        raise UserError(f"--distill {method.name} needs a teacher: pass its checkpoint with --path_t")
+    peer_spec = student if mode == "trained" else None
+    teacher_spec = teacher.spec if teacher is not None and mode == "frozen" else peer_spec
+    needs = union_of_needs(method, cfg, student, teacher_spec)
+    full, last = -(-batch_size // accumulate), setup.kernels.channels_last
+    s_net = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.student), device, last)
+    peer = t_source = t_side = None
+    if mode == "trained":
+        peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device, last)
+        t_side = probe(peer, data.shapes)
+    elif teacher is not None and mode == "frozen":
+        # eval before anything else: a new wrapper is in training mode, and would take the teacher there
+        t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device, last)
+        t_source = source or teacher.source(t_net, device, setup.autocast, setup.kernels, full)
+        t_side = probe(t_net, data.shapes)
+    rng = torch.Generator(device).manual_seed(plan.seed + 1)
+    ctx = Context(
+        data.num_classes,
+        data.train_labels.to(device),
+        full,
+        probe(s_net, data.shapes),
+        t_side,
+        device=device,
+        init_rng=torch.Generator().manual_seed(plan.seed),
+        smallest_batch=smallest_batch(
+            len(data.train_labels), batch_size, accumulate, distributed.world_size(), needs.full_batches
+        ),
+        rng=rng,
+    )
+    previous: Distiller | None = None
+    for i, stage in enumerate(chain):
+        s_net.requires_grad_(True)
+        if previous is not None:
+            ctx = dataclasses.replace(ctx, previous=previous.requires_grad_(False))
+        current = to_device(stage(cfg, ctx), device, last)
+        step = DistillStep(
+            s_net,
+            t_source,
+            current,
+            setup if stage is chain[-1] else dataclasses.replace(setup, ema=EmaConfig()),
+            needs=needs_of(stage, cfg, student, teacher_spec),
+            peer=peer,
+            rng=rng,
+            full=full,
+        )
+        if (groups := setup.optim.param_groups) != "one":
+            regroup(step.optimizers["main"], tsm_multipliers(s_net.model, s_net.head, groups == "tsm_fc5"))
+        final = i == len(chain) - 1
+        if final:
+            warn_of_late_terms(current, plan.epochs)
+        yield Stage(step, t_side, plan.epochs if final else plan.init_epochs, i, final, stage.constant_lr(cfg, student))
+        previous = current

@@ -1,0 +1,109 @@
+"""What the families share: initialisation, pooling and the frames of their specs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.protocols import ModelSpec, Tap
+
+CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
+
+
+CIFAR_STD = (0.2675, 0.2565, 0.2761)
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
+
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def conv3x3(c_in: int, c_out: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, kernel_size=3, stride=stride, padding=1, bias=bias)
+
+
+def global_pool() -> nn.Sequential:
+    """[B, C, H, W] -> [B, C], the mean over H and W, whatever they are."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def shuffle(x: Tensor, groups: int) -> Tensor:
+    """[B, C, H, W], the channels of the groups taken in turn (Zhang et al., CVPR 2018, section 3.1)."""
+    b, c, h, w = x.shape
+    if x.is_contiguous(memory_format=torch.channels_last):  # and stays so: a reshape across C would undo it
+        last = x.permute(0, 2, 3, 1).reshape(b, h, w, groups, c // groups)
+        return last.transpose(3, 4).reshape(b, h, w, c).permute(0, 3, 1, 2)
+    return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
+
+
+def init_convs(model: nn.Module) -> None:
+    """Convolutions ~ N(0, 2 / (k * k * C_out)) with bias 0 (He et al., ICCV 2015, eq. 14); batch norm is at 1 and 0."""
+    for m in model.modules():
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+
+
+def cifar_spec(
+    name: str,
+    build: Callable[..., nn.Module],
+    *,
+    stem: str,
+    stages: Mapping[str, Tap],
+    preact: Mapping[str, Tap],
+    head: str,
+    learning_rate: float | None = None,
+    **options: Any,
+) -> ModelSpec:
+    """The frame all CIFAR families have in common: stem, stages, then the pooled vector in front of the head.
+
+    stem: module path. stages: tap name -> Tap, shallow to deep. preact: taps beside the published list.
+    options: arguments of `build` that make this member of the family.
+    """
+    taps = {"stem": Tap(stem), **stages, **preact, "pooled": Tap("pool", kind="vector")}
+    return ModelSpec(
+        name,
+        partial(build, **options),
+        taps,
+        feats=("stem", *stages, "pooled"),
+        head=head,
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
+        learning_rate=learning_rate,
+    )
+
+
+def imagenet_spec(
+    name: str,
+    build: Callable[..., nn.Module],
+    *,
+    stem: str,
+    stages: Sequence[str],
+    preact: Sequence[Tap] = (),
+    pooled: Tap | None = None,
+    head: str,
+) -> ModelSpec:
+    """The same frame for 224 px. stages: module paths, shallow to deep. preact: one tap for each stage, or none.
+
+    pooled: by default what the head reads.
+    """
+    names = [f"stage{i}" for i in range(1, len(stages) + 1)]
+    maps = {stage: Tap(module) for stage, module in zip(names, stages, strict=True)}
+    before = {f"{stage}_preact": tap for stage, tap in zip(names, preact, strict=bool(preact))}
+    taps = {"stem": Tap(stem), **maps, **before, "pooled": pooled or Tap(head, kind="vector", side="input")}
+    feats = ("stem", *names, "pooled")
+    return ModelSpec(name, build, taps, feats, head, input_shape=(3, 224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+
+
+def without_inplace(model: nn.Module) -> nn.Module:
+    """The same network, whose activations leave their input, which may be tapped, as it is."""
+    for module in model.modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False
+    return model

@@ -1,0 +1,46 @@
+"""torchvision's ViT for images of any multiple of its patches: the position embedding is interpolated in the forward.
+
+Its weights and their names stay as they are, so a checkpoint fits whatever size it was trained at.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.models.vision_transformer import Encoder, VisionTransformer
+
+from core.protocols import UserError
+from models._transformer import resized_positions
+
+
+class AnySizeEncoder(Encoder):
+    grid: tuple[int, int]  # of the image at hand
+
+    def forward(self, input: Tensor) -> Tensor:
+        tokens = input + resized_positions(self.pos_embedding, 1, self.grid)
+        return self.ln(self.layers(self.dropout(tokens)))
+
+
+class AnySizeViT(VisionTransformer):
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise UserError(
+                f"a transformer that cuts images into patches of {self.patch_size} px cannot read {height}x{width}: "
+                f"choose an --image_size that is a multiple of {self.patch_size}"
+            )
+        maps = self.conv_proj(x)
+        self.encoder.grid = (maps.shape[2], maps.shape[3])
+        tokens = maps.flatten(2).transpose(1, 2)
+        tokens = self.encoder(torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1))
+        return self.heads(tokens[:, 0])
+
+
+def any_size(model: VisionTransformer) -> AnySizeViT:
+    """The same network, of the class above: its own modules, parameters and settings."""
+    new = AnySizeViT.__new__(AnySizeViT)
+    new.__dict__ = model.__dict__
+    encoder = AnySizeEncoder.__new__(AnySizeEncoder)
+    encoder.__dict__ = model.encoder.__dict__
+    new.encoder = encoder
+    return new

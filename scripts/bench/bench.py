@@ -1,0 +1,617 @@
+#!/usr/bin/env python3
+"""What a training step costs: python scripts/bench/bench.py --methods all
+
+Other questions: --switches, --bare, --warm_cache, --lanes, --floor.
+
+Every configuration runs in a process of its own; configurations that are compared take turns (A B A B ...), and every
+ratio is taken within a round, so that a machine that slows down slows both. Reported are medians, and the range over
+rounds. Data: random images of the shape and number of CIFAR-100, or the real set with --data_folder. Teachers have
+random weights: arithmetic does not depend on them. Parts of one report may be measured one by one (--merge).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from core.files import atomic_write_json
+from core.protocols import UserError
+from distiller_zoo import method_dict
+from distiller_zoo.base import Distiller
+from helper.machine.devices import pick_autocast, pick_device
+from helper.machine.program import run_script
+from helper.runs.folder import environment
+from models import model_for
+from scripts.bench.bench_worker import serve
+from scripts.bench.usual_way import WEIGHTS
+
+REFERENCE = "kd"  # what a method's overhead is measured against
+
+
+TIMES = ("step_s", "bare_step_s", "loader_s")
+
+
+CIFAR = (50_000, 10_000)  # training and test images of an epoch with its validation
+
+
+OVERHEAD, OVER_ARITHMETIC = 1.6, 1.25  # limits of a step's time over kd's, and over what its multiplications cost
+
+
+GAIN = {"cpu": 2.0, "cuda": 8.0}  # over the baseline, at least
+
+
+EPOCHS = 240  # of a CIFAR-100 run
+
+
+MINUTES = {"ours kd": 4.0, "ours simkd": 4.0, "cached kd": 2.0}  # that such a run may take on a GPU, at most
+
+
+# name -> (flags or request that switch it over, whether the default has it on)
+SWITCHES: dict[str, tuple[dict[str, Any], bool]] = {
+    "bf16": ({"precision": "fp32"}, True),
+    "channels_last": ({"flags": ["--channels_last", "off"]}, True),
+    "fused_optimizer": ({"flags": ["--fused_optimizer", "off"]}, True),
+    "allocator": ({"allocator": False}, True),
+    "fold_teacher": ({"flags": ["--fold_teacher"]}, False),
+    "compile_teacher": ({"flags": ["--compile", "default", "--compile_parts", "teacher"]}, False),
+    "compile_student": ({"flags": ["--compile", "default", "--compile_parts", "student"]}, False),
+    "compile_loss": ({"flags": ["--compile", "default", "--compile_parts", "loss"]}, False),
+    "compile_all": ({"flags": ["--compile", "default", "--compile_parts", "student", "teacher", "loss"]}, False),
+    "reduce_overhead": (
+        {"flags": ["--compile", "reduce-overhead", "--compile_parts", "student", "teacher", "loss"]},
+        False,
+    ),
+}
+
+
+PLAIN = ["--compile", "none"]  # what switches are compared with, on every device
+
+
+@dataclass
+class Subject:
+    """One configuration: a process that waits for its turn, and what it has answered."""
+
+    kind: str  # ours, cached, bare or baseline
+    method: str  # several, separated by commas, share each teacher forward
+    dtype: str
+    name: str = ""  # what is special about it
+    request: dict[str, Any] = field(default_factory=dict)
+    turns: list[dict[str, Any]] = field(default_factory=list)
+    once: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        return f"{self.kind} {self.method} {self.dtype} {self.name}".strip()
+
+    def start(self, args: argparse.Namespace) -> None:
+        request = {
+            "kind": self.kind,
+            "method": self.method,
+            "precision": self.dtype,
+            "teacher": args.teacher,
+            "student": args.student,
+            "flags": [],
+            **{k: getattr(args, k) for k in ("batch_size", "threads", "clock", "gpu_id", "images", "data_folder")},
+            **self.request,
+        }
+        env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+        command = [sys.executable, __file__, "--worker", json.dumps(request)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+
+    def read(self) -> dict[str, Any]:
+        line = self.process.stdout.readline()
+        if not line:
+            raise UserError(f"the process of '{self.label}' stopped with exit code {self.process.wait()}; see above")
+        return json.loads(line)
+
+    def ask(self, **order: dict[str, Any]) -> dict[str, Any]:
+        self.send(**order)
+        return self.read()
+
+    def send(self, **order: dict[str, Any]) -> None:
+        print(json.dumps(order), file=self.process.stdin, flush=True)
+
+    def take_turn(self, args: argparse.Namespace, round_number: int) -> None:
+        settings = {k: getattr(args, k) for k in ("warmup", "steps", "light", "floor")}
+        self.turns.append(self.ask(time=settings))
+        milliseconds = self.turns[-1]["step_s"] * 1e3
+        print(f"round {round_number}/{args.rounds}  {self.label:32s} {milliseconds:9.1f} ms", file=sys.stderr)
+
+    def finish(self, args: argparse.Namespace) -> None:
+        if args.profile and self.kind != "baseline":
+            path = Path(args.profile) / f"trace_{self.label.replace(' ', '_').replace(',', '+')}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.once |= self.ask(profile={"path": str(path)})
+        self.once |= self.ask(finish={"evaluation": not args.light})
+
+    def stop(self) -> None:
+        if not hasattr(self, "process"):
+            return
+        self.process.stdin.close()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def median(self, key: str) -> float:
+        return statistics.median(t[key] for t in self.turns)
+
+    def row(self, batch_size: int) -> dict[str, Any]:
+        step = self.median("step_s")
+        row = {"label": self.label, "kind": self.kind, "method": self.method, "dtype": self.dtype}
+        row |= {key: self.median(key) for key in TIMES if key in self.turns[0]}
+        row |= {"step_s_min": min(t["step_s"] for t in self.turns), "step_s_max": max(t["step_s"] for t in self.turns)}
+        row["img_s"] = batch_size / step
+        if "bare_step_s" in row:
+            row |= {"bare_img_s": batch_size / row["bare_step_s"], "loader_share": row["loader_s"] / step}
+            row["loader_processes_mb"] = self.turns[-1]["loader_processes_mb"]
+        row |= {key: self.turns[-1][key] for key in ("peak_mb", "loss")} | self.once
+        if "eval_img_s" in row:
+            for key in ("eval_img_s", "eval_img_s_train"):
+                evaluating, training = CIFAR[1] / row[key], CIFAR[0] * step / batch_size
+                row[key.replace("img_s", "share")] = evaluating / (training + evaluating)
+        if "matrix_flops" in self.turns[0] and "step_macs" in row:
+            row["step_flops"] = 2 * row["step_macs"] * batch_size
+            row["matrix_flops"] = self.median("matrix_flops")
+            reached = [row["step_flops"] / t["step_s"] / t["matrix_flops"] for t in self.turns]
+            row["matrix_share"] = statistics.median(reached)
+        return row | {"turns": self.turns}
+
+
+def ratio(what: str, slow: Sequence[Subject], fast: Sequence[Subject]) -> dict[str, Any]:
+    """How many times longer `slow` take, one after the other, than `fast`, per round; median and range."""
+    labels = (" + ".join(s.label for s in side) for side in (slow, fast))
+    out: dict[str, Any] = dict(zip(("what", "slow", "fast"), (what, *labels), strict=True))
+    for key, name in (("step_s", "ratio"), ("bare_step_s", "ratio_without_loader")):
+        if any(key not in s.turns[0] for s in (*slow, *fast)):
+            continue
+        rounds = [
+            sum(s.turns[i][key] for s in slow) / sum(s.turns[i][key] for s in fast) for i in range(len(fast[0].turns))
+        ]
+        out |= {name: statistics.median(rounds), f"{name}_min": min(rounds), f"{name}_max": max(rounds)}
+    return out
+
+
+def take_turns(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
+    """Fill `turns` and `once` of every subject."""
+    try:
+        for subject in subjects:
+            subject.start(args)
+        for subject in subjects:
+            subject.read()
+        first_steps(subjects, args)
+        for number in range(args.rounds):
+            for subject in subjects:
+                subject.take_turn(args, number + 1)
+        for subject in subjects:
+            subject.finish(args)
+    finally:
+        for subject in subjects:
+            subject.stop()
+
+
+def first_steps(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
+    """Compilation included; with --together all of them compile at the same time."""
+    if args.together:
+        for subject in subjects:
+            subject.send(first={})
+    for subject in subjects:
+        subject.once = subject.read() if args.together else subject.ask(first={})
+
+
+Measured = tuple[list[Subject], list[dict[str, Any]]]  # the subjects to report, and their ratios
+
+
+def measure_method(method: str, args: argparse.Namespace, dtype: str) -> Measured:
+    """A method beside kd and, where there is one, the baseline."""
+    ours = Subject("ours", method, dtype)
+    kd = ours if method == REFERENCE else Subject("ours", REFERENCE, dtype)
+    pairs: list[tuple[str, list[Subject], list[Subject]]] = [] if kd is ours else [("overhead", [ours], [kd])]
+    own = [ours]
+    if args.baseline and method in WEIGHTS:
+        usual = Subject("baseline", method, "fp32")
+        pairs.append(("speed-up", [usual], [ours]))
+        own.append(usual)
+        if args.equal_precision and dtype == "bf16":
+            ours_fp32, usual_bf16 = Subject("ours", method, "fp32"), Subject("baseline", method, "bf16")
+            pairs += [
+                ("speed-up at equal precision", [usual], [ours_fp32]),
+                ("speed-up at equal precision", [usual_bf16], [ours]),
+            ]
+            own += [ours_fp32, usual_bf16]
+    take_turns(own if kd is ours else [kd, *own], args)
+    ratios = [ratio(*pair) for pair in pairs]
+    if kd is not ours:
+        ratios[0] |= arithmetic(ours, kd)
+    return own, ratios
+
+
+def arithmetic(ours: Subject, kd: Subject) -> dict[str, Any]:
+    """A method's multiplications over kd's, and how often it reads an image where that is more than once."""
+    more = {
+        k: ours.once[f"{k}_passes"] for k in ("student", "teacher") if ours.once[f"{k}_passes"] > kd.once[f"{k}_passes"]
+    }
+    return {"step_macs_ratio": ours.once["step_macs"] / kd.once["step_macs"], "more_passes": more}
+
+
+def measure_overheads(methods: Sequence[str], args: argparse.Namespace, dtype: str) -> Measured:
+    """Many methods, each taking turns with one and the same process of kd."""
+    kd, subjects, ratios = Subject("ours", REFERENCE, dtype), [], []
+    try:
+        kd.start(args)
+        kd.read()
+        kd.once = kd.ask(first={})
+        kd.finish(args)
+        for method in methods:
+            ours = Subject("ours", method, dtype)
+            kd.turns = []
+            try:
+                ours.start(args)
+                ours.read()
+                ours.once = ours.ask(first={})
+                ours.finish(args)
+                for number in range(args.rounds):
+                    kd.take_turn(args, number + 1)
+                    ours.take_turn(args, number + 1)
+            finally:
+                ours.stop()
+            subjects.append(ours)
+            ratios.append(ratio("overhead", [ours], [kd]) | arithmetic(ours, kd))
+    finally:
+        kd.stop()
+    return [kd, *subjects], ratios
+
+
+def measure_bare(args: argparse.Namespace, dtype: str) -> Measured:
+    """kd beside the two halves of its arithmetic, each with nothing around it."""
+    kd = Subject("ours", REFERENCE, dtype, "plain", {"flags": PLAIN})
+    halves = [Subject("bare", half, dtype) for half in ("teacher", "student")]
+    take_turns([kd, *halves], args)
+    return [kd, *halves], [ratio("bare forward and step", halves, [kd])]
+
+
+def measure_switches(names: Sequence[str], args: argparse.Namespace, dtype: str, on_cuda: bool) -> Measured:
+    """kd with one setting switched over at a time; every ratio reads: without it / with it."""
+    if not on_cuda:
+        names = [n for n in names if n != "reduce_overhead"]  # CUDA graphs
+    if dtype != "bf16":
+        names = [n for n in names if n != "bf16"]
+    base = Subject("ours", REFERENCE, dtype, "plain", {"flags": PLAIN})
+    others = []
+    for name in names:
+        request = dict(SWITCHES[name][0])
+        request["flags"] = [*PLAIN, *request.get("flags", [])]
+        others.append(Subject("ours", REFERENCE, dtype, f"{'no ' * SWITCHES[name][1]}{name}", request))
+    take_turns([base, *others], args)
+    return [base, *others], [
+        ratio(f"gain of {name}", *(([other], [base]) if SWITCHES[name][1] else ([base], [other])))
+        for name, other in zip(names, others, strict=True)
+    ]
+
+
+def measure_warm_cache(args: argparse.Namespace, dtype: str) -> Measured:
+    """kd whose teacher is a filled cache, beside kd and the baseline."""
+    cached = Subject("cached", REFERENCE, dtype, request={"cache_images": args.warm_cache})
+    kd, usual = Subject("ours", REFERENCE, dtype), Subject("baseline", REFERENCE, "fp32")
+    take_turns([cached, kd, usual], args)
+    return [cached, kd, usual], [
+        ratio("speed-up of a warm cache", [usual], [cached]),
+        ratio("gain of a warm cache", [kd], [cached]),
+    ]
+
+
+def measure_lanes(methods: Sequence[str], args: argparse.Namespace, dtype: str) -> Measured:
+    """Students that share each teacher forward, beside the same students alone."""
+    together, alone = Subject("ours", ",".join(methods), dtype), [Subject("ours", m, dtype) for m in methods]
+    take_turns([together, *alone], args)
+    return [together, *alone], [ratio("gain of lanes", alone, [together])]
+
+
+def checks(
+    rows: Sequence[dict[str, Any]], ratios: Sequence[dict[str, Any]], dtype: str, on_cuda: bool = False
+) -> list[dict[str, Any]]:
+    """The targets that these rows and ratios can show, each with what was measured."""
+    faster = GAIN["cuda" if on_cuda else "cpu"]
+    row = {r["label"]: r for r in rows}
+    seen = {(r["what"], r["slow"], r["fast"]): r["ratio"] for r in ratios}
+    ours, usual = f"ours {{}} {dtype}", "baseline {} fp32"
+    out: list[tuple[str, float, bool]] = []
+    for method in WEIGHTS:
+        mine, theirs = ours.format(method), usual.format(method)
+        if (gain := seen.get(("speed-up", theirs, mine))) is None:
+            continue
+        out.append((f"{method} >= {faster} x baseline", gain, gain >= faster))
+        memory = row[mine]["peak_mb"] / row[theirs]["peak_mb"]
+        out.append((f"{method} peak memory <= baseline's training process", memory, memory <= 1.0))
+        if (share := row[mine].get("loader_share")) is not None:  # --light leaves it out
+            out.append((f"{method} loader < 2 % of the step", share, share < 0.02))
+    for r in ratios:
+        if r["what"] == "overhead":
+            limit = max(OVERHEAD, OVER_ARITHMETIC * r["step_macs_ratio"])
+            method = r["slow"].split()[1]
+            if method == "crd":
+                out.append(("crd <= 1.3 x kd", r["ratio"], r["ratio"] <= 1.3))
+            out.append((f"{method} <= {limit:.2f} x kd", r["ratio"], r["ratio"] <= limit))
+        elif r["what"] == "bare forward and step":
+            out.append(("kd >= 92 % of the rate of its bare halves", r["ratio"], r["ratio"] >= 0.92))
+        elif r["what"] == "speed-up of a warm cache" and not on_cuda:
+            out.append(("kd with a warm cache >= 4.5 x baseline", r["ratio"], r["ratio"] >= 4.5))
+    if (kd := row.get(ours.format(REFERENCE))) is not None and "eval_share" in kd:
+        out.append(("validation < 3 % of a kd epoch", kd["eval_share_train"], kd["eval_share_train"] < 0.03))
+    for name, limit in MINUTES.items() if on_cuda else ():
+        if (found := row.get(f"{name} {dtype}")) is not None:
+            minutes = EPOCHS * CIFAR[0] / found["img_s"] / 60
+            out.append((f"{name}, {EPOCHS} epochs without validation, < {limit} minutes", minutes, minutes < limit))
+    return [{"target": target, "measured": value, "passed": passed} for target, value, passed in out]
+
+
+def cell(row: dict[str, Any], key: str, form: str, factor: float = 1.0) -> str:
+    return format(row[key] * factor, form) if row.get(key) is not None else ""
+
+
+def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Header and rows; a column that nobody fills is left out."""
+    overhead = {r["slow"]: r for r in report["ratios"] if r["what"] == "overhead"}
+    header = (
+        "configuration", "ms/step", "range", "img/s", "without loader", "loader ms (share)", "first step s",
+        "peak MB", "loader processes MB", "time / kd", "MACs / kd", "connector MMACs/img", "GFLOP/step",
+        "matrix GFLOP/s", "share of it", "eval img/s", "validation, fp32", "as in training",
+    )  # fmt: skip
+    lines = [header]
+    for r in report["rows"]:
+        over = overhead.get(r["label"], {})
+        lines.append(
+            (
+                r["label"],
+                cell(r, "step_s", ".1f", 1e3),
+                f"{r['step_s_min'] * 1e3:.1f} to {r['step_s_max'] * 1e3:.1f}",
+                cell(r, "img_s", ".1f"),
+                cell(r, "bare_img_s", ".1f"),
+                f"{r['loader_s'] * 1e3:.2f} ({r['loader_share']:.2%})" if "loader_s" in r else "",
+                cell(r, "first_step_s", ".1f"),
+                cell(r, "peak_mb", ".0f"),
+                cell(r, "loader_processes_mb", ".0f") if r.get("loader_processes_mb") else "",
+                cell(over, "ratio", ".3f"),
+                cell(over, "step_macs_ratio", ".3f"),
+                cell(r, "connector_macs", ".2f", 1e-6),
+                cell(r, "step_flops", ".1f", 1e-9),
+                cell(r, "matrix_flops", ".0f", 1e-9),
+                cell(r, "matrix_share", ".1%"),
+                cell(r, "eval_img_s", ".0f"),
+                cell(r, "eval_share", ".1%"),
+                cell(r, "eval_share_train", ".1%"),
+            )
+        )
+    used = [any(line[i] for line in lines[1:]) for i in range(len(header))]
+    return [tuple(text for text, keep in zip(line, used, strict=True) if keep) for line in lines]
+
+
+def show(report: dict[str, Any], markdown: bool) -> None:
+    torch_version, clock = report["environment"]["versions"]["torch"], report["clock"]
+    print(
+        f"{report['pair']}, batch {report['batch_size']}, {report['data']}, on {report['device']} "
+        f"({report['threads']} threads, {clock} clock), torch {torch_version}, {report['date']}: {report['command']}"
+    )
+    lines = table(report)
+    if markdown:
+        lines.insert(1, ("---",) * len(lines[0]))
+        print("", *("| " + " | ".join(line) + " |" for line in lines), "", sep="\n")
+    else:
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            print("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip())
+    dash = "- " * markdown
+    for r in report["rows"]:
+        if "views_cached" in r:
+            print(
+                f"{dash}{r['label']}: {r['views_cached']} views were filled in {r['fill_s']:.1f} s; the share of "
+                f"answers from the cache while timing was {r['cache_hit_rate']:.3f}"
+            )
+    for r in report["ratios"]:
+        bare = f"; {r['ratio_without_loader']:.2f} x without the loaders" if "ratio_without_loader" in r else ""
+        more = "".join(f"; the {k} reads {n:.1f} x the images" for k, n in r.get("more_passes", {}).items())
+        print(
+            f"{dash}{r['what']}: {r['slow']} takes {r['ratio']:.3f} x the time of {r['fast']} "
+            f"({r['ratio_min']:.3f} to {r['ratio_max']:.3f}){bare}{more}"
+        )
+    for c in report["checks"]:
+        print(f"{dash}{'PASS' if c['passed'] else 'FAIL'} {c['target']}: {c['measured']:.3f}")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    add = parser.add_argument
+    add("--pair", default="resnet32x4:resnet8x4", metavar="TEACHER:STUDENT")
+    add("--batch_size", type=int, default=64)
+    add("--methods", default=None, help="comma-separated, or all; kd,simkd,crd unless another part is asked for")
+    add("--overhead", action="store_true", help="all methods against one process of kd, which is quicker; with all")
+    add("--bare", action="store_true", help="kd beside its teacher's forward and its student's step alone")
+    add("--switches", nargs="?", const=",".join(SWITCHES), help="the gain of each setting, or of those listed")
+    add("--warm_cache", type=int, nargs="?", const=64, metavar="IMAGES", help="kd with all views of so many cached")
+    add("--lanes", nargs="?", const="kd,at,sp,simkd", help="methods that share each teacher forward")
+    add("--floor", action="store_true", help="FLOP of a step, and the share of the measured matrix rate it reaches")
+    add("--profile", metavar="FOLDER", help="write a trace of each configuration there")
+    add("--steps", type=int, default=10, help="timed steps a turn")
+    add("--warmup", type=int, default=2, help="steps before them, every turn")
+    add("--rounds", type=int, default=5, help="turns of every configuration")
+    add("--together", action="store_true", help="first steps, which compile, of what is compared at the same time")
+    add("--light", action="store_true", help="time the step as it is, and neither without its loader nor the loader")
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    add("--baseline", action="store_true", help=f"also train {' and '.join(WEIGHTS)} the usual way, in float32")
+    add("--equal_precision", action="store_true", help="also ours in float32 and the baseline under bf16 autocast")
+    add("--threads", type=int, default=cores, help="of every process, and loader processes of the baseline")
+    add(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: seconds of the processor, with --threads 1, where other work is done too; loader processes "
+        "of the baseline then cost nothing",
+    )
+    add("--gpu_id", default="0")
+    add("--images", type=int, default=50_000, help="random training images, where no --data_folder is given")
+    add("--data_folder", default=None, help="where the real CIFAR-100 lies")
+    add("--json", nargs="?", const="", help="write all figures; without FILE to results/bench_<device>_<dtype>.json")
+    add("--merge", action="store_true", help="keep what --json FILE holds beside what is measured now")
+    add("--show", metavar="FILE", help="measure nothing, print the report in a FILE")
+    add("--markdown", action="store_true", help="print the table as markdown")
+    add(
+        "--check",
+        action="store_true",
+        help="PASS or FAIL per target that can be shown; with no part named, also --baseline",
+    )
+    add("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def plan(args: argparse.Namespace) -> list[str]:
+    """The methods to measure; UserError for names and numbers that do not fit."""
+    teacher, colon, student = args.pair.partition(":")
+    if not colon:
+        raise UserError(f"--pair '{args.pair}' must read TEACHER:STUDENT, such as resnet32x4:resnet8x4")
+    args.teacher, args.student = (model_for(name, (3, 32, 32)).name for name in (teacher, student))
+    for name in ("batch_size", "steps", "rounds", "threads", "images", "warm_cache"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
+    if args.clock == "cpu" and args.threads > 1:
+        raise UserError("--clock cpu adds up the seconds of all threads, waiting ones too: pass --threads 1")
+    unknown = [] if args.switches is None else [n for n in args.switches.split(",") if n not in SWITCHES]
+    if unknown:
+        raise UserError(f"--switches {', '.join(unknown)} are none of {', '.join(SWITCHES)}")
+    if args.lanes is not None:
+        args.lanes = list(dict.fromkeys(method_dict.resolve(m) for m in args.lanes.split(",")))
+    parts = (args.bare, args.switches, args.warm_cache, args.lanes)
+    if args.methods is None:
+        args.methods = "" if any(parts) else "kd,simkd,crd"
+        args.baseline |= args.check and bool(args.methods)
+    if args.methods == "all":
+        args.overhead, args.light = True, True
+    methods = (
+        _of_the_pair(args.pair) if args.methods == "all" else [method_dict.resolve(m) for m in _listed(args.methods)]
+    )
+    return list(dict.fromkeys(methods))
+
+
+def _of_the_pair(pair: str) -> list[str]:
+    """Methods that such a student can be trained with, beside such a teacher: not those of networks of their own."""
+    teacher, student = (model_for(name, (3, 32, 32)) for name in pair.split(":"))
+
+    def fits(method: type[Distiller]) -> bool:
+        try:
+            method.needs(method.Config(), student, teacher)
+        except UserError:
+            return False
+        return method.teacher_mode == "frozen"
+
+    return [name for name in method_dict if fits(method_dict[name])]
+
+
+def _listed(text: str) -> list[str]:
+    return text.split(",") if text else []
+
+
+def measure(methods: Sequence[str], args: argparse.Namespace, dtype: str, on_cuda: bool) -> list[Measured]:
+    done: list[Measured] = []
+    if args.overhead:
+        done.append(measure_overheads([m for m in methods if m != REFERENCE], args, dtype))
+    else:
+        done += [measure_method(method, args, dtype) for method in methods]
+    if args.bare:
+        done.append(measure_bare(args, dtype))
+    if args.switches:
+        done.append(measure_switches(args.switches.split(","), args, dtype, on_cuda))
+    if args.warm_cache:
+        done.append(measure_warm_cache(args, dtype))
+    if args.lanes:
+        done.append(measure_lanes(args.lanes, args, dtype))
+    return done
+
+
+def merged(new: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The report in a file, with what `new` has measured in place of what it held of the same."""
+    if not path.exists():
+        return new
+    old = json.loads(path.read_text())
+    different = [k for k in ("device", "dtype", "pair", "batch_size", "threads", "clock") if old.get(k) != new[k]]
+    if different:
+        raise UserError(f"--merge: {path} was measured with another {', '.join(different)}")
+    rows = {r["label"]: r for r in old["rows"]}
+    for r in new["rows"]:
+        known = rows.get(r["label"], {})
+        if "bare_step_s" in r or "bare_step_s" not in known:  # a light turn does not replace a full one
+            rows[r["label"]] = r
+    ratios = {(r["what"], r["slow"], r["fast"]): r for r in (*old["ratios"], *new["ratios"])}
+    whole = new | {
+        "command": f"{old['command']} && {new['command']}",
+        "rows": list(rows.values()),
+        "ratios": list(ratios.values()),
+    }
+    return whole | {"checks": checked(whole) if old["checks"] or new["checks"] else []}
+
+
+def checked(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The checks of a report's figures, as they are defined now."""
+    on_cuda = report["device"] != report["environment"]["cpu"]
+    return checks(report["rows"], report["ratios"], report["dtype"], on_cuda)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    if args.worker:
+        serve(json.loads(args.worker))
+        return
+    if args.show:
+        report = json.loads(Path(args.show).read_text())
+        show(report | {"checks": checked(report) if report["checks"] else []}, args.markdown)
+        return
+    methods = plan(args)
+    device, notice = pick_device(args.gpu_id)
+    if notice:
+        print(notice, file=sys.stderr)
+    dtype = "bf16" if pick_autocast(args.precision, device) else "fp32"
+    torch.set_num_threads(args.threads)
+    measured = measure(methods, args, dtype, device.type == "cuda")
+    rows = [subject.row(args.batch_size) for subjects, _ in measured for subject in subjects if subject.turns]
+    ratios = [r for _, rs in measured for r in rs]
+    machine = environment()
+    report = {
+        "command": shlex.join(["python", "scripts/bench/bench.py", *(sys.argv[1:] if argv is None else argv)]),
+        "date": datetime.date.today().isoformat(),
+        "device": machine["gpus"][device.index] if device.type == "cuda" else machine["cpu"],
+        "dtype": dtype,
+        "data": f"{args.data_folder and 'CIFAR-100' or f'{args.images} random images'}, 100 classes",
+        **{k: getattr(args, k) for k in ("pair", "batch_size", "threads", "clock", "steps", "warmup", "rounds")},
+        "environment": machine,
+        "rows": rows,
+        "ratios": ratios,
+        "checks": [],
+    }
+    report["checks"] = checked(report) if args.check else []
+    path = None
+    if args.json is not None:
+        slug = re.sub(r"[^a-z0-9]+", "_", report["device"].lower()).strip("_")
+        path = Path(args.json or f"results/bench_{slug}_{dtype}.json")
+        report = merged(report, path) if args.merge else report
+    show(report, args.markdown)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(report, path)
+        print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    run_script(main)

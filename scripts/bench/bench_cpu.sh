@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Writes results/bench_cpu_<dtype>_{baseline,speed,methods}: bash scripts/bench/bench_cpu.sh [part ...]; without a part, all of them. One
+# thread and the processor's own clock, so that a machine that does other work as well gives the same figures; about 30
+# minutes. Parts of a few minutes each may be measured one by one:
+# kd simkd | halves switches cache lanes | overheads=NAME,NAME (any methods) | pages
+# The part two_cores, three minutes by the clock on the wall, needs an idle machine and runs only where it is named.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+[[ -n "${PYTHON:-}" ]] || source scripts/setup.sh
+DTYPE=${DTYPE:-bf16}
+TO=results/bench_cpu_$DTYPE
+into() {
+  local file=$1
+  shift
+  "$PYTHON" scripts/bench/bench.py --precision "$DTYPE" --threads 1 --clock cpu --images 5000 "$@" --check --json "$TO$file.json" --merge
+}
+
+kd() { into _baseline --methods kd --baseline --equal_precision --steps 2 --warmup 1 --rounds 3; }
+simkd() { into _baseline --methods simkd --baseline --equal_precision --steps 2 --warmup 1 --rounds 3; }
+halves() { into _speed --bare --floor --light --steps 4 --warmup 1 --rounds 5; }
+switches() {
+  into _speed --switches bf16,channels_last,fused_optimizer,allocator,fold_teacher,compile_teacher,compile_student,compile_loss \
+    --light --steps 2 --warmup 1 --rounds 3
+}
+cache() { into _speed --warm_cache 64 --light --steps 3 --warmup 1 --rounds 3; }
+lanes() { into _speed --lanes kd,at,sp,simkd --light --steps 2 --warmup 1 --rounds 3; }
+two_cores() {
+  "$PYTHON" scripts/bench/bench.py --precision "$DTYPE" --threads 2 --methods kd --baseline --bare --warm_cache 32 --images 5000 \
+    --light --steps 4 --warmup 1 --rounds 3 --check --json "${TO}_two_cores.json"
+}
+overheads() { into _methods --methods "$1" --overhead --light --steps 1 --warmup 0 --rounds 3; }
+
+# a page is written from the figures alone
+page() {
+  [[ -f "$TO$2.json" ]] || return 0
+  { echo "# $1"; echo
+    echo "Written by \`scripts/bench/bench_cpu.sh\`; all figures are in \`$(basename "$TO$2").json\`. Seconds are those of the ${3:-processor}."; echo
+    "$PYTHON" scripts/bench/bench.py --show "$TO$2.json" --markdown; } > "$TO$2.md"
+}
+pages() {
+  page "Against the usual way of training" _baseline
+  page "Settings, cache, several students and the floor" _speed
+  page "Every method's step beside kd's" _methods
+  page "Two cores, by the clock on the wall" _two_cores "clock on the wall"
+}
+
+if [[ $# == 0 ]]; then
+  rm -f "${TO}_baseline.json" "${TO}_speed.json" "${TO}_methods.json"
+  set -- kd simkd halves switches cache lanes overheads=all pages
+fi
+for part in "$@"; do
+  if [[ $part == overheads=* ]]; then overheads "${part#*=}"; else "$part"; fi
+done

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# What a CUDA device is worth here, in one table: bash scripts/bench/bench_gpu.sh [FILE.json]. Planned for under 9 minutes on one H200; not run on one yet.
+# Tests marked gpu, the baseline, ours, every switch, cache, lanes and the floor; then, planned for one of the minutes, a step of
+# HSAKD and of DPCD beside the published one, with a table of its own (FILE_hsakd.json). Random images and weights: nothing is
+# downloaded. PYTHON names an interpreter that has requirements.txt, else scripts/setup.sh brings one. FAST=1 takes toy networks, to try the
+# script out (also without a GPU).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+[[ -n "${PYTHON:-}" ]] || source scripts/setup.sh
+OUT=${1:-results/bench_gpu.json}
+MORE=()
+HSAKD=(--rounds 3 --steps 10)
+TURNS=(--steps 50 --warmup 10 --rounds 3 --together --check)
+if [[ -n "${FAST:-}" ]]; then
+  MORE=(--pair resnet8:resnet8 --batch_size 8 --images 64)
+  TURNS=(--steps 1 --warmup 0 --rounds 1 --together --check)
+  HSAKD=(--methods dpcd --rounds 1 --steps 1 --batch_size 2)
+fi
+measure() { "$PYTHON" scripts/bench/bench.py ${MORE[@]+"${MORE[@]}"} "${TURNS[@]}" "$@" --json "$OUT" --merge > "$OUT.log" || { cat "$OUT.log"; exit 1; }; }
+
+rm -f "$OUT"
+echo "== tests that need a CUDA device"
+"$PYTHON" -m pytest -q -m gpu tests || echo "   failed: what follows may not be believed"
+echo "== baseline, ours, floor"
+measure --methods kd,simkd --baseline --floor
+echo "== halves, cache, lanes"
+measure --bare --warm_cache 64 --lanes kd,at,simkd --light
+echo "== switches"
+SWITCHES=${FAST:+channels_last,fused_optimizer}
+measure --switches ${SWITCHES:+"$SWITCHES"} --light
+"$PYTHON" scripts/bench/bench.py --show "$OUT"
+echo "== HSAKD and DPCD"
+"$PYTHON" scripts/bench/bench_hsakd.py "${HSAKD[@]}" --json "${OUT%.json}_hsakd.json"
+rm -f "$OUT.log"

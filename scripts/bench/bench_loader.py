@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Images per second of the training loaders on an image folder, beside torchvision's reference loader (Pillow).
+
+    python scripts/bench/bench_loader.py --data_folder DIR [--size 224] [--workers N] [--clock cpu] [--out FILE.json]
+
+Every loader crops, flips and yields normalised float batches on the device; the reference is ImageFolder with
+RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize behind a DataLoader with as many workers. Rounds
+alternate between the loaders, files are in the page cache after the first, which is not counted. --clock cpu counts the
+processor seconds of this process, all of its threads and its workers, which other work on the machine changes little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from core.files import atomic_write_json
+from core.machine import usable_cores
+from core.protocols import UserError
+from dataset import dataset_dict
+from dataset.base import DataOptions
+from dataset.images.files import Files, find_root
+from helper.machine.devices import pick_device
+from helper.machine.kernels import tune_allocator
+from helper.runs.folder import environment
+from models._common import IMAGENET_MEAN, IMAGENET_STD
+
+
+def ours(args: argparse.Namespace, device: torch.device, dali: str | None) -> Callable[[int], Iterator[int]]:
+    options = DataOptions(args.data_folder, image_size=args.size, num_workers=args.workers, dali=dali)
+    data = dataset_dict["imagenet"](options)
+    files = data.train
+    data.train = Files(files.root, files.paths * args.passes, files.labels.repeat(args.passes))
+    loader = data.train_loader(args.batch_size, seed=0, device=device, drop_last=True)
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+
+    def epoch(number: int) -> Iterator[int]:
+        loader.set_epoch(number)
+        for batch in loader:
+            yield len(batch.inputs["image"].sub_(mean).div_(std))  # as the network would
+
+    return epoch
+
+
+def reference(args: argparse.Namespace, device: torch.device) -> Callable[[int], Iterator[int]]:
+    from torchvision import datasets, transforms
+
+    steps = [transforms.RandomResizedCrop(args.size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    transform = transforms.Compose([*steps, transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    images = datasets.ImageFolder(str(find_root(args.data_folder) / "train"), transform)
+    loader = torch.utils.data.DataLoader(
+        torch.utils.data.ConcatDataset([images] * args.passes),
+        args.batch_size,
+        shuffle=True,
+        num_workers=args.workers,
+        pin_memory=device.type == "cuda",
+        drop_last=True,
+        persistent_workers=args.workers > 0,
+    )
+
+    def epoch(number: int) -> Iterator[int]:
+        for image, _ in loader:
+            yield len(image.to(device, non_blocking=True))
+
+    return epoch
+
+
+def processor_time() -> float:
+    """Seconds that this process and its workers have computed."""
+    ticks = 0
+    for worker in multiprocessing.active_children():
+        fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # in user mode and in the kernel
+    return time.process_time() + ticks / os.sysconf("SC_CLK_TCK")
+
+
+SECOND = {"wall": "second", "cpu": "second of processor time"}
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": processor_time}
+
+
+def img_per_s(
+    epoch: Callable[[int], Iterator[int]], number: int, device: torch.device, clock: Callable[[], float]
+) -> float:
+    started, images = clock(), 0
+    for count in epoch(number):
+        images += count
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return images / (clock() - started)
+
+
+def measure(args: argparse.Namespace) -> dict:
+    """The result file's content. UserError where DALI is asked for and missing."""
+    if args.clock == "cpu" and sys.platform != "linux":
+        raise UserError("--clock cpu needs Linux, whose /proc knows the seconds of every worker")
+    device, _ = pick_device("0")
+    tune_allocator()  # as runs do
+    loaders = {"torchvision reference": reference(args, device)}
+    for name in args.loaders.split(","):
+        if name not in ("folder", "dali cpu", "dali gpu"):
+            raise UserError(f"--loaders '{name}' must be of folder, dali cpu, dali gpu")
+        loaders[name] = ours(args, device, None if name == "folder" else name.split()[1])
+    rates: dict[str, list[float]] = {name: [] for name in loaders}
+    for number in range(args.rounds + 1):
+        for name, epoch in loaders.items():
+            rate = img_per_s(epoch, number + 1, device, CLOCKS[args.clock])
+            if number:
+                rates[name].append(rate)
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    base = medians["torchvision reference"]
+    env = environment()
+    return {
+        "what": f"training loaders, images per {SECOND[args.clock]}, median over rounds",
+        "data": f"{args.data_folder.resolve().name}, {args.size} px",
+        "batch_size": args.batch_size,
+        "workers": args.workers,
+        "clock": args.clock,
+        "passes_per_round": args.passes,
+        "rounds": args.rounds,
+        "img_per_s": medians,
+        "times_reference": {name: value / base for name, value in medians.items()},
+        "all_rounds": rates,
+        "env": {k: env[k] for k in ("commit", "dirty", "cpu", "cpu_threads", "gpus", "versions")},
+        "cores": usable_cores(),
+        "command": f"python scripts/bench/bench_loader.py --data_folder {args.data_folder.resolve().name} "
+        f"--size {args.size} --workers {args.workers} --clock {args.clock} --rounds {args.rounds} "
+        f"--passes {args.passes}",
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_folder", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=usable_cores())
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--passes", type=int, default=3, help="over the files, in one round; small sets have short epochs"
+    )
+    parser.add_argument("--loaders", default="folder,dali cpu")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(argv)
+    try:
+        result = measure(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for name, rate in result["img_per_s"].items():
+        print(f"{name:24s} {rate:8.0f} img/s  {result['times_reference'][name]:.2f}x")
+    if args.out:
+        atomic_write_json(result, args.out)
+    else:
+        print(json.dumps(result["all_rounds"]), file=sys.stderr)
+    sys.stdout.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    os._exit(code)  # the workers need not be waited for

@@ -1,0 +1,199 @@
+#!/usr/bin/env python3
+"""Speed of clips and Gramian fields: python scripts/bench/bench_vskd.py [--device cuda] [--clock cpu] [--out FILE.md]
+
+Three things, on clips and windows of noise in the shapes of UTD-MHAD (16 pairs a batch, 8 frames of a 52-frame clip):
+- Gramian fields per second, of batches of [16, 3, L] windows, and of one window after another;
+- what share of the time a training step waits for its batch, once clips are cached (kd, the teacher a TRN over
+  BN-Inception, the student resnet18_gaf);
+- frames decoded per second, and the bytes of a cached clip.
+
+Figures are medians. `--clock cpu` takes the seconds of the processor on one thread, which other work on the machine
+does not stretch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from core.files import atomic_write_text
+from core.protocols import Progress, UserError
+from dataset.base import DataOptions
+from dataset.clips.decode import ClipSource, read_video
+from dataset.clips.frame_cache import FrameCache
+from dataset.recordings.utd_mhad import load_utd_mhad
+from distiller_zoo import method_dict
+from helper.machine.devices import native_bf16
+from helper.machine.kernels import tune_allocator
+from helper.networks.checkpoint import Checkpoint
+from helper.networks.load import Network
+from helper.runs.folder import environment
+from helper.training.optim import OptimConfig, optimizer
+from helper.training.stages import StagePlan, build_stages
+from helper.training.step import StepSetup
+from models import model_dict
+from models._gaf import gramian_field
+
+BATCH, BATCHES, FRAMES, SIZE = 16, 4, 52, (240, 320)
+
+
+CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.thread_time, "wall": time.perf_counter}
+
+
+@dataclass(frozen=True)
+class Stopwatch:
+    """clock: seconds, of the wall or of this thread's processor."""
+
+    device: torch.device
+    clock: Callable[[], float]
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return self.clock()
+
+    def median(self, run: Callable[[], object], repetitions: int) -> float:
+        """Seconds of one call, after one that does not count."""
+        times = []
+        for _ in range(repetitions + 1):
+            started = self.now()
+            run()
+            times.append(self.now() - started)
+        return float(np.median(times[1:]))
+
+
+def make_recordings(root: Path, pairs: int) -> None:
+    """Files in the layout of UTD-MHAD: noise that moves little, so that it compresses as a picture does."""
+    import av
+    from scipy.io import savemat
+
+    rng = np.random.default_rng(0)
+    picture = np.kron(
+        rng.integers(0, 255, (SIZE[0] // 16, SIZE[1] // 16, 3), dtype=np.uint8), np.ones((16, 16, 1), "u1")
+    )
+    for i in range(pairs):
+        for subject in (1, 2) if i == 0 else (1,):  # one to test
+            stem = f"a{i % 27 + 1}_s{subject + 2 * (i // 108)}_t{i // 27 % 4 + 1}"
+            savemat(root / f"{stem}_inertial.mat", {"d_iner": rng.normal(size=(180, 6))})
+            with av.open(str(root / f"{stem}_color.avi"), "w") as container:
+                stream = container.add_stream("mpeg4", rate=15)
+                stream.width, stream.height, stream.pix_fmt = SIZE[1], SIZE[0], "yuv420p"
+                for k in range(FRAMES):
+                    frame = av.VideoFrame.from_ndarray(np.roll(picture, 2 * k, axis=1), format="rgb24")
+                    container.mux(stream.encode(frame))
+                container.mux(stream.encode())
+
+
+def fields(watch: Stopwatch, batch: int, length: int) -> float:
+    """Fields (one of a window's axes each) per second."""
+    x = torch.randn(batch, 3, length, device=watch.device)
+    return 3 * batch / watch.median(lambda: gramian_field(x), 20)
+
+
+def loader_share(root: Path, watch: Stopwatch, side: int, steps: int) -> tuple[float, float]:
+    """(seconds a step waits for its batch, seconds of the step itself), medians over an epoch of cached clips."""
+    device = watch.device
+    options = DataOptions(root, image_size=side, window=side, modality=("accel", "video"), clip_cache=root / "cache")
+    data = load_utd_mhad(options)
+    teacher = model_dict["trn_bninception"].fitted(data.shapes)
+    network = Network(
+        teacher, teacher(num_classes=27), Checkpoint(path="", state={}, meta={}, best_acc=None, epoch=None, extra={})
+    )
+    kd = method_dict["kd"]
+    stage = next(
+        build_stages(
+            kd,
+            kd.Config(),
+            model_dict["resnet18_gaf"].fitted(data.shapes),
+            network,
+            data,
+            StepSetup(
+                optimizer(OptimConfig(momentum=0.9, weight_decay=0.0005), 0.01),
+                device=device,
+                autocast=torch.bfloat16 if native_bf16(device) else None,
+            ),
+            StagePlan(batch_size=BATCH, epochs=1),
+        )
+    )
+    loader = data.train_loader(BATCH, seed=0, device=device)
+    stage.step.train()
+    waited: list[float] = []
+    worked: list[float] = []
+    for epoch in (1, 2):  # the first does not count
+        loader.set_epoch(epoch)
+        batches, waited, worked = iter(loader), [], []
+        for _ in range(min(steps, len(loader))):
+            started = watch.now()
+            batch = next(batches)
+            arrived = watch.now()
+            stage.step(batch, Progress())
+            waited.append(arrived - started)
+            worked.append(watch.now() - arrived)
+    return float(np.median(waited)), float(np.median(worked))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--side", type=int, nargs="+", default=[64, 224], help="pixels of clips and fields")
+    parser.add_argument(
+        "--steps", type=int, default=BATCHES, choices=range(1, BATCHES + 1), help="steps that are timed"
+    )
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: seconds of the processor, one thread")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args(argv)
+    device = torch.device(args.device)
+    if args.clock == "cpu" and device.type != "cpu":
+        raise UserError(f"--clock cpu sees nothing of what {device} does: use --clock wall")
+    if args.clock == "cpu":
+        torch.set_num_threads(1)
+    tune_allocator()  # as in training
+    watch = Stopwatch(device, CLOCKS[args.clock])
+    lines = ["| what | side | value |", "|---|---|---|"]
+
+    def say(what: str, side: int | str, value: str) -> None:
+        lines.append(f"| {what} | {side} | {value} |")
+
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make_recordings(root, BATCH * BATCHES)
+        video = next(root.glob("*.avi"))
+        decoding = watch.median(lambda: read_video(video), 5)
+        say("decoding and nothing else", f"{SIZE[1]}x{SIZE[0]}", f"{FRAMES / decoding:.0f} frames/s")
+        for side in args.side:
+            say(f"Gramian fields, {BATCH} windows at once", side, f"{fields(watch, BATCH, side):.0f} /s")
+            say("Gramian fields, one window at a time", side, f"{fields(watch, 1, side):.0f} /s")
+            short = side * 256 // 224
+            say("cached clip", side, f"{FrameCache(None, short).get(ClipSource(video)).nbytes / 2**20:.2f} MiB")
+            load, step = loader_share(root, watch, side, args.steps)
+            say("waiting for a batch", side, f"{1000 * load:.1f} ms")
+            say("training step on it", side, f"{1000 * step:.0f} ms")
+            say("loader's share", side, f"{100 * load / (load + step):.1f} %")
+    env = environment()
+    where = env["gpus"][0] if device.type == "cuda" else f"{env['cpu']}, {torch.get_num_threads()} threads"
+    of = "processor" if args.clock == "cpu" else "wall clock"
+    command = shlex.join(["python", "scripts/bench/bench_vskd.py", *(sys.argv[1:] if argv is None else argv)])
+    told = f"`{command}`; {where}; seconds of the {of}; torch {torch.__version__}"
+    text = "\n".join(["# Benchmark: clips and Gramian fields", "", told, "", *lines, ""])
+    print(text)
+    if args.out is not None:
+        atomic_write_text(args.out, text)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Distances of classes for wkd_l: python scripts/class_distances.py --path_t T.pth --dataset cifar100 --out FILE
+
+1 - linear CKA of the teacher's last map on the training images, without augmentation: every place of every image of a
+class is one row (Lv et al., NeurIPS 2024). All classes are cut to the number of images of the smallest. The file holds
+a tensor [K, K]; train_student.py reads it with --distill wkd_l --wkd_l_cost FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from core.files import atomic_save  # noqa: E402
+from core.log import log, start_log  # noqa: E402
+from core.protocols import UserError  # noqa: E402
+from core.taps import TappedNet  # noqa: E402
+from dataset import dataset_dict  # noqa: E402 (a script: the path comes first)
+from dataset.base import DataOptions  # noqa: E402
+from dataset.images.resident import ResidentData, scaled  # noqa: E402
+from distiller_zoo._stages import classified_map  # noqa: E402
+from distiller_zoo.wkd_l import cka_distances  # noqa: E402
+from helper.machine.devices import pick_device, to_device  # noqa: E402
+from helper.machine.program import run_script  # noqa: E402
+from helper.networks.load import load_network  # noqa: E402
+from helper.options.parse import normalised  # noqa: E402
+
+BATCH = 250
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--path_t", required=True, help="checkpoint of the teacher")
+    parser.add_argument("--model_t", help="its architecture, where neither the file nor its path says")
+    parser.add_argument("--dataset", default="cifar100", help="any set of images held in memory (default cifar100)")
+    parser.add_argument("--data_folder", default="../data/", help="where data sets lie (default ../data/)")
+    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0); the CPU where there is none")
+    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    return parser.parse_args(normalised(argv))
+
+
+@torch.no_grad()
+def class_features(net: TappedNet, tap: str, images: Tensor, labels: Tensor, device: torch.device) -> Tensor:
+    """uint8 [N, H, W, C] -> float32 [K, n * h * w, D] on the CPU: rows of the tapped map, images in order."""
+    size = int(labels.bincount().min())
+    if not size:
+        raise UserError("a class without training images has no distance to the others")
+    classes = []
+    for label in range(int(labels.max()) + 1):
+        chosen = images[(labels == label).nonzero().flatten()[:size]]
+        maps = [net({net.spec.input: scaled(chunk.to(device))})[tap].float().cpu() for chunk in chosen.split(BATCH)]
+        classes.append(torch.cat(maps).flatten(2).mT.flatten(0, 1))
+    return torch.stack(classes)
+
+
+def main(argv=None):
+    args = parse(argv)
+    start_log()
+    device, notice = pick_device(args.gpu_id)
+    if notice:
+        log.info(notice)
+    data = dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder)))
+    if not isinstance(data, ResidentData):
+        raise UserError(
+            f"--dataset {args.dataset} is not held in memory: choose a set of images that is, such as cifar100, or "
+            "train with --wkd_l_cost classifier"
+        )
+    network = load_network(args.path_t, args.model_t, data.num_classes, data.shapes)
+    tap = classified_map(network.spec, "wkd_l")
+    net = to_device(TappedNet(network.model, network.spec, (tap,)), device).eval()
+    features = class_features(net, tap, data.train_images, data.train_labels, device)
+    log.info("%d classes, %d rows each of width %d, from %s of %s", *features.shape, tap, network.spec.name)
+    atomic_save(cka_distances(features.to(device)).cpu(), args.out)
+    log.info("wrote %s", args.out)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,8 +1,0 @@
-#!/usr/bin/env bash
-# Public teachers, to where the students' commands look: save/teachers/models/NAME_vanilla/NAME_best.pth
-#   bash scripts/fetch_teachers.sh                  # the six of RepDistiller's and SimKD's tables
-#   bash scripts/fetch_teachers.sh resnet32x4 ResNet34
-#   bash scripts/fetch_teachers.sh --list           # every source, and whether it was reachable when last tried
-# What cannot be had is trained: bash scripts/train_teachers.sh
-RETORT_REQUIREMENTS=extra source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-exec "$PYTHON" scripts/fetch_teachers.py "$@"

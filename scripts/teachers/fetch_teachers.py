@@ -1,0 +1,372 @@
+#!/usr/bin/env python3
+"""Fetch public teachers: bash scripts/teachers/fetch_teachers.sh [NAME ...] [--list] [--save_root ./save]
+
+Each lands at SAVE_ROOT/teachers/models/NAME_vanilla/NAME_best.pth. Sources of scripts/teachers.toml are tried in order;
+downloads are resumed, retried, and compared with the checksum their publisher gives, or with that of the first file of
+weights that ever arrived (SAVE_ROOT/teachers/fetched.json). NAME@DATA asks for the weights of one data set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import logging
+import re
+import shutil
+import sys
+import tarfile
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from core.files import atomic_save, atomic_write, atomic_write_json
+from core.protocols import UserError
+from helper.networks.checkpoint import num_classes_of, read_checkpoint
+from helper.options.parse import normalised
+from helper.runs.folder import file_name
+from models import model_dict, model_in
+
+SOURCES = Path(__file__).with_name("teachers.toml")
+
+
+TABLES = ("resnet32x4", "vgg13", "wrn_40_2", "resnet56", "resnet110", "ResNet50")  # the teachers of the tables
+
+
+class Unreachable(Exception):  # noqa: N818 (reported, and the next source is tried)
+    """A source did not deliver. The message says what came back."""
+
+
+class Resuming:
+    """pooch's downloader over HTTP, except that what an earlier attempt brought stays and is continued.
+
+    timeout: seconds without a byte after which the attempt ends.
+    """
+
+    def __init__(self, partial: Path, timeout: float):
+        self.partial, self.timeout = partial, timeout
+
+    def __call__(self, url: str, output_file: Any, pooch: Any, check_only: bool = False) -> None:
+        import requests
+        from tqdm import tqdm
+
+        done = self.partial.stat().st_size if self.partial.exists() else 0
+        headers = {"Range": f"bytes={done}-"} if done else {}
+        with requests.get(url, headers=headers, stream=True, timeout=self.timeout) as response:
+            if response.status_code == 416:  # nothing is left to send, or the file has changed: begin anew
+                self.partial.unlink()
+                return self(url, output_file, pooch)
+            if 400 <= response.status_code < 500:
+                raise Unreachable(f"{url} answers {response.status_code}")
+            response.raise_for_status()
+            if response.status_code != 206:
+                done = 0
+            length = response.headers.get("content-length")
+            wanted = None if length is None else done + int(length)
+            with (
+                open(self.partial, "ab" if done else "wb") as file,
+                tqdm(total=wanted, initial=done, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar,
+            ):
+                for chunk in response.iter_content(1 << 16):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+        size = self.partial.stat().st_size
+        if wanted is not None and size < wanted:
+            raise requests.exceptions.ConnectionError(f"the server sent {size} of {wanted} bytes")
+        shutil.copyfile(self.partial, output_file)
+        self.partial.unlink()
+
+
+def download(url: str, folder: Path, known: str | None, retries: int, timeout: float) -> Path:
+    """The file behind `url`, in `folder`. known: its SHA-256 (None: unknown). Raises Unreachable."""
+    try:
+        import pooch
+        import requests
+    except ImportError as error:
+        raise UserError(
+            f"fetching teachers needs the package {error.name}: pip install -r requirements-extra.txt"
+        ) from error
+    pooch.get_logger().setLevel(logging.ERROR)
+    name = url.rsplit("/", 1)[-1]
+    folder.mkdir(parents=True, exist_ok=True)
+    goods = pooch.create(folder, base_url="", registry={name: known}, urls={name: url}, retry_if_failed=retries)
+    try:
+        return Path(goods.fetch(name, downloader=Resuming(folder / f"{name}.part", timeout)))
+    except ValueError as error:
+        if "does not match" not in str(error):
+            raise
+        raise Unreachable(
+            f"{url} is not the file it was: its SHA-256 is another than the {str(known)[:16]}... of fetched.json"
+        ) from error
+    except requests.exceptions.Timeout as error:
+        raise Unreachable(f"{url} sent nothing for {timeout:g} s") from error
+    except requests.exceptions.RequestException as error:
+        raise Unreachable(f"{url}: {_short(error)}") from error
+
+
+def _short(error: Exception) -> str:
+    return re.sub(r"\(Caused by.*", "", str(error)).split("\n")[0][:160].strip()
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Memory:
+    """SAVE_ROOT/teachers/fetched.json: address -> when it was last tried, whether it delivered, SHA-256 once seen."""
+
+    def __init__(self, root: Path):
+        self.path = root / "teachers" / "fetched.json"
+        self.known: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            try:
+                self.known = dict(json.loads(self.path.read_text()))
+            except (OSError, ValueError) as error:
+                raise UserError(f"{self.path} is damaged: delete it, and the checksums in it are lost") from error
+
+    def checksum(self, url: str) -> str | None:
+        return self.known.get(url, {}).get("sha256")
+
+    def note(self, url: str, reachable: bool, checksum: str | None = None) -> None:
+        today = datetime.date.today().isoformat()
+        entry = self.known.get(url, {}) | {"tried": today, "reachable": reachable}
+        self.known[url] = entry | ({"sha256": checksum} if checksum else {})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_json(self.known, self.path)
+
+    def describe(self, url: str) -> str | None:
+        entry = self.known.get(url)
+        return None if entry is None else f"{'reachable' if entry['reachable'] else 'not reachable'}, {entry['tried']}"
+
+
+def classes_in(path: Path, name: str) -> int:
+    """How many classes the weights in a file tell apart, read as the network `name`. UserError: they are of another."""
+    state = read_checkpoint(path).state
+    spec = model_in(name.partition("@")[0], state)
+    return num_classes_of(state if spec.adapt is None else spec.adapt(state), spec)
+
+
+def publisher_prefix(url: str) -> str | None:
+    """The first digits of the SHA-256 that torchvision and OpenMMLab put into file names."""
+    found = re.search(r"-([0-9a-f]{8,})\.pth$", url)
+    return found[1] if found else None
+
+
+class Fetcher:
+    def __init__(self, root: Path, sources: Sequence[Mapping[str, Any]], retries: int, timeout: float):
+        self.root, self.sources, self.retries, self.timeout = root, sources, retries, timeout
+        self.memory = Memory(root)
+
+    def place(self, name: str) -> Path:
+        short = file_name(name.partition("@")[0])
+        return self.root / "teachers" / "models" / f"{short}_vanilla" / f"{short}_best.pth"
+
+    def sources_of(self, name: str) -> list[tuple[Mapping[str, Any], str]]:
+        """Every source of `name`, with its own name of the network: ResNet34@imagenet may stand for ResNet34."""
+        found = []
+        for source in self.sources:
+            plain, _, dataset = name.partition("@")
+            known = [n for n in (name, plain) if n in source["networks"]]
+            if known and (known[0] == name or source.get("dataset") == dataset):
+                found.append((source, known[0]))
+            elif source["kind"] == "timm" and name.startswith("timm:"):
+                found.append((source, name))
+        return found
+
+    def fetch(self, name: str) -> str:
+        """What happened, in one line. Raises UserError where no source delivers or another teacher is in place."""
+        place, sources = self.place(name), self.sources_of(name)
+        if place.exists():
+            self.refuse_another(name, place, [s["classes"] for s, _ in sources if "classes" in s])
+            return f"{name}: already at {place}"
+        if place.parent.is_symlink() and not place.parent.exists():
+            raise UserError(f"{place.parent} is a link that leads nowhere: remove it first")
+        reasons, manual = [], []
+        for source, known in sources:
+            if source["kind"] == "manual":
+                manual.append(
+                    f"{source['steps']} from {address(source, known)} ({source['what']}), and put it at {place}"
+                )
+                continue
+            try:
+                getattr(self, f"from_{source['kind']}")(source, known, place)
+            except Unreachable as error:
+                reasons.append(str(error))
+                continue
+            return f"{name}: from {source['key']}, at {place}"
+        if not reasons and not manual:
+            every = sorted({n for s in self.sources for n in s["networks"]})
+            raise UserError(f"no public source of {name} is known; those known are of {', '.join(every)}, timm:NAME")
+        ways = "".join(f"; by hand: {step}" for step in manual)
+        raise UserError(
+            f"{name}: {'; '.join(reasons) or 'no direct address'}{ways}; or train it: "
+            "scripts/teachers/train_teachers.sh"
+        )
+
+    def refuse_another(self, name: str, place: Path, classes: Sequence[int]) -> None:
+        """UserError if what lies at `place` has none of these numbers of classes: two data sets may share it."""
+        if not classes or name.partition("@")[0] not in model_dict:
+            return
+        way_out = "move it away, or choose another --save_root"
+        try:
+            found = classes_in(place, name)
+        except UserError as error:
+            raise UserError(f"{name}: {place} holds something else ({error}): {way_out}") from error
+        if found not in classes:
+            raise UserError(f"{name}: {place} holds a network of {found} classes, this one has {classes[0]}: {way_out}")
+
+    @contextmanager
+    def delivered(self, url: str, folder: Path) -> Iterator[Path]:
+        """The file behind `url`, which the block puts in place. Its checksum is remembered once that has succeeded.
+
+        A file whose publisher gives no checksum is trusted the first time it brings weights. What brings none (the page
+        of a hotel network, say) is deleted, and nothing is learnt from it.
+        """
+        known, answered = self.memory.checksum(url), False
+        try:
+            path = download(url, folder, known, self.retries, self.timeout)
+            found, prefix = sha256(path), publisher_prefix(url)
+            try:
+                if prefix and not found.startswith(prefix):
+                    raise Unreachable(
+                        f"{url} is damaged: its SHA-256 begins with {found[:8]}, the publisher says {prefix}"
+                    )
+                answered = known is not None
+                yield path
+            except Unreachable:
+                if not answered:
+                    path.unlink(missing_ok=True)
+                raise
+        except Unreachable:
+            self.memory.note(url, reachable=answered)
+            raise
+        self.memory.note(url, reachable=True, checksum=found)
+
+    @property
+    def store(self) -> Path:
+        return self.root / "teachers" / "downloads"
+
+    def put(self, path: Path, source: Mapping[str, Any], name: str, place: Path) -> None:
+        url = address(source, name)
+        try:
+            read_checkpoint(path)  # weights, and nothing that could run code
+            if "classes" in source and (found := classes_in(path, name)) != source["classes"]:
+                raise UserError(f"{found} classes instead of {source['classes']}")
+        except UserError as error:
+            path.unlink()
+            raise Unreachable(f"{url} delivers no weights of {name}: {error}") from error
+        place.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path.read_bytes(), place)
+
+    def from_file(self, source: Mapping[str, Any], name: str, place: Path) -> None:
+        with self.delivered(address(source, name), self.store / source["key"] / file_name(name)) as path:
+            self.put(path, source, name, place)
+        path.unlink(missing_ok=True)
+
+    from_torchvision = from_file
+
+    def from_tar(self, source: Mapping[str, Any], name: str, place: Path) -> None:
+        """One archive for several networks; it stays in the store for the others."""
+        url, wanted = source["url"], source["networks"][name]
+        with self.delivered(url, self.store / source["key"]) as path:
+            try:
+                with tarfile.open(path) as archive:
+                    members = [m for m in archive.getmembers() if m.isfile() and m.name.endswith(wanted)]
+                    if not members:
+                        raise Unreachable(f"{url} holds no {wanted}")
+                    member = path.with_name("member.pth")
+                    with archive.extractfile(members[0]) as packed:  # type: ignore[union-attr]
+                        member.write_bytes(packed.read())
+            except (tarfile.TarError, EOFError) as error:
+                raise Unreachable(f"{url} is no tar archive ({_short(error)})") from error
+            self.put(member, source, name, place)
+        member.unlink(missing_ok=True)
+
+    def from_timm(self, source: Mapping[str, Any], name: str, place: Path) -> None:
+        try:
+            import timm
+        except ImportError as error:
+            raise UserError(f"{name} needs the package timm: pip install timm") from error
+        try:
+            network = timm.create_model(name.removeprefix("timm:"), pretrained=True)
+        except Exception as error:  # the hub client raises nearly anything
+            self.memory.note(name, reachable=False)
+            raise Unreachable(f"timm cannot bring {name}: {_short(error)}") from error
+        place.parent.mkdir(parents=True, exist_ok=True)
+        atomic_save({"model": network.state_dict(), "meta": {"arch": name}}, place)
+        self.memory.note(name, reachable=True)
+
+
+def read_sources(path: Path) -> list[dict[str, Any]]:
+    return tomllib.loads(path.read_text())["source"]
+
+
+def address(source: Mapping[str, Any], name: str) -> str:
+    """Where `source` has the network `name`, as Memory knows it."""
+    if source["kind"] == "torchvision":
+        from torchvision.models import get_weight
+
+        return get_weight(source["networks"][name]).url
+    if source["kind"] == "timm":
+        return name
+    return source["url"] if "url" in source else source["networks"][name]
+
+
+def listing(sources: Sequence[Mapping[str, Any]], memory: Memory) -> str:
+    lines = []
+    for source in sources:
+        lines.append(f"{source['key']} ({source['kind']}): {source['what']}")
+        names = list(source["networks"])
+        if source["kind"] == "timm":
+            names += [tried for tried in memory.known if tried.startswith("timm:")]
+        for name in names:
+            url = address(source, name)
+            state = memory.describe(url) or f"tried: {source['tried']}"
+            lines.append(f"  {name:24s} {state}  {url if url != name else ''}".rstrip())
+        if not names:
+            lines.append(f"  tried: {source['tried']}")
+        if "steps" in source:
+            lines.append(f"  by hand: {source['steps']}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="networks, or timm:NAME (default: the teachers of the tables)")
+    parser.add_argument("--save_root", type=Path, default=Path("./save"))
+    parser.add_argument(
+        "--list", action="store_true", help="every source, and whether it was reachable when last tried"
+    )
+    parser.add_argument("--sources", type=Path, default=SOURCES, help="a list of sources of your own")
+    parser.add_argument("--retries", type=int, default=4, help="further attempts per address (default 4)")
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds without a byte before giving up (default 30)"
+    )
+    args = parser.parse_args(normalised(argv))
+    sources = read_sources(args.sources)
+    fetcher = Fetcher(args.save_root, sources, args.retries, args.timeout)
+    if args.list:
+        say(listing(sources, fetcher.memory))
+        return 0
+    failed = 0
+    for name in args.names or TABLES:
+        try:
+            say(fetcher.fetch(name))
+        except UserError as error:
+            failed += 1
+            print(error, file=sys.stderr)
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
