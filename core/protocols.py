@@ -183,11 +183,11 @@ class ModelSpec:
 
 
 class Tapped(Protocol):
-    """A network whose forward returns its logits and the taps somebody asked for (core.taps.TappedNet)."""
+    """A network whose forward returns its logits and the taps that were asked for (core.taps.TappedNet)."""
 
     spec: ModelSpec
     model: nn.Module
-    want: frozenset[str]  # the taps somebody asked for
+    want: frozenset[str]  # the taps that were asked for
 
     @property
     def head(self) -> nn.Module: ...
@@ -299,7 +299,7 @@ class DataSet(ABC):
 
     shapes: modality -> per-sample shape. train_labels: [N] int64, on the CPU. checksum: of pixels and labels.
     num_crops: how many pixel views (crop and flip) a training image has; None where augmentation is open-ended.
-    test_checksum: of what the test loader holds, None where nobody counted. evaluated_on: what that is, for tables.
+    test_checksum: of what the test loader holds, None where it is unknown. evaluated_on: what that is, for tables.
     streamed: decoded as it is read, instead of resident on the device. videos: a list of videos, whose clips have
     several views in evaluation. notes: sentences that a run prints once. described: entries of a checkpoint's meta, so
     that its network can be evaluated on the same kind of data.

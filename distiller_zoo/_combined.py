@@ -101,7 +101,7 @@ class Combined(Distiller):
             weights.update(m.weights(progress))
         return {**weights, "cls": self.cfg.cls, "div": self.cfg.div}
 
-    def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+    def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor | None:
         own = next((m for m in self.each() if type(m).div_rows is not Distiller.div_rows), None)
         return super().div_rows(z_s, z_t) if own is None else own.div_rows(z_s, z_t)
 

@@ -13,11 +13,16 @@ from core.protocols import Batch, Features, Terms, UserError
 STD_EPS = 1e-7  # what a standard deviation of logits is raised by, as published for LSKD
 
 
-def kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
+def kl(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor, weights: Tensor | None = None
+) -> Tensor:
     """T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), mean over rows (Hinton et al. 2015, sections 2 and 2.1).
 
-    student_logits, teacher_logits: [B, K]. In log space on both sides, so no 0 * log 0.
+    student_logits, teacher_logits: [B, K]. weights: [B], a factor of each row; None: rows count alike. In log space on
+    both sides, so no 0 * log 0.
     """
+    if weights is not None:
+        return (kl_rows(student_logits, teacher_logits, temperature) * weights).mean()
     log_p = F.log_softmax(student_logits / temperature, dim=1)
     log_q = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(log_p, log_q, reduction="batchmean", log_target=True) * temperature**2

@@ -8,7 +8,7 @@
 | connect | every other projection with parameters; runs inside the root that DDP, compile and autocast wrap | none |
 | rows | which rows of the logits `terms` compares: clips, or frames | clips |
 | row_weights | how much each row counts in a logit loss | alike |
-| div_rows | what `div` compares, row by row | kl_rows() |
+| div_rows | what `div` compares, row by row | the KL |
 | terms | named, unweighted float32 scalars; owns no parameters | none |
 | weights | term name -> weight, over time | cls, div and beta |
 | unused | student parameters the method leaves out of training | none |
@@ -46,7 +46,7 @@ from core.protocols import (
     Tapped,
     Terms,
 )
-from distiller_zoo._math import STD_EPS, detached, entropy_weights, kl_rows, over_views, standardised
+from distiller_zoo._math import STD_EPS, detached, entropy_weights, kl, kl_rows, over_views, standardised
 from distiller_zoo._stages import paired_stages, unequal_stages, unreached
 
 FRAME_LOGITS = "frame_logits"  # tap of networks that score every frame of a clip: [B*T, K]
@@ -175,18 +175,15 @@ class Distiller(nn.Module):
             weights = variance if weights is None else weights * variance
         return weights
 
-    def weighted_rows(self, rows: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
-        """[R] values of a logit loss, each times its row_weights()."""
-        weights = self.row_weights(z_s, z_t)
-        return rows if weights is None else rows * weights
-
     def over_rows(self, rows: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
-        """Mean of weighted_rows()."""
-        return self.weighted_rows(rows, z_s, z_t).mean()
+        """Mean of the values [R] of a logit loss, each times its row_weights()."""
+        weights = self.row_weights(z_s, z_t)
+        return (rows if weights is None else rows * weights).mean()
 
-    def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor:
-        """[R] what div is the mean of, before row_weights(); z_s, z_t: logits [R, K] as the networks give them."""
-        return kl_rows(self.comparable(z_s), self.comparable(z_t), self.cfg.kd_T)
+    def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor | None:
+        """[R] what div is the mean of, before row_weights(), where that is not kl_rows(); z_s, z_t: logits [R, K] as
+        the networks give them."""
+        return None
 
     def rows(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
         """What `terms` is given. With --frame_logits a method that reads logits sees those of the T frames of a clip as
@@ -202,8 +199,8 @@ class Distiller(nn.Module):
         return None
 
     def common_terms(self, s: Features, t: Features, batch: Batch, weights: Mapping[str, float]) -> Terms:
-        """cls: cross-entropy of view 0, mean over B. div: weighted div_rows(), mean over all views (all frames, with
-        --frame_logits).
+        """cls: cross-entropy of view 0, mean over B. div: the KL, or div_rows(), times row_weights(); mean
+        over all views (all frames, with --frame_logits).
         weights: of the moment, as weights(); weight 0: not computed."""
         logits = self.own_logits(s)
         terms: Terms = {}
@@ -212,9 +209,18 @@ class Distiller(nn.Module):
             terms["cls"] = F.cross_entropy(logits[:: batch.views], target)
         if weights.get("div") and "logits" in t:
             z_s, z_t = (s[FRAME_LOGITS], t[FRAME_LOGITS]) if self.cfg.frame_logits else (logits, t["logits"])
-            rows, views = self.weighted_rows(self.div_rows(z_s, z_t), z_s, z_t), self.weights_of_views()
-            terms["div"] = rows.mean() if views is None else over_views(rows, views)
+            terms["div"] = self._div(z_s, z_t)
         return terms
+
+    def _div(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        rows, weights, views = self.div_rows(z_s, z_t), self.row_weights(z_s, z_t), self.weights_of_views()
+        if rows is None:
+            seen = self.comparable(z_s), self.comparable(z_t), self.cfg.kd_T
+            if views is None:
+                return kl(*seen, weights)
+            rows = kl_rows(*seen)
+        rows = rows if weights is None else rows * weights
+        return rows.mean() if views is None else over_views(rows, views)
 
     def deploying(self) -> Distiller | None:
         """The method whose `deploy` does something: this one, a member of a combination, or none."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core.option import check_range, option
 from core.protocols import Batch, Context, Features, Progress, Terms
-from distiller_zoo._math import kl_rows
+from distiller_zoo._math import kl
 from distiller_zoo.base import Distiller
 
 
@@ -56,5 +56,5 @@ class CTKD(Distiller):
         share = min(progress.epoch / self.cfg.epochs, 1.0)
         strength = 0.5 * (1 - math.cos(math.pi * share))
         temperature = reversed_gradient(s["ctkd.temperature"], strength)
-        rows = kl_rows(self.comparable(s["logits"]), self.comparable(t["logits"]), temperature)
-        return {"ctkd": self.over_rows(rows, s["logits"], t["logits"])}
+        weights = self.row_weights(s["logits"], t["logits"])
+        return {"ctkd": kl(self.comparable(s["logits"]), self.comparable(t["logits"]), temperature, weights)}

@@ -27,7 +27,7 @@ class KD(Distiller):
         hard: bool = option(False, "the teacher gives its most likely class alone, as a label", "--hard")
         authors: ClassVar[Mapping[str, float]] = {"cls": 0.1, "div": 0.9}
 
-    def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+    def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor | None:
         if not self.cfg.hard:
             return super().div_rows(z_s, z_t)
         return F.cross_entropy(self.comparable(z_s), z_t.argmax(1), reduction="none")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core.option import check_range, option
 from core.protocols import Batch, Context, Features, Progress, Terms, UserError
-from distiller_zoo._math import kl_rows, with_strong_view
+from distiller_zoo._math import kl, with_strong_view
 from distiller_zoo._randaugment import rand_augment
 from distiller_zoo.base import Distiller
 
@@ -35,8 +35,7 @@ def alignment(z_s: Tensor, z_t: Tensor, relations: bool = True, row_weights: Ten
     parts = []
     for temperature in TEMPERATURES:
         p_s, p_t = (z_s / temperature).softmax(1), (z_t / temperature).softmax(1)
-        rows = kl_rows(z_s, z_t, temperature)
-        parts += [(rows if row_weights is None else rows * row_weights).mean()]
+        parts += [kl(z_s, z_t, temperature, row_weights)]
         parts += [batch_correlation(p_s, p_t), class_correlation(p_s, p_t)] if relations else []
     return torch.stack(parts).sum()
 
