@@ -175,10 +175,14 @@ class Distiller(nn.Module):
             weights = variance if weights is None else weights * variance
         return weights
 
-    def over_rows(self, rows: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
-        """Mean of the values [R] of a logit loss, each times its row_weights()."""
+    def weighted_rows(self, rows: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
+        """[R] values of a logit loss, each times its row_weights()."""
         weights = self.row_weights(z_s, z_t)
-        return (rows if weights is None else rows * weights).mean()
+        return rows if weights is None else rows * weights
+
+    def over_rows(self, rows: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
+        """Mean of weighted_rows()."""
+        return self.weighted_rows(rows, z_s, z_t).mean()
 
     def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor | None:
         """[R] what div is the mean of, before row_weights(), where that is not kl_rows(); z_s, z_t: logits [R, K] as
@@ -213,13 +217,13 @@ class Distiller(nn.Module):
         return terms
 
     def _div(self, z_s: Tensor, z_t: Tensor) -> Tensor:
-        rows, weights, views = self.div_rows(z_s, z_t), self.row_weights(z_s, z_t), self.weights_of_views()
+        rows, views = self.div_rows(z_s, z_t), self.weights_of_views()
         if rows is None:
             seen = self.comparable(z_s), self.comparable(z_t), self.cfg.kd_T
             if views is None:
-                return kl(*seen, weights)
+                return kl(*seen, self.row_weights(z_s, z_t))
             rows = kl_rows(*seen)
-        rows = rows if weights is None else rows * weights
+        rows = self.weighted_rows(rows, z_s, z_t)
         return rows.mean() if views is None else over_views(rows, views)
 
     def deploying(self) -> Distiller | None:

@@ -52,6 +52,7 @@ REFUSED = {  # what this pair cannot give: a linear classifier behind the last m
     "crld": "crld augments images",
     "sdd": "applies the classifier of sensor_cnn to its last map",
     "wkd_l": "compares the rows of a linear classifier",
+    "wkd_f": "leaves cells of one pixel",
 }
 
 

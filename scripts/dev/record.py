@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,12 +209,12 @@ def check(name: str, before: dict[str, Any], folder: Path) -> str:
     return "; ".join(found) or "identical"
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, help="file to write")
     parser.add_argument("--check", type=Path, metavar="BEFORE", help="file to compare with")
     parser.add_argument("--only", nargs="+", choices=TRAININGS, metavar="NAME", help=f"of {', '.join(TRAININGS)}")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if (args.out is None) == (args.check is None):
         parser.error("give either a file to write or --check with one to compare with")
     before = json.loads(args.check.read_text()) if args.check else {}
