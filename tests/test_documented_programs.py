@@ -41,7 +41,6 @@ SHORTER = {  # program -> what is said last
 ELSEWHERE = {  # program -> where it is run
     "scripts/slurm/submit.py": "test_hosts.py, which starts its jobs",
     "scripts/sort_imagenet_val.py": "test_imagenet.py",
-    "scripts/dev/record.py": "by hand before and after a refactor: fourteen trainings, four minutes",
     "helper/options/listing.py": "test_listing.py, for it writes into the repository",
 }
 SHORT_TRAINING = "--epochs 2 --lr_decay_epochs 1 --max_steps 1"  # of tune.py, behind its --
@@ -57,6 +56,7 @@ SCRIPTS += tuple(f"video/{kind}_{part}.sh" for kind in ("tsm", "tsn") for part i
 SCRIPTS += tuple(f"cifar100/{size}_study.sh" for size in ("short", "zoo", "scaled"))
 SLOW = {"docs/speed.md", "bench/bench_cpu.sh", "bench/bench_gpu.sh"}  # many processes, each of which compiles
 SLOW |= {"video/tsn_teacher.sh"}  # a large network
+SLOW |= {"CONTRIBUTING.md"}  # the recorder of refactors, which trains fourteen times
 
 
 def put_network(path, name):
