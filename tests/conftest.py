@@ -1,15 +1,13 @@
-"""Shared fixtures and the rule about skips. Tests import their helpers (toys, contract, cases) from this folder."""
+"""Shared fixtures and the rule about skips. Tests import their helpers (toys, contract, cases) from tests/support."""
 
 import gc
-import sys
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+from tests.support.commands import Commands
 
-from commands import Commands  # noqa: E402
+HERE = Path(__file__).parent
 
 
 def pytest_addoption(parser):

@@ -103,7 +103,7 @@ def test_a_literal_transcription_imports_nothing_of_the_project(path):
     nodes = list(ast.walk(ast.parse(path.read_text())))
     modules = {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
     modules |= {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
-    assert modules <= {"__future__", "math", "numpy", "reference_losses", "torch", "torch.nn.functional"}
+    assert modules <= {"__future__", "math", "numpy", "tests.support.reference_losses", "torch", "torch.nn.functional"}
 
 
 def test_entry_points_are_thin_and_name_no_method_or_model():

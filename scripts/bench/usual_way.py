@@ -2,7 +2,7 @@
 
 Float32, contiguous NCHW, a PIL pipeline per image in loader processes, every feature kept by every forward pass, every
 term computed whatever its weight, and loss, top-1 and top-5 read by `.item()` before backward. It uses this project's
-network classes and none of its step, loader or taps. tests/test_bench.py holds it against a literal loop.
+network classes and none of its step, loader or taps. tests/scripts/test_bench.py holds it against a literal loop.
 """
 
 from __future__ import annotations

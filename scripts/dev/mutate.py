@@ -353,7 +353,7 @@ def run_tests(tree: Path, selection: str, report: Path) -> None:
     with report.open("w") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
-        tests = [f"tests/{name}.py" for name in TESTS]
+        tests = [f"tests/distiller_zoo/{name}.py" for name in TESTS]
         code = pytest.main(["-x", "-q", "--no-header", "--tb=no", "-p", "no:cacheprovider", "-k", selection, *tests])
         sys.stdout.flush()
         os._exit(code)

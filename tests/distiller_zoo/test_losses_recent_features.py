@@ -1,0 +1,244 @@
+"""Feature methods of recent years: against the published numbers, against their equations, and at their edges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.protocols import Progress, UserError
+from distiller_zoo import method_dict
+from distiller_zoo.itrd import correlation, mutual
+from distiller_zoo.queue import queue_size
+from helper.options.parse import parse
+from tests.distiller_zoo.test_losses import check
+from tests.distiller_zoo.test_reference_losses import TOLERANCE, B, K, arrays, maps, prepared
+from tests.golden.rule import fill_array, fill_module, rand
+from tests.support import reference_recent_features as reference
+from tests.support.method_context import batch_of, build, run, side
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "newer_losses_features.json").read_text())
+LABELS = torch.tensor(GOLDEN["labels"])
+TARGET = torch.arange(B) % K
+LATE = Progress(epoch=100, epochs=240)
+
+
+def cases(*names: str) -> list[dict]:
+    return [c for c in GOLDEN["cases"] if c["name"] in names]
+
+
+def called(case: dict) -> str:
+    return f"{case['name']}-{case.get('variant', '')}-{'-'.join(map(str, case['hyper'].values()))}"
+
+
+def inputs(case: dict) -> tuple[dict, dict]:
+    """Raw leaves, of which those of the student require gradients, and what the method is given."""
+    leaves, given = {}, {}
+    for key, how in case["inputs"].items():
+        x = rand(tuple(how["shape"]), how["seed"])
+        leaves[key] = (x.relu() if how["relu"] else x).requires_grad_(key in case["grads"])
+        given[key] = leaves[key] * how.get("scale", 1.0)
+        if boost := how.get("boost"):
+            given[key][boost["rows"], LABELS[boost["rows"]]] += boost["add"]
+    return leaves, given
+
+
+def keys_of(module: torch.nn.Module) -> dict[str, list[int]]:
+    running = ("running_mean", "running_var", "num_batches_tracked")
+    return {k: list(v.shape) for k, v in module.state_dict().items() if not k.endswith(running)}
+
+
+def vectors(name: str, x: dict, **options: object):
+    """A method on the pooled vectors of a case."""
+    student, teacher = (side(letter, [], x[letter].shape[1], 100) for letter in "st")
+    return build(name, student, teacher, cls=0.0, div=0.0, **options)
+
+
+def pooled(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"pooled": x, "logits": torch.zeros(len(x), 100, dtype=x.dtype)}
+
+
+# ------------------------------------------------------------------ the published numbers
+
+
+@pytest.mark.parametrize("case", cases("itrd_correlation", "itrd_mutual"), ids=called)
+def test_golden_itrd(case):
+    leaves, x = inputs(case)
+    method = vectors("itrd", x)
+    fill_module(method.embed, prefix="embed.linear.")
+    s, t = method.connect(pooled(x["s"]), pooled(x["t"]))
+    if case["name"] == "itrd_mutual":
+        loss = mutual(s["itrd.compared"], t["pooled"])
+    else:
+        loss = correlation(s["itrd.embedded"], t["pooled"], case["hyper"]["alpha"])
+    check(case, loss, leaves, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", cases("wkd_f"), ids=called)
+def test_golden_wkd_f(case):
+    leaves, x = inputs(case)
+    hyper = case["hyper"]
+    options = {k: hyper[k] for k in ("projector", "hidden", "grid", "ratio") if k in hyper}
+    shapes = [[tuple(x[letter].shape[1:])] for letter in "st"]
+    student, teacher = (side(letter, shape, shape[0][0], 100) for letter, shape in zip("st", shapes, strict=True))
+    method = build("wkd_f", student, teacher, cls=0.0, div=0.0, beta=hyper["weight"], **options)
+    own = keys_of(method)
+    if hyper["projector"] == "bottleneck":  # published without the prefix
+        own = {k.removeprefix("conv."): v for k, v in own.items()}
+        fill_module(method.conv), fill_module(method.bn, prefix="bn.")
+    else:
+        fill_module(method)
+    assert own == case["params"]
+    s, t = ({"logits": torch.zeros(8, 100), "stage1": x[letter]} for letter in "st")
+    terms, *_ = run(method, s, t, batch_of(LABELS), Progress(1, 240))
+    check(case, method.weights(Progress(1, 240))["wkd_f"] * terms["wkd_f"], leaves, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", cases("embed_match"), ids=called)
+def test_golden_embed(case):
+    leaves, x = inputs(case)
+    hyper = case["hyper"]
+    method = vectors(
+        "embed", x, loss=hyper["loss"], projector=hyper["projector"], whiten=hyper.get("teacher_norm", False)
+    )
+    assert keys_of(method) == case["params"]
+    fill_module(method)
+    terms, *_ = run(method, pooled(x["s"]), pooled(x["t"]), batch_of(LABELS))
+    check(case, terms["embed"], leaves, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", cases("label_free"), ids=called)
+def test_golden_queue(case):
+    leaves, x = inputs(case)
+    rows = case["hyper"]["queue"] + case["hyper"].get("zeros", 0)
+    sides = [side(k, [x[f"{k}_map"].shape[1:]], x[k].shape[1], 100) for k in "st"]
+    method = build("queue", *sides, size=rows, local=case["hyper"]["local"])
+    with torch.no_grad():
+        for name, head in (("global", method.globals), ("local", method.locals)):
+            for key, p in head.named_parameters():
+                p.copy_(torch.from_numpy(fill_array(f"{name}.{key}", tuple(p.shape))))
+        if "zeros" not in case["hyper"]:
+            method.rows_kept[: rows - 8] = torch.nn.functional.normalize(x["queue"])
+    s, t = ({**pooled(x[k]), "stage1": x[f"{k}_map"]} for k in "st")
+    terms, *_ = run(method, s, t, batch_of(LABELS))
+    check(case, terms["queue"], leaves, rtol=1e-5)
+
+
+# ------------------------------------------------------------------ the equations
+
+
+@pytest.mark.parametrize("alpha", [1.01, 1.5])
+@pytest.mark.parametrize("width", [12, 14])
+def test_itrd(width, alpha):
+    options = {"correlation_weight": 0.7, "mutual_weight": 3.0, "alpha": alpha}
+    method, s, t, _ = prepared("itrd", [], [], width, **options)
+    terms, *_ = run(method, s, t, batch_of(TARGET))
+    expected = reference.itrd(s["pooled"].numpy(), t["pooled"].numpy(), arrays(method), (0.7, 3.0), alpha)
+    assert terms["itrd"].item() == pytest.approx(expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("who", ["s", "t"])
+def test_itrd_of_a_constant_channel_is_finite(who):
+    method, s, t, _ = prepared("itrd", [], [], 14)
+    (s if who == "s" else t)["pooled"][:, 3] = 0.0
+    s["pooled"].requires_grad_()
+    terms, *_ = run(method, s, t, batch_of(TARGET))
+    assert terms["itrd"].isfinite() and torch.autograd.grad(terms["itrd"], s["pooled"])[0].isfinite().all()
+
+
+@pytest.mark.parametrize("projector", ["conv1x1", "bottleneck"])
+@pytest.mark.parametrize(("size_s", "size_t"), [(8, 8), (8, 4), (4, 8), (7, 7), (9, 4)])
+@pytest.mark.parametrize("grid", [1, 2])
+def test_wkd_f(size_s, size_t, grid, projector):
+    sizes = [(3, size_s, size_s)], [(5, size_t, size_t)]
+    method, s, t, _ = prepared("wkd_f", *sizes, grid=grid, ratio=2.0, projector=projector, hidden=4)
+    terms, *_ = run(method, s, t, batch_of(TARGET))
+    convolved = method.conv(s["stage1"]).detach().numpy()
+    expected = reference.wkd_f(convolved, maps(t)[0], arrays(method), grid, 2.0)
+    assert terms["wkd_f"].item() == pytest.approx(expected, **TOLERANCE)
+
+
+def test_wkd_f_falls_along_a_cosine():
+    method, *_ = prepared("wkd_f", [(3, 8, 8)], [(5, 8, 8)])
+    weights = [method.weights(Progress(e, 240))["wkd_f"] / 0.08 for e in (1, 150, 195, 240)]
+    assert weights == pytest.approx([1, 1, 0.5, 0], abs=1e-12)
+
+
+def test_wkd_f_refuses_cells_of_one_pixel():
+    with pytest.raises(UserError, match="--wkd_f_grid 4 leaves cells of one pixel.* t is 4x4, so choose less than 4"):
+        prepared("wkd_f", [(3, 8, 8)], [(5, 4, 4)], grid=4)
+
+
+@pytest.mark.parametrize("whiten", [False, True], ids=["", "whitened"])
+@pytest.mark.parametrize("projector", ["linear", "mlp"])
+@pytest.mark.parametrize("loss", ["cosine", "smooth_l1", "mse"])
+def test_embed(loss, projector, whiten):
+    method, s, t, _ = prepared("embed", [], [], loss=loss, projector=projector, whiten=whiten)
+    terms, *_ = run(method, s, t, batch_of(TARGET))
+    expected = reference.embed(s["pooled"].numpy(), t["pooled"].numpy(), arrays(method), loss, whiten)
+    assert terms["embed"].item() == pytest.approx(expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("size", [5, 8, 20])
+def test_queue(size):
+    method, s, t, _ = prepared("queue", [(3, 4, 4)], [(5, 4, 4)], 3, size=size, local=0.5, temperature=0.1)
+    t["pooled"] = t["pooled"][:, :5]
+    w, rows = arrays(method), np.zeros((size, 5))
+    for _ in range(3):
+        expected = reference.queue_global(s["pooled"].numpy(), t["pooled"].numpy(), rows, w, 0.1)
+        expected += 0.5 * reference.queue_local(maps(s)[0], maps(t)[0], w, 0.1)
+        terms, made_s, made_t = run(method, s, t, batch_of(TARGET))
+        assert terms["queue"].item() == pytest.approx(expected, **TOLERANCE)
+        with torch.no_grad():
+            method.after_backward(made_s, made_t, batch_of(TARGET))
+        rows = np.concatenate([[reference.unit(v) for v in t["pooled"].numpy()], rows])[:size]
+        t["pooled"] = t["pooled"].flip(0) + 1
+
+
+def test_queue_without_maps_needs_none():
+    method, s, t, _ = prepared("queue", [], [], local=0.0, size=16)
+    terms, *_ = run(method, s, t, batch_of(TARGET))
+    assert terms["queue"].isfinite() and len(list(method.parameters())) == 2
+    assert [queue_size(n) for n in (50, 51, 500, 20_000, 50_000)] == [16, 32, 128, 4096, 8192]
+
+
+# ------------------------------------------------------------------ settings
+
+
+PUBLISHED = {
+    "itrd": {"beta": 1, "correlation_weight": 2, "mutual_weight": 1, "alpha": 1.01},
+    "wkd_f": {"beta": 0.08, "ratio": 4, "grid": 1, "projector": "conv1x1", "constant": 150},
+    "embed": {"beta": 1, "loss": "cosine", "projector": "linear", "whiten": False},
+    "queue": {"cls": 0, "div": 0, "beta": 1, "temperature": 0.07, "local": 1},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_defaults_are_the_published_settings(name):
+    cfg = method_dict[name].Config()
+    assert {k: getattr(cfg, k) for k in PUBLISHED[name]} == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("itrd --itrd_alpha 0.4", "--itrd_alpha 0.4 must be at least 0.5"),
+        ("itrd --itrd_correlation 0", "--itrd_correlation 0.0 must be above 0"),
+        ("itrd --itrd_mutual -1", "--itrd_mutual -1.0 must be at least 0"),
+        ("wkd_f --wkd_f_grid 0", "--wkd_f_grid 0 must be at least 1"),
+        ("wkd_f --wkd_f_ratio -1", "--wkd_f_ratio -1.0 must be at least 0"),
+        ("wkd_f --wkd_f_hidden 0", "--wkd_f_hidden 0 must be at least 1"),
+        ("wkd_f --wkd_f_constant -1", "--wkd_f_constant -1 must be at least 0"),
+        ("embed --embed_hidden -1", "--embed_hidden -1 must be at least 0"),
+        ("queue --queue_size -1", "--queue_size -1 must be at least 0"),
+        ("queue --queue_T 0", "--queue_T 0.0 must be above 0"),
+        ("queue --queue_local -1", "--queue_local -1.0 must be at least 0"),
+    ],
+)
+def test_settings_out_of_range_name_flag_value_and_range(command, message):
+    with pytest.raises(UserError) as error:
+        parse(["--distill", *command.split()], teacher=False)
+    assert message in str(error.value)

@@ -1,0 +1,152 @@
+"""A network that is taken away computes what its checkpoint does, in every form."""
+
+import json
+import types
+
+import pytest
+import torch
+
+from core.protocols import UserError
+from core.taps import TappedNet
+from helper.deploy.export import Plain
+from helper.networks.checkpoint import read_checkpoint
+from models import model_dict
+from scripts.export_student import TOLERANCE, main
+from tests.support.recordings import utd
+
+for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
+
+SHORT = ("--epochs", 1, "--max_steps", 4, "--tb_backend", "none", "--image_size", 16)
+
+
+@pytest.fixture(scope="module")
+def simkd(commands, teacher, tmp_path_factory):
+    """The best checkpoint of a SimKD student: backbone, projector and the teacher's classifier."""
+    root = tmp_path_factory.mktemp("export")
+    argv = ("--path_t", teacher, "--distill", "simkd", "--skip_validation", "--save_root", root, *SHORT)
+    commands.student(*argv).finished()
+    (folder,) = (root / "students" / "models").iterdir()
+    return folder / "resnet8_best.pth"
+
+
+def exported(path, out, capsys, *more):
+    main(
+        ["--path", str(path), "--dataset", "digits", "--images", "100", "--image_size", "16", "--out", str(out), *more]
+    )
+    return capsys.readouterr().out
+
+
+def test_every_form_of_a_composite(simkd, tmp_path, capsys, commands):
+    said = exported(simkd, tmp_path, capsys)
+    names = {"model.safetensors", "model.pt2", "model.onnx", "config.json", "README.md"}
+    assert names <= {p.name for p in tmp_path.iterdir()} and said.count("agree to") == 3
+    assert said.count("latency") == 6 and " ms on " in said
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architecture"] == "resnet8" and config["deploys"] == "simkd" and config["input_shape"] == [3, 16, 16]
+    row = json.loads((simkd.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    assert config["run"]["last_epoch"]["accuracy"] == row["test_acc"]
+    text = (tmp_path / "README.md").read_text()
+    assert f"{row['test_acc']:.2f} %" in text and "simkd" in text and f"{config['parameters']:,}" in text
+    assert "    python train_student.py " in text
+    assert (tmp_path / "model.pt2").stat().st_size < 3 * (tmp_path / "model.safetensors").stat().st_size
+    parameters = json.loads((simkd.parent / "parameters.json").read_text())
+    assert config["parameters"] == round(parameters["Deployed params"] * 1e6)
+    assert config["macs"] == pytest.approx(parameters["Deployed MACs"] * 1e6)
+
+    # the weights alone are a checkpoint like any other: it is evaluated to the run's number
+    done = commands(
+        "test_model.py", "--path", tmp_path / "model.safetensors", "--dataset", "digits", "--image_size", 16
+    )
+    assert f"top-1 {row['test_acc']:.2f} " in done.finished().out
+    state = read_checkpoint(tmp_path / "model.safetensors")
+    original = torch.load(simkd, weights_only=True)
+    assert state.extra["proj"].keys() == original["proj"].keys() and state.state.keys() == original["model"].keys()
+
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-50])
+    with pytest.raises(UserError, match="truncated"):
+        read_checkpoint(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("distill", ["hsakd", "simkd"])
+def test_auxiliary_heads_stay_behind(commands, teacher, tmp_path, capsys, distill):
+    """Every form holds the plain network: its name, its weights alone, its numbers; also under a projector."""
+    path, forms = tmp_path / "resnet8_aux_best.pth", ("--forms", "safetensors")
+    if distill == "hsakd":
+        torch.save(model_dict["resnet8_aux"](num_classes=10).state_dict(), path)
+        forms = ()
+    else:
+        argv = ("--path_t", teacher, "--distill", "simkd", "--model_s", "resnet8_aux", "--skip_validation", *SHORT)
+        commands.student(*argv, "--save_root", tmp_path).finished()
+        (path,) = tmp_path.rglob("resnet8_aux_best.pth")
+    out = tmp_path / "out"
+    exported(path, out, capsys, *forms)
+    config = json.loads((out / "config.json").read_text())
+    file = read_checkpoint(out / "model.safetensors")
+    assert (
+        config["architecture"] == file.meta["arch"] == "resnet8" and "`resnet8` for" in (out / "README.md").read_text()
+    )
+    assert file.state.keys() == model_dict["resnet8"]().state_dict().keys()
+    if distill == "simkd":
+        assert "proj" in file.extra
+        return
+    plain = sum(p.numel() for p in model_dict["resnet8"](num_classes=10).parameters())
+    assert config["parameters"] == plain
+    assert not [k for k in torch.export.load(out / "model.pt2").state_dict if "auxiliary" in k]
+    assert (out / "model.onnx").stat().st_size < 6 * plain  # four bytes a weight, and the graph
+
+
+def test_a_wrong_file_is_noticed(simkd, tmp_path, capsys, monkeypatch):
+    import scripts.export_student as module
+
+    real = module.write_safetensors
+
+    def spoilt(network, config, out):
+        network.checkpoint.state["conv1.weight"] = network.checkpoint.state["conv1.weight"] * (1 + 100 * TOLERANCE)
+        return real(network, config, out)
+
+    monkeypatch.setattr(module, "write_safetensors", spoilt)
+    with pytest.raises(UserError, match="is wrong: a logit differs by"):
+        exported(simkd, tmp_path, capsys, "--forms", "safetensors")
+
+
+def test_pushed_to_a_hub(simkd, tmp_path, capsys, monkeypatch):
+    import sys
+
+    sent = []
+    hub = types.SimpleNamespace(
+        create_repo=lambda name, exist_ok: None, upload_folder=lambda **what: sent.append(what) or "hub://a/b"
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert "pushed to hub://a/b" in exported(simkd, tmp_path, capsys, "--forms", "safetensors", "--push_to", "a/b")
+    assert sent[0]["repo_id"] == "a/b" and sent[0]["folder_path"] == str(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="needs the package huggingface_hub"):
+        exported(simkd, tmp_path, capsys, "--forms", "safetensors", "--push_to", "a/b")
+
+
+def test_a_student_of_a_sensor(commands, tmp_path, capsys):
+    """Its data is read as it was in training: which sensor, how many samples, which people."""
+    root = utd(tmp_path / "utd")
+    argv = ("--dataset", "utd_mhad", "--data_folder", root, "--modality", "gyro", "--window", 32, "--batch_size", 6)
+    argv += ("--model", "sensor_cnn", "--epochs", 1, "--max_steps", 1, "--tb_backend", "none", "--save_root", tmp_path)
+    commands("train_teacher.py", *argv).finished()
+    (path,) = tmp_path.rglob("sensor_cnn_best.pth")
+    out = tmp_path / "out"
+    main(
+        ["--path", str(path), "--dataset", "utd_mhad", "--data_folder", str(root), "--images", "12", "--out", str(out)]
+    )
+    assert capsys.readouterr().out.count("agree to") == 3
+    config = json.loads((out / "config.json").read_text())
+    assert (config["input"], config["input_shape"], config["measured"]["images"]) == ("sensor", [3, 32], 12)
+    row = json.loads((path.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    assert config["measured"]["accuracy"] == pytest.approx(row["test_acc"])
+
+
+def test_frames_are_normalised_by_channel():
+    """Frames of a clip come before their channels."""
+    spec = model_dict["trn:resnet8"].fitted({"video": (2, 3, 32, 32)})
+    net = TappedNet(spec(num_classes=5), spec).eval()
+    clips = torch.rand(2, 2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(Plain(net).eval()(clips), net({"video": clips})["logits"])

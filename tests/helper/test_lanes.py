@@ -1,0 +1,416 @@
+"""Students trained together, trials in a row, and the teacher cache: the same numbers as one run at a time."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+from core import machine
+from core.protocols import UserError
+from core.taps import TappedNet
+from helper.machine import lane_memory
+from helper.networks import teacher_cache as under_test
+from helper.networks.checkpoint import load_file
+from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, alone, cache_key
+from helper.networks.teacher_sources import LiveTeacher
+from helper.opening import source_layout
+from helper.options.parse import parse_lanes
+from tests.support.commands import ROOT
+from tests.support.toys import ToyData, cnn
+
+TIMING = ("seconds_", "img_per_s", "cache_hit_rate")
+
+
+def rows(folder):
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(TIMING)} for row in found]
+
+
+def assert_same_run(one, two):
+    assert rows(one) == rows(two)
+    (last_one,), (last_two,) = one.glob("*_last.pth"), two.glob("*_last.pth")
+    a, b = load_file(last_one)["step_state"]["trained"], load_file(last_two)["step_state"]["trained"]
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def runs(root):
+    return {p.name: p for p in (root / "students" / "models").iterdir()}
+
+
+SHORT = ("--epochs", 2, "--max_steps", 3, "--tb_backend", "none", "--batch_size", 32)
+
+
+@pytest.fixture(scope="module")
+def apart(commands, teacher, tmp_path_factory):
+    """The runs, one process each."""
+    root = tmp_path_factory.mktemp("apart")
+    for distill in ("kd", "simkd", "semckd"):
+        commands.student("--path_t", teacher, "--distill", distill, *SHORT, "--save_root", root).finished()
+    return root
+
+
+def test_lanes_equal_separate_runs(commands, teacher, apart, tmp_path):
+    done = commands.student(
+        "--path_t", teacher, "--distill", "kd,simkd,semckd", *SHORT, "--save_root", tmp_path
+    ).finished()
+    assert "[simkd]" in done.out and done.out.count("teacher accuracy") == 1
+    assert runs(tmp_path).keys() == runs(apart).keys()
+    for name, folder in runs(tmp_path).items():
+        assert_same_run(folder, runs(apart)[name])
+        parameters = json.loads((folder / "parameters.json").read_text())
+        assert set(parameters["lanes"]) == runs(apart).keys()
+        assert (folder / "log.txt").read_text().count("Epoch 2") == 1
+
+
+def test_lanes_are_continued_after_a_signal(commands, teacher, apart, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd,simkd,semckd", *SHORT, "--save_root", tmp_path)
+    done = commands.student(*argv, signals=[[5, signal.SIGTERM]])
+    assert done.code == 143, (done.out, done.err)
+    commands.student(*argv).finished()
+    for name, folder in runs(tmp_path).items():
+        assert_same_run(folder, runs(apart)[name])
+
+
+def test_trials_count_on_and_keep_their_own_order(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd", *SHORT)
+    commands.student(*argv, "--trials", 2, "--save_root", tmp_path / "a").finished()
+    commands.student(*argv, "--trial", 1, "--save_root", tmp_path / "b").finished()
+    together, alone = runs(tmp_path / "a"), runs(tmp_path / "b")
+    assert len(together) == 2
+    (name,) = alone
+    assert_same_run(together[name], alone[name])
+    first, second = (rows(folder)[0]["train_loss"] for folder in together.values())
+    assert first != second
+
+
+def test_cached_equals_uncached_and_a_second_run_asks_the_cache_alone(commands, teacher, apart, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd", *SHORT, "--teacher_cache", tmp_path / "cache")
+    rates = []
+    for name in ("cold", "warm"):
+        commands.student(*argv, "--save_root", tmp_path / name).finished()
+        ((label, folder),) = runs(tmp_path / name).items()
+        assert_same_run(folder, runs(apart)[label])
+        rates.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["cache_hit_rate"])
+    assert rates[0] < 0.5 and rates[1] == 1.0
+
+
+def test_pooled_features_are_kept_if_asked(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "srrl", *SHORT)
+    without = commands.student(*argv, "--teacher_cache", tmp_path / "cache", "--save_root", tmp_path / "apart")
+    assert "--cache_pooled keeps it" in without.finished().out and not (tmp_path / "cache").exists()
+    rates = []
+    for name in ("cold", "warm"):
+        cached = ("--teacher_cache", tmp_path / "cache", "--cache_pooled", "--save_root", tmp_path / name)
+        commands.student(*argv, *cached).finished()
+        ((label, folder),) = runs(tmp_path / name).items()
+        assert_same_run(folder, runs(tmp_path / "apart")[label])
+        rates.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["cache_hit_rate"])
+    assert rates[0] < 0.5 and rates[1] == 1.0
+
+
+def test_lanes_that_do_not_fit_are_refused(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd,simkd,semckd", *SHORT, "--save_root", tmp_path)
+    commands.student(*argv, memory_left=1000).refused("3 students do not fit", "about 1 do", "--distill")
+
+
+def test_how_many_lanes_fit(monkeypatch):
+    monkeypatch.setattr(lane_memory, "free", lambda device: 130)
+    lanes = lane_memory.LaneMemory(5, torch.device("cpu"))
+    with pytest.raises(UserError, match="5 students .*each keeps 60 bytes, 130 are free.*about 3 do"):
+        lanes.after_first_step(60)
+    with pytest.raises(UserError, match="about 4 do"):  # the two seen, and two more of 55 bytes
+        lanes.after_first_step(50)
+    fitting = lane_memory.LaneMemory(3, torch.device("cpu"))
+    for _ in range(3):
+        fitting.after_first_step(60)
+    failed = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+    assert machine.out_of_memory(failed) and not machine.out_of_memory(RuntimeError("shapes"))
+    assert "about 3 do" in str(fitting.exhausted(failed))
+    p = torch.nn.Parameter(torch.zeros(10))
+    optimizer = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+    assert lane_memory.kept_by([optimizer]) == 0
+    p.sum().backward()
+    optimizer.step()
+    assert lane_memory.kept_by([optimizer]) == 2 * 10 * 4
+
+
+def test_methods_that_need_maps_say_so(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "at", *SHORT, "--teacher_cache", tmp_path / "cache")
+    done = commands.student(*argv, "--save_root", tmp_path).finished()
+    assert "holds logits" in done.out and not (tmp_path / "cache").exists()
+
+
+def test_wrong_lists_are_refused(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, *SHORT, "--save_root", tmp_path)
+    commands.student("--distill", "kd,kd", *argv).refused("different names")
+    commands.student("--distill", "kd,at", "-b", 3, *argv).refused("--weight")
+    commands.student("--distill", "kd,at", "--weight", "vid=3", *argv).refused("vid", "at")
+    commands.student("--distill", "kd", "--trials", 2, "--trial", "a", *argv).refused("--trials")
+    assert not (tmp_path / "students").exists()
+
+
+def test_weights_by_name_reach_their_lane():
+    ((kd, at),) = parse_lanes(["--distill", "kd,at", "--weight", "at=7", "cls=0.5"], teacher=False)
+    assert (kd.config.cls, at.config.cls, at.config.beta, kd.config.beta) == (0.5, 0.5, 7.0, 0.0)
+    ((both,),) = parse_lanes(["--distill", "kd+attention", "--weight", "attention=7"], teacher=False)
+    assert dict((m.name, c.beta) for m, c in both.config.members) == {"kd": 0.0, "at": 7.0}
+
+
+# ---- the cache itself
+
+
+class Counting:
+    """A live teacher that counts the samples it is asked for."""
+
+    class spec:  # noqa: N801 (stands in for a ModelSpec)
+        mean = std = None
+
+    samples = 0
+
+    def features(self, batch, taps):
+        self.samples += len(batch)
+        pixels = batch.inputs["image"].flatten(1)
+        return {"logits": pixels[:, :5] * 2, **({"pooled": pixels[:, :D] * 3} if "pooled" in taps else {})}
+
+
+N, Q, K, D = 12, 6, 5, 3
+
+
+def cache(
+    folder,
+    live=None,
+    teacher="t",
+    rebuild=False,
+    pooled=False,
+    fold=False,
+    device="cpu",
+    where="auto",
+    network="",
+    dtype=torch.float32,
+):
+    key = cache_key(teacher, "d", Counting.spec, None, fold, network)
+    live = Counting() if live is None else live
+    width = (D, torch.float32) if pooled else None
+    cfg = CacheConfig(teacher_cache=str(folder), cache_device=where)
+    return CachedTeacher(live, cfg, key, CacheLayout(N, Q, K, dtype, width), torch.device(device), rebuild)
+
+
+def batch_of(index, crop):
+    from core.protocols import Batch
+
+    index, crop = torch.tensor(index), torch.tensor(crop)
+    image = torch.stack([torch.full((1, 4, 4), float(i * Q + c)) for i, c in zip(index, crop, strict=True)])
+    return Batch({"image": image}, index % K, index, crop=crop, view_id=index * Q + crop)
+
+
+def test_only_views_not_seen_are_computed(tmp_path):
+    live = Counting()
+    teacher = cache(tmp_path / "c", live)
+    batch = batch_of([0, 1, 2], [0, 1, 5])
+    want = Counting().features(batch, ())["logits"]
+    for _ in range(2):
+        assert torch.equal(teacher.features(batch, ())["logits"], want)
+    assert live.samples == 3
+    teacher.features(batch_of([0, 1, 2], [0, 2, 5]), ())
+    assert live.samples == 4
+    other = Counting()
+    assert torch.equal(cache(tmp_path / "c", other).features(batch, ())["logits"], want) and other.samples == 0
+
+
+def test_changed_pixels_go_to_the_teacher(tmp_path):
+    live = Counting()
+    batch = batch_of([0], [0])
+    cache(tmp_path / "c", live).features(batch.with_inputs(batch.inputs), ())
+    assert live.samples == 1 and not cache(tmp_path / "c").filled.any()
+
+
+def test_another_teacher_is_refused_and_rebuilt_on_request(tmp_path):
+    cache(tmp_path / "c").features(batch_of([3], [3]), ())
+    with pytest.raises(UserError, match="teacher: t there, u here"):
+        cache(tmp_path / "c", teacher="u")
+    assert not cache(tmp_path / "c", teacher="u", rebuild=True).filled.any()
+
+
+def test_pooled_features_join_a_cache_of_logits(tmp_path):
+    batch, want = batch_of([0, 1, 2], [0, 1, 5]), Counting()
+    both = want.features(batch, ("pooled",))
+    cache(tmp_path / "c").features(batch, ())
+    live = Counting()
+    teacher = cache(tmp_path / "c", live, pooled=True)
+    assert torch.equal(teacher.features(batch, ())["logits"], both["logits"]) and live.samples == 0
+    for _ in range(2):
+        answer = teacher.features(batch, ("pooled",))
+        assert answer.keys() == both.keys() and all(torch.equal(answer[k], both[k]) for k in both)
+    assert live.samples == 3 and teacher.end_epoch() == {"cache_hit_rate": 6 / 9}
+    teacher.features(batch_of([0, 4], [0, 1]), ("pooled",))
+    assert live.samples == 4
+    path = tmp_path / "c" / "pooled.bin"
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    later, late = Counting(), batch_of([0, 11], [0, 5])
+    again = cache(tmp_path / "c", later, pooled=True)
+    assert torch.equal(again.features(late, ("pooled",))["pooled"], want.features(late, ("pooled",))["pooled"])
+    assert later.samples == 1
+    again.features(batch, ("stage3",))
+    assert later.samples == 4, "taps that are not kept come from the teacher"
+
+
+def test_a_folded_teacher_has_a_cache_of_its_own(tmp_path):
+    cache(tmp_path / "c")
+    with pytest.raises(UserError, match="folded: False there, True here"):
+        cache(tmp_path / "c", fold=True)
+    record = json.loads((tmp_path / "c" / "key.json").read_text())
+    (tmp_path / "c" / "key.json").write_text(json.dumps({k: v for k, v in record.items() if k != "folded"}))
+    cache(tmp_path / "c")  # written before there was a choice
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("where", ["gpu", "disk"])
+def test_a_cache_read_by_a_gpu(tmp_path, where):
+    def moved(batch):
+        image = {"image": batch.inputs["image"].cuda()}
+        fields = {"target": batch.target.cuda(), "index": batch.index.cuda(), "crop": batch.crop.cuda()}
+        return dataclasses.replace(batch, inputs=image, **fields)
+
+    first, second = moved(batch_of([0, 1, 2], [0, 1, 5])), moved(batch_of([0, 1, 3], [0, 2, 5]))
+    for samples in (5, 0):
+        live = Counting()
+        teacher = cache(tmp_path / "c", live, pooled=True, device="cuda", where=where)
+        for batch in (first, second):
+            want, got = Counting().features(batch, ("pooled",)), teacher.features(batch, ("pooled",))
+            assert all(torch.equal(got[k], want[k]) for k in want)
+            teacher.end_epoch()
+        assert live.samples == samples
+
+
+@pytest.mark.parametrize("name", ["logits.bin", "filled.bin"])
+def test_what_a_crash_cut_off_is_computed_again(tmp_path, name):
+    folder, live = tmp_path / "c", Counting()
+    batch = batch_of([0, 11], [0, 5])
+    cache(folder).features(batch, ())
+    path = folder / name
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    want = Counting().features(batch, ())["logits"]
+    assert torch.equal(cache(folder, live).features(batch, ())["logits"], want)
+    assert live.samples == 1
+
+
+def test_what_a_kill_left_unfinished_is_computed_again(tmp_path, monkeypatch):
+    folder, live, batch = tmp_path / "c", Counting(), batch_of([0, 11], [0, 5])
+    cache(folder).features(batch, ())
+    with open(folder / "logits.bin", "r+b") as file:
+        file.truncate(N * Q * K * 4 // 2)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(under_test.Store, "_map", killed)  # the files have their full size again, and nothing is read
+        cache(folder)
+    want = Counting().features(batch, ())["logits"]
+    assert torch.equal(cache(folder, live).features(batch, ())["logits"], want)
+    assert live.samples == 1
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / ".key.json.1.tmp").write_text("{")  # killed while the key was written
+    cache(tmp_path / "d")
+
+
+def test_processes_open_a_cache_one_after_the_other(tmp_path):
+    opened = []
+    other = threading.Thread(target=lambda: opened.append(cache(tmp_path / "c", teacher="u")))
+    (tmp_path / "c").mkdir()
+    with alone(tmp_path / "c"):
+        other.start()
+        other.join(0.2)
+        assert not opened
+    other.join(10)
+    assert opened
+    with pytest.raises(UserError, match="teacher: u there, t here"):
+        cache(tmp_path / "c")
+
+
+def test_one_file_read_as_two_networks_has_two_caches(tmp_path):
+    cache(tmp_path / "c", network="mobilenetV2")
+    with pytest.raises(UserError, match="network: mobilenetV2 there, mobilenetV2_dpcd here"):
+        cache(tmp_path / "c", network="mobilenetV2_dpcd")
+    with pytest.raises(UserError, match="dtype: float32 there, bfloat16 here"):
+        cache(tmp_path / "c", network="mobilenetV2", dtype=torch.bfloat16)
+    record = json.loads((tmp_path / "c" / "key.json").read_text())
+    older = {k: v for k, v in record.items() if k not in ("network", "dtype")}
+    (tmp_path / "c" / "key.json").write_text(json.dumps(older))
+    cache(tmp_path / "c", network="mobilenetV2")
+
+
+def test_rows_are_kept_as_the_teacher_answers():
+    class Exact(torch.nn.Module):
+        """Ends in float32, whatever autocast makes of its layers."""
+
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model(x).float() / 3
+
+    spec = dataclasses.replace(cnn(4), taps={}, feats=())
+    for wrap, dtype in ((torch.nn.Sequential, torch.bfloat16), (Exact, torch.float32)):
+        net = TappedNet(wrap(spec(num_classes=K)), spec)
+        found = source_layout(LiveTeacher(net, torch.bfloat16), spec, ToyData(), torch.device("cpu"), ())
+        assert found == {"logits": (K, dtype)}
+
+
+def test_an_accelerator_meets_few_sizes_of_a_batch(tmp_path):
+    live = Counting()
+    teacher = cache(tmp_path / "c", live)
+    teacher.in_quarters = True
+    for seen, asked in ((1, 2), (5, 6), (8, 8)):
+        teacher.features(batch_of(range(8), [0] * 8), ())
+        live.samples = 0
+        fresh = batch_of(range(8), [seen % Q] * seen + [0] * (8 - seen))
+        assert torch.equal(teacher.features(fresh, ())["logits"], Counting().features(fresh, ())["logits"])
+        assert live.samples == asked
+    assert teacher.hits == 7 + 8 + 3 + 8, "what is asked for beside the missing counts as known"
+
+
+def test_no_room_names_both_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(UserError, match=f"needs {N * Q * (K * 4 + 1)} bytes, 10 are free"):
+        cache(tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_files_that_are_not_written_yet_need_room_too(tmp_path, monkeypatch):
+    cache(tmp_path / "c")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    with pytest.raises(UserError, match="bytes, 10 are free"):
+        cache(tmp_path / "c")
+    assert (tmp_path / "c" / "key.json").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "thesis.tex").write_text("mine")
+    for rebuild in (False, True):
+        with pytest.raises(UserError, match="no teacher cache"):
+            cache(tmp_path / "c", rebuild=rebuild)
+    assert (tmp_path / "c" / "thesis.tex").read_text() == "mine"
+
+
+def test_students_of_a_process_share_what_decodes_the_test_set(tmp_path):
+    """In a process of its own, whose log a session may set up."""
+    argv = ["--dataset", "digits", "--distill", "vanilla", "--model_s", "resnet8,resnet14", "--tb_backend", "none"]
+    script = (
+        "from helper import session\n"
+        "session.drive = lambda lives, *args: print('loaders', len(lives), len({id(f.test_loader) for f in lives}))\n"
+        f"session.train({[*argv, '--save_root', str(tmp_path)]}, is_teacher=False)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "loaders 2 1" in done.stdout

@@ -1,0 +1,94 @@
+"""Launchers around the scripts: torchrun that restarts, two hosts, SLURM's local executor."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.commands import ENV, ROOT
+
+SHORT = (
+    "--dataset",
+    "digits",
+    "--model",
+    "resnet8",
+    "--few_ratio",
+    "0.1",
+    "--batch_size",
+    "40",
+    "--tb_backend",
+    "none",
+)
+
+
+def rows(root):
+    return [json.loads(x) for f in root.glob("teachers/models/*/metrics.jsonl") for x in f.read_text().splitlines()]
+
+
+def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
+    """A worker kills itself once, in the second epoch; --overwrite must not delete what the restart continues."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import os, sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "import nursery\n"
+        "if os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
+        "    nursery.at_step(6, lambda: os.kill(os.getpid(), 9))\n"
+        "from helper.machine.program import run_script\n"
+        "import train_teacher\n"
+        "run_script(train_teacher.main)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
+    argv = [*SHORT, "--epochs", "3", "--lr_decay_epochs", "", "--overwrite", "--save_root", str(tmp_path / "save")]
+    done = subprocess.run([*command, str(script), *argv], env=ENV, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "another process of this run has ended" in done.stderr
+    assert done.stdout.count("at epoch 2") == 1 and [r["epoch"] for r in rows(tmp_path / "save")] == [1, 2, 3]
+
+
+def test_two_hosts_one_of_which_dies_and_comes_back(tmp_path):
+    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True) if os.name == "posix" else None
+    if probe is None or probe.returncode:
+        pytest.skip("needs the right to make network namespaces")
+    env = {**ENV, "PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "dev" / "two_hosts.sh"), str(tmp_path)],
+        env=env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    if done.returncode == 77:
+        pytest.skip("needs the right to make network namespaces")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "continuing from" in done.stdout and "12 epochs" in done.stdout
+    assert [r["epoch"] for r in rows(tmp_path)] == list(range(1, 13))
+
+
+def submit(*argv, cwd):
+    command = [sys.executable, str(ROOT / "scripts" / "slurm" / "submit.py"), *map(str, argv)]
+    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=200, cwd=cwd)
+
+
+def test_a_table_as_a_job_array_on_this_machine(tmp_path):
+    pytest.importorskip("submitit", reason="needs submitit, of requirements-extra.txt")
+    save = tmp_path / "save"
+    line = " ".join((*SHORT, "--epochs", "1", "--save_root", str(save)))
+    grid = tmp_path / "grid.txt"
+    grid.write_text(f"# two trials\npython train_teacher.py {line} --trial 0\ntrain_teacher.py {line} --trial 1\n")
+    argv = ("--cluster", "local", "--gpus", 0, "--logs", tmp_path / "logs", "--wait")
+    done = submit(*argv, "--grid", grid, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(rows(save)) == 2 and done.stdout.count("log in") == 2
+    table = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "make_table.py"), "--root", str(save)], env=ENV, capture_output=True
+    )
+    assert table.returncode == 0
+
+
+def test_what_slurm_cannot_run_is_refused(tmp_path):
+    for argv, words in (
+        (("--cluster", "local"), "give one command"),
+        (("--cluster", "local", "--", "no_script.py"), "must begin with a script"),
+        (("--cluster", "local", "--grid", tmp_path / "none.txt"), "cannot read --grid"),
+    ):
+        done = submit(*argv, cwd=tmp_path)
+        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -1,0 +1,72 @@
+"""Pictures: what they are drawn from is right, and each is drawn."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.protocols import UserError
+from helper.evaluation.metrics import calibration
+from scripts.plot import correlations, main, styles
+from tests.support.run_folders import write_run
+
+pytest.importorskip("matplotlib", reason="needs matplotlib, of requirements-extra.txt")
+
+
+def drawn(path) -> float:
+    """How much of a picture is not background: the standard deviation of its pixels."""
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(path).convert("L"), dtype=float)
+    assert pixels.shape[0] > 200 and pixels.shape[1] > 300
+    return pixels.std()
+
+
+def test_calibration_is_the_sum_over_bins():
+    logits, target = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) * 2, torch.arange(200) % 5
+    confidence, predicted = logits.double().softmax(1).max(1)
+    expected = 0.0
+    for k in range(10):
+        inside = (confidence > k / 10) & (confidence <= (k + 1) / 10)
+        if inside.any():
+            gap = (predicted[inside] == target[inside]).double().mean() - confidence[inside].mean()
+            expected += inside.double().mean() * gap.abs()
+    error, bins = calibration(logits, target, 10)
+    assert error == pytest.approx(float(expected), abs=1e-12) and bins[:, 2].sum() == pytest.approx(1)
+    sure = torch.eye(5)[target] * 100
+    assert calibration(sure, target)[0] == pytest.approx(0, abs=1e-9)
+    assert calibration(sure, (target + 1) % 5)[0] == pytest.approx(1, abs=1e-9)
+
+
+def test_correlations_of_logits():
+    logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(1))
+    logits[:, 3] = 0  # a class whose logit never changes
+    found = correlations(logits)
+    assert torch.allclose(found[:3, :3], torch.tensor(np.corrcoef(logits[:, :3].double().T))) and not found[3].any()
+
+
+def test_no_two_curves_look_alike():
+    assert len(set(styles(28))) == 28
+    assert len({line for _, line in styles(4)}) == 4  # in grey
+
+
+def test_pictures_of_runs(tmp_path):
+    for trial in (0, 1):
+        write_run(tmp_path, f"--distill kd --trial {trial}", [60, 74 + trial], teacher="resnet32x4")
+    write_run(tmp_path, "--distill simkd -c 0 -d 0 -b 1", [60, 70], teacher="resnet32x4")
+    for kind in ("curves", "cost"):
+        main([kind, "--root", str(tmp_path), "--out", str(tmp_path / f"{kind}.png")])
+        assert drawn(tmp_path / f"{kind}.png") > 5
+    main(["curves", "--root", str(tmp_path), "--only", "kd", "--out", str(tmp_path / "kd.svg")])
+    text = (tmp_path / "kd.svg").read_text()
+    assert "kd 74.50 ± 0.71" in text and "simkd" not in text  # text stays text
+    with pytest.raises(UserError, match="--only vid names no method"):
+        main(["curves", "--root", str(tmp_path), "--only", "vid", "--out", str(tmp_path / "x.png")])
+    with pytest.raises(UserError, match="cannot write"):
+        main(["curves", "--root", str(tmp_path), "--out", str(tmp_path / "x.nothing")])
+
+
+def test_pictures_of_networks(teacher, tmp_path):
+    common = ["--path", str(teacher), "--dataset", "digits", "--images", "300"]
+    for kind, more in (("correlation", ["--path_t", str(teacher)]), ("tsne", ["--classes", "4"]), ("reliability", [])):
+        main([kind, *common, *more, "--out", str(tmp_path / f"{kind}.png")])
+        assert drawn(tmp_path / f"{kind}.png") > 5

@@ -1,0 +1,131 @@
+"""The recipes of the families, run as scripts: every command parses and reads what a command before it writes."""
+
+import argparse
+import importlib
+import re
+from fnmatch import fnmatch
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from helper.options.naming import run_name
+from helper.options.parse import parse
+from models import model_for
+from tests.support.interpreter import Interpreter
+
+TRAIN = ("train_teacher.py", "train_student.py")
+SWIN, MORE = "timm:swin_large_patch4_window7_224", ("--epochs", "95")
+VIT = ("T.pth", "vit_tiny_cifar", "cifar100", "DATA", "SAVE")
+SCRIPTS = {  # script -> arguments, programs it calls
+    "cakd/ablation.sh": (
+        (*VIT, "ResNet50", "--image_size", "224"),
+        ["train_student.py"] * 4 + ["scripts/make_table.py", "scripts/cakd/robustness.py"],
+    ),
+    "cakd/cifar100.sh": (("T.pth", "vit_tiny_cifar", "DATA", "SAVE", "ResNet50", "3", *MORE), ["train_student.py"] * 3),
+    "cakd/imagenet_baseline.sh": (("DATA", "SAVE", "ResNet50", *MORE), ["train_student.py"]),
+    "cakd/imagenet_cakd.sh": (("DATA", "SAVE", "T.pth", "code", "ResNet18", SWIN, *MORE), ["train_student.py"]),
+    "cakd/imagenet_logits.sh": (("DATA", "SAVE", "T.pth", "ResNet50", SWIN, *MORE), ["train_student.py"]),
+    "cakd/student_sweep.sh": (
+        ("DATA", "SAVE", "T.pth", SWIN, *MORE),
+        ["train_student.py"] * 6 + ["scripts/make_table.py"],
+    ),
+    "cakd/teacher.sh": (("T.pth", "DATA", "SAVE", "vit_tiny_cifar", "wrn_16_2", *MORE), ["train_student.py"]),
+    "vskd/teacher.sh": (("DATA", "trial", "--epochs", "3"), ["train_teacher.py"]),
+    "vskd/student.sh": (("DATA", "T.pth"), ["train_student.py"]),
+    "video/tsm_teacher.sh": ((), ["train_teacher.py", "test_model.py"]),
+    "video/tsm_student.sh": ((), ["train_student.py", "test_model.py"]),
+    "video/tsm_distil.sh": (("T.pth", "--epochs", "3"), ["train_student.py", "test_model.py"]),
+    "video/tsn_teacher.sh": ((), ["train_teacher.py", "test_model.py"]),
+    "video/tsn_student.sh": ((), ["train_student.py", "test_model.py"]),
+    "video/tsn_distil.sh": (("T.pth",), ["train_student.py", "test_model.py"]),
+}
+SEVERAL = ("video", "cakd/ablation", "cakd/imagenet", "cakd/student_sweep")  # that read $GPUS
+
+
+@pytest.fixture(scope="module")
+def interpreter(tmp_path_factory):
+    answer = 'case "$1" in train_*) echo "result in RUN" ;; esac'
+    return Interpreter(tmp_path_factory.mktemp("interpreter"), answer)
+
+
+def written_by(program: str, argv: list[str]) -> list[str]:
+    """The best and the last checkpoint of a run."""
+    is_teacher = program == "train_teacher.py"
+    settings = parse(argv, teacher=is_teacher)
+    teacher = None if is_teacher or not settings.teacher.path_t else settings.teacher.model_t
+    if settings.data.source.dataset == "cifar100" and teacher:
+        teacher = model_for(teacher, (3, 32, 32)).name
+    kind, model = ("teachers", settings.model) if is_teacher else ("students", settings.model)
+    folder = f"{settings.run.save_root}/{kind}/models/{run_name(settings, teacher)}"
+    return [f"{folder}/{model.replace(':', '-')}_{which}.pth" for which in ("best", "last")]
+
+
+def understood(program: str, argv: list[str], monkeypatch) -> argparse.Namespace:
+    found = {}
+    real = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self, *args, **kwargs):
+        found["args"] = real(self, *args, **kwargs)
+        raise InterruptedError
+
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
+        patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+        importlib.import_module(program.removesuffix(".py").replace("/", ".")).main(argv)
+    return found["args"]
+
+
+@pytest.mark.parametrize(
+    "script, gpus", [(s, "0") for s in SCRIPTS] + [(s, "0,1,2,3") for s in SCRIPTS if s.startswith(SEVERAL)]
+)
+def test_every_command_is_understood(script, gpus, interpreter, monkeypatch):
+    argv, programs = SCRIPTS[script]
+    calls = interpreter.run(script, *argv, KINETICS="DATA", SAVE="SAVE", GPUS=gpus)
+    assert [call[0] for call in calls] == programs
+    files = []
+    for program, *argv in calls:
+        if program in TRAIN:
+            files += (written := written_by(program, argv))
+            files += [f"RUN/{Path(file).name}" for file in written]  # where the run said that it lies
+            settings = parse(argv, teacher=program == TRAIN[0])
+            assert settings.data.source.data_folder == "DATA"
+            given = SCRIPTS[script][0]
+            flags = {word[2:]: value for word, value in pairwise(given) if word.startswith("--")}
+            assert all(str(settings.as_dict()[flag]) == value for flag, value in flags.items())
+            if script.startswith(SEVERAL):
+                assert (settings.machine.device.gpu_id, settings.machine.launch.multiprocessing_distributed) == (
+                    gpus,
+                    "," in gpus,
+                )
+            assert settings.as_dict().get("model_t") in (*given, None) or SWIN not in given
+            continue
+        understood(program, argv, monkeypatch)
+        for pattern in (word for word in argv if re.search(r"\.pth$", word)):
+            assert any(fnmatch(file, pattern) for file in files), (pattern, files)
+
+
+LEAVES = """
+for word in "$@"; do
+    case ${before:-} in --save_root) root=$word ;; --model | --model_s) model=$word ;; esac
+    before=$word
+done
+case "$1" in train_*) mkdir -p "$root/run" && touch "$root/run/${model}_last.pth" ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    "study, before", [("cakd", ["T.pth", "a set", "some images"]), ("hsakd", ["T.pth", "a set", "t"])]
+)
+def test_a_study_takes_folders_with_blanks(study, before, tmp_path):
+    save = str(tmp_path / "my runs")
+    calls = Interpreter(tmp_path / "interpreter", LEAVES).run(f"{study}/short_study.sh", *before, save)
+    trained = [parse(argv, teacher=program == TRAIN[0]) for program, *argv in calls if program in TRAIN]
+    assert {s.data.source.data_folder for s in trained} == ({"a set"} if study == "hsakd" else {"a set", "some images"})
+    assert len(trained) > 8 and all(s.run.save_root.startswith(save) for s in trained)
+    assert all(s.data.source.data_folder == "some images" for s in trained if s.data.source.dataset == "folder")
+
+
+def test_a_message_ends_where_it_is_meant_to():
+    """${1:?text with {braces}} ends at the first brace, and what follows joins the value."""
+    for path in Path(__file__).resolve().parents[2].glob("scripts/**/*.sh"):
+        assert not re.findall(r"\$\{\w+:\?[^}]*\{[^\n]*", path.read_text()), path

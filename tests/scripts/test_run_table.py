@@ -1,0 +1,257 @@
+"""Published tables as data, as literal commands, and as grids that are run."""
+
+import math
+import os
+import shlex
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from core.protocols import UserError
+from helper.options.parse import parse
+from helper.tables.jobs import Want, bundles, joined, plan, slots_of, visible_gpus, wants
+from helper.tables.published import FOLDER, chosen_cells, counted, hours, literal, macs_of, petaflop, read_table, tables
+from scripts.run_table import key_values, main
+from tests.support.commands import ENV
+
+# what the README files print, by hand: (table, row, teacher, student, value)
+SPOT = [
+    ("simkd", "student alone", "resnet32x4", "resnet8x4", 73.09),
+    ("simkd", "KD", "resnet32x4", "resnet8x4", 74.42),
+    ("simkd", "SimKD (f=2)", "resnet32x4", "resnet8x4", 78.08),
+    ("simkd", "SimKD (f=8)", "resnet32x4", "ShuffleV2_1_5", 78.96),
+    ("simkd", "SemCKD", "resnet32x4", "vgg8", 75.27),
+    ("repdistiller_same", "CRD", "resnet110", "resnet32", 73.48),
+    ("repdistiller_same", "KD", "vgg13", "vgg8", 72.98),
+    ("repdistiller_different", "NST", "vgg13", "MobileNetV2", 58.16),
+    ("repdistiller_different", "CRD", "wrn_40_2", "ShuffleV1", 76.05),
+]
+
+
+@pytest.mark.parametrize("name", tables())
+def test_literal_commands_are_those_of_the_table(name):
+    text = (FOLDER.parent / f"{name}_table.sh").read_text()
+    assert text == literal(name), "run scripts/run_table.py --write"
+    lines = text.splitlines()
+    commands = [i for i, line in enumerate(lines) if line.startswith("python train_student.py ")]
+    assert len(commands) == len(read_table(name).cells)
+    for i in commands:  # each below its published number and its cost, and each is one the parser takes
+        assert "PFLOP" in lines[i - 1] and lines[i - 1].startswith("# ")
+        parse(shlex.split(lines[i])[2:], teacher=False)
+
+
+def test_published_numbers():
+    assert {n: len(read_table(n).cells) for n in tables()} == {
+        "simkd": 36,
+        "repdistiller_same": 14 * 7 - 1 - 1,  # FSP has no wrn_40_1; resnet20 alone stands twice
+        "repdistiller_different": 13 * 6 - 2,  # MobileNetV2 and ShuffleV1 alone stand twice
+    }
+    for table, row, teacher, student, value in SPOT:
+        (cell,) = [c for c in read_table(table).rows[row] if (c.teacher, c.student) == (teacher, student)]
+        assert cell.published == value
+    assert read_table("simkd").teachers == {"resnet32x4": 79.42}
+    fsp = read_table("repdistiller_same").rows["FSP"]
+    assert [c.student for c in fsp if math.isnan(c.published)] == ["wrn_40_1"]
+
+
+def test_cost_agrees_with_the_published_wall_clock():
+    rows = {label: cells[0] for label, cells in read_table("simkd").rows.items()}
+    kd = macs_of(rows["KD"])
+    assert petaflop(rows["KD"], kd) == pytest.approx(2 * 12e6 * (1083.04e6 + 3 * 177.07e6) / 1e15, rel=1e-3)
+    printed = {label: cell.clock for label, cell in rows.items() if cell.clock}
+    assert set(printed.values()) == {"1:05", "1:12", "1:16", "1:24", "2:55"}
+    for label, clock in printed.items():  # SemCKD's own layers are wide, and the card is faster on them
+        whole, minutes = map(int, clock.split(":"))
+        assert hours(rows[label], macs_of(rows[label])) == pytest.approx(whole + minutes / 60, rel=0.26), label
+
+
+def test_cost_counts_a_methods_own_layers_and_first_stage():
+    """By hand, for wrn_40_2 (32, 64, 128 channels, 32, 16, 8 px) and wrn_16_2, of the same shapes."""
+    rows = {label: cells[0] for label, cells in read_table("repdistiller_same").rows.items()}
+    assert (rows["KD"].teacher, rows["KD"].student) == ("wrn_40_2", "wrn_16_2")
+    (kd,), (fitnet,) = macs_of(rows["KD"]), macs_of(rows["FitNet"])
+    assert fitnet - kd == 3 * 64 * 64 * 16 * 16  # a 1x1 convolution on the second stage
+    student, teacher = counted("wrn_16_2")[1], counted("wrn_40_2")[1]
+    assert kd == 3 * student + teacher
+    first, second = macs_of(rows["FSP"])  # no layers of its own
+    assert first == second == kd
+    assert petaflop(rows["FSP"], [first, second]) == pytest.approx(270 / 240 * petaflop(rows["KD"], [kd]))
+    assert hours(rows["FSP"], [first, second]) == pytest.approx(1.1 * 270 / 240)
+    paraphraser, _ = macs_of(rows["FT"])
+    assert paraphraser > student + teacher  # the student reads along, and learns nothing
+
+
+def test_a_run_of_another_protocol_is_not_the_cell():
+    kd = read_table("simkd").rows["KD"][0]
+    identity = dict(kd.settings.identity) | {"trial": "7", "seed": 7, "precision": "fp32"}
+    assert kd.fits(identity, "resnet32x4")
+    assert not kd.fits(identity | {"epochs": 10}, "resnet32x4") and not kd.fits(identity | {"cls": 0.1}, "resnet32x4")
+    assert kd.fits({k: v for k, v in identity.items() if k != "accumulate"}, "resnet32x4")  # recorded before it existed
+    assert not kd.fits(identity, "resnet110") and not kd.fits(identity, None)
+
+
+def test_lanes_train_what_the_single_commands_would():
+    pending = wants(read_table("simkd").cells, 2, ["--epochs", "3"])
+    jobs = plan(pending, lanes=6, cache=True)
+    assert sorted(f for job in jobs for f in job.folders) == sorted({w.folder for w in pending}) and len(pending) == 72
+    assert len(jobs) < 30 and all(len(job.folders) <= 6 for job in jobs)
+    cached = [job for job in jobs if "--teacher_cache" in job.argv]
+    assert cached and all("kd" in job.argv for job in cached)  # KD alone reads nothing but logits
+    assert all("--epochs" in job.argv for job in jobs)
+    single = plan(pending, lanes=1, cache=False)
+    assert [job.argv for job in single if "hint" in job.argv][0] == [w for w in pending if "hint" in w.argv][0].argv
+    assert len(single) == 72 and not [job for job in single if "--teacher_cache" in job.argv]
+
+
+def test_rows_that_differ_in_more_than_the_method_are_not_joined():
+    cells = read_table("simkd").rows
+    f8, f4 = (Want(c, 0, tuple(c.argv()), c.settings) for c in (cells["SimKD (f=8)"][0], cells["SimKD (f=4)"][0]))
+    assert joined([f8, f4]) is None and [len(b) for b in bundles([f8, f4], 4)] == [1, 1]
+    assert len({f8.folder, f4.folder}) == 2
+
+
+def test_processes_per_gpu():
+    assert slots_of([], 1, 2) == [{}, {}]
+    assert [s["CUDA_VISIBLE_DEVICES"] for s in slots_of(["2", "3"], 2, 9)] == ["2", "3", "2", "3"]
+    assert visible_gpus(2, {}) == ["0", "1"] and visible_gpus(0, {"CUDA_VISIBLE_DEVICES": "2"}) == []
+    assert visible_gpus(2, {"CUDA_VISIBLE_DEVICES": "2, 3"}) == ["2", "3"]
+    assert visible_gpus(1, {"CUDA_VISIBLE_DEVICES": "GPU-8f2,9"}) == ["GPU-8f2"]  # torch sees one: the other is none
+
+
+def test_the_callers_gpus_are_used(place, run, monkeypatch):
+    given = []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("scripts.run_table.run_local", lambda jobs, logs, slots: given.extend(slots) or 0)
+    run()
+    assert given == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "3"}]
+
+
+def test_rows_are_chosen_by_name():
+    table = read_table("simkd")
+
+    def rows(only):
+        return list(dict.fromkeys(cell.row for cell in chosen_cells(table, only)))
+
+    assert rows("") == list(table.rows) and rows("kd") == ["KD"] and rows("SimKD") == rows("simkd (")
+    assert rows("simkd") == ["SimKD (f=8)", "SimKD (f=4)", "SimKD (f=2)"] and rows("KD, crd") == ["KD", "CRD"]
+    assert {c.student for c in chosen_cells(table, "shuffle")} == {"ShuffleV2_1_5"}
+    with pytest.raises(UserError, match="--only crdd .*student alone, KD, FitNet.*resnet8x4"):
+        chosen_cells(table, "KD,CRDD")
+    assert key_values("slurm_partition=gpu,timeout_min=60") == {"slurm_partition": "gpu", "timeout_min": 60}
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    def refused(*argv):
+        with pytest.raises(UserError) as error:
+            main(list(argv))
+        return str(error.value)
+
+    assert "simkd" in refused("simkdd")
+    assert "--trials 0" in refused("simkd", "--trials", "0")
+    assert "names no row" in refused("simkd", "--only", "ResNeXt")
+    assert "fetch_teachers" in refused(
+        "simkd", "--only", "KD", "--", "--save_root", str(tmp_path), "--path_t", "no.pth"
+    )
+    assert "slurm_partition" in refused("simkd", "--executor", "slurm", "--slurm", "gpu", "--only", "student alone")
+    said = refused("simkd", "--data_folder", "a b", "--only", "KD")
+    assert "--data_folder a b" in said and "after --" in said
+    (tmp_path / "mine.toml").write_text("title = 'x'")
+    assert "has no epoch" in refused(str(tmp_path / "mine.toml"))
+
+
+OWN = """
+title = "two students"
+source = "this test"
+protocol = "two steps"
+epoch = "last"
+runs = "1"
+dataset = "digits"
+[[pairs]]
+teacher = "resnet8"
+student = "resnet8"
+teacher_accuracy = 10.0
+[[rows]]
+label = "student alone"
+flags = "--distill vanilla"
+published = [10.0]
+[[rows]]
+label = "AT"
+flags = "--distill attention -c 1 -d 1 -b 1000"
+published = [11.0]
+[[rows]]
+label = "SP"
+flags = "--distill similarity -c 1 -d 1 -b 3000"
+published = [12.0]
+"""
+SHORT = ("--epochs", "1", "--max_steps", "2", "--tb_backend", "none")
+
+
+@pytest.fixture
+def place(tmp_path, teacher) -> Path:
+    """A folder with a table of its own and the teacher where the table's commands look for it."""
+    (tmp_path / "own.toml").write_text(OWN)
+    folder = tmp_path / "save/teachers/models/resnet8_vanilla"
+    folder.mkdir(parents=True)
+    (folder / "resnet8_best.pth").symlink_to(teacher)
+    return tmp_path
+
+
+@pytest.fixture
+def run(place, monkeypatch, capfd):
+    """The script in this process; the trainings it starts are processes of their own."""
+    monkeypatch.chdir(place)
+    for key, value in ENV.items():
+        monkeypatch.setenv(key, value)
+
+    def run(*argv, short=SHORT):
+        assert main(["own.toml", *argv, "--", *short]) == 0
+        out, err = capfd.readouterr()
+        assert not err
+        return out
+
+    return run
+
+
+def test_a_grid_is_run_once(place, run):
+    assert "3 to do in 2 processes" in run("--dry-run") and not (place / "save/students").exists()
+    out = run("--jobs", "2")
+    assert out.count("done") == 2 and "--published own" in out
+    made = sorted((place / "save/students/models").iterdir())
+    assert len(made) == 3 and all((f / "parameters.json").exists() for f in made)
+    (made[0] / "parameters.json").unlink()
+    assert "2 finished, 1 to do in 1 processes" in run("--dry-run")
+
+
+def test_a_teacher_of_a_shorter_run_is_named(place, run):
+    assert "warning" not in run("--dry-run")  # nothing is recorded beside it
+    beside = place / "save/teachers/models/resnet8_vanilla/parameters.json"
+    beside.write_text('{"epochs": 240}')
+    assert "warning" not in run("--dry-run")
+    beside.write_text('{"epochs": 3}')
+    (line,) = [line for line in run("--dry-run").splitlines() if line.startswith("warning: the teacher ")]
+    assert "resnet8_vanilla/resnet8_best.pth was trained for 3 epochs, the table's for 240" in line
+
+
+def test_an_interrupted_grid_goes_on(place, run, capfd):
+    def stop():
+        while not list(place.glob("save/students/models/*/metrics.jsonl")):
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(SystemExit) as end:
+        run("--only", "student alone", short=("--epochs", "4000", "--max_steps", "2", "--tb_backend", "none"))
+    assert end.value.code == 130 and "the same command goes on" in capfd.readouterr().out
+    (unfinished,) = place.glob("save/students/models/*")
+    assert list(unfinished.glob("*_last.pth")) and not (unfinished / "parameters.json").exists()
+
+
+def test_handed_to_a_scheduler(place, run):
+    pytest.importorskip("submitit", reason="needs submitit, of requirements-extra.txt")
+    assert "submitted " in run("--executor", "submitit", "--only", "AT")
+    (made,) = (place / "save/students/models").iterdir()
+    assert (made / "parameters.json").exists() and list(place.glob("save/run_table/own/submitit/*.pkl"))

@@ -1,0 +1,140 @@
+"""The (method, student, teacher) cases of the contract tests: every registry entry, and one toy of each family."""
+
+from __future__ import annotations
+
+import torch
+
+from distiller_zoo import method_dict
+from distiller_zoo._combined import Combined, CombinedConfig
+from models import model_dict
+from tests.support.toys import (
+    SENSOR,
+    VIDEO,
+    VIT,
+    Critic,
+    Factor,
+    Mutual,
+    Rotated,
+    RotatedTeacher,
+    TeacherView,
+    ToyData,
+    cnn,
+    cnn_aux,
+    network,
+)
+
+SMALL = {
+    "cc": {"feat_dim": 4},
+    "crd": {"nce_k": 8, "feat_dim": 4},
+    "cakd": {"every": 1},
+    "ldrld": {"top": 3},
+    "queue": {"size": 16},
+}  # settings that fit a toy data set
+PAIRS = (("resnet8", "resnet8x4"), ("vgg8", "wrn_16_1"))  # student, teacher; the second pairs unequal stages
+EQUAL_WIDTHS = (("resnet8", "resnet14"), ("vgg8", "vgg11"))
+PAIRS_OF = {  # methods that compare channel by channel, or read a transformer
+    "fsp": EQUAL_WIDTHS,
+    "kdsvd": EQUAL_WIDTHS,
+    "cakd": (("resnet8", "vit_micro_cifar"),),
+}
+HEADS = (("resnet8_aux", "wrn_16_1_aux"),)  # methods that read auxiliary heads
+PAIRS_OF |= dict.fromkeys(("hsakd_teacher", "hsakd", "hsakd_online"), HEADS)
+PAIRS_OF |= dict.fromkeys(("dpcd_teacher", "dpcd"), (("resnet8_aux_dpcd", "wrn_16_1"),)) | {
+    "dml": (("resnet8", "resnet8"),)
+}
+CLASSES = 5
+
+
+def config(name, **settings):
+    return method_dict[name].Config(**SMALL.get(name, {}), **settings)
+
+
+def combined(*names, **settings):
+    return CombinedConfig(members=tuple((method_dict[n], config(n)) for n in names), **settings)
+
+
+def registry_cases():
+    """id -> (method, config, student spec, teacher factory or None, data)."""
+    cases = {}
+    for name in method_dict:
+        method = method_dict[name]
+        for student, teacher in PAIRS_OF.get(name, PAIRS):
+            side = 16 if "_aux" in student else 32  # heads are many layers
+            data = ToyData(image=(3, side, side), num_classes=CLASSES)
+            factory = None if method.teacher_mode == "absent" else lambda t=teacher: network(model_dict[t], CLASSES)
+            cases[f"{name}-{student}-{teacher}"] = (method, config(name), model_dict[student], factory, data)
+    return cases
+
+
+def toy_cases():
+    image, paired = ToyData(), ToyData("paired")
+
+    def small():
+        return network(cnn(8))
+
+    def vit():
+        return network(model_dict["vit_micro_cifar"], CLASSES)
+
+    def cakd(student="resnet8", **settings):
+        photos = ToyData(image=(3, 32, 32), num_classes=CLASSES)
+        return method_dict["cakd"], config("cakd", **settings), model_dict[student], vit, photos
+
+    def aux(name):
+        return model_dict[name]
+
+    def heads():
+        return network(aux("resnet8_aux"))
+
+    default = method_dict["kd"].Config()
+    flags = {"norm_kd": True, "ea_weight": True}
+    weighted = CombinedConfig(
+        members=tuple((method_dict[n], config(n, **flags)) for n in ("kd", "dkd", "rld")), **flags
+    )
+    return {
+        "rotated-teacher": (RotatedTeacher, RotatedTeacher.Config(), cnn_aux(4), None, image),
+        "rotated": (Rotated, Rotated.Config(beta=1.0), cnn_aux(4), lambda: network(cnn_aux(8)), image),
+        "teacher-view": (TeacherView, TeacherView.Config(), cnn(4), small, image),
+        "critic": (Critic, Critic.Config(), cnn(4), lambda: network(VIT), image),
+        "two-stage": (Factor, Factor.Config(beta=1.0), cnn(4), small, image),
+        "online": (Mutual, Mutual.Config(), cnn(4), None, image),
+        "video-to-sensor": (method_dict["kd"], default, SENSOR, lambda: network(VIDEO), paired),
+        "video": (method_dict["kd"], default, VIDEO, lambda: network(VIDEO), paired),
+        "combined": (Combined, combined("at", "crd", "vid"), cnn(4), small, image),
+        "combined-deploying": (Combined, combined("simkd", "sp", cls=0.0, div=0.0), cnn(4), small, image),
+        "simkd-own-logits": (method_dict["simkd"], config("simkd", cls=1.0, div=1.0), cnn(4), small, image),
+        "logits": (Combined, combined("dkd", "ctkd", "mgd", logit_stand=True), cnn(4), small, image),
+        "logits-weighted": (Combined, weighted, cnn(4), small, image),
+        "kd-hard": (method_dict["kd"], config("kd", hard=True, ea_weight=True), cnn(4), small, image),
+        "crld-and-skd": (Combined, combined("crld", "skd"), cnn(4), small, image),
+        "sdd-nkd": (method_dict["sdd"], config("sdd", base="nkd", cls=0.0, scales=(1, 2, 4)), cnn(4), small, image),
+        "cat_kd-authors": (method_dict["cat_kd"], config("cat_kd", cls=0.0, div=0.0), cnn(4), small, image),
+        "srd-only": (method_dict["srd"], config("srd", cls=0.0, div=0.0), cnn(4), small, image),
+        "mlkd-video": (method_dict["mlkd"], config("mlkd", views=1), SENSOR, lambda: network(VIDEO), paired),
+        "cakd-code": cakd(variant="code"),
+        "cakd-code-gl": cakd(variant="code", parts="gl"),
+        "cakd-gl+pca": cakd("vgg8", parts="gl+pca"),
+        "hsakd-rotations": (method_dict["hsakd"], config("hsakd", rotations=2), aux("resnet8_aux"), heads, image),
+        "hsakd-heads": (
+            method_dict["hsakd"],
+            config("hsakd", heads=(3, 3, 1), cls=0.0, div=0.0),
+            aux("resnet8_aux"),
+            heads,
+            image,
+        ),
+        "hsakd_teacher-frozen": (
+            method_dict["hsakd_teacher"],
+            config("hsakd_teacher", freeze_backbone=True),
+            aux("resnet8_aux"),
+            None,
+            image,
+        ),
+        "kd-of-aux": (method_dict["kd"], config("kd"), aux("resnet8_aux"), heads, image),
+        "kd-only": (method_dict["kd"], config("kd", cls=0.0), cnn(4), small, image),
+    }
+
+
+ALL = registry_cases() | toy_cases()
+
+
+def soft_targets(batch, num_classes):
+    return torch.nn.functional.one_hot(batch.target, num_classes).float() * 0.9 + 0.1 / num_classes

@@ -1,0 +1,67 @@
+"""Two ranks walk through the contract cases: run by torchrun, see test_ddp.py.
+
+Each rank trains on its own half of a batch; afterwards all parameters and buffers that a method shares must agree.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch  # noqa: E402 (a script: the paths come first)
+import torch.distributed as dist  # noqa: E402
+
+from helper.machine.distributed import ddp, joined  # noqa: E402
+from helper.training.stages import chain_of  # noqa: E402
+from tests.support.cases import ALL  # noqa: E402
+from tests.support.contract import PROGRESS, make_step, parameters_vector  # noqa: E402
+from tests.support.toys import B  # noqa: E402
+
+
+def agree(values: torch.Tensor) -> bool:
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values)
+    return all(torch.allclose(parts[0], p, rtol=0, atol=1e-6) for p in parts[1:])
+
+
+def walk(case: str, rank: int, stage: int) -> list[str]:
+    """Train one stage of a case; -1 is the method itself."""
+    method, cfg, student, teacher, data = ALL[case]
+    build = partial(make_step, method, cfg, student, teacher, data, B, stage=stage)
+    start = parameters_vector(build())
+    step = build(wrap=ddp)
+    step.train()
+    for i in range(2):
+        step(data.batch(seed=10 * i + rank), PROGRESS)
+    trained = parameters_vector(step)
+    problems = []
+    if not agree(trained):
+        problems.append(f"{case}, stage {stage}: ranks disagree")
+    if torch.equal(trained, start):
+        problems.append(f"{case}, stage {stage}: nothing was trained")
+    banks = [b for name, b in step.method.named_buffers() if "memory" in name]
+    problems += [f"{case}: a memory bank differs between ranks" for b in banks if not agree(b)]
+    return problems
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    wanted = sys.argv[1:] or list(ALL)
+    with joined("gloo", 200):
+        rank = dist.get_rank()
+        problems = [
+            p for case in wanted for i in (*range(len(chain_of(ALL[case][0])) - 1), -1) for p in walk(case, rank, i)
+        ]
+    if rank == 0:
+        print("\n".join(problems) or f"{len(wanted)} cases agree", flush=True)
+    sys.stdout.flush()
+    # leave at once: gloo's threads were seen to abort a process that ends through the interpreter
+    os._exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()

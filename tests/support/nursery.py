@@ -1,0 +1,205 @@
+"""Runs the scripts of the repository in forked processes that have the slow imports behind them.
+
+A job is a line of JSON on standard input: script, argv, cwd, out, err (files), and hooks that make trouble at a chosen
+moment. Two lines of JSON answer it, each with its number: the process id at once, the wait status when it has ended.
+"""
+
+import contextlib
+import errno
+import gc
+import json
+import os
+import resource
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def preload() -> None:
+    """Import whatever a run imports on its way. Builds nothing: threads do not survive a fork."""
+    import sklearn.datasets  # noqa: F401
+    import sklearn.model_selection  # noqa: F401
+    import torch._dynamo  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
+    from torch.utils import checkpoint  # noqa: F401
+
+    import helper.session  # noqa: F401
+    from distiller_zoo import method_dict
+    from models import model_dict
+
+    for registry in (method_dict, model_dict):
+        for name in registry:
+            registry[name]
+
+
+def die_at_fsync(count: int, tear: bool) -> None:
+    """SIGKILL at the count-th fsync, which every write that matters makes; tear: the file's end is lost before."""
+    real, seen = os.fsync, 0
+
+    def fsync(fd: int) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == count:
+            if tear:
+                with contextlib.suppress(OSError):  # a folder has no end to lose
+                    os.ftruncate(fd, max(0, os.fstat(fd).st_size - 9))
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(fd)
+
+    os.fsync = fsync
+
+
+def at_step(count: int, action) -> None:
+    """Call action before the count-th training step."""
+    from helper.training.step import DistillStep
+
+    real, seen = DistillStep.__call__, 0
+
+    def call(self, *args):
+        nonlocal seen
+        seen += 1
+        if seen == count:
+            action()
+        return real(self, *args)
+
+    DistillStep.__call__ = call
+
+
+def signal_group(where: list) -> None:
+    """A group of its own, as launchers make one; a signal for the whole of it before a step, from outside."""
+    os.setsid()
+    count, number = where
+    kill = ["kill", f"-{number}", "--", f"-{os.getpid()}"]
+    at_step(count, lambda: subprocess.run(kill, start_new_session=True, check=True))
+
+
+def planted_bug():
+    raise KeyError("planted")
+
+
+def as_ranks(count: int) -> None:
+    """Go on as `count` processes of one group; whoever forked them ends the others when one has failed, as torchrun
+    does, and with its code."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    world = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    pids = []
+    for rank in range(count):
+        pid = os.fork()
+        if pid == 0:
+            os.environ |= {k: str(v) for k, v in {**world, "RANK": rank, "LOCAL_RANK": rank}.items()}
+            return
+        pids.append(pid)
+    worst = 0
+    signal.signal(signal.SIGTERM, lambda *_: [os.kill(pid, signal.SIGTERM) for pid in pids])
+    while pids:
+        pid, status = os.wait()
+        pids.remove(pid)
+        code = os.waitstatus_to_exitcode(status)
+        if code and not worst:
+            worst = code if code > 0 else 128 - code
+            for other in pids:
+                os.kill(other, signal.SIGTERM)
+    os._exit(worst)
+
+
+def in_rank(rank: int, hooks: dict) -> None:
+    """Hooks for one process of as_ranks() alone."""
+    if int(os.environ["RANK"]) == rank:
+        for hook, value in hooks.items():
+            HOOKS[hook](value)
+
+
+def hide_module(name: str) -> None:
+    for loaded in [m for m in sys.modules if m.split(".")[0] == name or m.startswith("torch.utils.tensorboard")]:
+        del sys.modules[loaded]
+    sys.modules[name] = None
+
+
+def fill_disk_of_events(_: bool) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    RecordWriter.write = write
+
+
+def leave_memory(count: int) -> None:
+    import helper.machine.lane_memory
+
+    helper.machine.lane_memory.free = lambda device: count
+
+
+def limit_memory(more: int) -> None:
+    """This process may have so many bytes beside those it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+HOOKS = {
+    "memory_left": leave_memory,
+    "events_full": fill_disk_of_events,
+    "fsync": lambda count: die_at_fsync(count, tear=False),
+    "torn": lambda count: die_at_fsync(count, tear=True),
+    "signals": lambda where: [at_step(k, lambda n=n: os.kill(os.getpid(), n)) for k, n in where],
+    "group_signal": signal_group,
+    "bug_at": lambda count: at_step(count, planted_bug),
+    "fsize": lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    "hide": hide_module,
+    "memory": limit_memory,
+    "hang_at": lambda count: at_step(count, lambda: time.sleep(8)),
+    "ranks": as_ranks,
+    "in_rank": lambda where: in_rank(*where),
+    "env": lambda values: os.environ.update(values),
+}
+
+
+def child(job: dict) -> int:
+    os.chdir(job["cwd"])
+    for fd, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    script = ROOT / job["script"]
+    sys.argv = [str(script), *job["argv"]]
+    code = 0
+    try:
+        for hook, value in job["hooks"].items():
+            HOOKS[hook](value)
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def main() -> None:
+    sys.path.insert(0, str(ROOT))
+    preload()
+    gc.collect()
+    gc.freeze()  # pages that the collector does not touch stay shared with the forked
+    print("ready", flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(child(job))
+        print(json.dumps([job["number"], pid]), flush=True)
+        print(json.dumps([job["number"], os.waitpid(pid, 0)[1]]), flush=True)
+    gc.unfreeze()
+
+
+if __name__ == "__main__":
+    main()
