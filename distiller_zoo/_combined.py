@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Phase, Progress, Tap, Terms, UserError
-from distiller_zoo.base import Distiller
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Phase, Progress, Terms, UserError
+from distiller_zoo.base import Deployment, Distiller
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,13 @@ class Combined(Distiller):
         staged = [m.name for m in methods if m.before is not None]
         if staged:
             raise UserError(f"{', '.join(staged)} trains a stage of its own first and cannot be combined")
-        heads = [m.name for m in methods if m.deploy is not Distiller.deploy]
-        if len(heads) > 1:
-            raise UserError(f"{' and '.join(heads)} both change what is deployed; combine at most one of them")
-        replacing = [m.name for m in methods if m.deployed_head is not Distiller.deployed_head]
+        deploying = [m.name for m in methods if m.deployment is not Distiller.deployment]
+        if len(deploying) > 1:
+            raise UserError(f"{' and '.join(deploying)} both change what is deployed; combine at most one of them")
         idle = [m.name for m in methods if m.terms is Distiller.terms and not (cfg.cls or cfg.div)]
-        if replacing and idle:
+        if deploying and idle:
             raise UserError(
-                f"{replacing[0]} replaces the classifier that {' and '.join(idle)} would train, and weighs it 0: "
+                f"{deploying[0]} replaces the classifier that {' and '.join(idle)} would train, and weighs it 0: "
                 f"leave {' and '.join(idle)} out, or train it too with -c and -d"
             )
         online = [m.name for m in methods if m.teacher_mode == "trained"]
@@ -70,8 +68,8 @@ class Combined(Distiller):
     def each(self) -> list[Distiller]:
         return list(self.members.values())  # type: ignore[arg-type]
 
-    def deploying(self) -> Distiller | None:
-        return next((m for m in self.each() if m.deploying() is not None), None)
+    def deployment(self) -> Deployment | None:
+        return next((d for m in self.each() if (d := m.deployment()) is not None), None)
 
     def prepare(self, batch: Batch) -> Batch:
         for m in self.each():
@@ -80,9 +78,6 @@ class Combined(Distiller):
 
     def rows(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
         return s, t, batch  # each member has its own
-
-    def deploy(self, s: Features) -> Features:
-        return s if (head := self.deploying()) is None else head.deploy(s)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         for m in self.each():
@@ -124,26 +119,3 @@ class Combined(Distiller):
 
     def readouts(self, features: Features) -> dict[str, Tensor]:
         return {k: v for m in self.each() for k, v in m.readouts(features).items()}
-
-    def own_logits(self, s: Features) -> Tensor:
-        return s["logits"] if (head := self.deploying()) is None else head.own_logits(s)
-
-    def deployed_state(self) -> dict[str, dict[str, Tensor]]:
-        return {} if (head := self.deploying()) is None else head.deployed_state()
-
-    def load_deployed_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        if (head := self.deploying()) is not None:
-            head.load_deployed_state(state)
-
-    def deployed_taps(self, student: ModelSpec) -> Mapping[str, Tap]:
-        if (head := self.deploying()) is None:
-            return {}
-        return {
-            k: dataclasses.replace(tap, module=f"members.{head.name}.{tap.module}")
-            for k, tap in head.deployed_taps(student).items()
-        }
-
-    def deployed_head(self) -> str | None:
-        head = self.deploying()
-        path = None if head is None else head.deployed_head()
-        return None if path is None else f"members.{head.name}.{path}"  # type: ignore[union-attr]

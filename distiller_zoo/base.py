@@ -4,7 +4,7 @@
 |---|---|---|
 | needs | taps of student and teacher, full batches only | logits alone |
 | prepare | change the batch: rotations, second views, a view for the teacher alone | as it is |
-| deploy | student-side work that survives into evaluation and export; may replace "logits" | none |
+| deployment | layers on top of the student that survive into evaluation and export | none |
 | connect | every other projection with parameters; runs inside the root that DDP, compile and autocast wrap | none |
 | rows | which rows of the logits `terms` compares: clips, or frames | clips |
 | row_weights | how much each row counts in a logit loss | alike |
@@ -18,7 +18,6 @@
 | before | a first stage, trained to completion | none |
 | constant_lr | a learning rate of a stage's own, for as long as it lasts | the run's |
 | readouts, reported | which logits evaluation reports, and the branches they come from | student, none |
-| deployed_state, deployed_taps, deployed_head | what of the method is part of the exported student | nothing |
 
 A method file holds one subclass, its Config and nothing else. Shape letters as in core.protocols.
 """
@@ -50,6 +49,30 @@ from distiller_zoo._math import STD_EPS, detached, entropy_weights, kl, kl_rows,
 from distiller_zoo._stages import paired_stages, unequal_stages, unreached
 
 FRAME_LOGITS = "frame_logits"  # tap of networks that score every frame of a clip: [B*T, K]
+OWN_LOGITS = "own_logits"  # those of the student's own classifier, where a deployment has another: [B*V, K]
+
+
+class Deployment(nn.Module):
+    """What of a method survives training: layers on top of the student, which become a part of it.
+
+    forward: features -> features; new "logits" leave the student's own as OWN_LOGITS. method: registry name.
+    cfg: the method's. taps: those of the student whose meaning changed; module paths inside this module.
+    head: path inside this module of the classifier in place of the student's, None where that stays.
+    """
+
+    def __init__(self, method: str, cfg: Any, taps: Mapping[str, Tap], head: str | None = None):
+        super().__init__()
+        self.method, self.cfg, self.taps, self.head = method, cfg, taps, head
+
+    def forward(self, s: Features) -> Features:
+        raise NotImplementedError
+
+    def entries(self) -> dict[str, dict[str, Tensor]]:
+        """Checkpoint entry -> state."""
+        raise NotImplementedError
+
+    def load_entries(self, entries: Mapping[str, Mapping[str, Tensor]]) -> None:
+        raise NotImplementedError
 
 
 class Distiller(nn.Module):
@@ -58,7 +81,7 @@ class Distiller(nn.Module):
     name: ClassVar[str]  # the registry name; also the name of the term that --beta weighs
     teacher_mode: ClassVar[Literal["absent", "frozen", "trained"]] = "frozen"
     before: ClassVar[type[Distiller] | None] = None
-    reads_logits: bool = False  # whether `terms` or `deploy` depend on the student's own logits
+    reads_logits: bool = False  # whether `terms` or the deployment depend on the student's own logits
     weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach
     follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled anew all the time
 
@@ -103,8 +126,13 @@ class Distiller(nn.Module):
     def prepare(self, batch: Batch) -> Batch:
         return batch
 
+    def deployment(self) -> Deployment | None:
+        """The part of this method that is deployed with the student; the same module at every call."""
+        return None
+
     def deploy(self, s: Features) -> Features:
-        return s
+        """The student's features as they are deployed."""
+        return s if (deployment := self.deployment()) is None else deployment(s)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         """Add projected features under names of the method's own ("crd.v_s"); t is {} without a teacher."""
@@ -140,15 +168,11 @@ class Distiller(nn.Module):
         return ()
 
     def reported(self) -> tuple[str, ...]:
-        """Branches of the student (auxiliary heads) that `deploy` or `readouts` read; no other is computed then."""
+        """Branches of the student (auxiliary heads) that are read when it is deployed; no other is computed then."""
         return ()
 
     def readouts(self, features: Features) -> dict[str, Tensor]:
         return {"student": features["logits"]}
-
-    def own_logits(self, s: Features) -> Tensor:
-        """[B*V, K] the logits that cls and div act on."""
-        return s["logits"]
 
     def comparable(self, logits: Tensor) -> Tensor:
         """Logits as a logit loss compares them: as they are, z-scored with --logit_stand, or over their standard
@@ -206,7 +230,7 @@ class Distiller(nn.Module):
         """cls: cross-entropy of view 0, mean over B. div: the KL, or div_rows(), times row_weights(); mean
         over all views (all frames, with --frame_logits).
         weights: of the moment, as weights(); weight 0: not computed."""
-        logits = self.own_logits(s)
+        logits = s.get(OWN_LOGITS, s["logits"])
         terms: Terms = {}
         if weights.get("cls"):
             target = batch.target if batch.soft_target is None else batch.soft_target
@@ -225,25 +249,6 @@ class Distiller(nn.Module):
             rows = kl_rows(*seen)
         rows = self.weighted_rows(rows, z_s, z_t)
         return rows.mean() if views is None else over_views(rows, views)
-
-    def deploying(self) -> Distiller | None:
-        """The method whose `deploy` does something: this one, a member of a combination, or none."""
-        return None if type(self).deploy is Distiller.deploy else self
-
-    def deployed_state(self) -> dict[str, dict[str, Tensor]]:
-        """Checkpoint entry -> state, of everything `deploy` uses."""
-        return {}
-
-    def load_deployed_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        return None
-
-    def deployed_taps(self, student: ModelSpec) -> Mapping[str, Tap]:
-        """Taps whose meaning `deploy` changed; module paths inside this method."""
-        return {}
-
-    def deployed_head(self) -> str | None:
-        """Path inside this method of the classifier that `deploy` uses in place of the student's."""
-        return None
 
 
 class Peers(Distiller):

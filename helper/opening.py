@@ -52,6 +52,7 @@ class Opened:
     lanes: Sequence[Settings]
     data: DataSet
     loader: Loader
+    test_loader: Loader
     teacher: Network | None
     source: TeacherSource | None
     hardware: Hardware
@@ -140,7 +141,7 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
     return dataclasses.replace(networks[0], others=tuple(networks[1:]), weights=weights)
 
 
-def measure_teacher(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
+def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
     """Evaluate in float32 once, remember it beside the runs, and compare with what the file says of itself."""
     if settings.teacher.skip_validation:
         log.info("Skipping teacher validation.")

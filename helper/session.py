@@ -1,9 +1,9 @@
-"""One training session behind both scripts: parse -> build -> fit -> finish."""
+"""The parts of a training session, in the order of train_student.py: open, build, enter, fit, finish."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -20,6 +20,7 @@ from dataset.mixing import MixedLoader
 from distiller_zoo._combined import Combined
 from distiller_zoo.base import Distiller
 from helper.deploy.cost import deployed_parameters, macs
+from helper.evaluation.evaluate import open_test
 from helper.machine import distributed
 from helper.machine.kernels import Hardware, pick_kernels
 from helper.machine.lane_memory import LaneMemory
@@ -29,7 +30,6 @@ from helper.networks.load import Network, file_checksum, load_backbone, position
 from helper.networks.teacher_sources import SharedTeacher
 from helper.opening import (
     Opened,
-    measure_teacher,
     notice_of_decays,
     notice_without_effect,
     open_data,
@@ -38,15 +38,15 @@ from helper.opening import (
     setup,
     shared_source,
     student_spec,
+    teacher_accuracy,
 )
 from helper.options.naming import folder_of
-from helper.options.parse import parse_lanes
 from helper.options.settings import Settings
 from helper.runs.events import event_writer, require_backend
 from helper.runs.folder import RunFolder, link_short_name, refuse_differences, who_has
-from helper.training.lanes import drive
-from helper.training.loops import Fit, Run, rank_seed, read_last, summary
+from helper.training.loop import Lanes, train
 from helper.training.optim import optimizer
+from helper.training.run import TrainingRun, rank_seed, read_last, summary
 from helper.training.schedule import make_schedule
 from helper.training.stages import Stage, StagePlan, build_stages, union_of_needs
 from helper.training.step import StepSetup
@@ -61,63 +61,33 @@ class Lane:
     settings: Settings
     folder: RunFolder
     described: dict[str, Any]
-    fit: Fit
+    run: TrainingRun
     stages: Iterator[Stage]
     notes: Sequence[str]
     chosen: Mapping[str, Any] | None  # the state of --resume PATH
 
 
-def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
-    """The whole of train_teacher.py and train_student.py."""
+@dataclass(frozen=True)
+class Entered:
+    """A lane whose folder is entered. state: to continue from, None to begin."""
+
+    lane: Lane
+    state: Mapping[str, Any] | None
+
+
+def begin() -> None:
+    """The log of this process goes to the console until a run opens its own."""
     start_log()
-    trials = parse_lanes(argv, teacher=is_teacher)
-    first = trials[0][0]
-    machine_cfg = first.machine
-    distributed.in_processes(
-        machine_cfg.launch, machine_cfg.device.gpu_id, first.command, lambda: train_trials(trials), LOST
-    )
 
 
-def train_trials(trials: Sequence[Sequence[Settings]]) -> None:
-    for lanes in trials:
-        start_log()
-        train_together(lanes)
+def in_processes(first: Settings, work: Callable[[], object]) -> None:
+    """Do the work in the processes that the command line asks for; usually this one."""
+    distributed.in_processes(first.machine.launch, first.machine.device.gpu_id, first.command, work, LOST)
 
 
-def train_together(lanes: Sequence[Settings]) -> None:
-    """Students that share data order and teacher; usually one."""
-    opened = open_shared(lanes)
-    built = [build_lane(lane, opened) for lane in lanes]
-    for lane in built[1:]:  # workers that decode are there once, not for each
-        lane.fit.test_loader = built[0].fit.test_loader
-    if lanes[0].run.dry_run:
-        return try_out(built, opened.loader)
-    runs: dict[Fit, Run] = {}
-    running: list[Lane] = []
-    with Stopper().listening() as stopper:
-        for lane in built:
-            resume = enter(lane, opened, label=None if len(built) == 1 else lane.settings.label)
-            if resume is False:
-                continue
-            running.append(lane)
-            runs[lane.fit] = lane.fit.run(lane.stages, resume, stopper)
-        if not running:
-            return
-        teacher_acc = None
-        if opened.teacher:
-            teacher_acc = measure_teacher(opened.teacher, opened.data, opened.hardware.device, lanes[0])
-        log.info("==> training...")
-        try:
-            drive(runs, opened.loader, LaneMemory(len(runs), opened.hardware.device))
-        except Interrupted as stop:
-            given = (("overwrite", lanes[0].run.overwrite), ("resume", built[0].chosen))
-            once = [f"--{name}" for name, was_given in given if was_given]
-            command = f"the same command without {' and '.join(once)}" if once else "the same command"
-            raise Interrupted(f"{stop}; {command} goes on from there", stop.code) from None
-        finally:
-            for lane in running:
-                if lane.fit.ended:
-                    finish(lane, opened, teacher_acc, [other.folder.models.name for other in built])
+def listening() -> AbstractContextManager[Stopper]:
+    """Inside, Ctrl-C and SIGTERM stop training at the next step."""
+    return Stopper().listening()
 
 
 def open_shared(lanes: Sequence[Settings]) -> Opened:
@@ -154,7 +124,7 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
         log.info(notice)
     hardware = Hardware(device, autocast, kernels)
     source = None if teacher is None else shared_source(lanes, teacher, data, hardware)
-    return Opened(lanes, data, loader, teacher, source, hardware)
+    return Opened(lanes, data, loader, open_test(data, device), teacher, source, hardware)
 
 
 def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
@@ -163,9 +133,9 @@ def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
     batch = next(iter(loader))
     for lane in lanes:
         stage = next(lane.stages)
-        stage.step.set_lr(lane.fit.rate(stage, 1))
+        stage.step.set_lr(lane.run.rate(stage, 1))
         stage.step.train()
-        result = stage.step(batch, Progress(1, stage.epochs, 0, lane.fit.steps, stage.index))
+        result = stage.step(batch, Progress(1, stage.epochs, 0, lane.run.steps, stage.index))
         terms = ", ".join(f"{name} {float(value):.4g}" for name, value in result.terms.items())
         log.info("dry run of %s: loss %.4g (%s)", lane.folder.models.name, float(result.loss), terms)
 
@@ -189,11 +159,11 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
     if needs.full_batches:
         refuse_uneven_parts(settings)
     described = describe(settings, data, teacher, opened.hardware)
-    fit = build_fit(settings, opened, folder, student, source, described["identity"], needs.full_batches)
-    refuse_idle(settings, first, fit.steps)
-    chosen = chosen_state(settings, opened, folder, fit)
+    run = build_run(settings, opened, folder, student, source, described["identity"], needs.full_batches)
+    refuse_idle(settings, first, run.steps)
+    chosen = chosen_state(settings, opened, folder, run.identity)
     notes = [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
-    return Lane(settings, folder, described, fit, chain([first], stages), notes, chosen)
+    return Lane(settings, folder, described, run, chain([first], stages), notes, chosen)
 
 
 def build_chain(
@@ -247,7 +217,7 @@ def refuse_uneven_parts(settings: Settings) -> None:
         )
 
 
-def build_fit(
+def build_run(
     settings: Settings,
     opened: Opened,
     folder: RunFolder,
@@ -255,10 +225,10 @@ def build_fit(
     source: TeacherSource | None,
     identity: Mapping[str, Any],
     full_batches: bool,
-) -> Fit:
+) -> TrainingRun:
     data, loader = opened.data, opened.loader
     cached = source.cache if isinstance(source, SharedTeacher) else None
-    return Fit(
+    return TrainingRun(
         folder,
         data,
         opened.hardware.device,
@@ -273,6 +243,7 @@ def build_fit(
         },
         settings.training.loop,
         loader,
+        opened.test_loader,
         identity,
         full_batches,
         after_epoch=partial(end_of_epoch, [part.end_epoch for part in (cached, loader) if part is not None]),
@@ -281,7 +252,9 @@ def build_fit(
     )
 
 
-def chosen_state(settings: Settings, opened: Opened, folder: RunFolder, fit: Fit) -> Mapping[str, Any] | None:
+def chosen_state(
+    settings: Settings, opened: Opened, folder: RunFolder, identity: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
     """The state of --resume PATH, None for auto. UserError where it belongs to another run."""
     path = settings.run.resume
     if path == "auto":
@@ -289,7 +262,7 @@ def chosen_state(settings: Settings, opened: Opened, folder: RunFolder, fit: Fit
     if len(opened.lanes) > 1:
         raise UserError("--resume PATH belongs to one student: name a single --distill, or leave --resume out")
     chosen = distributed.by_main(lambda: read_last(path))
-    refuse_differences(Path(path), chosen["identity"], fit.identity, settings.off_default())
+    refuse_differences(Path(path), chosen["identity"], identity, settings.off_default())
     if settings.run.overwrite and Path(path).resolve().parent == folder.models.resolve():
         raise UserError(
             f"--overwrite would delete the rows and the best checkpoint that --resume {path} goes with: leave one of "
@@ -305,24 +278,52 @@ def end_of_epoch(parts: Sequence[Callable[[], Mapping[str, Any]]]) -> dict[str, 
     return {k: v if isinstance(v, float) else sum(one[k] for one in everybody) for k, v in mine.items()}
 
 
-def enter(lane: Lane, opened: Opened, label: str | None) -> Any:
-    """Enter the run's folder: the state to continue from, None to start, False if it is finished already."""
+def enter_folders(lanes: Sequence[Lane], opened: Opened) -> list[Entered]:
+    """Enter the folder of every run that is not finished yet."""
+    entered = [enter(lane, opened, None if len(lanes) == 1 else lane.settings.label) for lane in lanes]
+    return [one for one in entered if one is not None]
+
+
+def enter(lane: Lane, opened: Opened, label: str | None) -> Entered | None:
+    """Enter the run's folder; None if it is finished already."""
     folder, settings = lane.folder, lane.settings
-    restarted = distributed.restarts() > 0  # by an elastic launcher: on from the last state, whatever began it
+    restarted = distributed.restarts() > 0  # by an elastic launcher: resume from the last state in any case
     if distributed.by_main(lambda: folder.enter(lane.described, settings.run.overwrite and not restarted)):
         log.info("already finished: %s holds the result (--overwrite trains it again)", folder.models)
-        return False
+        return None
     if machine.is_main():
-        lane.fit.log = open_run_log(folder.log, label)
+        lane.run.log = open_run_log(folder.log, label)
     elif settings.machine.ranks.log_all_ranks:
-        lane.fit.log = open_run_log(folder.log.with_name(f"log_rank{machine.rank()}.txt"), label)
+        lane.run.log = open_run_log(folder.log.with_name(f"log_rank{machine.rank()}.txt"), label)
     precision = "bf16" if opened.hardware.autocast else "fp32"
-    lane.fit.log.info("run folder %s, %s on %s", folder.models, precision, opened.hardware.device)
+    lane.run.log.info("run folder %s, %s on %s", folder.models, precision, opened.hardware.device)
     for note in lane.notes:
-        lane.fit.log.info(note)
-    chosen = None if restarted and folder.last.exists() else lane.chosen
-    identity = lane.described["identity"]
-    return distributed.by_main(lambda: find_resume(settings.run.resume, chosen, folder, identity, lane.fit.log))
+        lane.run.log.info(note)
+    return Entered(lane, distributed.by_main(lambda: find_resume(lane, restarted)))
+
+
+def measure_teacher(opened: Opened) -> float | None:
+    """Top-1 of the teacher in percent, None without one."""
+    if opened.teacher is None:
+        return None
+    return teacher_accuracy(opened.teacher, opened.data, opened.hardware.device, opened.lanes[0])
+
+
+def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
+    """Train until all have ended, or raise Interrupted with the command that continues."""
+    log.info("==> training...")
+    lanes = Lanes(len(entered), LaneMemory(len(entered), opened.hardware.device))
+    try:
+        for one in entered:
+            lanes.start(one.lane.run, one.lane.stages, one.state, stopper)
+        train(lanes, opened.loader)
+    except Interrupted as stop:
+        asked, chosen = opened.lanes[0].run, entered[0].lane.chosen
+        once = [f"--{name}" for name, given in (("overwrite", asked.overwrite), ("resume", chosen)) if given]
+        command = f"the same command without {' and '.join(once)}" if once else "the same command"
+        raise Interrupted(f"{stop}; {command} continues from there", stop.code) from None
+    finally:
+        lanes.close()
 
 
 def refuse_idle(settings: Settings, stage: Stage, steps: int) -> None:
@@ -337,22 +338,22 @@ def refuse_idle(settings: Settings, stage: Stage, steps: int) -> None:
         raise UserError(f"every term of the loss of --distill {settings.distill} has weight 0: raise one of -c, -d, -b")
 
 
-def find_resume(
-    resume: str,
-    chosen: Mapping[str, Any] | None,
-    folder: RunFolder,
-    identity: Mapping[str, Any],
-    logger: logging.Logger,
-) -> Mapping[str, Any] | None:
-    """The state to continue from, if any. chosen: that of --resume PATH, whose rows and best checkpoint come along."""
+def find_resume(lane: Lane, restarted: bool) -> Mapping[str, Any] | None:
+    """The state to continue from, if any; with --resume PATH its rows and best checkpoint come along.
+
+    restarted: by an elastic launcher, after which the run's own last state counts.
+    """
+    folder, chosen = lane.folder, lane.chosen
+    if restarted and folder.last.exists():
+        chosen = None
     if chosen is None and not folder.last.exists():
         return None
-    path, state = (folder.last, read_last(folder.last)) if chosen is None else (Path(resume), chosen)
-    refuse_differences(path, state["identity"], identity)
+    path, state = (folder.last, read_last(folder.last)) if chosen is None else (Path(lane.settings.run.resume), chosen)
+    refuse_differences(path, state["identity"], lane.described["identity"])
     if chosen is not None:
         folder.adopt(path.parent)
     where = f"epoch {state['epoch'] + 1}" + (f", step {state['step'] + 1}" if state["step"] else "")
-    logger.info("continuing from %s at %s", path, where)
+    lane.run.log.info("continuing from %s at %s", path, where)
     return state
 
 
@@ -382,14 +383,20 @@ def describe(settings: Settings, data: DataSet, teacher: Network | None, hardwar
     }
 
 
-def finish(lane: Lane, opened: Opened, teacher_acc: float | None, lanes: Sequence[str]) -> None:
+def finish(lanes: Sequence[Lane], opened: Opened, teacher_acc: float | None) -> None:
+    """Complete the folders of the runs that have ended."""
+    names = [lane.folder.models.name for lane in lanes]
+    for lane in lanes:
+        if lane.run.ended and machine.is_main():
+            complete(lane, opened, teacher_acc, names)
+
+
+def complete(lane: Lane, opened: Opened, teacher_acc: float | None, together: Sequence[str]) -> None:
     """parameters.json marks the run as complete; a teacher also appears under its short name."""
-    if not machine.is_main():
-        return
-    settings, folder, fit, step = lane.settings, lane.folder, lane.fit, lane.fit.stage.step
+    settings, folder, run, step = lane.settings, lane.folder, lane.run, lane.run.stage.step
     data, teacher = opened.data, opened.teacher
     uses_teacher = teacher is not None and settings.method.teacher_mode == "frozen"
-    bare, deployed = deployed_parameters(step.student, step.method)
+    bare, deployed = deployed_parameters(step.student, step.method.deployment())
     atomic_write_json(
         settings.as_dict()
         | {
@@ -398,22 +405,22 @@ def finish(lane: Lane, opened: Opened, teacher_acc: float | None, lanes: Sequenc
             "tb_folder": str(folder.tensorboard),
             "Total params": bare / 1e6,
             "Deployed params": deployed / 1e6,
-            "Deployed MACs": macs(step.deployed(bare=True), data.shapes, fit.device) / 1e6,
+            "Deployed MACs": macs(step.deployed(bare=True), data.shapes, run.device) / 1e6,
             "arch_t": teacher.name if teacher is not None and uses_teacher else None,
             "evaluated_on": data.evaluated_on,
-            "Total time": fit.seconds / 3600,
-            "lanes": list(lanes),
+            "Total time": run.seconds / 3600,
+            "lanes": list(together),
             "num_classes": data.num_classes,
             "processes": distributed.world_size(),
             "teacher_acc": teacher_acc if uses_teacher else None,
-            "rows": fit.rows_checksum,
-            "last": dict(fit.last_row),
-            "best": {"test_acc": fit.best_acc, "epoch": fit.best_epoch},
+            "rows": run.rows_checksum,
+            "last": dict(run.last_row),
+            "best": {"test_acc": run.best_acc, "epoch": run.best_epoch},
         },
         folder.finished,
     )
-    fit.log.info(summary(fit.last_row, fit.best_acc, fit.best_epoch, fit.seconds, data.evaluated_on))
-    fit.log.info("result in %s", folder.models)
+    run.log.info(summary(run.last_row, run.best_acc, run.best_epoch, run.seconds, data.evaluated_on))
+    run.log.info("result in %s", folder.models)
     if settings.is_teacher and settings.data.source.dataset in ("cifar100", "imagenet"):
         link = link_short_name(folder.models.parent, settings.model, folder, settings.distill)
         if link is None:

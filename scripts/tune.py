@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text, make_folder
 from core.protocols import UserError
-from helper.options.parse import flags_of_run, normalised, parse_lanes
+from helper.options.parse import flags_of_run, normalised, parse_students
 from helper.options.settings import Settings
 from helper.tables.jobs import TrainCommand
 
@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
                 if flag == "--val_fraction"
                 else "--save_root is the search's own: use --study"
             )
-    students = sum(parse_lanes(given, teacher=False), [])
+    students = sum(parse_students(given, teacher=False), [])
     if len(students) > 1:
         raise UserError("a search is for one student: one --distill, one --model_s, and no --trials behind --")
     (settings,) = students

@@ -23,7 +23,8 @@ FLOORS = (
     ("helper.tables",),
     ("helper.opening",),
     ("helper.session",),
-    ("scripts", "train_teacher", "train_student", "test_model", "eval_rep", "predict"),
+    ("scripts", "train_student", "test_model", "eval_rep", "predict"),
+    ("train_teacher",),  # train_student.py without a teacher
 )
 LEVEL = {part: level for level, row in enumerate(FLOORS) for part in row}
 PACKAGES = ("core", "models", "dataset", "crd", "distiller_zoo", "helper", "scripts")

@@ -15,27 +15,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core.protocols import Context, Side
 from core.taps import TappedNet
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Deployment, Distiller
 from helper.networks.load import Composite
 from helper.training.stages import chain_of, needs_of
 from helper.training.step import Deployed
 
 
-def deployed_parameters(student: TappedNet, method: Distiller | None) -> tuple[int, int]:
+def deployed_parameters(student: TappedNet, deployment: Deployment | None) -> tuple[int, int]:
     """(parameters of the bare student, parameters at test time).
 
     They differ where a method deploys layers of its own, or replaces the student's classifier, and by auxiliary heads.
     """
     bare = sum(p.numel() for p in student.model.parameters())
     kept = bare - sum(p.numel() for p in _branches(student.model))
-    if method is None or method.deploying() is None:
+    if deployment is None:
         return bare, kept
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    extra = sum(
-        v.numel() for entry in method.deployed_state().values() for k, v in entry.items() if not k.endswith(buffers)
-    )
-    own_head = sum(p.numel() for p in student.head.parameters()) if method.deployed_head() else 0
-    return bare, kept - own_head + extra
+    replaced = 0 if deployment.head is None else sum(p.numel() for p in student.head.parameters())
+    return bare, kept - replaced + sum(p.numel() for p in deployment.parameters())
 
 
 def _branches(model: nn.Module) -> Iterable[nn.Parameter]:
@@ -47,16 +43,17 @@ def _branches(model: nn.Module) -> Iterable[nn.Parameter]:
 def deployed_count(model: nn.Module) -> int:
     """Parameters at test time of a network read from a checkpoint: a classifier that was replaced does not count."""
     if isinstance(model, Composite):
-        return deployed_parameters(model.student, model.method)[1]
+        return deployed_parameters(model.student, model.deployment)[1]
     return sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in _branches(model))
 
 
 def replaced_head(predict: nn.Module) -> nn.Module | None:
     """The student's classifier where the method has another one at test time."""
     inner = predict.model if isinstance(predict, TappedNet) else predict
-    if isinstance(inner, (Deployed, Composite)) and inner.method.deployed_head() is not None:
-        return inner.student.head
-    return None
+    if not isinstance(inner, (Deployed, Composite)):
+        return None
+    deployment = inner.deployment
+    return None if deployment is None or deployment.head is None else inner.student.head
 
 
 @contextmanager

@@ -315,7 +315,7 @@ class Launch:
 
 
 def in_processes(
-    asked: LaunchConfig, gpu_id: str, argv: Sequence[str], work: Callable[[], None], advice: str = ""
+    asked: LaunchConfig, gpu_id: str, argv: Sequence[str], work: Callable[[], object], advice: str = ""
 ) -> None:
     """Start this script with `argv` in the processes asked for; in one of those, or where none are, do the work.
 

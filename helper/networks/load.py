@@ -18,7 +18,7 @@ from core.option import NAMED, RESULT, Config, option
 from core.protocols import Context, ModelSpec, Side, Tap, TeacherSource, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Deployment
 from helper.machine.devices import to_device
 from helper.machine.kernels import PLAIN, Kernels
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
@@ -82,24 +82,23 @@ def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> l
 class Composite(nn.Module):
     """A deployed student as one plain model: backbone, the method's surviving layers, logits. Reads [0, 1] images."""
 
-    def __init__(self, student: TappedNet, method: Distiller):
+    def __init__(self, student: TappedNet, deployment: Deployment):
         super().__init__()
-        self.student, self.method = student, method
+        self.student, self.deployment = student, deployment
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.method.deploy(self.student({self.student.spec.input: x}, ()))["logits"]
+        return self.deployment(self.student({self.student.spec.input: x}, ()))["logits"]
 
 
-def composite_spec(student: ModelSpec, method: Distiller) -> ModelSpec:
-    """The student's spec, with paths into the composite and the taps and head that `deploy` replaced."""
+def composite_spec(student: ModelSpec, deployment: Deployment) -> ModelSpec:
+    """The student's spec, with paths into the composite and the taps and head that the deployment replaced."""
 
     def inside(prefix: str, tap: Tap) -> Tap:
         return dataclasses.replace(tap, module=f"{prefix}.{tap.module}")
 
     taps = {k: inside("student.model", tap) for k, tap in student.taps.items() if k not in student.branches}
-    taps |= {k: inside("method", tap) for k, tap in method.deployed_taps(student).items()}
-    own_head = method.deployed_head()
-    head = f"student.model.{student.head}" if own_head is None else f"method.{own_head}"
+    taps |= {k: inside("deployment", tap) for k, tap in deployment.taps.items()}
+    head = f"student.model.{student.head}" if deployment.head is None else f"deployment.{deployment.head}"
     return dataclasses.replace(student, taps=taps, head=head, mean=None, std=None, branches=())
 
 
@@ -323,8 +322,11 @@ def _composite(
             shapes_t[name] = shapes_t[teacher_spec.stages[-1]]
     teacher = Side(teacher_spec, head, shapes_t)
     method = cls(cfg, Context(num_classes, torch.zeros(1, dtype=torch.int64), 1, probe(student, shapes), teacher))
-    method.load_deployed_state(checkpoint.extra)
-    return Network(composite_spec(spec, method), Composite(student, method), checkpoint)
+    deployment = method.deployment()
+    if deployment is None:
+        raise UserError(f"{path} says that {cls.name} is deployed with the student, which deploys nothing")
+    deployment.load_entries(checkpoint.extra)
+    return Network(composite_spec(spec, deployment), Composite(student, deployment), checkpoint)
 
 
 def started_from(spec: ModelSpec, weights: str) -> ModelSpec:

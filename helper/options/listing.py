@@ -255,7 +255,7 @@ def _measured(
         built = stage(cfg, dataclasses.replace(ctx, previous=built))
         trained += sum(p.numel() for p in built.parameters() if p.requires_grad and id(p) not in own_head)
         built.requires_grad_(False)
-    bare_count, deployed = deployed_parameters(net_s, built)
+    bare_count, deployed = deployed_parameters(net_s, None if built is None else built.deployment())
     logits = ("logits",) if kind.reads_logits or (cfg.div and spec_t) else ()
     reads_s, reads_t = (grouped((*names, *logits)) for names in (needs.student, needs.teacher))
     apart = f"student {reads_s or 'none'}; teacher {reads_t or 'none'}"

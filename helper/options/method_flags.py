@@ -137,7 +137,7 @@ def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[s
     ]
     if len(rows) == 1:
         return rows[0]
-    deciding = [r for r, m in zip(rows, methods, strict=True) if m.deployed_head is not Distiller.deployed_head] or rows
+    deciding = [r for r, m in zip(rows, methods, strict=True) if m.deployment is not Distiller.deployment] or rows
     common = {
         "cls": max(r["cls"] for r in deciding),
         "div": max(r["div"] for r in deciding),

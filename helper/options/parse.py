@@ -104,11 +104,11 @@ def _parser(kind: type[Configs]) -> _Parser:
 
 
 def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
-    """The settings of the first student of the first trial; see parse_lanes()."""
-    return parse_lanes(argv, teacher=teacher)[0][0]
+    """The settings of the first student of the first trial; see parse_students()."""
+    return parse_students(argv, teacher=teacher)[0][0]
 
 
-def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Settings]]:
+def parse_students(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Settings]]:
     """Parse a script's command line: one list of settings per trial, with one entry per student to train together.
 
     teacher: train_teacher.py's table rather than train_student.py's. argparse reports malformed input itself (exit

@@ -16,7 +16,7 @@ from typing import Any
 from core.files import ROOT, remembered
 from core.protocols import UserError
 from helper.options.naming import folder_of, published_name
-from helper.options.parse import parse, parse_lanes
+from helper.options.parse import parse, parse_students
 from helper.options.settings import Settings
 from helper.tables.published import IMAGE, Cell
 from models import model_for
@@ -169,7 +169,7 @@ def joined(bundle: Sequence[Want]) -> list[str] | None:
         *first.argv[len(first.cell.argv(first.trial)) :],
     ]
     try:
-        (together,) = parse_lanes(argv, teacher=False)
+        (together,) = parse_students(argv, teacher=False)
     except UserError:
         return None
     alone = {(w.cell.student, w.settings.distill): w.settings for w in bundle}

@@ -54,14 +54,14 @@ class TrainingConfig:
 
 def describe_method(method: Distiller, cfg: Any, teacher: Side | None) -> dict[str, Any]:
     """What a checkpoint's meta says of the method; enough to rebuild whatever it deploys."""
-    deploying = method.deploying()
+    deployment = method.deployment()
     config = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "members"}
-    if deploying is not None:
-        config |= {f.name: getattr(deploying.cfg, f.name) for f in dataclasses.fields(deploying.cfg)}
+    if deployment is not None:
+        config |= {f.name: getattr(deployment.cfg, f.name) for f in dataclasses.fields(deployment.cfg)}
     return {
         "method": method.name,
         "config": config,
-        "deploys": None if deploying is None else deploying.name,
+        "deploys": None if deployment is None else deployment.method,
         "arch_t": None if teacher is None else teacher.spec.name,
         "shapes_t": {} if teacher is None else {k: list(v) for k, v in teacher.shapes.items()},
     }

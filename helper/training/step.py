@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from core.protocols import Batch, Features, Needs, Phase, Progress, TeacherSource, Terms
 from core.taps import TappedNet
 from distiller_zoo._math import detached, weighted_sum
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Deployment, Distiller
 from helper.machine import distributed
 from helper.machine.kernels import PLAIN, Kernels, begin_step, maybe_compiled
 from helper.training.ema import Average, EmaConfig
@@ -91,6 +91,10 @@ class Deployed(nn.Module):
         super().__init__()
         self.student, self.method, self.peer, self.bare = student, method, peer, bare
 
+    @property
+    def deployment(self) -> Deployment | None:
+        return self.method.deployment()
+
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Readout name -> logits [B, K]; "student" comes first."""
         features = self.method.deploy(self.student(inputs, () if self.bare else self.method.reported()))
@@ -99,6 +103,11 @@ class Deployed(nn.Module):
         if self.peer is not None:
             features = {**features, "peer": self.peer(inputs, ())["logits"]}
         return self.method.readouts(features)
+
+
+def entries_of(method: Distiller) -> dict[str, dict[str, Tensor]]:
+    """Checkpoint entry -> state, of what a method deploys."""
+    return {} if (deployment := method.deployment()) is None else deployment.entries()
 
 
 @dataclass(frozen=True)
@@ -160,8 +169,7 @@ class DistillStep:
             for phase in self.phases
         }
         self.main_params = main
-        deploying = method.deploying()
-        averaged = [student.model, *([] if peer is None else [peer]), *([] if deploying is None else [deploying])]
+        averaged = [m for m in (student.model, peer, method.deployment()) if m is not None]
         self.ema = Average(averaged, setup.ema) if setup.ema else None
         self._scheduled = [p.name for p in self.phases if p.optimizer is None]
 
@@ -250,7 +258,7 @@ class DistillStep:
     def deployed_state(self) -> dict[str, Any]:
         """What a checkpoint holds of what is deployed; a copy of its moving average, if there is one."""
         with self.averaged():
-            state = {"model": self.student.model.state_dict(), **self.method.deployed_state()}
+            state = {"model": self.student.model.state_dict(), **entries_of(self.method)}
             return state if self.ema is None else copy.deepcopy(state)
 
     def rng_state(self) -> Tensor | None:

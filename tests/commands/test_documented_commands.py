@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from distiller_zoo import method_dict
-from helper.options.parse import parse_lanes
+from helper.options.parse import parse_students
 from models import model_dict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,7 +108,7 @@ def test_is_understood(call, monkeypatch, tmp_path):
     if program in TRAIN:
         asks = {"--list", "--help"} & set(argv)
         with pytest.raises(SystemExit, match="^0$") if asks else contextlib.nullcontext():
-            parse_lanes(argv, teacher=program == TRAIN[0])
+            parse_students(argv, teacher=program == TRAIN[0])
         return
     real = argparse.ArgumentParser.parse_args
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from distiller_zoo import method_dict
-from helper.options.parse import normalised, parse_lanes
+from helper.options.parse import normalised, parse_students
 from models import model_dict, model_for
 from tests.commands.test_documented_commands import PAGES as DOCUMENTED
 from tests.commands.test_documented_commands import commands_of
@@ -158,12 +158,12 @@ def test_a_command_of_a_script_trains(script, interpreter, fixtures, commands, t
     ]
 
     def fits(program, *argv):
-        lanes = sum(parse_lanes(argv, teacher=program == "train_teacher.py"), [])
+        lanes = sum(parse_students(argv, teacher=program == "train_teacher.py"), [])
         return not distill or {lane.distill for lane in lanes} == {method_dict.resolve(distill)}
 
     call = next(c for c in calls if fits(*c))
     losses = dry(commands, call, fixtures, teacher, student, tmp_path)
-    assert len(losses) == len(parse_lanes(call[1:], teacher=call[0] == "train_teacher.py")[0])
+    assert len(losses) == len(parse_students(call[1:], teacher=call[0] == "train_teacher.py")[0])
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -248,7 +248,7 @@ def tried(call, plugin, fixtures, cifar):
     with pytest.MonkeyPatch.context() as patch:
         for registry in (method_dict, model_dict):  # what a plugin adds is forgotten
             patch.setattr(registry, "table", dict(registry.table))
-        settings = parse_lanes(argv, teacher=program == "train_teacher.py")[0][0]
+        settings = parse_students(argv, teacher=program == "train_teacher.py")[0][0]
     if settings.data.source.dataset == "cifar100":
         argv = on_noise(argv, settings, cifar)
     else:

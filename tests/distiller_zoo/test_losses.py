@@ -116,7 +116,7 @@ def test_srrl(case):
     x = inputs(case)
     head = fill_module(nn.Linear(128, 100), prefix="fc.")
     method = build("srrl", side("s", [], 64, 100), side("t", [], 128, 100, head), cls=0.0, div=0.0)
-    has_published_keys(nn.ModuleDict({"transfer": method.transfer}), case)
+    has_published_keys(nn.ModuleDict({"transfer": method.projected.transfer}), case)
     fill_module(method.transfer, prefix="transfer.")
     logits = torch.zeros(8, 100)
     terms, *_ = run(
@@ -132,17 +132,18 @@ def test_simkd(factor):
     shared = None
     for case in [c for c in cases("simkd") if c["hyper"]["factor"] == factor]:
         method, x = maps_case(case, factor=factor)
-        has_published_keys(nn.ModuleDict({"transfer": method.transfer}), case)
-        method.load_deployed_state({"proj": shared}) if shared else fill_module(method.transfer, prefix="transfer.")
+        has_published_keys(nn.ModuleDict({"transfer": method.projected.transfer}), case)
+        deployment = method.deployment()
+        deployment.load_entries({"proj": shared}) if shared else fill_module(deployment.transfer, prefix="transfer.")
         terms, s, _ = run(method, staged(x, "s"), staged(x, "t"), batch_of(LABELS))
         check(case, terms["simkd"], x)
-        assert method.own_logits(s).eq(0).all()
-        shared = method.deployed_state()["proj"]
+        assert s["own_logits"].eq(0).all()
+        shared = deployment.entries()["proj"]
         assert shared.keys() == case["params"].keys()
         if "eval_logits" in case:
             golden = case["eval_logits"]
             last, _ = maps_case(cases("simkd")[0], factor=factor)  # 8x8 on both sides
-            last.load_deployed_state({"proj": shared})
+            last.deployment().load_entries({"proj": shared})
             with torch.no_grad():
                 maps = rand(tuple(golden["s_shape"]), 81).relu()
                 out = last.eval().deploy({"logits": torch.zeros(8, 100), "stage1": maps})
@@ -294,7 +295,7 @@ def test_table_maps(name, maps, loss, grads):
 def test_table_simkd(factor, loss, size, mean):
     x = maps_named("s2 t2")
     method, batch = table_method("simkd", x, hash_fill(nn.Linear(32, 10)), factor=factor)
-    hash_fill(method.transfer, "transfer.")
+    hash_fill(method.deployment().transfer, "transfer.")
     terms, s, _ = run(method, staged(x, "s"), staged(x, "t"), batch)
     assert terms["simkd"].item() == pytest.approx(loss, **TIGHT)
     assert s["logits"].mean().item() == pytest.approx(mean, **TIGHT)
@@ -304,7 +305,7 @@ def test_table_simkd(factor, loss, size, mean):
 def test_table_simkd_small_student():
     x = maps_named("s1 t0")
     method, batch = table_method("simkd", x, factor=2)
-    hash_fill(method.transfer, "transfer.")
+    hash_fill(method.deployment().transfer, "transfer.")
     terms, s, _ = run(method, staged(x, "s"), staged(x, "t"), batch)
     assert terms["simkd"].item() == pytest.approx(0.124784204, **TIGHT)
     assert s["simkd.projected"].shape == (4, 12, 8, 8)

@@ -220,15 +220,15 @@ def test_simkd_leaves_out_all_behind_the_last_map():
 
 def test_simkd_deploys_projector_and_classifier():
     a, b = small("simkd", seed=0), small("simkd", seed=1)
-    state = a.deployed_state()
+    state = a.deployment().entries()
     assert set(state) == {"proj", "head"} and "transfer.0.weight" in state["proj"]
-    b.load_deployed_state(state)
+    b.deployment().load_entries(state)
     s = {"logits": torch.zeros(2, 5), "stage2": torch.randn(2, *STAGES_S[1])}
     assert a.eval().deploy(s)["logits"].equal(b.eval().deploy(s)["logits"])
-    assert not any(p.requires_grad for p in a.teacher_head.parameters())
-    taps = a.deployed_taps(spec("s", 2))
+    assert not any(p.requires_grad for p in a.deployment().teacher_head.parameters())
+    taps = a.deployment().taps
     assert {k: tap.module for k, tap in taps.items()} == {"stage2": "transfer", "pooled": "pool"}
-    assert a.get_submodule(a.deployed_head()) is a.teacher_head
+    assert a.deployment().get_submodule(a.deployment().head) is a.deployment().teacher_head
 
 
 def test_a_replaced_classifier_costs_no_macs():

@@ -47,16 +47,21 @@ def batches() -> list[Batch]:
     ]
 
 
+def published_part(method: Distiller) -> nn.Module:
+    """The module whose keys are the published ones: with some methods a part of the method."""
+    return getattr(method, "layers", None) or method.deployment() or method
+
+
 def fill_connector(method: Distiller) -> None:
     """Key rule on the method's own modules; the teacher's classifier is filled already, log_scale keeps its start."""
-    keep = {k: v.clone() for k, v in method.state_dict().items() if k.startswith("teacher_head.") or "log_scale" in k}
-    layers = getattr(method, "layers", None)  # published as modules 0, 1, 2 of a list
-    fill_module(method if layers is None else layers)
-    method.load_state_dict(keep, strict=False)
+    part = published_part(method)
+    keep = {k: v.clone() for k, v in part.state_dict().items() if k.startswith("teacher_head.") or "log_scale" in k}
+    fill_module(part)
+    part.load_state_dict(keep, strict=False)
 
 
 def connector_shapes(method: Distiller) -> dict[str, list[int]]:
-    state = method.layers.state_dict() if hasattr(method, "layers") else method.state_dict()
+    state = published_part(method).state_dict()
     return {k: list(v.shape) for k, v in state.items() if not k.startswith("teacher_head.")}
 
 

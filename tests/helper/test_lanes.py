@@ -20,7 +20,7 @@ from helper.networks.checkpoint import load_file
 from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, alone, cache_key
 from helper.networks.teacher_sources import LiveTeacher
 from helper.opening import source_layout
-from helper.options.parse import parse_lanes
+from helper.options.parse import parse_students
 from tests.support.commands import ROOT
 from tests.support.toys import ToyData, cnn
 
@@ -156,9 +156,9 @@ def test_wrong_lists_are_refused(commands, teacher, tmp_path):
 
 
 def test_weights_by_name_reach_their_lane():
-    ((kd, at),) = parse_lanes(["--distill", "kd,at", "--weight", "at=7", "cls=0.5"], teacher=False)
+    ((kd, at),) = parse_students(["--distill", "kd,at", "--weight", "at=7", "cls=0.5"], teacher=False)
     assert (kd.config.cls, at.config.cls, at.config.beta, kd.config.beta) == (0.5, 0.5, 7.0, 0.0)
-    ((both,),) = parse_lanes(["--distill", "kd+attention", "--weight", "attention=7"], teacher=False)
+    ((both,),) = parse_students(["--distill", "kd+attention", "--weight", "attention=7"], teacher=False)
     assert dict((m.name, c.beta) for m, c in both.config.members) == {"kd": 0.0, "at": 7.0}
 
 
@@ -408,9 +408,11 @@ def test_students_of_a_process_share_what_decodes_the_test_set(tmp_path):
     """In a process of its own, whose log a session may set up."""
     argv = ["--dataset", "digits", "--distill", "vanilla", "--model_s", "resnet8,resnet14", "--tb_backend", "none"]
     script = (
+        "import train_student\n"
         "from helper import session\n"
-        "session.drive = lambda lives, *args: print('loaders', len(lives), len({id(f.test_loader) for f in lives}))\n"
-        f"session.train({[*argv, '--save_root', str(tmp_path)]}, is_teacher=False)\n"
+        "loaders = lambda entered: {id(one.lane.run.test_loader) for one in entered}\n"
+        "session.fit = lambda entered, *_: print('loaders', len(entered), len(loaders(entered)))\n"
+        f"train_student.main({[*argv, '--save_root', str(tmp_path)]})\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "loaders 2 1" in done.stdout

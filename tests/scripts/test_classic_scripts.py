@@ -3,7 +3,7 @@
 import pytest
 
 from distiller_zoo import method_dict
-from helper.options.parse import parse_lanes
+from helper.options.parse import parse_students
 from helper.tables.published import read_table, tables
 from scripts.slurm.submit import commands_of
 from tests.scripts.test_recipe_scripts import TRAIN, understood
@@ -24,7 +24,9 @@ def interpreter(tmp_path_factory):
 
 
 def students(calls):
-    return [lane for program, *argv in calls if program in TRAIN for lane in sum(parse_lanes(argv, teacher=False), [])]
+    return [
+        lane for program, *argv in calls if program in TRAIN for lane in sum(parse_students(argv, teacher=False), [])
+    ]
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -75,13 +77,13 @@ def test_a_table_as_literal_commands(name, interpreter):
 
 def test_the_teachers(interpreter):
     calls = interpreter.run("teachers/train_teachers.sh", "--data_folder", "DATA")
-    settings = [parse_lanes(argv, teacher=True)[0][0] for _, *argv in calls]
+    settings = [parse_students(argv, teacher=True)[0][0] for _, *argv in calls]
     assert {s.data.source.data_folder for s in settings} == {"DATA"} and len(settings) == 6
 
 
 def test_the_quickstart(interpreter, monkeypatch):
     (program, *argv), *calls, table = interpreter.run("quickstart.sh", "--trial", "3")
-    assert program == "train_teacher.py" and parse_lanes(argv, teacher=True)[0][0].run.trial == "3"
+    assert program == "train_teacher.py" and parse_students(argv, teacher=True)[0][0].run.trial == "3"
     lanes = students(calls)
     assert [lane.distill for lane in lanes] == ["vanilla", "kd", "simkd"] and {lane.run.trial for lane in lanes} == {
         "3"
@@ -99,4 +101,4 @@ def test_the_quickstart_reads_its_table_where_it_trained(tmp_path, monkeypatch):
 
 def test_the_example_of_a_grid():
     for program, *argv in commands_of(ROOT / "scripts" / "slurm" / "grid_example.txt"):
-        assert parse_lanes(argv, teacher=program == "train_teacher.py")
+        assert parse_students(argv, teacher=program == "train_teacher.py")

@@ -1,4 +1,4 @@
-"""The one training loop, the one validation loop, and what surrounds them: resume, interruption, bookkeeping."""
+"""One student being trained: its epochs, and what surrounds them: validation, checkpoints, resume, interruption."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -19,7 +18,7 @@ from core import machine
 from core.files import atomic_save, atomic_write_json
 from core.log import clock, log
 from core.protocols import Batch, DataSet, Loader, Progress, UserError
-from helper.evaluation.evaluate import evaluate, open_test
+from helper.evaluation.evaluate import evaluate
 from helper.evaluation.metrics import Meter
 from helper.machine import distributed
 from helper.machine.seeding import rng_state, seed_everything, set_rng_state
@@ -30,6 +29,7 @@ from helper.runs.folder import RunFolder, previous_of, rows_checksum
 from helper.runs.progress import ProgressLine
 from helper.training.schedule import undiminished
 from helper.training.stages import LoopConfig, Stage, describe_method
+from helper.training.step import entries_of
 
 
 def all_finite(module: nn.Module) -> bool:
@@ -38,8 +38,8 @@ def all_finite(module: nn.Module) -> bool:
     return not values or bool(torch.stack([v.isfinite().all() for v in values]).all())
 
 
-class EpochRequest(NamedTuple):
-    """A pass over the training set that a run asks for, from its start_step on."""
+class EpochPlace(NamedTuple):
+    """An epoch of a stage, from its start_step on."""
 
     stage: int
     epoch: int
@@ -47,17 +47,19 @@ class EpochRequest(NamedTuple):
 
 
 @dataclass(eq=False)
-class Fit:
+class TrainingRun:
     """One run being trained: stages in, checkpoints, rows and event files out.
 
-    run() is a generator that asks for passes and is sent their batches, so that several runs can share them (drive()).
+    start(), then for every epoch start_epoch(), train_step() for its batches and finish_epoch(), until it has `ended`;
+    close() in any case. `place` says which epoch is next.
 
-    schedule: epoch -> learning rate of the final stage; earlier stages keep the one it starts from, whatever warms up,
+    schedule: epoch -> learning rate of the final stage; earlier stages keep the one it starts from, without warm-up,
         or a rate of their own.
-    writer: opens empty event files; what earlier processes of the run had to say is told again.
+    open_writer: opens empty event files; rows of earlier processes of the run are written into them again.
     describe: what every checkpoint's meta says (arch, num_classes, dataset).
     identity: what a run must share with a state to continue from it.
-    loader: shared by all runs of the process. log: where the run's messages go. shown: whether progress is shown.
+    loader, test_loader: shared by all runs of the process. log: where the run's messages go.
+    shown: whether progress is shown.
     after_epoch: called before an epoch's row is written; what it returns goes into the row.
     autocast: dtype of the forward pass in training, None for float32.
     """
@@ -66,10 +68,11 @@ class Fit:
     data: DataSet
     device: torch.device
     schedule: Callable[[int], float]
-    writer: Callable[[], Writer]
+    open_writer: Callable[[], Writer]
     describe: Mapping[str, Any]
     cfg: LoopConfig
     loader: Loader
+    test_loader: Loader
     identity: Mapping[str, Any] = field(default_factory=dict)
     full_batches: bool = False
     after_epoch: Callable[[], Mapping[str, Any]] = dict
@@ -80,11 +83,14 @@ class Fit:
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
         self.ended, self.rng = False, rng_state()
-        self.test_loader = open_test(self.data, self.device)
         steps = len(self.data.train_labels) // self.cfg.batch_size if self.full_batches else len(self.loader)
         self.steps = min(steps, self.cfg.max_steps or steps)
         self.last_row: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] = []  # of metrics.jsonl, on rank 0
+        self.place = EpochPlace(0, 1, 0)
+        self.meter = Meter(self.device)
+        self.line: ProgressLine | None = None
+        self.writer: Writer | None = None
 
     @property
     def rows_checksum(self) -> str:
@@ -96,55 +102,57 @@ class Fit:
             return stage.constant_lr
         return self.schedule(epoch) if stage.final else undiminished(self.schedule)
 
-    def run(self, stages: Iterator[Stage], resume_from: Mapping[str, Any] | None, stopper: Stopper) -> Run:
-        """Train all stages to the end, or raise Interrupted.
-
-        Yields a EpochRequest; is then sent (step, batch) for every batch of that pass and None after the last.
-        """
-        done = (0, 0) if resume_from is None else (resume_from["stage"], resume_from["epoch"])
-        copy = None if resume_from is None else resume_from.get("rows")
-        self.rows = self.folder.trim(done, copy, self.log) if machine.is_main() else []
-        self.last_row = {} if resume_from is None else resume_from["row"]
-        with closing(self.writer()) as writer:
-            for row in self.rows:
-                writer.scalars(scalars_of(row), row["epoch"])
-            for stage in stages:
-                self.stage = stage
-                if stage.index < done[0]:
-                    continue  # its results live on in the networks the checkpoint restores
-                state = resume_from if resume_from is not None and stage.index == done[0] else None
-                yield from self._train_stage(stage, state, stopper, writer)
+    def start(self, stages: Iterator[Stage], state: Mapping[str, Any] | None, stopper: Stopper) -> None:
+        """Get ready for the first epoch to train. state: as read_last() gives it, None to begin."""
+        self.stages, self.stopper = stages, stopper
+        done = (0, 0) if state is None else (state["stage"], state["epoch"])
         if machine.is_main():
-            self.folder.previous.unlink(missing_ok=True)
-        self.ended = True
-
-    def _train_stage(self, stage: Stage, state: Mapping[str, Any] | None, stopper: Stopper, writer: Writer) -> Run:
-        epoch, start_step, meter = 1, 0, Meter(self.device)
+            self.rows = self.folder.trim(done, None if state is None else state.get("rows"), self.log)
+        self.writer = self.open_writer()
+        for row in self.rows:
+            self.writer.scalars(scalars_of(row), row["epoch"])
+        # the results of earlier stages live on in the networks that the state restores
+        self.stage = next(stage for stage in stages if stage.index >= done[0])
         if state is not None:
-            self._refuse_other_maps(stage, state)
-            stage.step.load_state_dict(state["step_state"])
-            self.loader.load_state_dict(state["loader"])
-            self.best_acc, self.best_epoch, self.seconds = state["best_acc"], state["best_epoch"], state["seconds"]
-            epoch, start_step = state["epoch"] + 1, state["step"]
-            if start_step and machine.is_main():  # the state's meter is that of all processes
-                meter.load_state_dict(state["meter"])
-            self._restore_rng(stage, state)
-        for e in range(epoch, stage.epochs + 1):
-            yield from self._train_epoch(stage, e, start_step, meter, stopper, writer)
-            start_step, meter = 0, Meter(self.device)
-            last_of_all = stage.final and e == stage.epochs
-            number = stopper.asked()
-            if number and not last_of_all:
-                self._stop(number, f"after epoch {e}")
+            self._restore(state)
+        self._move_to(done[1] + 1, 0 if state is None else state["step"])
+
+    def close(self) -> None:
+        for part in (self.line, self.writer):
+            if part is not None:
+                part.close()
+        self.line = self.writer = None
+
+    def _move_to(self, epoch: int, start_step: int = 0) -> None:
+        """To this epoch, or to the first of the next stage where the present one is complete."""
+        while epoch > self.stage.epochs:
+            following = next(self.stages, None)
+            if following is None:
+                if machine.is_main():
+                    self.folder.previous.unlink(missing_ok=True)
+                self.ended = True
+                return
+            self.stage, epoch = following, 1
+        self.place = EpochPlace(self.stage.index, epoch, start_step)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self._refuse_other_maps(self.stage, state)
+        self.stage.step.load_state_dict(state["step_state"])
+        self.loader.load_state_dict(state["loader"])
+        self.best_acc, self.best_epoch, self.seconds = state["best_acc"], state["best_epoch"], state["seconds"]
+        self.last_row = state["row"]
+        if state["step"] and machine.is_main():  # the state's meter is that of all processes
+            self.meter.load_state_dict(state["meter"])
+        self._restore_rng(self.stage, state)
 
     def _refuse_other_maps(self, stage: Stage, state: Mapping[str, Any]) -> None:
         """UserError where a version of the code that read other features of the teacher has begun the run."""
         theirs = state.get("meta", {}).get("shapes_t", {}).keys()
-        mine = describe_method(stage.step.method, stage.step.method.cfg, stage.teacher)["shapes_t"].keys()
+        mine = self._meta()["shapes_t"].keys()
         if theirs != mine:
             raise UserError(
                 f"{self.folder.last} was begun reading {', '.join(theirs) or 'nothing'} of the teacher, which is "
-                f"{', '.join(mine) or 'nothing'} now: --overwrite trains it anew"
+                f"{', '.join(mine) or 'nothing'} now: --overwrite starts it from scratch"
             )
 
     def _restore_rng(self, stage: Stage, state: Mapping[str, Any]) -> None:
@@ -166,40 +174,39 @@ class Fit:
             seed_everything(seed)
             stage.step.seed_rng(seed)
 
-    def _train_epoch(
-        self, stage: Stage, epoch: int, start_step: int, meter: Meter, stopper: Stopper, writer: Writer
-    ) -> Run:
-        step, started = stage.step, time.monotonic()
-        lr = self.rate(stage, epoch)
-        step.set_lr(lr)
-        step.train()
-        line = ProgressLine(
-            epoch, stage.epochs, self.steps, self.cfg.batch_size, self.cfg.print_freq, start_step, self.log, self.shown
-        )
-        try:
-            sent = yield EpochRequest(stage.index, epoch, start_step)
-            while sent is not None:
-                i, batch = sent
-                result = step(batch, Progress(epoch, stage.epochs, i, self.steps, stage.index))
-                meter.update(result.loss, result.logits, result.target, result.terms, i)
-                number = stopper.asked()
-                if number and i + 1 < self.steps:
-                    meter = meter.merged()
-                    self._refuse_nan(epoch, i, meter.read()[1], stage)
-                    self.seconds += time.monotonic() - started
-                    self._save_last(stage, epoch - 1, i + 1, meter)
-                    self._stop(number, f"in epoch {epoch} after step {i + 1}")
-                if line.due(i):
-                    means, bad = meter.read()
-                    self._refuse_nan(epoch, i, bad)
-                    line.show(i, means)
-                sent = yield None
-        finally:
-            line.close()
-        meter = meter.merged()
-        means, bad = meter.read()
+    def start_epoch(self) -> None:
+        _, epoch, start_step = self.place
+        self.started = time.monotonic()
+        self.lr = self.rate(self.stage, epoch)
+        self.stage.step.set_lr(self.lr)
+        self.stage.step.train()
+        size, every = self.cfg.batch_size, self.cfg.print_freq
+        self.line = ProgressLine(epoch, self.stage.epochs, self.steps, size, every, start_step, self.log, self.shown)
+
+    def train_step(self, i: int, batch: Batch) -> None:
+        stage, epoch = self.stage, self.place.epoch
+        result = stage.step(batch, Progress(epoch, stage.epochs, i, self.steps, stage.index))
+        self.meter.update(result.loss, result.logits, result.target, result.terms, i)
+        number = self.stopper.asked()
+        if number and i + 1 < self.steps:
+            self.meter = self.meter.merged()
+            self._refuse_nan(epoch, i, self.meter.read()[1], stage)
+            self.seconds += time.monotonic() - self.started
+            self._save_last(epoch - 1, i + 1)
+            self._stop(number, f"in epoch {epoch} after step {i + 1}")
+        if self.line is not None and self.line.due(i):
+            means, bad = self.meter.read()
+            self._refuse_nan(epoch, i, bad)
+            self.line.show(i, means)
+
+    def finish_epoch(self) -> None:
+        stage, (_, epoch, start_step) = self.stage, self.place
+        if self.line is not None:
+            self.line.close()
+        self.meter = self.meter.merged()
+        means, bad = self.meter.read()
         self._refuse_nan(epoch, self.steps - 1, bad, stage)
-        trained = time.monotonic() - started
+        trained = time.monotonic() - self.started
         self.log.info(
             " * Epoch %d, Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f",
             epoch,
@@ -208,14 +215,13 @@ class Fit:
             means["loss"],
             trained,
         )
-        row: dict[str, Any] = {"stage": stage.index, "epoch": epoch, "lr": lr}
+        row: dict[str, Any] = {"stage": stage.index, "epoch": epoch, "lr": self.lr}
         row |= {f"train_{k}": v for k, v in means.items()}
         if stage.final:
-            autocast = self._eval_autocast(stage, epoch)
-            row |= self._validate(stage, autocast)
+            row |= self._validate(stage, self._eval_autocast(epoch))
             if not math.isfinite(row["test_loss"]):
                 self._diverged("the test loss is", epoch, self.steps - 1)
-        evaluated = time.monotonic() - started - trained
+        evaluated = time.monotonic() - self.started - trained
         self.seconds += trained + evaluated
         images = (self.steps - start_step) * self.cfg.batch_size
         row |= {
@@ -225,17 +231,27 @@ class Fit:
             "img_per_s": min(images, len(self.data.train_labels)) / trained,
             **self.after_epoch(),
         }
-        if stage.final and (row["test_acc"] > self.best_acc or stage.step.method.keeps_network):
-            self._save_best(stage, epoch, row, autocast)
+        self._record(row, epoch)
+        self.meter = Meter(self.device)
+        number = self.stopper.asked()
+        if number and not (stage.final and epoch == stage.epochs):
+            self._stop(number, f"after epoch {epoch}")
+        self._move_to(epoch + 1)
+
+    def _record(self, row: dict[str, Any], epoch: int) -> None:
+        """Best checkpoint, metrics row, last state, event files: in this order."""
+        if self.stage.final and (row["test_acc"] > self.best_acc or self.stage.step.method.keeps_network):
+            self._save_best(row, epoch)
         if machine.is_main():
             self.folder.append(row)
             self.rows.append(row)
         self.last_row = row
-        self._save_last(stage, epoch, 0, meter)
-        writer.scalars(scalars_of(row), epoch)
+        self._save_last(epoch, 0)
+        if self.writer is not None:
+            self.writer.scalars(scalars_of(row), epoch)
 
-    def _eval_autocast(self, stage: Stage, epoch: int) -> torch.dtype | None:
-        exact = self.cfg.eval_precision == "fp32" or (self.cfg.eval_precision == "auto" and epoch == stage.epochs)
+    def _eval_autocast(self, epoch: int) -> torch.dtype | None:
+        exact = self.cfg.eval_precision == "fp32" or (self.cfg.eval_precision == "auto" and epoch == self.stage.epochs)
         return None if exact else self.autocast
 
     def _validate(self, stage: Stage, autocast: torch.dtype | None) -> dict[str, float]:
@@ -280,14 +296,17 @@ class Fit:
             f"A lower --learning_rate, a lower -b{advice} or --precision fp32 usually help"
         )
 
-    def _save_best(self, stage: Stage, epoch: int, row: Mapping[str, Any], autocast: torch.dtype | None) -> None:
+    def _meta(self) -> dict[str, Any]:
+        method = self.stage.step.method
+        return {**self.describe, **describe_method(method, method.cfg, self.stage.teacher)}
+
+    def _save_best(self, row: Mapping[str, Any], epoch: int) -> None:
         self.best_acc, self.best_epoch = row["test_acc"], epoch
         if not machine.is_main():
             return
         self.log.info("saving the best model!")
-        step = stage.step
-        meta = {**self.describe, **describe_method(step.method, step.method.cfg, stage.teacher)}
-        meta["evaluated_in"] = "bf16" if autocast else "fp32"
+        step = self.stage.step
+        meta = self._meta() | {"evaluated_in": "bf16" if self._eval_autocast(epoch) else "fp32"}
         with step.averaged():
             atomic_save(
                 {
@@ -295,7 +314,7 @@ class Fit:
                     "model": step.student.model.state_dict(),
                     "best_acc": self.best_acc,
                     **({} if step.peer is None else {"peer": step.peer.model.state_dict()}),
-                    **step.method.deployed_state(),
+                    **entries_of(step.method),
                     "meta": meta,
                 },
                 self.folder.best,
@@ -305,18 +324,19 @@ class Fit:
             self.folder.best_metrics,
         )
 
-    def _save_last(self, stage: Stage, epoch: int, step: int, meter: Meter) -> None:
+    def _save_last(self, epoch: int, step: int) -> None:
         """Everything a continuation needs. epoch: how many are complete; step: how far the next one has come.
 
         Rank 0 writes, and the others wait for it: none trains on without a state to go back to.
         """
         several = distributed.world_size() > 1
-        ranks = distributed.gather({"rng": rng_state(), "step": stage.step.rng_state()}) if several else []
+        ranks = distributed.gather({"rng": rng_state(), "step": self.stage.step.rng_state()}) if several else []
         if machine.is_main():
-            self._write_last(stage, epoch, step, meter, {"ranks": ranks} if several else {})
+            self._write_last(epoch, step, {"ranks": ranks} if several else {})
         distributed.barrier()
 
-    def _write_last(self, stage: Stage, epoch: int, step: int, meter: Meter, more: Mapping[str, Any]) -> None:
+    def _write_last(self, epoch: int, step: int, more: Mapping[str, Any]) -> None:
+        stage = self.stage
         atomic_save(
             {
                 **more,
@@ -325,7 +345,7 @@ class Fit:
                 "step": step,
                 "step_state": stage.step.state_dict(),
                 "loader": self.loader.state_dict(),
-                "meter": meter.state_dict(),
+                "meter": self.meter.state_dict(),
                 "rng": rng_state(),
                 "best_acc": self.best_acc,
                 "best_epoch": self.best_epoch,
@@ -334,7 +354,7 @@ class Fit:
                 "rows": self.rows,
                 "identity": dict(self.identity),
                 **stage.step.deployed_state(),
-                "meta": {**self.describe, **describe_method(stage.step.method, stage.step.method.cfg, stage.teacher)},
+                "meta": self._meta(),
             },
             self.folder.last,
             self.folder.previous,
@@ -348,9 +368,6 @@ class Fit:
 def rank_seed(seed: int, rank: int) -> int:
     """Where the random draws of a process start: those of rank 0 as of a process alone."""
     return (seed + 1_000_003 * rank) % 2**63
-
-
-Run = Generator[EpochRequest | None, tuple[int, Batch] | None, None]
 
 
 def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -369,7 +386,7 @@ STATE |= dict.fromkeys(("stage", "epoch", "step", "best_epoch"), int) | {
 
 
 def read_last(path: Any) -> dict[str, Any]:
-    """The state of an unfinished run, for Fit.run(resume_from=...)."""
+    """The state of an unfinished run, for TrainingRun.start()."""
     path = Path(path)
     before = previous_of(path)
     way_out = f"--resume {before} continues from the state before it" if before.exists() and before != path else ""
