@@ -161,7 +161,9 @@ class ModelSpec:
     average_clips: Literal["prob", "score"] = "prob"  # of several views at test time: probabilities, or logits
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
-        return self.build(num_classes=num_classes, **options)
+        network = self.build(num_classes=num_classes, **options)
+        network.model_spec = self  # type: ignore[assignment]  # where to look inside it, for whoever is handed it
+        return network
 
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
         """This network for inputs of a data set's shape (axes of a sensor, frames of a clip); itself if they do not
@@ -244,17 +246,16 @@ class Context:
 
 @dataclass(frozen=True)
 class Phase:
-    """One backward pass and one optimiser step.
+    """A backward pass and an optimiser step beside those of the main loss.
 
-    An isolated phase trains parameters of its own: they are frozen everywhere else, and the student's features reach
-    the phase detached. Isolated phases run before the main one, on every n-th step (`every`).
+    It trains parameters of its own: they are frozen everywhere else, and the student's features reach the phase
+    detached. Phases run before the main loss, on every n-th step (`every`).
     optimizer: builds the phase's own optimiser from its parameters; None takes the run's, with lr * lr_scale.
     """
 
     name: str
     params: Callable[[], Sequence[nn.Parameter]]
     terms: Callable[[Features, Features, Batch, Progress], Terms]
-    isolated: bool = True
     every: int = 1
     lr_scale: float = 1.0
     optimizer: Callable[[Sequence[nn.Parameter]], Optimizer] | None = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from core.registry import Registry
 
 method_dict = Registry(
@@ -84,3 +87,10 @@ published_names = {
     "cc": "correlation",
     "ft": "factor",
 }
+
+
+def __getattr__(name: str) -> Any:
+    """attach() and Task, a method in a training loop of your own, are imported when first asked for, as methods are."""
+    if name in ("attach", "Task"):
+        return getattr(importlib.import_module("distiller_zoo._attach"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,21 @@ class CombinedConfig(Distiller.Config):
     members: tuple[tuple[type[Distiller], Any], ...] = ()
 
 
+def common_weights(methods: Sequence[type[Distiller]], rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of a combination: the largest cls and the largest div of its members; those of the member that replaces the
+    student's classifier, if one does: the others' are meant for a classifier that will be used.
+
+    rows: cls, div and kd_T of each method alone.
+    """
+    deciding = [r for r, m in zip(rows, methods, strict=True) if m.deployment is not Distiller.deployment] or rows
+    return {
+        "cls": max(r["cls"] for r in deciding),
+        "div": max(r["div"] for r in deciding),
+        "beta": 1.0,
+        "kd_T": rows[0]["kd_T"],
+    }
+
+
 class Combined(Distiller):
     """Several methods on one student: `--distill kd+crd`. cls and div are computed once."""
 
@@ -29,6 +44,7 @@ class Combined(Distiller):
         self.members = nn.ModuleDict({m.name: m(c, ctx) for m, c in cfg.members})
         self.reads_logits = any(m.reads_logits for m in self.each())  # some know when they are built
         self.follows_time = any(m.follows_time for m in self.each())
+        self.by_index = any(m.by_index for m in self.each())
 
     @staticmethod
     def check(cfg: CombinedConfig) -> None:

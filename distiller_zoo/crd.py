@@ -34,6 +34,7 @@ class CRD(Distiller):
     """
 
     name = "crd"
+    by_index = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

@@ -23,6 +23,7 @@ from core.protocols import Batch, DataSet, Loader, ModelSpec, TeacherSource, Use
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from dataset.clips.video import DATA as VIDEO_DATA
+from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import Distiller
 from helper.evaluation.evaluate import evaluate, open_test
 from helper.machine import distributed
@@ -33,7 +34,6 @@ from helper.networks.load import Network, load_network, position_notice, started
 from helper.networks.teacher_cache import CachedTeacher, CacheLayout, cache_key
 from helper.networks.teacher_sources import SharedTeacher, keep_dropout
 from helper.options.settings import Settings
-from helper.training import stages
 from helper.training.schedule import parse_decay_epochs
 from models import model_for
 
@@ -205,7 +205,7 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
         why |= dict.fromkeys(RECORDINGS, f"{dataset} holds no action recordings")
     else:
         why.pop("skip_corrupt", None)
-    if len(stages.chain_of(settings.method)) == 1:
+    if len(chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
         no_teacher = ("model_t", "skip_validation", "div", "kd_T", "teacher_dropout")
@@ -268,7 +268,7 @@ def shared_source(
     Behind a cache the teacher is not compiled, so that what the cache holds does not depend on it.
     """
     needs = [
-        stages.union_of_needs(s.method, s.config, student_spec(s, data), teacher.spec)
+        union_of_needs(s.method, s.config, student_spec(s, data), teacher.spec)
         for s in lanes
         if s.method.teacher_mode == "frozen"
     ]

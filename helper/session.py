@@ -18,6 +18,7 @@ from core.log import log, open_run_log, start_log
 from core.protocols import DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
 from dataset.mixing import MixedLoader
 from distiller_zoo._combined import Combined
+from distiller_zoo._task import union_of_needs
 from distiller_zoo.base import Distiller
 from helper.deploy.cost import deployed_parameters, macs
 from helper.evaluation.evaluate import open_test
@@ -48,7 +49,7 @@ from helper.training.loop import Lanes, train
 from helper.training.optim import optimizer
 from helper.training.run import TrainingRun, rank_seed, read_last, summary
 from helper.training.schedule import make_schedule
-from helper.training.stages import Stage, StagePlan, build_stages, union_of_needs
+from helper.training.stages import Stage, StagePlan, build_stages
 from helper.training.step import StepSetup
 
 LOST = "; the same command goes on from the last checkpoint, and --dist_timeout sets how long to wait for a process"

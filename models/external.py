@@ -14,6 +14,8 @@ A ViT takes images of other sizes, for which its position embedding is interpola
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import difflib
 import math
 from collections import Counter
@@ -151,26 +153,81 @@ class Call:
         return self.name.count(".")
 
 
+def found_spec(model: nn.Module, images: Tensor, taps: Mapping[str, str]) -> ModelSpec:
+    """Where to look inside any image classifier: found by one run on `images` [n, C, H, W] in eval mode.
+
+    taps: name -> module path, of what is not found or should be taken elsewhere; `head` names the classifier. Raises
+    UserError, with the modules that there are and the shapes of their outputs.
+    """
+    name, was_training = type(model).__name__, model.training
+    logits, calls = _calls(model.eval(), images)
+    model.train(was_training)
+    shapes = {call.name: tuple(call.output.shape[1:]) for call in calls}
+    unknown = [path for path in taps.values() if path not in shapes]
+    if unknown:
+        raise UserError(f"{name} has no module '{unknown[0]}' that runs once per image; it has {listed(shapes)}")
+    head = taps.get("head") or _head_of(model, calls, logits.shape[-1])
+    if head is None:
+        raise UserError(
+            f"{name} has no linear layer that puts out the {logits.shape[-1]} classes: name its classifier, as "
+            f"taps={{'head': PATH}}; it has {listed(shapes)}"
+        )
+    spec = _spec_of(model, calls, head, tuple(images.shape[1:]))
+    if not spec.stages and not spec.patch and "tokens" not in spec.taps:
+        spec = dataclasses.replace(spec, taps=_sizes(calls) | dict(spec.taps))
+    chosen = {k: Tap(path) for k, path in taps.items() if k != "head"}
+    stages = sorted(k for k in {**spec.taps, **chosen} if k.startswith("stage"))
+    feats = ("stem", *stages, "pooled")
+    return dataclasses.replace(
+        spec, name=name, build=partial(copy.deepcopy, model), taps={**spec.taps, **chosen}, feats=feats
+    )
+
+
+def _sizes(calls: Sequence[Call]) -> dict[str, Tap]:
+    """stage1, stage2, ... -> the outermost last map of each size, of a network made for small images."""
+    last: dict[int, Call] = {}
+    for call in calls:
+        if call.output.ndim == 4 and call.output.shape[2] == call.output.shape[3] > 1:
+            size, before = call.output.shape[3], last.get(call.output.shape[3])
+            if before is None or call.depth <= before.depth:
+                last[size] = call
+    return {f"stage{i}": Tap(last[size].name) for i, size in enumerate(sorted(last, reverse=True), 1)}
+
+
+def listed(shapes: Mapping[str, Sequence[int]], most: int = 40) -> str:
+    """Modules and the shapes of their outputs, the outermost first."""
+    names = sorted(shapes, key=lambda n: n.count("."))[:most]
+    return ", ".join(f"{n} [{', '.join(map(str, shapes[n]))}]" for n in names) + ", ..." * (len(shapes) > most)
+
+
 def _spec(
     name: str, build: Callable[..., nn.Module], shape: Sequence[int], mean: Sequence[float], std: Sequence[float]
 ) -> ModelSpec:
     model, calls = _dry_run(build, shape)
-    head = next((c.name for c in reversed(calls) if _is_classifier(model.get_submodule(c.name))), None)
+    head = _head_of(model, calls, CLASSES)
     if head is None:
         raise UserError(f"{name} has no classifier that could be found: no linear layer puts out the classes")
+    spec = _spec_of(model, calls, head, tuple(shape))
+    return dataclasses.replace(spec, name=name, build=build, mean=tuple(mean), std=tuple(std))
+
+
+def _head_of(model: nn.Module, calls: Sequence[Call], classes: int) -> str | None:
+    return next((c.name for c in reversed(calls) if _is_classifier(model.get_submodule(c.name), classes)), None)
+
+
+def _spec_of(model: nn.Module, calls: Sequence[Call], head: str, shape: tuple[int, ...]) -> ModelSpec:
+    """A nameless spec."""
     maps = _stages(calls, shape[-1], [f["module"] for f in getattr(model, "feature_info", None) or ()])
     taps = {k: Tap(module) for k, module in maps.items()}
-    tokens = [c.name for c in calls if c.depth == 0 and c.output.ndim == 3 and len(c.output) == BATCH]
+    batch = len(calls[-1].output)
+    tokens = [c.name for c in calls if c.depth == 0 and c.output.ndim == 3 and len(c.output) == batch]
     attention, patch = _attention(model, calls)
     if tokens and (attention or not maps):  # a hybrid has both
         taps["tokens"] = Tap(tokens[-1], kind="tokens")
     taps |= attention
     is_linear = isinstance(model.get_submodule(head), nn.Linear)
     taps["pooled"] = Tap(head, kind="vector" if is_linear else "map", side="input")
-    feats = (*maps, "pooled")
-    return ModelSpec(
-        name, build, taps, feats, head, input_shape=tuple(shape), mean=tuple(mean), std=tuple(std), patch=patch
-    )
+    return ModelSpec("", lambda **_: model, taps, (*maps, "pooled"), head, input_shape=shape, patch=patch)
 
 
 def _attention(model: Any, calls: Sequence[Call]) -> tuple[dict[str, Tap], int | None]:
@@ -222,7 +279,7 @@ def _timm_attention(model: Any, outputs: Mapping[str, Tensor]) -> Attention | No
     if not last:
         return None
     name, module = last[0]
-    if f"{name}.qkv" not in outputs or len(outputs[f"{name}.qkv"]) != BATCH:  # over windows
+    if f"{name}.qkv" not in outputs or len(outputs[f"{name}.qkv"]) != len(outputs["norm"]):  # over windows
         return None
     tap = Tap(f"{name}.qkv", "attention", read=partial(read_qkv, module.num_heads))
     if kind is WindowAttention:
@@ -232,17 +289,18 @@ def _timm_attention(model: Any, outputs: Mapping[str, Tensor]) -> Attention | No
     return tap, "norm", model.num_prefix_tokens, model.cls_token is not None, model.patch_embed.feat_ratio()
 
 
-def _is_classifier(module: nn.Module) -> bool:
+def _is_classifier(module: nn.Module, classes: int) -> bool:
     """A linear layer, or the 1x1 convolution that stands for it in a SqueezeNet, with an output per class."""
     outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
-    return isinstance(module, nn.Linear | nn.Conv2d) and outputs == CLASSES
+    return isinstance(module, nn.Linear | nn.Conv2d) and outputs == classes
 
 
 def _stages(calls: Sequence[Call], size: int, preferred: Sequence[str]) -> dict[str, str]:
     """stem, stage1, ... -> module; {} for networks whose features are no maps."""
     by_stride: dict[int, list[Call]] = {}
+    batch = len(calls[-1].output)
     for call in calls:
-        if call.output.ndim == 4 and len(call.output) == BATCH and call.output.shape[2] == call.output.shape[3] > 1:
+        if call.output.ndim == 4 and len(call.output) == batch and call.output.shape[2] == call.output.shape[3] > 1:
             by_stride.setdefault(round(math.log2(size / call.output.shape[3])), []).append(call)
 
     def last(found: Sequence[Call]) -> str:
@@ -273,9 +331,14 @@ def _dry_run(build: Callable[..., nn.Module], shape: Sequence[int]) -> tuple[nn.
             return _run(build, shape)
 
 
-@torch.no_grad()
 def _run(build: Callable[..., nn.Module], shape: Sequence[int]) -> tuple[nn.Module, list[Call]]:
     model = build(num_classes=CLASSES).eval()
+    return model, _calls(model, torch.zeros(BATCH, *shape))[1]
+
+
+@torch.no_grad()
+def _calls(model: nn.Module, images: Tensor) -> tuple[Tensor, list[Call]]:
+    """The network's output, and the calls of its modules."""
     seen: list[tuple[str, Tensor, int]] = []
 
     def keep(name: str, module: nn.Module, args: tuple, output: Any) -> None:
@@ -283,8 +346,10 @@ def _run(build: Callable[..., nn.Module], shape: Sequence[int]) -> tuple[nn.Modu
             seen.append((name, output, output._version))
 
     hooks = [m.register_forward_hook(partial(keep, name)) for name, m in model.named_modules() if name]
-    model(torch.zeros(BATCH, *shape))
-    for hook in hooks:
-        hook.remove()
+    try:
+        logits = model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
     times: Mapping[str, int] = Counter(name for name, *_ in seen)
-    return model, [Call(name, x) for name, x, version in seen if times[name] == 1 and x._version == version]
+    return logits, [Call(name, x) for name, x, version in seen if times[name] == 1 and x._version == version]

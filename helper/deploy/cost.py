@@ -15,10 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core.protocols import Context, Side
 from core.taps import TappedNet
+from distiller_zoo._task import Deployed, chain_of, needs_of
 from distiller_zoo.base import Deployment, Distiller
 from helper.networks.load import Composite
-from helper.training.stages import chain_of, needs_of
-from helper.training.step import Deployed
 
 
 def deployed_parameters(student: TappedNet, deployment: Deployment | None) -> tuple[int, int]:

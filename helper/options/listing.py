@@ -31,10 +31,10 @@ from core.protocols import Context, ModelSpec, Side, UserError
 from core.taps import TappedNet, probe
 from dataset import dataset_dict
 from distiller_zoo import method_dict
+from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import Distiller
 from helper.deploy.cost import deployed_parameters, macs
 from helper.options.method_flags import flags_of
-from helper.training.stages import chain_of, union_of_needs
 from models import model_dict
 
 STUDENT, TEACHER, BATCH = "resnet8x4", "resnet32x4", 64  # what taps and parameters of a method are shown for

@@ -10,7 +10,7 @@ from typing import Any
 from core.option import NAMED, RESULT, UNSET, Config, Flag, flag_of, not_negative, option, positive
 from core.protocols import UserError
 from distiller_zoo import method_dict
-from distiller_zoo._combined import Combined, CombinedConfig
+from distiller_zoo._combined import Combined, CombinedConfig, common_weights
 from distiller_zoo.base import Distiller
 
 
@@ -127,8 +127,7 @@ def _weights_of(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
 def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
     """Weights of the method's own row, and its own settings as far as the protocol changes them.
 
-    A combination takes the largest cls and the largest div of its members; those of the member that replaces the
-    student's classifier, if one does: the others' are meant for a classifier that will be used.
+    A combination: common_weights().
     """
     rows = [
         {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
@@ -137,14 +136,7 @@ def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[s
     ]
     if len(rows) == 1:
         return rows[0]
-    deciding = [r for r, m in zip(rows, methods, strict=True) if m.deployment is not Distiller.deployment] or rows
-    common = {
-        "cls": max(r["cls"] for r in deciding),
-        "div": max(r["div"] for r in deciding),
-        "beta": 1.0,
-        "kd_T": rows[0]["kd_T"],
-    }
-    return {k: v for row in rows for k, v in row.items()} | common
+    return {k: v for row in rows for k, v in row.items()} | common_weights(methods, rows)
 
 
 def _dest(method: type[Distiller], name: str) -> str:

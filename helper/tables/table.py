@@ -9,6 +9,7 @@ from typing import Any
 
 from core.log import clock
 from distiller_zoo import method_dict
+from distiller_zoo._task import chain_of
 from helper.options.method_flags import LOGIT_FLAGS
 from helper.options.naming import published_name
 from helper.options.parse import parse
@@ -16,7 +17,6 @@ from helper.options.settings import StudentConfigs, TeacherConfigs, common_flags
 from helper.tables.published import Cell
 from helper.tables.runs import REPETITION, Run, best, grouped, last, mean_std, network, num_classes
 from helper.tables.writers import add_published, pivot
-from helper.training.stages import chain_of
 
 # settings that make networks and methods what they are; every other one is part of the protocol
 OF_A_NETWORK = {"model", "model_s", "modality", "modality_s", "modality_t", "pretrained_backbone"}

@@ -11,9 +11,10 @@ import torch
 
 from core.log import log
 from core.option import RESULT, Config, at_least, option
-from core.protocols import Context, DataSet, ModelSpec, Needs, Progress, Side, TeacherSource, UserError
+from core.protocols import Context, DataSet, ModelSpec, Progress, Side, TeacherSource, UserError
 from core.taps import TappedNet, probe
-from distiller_zoo.base import FRAME_LOGITS, Distiller
+from distiller_zoo._task import chain_of, needs_of, union_of_needs
+from distiller_zoo.base import Distiller
 from helper.machine import distributed
 from helper.machine.devices import to_device
 from helper.networks.load import Network
@@ -77,37 +78,6 @@ class Stage:
     index: int
     final: bool
     constant_lr: float | None = None
-
-
-def chain_of(method: type[Distiller]) -> tuple[type[Distiller], ...]:
-    """First stages first, the method itself last."""
-    chain = [method]
-    while chain[0].before is not None:
-        chain.insert(0, chain[0].before)
-    return tuple(chain)
-
-
-def needs_of(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-    """What one stage reads, the scores of every frame included where they are compared."""
-    needs = method.needs(cfg, student, teacher)
-    if not cfg.frame_logits or teacher is None:
-        return needs
-    for spec in (student, teacher):
-        if FRAME_LOGITS not in spec.taps:
-            raise UserError(
-                f"--frame_logits compares the scores of every frame, and {spec.name} has none: leave it out, so that "
-                "scores of clips are compared"
-            )
-    return dataclasses.replace(needs, student=(*needs.student, FRAME_LOGITS), teacher=(*needs.teacher, FRAME_LOGITS))
-
-
-def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-    needs = [needs_of(m, cfg, student, teacher) for m in chain_of(method)]
-    return Needs(
-        tuple(dict.fromkeys(x for n in needs for x in n.student)),
-        tuple(dict.fromkeys(x for n in needs for x in n.teacher)),
-        any(n.full_batches for n in needs),
-    )
 
 
 LATE = 10_000  # an epoch by which every term counts that ever will

@@ -191,8 +191,8 @@ class Ours:
         with torch.no_grad():
             nets = macs(lambda: step.student(batch.inputs))
             if step.teacher is not None:
-                nets += macs(lambda: step.teacher.features(again(), step.taps))
-            connector = macs(lambda: step.forward(again())) - nets
+                nets += macs(lambda: step.teacher.features(again(), step.objective.taps))
+            connector = macs(lambda: step.objective.features(again())) - nets
         seen = {"student": 0, "teacher": -self.teacher.images}
         hook = step.student.register_forward_pre_hook(
             lambda net, args: seen.update(student=seen["student"] + len(next(iter(args[0].values()))))

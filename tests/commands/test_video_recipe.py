@@ -71,8 +71,8 @@ def test_dist_on_clips_or_on_frames(frame_logits):
     make, data = pair("dist", tau=1.0, beta=1.0, frame_logits=frame_logits)
     step, batch = make(), data.batch()
     step.trained.eval()
-    s, t = step.forward(batch)
-    terms = step._main_terms(s, t, batch, PROGRESS)
+    s, t = step.objective.features(batch)
+    terms = step.objective.main_terms(s, t, batch, PROGRESS)
     name = "frame_logits" if frame_logits else "logits"
     assert len(s[name]) == (32 if frame_logits else 8)
     p_s, p_t = s[name].softmax(1), t[name].softmax(1)
@@ -91,8 +91,8 @@ def test_kl_and_labelled_losses_on_frames():
     make, data = pair("dkd", div=1.0, frame_logits=True)
     step, batch = make(), data.batch()
     step.trained.eval()
-    s, t = step.forward(batch)
-    terms = step._main_terms(s, t, batch, PROGRESS)
+    s, t = step.objective.features(batch)
+    terms = step.objective.main_terms(s, t, batch, PROGRESS)
     torch.testing.assert_close(terms["div"], kl(s["frame_logits"], t["frame_logits"], 4.0))
     cls = method_dict["dkd"]
     frames = {"logits": s["frame_logits"]}, {"logits": t["frame_logits"]}
@@ -161,7 +161,7 @@ def test_gradient_is_clipped():
     step.train()
     step.setup = dataclasses.replace(step.setup, optim=OptimConfig(clip_grad=0.01))
     step(batch, PROGRESS)
-    norm = torch.stack([p.grad.norm() for p in step.phases[-1].params()]).norm()
+    norm = torch.stack([p.grad.norm() for p in step.main_params]).norm()
     assert norm.item() == pytest.approx(0.01, rel=1e-3)
 
 

@@ -17,9 +17,9 @@ from core.log import log
 from core.protocols import Progress, Side, Tap, UserError
 from distiller_zoo import method_dict
 from distiller_zoo._multiview import multi_view
+from distiller_zoo._task import thawed
 from distiller_zoo.cakd import CAKD, GroupLinear, MapCritic, distil_point
 from helper.training.stages import warn_of_late_terms
-from helper.training.step import thawed
 from models import model_dict
 from tests.golden.rule import fill_array, fill_module, rand
 from tests.helper.test_resume import assert_same, rows_of
@@ -163,11 +163,11 @@ def test_cakd_adversarial_signal(case):
     method, cfg, student, teacher, data = ALL[case]
     step = make_step(method, cfg, student, teacher, data, B)
     step.train()
-    s, t = step.forward(step.method.prepare(data.batch()))
+    s, t = step.objective.features(step.method.prepare(data.batch()))
     stem = step.student.model.conv1.weight
     adversarial = step.method.terms(s, t, data.batch(), PROGRESS)["cakd_adv"]
     assert torch.autograd.grad(adversarial, stem)[0].abs().sum() > 0
-    params = step.phases[0].params()
+    params = step.objective.isolated[0].params()
     with thawed(params):
         for real, fake in ((t, s), (s, t)):
             parts = [step.method.critic(step.method._judged(f)).mean() for f in (real, fake)]
@@ -178,7 +178,7 @@ def test_cakd_adversarial_signal(case):
         assert all(p.grad is not None for p in params)
     step(data.batch(), PROGRESS)
     assert all(p.grad is None for p in step.teacher.net.parameters())
-    assert not any(v.requires_grad for v in step.teacher.features(data.batch(), step.taps).values())
+    assert not any(v.requires_grad for v in step.teacher.features(data.batch(), step.objective.taps).values())
 
 
 def test_cakd_critic_steps_by_itself_and_every_nth_time():

@@ -15,10 +15,11 @@ from core.taps import TappedNet, probe
 from distiller_zoo import method_dict, published_names
 from distiller_zoo._combined import Combined
 from distiller_zoo._math import weighted_sum
+from distiller_zoo._task import chain_of, thawed
 from distiller_zoo.base import Distiller
 from helper.networks.teacher_sources import LiveTeacher, SharedTeacher
-from helper.training.stages import StagePlan, build_stages, chain_of
-from helper.training.step import StepSetup, thawed
+from helper.training.stages import StagePlan, build_stages
+from helper.training.step import StepSetup
 from tests.support.cases import ALL, CLASSES, combined, config, soft_targets
 from tests.support.contract import PROGRESS, check_contract, make_step
 from tests.support.toys import VIT, B, Critic, Factor, FactorInit, ToyData, cnn, network
@@ -87,7 +88,7 @@ def test_adversarial_signal_reaches_the_student_and_the_critic_sees_both():
     make, data = maker("critic")
     step = make()
     step.train()
-    s, t = step.forward(data.batch())
+    s, t = step.objective.features(data.batch())
     stem = step.student.model.stem[0].weight
     assert torch.autograd.grad(step.method.judge(s["critic.attn"], True), stem)[0].abs().sum() > 0
     params = list(step.method.critic.parameters())
@@ -153,7 +154,7 @@ def test_lanes_share_one_teacher_forward_and_equal_separate_runs():
 
     torch.manual_seed(0)
     alone = {name: build(name) for name in lanes}
-    union = {tap for step in alone.values() for tap in step.taps}
+    union = {tap for step in alone.values() for tap in step.objective.taps}
     live = LiveTeacher(TappedNet(next(iter(alone.values())).teacher.net.model, cnn(8), union))
     forwards = []
     live.net.register_forward_hook(lambda *_: forwards.append(1))
@@ -212,7 +213,7 @@ def test_soft_targets_reach_the_classification_term():
     make, data = maker("kd-resnet8-resnet8x4")
     step, batch = make(), data.batch()
     step.train()
-    s, t = step.forward(batch)
+    s, t = step.objective.features(batch)
     soft = dataclasses.replace(batch, soft_target=soft_targets(batch, CLASSES))
     hard, mixed = (step.method.common_terms(s, t, b, step.method.weights(PROGRESS))["cls"] for b in (batch, soft))
     torch.testing.assert_close(mixed, F.cross_entropy(s["logits"], soft.soft_target))
@@ -223,7 +224,7 @@ def test_bf16_terms_are_float32():
     make, data = maker("simkd-resnet8-resnet8x4", autocast=torch.bfloat16)
     step = make()
     step.train()
-    s, t = step.forward(data.batch())
+    s, t = step.objective.features(data.batch())
     assert all(v.dtype == torch.float32 for v in (*s.values(), *t.values()))
 
 

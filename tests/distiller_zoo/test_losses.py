@@ -116,7 +116,7 @@ def test_srrl(case):
     x = inputs(case)
     head = fill_module(nn.Linear(128, 100), prefix="fc.")
     method = build("srrl", side("s", [], 64, 100), side("t", [], 128, 100, head), cls=0.0, div=0.0)
-    has_published_keys(nn.ModuleDict({"transfer": method.projected.transfer}), case)
+    has_published_keys(nn.ModuleDict({"transfer": method.transfer}), case)
     fill_module(method.transfer, prefix="transfer.")
     logits = torch.zeros(8, 100)
     terms, *_ = run(

@@ -12,8 +12,8 @@ from core.protocols import ModelSpec, Progress, Tap, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo import method_dict, published_names
 from distiller_zoo._heads import WithHeads
+from distiller_zoo._task import chain_of, union_of_needs
 from helper.deploy.cost import macs
-from helper.training.stages import chain_of, union_of_needs
 from models import model_dict
 from tests.support.cases import CLASSES, config
 from tests.support.contract import make_step

@@ -62,8 +62,8 @@ def check_contract(make, batch, num_classes):
     step = make()
     step.train()
     prepared = step.method.prepare(batch)
-    s, t = step.forward(prepared)
-    terms = step._main_terms(s, t, prepared, PROGRESS)
+    s, t = step.objective.features(prepared)
+    terms = step.objective.main_terms(s, t, prepared, PROGRESS)
     weights = step.method.weights(PROGRESS)
     loss = weighted_sum(terms, weights)
     main = {id(p) for g in step.optimizers["main"].param_groups for p in g["params"]}
@@ -86,7 +86,7 @@ def check_contract(make, batch, num_classes):
     trained = {id(p) for p in step.trained.parameters()}
     assert set(owned) <= trained, "an optimiser holds a parameter outside the root"
     left_out = {id(p) for p in step.method.unused(step.student)}
-    isolated = {id(p) for phase in step.phases[:-1] for p in phase.params()}
+    isolated = {id(p) for phase in step.objective.isolated for p in phase.params()}
     teacher_owned = {id(p) for p in step.teacher.net.parameters()} if hasattr(step.teacher, "net") else set()
     for name, p in step.trained.named_parameters():
         if id(p) in left_out | teacher_owned or (not p.requires_grad and id(p) not in isolated):

@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch  # noqa: E402 (a script: the paths come first)
 import torch.distributed as dist  # noqa: E402
 
+from distiller_zoo._task import chain_of  # noqa: E402
 from helper.machine.distributed import ddp, joined  # noqa: E402
-from helper.training.stages import chain_of  # noqa: E402
 from tests.support.cases import ALL  # noqa: E402
 from tests.support.contract import PROGRESS, make_step, parameters_vector  # noqa: E402
 from tests.support.toys import B  # noqa: E402

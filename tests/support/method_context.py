@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Side, Tap
 from distiller_zoo import method_dict
+from distiller_zoo._task import chain_of
 from distiller_zoo.base import Distiller
-from helper.training.stages import chain_of
 
 
 def spec(name: str, num_stages: int) -> ModelSpec:

@@ -1,0 +1,322 @@
+"""A method in a training loop of your own: attach() joins two networks, Task computes the loss of a batch."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from core.log import log
+from core.protocols import Batch, Context, Features, ModelSpec, Progress, Side, UserError
+from core.taps import TappedNet, probe
+from distiller_zoo import method_dict
+from distiller_zoo._combined import Combined, CombinedConfig, common_weights
+from distiller_zoo._math import detached
+from distiller_zoo._task import Deployed, Objective, Trained, chain_of, needs_of, union_of_needs
+from distiller_zoo.base import Distiller
+
+Inputs = Tensor | Mapping[str, Tensor]  # images [B, C, H, W], or entry of Batch.inputs -> tensor
+BATCH_SIZE = 64  # that is assumed where nobody gives one
+
+
+class FrozenTeacher:
+    """A network in eval mode without gradient. transform: of its inputs, None to take them as they are."""
+
+    def __init__(self, net: TappedNet, transform: Callable[[Tensor], Tensor] | None = None):
+        self.net, self.spec, self.transform = net.eval().requires_grad_(False), net.spec, transform
+
+    @torch.no_grad()
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        inputs = dict(batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs)
+        if self.transform is not None:
+            inputs[self.spec.input] = self.transform(inputs[self.spec.input])
+        features = self.net(inputs)
+        return {k: features[k] for k in ("logits", *taps)}
+
+
+class Task(nn.Module):
+    """Call it with a batch: the loss of a method, as train_student.py computes it. Made by attach().
+
+    parameters() is what your optimiser trains: of the student and of the method, never of the teacher. The loss is
+    float32 whatever autocast is around the call. Micro-batches may be added up before a step; DDP(task) works.
+    """
+
+    def __init__(self, trained: Trained, objective: Objective, following: Sequence[Any], rng: torch.Generator):
+        super().__init__()
+        self.trained = trained
+        self._objective, self._following, self._rng = objective, following, rng
+        self._kept: list[tuple[Features, Features, Batch]] = []
+        self._place = (0, 0)  # epoch of the last batch, batches seen in it
+
+    @property
+    def method(self) -> Distiller:
+        return self.trained.method
+
+    @property
+    def student(self) -> TappedNet:
+        return self.trained.student
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return iter(self._objective.params) if recurse else iter(())
+
+    def train(self, mode: bool = True) -> Task:
+        super().train(mode)
+        if mode:
+            self._objective.train()
+        return self
+
+    def own_optimizers(self, make: Callable[..., Optimizer] | None = None) -> list[Optimizer]:
+        """Optimisers of what trains beside the main loss (the discriminator of cakd); the task steps them itself.
+
+        make: (parameters, scale) -> optimiser, whose learning rate is that of the main one times scale. Needed once,
+        before the first batch, for methods that train such a part.
+        """
+        if make is not None:
+            self._objective.optimize_phases(
+                lambda p: make(p.params(), p.lr_scale) if p.optimizer is None else p.optimizer(p.params())
+            )
+        return list(self._objective.optimizers.values())
+
+    def forward(
+        self,
+        images: Inputs,
+        targets: Tensor,
+        index: Tensor | None = None,
+        epoch: int = 1,
+        epochs: int = 1,
+        steps_per_epoch: int = 1,
+    ) -> dict[str, Any]:
+        """loss: scalar, mean over the batch. logits: [B, K] as deployed. terms: name -> unweighted scalar, detached.
+
+        images: [B, C, H, W], or modality -> tensor. targets: [B] classes, or [B, K] probabilities. index: [B] positions
+        in the training set, for methods that remember samples (crd). epoch: from 1; epochs, steps_per_epoch: for
+        methods whose weights follow time.
+        """
+        if self.method.by_index and index is None:
+            raise UserError(f"{self.method.name} remembers every sample: pass index=, its position in the training set")
+        batch = self._batch(images, targets, index)
+        if not self.training:
+            logits = self.deployed_logits(batch.inputs)
+            return {"loss": nn.functional.cross_entropy(logits, targets), "logits": logits, "terms": {}}
+        if missing := [p.name for p in self._objective.isolated if p.name not in self._objective.optimizers]:
+            raise UserError(
+                f"{missing[0]} trains with an optimiser of its own: call task.own_optimizers(lambda params, scale: "
+                "torch.optim.SGD(params, lr=0.05 * scale)) first"
+            )
+        seen = self._place[1] if self._place[0] == epoch else 0
+        self._place = (epoch, seen + 1)
+        progress = Progress(epoch, max(epoch, epochs), seen, max(seen + 1, steps_per_epoch))
+        batch = self.method.prepare(batch)
+        done = self._objective(batch, progress, self.method.weights(progress))
+        if self.method.looks_back:
+            self._kept.append((detached(done.s), detached(done.t), batch))
+        return {"loss": done.loss, "logits": done.s["logits"].detach()[:: batch.views], "terms": done.terms}
+
+    def _batch(self, images: Inputs, targets: Tensor, index: Tensor | None) -> Batch:
+        inputs = inputs_of(images, self.student.spec)
+        hard, soft = (targets, None) if targets.ndim == 1 else (targets.argmax(1), targets)
+        if index is None:
+            index = torch.arange(len(hard), device=hard.device)
+        return Batch(inputs, hard, index, soft_target=soft)
+
+    def after_step(self) -> None:
+        """Call it after optimizer.step(): memory banks follow the features."""
+        kept, self._kept = self._kept, []
+        self._objective.after_step(kept)
+
+    def deployed_logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return Deployed(self.student, self.method, bare=True)(inputs)["student"]
+
+    def deployed(self) -> nn.Module:
+        """A copy of what is used after training: an nn.Module in eval mode, images [B, C, H, W] -> logits [B, K]."""
+        if self.method.deployment() is None and self.student.spec.mean is None:
+            return without_taps(copy.deepcopy(self.student.model)).eval()
+        return Classifier(copy.deepcopy(self.student), copy.deepcopy(self.method.deployment())).eval()
+
+    def next_stage(self) -> Task | None:
+        """What follows when this task is trained, for methods that train a stage first (ab, ft, fsp), else None.
+
+        The networks are the same; make a new optimiser.
+        """
+        if not self._following:
+            return None
+        build, *rest = self._following
+        self.student.requires_grad_(True)
+        task = build(self.method.requires_grad_(False), rest)
+        return task.train(self.training)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        own = {name: optimizer.state_dict() for name, optimizer in self._objective.optimizers.items()}
+        return {"optimizers": own, "place": self._place, "rng": self._rng.get_state()}
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        for name, optimizer in self._objective.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        self._place = tuple(state["place"])
+        self._rng.set_state(state["rng"].cpu())
+
+
+class Classifier(nn.Module):
+    """A student with what is deployed on top of it, or with the normalisation of its pixels: images -> logits."""
+
+    def __init__(self, student: TappedNet, deployment: nn.Module | None):
+        super().__init__()
+        self.student, self.deployment = student, deployment
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.student({self.student.spec.input: x}, ())
+        return (features if self.deployment is None else self.deployment(features))["logits"]
+
+
+def without_taps(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        for number, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, partial) and getattr(hook.func, "__func__", None) is TappedNet._keep:
+                del module._forward_hooks[number]
+    return model
+
+
+def attach(
+    method: str,
+    student: nn.Module,
+    teacher: nn.Module | None = None,
+    *,
+    sample: Inputs,
+    num_classes: int | None = None,
+    train_labels: Tensor | None = None,
+    taps: Mapping[str, Mapping[str, str]] | None = None,
+    teacher_transform: Callable[[Tensor], Tensor] | None = None,
+    **settings: Any,
+) -> Task:
+    """Join two networks by a method: `task = attach("crd", student, teacher, sample=images[:2], train_labels=labels)`.
+
+    method: a name of the registry, or several joined by +. student, teacher: classifiers, already on their device; the
+    teacher is put into eval mode and frozen. For two peers (dml) the second network is passed as the teacher.
+    sample: a few inputs as the training loop will pass them; both networks are run on them once. They read the images
+    as they are; teacher_transform: (images) -> the teacher's images, where its normalisation or size differs.
+    num_classes: taken from the student unless given. train_labels: [N] classes of the training set, for methods that
+    remember samples (crd). taps: {"student": {"stage1": "layer1"}, "teacher": {...}}, module paths of what is not
+    found; "head" names the classifier. settings: fields of the method's Config, as kd_T=2; batch_size: of one call,
+    which semckd must know; pixels=True: images are in [0, 1], and networks of this zoo apply their own normalisation.
+    Random draws follow torch.manual_seed(). Raises UserError where something does not fit.
+    """
+    batch_size, pixels = settings.pop("batch_size", None), settings.pop("pixels", False)
+    cls, cfg = configured(method, settings)
+    if cls.teacher_mode != "absent" and teacher is None:
+        raise UserError(f"{method} needs a second network: pass it as the teacher")
+    taps = taps or {}
+    networks = {"student": student}
+    if teacher is not None and cls.teacher_mode != "absent":
+        networks["teacher"] = teacher
+    specs = {name: spec_of(net, sample, taps.get(name, {}), pixels) for name, net in networks.items()}
+    spec_s, spec_t = specs["student"], specs.get("teacher")
+    needs = union_of_needs(cls, cfg, spec_s, spec_t)
+    if needs.full_batches and batch_size is None:
+        raise UserError(f"{method} must know the size of a batch: pass batch_size=, and drop the last, smaller one")
+    if any(stage.by_index for stage in members_of(cls, cfg)) and train_labels is None:
+        raise UserError(f"{method} remembers every sample: pass train_labels=, the classes of the training set [N]")
+    s_net = TappedNet(student, spec_s, needs.student)
+    t_net = None if spec_t is None or teacher is None else TappedNet(teacher, spec_t, needs.teacher)
+    device = next(student.parameters()).device
+    s_net.to(device)  # the constants of the normalisation
+    side_s = run_once(s_net, sample)
+    classes = side_s.shapes["logits"][-1]
+    if num_classes not in (None, classes):
+        raise UserError(f"num_classes is {num_classes}, and the student puts out {classes}")
+    source, side_t = None, None
+    if t_net is not None:
+        t_net.to(device)
+        transform = teacher_transform if cls.teacher_mode == "frozen" else None
+        side_t = run_once(t_net, sample, transform)
+        check_classes(side_t, classes, method)
+        source = FrozenTeacher(t_net, transform) if cls.teacher_mode == "frozen" else None
+    seed = torch.initial_seed() % 2**63
+    labels = torch.zeros(1, dtype=torch.int64) if train_labels is None else train_labels
+    context = Context(
+        classes,
+        labels.to(device),
+        batch_size or BATCH_SIZE,
+        side_s,
+        side_t,
+        device=device,
+        init_rng=torch.Generator().manual_seed(seed),
+        rng=torch.Generator(device).manual_seed(seed + 1),
+    )
+    peer = t_net if cls.teacher_mode == "trained" else None
+
+    def stage_of(stage: type[Distiller], previous: Distiller | None, following: Sequence[Any]) -> Task:
+        built = stage(cfg, dataclasses.replace(context, previous=previous)).to(device)
+        trained = Trained(s_net, peer, built)
+        objective = Objective(trained, source, needs_of(stage, cfg, spec_s, spec_t).teacher)
+        return Task(trained, objective, following, context.rng).train()
+
+    first, *later = (partial(stage_of, stage) for stage in chain_of(cls))
+    return first(None, later)
+
+
+def members_of(cls: type[Distiller], cfg: Any) -> list[type[Distiller]]:
+    return [m for m, _ in cfg.members] if isinstance(cfg, CombinedConfig) else [cls]
+
+
+def configured(method: str, settings: Mapping[str, Any]) -> tuple[type[Distiller], Any]:
+    """A method and its Config; UserError for a field that it has not, with the nearest name."""
+    methods = [method_dict[name] for name in method.split("+")]
+    fields = {m.name: [f.name for f in dataclasses.fields(m.Config)] for m in methods}
+    known = dict.fromkeys(name for names in fields.values() for name in names)
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise UserError(f"{method} has no setting '{name}'" + (f": did you mean {near[0]}?" if near else ""))
+    if len(methods) == 1:
+        return methods[0], methods[0].Config(**settings)
+    rows = [{"cls": m.Config.cls, "div": m.Config.div, "kd_T": m.Config.kd_T} for m in methods]
+    common = common_weights(methods, rows) | {k: v for k, v in settings.items() if hasattr(Distiller.Config, k)}
+    shared = {k: v for k, v in common.items() if k != "beta"}
+    members = []
+    for m in methods:
+        own = {k: v for k, v in settings.items() if k in fields[m.name] and k not in common}
+        members.append((m, m.Config(**{**shared, **own, "beta": m.Config.beta * common["beta"]})))
+    cfg = CombinedConfig(members=tuple(members), **common)
+    Combined.check(cfg)
+    return Combined, cfg
+
+
+def inputs_of(images: Inputs, spec: ModelSpec) -> dict[str, Tensor]:
+    return {spec.input: images} if isinstance(images, Tensor) else dict(images)
+
+
+def spec_of(net: nn.Module, sample: Inputs, taps: Mapping[str, str], pixels: bool) -> ModelSpec:
+    """Where to look inside a network: as its zoo says, or as found by a run."""
+    spec = getattr(net, "model_spec", None)
+    if spec is None or taps:
+        from models.external import found_spec
+
+        if not isinstance(sample, Tensor):
+            raise UserError(f"{type(net).__name__} is of no zoo here, and is looked into with images alone")
+        with torch.no_grad():
+            spec = found_spec(net, sample, taps)
+        shown = ", ".join(f"{name} {tap.module}" for name, tap in spec.taps.items())
+        log.info("%s: classifier %s, taps %s", spec.name, spec.head, shown)
+    return spec if pixels else dataclasses.replace(spec, mean=None, std=None)
+
+
+def run_once(net: TappedNet, sample: Inputs, transform: Callable[[Tensor], Tensor] | None = None) -> Side:
+    inputs = inputs_of(sample, net.spec)
+    if transform is not None:
+        inputs[net.spec.input] = transform(inputs[net.spec.input][:1])
+    return probe(net, {k: tuple(v.shape[1:]) for k, v in inputs.items()})
+
+
+def check_classes(teacher: Side, classes: int, method: str) -> None:
+    if teacher.shapes["logits"][-1] != classes:
+        raise UserError(
+            f"{method}: the teacher puts out {teacher.shapes['logits'][-1]} classes and the student {classes}; both "
+            "must have the same"
+        )

@@ -1,0 +1,207 @@
+"""From a batch to the loss of a method: what train_student.py and a training loop of your own have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from core.protocols import Batch, Features, ModelSpec, Needs, Phase, Progress, TeacherSource, Terms, UserError
+from core.taps import TappedNet
+from distiller_zoo._math import detached, weighted_sum
+from distiller_zoo.base import FRAME_LOGITS, Deployment, Distiller
+
+
+def chain_of(method: type[Distiller]) -> tuple[type[Distiller], ...]:
+    """First stages first, the method itself last."""
+    chain = [method]
+    while chain[0].before is not None:
+        chain.insert(0, chain[0].before)
+    return tuple(chain)
+
+
+def needs_of(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+    """What one stage reads, the scores of every frame included where they are compared."""
+    needs = method.needs(cfg, student, teacher)
+    if not cfg.frame_logits or teacher is None:
+        return needs
+    for spec in (student, teacher):
+        if FRAME_LOGITS not in spec.taps:
+            raise UserError(
+                f"--frame_logits compares the scores of every frame, and {spec.name} has none: leave it out, so that "
+                "scores of clips are compared"
+            )
+    return dataclasses.replace(needs, student=(*needs.student, FRAME_LOGITS), teacher=(*needs.teacher, FRAME_LOGITS))
+
+
+def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+    needs = [needs_of(m, cfg, student, teacher) for m in chain_of(method)]
+    return Needs(
+        tuple(dict.fromkeys(x for n in needs for x in n.student)),
+        tuple(dict.fromkeys(x for n in needs for x in n.teacher)),
+        any(n.full_batches for n in needs),
+    )
+
+
+class Trained(nn.Module):
+    """Everything that trains, under one root: this is what DDP and torch.compile wrap."""
+
+    def __init__(self, student: TappedNet, peer: TappedNet | None, method: Distiller):
+        super().__init__()
+        self.student, self.peer, self.method = student, peer, method
+
+    def forward(self, inputs: Mapping[str, Tensor], t: Features) -> tuple[Features, Features]:
+        if self.peer is not None:
+            t = self.peer(inputs)
+        return self.method.connect(self.method.deploy(self.student(inputs)), t)
+
+
+class Deployed(nn.Module):
+    """What is evaluated, averaged, exported: the student and whatever of the method survives training.
+
+    bare: the student's logits alone, without a peer and without heads that are reported.
+    """
+
+    def __init__(self, student: TappedNet, method: Distiller, peer: TappedNet | None = None, bare: bool = False):
+        super().__init__()
+        self.student, self.method, self.peer, self.bare = student, method, peer, bare
+
+    @property
+    def deployment(self) -> Deployment | None:
+        return self.method.deployment()
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Readout name -> logits [B, K]; "student" comes first."""
+        features = self.method.deploy(self.student(inputs, () if self.bare else self.method.reported()))
+        if self.bare:
+            return {"student": features["logits"]}
+        if self.peer is not None:
+            features = {**features, "peer": self.peer(inputs, ())["logits"]}
+        return self.method.readouts(features)
+
+
+def average_gradients(params: Sequence[nn.Parameter]) -> None:
+    """Mean over ranks, for parameters that live outside the DDP root (isolated phases)."""
+    if dist.is_initialized():
+        for p in params:
+            if p.grad is not None:
+                dist.all_reduce(p.grad)
+                p.grad /= dist.get_world_size()
+
+
+def full_precision(features: Features) -> Features:
+    """Losses are computed in float32, whatever autocast made of the forward pass."""
+    low = (torch.bfloat16, torch.float16)
+    cast = {id(v): v.float() for v in features.values() if v.dtype in low}  # one tensor may have several names
+    return {k: cast.get(id(v), v) for k, v in features.items()}
+
+
+@contextmanager
+def thawed(params: Sequence[nn.Parameter]) -> Iterator[None]:
+    for p in params:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Computed:
+    """loss: weighted sum of the main phase, with its graph. terms: unweighted and detached, of every phase."""
+
+    loss: Tensor
+    terms: Terms
+    s: Features
+    t: Features
+
+
+class Objective:
+    """The loss of a method, and the isolated phases that train beside it.
+
+    Freezes what the method leaves out of training. run: what computes the features, `trained` or a wrapper of it,
+    called as run(batch size, inputs, teacher's features); terms: what computes the terms, called as
+    terms(batch size, s, t, batch, progress, weights). optimizers: phase -> optimiser, of the isolated phases.
+    """
+
+    def __init__(self, trained: Trained, teacher: TeacherSource | None, taps: Sequence[str]):
+        self.trained, self.method, self.teacher, self.taps = trained, trained.method, teacher, taps
+        student, peer = trained.student, trained.peer
+        for p in (*self.method.unused(student), *student.idle(), *(peer.idle() if peer is not None else ())):
+            p.requires_grad_(False)
+        # a reused head, a frozen backbone: no trainable parameter, so its batch-norm statistics stay too
+        self._frozen = [
+            m
+            for m in trained.modules()
+            if any(True for _ in m.parameters()) and not any(p.requires_grad for p in m.parameters())
+        ]
+        self.isolated = self.method.extra_phases()
+        for phase in self.isolated:
+            for p in phase.params():
+                p.requires_grad_(False)  # DDP skips what is frozen when it wraps
+        self.params = [p for p in trained.parameters() if p.requires_grad]
+        self.optimizers: dict[str, Optimizer] = {}
+        self.run: Callable[..., tuple[Features, Features]] = lambda size, inputs, t: trained(inputs, t)
+        self.terms: Callable[..., Terms] = lambda size, *args: self.main_terms(*args)
+
+    def train(self) -> None:
+        """Training mode, except for what never trains."""
+        self.trained.train()
+        for module in self._frozen:
+            module.eval()
+
+    def optimize_phases(self, make: Callable[[Phase], Optimizer]) -> None:
+        """make: builds the optimiser of an isolated phase."""
+        self.optimizers = {phase.name: make(phase) for phase in self.isolated}
+
+    def main_terms(
+        self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float] | None = None
+    ) -> Terms:
+        """weights: of that moment, which a compiled graph must not work out: it would be of this epoch alone."""
+        weights = self.method.weights(progress) if weights is None else weights
+        own = self.method.terms(*self.method.rows(s, t, batch), progress)
+        return {**self.method.common_terms(s, t, batch, weights), **own}
+
+    def features(self, batch: Batch) -> tuple[Features, Features]:
+        """Features of student and teacher, projected and in float32."""
+        t = self.teacher.features(batch, self.taps) if self.teacher is not None else {}
+        s, t = self.run(len(batch), batch.inputs, t)
+        return full_precision(s), full_precision(t)
+
+    def __call__(self, batch: Batch, progress: Progress, weights: Mapping[str, float]) -> Computed:
+        """The loss of one (micro-)batch that the method has prepared; steps the isolated phases."""
+        s, t = self.features(batch)
+        with torch.autocast(batch.target.device.type, enabled=False):
+            seen = self._isolated_terms(s, t, batch, progress, weights)
+            terms = self.terms(len(batch), s, t, batch, progress, weights)
+        return Computed(weighted_sum(terms, weights), seen | detached(terms), s, t)
+
+    def _isolated_terms(
+        self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float]
+    ) -> Terms:
+        seen = Terms()
+        for phase in self.isolated:
+            if progress.global_step % phase.every:
+                continue
+            optimizer, params = self.optimizers[phase.name], phase.params()
+            optimizer.zero_grad(set_to_none=True)
+            with thawed(params):
+                terms = phase.terms(detached(s), detached(t), batch, progress)
+                weighted_sum(terms, weights).backward()
+                average_gradients(params)
+                optimizer.step()
+            seen.update(detached(terms))
+        return seen
+
+    @torch.no_grad()
+    def after_step(self, computed: Sequence[tuple[Features, Features, Batch]]) -> None:
+        for s, t, batch in computed:
+            self.method.after_backward(s, t, batch)

@@ -1,0 +1,66 @@
+"""A method in a training loop of one's own computes what train_student.py computes, for every method."""
+
+import pytest
+import torch
+
+import distiller_zoo
+from core.protocols import Progress
+from tests.support.cases import SMALL, registry_cases
+from tests.support.contract import make_step, plain_sgd
+from tests.support.toys import B
+
+PLACE = {"epoch": 60, "epochs": 100, "steps_per_epoch": 10}  # late enough for every term to count
+CASES = registry_cases()
+FIRST = [next(case for case in CASES if case.startswith(f"{name}-")) for name in distiller_zoo.method_dict]
+
+
+def attached(case, **settings):
+    """The last stage of a contract case as a task, its first networks drawn as make_step() draws them."""
+    method, _, student, teacher, data = CASES[case]
+    torch.manual_seed(0)
+    other = teacher().model if teacher else None
+    net = student(num_classes=data.num_classes)
+    if method.teacher_mode == "trained":
+        other = student(num_classes=data.num_classes)
+    if other is not None:
+        other.to(memory_format=torch.channels_last)
+    task = distiller_zoo.attach(
+        method.name,
+        net,
+        other,
+        sample=torch.rand(2, *data.image, generator=torch.Generator().manual_seed(1)),
+        train_labels=data.train_labels,
+        batch_size=B,
+        pixels=True,
+        **SMALL.get(method.name, {}),
+        **settings,
+    )
+    while (following := task.next_stage()) is not None:
+        task = following
+    return task.to(memory_format=torch.channels_last)
+
+
+def train(task, data, steps):
+    """Losses of a user's loop."""
+    optimizer = plain_sgd(task.parameters(), 1.0)
+    task.own_optimizers(plain_sgd)
+    losses = []
+    for i in range(steps):
+        batch = data.batch(seed=i)
+        out = task(batch.inputs["image"], batch.target, batch.index, **PLACE)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        task.after_step()
+        losses.append(out["loss"].detach())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("steps", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("case", FIRST)
+def test_a_task_computes_what_the_script_computes(case, steps):
+    method, cfg, student, teacher, data = CASES[case]
+    step = make_step(method, cfg, student, teacher, data, B)
+    step.train()
+    theirs = [step(data.batch(seed=i), Progress(60, 100, i, 10)).loss for i in range(steps)]
+    assert torch.equal(train(attached(case), data, steps), torch.stack(theirs))
