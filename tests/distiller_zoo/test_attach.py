@@ -1,59 +1,17 @@
 """A method in a training loop of one's own computes what train_student.py computes, for every method."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
 import distiller_zoo
-from core.protocols import Progress
-from tests.support.cases import SMALL, registry_cases
+from core.protocols import Progress, UserError
+from tests.support.cases import CLASSES
 from tests.support.contract import make_step, plain_sgd
+from tests.support.tasks import CASES, FIRST, attached, train
 from tests.support.toys import B
-
-PLACE = {"epoch": 60, "epochs": 100, "steps_per_epoch": 10}  # late enough for every term to count
-CASES = registry_cases()
-FIRST = [next(case for case in CASES if case.startswith(f"{name}-")) for name in distiller_zoo.method_dict]
-
-
-def attached(case, **settings):
-    """The last stage of a contract case as a task, its first networks drawn as make_step() draws them."""
-    method, _, student, teacher, data = CASES[case]
-    torch.manual_seed(0)
-    other = teacher().model if teacher else None
-    net = student(num_classes=data.num_classes)
-    if method.teacher_mode == "trained":
-        other = student(num_classes=data.num_classes)
-    if other is not None:
-        other.to(memory_format=torch.channels_last)
-    task = distiller_zoo.attach(
-        method.name,
-        net,
-        other,
-        sample=torch.rand(2, *data.image, generator=torch.Generator().manual_seed(1)),
-        train_labels=data.train_labels,
-        batch_size=B,
-        pixels=True,
-        **SMALL.get(method.name, {}),
-        **settings,
-    )
-    while (following := task.next_stage()) is not None:
-        task = following
-    return task.to(memory_format=torch.channels_last)
-
-
-def train(task, data, steps):
-    """Losses of a user's loop."""
-    optimizer = plain_sgd(task.parameters(), 1.0)
-    task.own_optimizers(plain_sgd)
-    losses = []
-    for i in range(steps):
-        batch = data.batch(seed=i)
-        out = task(batch.inputs["image"], batch.target, batch.index, **PLACE)
-        optimizer.zero_grad()
-        out["loss"].backward()
-        optimizer.step()
-        task.after_step()
-        losses.append(out["loss"].detach())
-    return torch.stack(losses)
 
 
 @pytest.mark.parametrize("steps", [2, pytest.param(10, marks=pytest.mark.slow)])
@@ -64,3 +22,151 @@ def test_a_task_computes_what_the_script_computes(case, steps):
     step.train()
     theirs = [step(data.batch(seed=i), Progress(60, 100, i, 10)).loss for i in range(steps)]
     assert torch.equal(train(attached(case), data, steps), torch.stack(theirs))
+
+
+IMAGES, TARGETS = torch.rand(B, 3, 32, 32), torch.arange(B) % CLASSES
+
+
+class Small(nn.Module):
+    """A network of nobody's zoo, for images of 32 px."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU())
+        self.pool, self.classify = nn.AdaptiveAvgPool2d(1), nn.Linear(2 * width, CLASSES)
+
+    def forward(self, x):
+        return self.classify(self.pool(self.two(self.one(x))).flatten(1))
+
+
+def pair(seed=0):
+    torch.manual_seed(seed)
+    return Small(4), Small(8)
+
+
+def steps_of(task, count, amp=False):
+    optimizer = plain_sgd(task.parameters(), 1.0)
+    losses = []
+    for _ in range(count):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            out = task(IMAGES, TARGETS, torch.arange(B), epoch=1)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        task.after_step()
+        losses.append(out["loss"].detach())
+    return torch.stack(losses)
+
+
+def task_of(method="kd", seed=0, **settings):
+    return distiller_zoo.attach(method, *pair(seed), sample=IMAGES[:2], **settings)
+
+
+CRD = {"train_labels": torch.arange(40) % CLASSES, "nce_k": 8}
+
+
+def test_a_foreign_network_is_looked_into_and_says_what_was_found(caplog):
+    with caplog.at_level("INFO"):
+        task = task_of("simkd")
+    assert "classifier classify" in caplog.text and "stage2 two" in caplog.text
+    assert set(task.student.want) == {"stage2"}
+    again = distiller_zoo.attach("fitnet", *pair(), sample=IMAGES[:2], taps={"teacher": {"stage1": "two"}})
+    assert again.student.spec.taps["stage1"].module == "one"
+    assert steps_of(again, 2).isfinite().all()
+
+
+@pytest.mark.parametrize("method, settings", [("kd", {}), ("crd", CRD), ("kd+crd", CRD), ("simkd", {})])
+def test_parameters_are_the_students_and_the_methods(method, settings):
+    student, teacher = pair()
+    task = distiller_zoo.attach(method, student, teacher, sample=IMAGES[:2], **settings)
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    assert not {id(p) for p in task.parameters()} & {id(p) for p in teacher.parameters()}
+    steps_of(task, 2)
+    assert all(torch.equal(before[k], v) for k, v in teacher.state_dict().items()) and not teacher.training
+    model = task.deployed()
+    assert method == "simkd" or not any(m._forward_hooks for m in model.modules())
+    task.eval()
+    with torch.no_grad():
+        assert torch.equal(model(IMAGES), task(IMAGES, TARGETS, torch.arange(B))["logits"])
+
+
+@pytest.mark.parametrize("method, settings", [("crd", CRD), ("dml", {}), ("mgd", {})])
+def test_the_state_restores_the_task(method, settings):
+    first = task_of(method, **settings)
+    steps_of(first, 2)
+    state = copy.deepcopy(first.state_dict())
+    second = task_of(method, seed=1, **settings)
+    second.load_state_dict(state)
+    if method == "dml":  # its peer is a part of the task; teachers are not
+        assert any(key.startswith("trained.peer") for key in state)
+    else:
+        second._objective.teacher.net.load_state_dict(first._objective.teacher.net.state_dict())
+    assert torch.equal(steps_of(first, 2), steps_of(second, 2))
+
+
+def test_losses_are_float32_under_autocast():
+    losses, exact = steps_of(task_of("kd+at"), 2, amp=True), steps_of(task_of("kd+at"), 2)
+    assert losses.dtype == torch.float32 and not torch.equal(losses, exact)
+    assert torch.allclose(losses, exact, rtol=0.05)
+
+
+@pytest.mark.parametrize("method, settings", [("kd", {}), ("crd", CRD)])
+def test_a_compiled_task_computes_the_same(method, settings):
+    task, plain = task_of(method, **settings), task_of(method, **settings)
+    task.compile(backend="eager")
+    assert torch.allclose(steps_of(task, 2), steps_of(plain, 2), rtol=1e-5)
+
+
+def test_micro_batches_add_up():
+    whole, parts = task_of("kd"), task_of("kd")
+    whole(IMAGES, TARGETS)["loss"].backward()
+    for half in (slice(0, B // 2), slice(B // 2, B)):
+        (parts(IMAGES[half], TARGETS[half])["loss"] / 2).backward()
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-6)
+
+
+def test_the_teacher_reads_what_its_transform_makes():
+    same = task_of("kd")
+    other = task_of("kd", teacher_transform=lambda x: nn.functional.interpolate(x, scale_factor=2) * 3 - 1)
+    assert not torch.equal(steps_of(same, 1), steps_of(other, 1))
+
+
+def test_first_stages_follow_each_other():
+    task, stages = task_of("ft"), 1
+    steps_of(task, 1)
+    while (following := task.next_stage()) is not None:
+        task, stages = following, stages + 1
+    assert stages == 2 and steps_of(task, 2).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "method, settings, words",
+    [
+        ("crd", {}, ("train_labels",)),
+        ("semckd", {}, ("batch_size",)),
+        ("kd", {"kd_t": 2}, ("no setting 'kd_t'", "kd_T")),
+        ("kd", {"num_classes": 7}, ("num_classes is 7", "puts out 5")),
+        ("kd", {"taps": {"student": {"stage1": "three"}}}, ("no module 'three'", "one [4, 32, 32]")),
+        ("vanilla+simkd", {}, ("replaces the classifier",)),
+        ("nothing", {}, ("nothing",)),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(method, settings, words):
+    with pytest.raises(UserError) as refused:
+        task_of(method, **settings)
+    assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_other_classes_a_missing_teacher_and_a_missing_index_are_refused():
+    student, teacher = pair()
+    teacher.classify = nn.Linear(16, 9)
+    with pytest.raises(UserError, match="9 classes and the student 5"):
+        distiller_zoo.attach("kd", student, teacher, sample=IMAGES[:2])
+    with pytest.raises(UserError, match="needs a second network"):
+        distiller_zoo.attach("kd", student, sample=IMAGES[:2])
+    with pytest.raises(UserError, match="pass index="):
+        task_of("crd", **CRD)(IMAGES, TARGETS)
+    with pytest.raises(UserError, match="own_optimizers"):
+        attached("cakd-resnet8-vit_micro_cifar")(IMAGES, TARGETS)

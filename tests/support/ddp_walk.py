@@ -14,11 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch  # noqa: E402 (a script: the paths come first)
 import torch.distributed as dist  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from distiller_zoo._task import chain_of  # noqa: E402
 from helper.machine.distributed import ddp, joined  # noqa: E402
 from tests.support.cases import ALL  # noqa: E402
-from tests.support.contract import PROGRESS, make_step, parameters_vector  # noqa: E402
+from tests.support.contract import PROGRESS, make_step, parameters_vector, plain_sgd  # noqa: E402
+from tests.support.tasks import CASES, PLACE, attached, first_of  # noqa: E402
 from tests.support.toys import B  # noqa: E402
 
 
@@ -48,6 +50,24 @@ def walk(case: str, rank: int, stage: int) -> list[str]:
     return problems
 
 
+def walk_task(case: str, rank: int) -> list[str]:
+    """The same in a loop of one's own, whose DDP holds the whole task."""
+    task, data = attached(case), CASES[case][-1]
+    task.own_optimizers(plain_sgd)
+    trained = list(task.parameters())
+    start = torch.cat([p.detach().clone().flatten() for p in trained])
+    optimizer, run = plain_sgd(trained, 1.0), DistributedDataParallel(task)
+    for i in range(2):
+        batch = data.batch(seed=10 * i + rank)
+        loss = run(batch.inputs["image"], batch.target, batch.index, **PLACE)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        task.after_step()
+    end = torch.cat([p.detach().flatten() for p in trained])
+    return [f"{case} as a task: ranks disagree"] * (not agree(end)) + [f"{case}: nothing trained"] * end.equal(start)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     wanted = sys.argv[1:] or list(ALL)
@@ -56,6 +76,8 @@ def main() -> None:
         problems = [
             p for case in wanted for i in (*range(len(chain_of(ALL[case][0])) - 1), -1) for p in walk(case, rank, i)
         ]
+        if not sys.argv[1:]:
+            problems += [p for name in ("kd", "crd", "simkd", "cakd") for p in walk_task(first_of(name), rank)]
     if rank == 0:
         print("\n".join(problems) or f"{len(wanted)} cases agree", flush=True)
     sys.stdout.flush()
