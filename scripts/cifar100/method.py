@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train any method on CIFAR-100 with its authors' settings: python scripts/cifar100/method.py NAME [TEACHER.pth] [flags]
+"""Train any method on CIFAR-100 with its authors' settings: python scripts/cifar100/method.py NAME [TEACHER.pth]
 
     python scripts/cifar100/method.py crd resnet32x4_best.pth --trial 1 --data_folder DIR
     python scripts/cifar100/method.py crd                  # prints the paper, its number and the command; runs nothing

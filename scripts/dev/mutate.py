@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Do the tests of the losses notice a wrong loss? python scripts/dev/mutate.py [METHOD ...]
 
-Each mutant is the tree with one sign or one constant changed in a method's equation. The loss and reference tests of
-that method run on a temporary copy until one fails. The changes are in
-tests/distiller_zoo/mutants.py. Prints a table; exit code 1 if a mutant survives or the tests fail without any. Takes minutes.
+Each mutant is the tree with one sign or one constant changed in a method's equation, as tests/distiller_zoo/mutants.py
+lists them. The loss and reference tests of that method run on a temporary copy until one fails. Prints a table; exit
+code 1 if a mutant survives or the tests fail without any. Takes minutes.
 """
 
 from __future__ import annotations
