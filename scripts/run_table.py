@@ -30,7 +30,7 @@ from helper.tables.jobs import (
     visible_gpus,
     wants,
 )
-from helper.tables.published import chosen_cells, read_table, tables, write_scripts
+from helper.tables.published import chosen_cells, read_table, tables
 
 
 def key_values(text: str) -> dict[str, Any]:
@@ -76,11 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--executor", choices=("local", "slurm", "submitit"), default="local")
     parser.add_argument("--slurm", default="", help="parameters of submitit, as slurm_partition=gpu,gpus_per_node=1")
     parser.add_argument("--no_wait", action="store_true", help="leave after submitting")
-    parser.add_argument("--write", action="store_true", help="write scripts/cifar100/*_table.sh from the tables")
     args = parser.parse_args(normalised(argv))
-    if args.write:
-        write_scripts()
-        return 0
     if args.list or not args.table:
         for name in tables():
             table = read_table(name)

@@ -54,7 +54,9 @@ def imports_of(path):
     return {name for name in found if name in MODULES}
 
 
-GRAPH = {name: imports_of(path) for name, path in MODULES.items()}
+@pytest.fixture(scope="module")
+def graph():
+    return {name: imports_of(path) for name, path in MODULES.items()}
 
 
 def floor_of(name):
@@ -66,27 +68,26 @@ def test_every_module_stands_on_a_floor():
     assert {floor_of(name) for name in MODULES} - {"helper"} <= LEVEL.keys()
 
 
-@pytest.mark.parametrize("name", sorted(GRAPH))
-def test_imports_go_down(name):
-    mine = floor_of(name)
-    for other in GRAPH[name]:
-        theirs = floor_of(other)
-        assert theirs == mine or LEVEL[theirs] < LEVEL[mine], f"{name} imports {other}"
+def test_imports_go_down(graph):
+    for name, imports in graph.items():
+        for other in imports:
+            mine, theirs = floor_of(name), floor_of(other)
+            assert theirs == mine or LEVEL[theirs] < LEVEL[mine], f"{name} imports {other}"
 
 
-def test_no_circle():
+def test_no_circle(graph):
     """Modules whose imports are all done go, until none is left."""
-    left = {name: set(imports) for name, imports in GRAPH.items()}
+    left = {name: set(imports) for name, imports in graph.items()}
     while done := [name for name, imports in left.items() if not imports & left.keys() - {name}]:
         for name in done:
             del left[name]
     assert not left, f"these import each other in a circle, or such a circle: {sorted(left)}"
 
 
-def test_no_method_imports_another():
+def test_no_method_imports_another(graph):
     for name in (n for n in MODULES if n.startswith("distiller_zoo.")):
         shared = ("distiller_zoo._", "distiller_zoo.base")
-        stray = [n for n in GRAPH[name] if n.startswith("distiller_zoo.") and not n.startswith(shared)]
+        stray = [n for n in graph[name] if n.startswith("distiller_zoo.") and not n.startswith(shared)]
         assert not stray, f"{name} imports {stray}"
 
 

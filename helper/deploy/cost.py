@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.protocols import Context, Side
 from core.taps import TappedNet
-from distiller_zoo._task import Deployed, chain_of, needs_of
-from distiller_zoo.base import Deployment, Distiller
+from distiller_zoo._task import Deployed
+from distiller_zoo.base import Deployment
 from helper.networks.load import Composite
 
 
@@ -81,42 +76,3 @@ def macs(predict: nn.Module, shapes: Mapping[str, tuple[int, ...]], device: torc
         predict(inputs)
     predict.train(was_training)
     return counter.get_total_flops() // 2
-
-
-def training_macs(
-    method: type[Distiller], cfg: Any, student: Side, teacher: Side | None, forward: Mapping[str, int], batch: int = 64
-) -> list[int]:
-    """Multiply-accumulates of training on one image, in each stage of a method: forward and backward of the student and
-    of what the method puts between the networks, forward of the teacher. Losses and memory banks are not counted.
-
-    forward: network -> multiply-accumulates of one image. A backward pass takes twice its forward; a student that a
-    stage does not read is run forward.
-    """
-    kind_t = None if teacher is None else teacher.spec
-    ctx = Context(100, torch.arange(1000) % 100, batch, student, teacher)
-    built: Distiller | None = None
-    out = []
-    for stage in chain_of(method):
-        if built is not None:
-            built.requires_grad_(False)
-        built = stage(cfg, dataclasses.replace(ctx, previous=built))
-        trains = stage is method or needs_of(stage, cfg, student.spec, kind_t).student
-        networks = forward[student.spec.name] * (3 if trains else 1) + (0 if kind_t is None else forward[kind_t.name])
-        out.append(networks + _between(built, student, teacher, batch))
-    return out
-
-
-def _between(method: Distiller, student: Side, teacher: Side | None, batch: int) -> int:
-    """Multiply-accumulates per image of a method's own layers, forward and backward."""
-
-    def features(side: Side | None, grad: bool) -> dict[str, torch.Tensor]:
-        shapes = {} if side is None else side.shapes
-        return {k: torch.zeros(batch, *v, requires_grad=grad) for k, v in shapes.items()}
-
-    method = copy.deepcopy(method)  # whose gradients are no numbers
-    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
-        s, t = method.connect(method.deploy(features(student, True)), features(teacher, False))
-        ends = [v.sum() for v in (*s.values(), *t.values()) if v.requires_grad and not v.is_leaf]
-        if ends:
-            torch.stack(ends).sum().backward()
-    return counter.get_total_flops() // 2 // batch

@@ -81,7 +81,6 @@ def commands_of(path: Path) -> list[list[str]]:
 ALL = [
     pytest.param(call, id=f"{path.relative_to(ROOT)}:{i}")
     for path in (*PAGES, *SCRIPTS)
-    if not path.name.endswith("_table.sh")  # those are compared with the tables, in test_run_table.py
     for i, call in enumerate(commands_of(path))
 ]
 

@@ -19,7 +19,9 @@ import torch
 
 from distiller_zoo import method_dict
 from helper.options.parse import normalised, parse_students
+from helper.tables.published import read_table, tables
 from models import model_dict, model_for
+from scripts.cifar100.method import commands as method_commands
 from tests.commands.test_documented_commands import PAGES as DOCUMENTED
 from tests.commands.test_documented_commands import commands_of
 from tests.scripts.test_recipe_scripts import SCRIPTS as RECIPES
@@ -44,14 +46,14 @@ SMALL = {  # kind of network -> (its smallest, classes and shapes of the fixture
     "tsm": ("tsm:resnet8", 2, {"video": (2, 3, 32, 32)}),
     "tsn": ("tsn:resnet8", 2, {"video": (2, 3, 32, 32)}),
 }
-METHODS = ("kd", "crd", "ab", "ofa_kd", "dml")  # logits, a memory bank, a first stage, exits of its own, peers
+METHODS = {  # of cifar100/method.py -> kind of teacher, kind of student
+    **dict.fromkeys(("kd", "crd", "ab", "ofa_kd"), ("plain", "plain")),  # logits, a memory bank, a first stage, exits
+    "dml": (None, "plain"),
+    "hsakd_teacher": (None, "aux"),
+    "dpcd": ("aux_dpcd", "aux_dpcd"),
+}
 SCRIPTS = {  # script -> (arguments, --distill of the command that is run, kind of teacher, kind of student)
-    **{f"cifar100/methods/{m}.sh": (() if m == "dml" else ("T.pth",), m, "plain", "plain") for m in METHODS},
-    "cifar100/methods/hsakd_teacher.sh": ((), "hsakd_teacher", None, "aux"),
-    "cifar100/methods/dpcd.sh": (("T.pth",), "dpcd", "aux_dpcd", "aux_dpcd"),
     "cifar100/scaled_study.sh": (("T.pth", "DATA", "SAVE", "1"), "", "plain", "plain"),
-    "cifar100/simkd_table.sh": ((), "simkd", "plain", "plain"),
-    "cifar100/repdistiller_same_table.sh": ((), "hint", "plain", "plain"),
     "quickstart.sh": ((), "simkd", "plain", "plain"),
     "teachers/train_teachers.sh": ((), "vanilla", None, "plain"),
     "hsakd/teachers.sh": ((".",), "hsakd_teacher", None, "aux"),
@@ -166,6 +168,12 @@ def test_a_command_of_a_script_trains(script, interpreter, fixtures, commands, t
     assert len(losses) == len(parse_students(call[1:], teacher=call[0] == "train_teacher.py")[0])
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_the_command_of_a_method_trains(method, fixtures, commands, tmp_path):
+    (call,) = method_commands(method, "T.pth")
+    assert dry(commands, call, fixtures, *METHODS[method], tmp_path)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_a_command_of_a_page_trains(page, fixtures, commands, tmp_path):
     words, teacher, student = PAGES[page]
@@ -200,18 +208,20 @@ def sources():
     scripts = [p for p in (ROOT / "scripts").rglob("*.sh") if re.search("train_|/cifar100.sh|imagenet_", p.read_text())]
     names = [str(p.relative_to(ROOT / "scripts")) for p in scripts]
     asked = {"teachers/fetch_teachers.sh", "video/common.sh"}  # which train nothing themselves
-    return sorted({*(str(page.relative_to(ROOT)) for page in DOCUMENTED), *names} - STUDIES - asked)
+    pages = [str(page.relative_to(ROOT)) for page in DOCUMENTED]
+    return [*sorted({*pages, *names} - STUDIES - asked), "cifar100/method.py", *(f"table {name}" for name in tables())]
 
 
 def calls_of(source, interpreter):
     """Every [program, arguments...] that trains."""
     if source.endswith(".md"):
         calls = [call for call in commands_of(ROOT / source) if len(call) > 1]
+    elif source.endswith(".py"):
+        calls = [call for method in method_dict for call in method_commands(method, "T.pth")]
+    elif source.startswith("table "):
+        calls = [["train_student.py", *cell.argv()] for cell in read_table(source.split()[1]).cells]
     else:
-        method = method_dict.table.get(Path(source).stem) if "methods/" in source else None
-        given = ("T.pth",) if method and method_dict[Path(source).stem].teacher_mode == "frozen" else ()
-        given = ARGUMENTS.get(source, given)
-        calls = interpreter.run(source, *given, KINETICS="DATA", SAVE="SAVE", GPUS="0")
+        calls = interpreter.run(source, *ARGUMENTS.get(source, ()), KINETICS="DATA", SAVE="SAVE", GPUS="0")
     return [call for call in calls if call and call[0].startswith("train_") and not {"--list", "--help"} & set(call)]
 
 

@@ -5,8 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from pyts.approximation import PiecewiseAggregateApproximation
-from pyts.image import GramianAngularField
 
 from core.protocols import UserError
 from models import _gaf as module
@@ -40,17 +38,30 @@ def test_gadf_as_the_formula_gives_it(series):
     torch.testing.assert_close(to_picture(theirs), to_picture(field).mT, rtol=0, atol=1e-7)
 
 
+@pytest.fixture(scope="module")
+def pyts():
+    """The library, uncompiled: numba compiles most of it on import, which takes a minute."""
+    import numba
+
+    numba.config.DISABLE_JIT = True
+    import pyts.approximation
+    import pyts.image
+
+    return pyts
+
+
 @pytest.mark.parametrize(("kind", "method"), [("gasf", "summation"), ("gadf", "difference")])
 @pytest.mark.parametrize("segments", [None, 10])
-def test_pyts_agrees(series, kind, method, segments):
+def test_pyts_agrees(pyts, series, kind, method, segments):
     flat = series.flatten(0, 1).numpy()
-    theirs = GramianAngularField(image_size=segments or 1.0, method=method).transform(flat)
+    theirs = pyts.image.GramianAngularField(image_size=segments or 1.0, method=method).transform(flat)
     ours = gaf(series if segments is None else paa(series, segments), kind).flatten(0, 1)
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=0, atol=1e-7)
 
 
-def test_paa(series):
-    theirs = PiecewiseAggregateApproximation(window_size=None, output_size=8).transform(series.flatten(0, 1).numpy())
+def test_paa(pyts, series):
+    average = pyts.approximation.PiecewiseAggregateApproximation(window_size=None, output_size=8)
+    theirs = average.transform(series.flatten(0, 1).numpy())
     np.testing.assert_allclose(paa(series, 8).flatten(0, 1).numpy(), theirs, rtol=0, atol=1e-12)
     three = paa(torch.tensor([1.0, 2, 3, 4, 5]), 3)  # segments of 5/3 samples
     torch.testing.assert_close(three, torch.tensor([(1 + 2 * 2 / 3) * 3 / 5, 3.0, (4 * 2 / 3 + 5) * 3 / 5]))

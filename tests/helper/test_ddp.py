@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cases import ALL, registry_cases
+
+# one pair of networks of every method, and the toys of every family; the second pairs are walked in the slow sweep
+QUICK = [*{case.split("-")[0]: case for case in reversed(registry_cases())}.values(), *(ALL.keys() - registry_cases())]
+OTHERS = sorted(ALL.keys() - {*QUICK})
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -16,10 +21,11 @@ def torchrun(*args, processes=2, timeout=500):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
 
 
-def test_two_ranks_agree_for_every_case():
-    done = torchrun("tests/support/ddp_walk.py")
+@pytest.mark.parametrize("cases", [QUICK, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["quick", "others"])
+def test_two_ranks_agree_for_every_case(cases):
+    done = torchrun("tests/support/ddp_walk.py", *cases, timeout=1000)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert "cases agree" in done.stdout
+    assert f"{len(cases)} cases agree" in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["ranks disagree"])

@@ -4,7 +4,6 @@ import pytest
 
 from distiller_zoo import method_dict
 from helper.options.parse import parse_students
-from helper.tables.published import read_table, tables
 from scripts.slurm.submit import commands_of
 from tests.scripts.test_recipe_scripts import TRAIN, understood
 from tests.support.commands import ROOT
@@ -66,13 +65,6 @@ def test_the_zoo_study_leaves_no_classic_method_out(interpreter):
 def test_flags_behind_a_study_reach_every_training(interpreter):
     calls = interpreter.run("cifar100/scaled_study.sh", "T.pth", "DATA", "SAVE", "1", "--max_steps", "3")
     assert {lane.training.loop.max_steps for lane in students(calls)} == {3}
-
-
-@pytest.mark.parametrize("name", tables())
-def test_a_table_as_literal_commands(name, interpreter):
-    calls = interpreter.run(f"cifar100/{name}_table.sh", "--data_folder", "a b")  # further flags reach every command
-    cells = [["train_student.py", *cell.argv(), "--data_folder", "a b"] for cell in read_table(name).cells]
-    assert sorted(calls) == sorted(cells)
 
 
 def test_the_teachers(interpreter):

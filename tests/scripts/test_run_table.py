@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import signal
 import threading
 import time
@@ -13,7 +12,7 @@ import pytest
 from core.protocols import UserError
 from helper.options.parse import parse
 from helper.tables.jobs import Want, bundles, joined, plan, slots_of, visible_gpus, wants
-from helper.tables.published import FOLDER, chosen_cells, counted, hours, literal, macs_of, petaflop, read_table, tables
+from helper.tables.published import chosen_cells, read_table, tables
 from scripts.run_table import key_values, main
 from tests.support.commands import ENV
 
@@ -32,15 +31,9 @@ SPOT = [
 
 
 @pytest.mark.parametrize("name", tables())
-def test_literal_commands_are_those_of_the_table(name):
-    text = (FOLDER.parent / f"{name}_table.sh").read_text()
-    assert text == literal(name), "run scripts/run_table.py --write"
-    lines = text.splitlines()
-    commands = [i for i, line in enumerate(lines) if line.startswith("python train_student.py ")]
-    assert len(commands) == len(read_table(name).cells)
-    for i in commands:  # each below its published number and its cost, and each is one the parser takes
-        assert "PFLOP" in lines[i - 1] and lines[i - 1].startswith("# ")
-        parse(shlex.split(lines[i])[2:], teacher=False)
+def test_every_cell_is_one_the_parser_takes(name):
+    for cell in read_table(name).cells:
+        parse(cell.argv(), teacher=False)
 
 
 def test_published_numbers():
@@ -55,33 +48,6 @@ def test_published_numbers():
     assert read_table("simkd").teachers == {"resnet32x4": 79.42}
     fsp = read_table("repdistiller_same").rows["FSP"]
     assert [c.student for c in fsp if math.isnan(c.published)] == ["wrn_40_1"]
-
-
-def test_cost_agrees_with_the_published_wall_clock():
-    rows = {label: cells[0] for label, cells in read_table("simkd").rows.items()}
-    kd = macs_of(rows["KD"])
-    assert petaflop(rows["KD"], kd) == pytest.approx(2 * 12e6 * (1083.04e6 + 3 * 177.07e6) / 1e15, rel=1e-3)
-    printed = {label: cell.clock for label, cell in rows.items() if cell.clock}
-    assert set(printed.values()) == {"1:05", "1:12", "1:16", "1:24", "2:55"}
-    for label, clock in printed.items():  # SemCKD's own layers are wide, and the card is faster on them
-        whole, minutes = map(int, clock.split(":"))
-        assert hours(rows[label], macs_of(rows[label])) == pytest.approx(whole + minutes / 60, rel=0.26), label
-
-
-def test_cost_counts_a_methods_own_layers_and_first_stage():
-    """By hand, for wrn_40_2 (32, 64, 128 channels, 32, 16, 8 px) and wrn_16_2, of the same shapes."""
-    rows = {label: cells[0] for label, cells in read_table("repdistiller_same").rows.items()}
-    assert (rows["KD"].teacher, rows["KD"].student) == ("wrn_40_2", "wrn_16_2")
-    (kd,), (fitnet,) = macs_of(rows["KD"]), macs_of(rows["FitNet"])
-    assert fitnet - kd == 3 * 64 * 64 * 16 * 16  # a 1x1 convolution on the second stage
-    student, teacher = counted("wrn_16_2")[1], counted("wrn_40_2")[1]
-    assert kd == 3 * student + teacher
-    first, second = macs_of(rows["FSP"])  # no layers of its own
-    assert first == second == kd
-    assert petaflop(rows["FSP"], [first, second]) == pytest.approx(270 / 240 * petaflop(rows["KD"], [kd]))
-    assert hours(rows["FSP"], [first, second]) == pytest.approx(1.1 * 270 / 240)
-    paraphraser, _ = macs_of(rows["FT"])
-    assert paraphraser > student + teacher  # the student reads along, and learns nothing
 
 
 def test_a_run_of_another_protocol_is_not_the_cell():
