@@ -52,7 +52,7 @@ SCRIPTS = {  # script -> (arguments, --distill of the command that is run, kind 
     "cifar100/scaled_study.sh": (("T.pth", "DATA", "SAVE", "1"), "", "plain", "plain"),
     "cifar100/simkd_table.sh": ((), "simkd", "plain", "plain"),
     "cifar100/repdistiller_same_table.sh": ((), "hint", "plain", "plain"),
-    "quickstart.sh": ((), "simkd", "plain", "plain"),
+    "quickstart.sh": ((), "vanilla,kd,simkd", "plain", "plain"),
     "teachers/train_teachers.sh": ((), "vanilla", None, "plain"),
     "hsakd/teachers.sh": ((".",), "hsakd_teacher", None, "aux"),
     "hsakd/same_style.sh": ((".",), "hsakd", "aux", "aux"),
@@ -159,7 +159,7 @@ def test_a_command_of_a_script_trains(script, interpreter, fixtures, commands, t
 
     def fits(program, *argv):
         lanes = sum(parse_lanes(argv, teacher=program == "train_teacher.py"), [])
-        return not distill or {lane.distill for lane in lanes} == {method_dict.resolve(distill)}
+        return not distill or {lane.distill for lane in lanes} == set(map(method_dict.resolve, distill.split(",")))
 
     call = next(c for c in calls if fits(*c))
     losses = dry(commands, call, fixtures, teacher, student, tmp_path)
