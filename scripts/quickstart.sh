@@ -47,7 +47,7 @@ train() {
 }
 
 common=(--dataset digits --image_size 16 --batch_size 32 --save_root ./save/quickstart)
-student=(--model_s resnet8 --few_ratio 0.1 --epochs 30 --lr_decay_epochs 20,26 --trials 3)
+student=(--model_s resnet8 --few_ratio 0.1 --epochs 60 --lr_decay_epochs 40,52 --trials 3)
 echo "Training a teacher (resnet20) on all digits, then nine students (resnet8) on a tenth of them"
 train "teacher" train_teacher.py "${common[@]}" --model resnet20 --epochs 12 --lr_decay_epochs 8,10 ${extra[@]+"${extra[@]}"}
 # the teacher says where it lies; its name follows the extra arguments

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 import pytest
 
@@ -38,13 +39,13 @@ def test_the_plan_is_what_runs(tmp_path):
     said = interpreter.bash("cifar100/full_cells.sh", "plan")
     assert said.returncode == 0 and not (tmp_path / "venv" / "asked").read_text(), said.stderr
     calls = interpreter.run("cifar100/full_cells.sh", "TEACHER.pth", "DATA_FOLDER", "SAVE_ROOT")
-    assert [line.split() for line in said.stdout.splitlines()] == [["python", *call] for call in calls[::2]]
+    assert [shlex.split(line) for line in said.stdout.splitlines()] == [["python", *call] for call in calls[::2]]
 
 
 @pytest.mark.slow
 def test_toy_cells_end_in_a_table_and_resume(commands, tmp_path):
     """The three groups on noise, two epochs of one step; a second run trains nothing."""
-    data = image_sets.cifar100(tmp_path / "data")
+    data = image_sets.cifar100(tmp_path)
     common = ("--dataset", "cifar100", "--data_folder", data, "--few_ratio", 1, "--epochs", 2, "--max_steps", 1)
     trained = commands("train_teacher.py", *common, "--model", "resnet56", "--lr_decay_epochs", 1,
                        "--save_root", tmp_path / "save")  # fmt: skip
