@@ -19,7 +19,8 @@ from core.protocols import UserError
 from helper.tables.published import read_table
 from helper.tables.runs import chosen_runs
 from helper.tables.table import against_pairs, table
-from helper.tables.writers import as_csv, as_latex, as_markdown
+from helper.tables.words import in_words
+from helper.tables.writers import as_csv, as_latex, as_markdown, chosen_columns
 
 FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
 
@@ -32,12 +33,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=FORMATS, default="markdown")
     parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand beside ours, as simkd")
     parser.add_argument("--pivot", action="store_true", help="methods against pairs, one protocol per column")
+    parser.add_argument(
+        "--columns", help="these columns in this order, NAME or NAME=HEADING, without the notes: method,gain,runs"
+    )
+    parser.add_argument("--in_words", action="store_true", help="add a sentence on gains and losses")
     parser.add_argument("--out", type=Path, help="write here instead of to standard output")
     parser.add_argument("--title", help="a heading above a Markdown table")
     args = parser.parse_args(argv)
     runs = chosen_runs(args.root, args.dataset, args.only)
     published = [cell for name in args.published for cell in read_table(name).cells]
-    text = FORMATS[args.format](*(against_pairs if args.pivot else table)(runs, published))
+    header, rows, notes = (against_pairs if args.pivot else table)(runs, published)
+    if args.columns:
+        header, rows, notes = *chosen_columns(header, rows, args.columns), []
+    if args.in_words:
+        notes.insert(0, in_words(runs))
+    text = FORMATS[args.format](header, rows, notes)
     if args.title and args.format == "markdown":
         text = f"# {args.title}\n\n{text}"
     if args.out:

@@ -119,10 +119,12 @@ def draw_curves(args: argparse.Namespace) -> None:
     cut = f" (up to {top:.1f}, cut)" if top > 1.3 * usual else ""
     axes[0].set(xlabel="epoch", ylabel="cross-entropy on test", title=f"test loss{cut}")
     axes[1].set(xlabel="epoch", ylabel="top-1 accuracy in %", title="test accuracy")
-    axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="last epoch", handlelength=2.4)
+    legend = axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="last epoch", handlelength=2.4)
+    legend.set_in_layout(False)  # long labels widen the picture, not narrow the axes
     for axis in axes:
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
+    legend.set_in_layout(True)
     save(figure, args.out)
 
 

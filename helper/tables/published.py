@@ -63,12 +63,12 @@ class Cell:
     def fits(self, identity: Mapping[str, Any], arch_t: str | None) -> bool:
         """Whether a run (identity of its args.json, teacher of its parameters.json) is this cell's experiment.
 
-        Trial, seed, precision and the pieces of evidence (checksums) may differ; every other setting counts, where
-        it existed when the run was recorded.
+        Trial, seed, precision and the pieces of evidence (checksums) may differ, and --protocol, which only chooses
+        defaults; every other setting counts, where it existed when the run was recorded.
         """
         if self.alone != (arch_t is None) or (arch_t is not None and arch_t.removesuffix("_cifar") != self.teacher):
             return False
-        free = {"trial", "seed", "precision", "deterministic"}
+        free = {"trial", "seed", "precision", "deterministic", "protocol"}
         mine = json.loads(json.dumps(self.settings.identity))  # args.json knows no tuples
         return all(identity.get(k, v) == v for k, v in mine.items() if k not in free)
 

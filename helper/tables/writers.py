@@ -125,6 +125,16 @@ def pivot(
     return header, rows, notes
 
 
+def chosen_columns(header: list[str], rows: list[list[str]], wanted: str) -> tuple[list[str], list[list[str]]]:
+    """wanted: columns in their new order, separated by commas; NAME=HEADING gives one another heading."""
+    pairs = [(name.strip(), new.strip()) for name, _, new in (word.partition("=") for word in wanted.split(","))]
+    for name, _ in pairs:
+        if name not in header:
+            raise UserError(f"--columns {name} is no column of this table; it has {', '.join(header)}")
+    places = [header.index(name) for name, _ in pairs]
+    return [new or name for name, new in pairs], [[row[i] for i in places] for row in rows]
+
+
 def as_markdown(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
 

@@ -9,6 +9,7 @@ from core.protocols import UserError
 from helper.tables.published import read_table
 from helper.tables.runs import find_runs
 from helper.tables.table import against_pairs, table
+from helper.tables.words import in_words
 from helper.tables.writers import as_latex, latex
 from scripts.make_table import main
 from tests.support.run_folders import write_run
@@ -159,3 +160,28 @@ def test_csv_keeps_every_column(runs, tmp_path):
     main(["--root", str(runs), "--format", "csv", "--published", "simkd", "--out", str(out)])
     rows = list(csv.DictReader(out.open()))
     assert {r["method"]: r["published"] for r in rows} == {"kd": "74.42", "simkd": "78.08", "student alone": "73.09"}
+
+
+def test_chosen_columns_under_other_headings(runs, capsys):
+    main(["--root", str(runs), "--format", "csv", "--columns", "runs,method,last epoch=top-1"])
+    assert capsys.readouterr().out.splitlines()[0] == "runs,method,top-1"
+    with pytest.raises(UserError, match="--columns nonsense is no column of this table; it has method, network"):
+        main(["--root", str(runs), "--columns", "method,nonsense"])
+
+
+@pytest.mark.parametrize(
+    "accuracies,said",
+    [
+        ((50, 52), "kd is 10.00 points above it (higher with 2 of 2 seeds)."),
+        ((50, 29), "kd is 1.50 points below it (higher with 1 of 2 seeds)."),
+        ((41, 41), "kd is equal to it (higher with 1 of 2 seeds)."),
+    ],
+)
+def test_gains_and_losses_in_words(tmp_path, accuracies, said):
+    common = "--model_s resnet8 --few_ratio 0.1 --trial"
+    for trial, (ours, alone) in enumerate(zip(accuracies, (40, 42), strict=True)):
+        write_run(tmp_path, f"--distill vanilla {common} {trial}", [alone], alone=True)
+        write_run(tmp_path, f"--path_t T.pth --distill kd {common} {trial}", [ours], teacher="resnet20")
+    write_run(tmp_path, "--model resnet20", [90], teacher="")
+    labels = "The students trained on 10% of the labelled images, their teacher on 100%."
+    assert in_words(find_runs(tmp_path, None)) == f"resnet8 alone reaches 41.00 %; {said} {labels}"

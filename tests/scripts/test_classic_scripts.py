@@ -74,21 +74,46 @@ def test_the_teachers(interpreter):
 
 
 def test_the_quickstart(interpreter, monkeypatch):
-    (program, *argv), *calls, table = interpreter.run("quickstart.sh", "--trial", "3")
+    (program, *argv), *calls, table, plot = interpreter.run("quickstart.sh", "-v", "--trial", "3")
     assert program == "train_teacher.py" and parse_students(argv, teacher=True)[0][0].run.trial == "3"
     lanes = students(calls)
-    assert [lane.distill for lane in lanes] == ["vanilla", "kd", "simkd"] and {lane.run.trial for lane in lanes} == {
-        "3"
+    assert [(lane.distill, lane.run.trial) for lane in lanes] == [
+        (method, trial) for trial in "345" for method in ("vanilla", "kd", "simkd")
+    ]
+    assert {lane.identity["few_ratio"] for lane in lanes} == {0.1}
+    assert {str(lane.teacher.path_t) for lane in lanes if lane.distill != "vanilla"} == {
+        str([f"{TEACHER}/resnet20_best.pth"])
     }
-    assert [lane.teacher.path_t for lane in lanes] == [None, *[[f"{TEACHER}/resnet20_best.pth"]] * 2]
     assert understood(*table[:1], table[1:], monkeypatch).dataset == "digits"
+    assert str(understood(*plot[:1], plot[1:], monkeypatch).out) == "save/quickstart.png"
 
 
 def test_the_quickstart_reads_its_table_where_it_trained(tmp_path, monkeypatch):
     answer = "echo 'result in a b/teachers/models/resnet20_vanilla_digits_trial_0'"
-    *_, table = Interpreter(tmp_path, answer).run("quickstart.sh", "--save_root", "a b")
+    *_, table, _ = Interpreter(tmp_path, answer).run("quickstart.sh", "--save_root", "a b")
     args = understood(*table[:1], table[1:], monkeypatch)
     assert [str(root) for root in args.root] == ["a b"] and args.dataset == "digits"
+
+
+LOG = """case $1 in train_*) ;; *) exit ;; esac
+echo ' * Epoch 60, Acc@1 99.0'
+case $1 in *student*) echo '[kd] last epoch Acc@1 98.15, best accuracy: 99.00 (epoch 3, selected on test), 0:12'
+echo '[kd] result in S/students/models/kd_trial_1_few_ratio:0.1' ;; esac
+echo 'already finished: S/teachers/models/resnet20_vanilla_digits_trial_0 holds the result (--overwrite)'"""
+
+
+def test_the_quickstart_shows_one_line_a_run(tmp_path):
+    said = Interpreter(tmp_path / "a", LOG).bash("quickstart.sh")
+    assert said.returncode == 0, said.stderr
+    assert "kd, seed 1: 98.15 %, 0:12\n" in said.stdout and "Epoch 60" not in said.stdout
+    assert "finished before: resnet20_vanilla_digits_trial_0\n" in said.stdout
+    loud = Interpreter(tmp_path / "b", LOG).bash("quickstart.sh", "-v")
+    assert " * Epoch 60, Acc@1 99.0\n" in loud.stdout
+
+
+def test_the_quickstart_shows_what_went_wrong(tmp_path):
+    said = Interpreter(tmp_path, "echo 'no such thing' >&2; exit 2").bash("quickstart.sh")
+    assert said.returncode == 2 and "no such thing" in said.stderr
 
 
 def test_the_example_of_a_grid():

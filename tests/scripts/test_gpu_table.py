@@ -1,0 +1,32 @@
+"""scripts/gpu_table.sh: its plan, its phases, and how it stops and is resumed."""
+
+from helper.options.parse import parse_lanes
+from tests.support.interpreter import Interpreter
+
+
+def test_phases(tmp_path):
+    interpreter = Interpreter(tmp_path)
+    data, save = tmp_path / "a b", tmp_path / "save"
+    data.mkdir()
+    (data / "cifar100.npz").write_bytes(bytes(3 << 20))
+    assert "3 MiB" in interpreter.bash("gpu_table.sh", "plan", str(data)).stdout
+    assert interpreter.bash("gpu_table.sh", "nonsense", str(data)).returncode == 2
+    assert (
+        "run the phase teacher first" in interpreter.bash("gpu_table.sh", "vgg8", str(data), SAVE_ROOT=str(save)).stderr
+    )
+    ((program, *argv),) = interpreter.run("gpu_table.sh", "teacher", str(data), "--max_steps", "1", SAVE_ROOT=str(save))
+    (teacher,) = parse_lanes(argv, teacher=True)[0]
+    assert program == "train_teacher.py" and teacher.training.schedule.epochs == 240
+    assert (teacher.data.source.data_folder, teacher.training.loop.max_steps) == (str(data), 1)
+    path = save / "teachers" / "models" / "resnet32x4_vanilla_x" / "resnet32x4_best.pth"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    ((program, *argv),) = interpreter.run("gpu_table.sh", "vgg8", str(data), SAVE_ROOT=str(save))
+    assert (program, argv[:3]) == ("scripts/run_table.py", ["simkd", "--only", "vgg8"]) and str(path) in argv
+    ((program, *argv),) = interpreter.run("gpu_table.sh", "table", str(data), SAVE_ROOT=str(save))
+    assert program == "scripts/make_table.py" and str(save / "gpu_table.md") in argv
+
+
+def test_a_phase_out_of_time_asks_to_be_called_again(tmp_path):
+    said = Interpreter(tmp_path, "sleep 9").bash("gpu_table.sh", "teacher", str(tmp_path), LIMIT="1")
+    assert said.returncode == 75 and "the same command resumes it" in said.stdout
