@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from helper.options.parse import parse_lanes
+from helper.options.parse import parse_students
 from helper.tables.published import read_table
 from tests.support import image_sets
 from tests.support.commands import ROOT
@@ -20,7 +20,7 @@ def test_every_student_has_its_published_number(tmp_path):
     assert [call[0] for call in calls] == ["train_student.py", "scripts/make_table.py"] * 3
     tables = [ROOT / word if word.endswith(".toml") else word for word in calls[1] if re.search("same|toml", word)]
     cells = [cell for name in tables for cell in read_table(str(name)).cells if cell.student == "resnet20"]
-    lanes = [lane for call in calls[::2] for lane in sum(parse_lanes(call[1:], teacher=False), [])]
+    lanes = [lane for call in calls[::2] for lane in sum(parse_students(call[1:], teacher=False), [])]
     assert [(lane.distill, lane.run.trial) for lane in lanes] == [
         ("vanilla", "0"), ("kd", "0"), *((method, "0") for method in ("dkd", "crd", "at", "pkt", "dist")),
         ("vanilla", "1"), ("kd", "1"),

@@ -1,6 +1,6 @@
 """scripts/gpu_table.sh: its plan, its phases, and how it stops and is resumed."""
 
-from helper.options.parse import parse_lanes
+from helper.options.parse import parse_students
 from tests.support.interpreter import Interpreter
 
 
@@ -15,7 +15,7 @@ def test_phases(tmp_path):
         "run the phase teacher first" in interpreter.bash("gpu_table.sh", "vgg8", str(data), SAVE_ROOT=str(save)).stderr
     )
     ((program, *argv),) = interpreter.run("gpu_table.sh", "teacher", str(data), "--max_steps", "1", SAVE_ROOT=str(save))
-    (teacher,) = parse_lanes(argv, teacher=True)[0]
+    (teacher,) = parse_students(argv, teacher=True)[0]
     assert program == "train_teacher.py" and teacher.training.schedule.epochs == 240
     assert (teacher.data.source.data_folder, teacher.training.loop.max_steps) == (str(data), 1)
     path = save / "teachers" / "models" / "resnet32x4_vanilla_x" / "resnet32x4_best.pth"
