@@ -62,6 +62,7 @@ echo
 "$PYTHON" scripts/plot.py curves --root "$save" --dataset digits --out "$save/quickstart.png"
 echo
 echo "Next, another method in the same setting; the quickstart's command then shows it in the table:"
-printf '  %s' "$(printf '%q ' "$PYTHON" train_student.py "${common[@]}" "${student[@]}" --path_t "$teacher" --distill crd \
-    ${extra[@]+"${extra[@]}"})"
+next=("${common[@]}" "${student[@]}" --path_t "$teacher" --distill crd ${extra[@]+"${extra[@]}"})
+printf '  %s train_student.py' "$PYTHON"
+printf ' %q' "${next[@]}"
 echo

@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text, make_folder
 from core.protocols import UserError
+from helper.machine.program import run_script
+from helper.machine.stopper import Interrupted
 from helper.options.parse import flags_of_run, normalised, parse_students
 from helper.options.settings import Settings
 from helper.tables.jobs import TrainCommand
@@ -206,12 +208,12 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
     return search([read_axis(text, settings) for text in args.search], given, args, train)
 
 
-if __name__ == "__main__":
+def program(argv: Sequence[str] | None = None) -> None:
     try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        main(argv)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+        raise Interrupted("interrupted; the same command continues", 130) from None
+
+
+if __name__ == "__main__":
+    run_script(program)

@@ -259,10 +259,6 @@ class Agreement:
             self._work = dist.all_reduce(self._value, dist.ReduceOp.MAX, group=_group.control, async_op=True)
         return self.agreed
 
-    def settle(self, mine: int) -> int:
-        """The same, now: waits for everybody."""
-        return mine if _group.size == 1 else (self.poll(mine) or self.poll(mine))
-
 
 @torch.no_grad()
 def share_statistics(module: nn.Module) -> None:

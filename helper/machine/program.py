@@ -14,10 +14,12 @@ from helper.machine import distributed
 from helper.machine.stopper import Interrupted
 
 
-def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
-    """Run an entry point. A user's error becomes one sentence and exit code 2; a bug keeps its traceback."""
+def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> None:
+    """Run an entry point. A user's error becomes one sentence and exit code 2; a bug keeps its traceback.
+
+    main: may return an exit code."""
     try:
-        main(argv)
+        code = main(argv)
     except UserError as error:
         _end(_fail(error, 2))
     except Interrupted as stop:
@@ -30,7 +32,7 @@ def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str]
     except KeyboardInterrupt:
         _end(_fail("interrupted", 130))
     else:
-        _end(0)
+        _end(code if isinstance(code, int) else 0)
 
 
 def _end(code: int) -> None:

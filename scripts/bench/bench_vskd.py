@@ -36,6 +36,7 @@ from dataset.recordings.utd_mhad import load_utd_mhad
 from distiller_zoo import method_dict
 from helper.machine.devices import native_bf16
 from helper.machine.kernels import tune_allocator
+from helper.machine.program import run_script
 from helper.networks.checkpoint import Checkpoint
 from helper.networks.load import Network
 from helper.runs.folder import environment
@@ -192,8 +193,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

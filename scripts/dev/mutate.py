@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from distiller_zoo import method_dict
+from helper.machine.program import run_script
 from tests.distiller_zoo.mutants import MUTANTS, Mutant
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process that forks may have no threads
@@ -118,10 +120,10 @@ def try_mutant(tree: Path, method: str, mutant: Mutant) -> str | None:
         path.write_text(original)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("methods", nargs="*", help="methods to mutate (default: all of them)")
-    methods = [method_dict.resolve(m) for m in parser.parse_args().methods] or list(method_dict)
+    methods = [method_dict.resolve(m) for m in parser.parse_args(argv).methods] or list(method_dict)
     without = [m for m in methods if m not in MUTANTS]
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -147,4 +149,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_save, atomic_write, atomic_write_json
 from core.protocols import UserError
+from helper.machine.program import run_script
 from helper.networks.checkpoint import num_classes_of, read_checkpoint
 from helper.options.parse import normalised
 from helper.runs.folder import file_name
@@ -365,8 +366,4 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)
