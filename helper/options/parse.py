@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +30,8 @@ from helper.options.method_flags import (
     term_weights,
 )
 from helper.options.plugins import load_plugins
-from helper.options.settings import Configs, Settings, StudentConfigs, TeacherConfigs, common_flags
+from helper.options.quick import add_help, normalised
+from helper.options.settings import COMMON, Configs, Settings, StudentConfigs, TeacherConfigs, common_flags
 from helper.runs.folder import WITHOUT_EFFECT, plain_word
 from models import model_dict
 
@@ -39,20 +39,6 @@ EPILOG = (
     "Dashes and underscores are interchangeable in flags. Defaults that go by data set are those of cifar100; "
     "imagenet, videos and action recordings bring a recipe of their own."
 )
-
-
-def normalised(argv: Sequence[str] | None) -> list[str]:
-    """--path-t=x -> --path_t=x; values and single-dash flags stay as they are. None reads sys.argv."""
-    argv = sys.argv[1:] if argv is None else argv
-    out: list[str] = []
-    for i, token in enumerate(argv):
-        if token == "--":
-            return out + list(argv[i:])
-        if token.startswith("--"):
-            name, equals, value = token[2:].partition("=")
-            token = "--" + name.replace("-", "_") + equals + value
-        out.append(token)
-    return out
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,7 +68,7 @@ def _named_before(argv: Sequence[str], flag: str, shortest: int, nargs: str | No
         return None
 
 
-def _parser(kind: type[Configs]) -> _Parser:
+def script_parser(kind: type[Configs]) -> _Parser:
     """The parser of a script, without the flags of a method."""
     teacher = kind is TeacherConfigs
     prog = "train_teacher.py" if teacher else "train_student.py"
@@ -91,7 +77,8 @@ def _parser(kind: type[Configs]) -> _Parser:
         if teacher
         else ("Train a student network with a teacher. `--distill METHOD --help` adds the method's own flags.")
     )
-    parser = _Parser(prog, description=about, epilog=EPILOG)
+    parser = _Parser(prog, description=about, epilog=EPILOG, add_help=False)
+    add_help(parser, COMMON)
     parser.add_argument(
         "--list",
         nargs="?",
@@ -117,7 +104,7 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     argv = normalised(argv)
     load_plugins(_named_before(argv, "--plugin", 4, "*") or ())
     kind: type[Configs] = TeacherConfigs if teacher else StudentConfigs
-    parser = _parser(kind)
+    parser = script_parser(kind)
     decays = _named_before(argv, "--lr_decay_epochs", len("--lr_decay_e"), "+") or ()
     if len(decays) > 1 and all(word.strip(",").isdecimal() for word in decays):
         joined = ",".join(word.strip(",") for word in decays)

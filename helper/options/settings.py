@@ -80,6 +80,20 @@ NAME_ORDER = (
 )
 
 
+# what --help shows: heading -> flags; --help_all shows every flag under the heading of its Config
+COMMON = {
+    "run": ("trial", "trials", "save_root", "resume", "overwrite", "dry_run", "max_steps"),
+    "data": ("dataset", "data_folder", "num_workers"),
+    "networks": ("model", "model_s", "path_t", "teacher_cache"),
+    "method": ("distill", "cls", "div", "beta", "kd_T", "weight"),
+    "optimisation": ("epochs", "batch_size", "learning_rate", "lr_decay_epochs", "schedule", "weight_decay"),
+    "regularisation": ("label_smoothing", "mixup", "augment"),
+    "speed": ("gpu_id", "precision"),
+    "several processes": ("multiprocessing_distributed",),
+    "video and recordings": ("num_segments", "modality", "modality_s", "modality_t"),
+}
+
+
 def common_flags(kind: type[Configs]) -> tuple[Flag, ...]:
     """The flags of a script, those of methods aside, in the order of run names."""
     place = {name: i for i, name in enumerate(NAME_ORDER)}
