@@ -13,7 +13,6 @@ from helper.options import quick
 if __name__ == "__main__":
     quick.answer("eval_rep.py")  # --help, without waiting for torch
 
-import argparse
 import dataclasses
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from helper.machine.devices import pick_autocast, pick_device, to_device
 from helper.machine.program import run_script
 from helper.machine.seeding import seed_everything
 from helper.networks.load import load_network
+from helper.options.old_flags import Parser
 from helper.runs.folder import environment
 from helper.training.schedule import StepDecay
 
@@ -39,7 +39,7 @@ SGD, LBFGS = {"epochs": 100, "weight_decay": 0.0}, {"epochs": 500, "weight_decay
 
 
 def parser():
-    parser = argparse.ArgumentParser("eval_rep.py", description=__doc__, add_help=False)
+    parser = Parser("eval_rep.py", description=__doc__, add_help=False)
     quick.add_help(parser)
     parser.add_argument("--s_path", "--path", "--student_weights", required=True, help="checkpoint of any network")
     parser.add_argument("--arch", "--model", help="its architecture, where neither the file nor its path tells")

@@ -13,7 +13,6 @@ from helper.options import quick
 if __name__ == "__main__":
     quick.answer("test_model.py")  # --help, without waiting for torch
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -35,6 +34,7 @@ from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.distributed import LAUNCH, LaunchConfig
 from helper.machine.program import run_script
 from helper.networks.load import load_network
+from helper.options.old_flags import Parser
 from helper.options.plugins import load_plugins
 
 
@@ -59,7 +59,7 @@ def launch_flags(args):
 
 
 def parser():
-    parser = argparse.ArgumentParser("test_model.py", description=__doc__, add_help=False)
+    parser = Parser("test_model.py", description=__doc__, add_help=False)
     quick.add_help(parser)
     parser.add_argument(
         "--path", "--student_weights", required=True, help="checkpoint: a student, a teacher, or a plain state dict"

@@ -32,6 +32,7 @@ from helper.options.method_flags import (
     flags_of,
     term_weights,
 )
+from helper.options.old_flags import Parser
 from helper.options.plugins import load_plugins
 from helper.options.quick import add_help, normalised
 from helper.options.settings import (
@@ -52,17 +53,14 @@ EPILOG = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, except that a flag of another method is answered with that method's name."""
+class _Parser(Parser):
+    """Answers a flag of another method with that method's name."""
 
-    def error(self, message: str) -> Any:
-        kind, _, rest = message.partition(": ")
-        tokens = rest.split() if kind == "unrecognized arguments" else rest.split()[:1] * (kind == "ambiguous option")
-        for token in (t.split("=")[0] for t in tokens if t.startswith("-")):
-            owners = [m for m in method_dict if any(token in names for names in _spellings(method_dict[m]))]
-            if owners:
-                message += f" ({token} belongs to --distill {' and '.join(owners)})"
-        self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
+    def hint(self, token: str) -> str:
+        owners = [m for m in method_dict if any(token in names for names in _spellings(method_dict[m]))]
+        if owners:
+            return f" ({token} belongs to --distill {' and '.join(owners)})"
+        return super().hint(token)
 
 
 def _named_before(argv: Sequence[str], flag: str, shortest: int, nargs: str | None = None) -> Any:
