@@ -9,6 +9,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 "$PYTHON" train_teacher.py "${common[@]}" --model resnet20 "$@" | tee "$log"
 # the teacher says where it lies; its name follows the extra arguments
+end_of_dry_run
 teacher="$(result_of "$log")/resnet20_best.pth"
 for method in vanilla kd simkd; do
     path=(--path_t "$teacher")

@@ -1,4 +1,4 @@
-"""Writes flags.json, from which quick.py prints help: python -m helper.options.flags"""
+"""Writes flags.json, which --help is printed from, and scripts/flags.txt: python -m helper.options.flags"""
 
 from __future__ import annotations
 
@@ -40,5 +40,18 @@ def flags() -> dict[str, Any]:
     return {"scripts": scripts, "methods": own, "aliases": dict(method_dict.aliases), "values": names}
 
 
+def values() -> str:
+    """The content of scripts/flags.txt: the flags that do not take one value, with 0, or + for several."""
+    known = flags()
+    groups = [flags for script in known["scripts"].values() for _, flags in script["groups"]]
+    every = [flag for group in (*groups, *known["methods"].values()) for flag in group]
+    counts = {0: "0", "?": "0", "+": "+", "*": "+"}
+    lines = {f"{name} {counts[f['nargs']]}" for f in every if f.get("nargs") in counts for name in f["names"]}
+    return "\n".join(sorted(lines)) + "\n"
+
+
+VALUES = ROOT / "scripts" / "flags.txt"
+
 if __name__ == "__main__":
     atomic_write_text(FLAGS, json.dumps(flags(), indent=0) + "\n")
+    atomic_write_text(VALUES, values())

@@ -181,7 +181,7 @@ def as_script(table: Table, macs: Callable[[Cell], Sequence[int]]) -> str:
         f"#   bash scripts/cifar100/{table.name}_table.sh [flags of training, such as --data_folder ../data/]",
         'extra=("$@")',
         'source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"',
-        'python() { "$PYTHON" "$@" ${extra[@]+"${extra[@]}"}; }',
+        'python() { run_or_skip "$@" ${extra[@]+"${extra[@]}"}; }',
     ]
     last = None
     for cell in sorted(table.cells, key=lambda c: [(t, s) for t, s, _ in table.pairs].index((c.teacher, c.student))):

@@ -11,7 +11,7 @@
 #   bash scripts/cifar100/repdistiller_different_table.sh [flags of training, such as --data_folder ../data/]
 extra=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
-python() { "$PYTHON" "$@" ${extra[@]+"${extra[@]}"}; }
+python() { run_or_skip "$@" ${extra[@]+"${extra[@]}"}; }
 
 # ---- vgg13 -> MobileNetV2
 # student alone: 64.60; 0.5 PFLOP, about 1.1 h

@@ -11,7 +11,7 @@
 #   bash scripts/cifar100/repdistiller_same_table.sh [flags of training, such as --data_folder ../data/]
 extra=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
-python() { "$PYTHON" "$@" ${extra[@]+"${extra[@]}"}; }
+python() { run_or_skip "$@" ${extra[@]+"${extra[@]}"}; }
 
 # ---- wrn_40_2 -> wrn_16_2
 # student alone: 73.26; 7.3 PFLOP, about 1.1 h

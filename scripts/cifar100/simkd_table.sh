@@ -11,7 +11,7 @@
 #   bash scripts/cifar100/simkd_table.sh [flags of training, such as --data_folder ../data/]
 extra=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
-python() { "$PYTHON" "$@" ${extra[@]+"${extra[@]}"}; }
+python() { run_or_skip "$@" ${extra[@]+"${extra[@]}"}; }
 
 # ---- resnet32x4 -> resnet8x4
 # student alone: 73.09; 12.7 PFLOP, 1:05 h by their clock

@@ -8,7 +8,7 @@
 # The SimKD toolbox prints 2:24 h for resnet32x4 on one RTX 2080 Ti.
 extra=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
-python() { "$PYTHON" "$@" ${extra[@]+"${extra[@]}"}; }
+python() { run_or_skip "$@" ${extra[@]+"${extra[@]}"}; }
 
 # vgg13: 74.64; 20.5 PFLOP
 python train_teacher.py --model vgg13 --dataset cifar100 --batch_size 64 --epochs 240 --learning_rate 0.05 --lr_decay_epochs 150,180,210 --weight_decay 5e-4 --trial 0

@@ -15,6 +15,7 @@ trap 'rm -f "$log"' EXIT
     --dataset cifar100 --path_t "$teacher" --model_t resnet32x4 --model_s resnet8x4_double \
     --batch_size 64 --epochs 240 --learning_rate 0.05 --lr_decay_epochs 150,180,210 --weight_decay 5e-4 "$@" \
     --save_root save/hkd | tee "$log"
+end_of_dry_run
 # the run says where it lies
 auxiliary=$(result_of "$log")
 "$PYTHON" train_student.py --distill hkd \
