@@ -43,7 +43,7 @@ from helper.options.naming import folder_of
 from helper.options.parse import parse_lanes
 from helper.options.settings import Settings
 from helper.runs.events import event_writer, require_backend
-from helper.runs.folder import RunFolder, link_short_name, refuse_differences, who_has
+from helper.runs.folder import RunFolder, file_name, refuse_differences, short_name_notice
 from helper.training.lanes import drive
 from helper.training.loops import Fit, Run, rank_seed, read_last, summary
 from helper.training.optim import optimizer
@@ -415,8 +415,5 @@ def finish(lane: Lane, opened: Opened, teacher_acc: float | None, lanes: Sequenc
     fit.log.info(summary(fit.last_row, fit.best_acc, fit.best_epoch, fit.seconds, data.evaluated_on))
     fit.log.info("result in %s", folder.models)
     if settings.is_teacher and settings.data.source.dataset in ("cifar100", "imagenet"):
-        link = link_short_name(folder.models.parent, settings.model, folder, settings.distill)
-        if link is None:
-            log.info("no link %s_%s could be made here", settings.model, settings.distill)
-        else:
-            log.info(who_has(link, folder))
+        name = f"{file_name(settings.model)}_{settings.distill}"
+        log.info(short_name_notice(folder.models.parent / name, folder))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core import machine
+from core.log import progress
 from core.protocols import DataSet, Loader, UserError
 from helper.evaluation.metrics import Meter, of_all_processes
 from helper.machine import distributed
@@ -43,7 +44,7 @@ def evaluate_views(
     of a sample, over the loaders of all processes, each with a share of its own."""
     meters: dict[str, Meter] = {}
     confusions: dict[str, Tensor] = {}
-    for i, batch in enumerate(loader):
+    for i, batch in enumerate(progress(loader, "evaluation")):
         for name, readout in predict(batch.inputs).items():
             logits = average_views(readout.float(), batch.views, how)
             meter = meters.setdefault(name, Meter(device))
@@ -82,7 +83,7 @@ def evaluate(
     autocast: dtype of the forward pass; None leaves it to `predict`.
     """
     meters: dict[str, Meter] = {}
-    for i, batch in enumerate(loader):
+    for i, batch in enumerate(progress(loader, "evaluation")):
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             readouts = predict(batch.inputs)
         for name, logits in readouts.items():

@@ -122,6 +122,9 @@ class _Given:
     file: FileSettings
     from_file: Collection[str]
 
+    def trials(self) -> list[str]:
+        return _trials(self.values, self.flags["trial"].default)
+
     def lanes(self) -> list[tuple[str | None, str]]:
         """(student, method) of every student to train together."""
         named = self.values.get("model_s", UNSET)
@@ -142,9 +145,10 @@ def parse_lanes(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Setti
     if len(lanes) > 1:
         methods = list(dict.fromkeys(m for distill in given.distills for m in _methods(distill)))
         _check_lanes(given.values, given.distills, methods)
+    if given.values["name"] is not UNSET and (count := len(lanes) * len(given.trials())) > 1:
+        raise UserError(f"--name names one run, and this command trains {count}: leave it out")
     trials = [
-        [_settings(given, trial, student, distill, argv) for student, distill in lanes]
-        for trial in _trials(given.values, given.flags["trial"].default)
+        [_settings(given, trial, student, distill, argv) for student, distill in lanes] for trial in given.trials()
     ]
     if print_config:
         print(_config_of(given, trials), end="")

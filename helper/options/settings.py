@@ -82,7 +82,7 @@ NAME_ORDER = (
 
 # what --help shows: heading -> flags; --help_all shows every flag under the heading of its Config
 COMMON = {
-    "run": ("trial", "trials", "save_root", "resume", "overwrite", "dry_run", "max_steps"),
+    "run": ("trial", "trials", "save_root", "name", "resume", "overwrite", "dry_run", "max_steps"),
     "data": ("dataset", "data_folder", "num_workers"),
     "networks": ("model", "model_s", "path_t", "teacher_cache"),
     "method": ("distill", "cls", "div", "beta", "kd_T", "weight"),

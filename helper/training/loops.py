@@ -201,7 +201,7 @@ class Fit:
         self._refuse_nan(epoch, self.steps - 1, bad, stage)
         trained = time.monotonic() - started
         self.log.info(
-            " * Epoch %d, Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f",
+            " * Epoch %d, train: Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f",
             epoch,
             means["acc"],
             means["acc_top5"],
@@ -251,9 +251,11 @@ class Fit:
         for name, result in found.items():
             suffix = "" if not row else f"_{name}"
             row |= {f"test_{k}{suffix}": v for k, v in result.items()}
-        self.log.info(" ** Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
+        self.log.info(" ** test: Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
         for name in (k.removeprefix("test_acc_top5_") for k in row if k.startswith("test_acc_top5_")):
-            self.log.info(" ** %s: Acc@1 %.3f, Acc@5 %.3f", name, row[f"test_acc_{name}"], row[f"test_acc_top5_{name}"])
+            self.log.info(
+                " ** test of %s: Acc@1 %.3f, Acc@5 %.3f", name, row[f"test_acc_{name}"], row[f"test_acc_top5_{name}"]
+            )
         return row
 
     def _refuse_nan(self, epoch: int, step: int, bad_step: int | None, stage: Stage | None = None) -> None:
@@ -354,10 +356,13 @@ Run = Generator[EpochRequest | None, tuple[int, Batch] | None, None]
 
 
 def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The published tags of a row of metrics.jsonl; a first stage, which is not evaluated, has one."""
-    if "test_acc" not in row:
-        return {"init_train_loss": row["train_loss"]}
-    return {tag: row[tag] for tag in ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")}
+    """The published tags of a row of metrics.jsonl, then the learning rate and every loss term; a first stage, which is
+    not evaluated, has init_train_loss in place of the published ones."""
+    shown = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
+    published = {tag: row[tag] for tag in shown} if "test_acc" in row else {"init_train_loss": row["train_loss"]}
+    terms = {k for k in row if k.startswith("train_")} - {"train_acc", "train_acc_top5", "train_loss"}
+    prefix = "" if "test_acc" in row else "init_"
+    return published | {f"{prefix}lr": row["lr"]} | {f"{prefix}loss/{k[6:]}": row[k] for k in sorted(terms)}
 
 
 # what a state must hold, and of which type
