@@ -117,13 +117,14 @@ def log_to_file(message: str) -> None:
                 handler.handle(log.makeRecord(log.name, logging.INFO, "", 0, message, (), None))
 
 
-def progress(parts: Iterable[T], what: str) -> Iterable[T]:
-    """The same parts, with a bar on a terminal once working through them has taken two seconds; quiet elsewhere."""
+def progress(parts: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """The same parts, with a bar on a terminal once working through them has taken two seconds; quiet elsewhere.
+    total: their number, where len(parts) does not say it."""
     if not (machine.is_main() and sys.stderr.isatty()):
         return parts
     from tqdm import tqdm
 
-    return tqdm(parts, what, leave=False, delay=2, mininterval=0.5)
+    return tqdm(parts, what, total, leave=False, delay=2, mininterval=0.5)
 
 
 def clock(seconds: float) -> str:

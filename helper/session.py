@@ -162,6 +162,8 @@ def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
     loader.set_epoch(1)
     batch = next(iter(loader))
     for lane in lanes:
+        for note in lane.notes:
+            log.info(note)
         stage = next(lane.stages)
         stage.step.set_lr(lane.fit.rate(stage, 1))
         stage.step.train()
@@ -192,7 +194,8 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
     fit = build_fit(settings, opened, folder, student, source, described["identity"], needs.full_batches)
     refuse_idle(settings, first, fit.steps)
     chosen = chosen_state(settings, opened, folder, fit)
-    notes = [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
+    notes = [] if student.name == settings.model else [f"{settings.model} means {student.name} for images of this size"]
+    notes += [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
     return Lane(settings, folder, described, fit, chain([first], stages), notes, chosen)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from core import machine
 from core.log import progress
-from core.protocols import DataSet, Loader, UserError
+from core.protocols import Batch, DataSet, Loader, UserError
 from helper.evaluation.metrics import Meter, of_all_processes
 from helper.machine import distributed
 
@@ -35,7 +37,7 @@ def mean_class_accuracy(confusion: Tensor) -> float:
 @torch.no_grad()
 def evaluate_views(
     predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
-    loader: Loader,
+    loader: Iterable[Batch],
     device: torch.device,
     num_classes: int,
     how: str,
@@ -74,7 +76,7 @@ def eval_batch(device: torch.device) -> int:
 @torch.no_grad()
 def evaluate(
     predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
-    loader: Loader,
+    loader: Iterable[Batch],
     device: torch.device,
     autocast: torch.dtype | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -93,7 +95,31 @@ def evaluate(
     return {name: meter.read()[0] for name, meter in of_all_processes(meters, device).items()}
 
 
-def open_test(data: DataSet, device: torch.device) -> Loader:
-    """This process's share of the test set."""
-    ranks = {"rank": machine.rank(), "world_size": distributed.world_size()}
-    return data.test_loader(eval_batch(device), device=device, **ranks)
+@dataclass(frozen=True)
+class TestBatches:
+    """This process's share of the test set; of a trial, the beginning of it. first: samples of all processes together
+    that a shortened evaluation sees, None of a whole one."""
+
+    loader: Loader
+    count: int
+    first: int | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.islice(iter(self.loader), self.count)
+
+    def __len__(self) -> int:
+        return self.count
+
+
+LEAST = 1000  # samples that a shortened evaluation sees at least
+
+
+def open_test(data: DataSet, device: torch.device, trial: int | None = None) -> TestBatches:
+    """trial: samples that a pass of training is cut to by --max_steps, None if it is whole; evaluation sees as many, or
+    LEAST if that is more."""
+    ranks, size = {"rank": machine.rank(), "world_size": distributed.world_size()}, eval_batch(device)
+    loader = data.test_loader(size, device=device, **ranks)
+    count = len(loader) if trial is None else -(-max(LEAST, trial) // (size * ranks["world_size"]))
+    if count >= len(loader):
+        return TestBatches(loader, len(loader))
+    return TestBatches(loader, count, count * size * ranks["world_size"])

@@ -80,7 +80,8 @@ class Fit:
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
         self.ended, self.rng = False, rng_state()
-        self.test_loader = open_test(self.data, self.device)
+        trial = self.cfg.max_steps and self.cfg.max_steps * self.cfg.batch_size
+        self.test_loader = open_test(self.data, self.device, trial)
         steps = len(self.data.train_labels) // self.cfg.batch_size if self.full_batches else len(self.loader)
         self.steps = min(steps, self.cfg.max_steps or steps)
         self.last_row: dict[str, Any] = {}
@@ -251,7 +252,8 @@ class Fit:
         for name, result in found.items():
             suffix = "" if not row else f"_{name}"
             row |= {f"test_{k}{suffix}": v for k, v in result.items()}
-        self.log.info(" ** test: Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
+        first = f" of the first {self.test_loader.first}" if self.test_loader.first else ""
+        self.log.info(f" ** test{first}: Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
         for name in (k.removeprefix("test_acc_top5_") for k in row if k.startswith("test_acc_top5_")):
             self.log.info(
                 " ** test of %s: Acc@1 %.3f, Acc@5 %.3f", name, row[f"test_acc_{name}"], row[f"test_acc_top5_{name}"]
