@@ -27,15 +27,21 @@ def shown(monkeypatch):
     """What bars write to a terminal, without the two seconds in which they wait."""
     import tqdm
 
-    real, screen = tqdm.tqdm, Terminal()
+    real = tqdm.tqdm
     monkeypatch.setattr(tqdm, "tqdm", lambda *a, **k: real(*a, **{**k, "delay": 0, "mininterval": 0}))
-    monkeypatch.setattr(sys, "stderr", screen)
-    return screen
+
+    def start():  # in the test itself, as pytest exchanges the stream before it
+        screen = Terminal()
+        monkeypatch.setattr(sys, "stderr", screen)
+        return screen
+
+    return start
 
 
 def test_a_bar_on_a_terminal(shown):
+    screen = shown()
     assert list(progress(iter("abc"), "letters", 3)) == ["a", "b", "c"]
-    assert "letters: 100%" in shown.getvalue() or "letters:  67%" in shown.getvalue()
+    assert "letters: 100%" in screen.getvalue() or "letters:  67%" in screen.getvalue()
 
 
 def test_a_short_wait_shows_nothing(monkeypatch):
@@ -53,32 +59,31 @@ def test_quiet_elsewhere(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-def probe(shown):
+def test_waits_of_the_probe(shown):
+    screen = shown()
     x, y = torch.randn(40, 3), torch.arange(40) % 2
     fit_lbfgs((x, y), (x, y), 2, iterations=5, weight_decay=1e-3)
     fit_sgd((x, y), (x, y), 2, epochs=2, batch_size=8, schedule=StepDecay(0.1, (1,), 0.1), weight_decay=0.0, seed=0)
-
-
-def test_waits_of_the_probe(shown):
-    probe(shown)
-    assert "evaluations of L-BFGS" in shown.getvalue() and "epochs of the probe" in shown.getvalue()
+    assert "evaluations of L-BFGS" in screen.getvalue() and "epochs of the probe" in screen.getvalue()
 
 
 def test_waits_of_features(shown, teacher):
+    screen = shown()
     from helper.deploy.linear_probe import feature_net
     from helper.networks.load import load_network
 
     network = load_network(str(teacher), None, None, {"image": (3, 32, 32)})
     extract(feature_net(network, None, None), torch.zeros(4, 32, 32, 3, dtype=torch.uint8), 32, torch.device("cpu"))
-    assert "features, view 1 of 1" in shown.getvalue()
+    assert "features, view 1 of 1" in screen.getvalue()
 
 
 def test_waits_of_tables_cache_and_clips(shown, teacher_run, tmp_path):
+    screen = shown()
     assert find_runs(teacher_run.parents[2], None)
     assert torch.equal(_moved(torch.arange(10), torch.device("cpu"), 4), torch.arange(10))
     FrameCache.fill(_Clips(), ["a", "b"], None, 1)
     for words in ("runs below", "reading the teacher cache", "decoding clips"):
-        assert words in shown.getvalue()
+        assert words in screen.getvalue()
 
 
 class _Clips:
@@ -105,9 +110,10 @@ def test_a_trial_evaluates_on_the_first_samples(trial, batches, first):
 
 
 def test_an_evaluation_shows_a_bar(shown):
+    screen = shown()
     with pytest.raises(AttributeError):  # these are no batches; the bar has begun
         evaluate(lambda inputs: {}, open_test(_Data(), torch.device("cpu")), torch.device("cpu"))
-    assert "evaluation" in shown.getvalue()
+    assert "evaluation" in screen.getvalue()
 
 
 def test_the_log_names_the_samples_of_a_trial(commands, tmp_path):
