@@ -123,7 +123,7 @@ def test_a_distillation_checkpoint_is_converted(commands, fixtures, tmp_path):  
     state = torch.load(fixtures["plain"], weights_only=True)["model"]
     torch.save({"meta": {}, "state_dict": {f"architecture.{k}": v for k, v in state.items()}}, tmp_path / "kd.pth")
     program, *argv = call_of(typed)
-    commands(program, *(str(tmp_path / "kd.pth") if a == "$CHECKPOINT" else a for a in argv)).finished()
+    commands(program, *(str(tmp_path / "kd.pth") if a == "CHECKPOINT.pth" else a for a in argv)).finished()
     assert torch.load(tmp_path / "kd_student.pth", weights_only=True)["state_dict"].keys() == state.keys()
 
 
