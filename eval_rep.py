@@ -4,9 +4,15 @@
 Every image passes the network once; then a linear classifier is fitted to what the network's own classifier reads.
 """
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
-import argparse
+from helper.options import quick
+
+if __name__ == "__main__":
+    quick.answer("eval_rep.py")  # --help, without waiting for torch
+
 import dataclasses
 from pathlib import Path
 
@@ -23,7 +29,7 @@ from helper.machine.devices import pick_autocast, pick_device, to_device
 from helper.machine.program import run_script
 from helper.machine.seeding import seed_everything
 from helper.networks.load import load_network
-from helper.options.parse import normalised
+from helper.options.old_flags import Parser
 from helper.runs.folder import environment
 from helper.training.schedule import StepDecay
 
@@ -32,8 +38,9 @@ PUBLISHED = {"stl10": ((0.5,) * 3, (0.5,) * 3), "tinyimagenet": ((0.485, 0.456, 
 SGD, LBFGS = {"epochs": 100, "weight_decay": 0.0}, {"epochs": 500, "weight_decay": 1e-3}
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser():
+    parser = Parser("eval_rep.py", description=__doc__, add_help=False)
+    quick.add_help(parser)
     parser.add_argument("--s_path", "--path", "--student_weights", required=True, help="checkpoint of any network")
     parser.add_argument("--arch", "--model", help="its architecture, where neither the file nor its path tells")
     parser.add_argument(
@@ -74,7 +81,11 @@ def parse(argv):
     parser.add_argument("--manual_seed", "--seed", type=int, default=0, help="random seed (default 0)")
     parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0)")
     parser.add_argument("--json", help="write the result there, too")
-    args = parser.parse_args(normalised(argv))
+    return parser
+
+
+def parse(argv):
+    args = parser().parse_args(quick.normalised(argv))
     for name, value in (SGD if args.solver == "sgd" else LBFGS).items():
         if getattr(args, name) is None:
             setattr(args, name, value)

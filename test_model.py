@@ -4,9 +4,15 @@
 On several GPUs: --gpu_id 0,1,2,3 --multiprocessing_distributed, or torchrun; each process evaluates a share of its own.
 """
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
-import argparse
+from helper.options import quick
+
+if __name__ == "__main__":
+    quick.answer("test_model.py")  # --help, without waiting for torch
+
 import sys
 import time
 from pathlib import Path
@@ -28,7 +34,7 @@ from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.distributed import LAUNCH, LaunchConfig
 from helper.machine.program import run_script
 from helper.networks.load import load_network
-from helper.options.parse import normalised
+from helper.options.old_flags import Parser
 from helper.options.plugins import load_plugins
 
 
@@ -52,8 +58,9 @@ def launch_flags(args):
     return [f"--{f.dest}" for f in LAUNCH if getattr(args, f.dest) != f.default]
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser():
+    parser = Parser("test_model.py", description=__doc__, add_help=False)
+    quick.add_help(parser)
     parser.add_argument(
         "--path", "--student_weights", required=True, help="checkpoint: a student, a teacher, or a plain state dict"
     )
@@ -82,7 +89,11 @@ def main(argv=None):
     add_flags(parser.add_argument_group("several processes"), LAUNCH)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
     parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the method or model, if outside")
-    args = parser.parse_args(normalised(argv))
+    return parser
+
+
+def main(argv=None):
+    args = parser().parse_args(quick.normalised(argv))
     start_log()
     load_plugins(args.plugin)
 

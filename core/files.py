@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,41 @@ def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out:
             what = f"its {name} is a {type(found[name]).__name__}" if name in found else f"it has no {name}"
             raise UserError(f"{path} is damaged ({what}): {way_out}")
     return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a TOML, JSON or YAML file. UserError where it is another kind of file, or damaged."""
+    kind = path.suffix.lower()
+    if kind not in (".toml", ".json", ".yaml", ".yml"):
+        raise UserError(f"{path} must be a file that ends in .toml, .json, .yaml or .yml")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        if kind == ".toml":
+            found: Any = tomllib.loads(content)
+        elif kind == ".json":
+            found = json.loads(content)
+        else:
+            found = _yaml(content)
+    except (ValueError, RecursionError) as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"{path} is not a {kind[1:].upper()} file: {what}") from error
+    if not isinstance(found, dict) or not all(isinstance(k, str) for k in found):
+        raise UserError(f"{path} must hold names with values, as epochs = 240, not a {type(found).__name__}")
+    return found
+
+
+def _yaml(content: str) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise UserError("YAML files need the package PyYAML (pip install pyyaml), TOML and JSON files none") from error
+    try:
+        return yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise ValueError(error) from error
 
 
 def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, Any]:

@@ -6,13 +6,15 @@ import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from core import machine
 from core.protocols import UserError
 
+T = TypeVar("T")
 log = logging.getLogger("retort")
 
 
@@ -113,6 +115,16 @@ def log_to_file(message: str) -> None:
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
                 handler.handle(log.makeRecord(log.name, logging.INFO, "", 0, message, (), None))
+
+
+def progress(parts: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """The same parts, with a bar on a terminal once working through them has taken two seconds; quiet elsewhere.
+    total: their number, where len(parts) does not say it."""
+    if not (machine.is_main() and sys.stderr.isatty()):
+        return parts
+    from tqdm import tqdm
+
+    return tqdm(parts, what, total, leave=False, delay=2, mininterval=0.5)
 
 
 def clock(seconds: float) -> str:

@@ -75,7 +75,7 @@ class StreamConfig(Config):
 class RecordingConfig(Config):
     """Clips and action recordings."""
 
-    heading = "clips and recordings"
+    heading = "recordings"
 
     data_split: str | None = option(None, "published split of action recordings (default: cross_subject)", role=RESULT)
     num_segments: int = option(

@@ -25,7 +25,7 @@ from dataset.base import DataOptions
 from dataset.clips.video import DATA as VIDEO_DATA
 from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import Distiller
-from helper.evaluation.evaluate import evaluate, open_test
+from helper.evaluation.evaluate import TestBatches, evaluate, open_test
 from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.kernels import Hardware, Kernels, tune_allocator
@@ -52,7 +52,7 @@ class Opened:
     lanes: Sequence[Settings]
     data: DataSet
     loader: Loader
-    test_loader: Loader
+    test_loader: TestBatches
     teacher: Network | None
     source: TeacherSource | None
     hardware: Hardware
@@ -66,7 +66,7 @@ def seed_of(settings: Settings) -> int:
 def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
     """Device and precision, kernels and seeds."""
     cfg = settings.machine.device
-    device = own_device(cfg.gpu_id, named=settings.sources["gpu_id"] != "default")
+    device = own_device(cfg.gpu_id, named="gpu_id" in settings.given)
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -81,7 +81,7 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
 def open_data(settings: Settings) -> DataSet:
     source, recordings = settings.data.source, settings.data.recordings
     folder, made = Path(source.data_folder), False
-    if settings.sources["data_folder"] == "default" and not folder.exists():
+    if "data_folder" not in settings.given and not folder.exists():
         with contextlib.suppress(OSError):  # the data set says what it misses, if it misses anything
             folder.mkdir(parents=True)  # a fresh clone downloads into it
             made = True
@@ -185,7 +185,7 @@ def accuracy_of(teacher: Network, data: DataSet, device: torch.device, channels_
 
 def notice_without_effect(settings: Settings, data: DataSet, device: torch.device) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
-    given = {k for k, source in settings.sources.items() if source == "command line"}
+    given = settings.given
     distill, alone = settings.distill, settings.method.teacher_mode == "absent"
     dataset, cache = settings.data.source.dataset, settings.cache.teacher_cache
     why = {}
@@ -236,7 +236,7 @@ def notice_of_decays(lanes: Sequence[Settings]) -> None:
     for s in lanes:
         cfg = s.training.schedule
         decays = parse_decay_epochs(cfg.lr_decay_epochs)
-        moved = "command line" in (s.sources["epochs"], s.sources["lr_decay_epochs"])
+        moved = s.given & {"epochs", "lr_decay_epochs"}
         if moved and cfg.schedule == "step" and decays and decays[0] >= cfg.epochs:
             lines.append(
                 f"--lr_decay_epochs {cfg.lr_decay_epochs}: none comes before --epochs {cfg.epochs} ends, the learning "

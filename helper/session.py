@@ -44,7 +44,7 @@ from helper.opening import (
 from helper.options.naming import folder_of
 from helper.options.settings import Settings
 from helper.runs.events import event_writer, require_backend
-from helper.runs.folder import RunFolder, link_short_name, refuse_differences, who_has
+from helper.runs.folder import RunFolder, file_name, refuse_differences, short_name_notice
 from helper.training.loop import Lanes, train
 from helper.training.optim import optimizer
 from helper.training.run import TrainingRun, rank_seed, read_last, summary
@@ -125,7 +125,8 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
         log.info(notice)
     hardware = Hardware(device, autocast, kernels)
     source = None if teacher is None else shared_source(lanes, teacher, data, hardware)
-    return Opened(lanes, data, loader, open_test(data, device), teacher, source, hardware)
+    trial = loop.max_steps and loop.max_steps * loop.batch_size
+    return Opened(lanes, data, loader, open_test(data, device, trial), teacher, source, hardware)
 
 
 def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
@@ -133,6 +134,8 @@ def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
     loader.set_epoch(1)
     batch = next(iter(loader))
     for lane in lanes:
+        for note in lane.notes:
+            log.info(note)
         stage = next(lane.stages)
         stage.step.set_lr(lane.run.rate(stage, 1))
         stage.step.train()
@@ -163,7 +166,8 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
     run = build_run(settings, opened, folder, student, source, described["identity"], needs.full_batches)
     refuse_idle(settings, first, run.steps)
     chosen = chosen_state(settings, opened, folder, run.identity)
-    notes = [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
+    notes = [] if student.name == settings.model else [f"{settings.model} means {student.name} for images of this size"]
+    notes += [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
     return Lane(settings, folder, described, run, chain([first], stages), notes, chosen)
 
 
@@ -423,8 +427,5 @@ def complete(lane: Lane, opened: Opened, teacher_acc: float | None, together: Se
     run.log.info(summary(run.last_row, run.best_acc, run.best_epoch, run.seconds, data.evaluated_on))
     run.log.info("result in %s", folder.models)
     if settings.is_teacher and settings.data.source.dataset in ("cifar100", "imagenet"):
-        link = link_short_name(folder.models.parent, settings.model, folder, settings.distill)
-        if link is None:
-            log.info("no link %s_%s could be made here", settings.model, settings.distill)
-        else:
-            log.info(who_has(link, folder))
+        name = f"{file_name(settings.model)}_{settings.distill}"
+        log.info(short_name_notice(folder.models.parent / name, folder))

@@ -107,7 +107,11 @@ def main(argv: Any = None) -> None:
     if args.inplace and args.out_path:
         raise UserError("--inplace replaces the checkpoint where it lies: leave --out_path out")
     path = args.checkpoint
-    student, dropped = student_of(read(path), path)
+    content = read(path)
+    if isinstance(content, Mapping) and "model" in content and "state_dict" not in content:
+        print(f"{path} is already the student alone: test_model.py --path {path} reads it as it is")
+        return
+    student, dropped = student_of(content, path)
     folder = args.out_path or path.parent
     if not folder.is_dir():
         raise UserError(f"--out_path {folder} is not a folder: create it first")

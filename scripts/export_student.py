@@ -26,6 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write, atomic_write_json, atomic_write_text, make_folder
+from core.log import progress
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained, told_of_clips
@@ -204,8 +205,8 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         "onnx": (args.out / "model.onnx", lambda path: write_onnx(model, example, path, told)),
     }
     told = {"classes": "\n".join(config["classes"]), "input": "x".join(map(str, x.shape[1:]))}
-    gaps, speed = {}, {}
-    for form in args.forms:
+    gaps, speed, agreed = {}, {}, []
+    for form in progress(args.forms, "writing and checking"):
         path, write = writers[form]
         write(path)
         predict = reader_of(path, data)
@@ -215,9 +216,10 @@ def export(args: argparse.Namespace) -> dict[str, float]:
                 f"{path} is wrong: a logit differs by {gap:.2g} from the checkpoint's on real {spec.input}s"
             )
         gaps[path.name] = gap
-        print(f"{path}: logits of {len(x)} test samples agree to {gap:.1e}")
+        agreed.append(f"{path}: logits of {len(x)} test samples agree to {gap:.1e}")
         for size in (1, 64):
             speed[f"{path.name}, batch {size}"] = on_one_thread(predict, x[:size])
+    print("\n".join(agreed))
     for what, value in speed.items():
         print(f"latency {what}: {value:.2f} ms on one CPU thread")
     atomic_write_json(config, args.out / "config.json")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.log import progress
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource, UnreadableError, read_clip
 
@@ -108,6 +109,8 @@ class FrameCache:
 
         pool = ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0))))
         try:
-            return sum(pool.map(size, sources))
+            clips = list(sources)
+            sizes: Iterable[int] = pool.map(size, clips)
+            return sum(progress(sizes, "decoding clips", len(clips)))
         finally:
             pool.shutdown(cancel_futures=True)

@@ -37,7 +37,7 @@ from dataset.workers import start_worker
 class VideoConfig(Config):
     """Lists of videos (DataOptions.more)."""
 
-    heading = "lists of videos"
+    heading = "video"
 
     train_list: str | None = option(None, "list of training videos (default: the published name, or train.txt)")
     test_list: str | None = option(None, "list of test videos (default: the published name, or test.txt)")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from core import machine
 from core.log import log_to_file
@@ -44,6 +48,7 @@ def _end(code: int) -> None:
 
 def _fail(message: Exception | str, code: int) -> int:
     log_to_file(str(message))
+    _tell_launcher(str(message), code)
     if machine.is_main():
         print(message, file=sys.stderr)
     elif isinstance(message, UserError):  # of this rank alone, perhaps
@@ -54,3 +59,12 @@ def _fail(message: Exception | str, code: int) -> int:
         sys.stderr.flush()
         time.sleep(distributed.SPEAK_AFTER)  # the launcher's exit code is that of whoever ends first
     return code
+
+
+def _tell_launcher(message: str, code: int) -> None:
+    """Leave the sentence in the error file of torchrun, which ends with it instead of its own traceback of children."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        said = {"message": message, "errorCode": code, "extraInfo": {"timestamp": str(int(time.time()))}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": said}))

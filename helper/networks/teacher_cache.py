@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from core.files import atomic_write_json, make_folder, read_json
+from core.log import progress
 from core.machine import free
 from core.option import Config, option
 from core.protocols import Batch, Features, TeacherSource, UserError
@@ -72,6 +73,14 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def _moved(rows: Tensor, device: torch.device, part: int = 1 << 16) -> Tensor:
+    """rows.to(device), a part at a time: of a large file that takes a while."""
+    out = torch.empty_like(rows, device=device)
+    for there, here in zip(out.split(part), progress(rows.split(part), "reading the teacher cache"), strict=True):
+        there.copy_(here)
+    return out
+
+
 class Store:
     """One tap of every view, in two files: NAME.bin holds [N * Q, D], and a byte per row says whether it is valid.
 
@@ -103,7 +112,7 @@ class Store:
         self.on_disk = self._map(self.data_file, self.rows * self.width, self.dtype).view(self.rows, self.width)
         self.valid = self._map(self.valid_file, self.rows, torch.uint8)
         self.device, self.direct = device, device.type == "cpu"
-        self.rows_here = self.on_disk if self.direct or not resident else self.on_disk.to(device)
+        self.rows_here = self.on_disk if self.direct or not resident else _moved(self.on_disk, device)
         self.resident = self.direct or resident
         self.filled = self.valid if self.direct else self.valid.clone()
         self.unsaved: list[tuple[Tensor, Tensor]] = []

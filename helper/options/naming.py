@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distiller_zoo import published_names
 from helper.options.settings import Settings
-from helper.runs.folder import SEPARATOR, RunFolder, file_name
+from helper.runs.folder import SEPARATOR, RunFolder, file_name, portable
 
 LONGEST_NAME = 200  # bytes of a folder's name; most file systems end at 255
 
@@ -45,6 +45,14 @@ def published_name(distill: str) -> str:
 
 
 def folder_of(settings: Settings, teacher: str | None) -> RunFolder:
+    """The run's folder: --name, else the spelling of --run_names, unless the run is there in the other one."""
     root = Path(settings.run.save_root) / ("teachers" if settings.is_teacher else "students")
-    name = run_name(settings, teacher)
-    return RunFolder(root / "models" / name, root / "tensorboard" / name, settings.model)
+    name = settings.run.name or run_name(settings, teacher)
+    spellings = [(name, settings.model), (portable(name), portable(settings.model))]
+    if settings.run.run_names == "portable":
+        spellings.reverse()
+    if settings.run.name:
+        spellings = [(name, spellings[0][1])]
+    there = [pair for pair in spellings if (root / "models" / pair[0] / "args.json").exists()]
+    name, network = (there or spellings)[0]
+    return RunFolder(root / "models" / name, root / "tensorboard" / name, network)

@@ -51,6 +51,12 @@ class RunConfig(Config):
         role=RESULT,
     )
     save_root: str = option("./save", "root of runs and teachers")
+    name: str | None = option(None, "name of the run's folder (default: made of its settings)", check=plain_word)
+    run_names: str = option(
+        "published",
+        "spelling of run folders: published, with : and , in it, or portable, which every file system and rsync read",
+        choices=("published", "portable"),
+    )
     resume: str = option("auto", "auto: continue the run that is there; or the path of a _last.pth")
     overwrite: bool = option(False, "delete a run of this name first")
     dry_run: bool = option(False, "parse, build, train one batch, and write nothing")
@@ -70,6 +76,11 @@ class RunConfig(Config):
 
 # flags that do nothing in any run
 WITHOUT_EFFECT = ("use_lmdb", "tb_freq", "save_freq")
+
+
+def portable(name: str) -> str:
+    """A name of letters, digits and -_.=+~ alone, which scp, rsync, Docker volumes, exFAT and Windows read as one."""
+    return re.sub(r"[^\w.=+~-]", "-", name.replace(":", "="))
 
 
 def file_name(network: str) -> str:
@@ -270,32 +281,51 @@ def paths_in(words: Iterable[str]) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def link_short_name(models_root: Path, model: str, run: RunFolder, method: str = "vanilla") -> Path | None:
-    """save/teachers/models/NAME_vanilla (or another method's name) -> this run.
+# what the runs of one teacher's experiment may differ in
+SCHEDULE = ("epochs", "lr_decay_epochs", "warmup_epochs", "max_steps", "trial", "seed")
 
-    So that the published student command finds it.
-    Never replaces what is there. Returns the path, whatever it leads to; None where it leads nowhere.
+
+def short_name_notice(link: Path, run: RunFolder) -> str:
+    """Gives a finished teacher its short name, save/teachers/models/NAME_vanilla, which published commands read.
+
+    A run of --max_steps gets none. A longer run of the same experiment takes the name over; nothing else loses it. Says
+    which run the name points to, and how to repoint it.
     """
-    link = models_root / f"{file_name(model)}_{method}"
-    if link.exists() or link.is_symlink():
-        return link
-    try:
-        link.symlink_to(run.models.name, target_is_directory=True)
-    except OSError:  # a file system without links: the long name still works
-        return None
-    return link
-
-
-def who_has(link: Path, run: RunFolder) -> str:
-    """Whether a short name leads to this run, and, if not, the command that makes it."""
-    if link.resolve() == run.models.resolve():
-        return f"also reachable as {link}"
     name = shlex.quote(str(link))
+    mine = _identity(run.models)
+    if mine.get("max_steps"):
+        return f"a run with --max_steps is a trial: {link} is not pointed to it"
+    taken = link.exists() or link.is_symlink()
+    if taken and link.resolve() == run.models.resolve():
+        return f"also reachable as {link}"
+    longer = taken and _longer(mine, _identity(link)) and link.is_symlink()
+    if not taken or longer:
+        before = os.readlink(link) if longer else ""
+        try:
+            temporary = link.with_name(f".{link.name}.{os.getpid()}")
+            temporary.symlink_to(run.models.name, target_is_directory=True)
+            temporary.replace(link)
+        except OSError:  # a file system without links: the long name still works
+            return f"no link {link} could be made here"
+        return f"also reachable as {link}" + (f", which pointed to the shorter run {before}" if longer else "")
     away = f"rm {name}" if link.is_symlink() else f"mv {name} {shlex.quote(f'{link}_before')}"
     return (
-        f"{link} is another run or file and stays as it is: who finishes first keeps the name; this run takes it by "
+        f"the alias {link} already points to another run or file. To point it here: "
         f"{away} && ln -s {shlex.quote(run.models.name)} {name}"
     )
+
+
+def _identity(folder: Path) -> Mapping[str, Any]:
+    """The settings of the run in a folder; {} where it holds none."""
+    found = remembered(folder / "args.json").get("identity")
+    return found if isinstance(found, dict) else {}
+
+
+def _longer(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether a run is the same experiment as another, with more epochs or with whole ones."""
+    if not theirs or any(mine.get(k) != v for k, v in theirs.items() if k not in SCHEDULE):
+        return False
+    return bool(theirs.get("max_steps")) or mine.get("epochs", 0) > theirs.get("epochs", 0)
 
 
 def environment() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.files import read_json
+from core.log import progress
 from core.protocols import UserError
 from helper.networks.checkpoint import read_checkpoint
 from helper.options.naming import published_name
@@ -83,7 +84,7 @@ def run_folders(root: Path) -> list[Path]:
 
 
 def find_runs(root: Path, dataset: str | None) -> list[Run]:
-    runs = [run for run in map(read_run, run_folders(root)) if run is not None]
+    runs = [run for run in map(read_run, progress(run_folders(root), f"runs below {root}")) if run is not None]
     return [r for r in runs if dataset is None or r.identity["dataset"] == dataset]
 
 

@@ -18,7 +18,7 @@ from core import machine
 from core.files import atomic_save, atomic_write_json
 from core.log import clock, log
 from core.protocols import Batch, DataSet, Loader, Progress, UserError
-from helper.evaluation.evaluate import evaluate
+from helper.evaluation.evaluate import TestBatches, evaluate
 from helper.evaluation.metrics import Meter
 from helper.machine import distributed
 from helper.machine.seeding import rng_state, seed_everything, set_rng_state
@@ -72,7 +72,7 @@ class TrainingRun:
     describe: Mapping[str, Any]
     cfg: LoopConfig
     loader: Loader
-    test_loader: Loader
+    test_loader: TestBatches
     identity: Mapping[str, Any] = field(default_factory=dict)
     full_batches: bool = False
     after_epoch: Callable[[], Mapping[str, Any]] = dict
@@ -208,7 +208,7 @@ class TrainingRun:
         self._refuse_nan(epoch, self.steps - 1, bad, stage)
         trained = time.monotonic() - self.started
         self.log.info(
-            " * Epoch %d, Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f",
+            " * Epoch %d, train: Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f",
             epoch,
             means["acc"],
             means["acc_top5"],
@@ -267,9 +267,12 @@ class TrainingRun:
         for name, result in found.items():
             suffix = "" if not row else f"_{name}"
             row |= {f"test_{k}{suffix}": v for k, v in result.items()}
-        self.log.info(" ** Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
+        first = f" of the first {self.test_loader.first}" if self.test_loader.first else ""
+        self.log.info(f" ** test{first}: Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
         for name in (k.removeprefix("test_acc_top5_") for k in row if k.startswith("test_acc_top5_")):
-            self.log.info(" ** %s: Acc@1 %.3f, Acc@5 %.3f", name, row[f"test_acc_{name}"], row[f"test_acc_top5_{name}"])
+            self.log.info(
+                " ** test of %s: Acc@1 %.3f, Acc@5 %.3f", name, row[f"test_acc_{name}"], row[f"test_acc_top5_{name}"]
+            )
         return row
 
     def _refuse_nan(self, epoch: int, step: int, bad_step: int | None, stage: Stage | None = None) -> None:
@@ -371,10 +374,13 @@ def rank_seed(seed: int, rank: int) -> int:
 
 
 def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The published tags of a row of metrics.jsonl; a first stage, which is not evaluated, has one."""
-    if "test_acc" not in row:
-        return {"init_train_loss": row["train_loss"]}
-    return {tag: row[tag] for tag in ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")}
+    """The published tags of a row of metrics.jsonl, then the learning rate and every loss term; a first stage, which is
+    not evaluated, has init_train_loss in place of the published ones."""
+    shown = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
+    published = {tag: row[tag] for tag in shown} if "test_acc" in row else {"init_train_loss": row["train_loss"]}
+    terms = {k for k in row if k.startswith("train_")} - {"train_acc", "train_acc_top5", "train_loss"}
+    prefix = "" if "test_acc" in row else "init_"
+    return published | {f"{prefix}lr": row["lr"]} | {f"{prefix}loss/{k[6:]}": row[k] for k in sorted(terms)}
 
 
 # what a state must hold, and of which type

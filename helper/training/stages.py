@@ -26,7 +26,7 @@ from helper.training.step import DistillStep, StepSetup
 
 @dataclass(frozen=True)
 class LoopConfig(Config):
-    heading = "the loop"
+    heading = "batches and steps"
 
     batch_size: int = option(64, "global batch size (default 64; by data set)", check=at_least(1), role=RESULT)
     accumulate: int = option(1, "micro-batches per optimiser step", check=at_least(1), role=RESULT)

@@ -5,6 +5,7 @@
 # downloaded. PYTHON names an interpreter that has requirements.txt, else scripts/setup.sh brings one. FAST=1 takes toy networks, to try the
 # script out (also without a GPU).
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 [[ -n "${PYTHON:-}" ]] || source scripts/setup.sh
 OUT=${1:-results/bench_gpu.json}

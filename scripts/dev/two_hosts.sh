@@ -5,6 +5,7 @@
 # Runs in $PYTHON, else the active virtual environment, else .venv, else python3.
 # Needs the right to make network namespaces (root, or CAP_NET_ADMIN and CAP_SYS_ADMIN) and iproute2; exit code 77 without.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 save=${1:?folder for the run}
 shift

@@ -17,7 +17,6 @@ import re
 import shutil
 import sys
 import tarfile
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save, atomic_write, atomic_write_json
+from core.files import atomic_save, atomic_write, atomic_write_json, read_config
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.networks.checkpoint import num_classes_of, read_checkpoint
@@ -305,7 +304,7 @@ class Fetcher:
 
 
 def read_sources(path: Path) -> list[dict[str, Any]]:
-    return tomllib.loads(path.read_text())["source"]
+    return read_config(path)["source"]
 
 
 def address(source: Mapping[str, Any], name: str) -> str:

@@ -95,7 +95,7 @@ def test_rank_0_writes_and_every_rank_logs_on_request(two):
     names = {p.name for p in folder.iterdir()}
     assert {"log.txt", "log_rank1.txt", "parameters.json", "resnet8_last.pth", "resnet8_best.pth"} <= names
     assert json.loads((folder / "parameters.json").read_text())["processes"] == 2
-    assert "Epoch 2, Acc@1" in (folder / "log_rank1.txt").read_text()
+    assert "Epoch 2, train: Acc@1" in (folder / "log_rank1.txt").read_text()
     state = torch.load(folder / "resnet8_last.pth", weights_only=True)
     assert len(state["ranks"]) == 2
     assert not torch.equal(*(r["step"] for r in state["ranks"])), "both ranks draw the same negatives"
