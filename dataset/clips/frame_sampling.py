@@ -1,6 +1,7 @@
 """Which frames of a clip a network sees: SampleFrames and DenseSampleFrames of the published Kinetics configurations.
 
-Letters: n frames of the clip, k segments. All indices are 0-based. rng: draws in training; None takes the fixed places of evaluation.
+Letters: n frames of the clip, k segments. All indices are 0-based. rng: draws in training; None takes the fixed
+places of evaluation.
 """
 
 from __future__ import annotations
