@@ -29,6 +29,7 @@ from dataset.clips.decode import UnreadableError
 from dataset.clips.frame_reader import FrameReader
 from dataset.clips.lists import TEMPLATE, Entry, check_labels, read_entries, require_files
 from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
+from dataset.images.files import say_unusual, unusual
 from dataset.order import Plan, PositionedLoader
 from dataset.workers import start_worker
 
@@ -106,13 +107,14 @@ def _collate(items: Sequence[Any]) -> Any:
     failed = next((item for item in items if isinstance(item, UserError)), None)
     if failed is not None:
         return failed
+    notes = unusual()
     messages = [m for *_, m in items if m]
     good = [item for item in items if item[1] >= 0]
     if not good:
-        return None, None, None, messages
+        return None, None, None, messages, notes
     widest = max(clip.shape[1] for clip, *_ in good)
     clips = torch.stack([clip.expand(-1, widest, -1, -1) for clip, *_ in good])
-    return clips, torch.tensor([g[1] for g in good]), torch.tensor([g[2] for g in good]), messages
+    return clips, torch.tensor([g[1] for g in good]), torch.tensor([g[2] for g in good]), messages, notes
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ class ClipLoader(PositionedLoader):
         for collated in loader:
             if isinstance(collated, UserError):
                 raise collated
-            clips, target, index, messages = collated
+            clips, target, index, messages, notes = collated
+            say_unusual(notes)
             for message in [m for m in messages if m not in self.bad]:
                 self.bad.add(message)
                 warnings.warn(f"left out: {message}", stacklevel=2)
