@@ -31,6 +31,7 @@ from dataset import dataset_dict
 from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained, told_of_clips
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import Plain, latency, needs, onnx_session, write_onnx
+from helper.machine.program import run_script
 from helper.networks.load import Network, load_network, network_without_heads
 from helper.options.parse import normalised
 from helper.runs.folder import without_folders
@@ -267,8 +268,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -30,6 +30,7 @@ from dataset import dataset_dict
 from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained
 from helper.evaluation.metrics import calibration
 from helper.machine.devices import pick_device, to_device
+from helper.machine.program import run_script
 from helper.networks.load import load_network
 from helper.options.parse import normalised
 from helper.tables.runs import Run, chosen_runs, grouped, last, mean_std, network
@@ -295,8 +296,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

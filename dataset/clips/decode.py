@@ -5,6 +5,7 @@ Shape letters: T frames of a clip, K segments (frames that a network sees), h w 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ import torch
 
 from core.protocols import UserError
 from dataset.images.files import LARGEST_PICTURE, PictureError, picture, pillow
+
+LARGEST_ARRAY = 2**30  # bytes of one recording; the largest published one takes 20 MB
+MAT_BYTES = {"int8": 1, "uint8": 1, "logical": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "single": 4}
 
 
 class UnreadableError(UserError):
@@ -182,7 +186,17 @@ def read_mat(path: Path, key: str) -> np.ndarray:
     import scipy.io
 
     try:
+        declared = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}  # reads the headers alone
+        shape, kind = declared.get(key, ((), ""))
+        size = math.prod(shape) * MAT_BYTES.get(kind, 8)
+        if size > LARGEST_ARRAY:
+            raise UnreadableError(
+                f"'{path}' holds a {key} of the shape {list(shape)}, which takes {size / 2**30:.1f} GiB, more than any "
+                "recording; fetch it again, or pass --skip_corrupt to leave it out"
+            )
         content = scipy.io.loadmat(path, variable_names=[key])
+    except UserError:
+        raise
     except Exception as error:  # on a truncated file scipy raises nearly anything
         raise UnreadableError(
             f"'{path}' is truncated or not a MATLAB file ({type(error).__name__}: {error}); fetch it again, or pass "

@@ -6,6 +6,7 @@ Shape letters: T frames, h w pixels, C channels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -37,6 +38,10 @@ DECODERS = ("av", "opencv")
 
 
 COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})  # OpenCV guesses the frames of others from their duration
+
+
+# OpenCV and its FFmpeg would write warnings to the console; what matters is raised here. Read when they start.
+QUIET = (("OPENCV_LOG_LEVEL", "SILENT"), ("OPENCV_FFMPEG_LOGLEVEL", "-8"))
 
 
 EXACT_HEADERS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})  # one packet is one frame
@@ -112,6 +117,8 @@ def _sought(
 @contextmanager
 def _captured(path: Path) -> Iterator[Any]:
     """A video file as OpenCV opens it, on one thread, turned as the file says. UserError: OpenCV is absent."""
+    for name, value in QUIET:
+        os.environ.setdefault(name, value)
     try:
         import cv2
     except ImportError as error:

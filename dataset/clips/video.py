@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
+from core.log import log
 from core.option import RESULT, Config, flags_in, option
 from core.protocols import Batch, DataSet, UserError
 from dataset.base import DataOptions, few, hold_out
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import UnreadableError
 from dataset.clips.frame_reader import FrameReader
-from dataset.clips.lists import TEMPLATE, Entry, check_labels, read_entries, require_files
+from dataset.clips.lists import TEMPLATE, Entry, check_labels, describe_oddities, read_entries, require_files
 from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
 from dataset.images.files import say_unusual, unusual
 from dataset.order import Plan, PositionedLoader
@@ -339,6 +340,8 @@ def _load(
     if classes is None:
         classes = [str(i) for i in range(1 + max(e.label for e in train))]
     check_labels([*train, *test], len(classes))
+    if odd := describe_oddities(train, test, len(classes)):
+        log.info("lists of %s: %s", name, odd)
     if options.few_ratio < 1:
         kept = few(torch.tensor([e.label for e in train]), options.few_ratio, options.seed, "clip")
         train = [train[i] for i in kept.tolist()]

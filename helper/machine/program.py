@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from helper.machine.stopper import Interrupted
 
 def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None = None) -> None:
     """Run an entry point. A user's error becomes one sentence and exit code 2; a bug keeps its traceback."""
+    accept_any_character()
     try:
         main(argv)
     except UserError as error:
@@ -31,6 +33,13 @@ def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str]
         _end(_fail("interrupted", 130))
     else:
         _end(0)
+
+
+def accept_any_character() -> None:
+    """What the console's encoding lacks is printed as a question mark instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _end(code: int) -> None:

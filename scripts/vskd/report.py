@@ -27,6 +27,7 @@ from dataset.base import DataOptions
 from dataset.recordings.actions import ActionData
 from dataset.recordings.pairs import SENSOR
 from helper.deploy.export import MEASURED, export_onnx, load_classifier, report
+from helper.machine.program import run_script
 from helper.runs.folder import file_name
 from helper.tables.runs import Run, find_runs, mean_std
 from helper.tables.table import table
@@ -173,8 +174,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)
