@@ -58,6 +58,7 @@ class Distiller(nn.Module):
     name: ClassVar[str]  # the registry name; also the name of the term that --beta weighs
     teacher_mode: ClassVar[Literal["absent", "frozen", "trained"]] = "frozen"
     before: ClassVar[type[Distiller] | None] = None
+    relational: ClassVar[bool] = False  # compares the samples of a batch, and learns nothing from one alone
     reads_logits: bool = False  # whether `terms` or `deploy` depend on the student's own logits
     weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach
     follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled anew all the time
