@@ -14,7 +14,7 @@ import psutil
 
 from core.protocols import UserError
 
-NAME = ".lock"  # the file in the folder; it stays there, what counts is who has locked it
+NAME = ".lock"  # the file in the folder; what counts is who has locked it
 
 _held: dict[Path, int] = {}  # lock file -> file descriptor
 
@@ -28,31 +28,43 @@ def hold(folder: Path) -> None:
     if path in _held:
         return
     _forget_in_forks()
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    except OSError as error:
-        raise UserError(f"cannot lock {path}: {error.strerror}") from error
-    try:
+    while True:
+        handle = _open(path)
         if not _locked(handle):
+            holder = _described(_holder(handle))
+            os.close(handle)
             raise UserError(
-                f"another process is training {folder}{_described(_holder(handle))}: wait for it or stop it, or choose "
-                "another --trial"
+                f"another process is training {folder}{holder}: wait for it or stop it, or choose another --trial"
             )
-        os.ftruncate(handle, 0)
-        os.write(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
-    except BaseException:
-        os.close(handle)
-        raise
+        if _is_there(handle, path):
+            break
+        os.close(handle)  # the process before has just freed and deleted it
+    os.ftruncate(handle, 0)
+    os.write(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
     _held[path] = handle
 
 
 def release() -> None:
     """Free all folders that this process holds."""
-    for handle in _held.values():
+    for path, handle in _held.items():
         with contextlib.suppress(OSError):
-            os.ftruncate(handle, 0)
+            if _is_there(handle, path):
+                path.unlink()
             os.close(handle)
     _held.clear()
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    except OSError as error:
+        raise UserError(f"cannot lock {path}: {error.strerror}") from error
+
+
+def _is_there(handle: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    return False
 
 
 def _locked(handle: int) -> bool:

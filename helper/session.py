@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from core import machine
+from core import lock, machine
 from core.files import atomic_write_json
 from core.log import log, open_run_log, start_log
 from core.protocols import DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
@@ -79,9 +79,12 @@ def train(argv: Sequence[str] | None, *, is_teacher: bool) -> None:
 
 
 def train_trials(trials: Sequence[Sequence[Settings]]) -> None:
-    for lanes in trials:
-        start_log()
-        train_together(lanes)
+    try:
+        for lanes in trials:
+            start_log()
+            train_together(lanes)
+    finally:
+        lock.release()
 
 
 def train_together(lanes: Sequence[Settings]) -> None:
