@@ -100,7 +100,7 @@ class Config:
         for f in dataclasses.fields(self):
             check, value, flag = f.metadata.get("check"), getattr(self, f.name), f.metadata.get("flag") or f"--{f.name}"
             words = value if isinstance(value, list | tuple) else [value]
-            if any(isinstance(word, str) and not word.strip() for word in words) and f.default != value:
+            if check is None and f.default != value and any(isinstance(w, str) and not w.strip() for w in words):
                 raise UserError(f"{flag} is empty: give a value, or leave the flag out")
             if check is not None and value is not None:
                 check(flag, value)

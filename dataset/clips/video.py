@@ -32,7 +32,7 @@ from dataset.clips.lists import TEMPLATE, Entry, check_labels, describe_oddities
 from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
 from dataset.images.files import say_unusual, unusual
 from dataset.order import Plan, PositionedLoader
-from dataset.workers import start_worker
+from dataset.workers import TIMEOUT, start_worker
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,7 @@ class ClipLoader(PositionedLoader):
             batch_sampler=plan,
             collate_fn=_collate,
             num_workers=min(workers, len(plan)),
+            timeout=TIMEOUT if workers and plan else 0,
             multiprocessing_context="fork" if workers and plan else None,  # views are closures
             worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(0),  # else an iterator would draw from the global one

@@ -40,7 +40,7 @@ from dataset.images.files import (
 from dataset.images.folder import matching_classes
 from dataset.images.resident import scaled
 from dataset.order import Place, Plan, PositionedLoader
-from dataset.workers import start_worker
+from dataset.workers import TIMEOUT, start_worker
 
 Item = tuple[Tensor, int, str]  # uint8 [H, W, 3], position, why it could not be read ("" if it could)
 
@@ -149,6 +149,7 @@ class Worked(PositionedLoader):
             collate_fn=collated,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
+            timeout=TIMEOUT if workers else 0,
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # the run's own is none of its business
         )

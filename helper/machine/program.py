@@ -11,6 +11,7 @@ from core import machine
 from core.log import log_to_file
 from core.machine import out_of_memory
 from core.protocols import UserError
+from dataset.workers import lost_worker
 from helper.machine import distributed
 from helper.machine.stopper import Interrupted
 
@@ -26,6 +27,8 @@ def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str]
         _end(_fail(stop, stop.code))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
+            if reason := lost_worker(error):
+                _end(_fail(reason, 2))
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no memory left"
         _end(_fail(f"out of memory ({reason}): choose a smaller --batch_size, --image_size or network", 2))

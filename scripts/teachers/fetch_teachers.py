@@ -128,6 +128,8 @@ def download(url: str, folder: Path, known: str | None, retries: int, timeout: f
     goods = pooch.create(folder, base_url="", registry={name: known}, urls={name: url}, retry_if_failed=retries)
     try:
         return Path(goods.fetch(name, downloader=Resuming(folder / f"{name}.part", timeout)))
+    except requests.exceptions.InvalidSchema as error:  # of a redirect; it is a ValueError, too
+        raise Unreachable(f"{url} leads to what is no address of the web: {_short(error)}") from error
     except ValueError as error:
         if "does not match" not in str(error):
             raise
