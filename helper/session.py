@@ -39,7 +39,7 @@ from helper.opening import (
     shared_source,
     student_spec,
 )
-from helper.options.naming import folder_of
+from helper.options.naming import before_extension, folder_of
 from helper.options.parse import parse_lanes
 from helper.options.settings import Settings
 from helper.runs.events import event_writer, require_backend
@@ -287,6 +287,8 @@ def build_fit(
 def chosen_state(settings: Settings, opened: Opened, folder: RunFolder, fit: Fit) -> Mapping[str, Any] | None:
     """The state of --resume PATH, None for auto. UserError where it belongs to another run."""
     path = settings.run.resume
+    if settings.run.extend is not None:
+        return extended_state(settings, opened, folder, fit)
     if path == "auto":
         return None
     if len(opened.lanes) > 1:
@@ -299,6 +301,25 @@ def chosen_state(settings: Settings, opened: Opened, folder: RunFolder, fit: Fit
             "the two out"
         )
     return chosen
+
+
+def extended_state(settings: Settings, opened: Opened, folder: RunFolder, fit: Fit) -> Mapping[str, Any] | None:
+    """The last state of the finished run that --extend prolongs; None once this run has a state of its own."""
+    if settings.run.resume != "auto":
+        raise UserError("--extend finds the run to prolong by its settings: leave --resume out")
+    shorter = before_extension(settings)
+    uses_teacher = opened.teacher is not None and settings.method.teacher_mode == "frozen"
+    before = folder_of(shorter, opened.teacher.name if opened.teacher and uses_teacher else None)
+    if folder.last.exists() and not settings.run.overwrite:
+        return None
+    if not before.finished.exists():
+        raise UserError(
+            f"--extend {settings.run.extend}: {before.models} is no finished run of these settings; train it first"
+        )
+    chosen = distributed.by_main(lambda: read_last(before.last))
+    same = dict.fromkeys(("epochs", "extend"))  # what may differ
+    refuse_differences(before.models, {**chosen["identity"], **same}, {**fit.identity, **same})
+    return {**chosen, "identity": dict(fit.identity), "path": str(before.last)}
 
 
 def end_of_epoch(parts: Sequence[Callable[[], Mapping[str, Any]]]) -> dict[str, Any]:
@@ -350,7 +371,9 @@ def find_resume(
     """The state to continue from, if any. chosen: that of --resume PATH, whose rows and best checkpoint come along."""
     if chosen is None and not folder.last.exists():
         return None
-    path, state = (folder.last, read_last(folder.last)) if chosen is None else (Path(resume), chosen)
+    path, state = (
+        (folder.last, read_last(folder.last)) if chosen is None else (Path(chosen.get("path", resume)), chosen)
+    )
     refuse_differences(path, state["identity"], identity)
     if chosen is not None:
         folder.adopt(path.parent)

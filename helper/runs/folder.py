@@ -52,6 +52,13 @@ class RunConfig(Config):
     )
     save_root: str = option("./save", "root of runs and teachers")
     resume: str = option("auto", "auto: continue the run that is there; or the path of a _last.pth")
+    extend: int | None = option(
+        None,
+        "prolong a finished run: the number of epochs it has, with the new number as --epochs; the rest of the command "
+        "as it was",
+        check=at_least(1),
+        role=RESULT,
+    )
     overwrite: bool = option(False, "delete a run of this name first")
     dry_run: bool = option(False, "parse, build, train one batch, and write nothing")
     tb_backend: str = option(
