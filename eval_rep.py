@@ -20,9 +20,10 @@ import torch
 
 from core.files import atomic_write_json
 from core.log import log, start_log
+from core.option import at_least, not_negative, positive
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions
+from dataset.base import LARGEST_IMAGE, DataOptions
 from dataset.images.resident import ResidentData
 from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
 from helper.machine.devices import pick_autocast, pick_device, to_device
@@ -35,6 +36,15 @@ from helper.training.schedule import StepDecay
 
 # of the published code; neither is what a network of CIFAR was trained with
 PUBLISHED = {"stl10": ((0.5,) * 3, (0.5,) * 3), "tinyimagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+CHECKS = {
+    "epochs": at_least(1),
+    "batch_size": at_least(1),
+    "views": at_least(1, 1000),
+    "image_size": at_least(8, LARGEST_IMAGE),
+    "init_lr": positive,
+    "weight_decay": not_negative,
+    "manual_seed": at_least(0, 2**63 - 1),
+}
 SGD, LBFGS = {"epochs": 100, "weight_decay": 0.0}, {"epochs": 500, "weight_decay": 1e-3}
 
 
@@ -89,11 +99,9 @@ def parse(argv):
     for name, value in (SGD if args.solver == "sgd" else LBFGS).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name in ("epochs", "batch_size", "views", "image_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
-    if args.init_lr <= 0 or args.weight_decay < 0:
-        raise UserError(f"--init_lr {args.init_lr} must be above 0 and --weight_decay {args.weight_decay} at least 0")
+    for name, check in CHECKS.items():
+        if getattr(args, name) is not None:
+            check(f"--{name}", getattr(args, name))
     if args.json and not Path(args.json).resolve().parent.is_dir():
         raise UserError(f"--json {args.json}: its folder does not exist")
     return args

@@ -39,7 +39,8 @@ class Batch:
     views: V, how many views of each sample `inputs` holds, those of one sample side by side, view 0 first.
     crop: [B] int64 or None; which of the data set's `num_crops` pixel views a sample is,
         (dy * (2 * pad + 1) + dx) * 2 + flip. None once the pixels were changed in any other way.
-    view_id: [B] int64 on the CPU or None; index * num_crops + crop, for look-ups that must not wait for the device.
+    view_id: [B] int64 on the CPU or None; index * num_crops + crop, for look-ups that must not wait for the device;
+        the index is that of the full training set, where the run trains on a part of it.
     soft_target: [B, K] or None; mixed or smoothed labels, which the classification term then uses.
     teacher_inputs: what the teacher reads where it differs from `inputs`.
     turns: [B*V] int64 or None; by how many quarters each view was turned counter-clockwise.
@@ -295,6 +296,15 @@ class Loader(ABC):
         return {}
 
 
+@dataclass(frozen=True)
+class FullSet:
+    """The training set that a run's samples are a part of, or all of (positions None): checksum, size, places [N]."""
+
+    checksum: str
+    count: int
+    positions: Tensor | None
+
+
 class DataSet(ABC):
     """One data set, split, labelled, and able to make its loaders.
 
@@ -303,7 +313,8 @@ class DataSet(ABC):
     test_checksum: of what the test loader holds, None where it is unknown. evaluated_on: what that is, for tables.
     streamed: decoded as it is read, instead of resident on the device. videos: a list of videos, whose clips have
     several views in evaluation. notes: sentences that a run prints once. described: entries of a checkpoint's meta, so
-    that its network can be evaluated on the same kind of data.
+    that its network can be evaluated on the same kind of data. full: what --few_ratio chose from, so that all parts of
+    a set share one teacher cache.
     """
 
     name: str
@@ -316,6 +327,7 @@ class DataSet(ABC):
     streamed: bool = False
     videos: bool = False
     notes: Sequence[str] = ()
+    full: FullSet | None = None
 
     @property
     def checksum(self) -> str:

@@ -31,7 +31,10 @@ class SourceConfig(Config):
     dataset: str = option("cifar100", "data set, see --list", role=NAMED)
     data_folder: str = option("../data/", "folder that holds data sets", short="--data")
     image_size: int | None = option(
-        None, "side of the images (default: 224 of imagenet and of clips, else 32)", role=RESULT
+        None,
+        "side of the images (default: 224 of imagenet and of clips, else 32)",
+        check=at_least(8, LARGEST_IMAGE),
+        role=RESULT,
     )
     val_fraction: float = option(
         0.0, "hold out this share of train, stratified, and evaluate on it", check=share, role=RESULT
@@ -40,7 +43,7 @@ class SourceConfig(Config):
     num_workers: int = option(
         8,
         "loader processes (threads of DALI) per machine, for data that is not resident on the device",
-        check=at_least(0),
+        check=at_least(0, 1024),
     )
 
 
@@ -68,7 +71,9 @@ class StreamConfig(Config):
     random_erase: float = option(
         0.0, "probability of a blank rectangle in a training image", check=probability, role=RESULT
     )
-    repeated_augmentation: int = option(1, "copies of each drawn sample in an epoch", check=at_least(1), role=RESULT)
+    repeated_augmentation: int = option(
+        1, "copies of each drawn sample in an epoch", check=at_least(1, 100), role=RESULT
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class RecordingConfig(Config):
     num_segments: int = option(
         8,
         "frames of a clip that a network sees; a listed video with fewer repeats some",
-        check=at_least(1),
+        check=at_least(1, 1000),
         role=RESULT,
     )
     window: int | None = option(None, "samples of a sensor window (default 224)", check=at_least(8), role=RESULT)

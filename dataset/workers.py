@@ -9,6 +9,26 @@ import threading
 
 import torch
 
+TIMEOUT = 600.0  # seconds without a batch after which a run ends
+
+
+def lost_worker(error: BaseException) -> str | None:
+    """The sentence for a loader process that was killed or hangs, None for other errors. Ends the others, too."""
+    text = str(error)
+    if "DataLoader timed out" not in text and "DataLoader worker" not in text:
+        return None
+    for child in multiprocessing.active_children():
+        child.kill()  # a stopped one heeds nothing else, and would be waited for
+    what = (
+        f"the loader processes sent nothing for {TIMEOUT:g} s (a disk or a decoder hangs)"
+        if "timed out" in text
+        else f"a loader process was lost ({text.splitlines()[0].rstrip('. ')}; perhaps memory ran out)"
+    )
+    return (
+        f"{what}: the same command continues from the last checkpoint, fewer --num_workers need less memory, and 0 "
+        "decodes in this process"
+    )
+
 
 def start_worker(worker: int) -> None:
     """One thread each, and signals of a process group are the run's business: nobody but it ends its workers.

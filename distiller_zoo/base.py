@@ -81,6 +81,7 @@ class Distiller(nn.Module):
     name: ClassVar[str]  # the registry name; also the name of the term that --beta weighs
     teacher_mode: ClassVar[Literal["absent", "frozen", "trained"]] = "frozen"
     before: ClassVar[type[Distiller] | None] = None
+    relational: ClassVar[bool] = False  # compares the samples of a batch, and learns nothing from one alone
     reads_logits: bool = False  # whether `terms` or the deployment depend on the student's own logits
     by_index: bool = False  # whether something is kept of every training sample, found by batch.index
     weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach

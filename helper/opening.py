@@ -19,7 +19,7 @@ from core.files import atomic_write_json, remembered
 from core.log import log
 from core.machine import usable_cores
 from core.option import flat
-from core.protocols import Batch, DataSet, Loader, ModelSpec, TeacherSource, UserError
+from core.protocols import Batch, DataSet, FullSet, Loader, ModelSpec, TeacherSource, UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from dataset.clips.video import DATA as VIDEO_DATA
@@ -191,6 +191,8 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
     why = {}
     if not data.streamed:
         why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is resident on the device")
+    if data.name in ("folder", "tinyimagenet"):  # decoded once, when they are opened
+        why.pop("skip_corrupt", None)
     if not data.videos:
         why |= {f.dest: f"{dataset} is no list of videos" for f in VIDEO_DATA}
     else:
@@ -279,6 +281,11 @@ def shared_source(
     folder = None if lanes[0].run.dry_run else cfg.teacher_cache
     if dropout and folder is not None:
         raise UserError("--teacher_dropout draws anew for every batch, which --teacher_cache cannot keep: drop one")
+    mixing = lanes[0].data.mixing
+    if folder is not None and (mixing.mixup or mixing.cutmix):
+        raise UserError(
+            "--mixup and --cutmix make new images of every batch, which --teacher_cache cannot keep: drop one"
+        )
     kept = ("logits", "pooled") if cfg.cache_pooled else ("logits",)
     deeper = [tap for tap in taps if tap not in kept]
     if folder is None or deeper:
@@ -301,16 +308,11 @@ def shared_source(
             raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
         layout = source_layout(source, teacher.spec, data, device, taps if cfg.cache_pooled else ())
         who = teacher.checksum + ("" if teacher.weights is None else f" {teacher.weights}")
-        open_cache = partial(
-            CachedTeacher,
-            source,
-            cfg,
-            cache_key(who, data.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name),
-            CacheLayout(
-                len(data.train_labels), data.num_crops, data.num_classes, layout["logits"][1], layout.get("pooled")
-            ),
-            device,
-        )
+        whole = data.full or FullSet(data.checksum, len(data.train_labels), None)
+        key = cache_key(who, whole.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name)
+        logits, pooled = layout["logits"][1], layout.get("pooled")
+        kept_layout = CacheLayout(whole.count, data.num_crops, data.num_classes, logits, pooled, whole.positions)
+        open_cache = partial(CachedTeacher, source, cfg, key, kept_layout, device)
         rebuild = cfg.rebuild_cache and machine.is_main()
         source = cache = distributed.main_first(lambda: open_cache(rebuild))
     return SharedTeacher(source, taps, cache)

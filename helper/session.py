@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from core import machine
+from core import lock, machine
 from core.files import atomic_write_json
 from core.log import log, open_run_log, start_log
 from core.protocols import DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
@@ -41,7 +41,7 @@ from helper.opening import (
     student_spec,
     teacher_accuracy,
 )
-from helper.options.naming import folder_of
+from helper.options.naming import before_extension, folder_of
 from helper.options.settings import Settings
 from helper.runs.events import event_writer, require_backend
 from helper.runs.folder import RunFolder, file_name, refuse_differences, short_name_notice
@@ -83,7 +83,14 @@ def begin() -> None:
 
 def in_processes(first: Settings, work: Callable[[], object]) -> None:
     """Do the work in the processes that the command line asks for; usually this one."""
-    distributed.in_processes(first.machine.launch, first.machine.device.gpu_id, first.command, work, LOST)
+
+    def locked() -> None:
+        try:
+            work()
+        finally:
+            lock.release()
+
+    distributed.in_processes(first.machine.launch, first.machine.device.gpu_id, first.command, locked, LOST)
 
 
 def listening() -> AbstractContextManager[Stopper]:
@@ -262,6 +269,8 @@ def chosen_state(
 ) -> Mapping[str, Any] | None:
     """The state of --resume PATH, None for auto. UserError where it belongs to another run."""
     path = settings.run.resume
+    if settings.run.extend is not None:
+        return extended_state(settings, opened, folder, identity)
     if path == "auto":
         return None
     if len(opened.lanes) > 1:
@@ -274,6 +283,27 @@ def chosen_state(
             "the two out"
         )
     return chosen
+
+
+def extended_state(
+    settings: Settings, opened: Opened, folder: RunFolder, identity: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """The last state of the finished run that --extend prolongs; None once this run has a state of its own."""
+    if settings.run.resume != "auto":
+        raise UserError("--extend finds the run to prolong by its settings: leave --resume out")
+    shorter = before_extension(settings)
+    uses_teacher = opened.teacher is not None and settings.method.teacher_mode == "frozen"
+    before = folder_of(shorter, opened.teacher.name if opened.teacher and uses_teacher else None)
+    if folder.last.exists() and not settings.run.overwrite:
+        return None
+    if not before.finished.exists():
+        raise UserError(
+            f"--extend {settings.run.extend}: {before.models} is no finished run of these settings; train it first"
+        )
+    chosen = distributed.by_main(lambda: read_last(before.last))
+    same = dict.fromkeys(("epochs", "extend"))  # what may differ
+    refuse_differences(before.models, {**chosen["identity"], **same}, {**identity, **same})
+    return {**chosen, "identity": dict(identity), "path": str(before.last)}
 
 
 def end_of_epoch(parts: Sequence[Callable[[], Mapping[str, Any]]]) -> dict[str, Any]:
@@ -353,7 +383,8 @@ def find_resume(lane: Lane, restarted: bool) -> Mapping[str, Any] | None:
         chosen = None
     if chosen is None and not folder.last.exists():
         return None
-    path, state = (folder.last, read_last(folder.last)) if chosen is None else (Path(lane.settings.run.resume), chosen)
+    path = folder.last if chosen is None else Path(chosen.get("path", lane.settings.run.resume))
+    state = read_last(folder.last) if chosen is None else chosen
     refuse_differences(path, state["identity"], lane.described["identity"])
     if chosen is not None:
         folder.adopt(path.parent)

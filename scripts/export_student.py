@@ -36,6 +36,7 @@ from helper.machine.program import run_script
 from helper.networks.load import Network, load_network, network_without_heads
 from helper.options.parse import normalised
 from helper.runs.folder import without_folders
+from helper.tables.writers import one_line
 
 TOLERANCE = 1e-4  # of logits, absolute
 
@@ -120,17 +121,19 @@ def numbers_of(folder: Path) -> dict[str, Any]:
 def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float], name: str) -> str:
     """README.md of the exported folder, with the front matter that model hubs read."""
     run, tested = config.get("run") or {}, config["measured"]
+    words = {key: one_line(str(config[key])) for key in ("dataset", "architecture", "method") if config.get(key)}
+    config = config | words
     lines = [
         "---",
         "library_name: pytorch",
-        f"datasets: [{config['dataset']}]",
+        f"datasets: [{json.dumps(config['dataset'])}]",  # a JSON string is one of YAML
         "tags: [knowledge-distillation]",
         "---",
-        f"# {name}",
+        f"# {one_line(name)}",
         "",
         f"`{config['architecture']}` for {config['num_classes']} classes of {config['dataset']}"
         + (f", trained with {config['method']}" if config.get("method") else "")
-        + (f" by the teacher {run['teacher']}" if run.get("teacher") else "")
+        + (f" by the teacher {one_line(run['teacher'])}" if run.get("teacher") else "")
         + ".",
         "",
         "| measured | |",
@@ -159,7 +162,7 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
         "",
     ]
     if run:
-        lines += ["Trained by", "", "    " + shlex.join(map(str, run["command"])), ""]
+        lines += ["Trained by", "", "    " + one_line(shlex.join(map(str, run["command"]))), ""]
         lines += [f"at commit {run['commit']}, on {run['hardware']}, seed {run['seed']}.", ""]
     return "\n".join(lines)
 

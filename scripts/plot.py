@@ -85,13 +85,19 @@ def save(figure: Any, out: Path) -> None:
     print(f"wrote {out}")
 
 
+def plain(text: str) -> str:
+    """A label as it is: matplotlib would set what stands between dollars as mathematics, and hides "_" in a legend."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def pick(args: argparse.Namespace) -> list[tuple[str, list[Run]]]:
     """(label, repetitions) of every cell below --root."""
     groups = grouped(chosen_runs(args.root, args.dataset, args.only))
     named = list(zip(tell_apart(groups), groups, strict=True))
     if len({network(g[0]) for _, g in named if not g[0].is_teacher}) > 1:
         named = [(f"{label}, {network(g[0])}", g) for label, g in named]
-    return named
+    return [(plain(label), group) for label, group in named]
 
 
 def draw_curves(args: argparse.Namespace) -> None:
@@ -173,7 +179,7 @@ def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, T
             break
     method = loaded.checkpoint.meta.get("method")
     name = loaded.spec.name + (f", {method}" if method and method != "vanilla" else "")
-    return name, torch.cat(logits), torch.cat(features), torch.cat(labels)
+    return plain(name), torch.cat(logits), torch.cat(features), torch.cat(labels)
 
 
 def open_data(path: Path, args: argparse.Namespace) -> DataSet:
@@ -225,7 +231,7 @@ def draw_tsne(args: argparse.Namespace) -> None:
             mine = labels == k
             colour, mark = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
             axis.scatter(
-                *places[mine.numpy()].T, s=9, c=colour, marker=mark, lw=0, label=str(data.classes[k]), alpha=0.8
+                *places[mine.numpy()].T, s=9, c=colour, marker=mark, lw=0, label=plain(str(data.classes[k])), alpha=0.8
             )
         axis.set(title=f"{name}, {len(labels)} images", xticks=[], yticks=[])
         axis.grid(False)

@@ -16,7 +16,7 @@ from core.log import progress
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource, UnreadableError, read_clip
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2  # 2: videos turned as their file says
 
 
 OPEN_CLIPS = 256  # memory maps held open

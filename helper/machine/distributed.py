@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -28,9 +29,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from core.log import log_to_file
 from core.machine import is_main, launched, local_world_size
 from core.option import RESULT, Config, check_range, flags_in, option
 from core.protocols import UserError
+from helper.machine.heartbeat import Heartbeat
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def joined(backend: str | None, timeout: float, advice: str = "") -> Iterator[No
         _group.control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(_no_rendezvous(where, error, timeout)) from error
-    with lost_ranks(advice):
+    with lost_ranks(advice), Heartbeat(_group.rank, _group.size, timeout, partial(_hangs, advice)).running():
         yield
         dist.barrier(_group.control)
     # not after an error: a group that has lost a member may not let itself be destroyed, and the process ends anyway
@@ -158,6 +161,18 @@ def _no_rendezvous(where: str, error: BaseException, timeout: float) -> str:
     return f"the processes of this run could not meet at {where}: {text[:200]}"
 
 
+HANGS = "another process of this run does not answer (it hangs, or its machine is gone), so this one stops"
+
+
+def _hangs(advice: str) -> None:
+    """Ends this process, whose main thread may wait in a collective."""
+    message = f"{HANGS}{advice}"
+    log_to_file(message)
+    print(message if is_main() else f"[rank {_group.rank}] {message}", file=sys.stderr, flush=True)
+    time.sleep(SPEAK_AFTER)
+    leave(2)
+
+
 @contextlib.contextmanager
 def lost_ranks(advice: str = "") -> Iterator[None]:
     """Turn what a collective raises when a process has died or hangs into one sentence, with the advice behind it."""
@@ -168,10 +183,7 @@ def lost_ranks(advice: str = "") -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in text:
             raise
         if "imed out" in text or "timeout" in text.lower():
-            raise RankLost(
-                "another process of this run does not answer (it hangs, or its machine is gone), so this one stops"
-                f"{advice}"
-            ) from error
+            raise RankLost(f"{HANGS}{advice}") from error
         raise RankLost(f"another process of this run has ended, so this one stops{advice}") from error
 
 

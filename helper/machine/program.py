@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from core import machine
 from core.log import log_to_file
 from core.machine import out_of_memory
 from core.protocols import UserError
+from dataset.workers import lost_worker
 from helper.machine import distributed
 from helper.machine.stopper import Interrupted
 
@@ -22,6 +24,7 @@ def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[st
     """Run an entry point. A user's error becomes one sentence and exit code 2; a bug keeps its traceback.
 
     main: may return an exit code."""
+    accept_any_character()
     try:
         code = main(argv)
     except UserError as error:
@@ -30,6 +33,8 @@ def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[st
         _end(_fail(stop, stop.code))
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
+            if reason := lost_worker(error):
+                _end(_fail(reason, 2))
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no memory left"
         _end(_fail(f"out of memory ({reason}): choose a smaller --batch_size, --image_size or network", 2))
@@ -37,6 +42,13 @@ def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[st
         _end(_fail("interrupted", 130))
     else:
         _end(code if isinstance(code, int) else 0)
+
+
+def accept_any_character() -> None:
+    """What the console's encoding lacks is printed as a question mark instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _end(code: int) -> None:

@@ -158,13 +158,15 @@ class Store:
 @dataclass(frozen=True)
 class CacheLayout:
     """samples, views: how many the data set has. classes, dtype: of the logits. pooled: (D, dtype) of the pooled
-    feature, if that is kept as well; it may be added to a cache of logits later."""
+    feature, if that is kept as well; it may be added to a cache of logits later. positions: of a run's samples in the
+    data set, where it trains on a part."""
 
     samples: int
     views: int
     classes: int
     dtype: torch.dtype
     pooled: tuple[int, torch.dtype] | None = None
+    positions: Tensor | None = None
 
 
 class CachedTeacher:
@@ -189,6 +191,7 @@ class CachedTeacher:
         assert cfg.teacher_cache is not None
         self.live, self.spec, self.folder = live, live.spec, Path(cfg.teacher_cache)
         self.num_views = layout.views
+        self.positions = None if layout.positions is None else layout.positions.to(device)
         self.key = {
             **key,
             "dtype": str(layout.dtype).removeprefix("torch."),
@@ -269,7 +272,8 @@ class CachedTeacher:
             # an accelerator tunes its kernels for every size of a batch it meets: let that be four
             more = -len(missing) % -(-len(batch) // 4)
             missing = np.sort(np.concatenate([missing, np.flatnonzero(known)[:more]]))
-        rows = batch.index * self.num_views + batch.crop
+        index = batch.index if self.positions is None else self.positions[batch.index]
+        rows = index * self.num_views + batch.crop
         if not len(missing):
             return {name: store.read(view_id, rows) for name, store in wanted.items()}
         return self._fill(batch, rows, torch.from_numpy(missing), wanted)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
+from core.protocols import UserError
 from distiller_zoo import published_names
 from helper.options.settings import Settings
 from helper.runs.folder import SEPARATOR, RunFolder, file_name, portable
@@ -42,6 +44,21 @@ def run_name(settings: Settings, teacher: str | None) -> str:
 def published_name(distill: str) -> str:
     """The spelling run folders use: fitnet -> hint, kd+at -> kd+attention."""
     return "+".join(published_names.get(part, part) for part in distill.split("+"))
+
+
+def before_extension(settings: Settings) -> Settings:
+    """Those of the finished run that --extend prolongs. UserError where there is nothing to prolong."""
+    configs, epochs = settings.configs, settings.run.extend
+    schedule = configs.training.schedule
+    assert epochs is not None
+    if epochs >= schedule.epochs:
+        raise UserError(
+            f"--extend {epochs} is the number of epochs a run has, and must be below --epochs {schedule.epochs}"
+        )
+    shorter = replace(configs.training, schedule=replace(schedule, epochs=epochs))
+    return replace(
+        settings, configs=replace(configs, run=replace(configs.run, extend=None, overwrite=False), training=shorter)
+    )
 
 
 def folder_of(settings: Settings, teacher: str | None) -> RunFolder:

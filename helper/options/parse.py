@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.option import UNSET, Flag, add_flag, add_groups, not_negative, read
+from core.option import UNSET, Flag, add_flag, add_groups, at_least, not_negative, read
 from core.protocols import UserError
 from dataset import recipe
 from distiller_zoo import method_dict
@@ -167,7 +167,9 @@ def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
         joined = ",".join(word.strip(",") for word in decays)
         raise UserError(f"--lr_decay_epochs {' '.join(decays)}: separate the epochs by commas alone, as {joined}")
     flags = {f.dest: f for f in common_flags(kind)}
-    named = _named_before(argv, "--distill", len("--disti")) or file.text("distill") or flags["distill"].default
+    named = _named_before(argv, "--distill", len("--disti"))
+    if named is None:
+        named = file.text("distill") or flags["distill"].default
     distills = _listed(named, "--distill")
     methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
     if kind is TeacherConfigs and (len(methods) != 1 or methods[0].teacher_mode != "absent"):
@@ -244,6 +246,8 @@ def flags_of_run(settings: Settings) -> dict[str, Flag]:
 
 def _listed(text: str, flag: str) -> list[str]:
     """'kd,at' -> ['kd', 'at']."""
+    if not text.strip():
+        raise UserError(f"{flag} is empty: give a value, or leave the flag out")
     names = text.split(",")
     if not all(names) or len(set(names)) < len(names):
         raise UserError(f"{flag} '{text}' must list different names, separated by single commas")
@@ -256,8 +260,7 @@ def _trials(given: Mapping[str, Any], default: str) -> list[str]:
     first = default if first is None else first
     if count is None or count == 1:
         return [first]
-    if count < 1:
-        raise UserError(f"--trials {count} must be at least 1")
+    at_least(1, 10**4)("--trials", count)
     if not first.isdecimal() or given["seed"] is not UNSET:
         raise UserError(
             "--trials counts on from --trial and seeds each trial with its number: give --trial a number "

@@ -101,7 +101,10 @@ class _Paragraphs(argparse.HelpFormatter):
 
 
 def normalised(argv: Sequence[str] | None) -> list[str]:
-    """--path-t=x -> --path_t=x; values and single-dash flags stay as they are. None reads sys.argv."""
+    """--path-t=x -> --path_t=x, and ~/x is below the home folder, which shells leave alone in --path_t=~/x.
+
+    Other values and single-dash flags stay as they are. None reads sys.argv.
+    """
     argv = sys.argv[1:] if argv is None else argv
     out: list[str] = []
     for i, token in enumerate(argv):
@@ -109,9 +112,15 @@ def normalised(argv: Sequence[str] | None) -> list[str]:
             return out + list(argv[i:])
         if token.startswith("--"):
             name, equals, value = token[2:].partition("=")
-            token = "--" + name.replace("-", "_") + equals + value
+            token = "--" + name.replace("-", "_") + equals + _from_home(value)
+        else:
+            token = _from_home(token)
         out.append(token)
     return out
+
+
+def _from_home(value: str) -> str:
+    return os.path.expanduser(value) if value == "~" or value.startswith("~/") else value
 
 
 def answer(script: str) -> None:

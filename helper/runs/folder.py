@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
+from core import lock
 from core.files import atomic_write, atomic_write_json, atomic_write_text, read_json, remembered
-from core.log import claim
-from core.option import NAMED, RESULT, Config, option
+from core.option import NAMED, RESULT, Config, at_least, option
 from core.protocols import UserError
 from core.registry import loaded_plugins
 
@@ -43,7 +43,7 @@ class RunConfig(Config):
     heading = "run"
 
     trial: str = option("0", "name of this repetition", short="-t", check=plain_word, role=NAMED)
-    trials: int = option(1, "repetitions, one after the other, counting on from --trial")
+    trials: int = option(1, "repetitions, one after the other, counting on from --trial", check=at_least(1, 10**4))
     seed: int | None = option(
         None,
         "random seed (default: the trial number, or crc32 of a word)",
@@ -58,6 +58,13 @@ class RunConfig(Config):
         choices=("published", "portable"),
     )
     resume: str = option("auto", "auto: continue the run that is there; or the path of a _last.pth")
+    extend: int | None = option(
+        None,
+        "prolong a finished run: the number of epochs it has, with the new number as --epochs; the rest of the command "
+        "as it was",
+        check=at_least(1),
+        role=RESULT,
+    )
     overwrite: bool = option(False, "delete a run of this name first")
     dry_run: bool = option(False, "parse, build, train one batch, and write nothing")
     tb_backend: str = option(
@@ -131,19 +138,24 @@ class RunFolder:
 
         Raises UserError when the folder holds a run with other settings, naming each of them.
         """
-        if self.log.exists():
-            with open(self.log) as file:
-                claim(file, self.models)
+        folders = (self.models, self.tensorboard)
+        for link in (folder for folder in folders if overwrite and folder.is_symlink()):
+            raise UserError(
+                f"--overwrite would delete what lies behind the link {link}: remove the link, or choose another --trial"
+            )
         try:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            lock.hold(self.models)
             if overwrite:
                 # first what a later process would take for this run's state, in case the rest is not reached
                 for path in (self.last, self.previous, self.finished):
                     path.unlink(missing_ok=True)
-                for folder in (self.models, self.tensorboard):
-                    if folder.exists():
-                        shutil.rmtree(folder)
-            self.models.mkdir(parents=True, exist_ok=True)
-            self.tensorboard.mkdir(parents=True, exist_ok=True)
+                for folder in folders:
+                    _empty(folder)
+            for path in (self.metrics, self.log):  # appended to, which would follow a link
+                if path.is_symlink():
+                    atomic_write(path.read_bytes() if path.exists() else b"", path)
             for leftover in self.models.glob(".*.tmp"):  # of a process that was killed in a save
                 leftover.unlink(missing_ok=True)
         except OSError as error:
@@ -224,6 +236,15 @@ class RunFolder:
             raise UserError(
                 f"cannot write {self.metrics}: {error.strerror}; the run can be continued from {self.last}"
             ) from error
+
+
+def _empty(folder: Path) -> None:
+    """Delete what is in a folder, but the lock; of links, the links."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != lock.NAME:
+            path.unlink(missing_ok=True)
 
 
 def previous_of(last: Path) -> Path:

@@ -20,9 +20,28 @@ _LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textb
 _LATEX |= {"±": r"$\pm$", "→": r"$\rightarrow$", "-": "-"}
 
 
+_NUMBERS = re.compile(r"[-+][\d.][\d.,\s±()\[\]%/]*")  # what a table writes of numbers, signs in front
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and other control characters."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def markdown(text: str) -> str:
+    """Plain text as a cell of a table."""
+    return one_line(text).replace("\\|", "|").replace("|", "\\|")
+
+
+def csv_cell(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: behind an apostrophe where it begins like one."""
+    begins = text.lstrip().startswith(("=", "+", "-", "@")) and not _NUMBERS.fullmatch(text)
+    return f"'{text}" if begins else text
+
+
 def latex(text: str) -> str:
     """Plain text with every special character escaped."""
-    escaped = "".join(_LATEX.get(c, c) for c in text)
+    escaped = "".join(_LATEX.get(c, c) for c in one_line(text))
     return re.sub(r"^-(?=\d)", "$-$", escaped)
 
 
@@ -31,7 +50,7 @@ def as_latex(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
     form = "ll" + "r" * (len(header) - 2)
     body = [" & ".join(map(latex, row)) + r" \\" for row in rows]
     lines = [
-        *(f"% {note}" for note in notes),
+        *(f"% {one_line(note)}" for note in notes),
         rf"\begin{{tabular}}{{{form[: len(header)]}}}",
         r"\toprule",
         " & ".join(map(latex, header)) + r" \\",
@@ -136,16 +155,17 @@ def chosen_columns(header: list[str], rows: list[list[str]], wanted: str) -> tup
 
 
 def as_markdown(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    header, rows = list(map(markdown, header)), [list(map(markdown, row)) for row in rows]
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
 
     rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([line(header), rule, *map(line, rows), "", *[f"{n}\n" for n in notes]])
+    return "\n".join([line(header), rule, *map(line, rows), "", *[f"{one_line(n)}\n" for n in notes]])
 
 
 def as_csv(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    csv.writer(text, lineterminator="\n").writerows([list(map(csv_cell, row)) for row in [header, *rows]])
     return text.getvalue()

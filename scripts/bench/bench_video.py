@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_text
 from core.protocols import UserError
-from dataset.clips.decode import ClipSource, open_video, picture
+from dataset.clips.decode import ClipSource, open_video, pixels
 from dataset.clips.frame_reader import FrameReader, layout, shrunk
 from dataset.clips.lists import Entry
 from dataset.clips.views import ClipSettings
@@ -53,7 +53,7 @@ class Naive(FrameReader):
         with open_video(source.path) as container:
             container.streams.video[0].thread_type = "NONE"
             for i, frame in enumerate(container.decode(video=0)):
-                frames.append(picture(frame))
+                frames.append(pixels(frame))
                 if i == last:
                     break
         return shrunk(np.stack([frames[i] for i in index]), self.short_side)

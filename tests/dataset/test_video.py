@@ -250,7 +250,7 @@ def test_folder_of_frames(tmp_path):
     with pytest.raises(UserError, match="img_00006.png' is missing"):
         reader.read(source, [4])
     (tmp_path / "img_00003.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match="img_00003.png' is damaged"):
+    with pytest.raises(UserError, match="img_00003.png' is corrupt"):
         reader.read(source, [1])
     Image.fromarray(np.zeros((21, 30, 3), np.uint8)).save(tmp_path / "img_00003.png")
     with pytest.raises(UserError, match="different sizes"):

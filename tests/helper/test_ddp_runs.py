@@ -159,6 +159,15 @@ def test_a_process_that_hangs_stops_the_other(commands, tmp_path):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("where", [{"signals": [(5, signal.SIGSTOP)]}, {"evaluation_signal": signal.SIGSTOP}])
+def test_a_process_that_is_stopped_is_noticed_wherever_it_is(commands, victim, where, tmp_path):
+    """In mid-epoch and in evaluation, where a collective of the control group would wait for two hours."""
+    argv = (*TEACHER, "--epochs", 500, "--max_steps", 8, "--save_root", tmp_path, "--dist_timeout", 8)
+    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(victim, where))
+    assert done.code == 2 and "does not answer" in done.err and "Traceback" not in done.err, done.err
+
+
 def test_an_error_of_all_is_said_once(commands, tmp_path):
     argv = ("--batch_size", 41, "--save_root", tmp_path)
     commands("train_teacher.py", *TEACHER, *argv, ranks=2).refused("batch_size 41", "2 processes", "multiple of 2")

@@ -100,6 +100,20 @@ def test_cached_equals_uncached_and_a_second_run_asks_the_cache_alone(commands, 
     assert rates[0] < 0.5 and rates[1] == 1.0
 
 
+def test_trials_on_parts_of_a_set_share_one_cache(commands, teacher, tmp_path):
+    """Two draws of half of the digits: the same rows as without a cache, and the second finds views of the first."""
+    argv = ("--path_t", teacher, "--distill", "kd", "--epochs", 8, "--few_ratio", 0.5, "--trials", 2, *SHORT[2:])
+    commands.student(*argv, "--save_root", tmp_path / "without").finished()
+    cached = ("--teacher_cache", tmp_path / "cache", "--save_root", tmp_path / "with")
+    commands.student(*argv, *cached).finished()
+    alone = runs(tmp_path / "without")
+    rates = []
+    for label, folder in runs(tmp_path / "with").items():
+        assert_same_run(folder, alone[label])
+        rates.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["cache_hit_rate"])
+    assert len(rates) == 2 and min(rates) < max(rates) and max(rates) > 0.01
+
+
 def test_pooled_features_are_kept_if_asked(commands, teacher, tmp_path):
     argv = ("--path_t", teacher, "--distill", "srrl", *SHORT)
     without = commands.student(*argv, "--teacher_cache", tmp_path / "cache", "--save_root", tmp_path / "apart")

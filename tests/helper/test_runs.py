@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from core import lock
 from core.protocols import UserError
 from core.registry import Registry
 from helper.networks.checkpoint import read_checkpoint
@@ -190,13 +191,69 @@ def test_two_processes_do_not_train_one_run(commands, tmp_path):
     argv = (*SHORT, "--epochs", 2, "--save_root", tmp_path)
     assert commands.teacher(*argv, signals=[[2, 15]]).code == 143
     (log,) = tmp_path.rglob("log.txt")
-    before = contents(tmp_path)
-    with open(log) as file:  # as the process does that trains it
+    with open(log.with_name(".lock"), "w") as file:  # as the process does that trains it
         fcntl.flock(file, fcntl.LOCK_EX)
+        file.write('{"process": 77, "host": "box"}')
+        file.flush()
+        before = contents(tmp_path)
         for more in ((), ("--overwrite",)):
-            commands.teacher(*argv, *more).refused("another process is training", str(log.parent))
+            commands.teacher(*argv, *more).refused(
+                "another process is training", str(log.parent), "(process 77 on box)", "--trial"
+            )
             assert contents(tmp_path) == before
     commands.teacher(*argv).finished()
+
+
+def test_a_dead_process_frees_its_folder_and_forks_hold_nothing(tmp_path):
+    code = (
+        "import os, sys, time; from pathlib import Path; from core import lock\n"
+        "lock.hold(Path(sys.argv[1]))\n"
+        "if os.fork() == 0: time.sleep(30); os._exit(0)\n"
+        "print(flush=True); time.sleep(30)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as first:
+        first.stdout.readline()
+        with pytest.raises(UserError, match=rf"another process is training .*\(process {first.pid} on "):
+            lock.hold(tmp_path)
+        first.kill()
+        first.wait()
+        lock.hold(tmp_path)
+    lock.hold(tmp_path)  # again, by the same process
+    lock.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_overwriting_follows_no_link(commands, tmp_path):
+    argv = (*SHORT, "--epochs", 1, "--save_root", tmp_path / "save", "--overwrite")
+    commands.teacher(*argv).finished()
+    (folder,) = (tmp_path / "save" / "teachers" / "models").iterdir()
+    treasure = tmp_path / "treasure"
+    treasure.mkdir()
+    (treasure / "kept").write_text("gold")
+    (folder / "inner").symlink_to(treasure, target_is_directory=True)
+    (folder / "resnet8_last.pth").unlink()
+    (folder / "resnet8_last.pth").symlink_to(treasure / "kept")
+    commands.teacher(*argv).finished()
+    assert not (folder / "inner").exists() and (treasure / "kept").read_text() == "gold"
+    elsewhere = tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere, target_is_directory=True)
+    before = contents(elsewhere)
+    commands.teacher(*argv).refused("--overwrite would delete what lies behind the link", str(folder))
+    assert contents(elsewhere) == before
+
+
+def test_logs_and_rows_are_not_written_through_links(commands, tmp_path):
+    argv = (*SHORT, "--save_root", tmp_path / "save", "--epochs", 2)
+    assert commands.teacher(*argv, signals=[[2, 15]]).code == 143
+    (folder,) = (tmp_path / "save" / "teachers" / "models").iterdir()
+    for name in ("metrics.jsonl", "log.txt"):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+    before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "log.txt")}
+    commands.teacher(*argv).finished()
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert all((folder / name).read_bytes().startswith(content) for name, content in before.items())
 
 
 def names_of(*commands: str) -> list[str]:
