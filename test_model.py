@@ -27,6 +27,7 @@ from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.distributed import LAUNCH, LaunchConfig
 from helper.machine.program import run_script
+from helper.networks.classes import matched
 from helper.networks.load import load_network
 from helper.options.parse import normalised
 from helper.options.plugins import load_plugins
@@ -58,6 +59,9 @@ def main(argv=None):
         "--path", "--student_weights", required=True, help="checkpoint: a student, a teacher, or a plain state dict"
     )
     parser.add_argument("--model", "--arch", help="architecture, where neither the file nor its path tells")
+    parser.add_argument(
+        "--match_classes", action="store_true", help="bring its logits into the data set's order of classes"
+    )
     parser.add_argument("--dataset", default="cifar100")
     parser.add_argument("--data_folder", "--data", default="../data/")
     parser.add_argument("--image_size", type=int)
@@ -112,6 +116,7 @@ def report(args, device):
     if data.videos and (clips := told_of_clips(args.path, options)):
         log.info(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
+    network = matched(network, data.classes, args.match_classes)
     net = to_device(network.tapped(network.spec.branches), device).eval()
     autocast = pick_autocast(args.precision, device)
 

@@ -29,6 +29,7 @@ from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.kernels import Hardware, Kernels, tune_allocator
 from helper.machine.seeding import seed_everything
+from helper.networks.classes import matched
 from helper.networks.load import Network, load_network, position_notice, started_from
 from helper.networks.teacher_cache import CachedTeacher, CacheLayout, cache_key
 from helper.networks.teacher_sources import SharedTeacher, keep_dropout
@@ -105,6 +106,8 @@ def open_data(settings: Settings) -> DataSet:
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # unless something was put there
+    if data.num_classes < 2:
+        raise UserError(f"{data.name} holds one class, {data.classes[0]}: a classifier needs at least two")
     if (size := settings.training.loop.batch_size) > len(data.train_labels):
         raise UserError(f"--batch_size {size} is larger than the training set ({len(data.train_labels)} samples)")
     for note in data.notes:
@@ -131,6 +134,7 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
         return None
     log.info("==> loading teacher model")
     networks = [load_network(p, settings.model_t, data.num_classes, data.shapes) for p in settings.path_t]
+    networks = [matched(network, data.classes, settings.match_classes) for network in networks]
     weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
     if weights is not None and len(weights) != len(networks):
         raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
@@ -207,7 +211,7 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
     if len(stages.chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
-        no_teacher = ("model_t", "skip_validation", "div", "kd_T", "teacher_dropout")
+        no_teacher = ("model_t", "match_classes", "skip_validation", "div", "kd_T", "teacher_dropout")
         why |= dict.fromkeys(no_teacher, f"--distill {distill} uses no teacher")
     elif not settings.loss.div:
         why["kd_T"] = "the logit KL has weight 0"

@@ -190,6 +190,8 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
         refuse_uneven_parts(settings)
     described = describe(settings, data, teacher, opened.hardware)
     fit = build_fit(settings, opened, folder, student, source, described["identity"], needs.full_batches)
+    if (transforms := getattr(first.step.student.model, "transform_input", None)) is not None:
+        fit.describe = {**fit.describe, "transform_input": transforms}
     refuse_idle(settings, first, fit.steps)
     chosen = chosen_state(settings, opened, folder, fit)
     notes = [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
@@ -267,6 +269,7 @@ def build_fit(
         {
             "arch": student.name,
             "num_classes": data.num_classes,
+            "classes": list(map(str, data.classes)),
             "dataset": data.name,
             "shapes": {k: list(shape) for k, shape in data.shapes.items() if k == "image"},
             **data.described,

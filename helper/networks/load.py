@@ -24,6 +24,7 @@ from helper.machine.kernels import PLAIN, Kernels
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher
 from models import model_dict, model_in, without_heads
+from models.external import input_options
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def file_checksum(path: str | Path) -> str:
 class Network:
     """A network read from a checkpoint, ready to be tapped; with `others`, the first of an ensemble.
 
-    weights: of the members' probabilities, one each; None for equal ones.
+    weights: of the members' probabilities, one each; None for equal ones. changes: what was made other than the file
+    says, such as the order of classes.
     """
 
     spec: ModelSpec
@@ -123,6 +125,7 @@ class Network:
     checkpoint: Checkpoint
     others: tuple[Network, ...] = ()
     weights: tuple[float, ...] | None = None
+    changes: str = ""
 
     @property
     def name(self) -> str:
@@ -130,9 +133,9 @@ class Network:
 
     @property
     def checksum(self) -> str:
-        """Of the files of all; of two peers in one file each has its own."""
-        members = (network.checkpoint for network in (self, *self.others))
-        return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") for c in members)
+        """Of the files of all, and of their changes; of two peers in one file each has its own."""
+        members = ((network.checkpoint, network.changes) for network in (self, *self.others))
+        return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") + changes for c, changes in members)
 
     def tapped(self, want: Sequence[str] = ()) -> TappedNet:
         if want and self.others:
@@ -204,6 +207,8 @@ def load_network(
     arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)
     spec = model_in(arch, checkpoint.state).fitted(shapes)
     warn_of_twins(path, spec, model_dict[arch], checkpoint.meta.get("arch"), flag)
+    if options := input_options(spec.name, checkpoint.meta, checkpoint.state):
+        spec = dataclasses.replace(spec, build=partial(spec.build, **options))
     if spec.adapt is not None:
         checkpoint = dataclasses.replace(checkpoint, state=spec.adapt(checkpoint.state))
     return _assembled(path, checkpoint, spec, num_classes, shapes)
@@ -352,7 +357,7 @@ def _from_imagenet(spec: ModelSpec, name: str, **options: Any) -> nn.Module:
 
 
 def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Module:
-    model = spec.build(**options)
+    model = spec.build(**options, **input_options(spec.name, checkpoint.meta, checkpoint.state))
     state = checkpoint.state if spec.adapt is None else spec.adapt(checkpoint.state)
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
