@@ -22,13 +22,13 @@ from dataset import dataset_dict
 from helper.deploy.as_trained import AS_TRAINED, options_as_trained, told_of_clips
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import load_classifier
-from helper.evaluation.evaluate import evaluate_views
+from helper.evaluation.evaluate import evaluate_views, near_chance
 from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.distributed import LAUNCH, LaunchConfig
 from helper.machine.program import run_script
 from helper.networks.classes import matched
-from helper.networks.load import load_network
+from helper.networks.load import evaluation_notice, load_network, with_normalisation
 from helper.options.parse import normalised
 from helper.options.plugins import load_plugins
 
@@ -59,6 +59,8 @@ def main(argv=None):
         "--path", "--student_weights", required=True, help="checkpoint: a student, a teacher, or a plain state dict"
     )
     parser.add_argument("--model", "--arch", help="architecture, where neither the file nor its path tells")
+    parser.add_argument("--mean", type=float, nargs="+", help="of the pixels in [0, 1] (default: the network's)")
+    parser.add_argument("--std", type=float, nargs="+", help="likewise; 0.5 for both is [-1, 1]")
     parser.add_argument(
         "--match_classes", action="store_true", help="bring its logits into the data set's order of classes"
     )
@@ -117,6 +119,9 @@ def report(args, device):
         log.info(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     network = matched(network, data.classes, args.match_classes)
+    network = with_normalisation(network, args.mean, args.std, ("--mean", "--std"))
+    for notice in evaluation_notice(network, data.shapes):
+        log.info(notice)
     net = to_device(network.tapped(network.spec.branches), device).eval()
     autocast = pick_autocast(args.precision, device)
 
@@ -144,6 +149,9 @@ def report(args, device):
         log.info("each sample seen in %s, averaged by %s", ", ".join(f"{k} {v}" for k, v in given.items()), how)
     for name in network.spec.branches:  # auxiliary: of classes alone, the sum over rotations, on upright images
         log.info("%s top-1 %.2f  top-5 %.2f", name, found[name]["acc"], found[name]["acc_top5"])
+    flags, shape = ("--mean", "--std", "--match_classes"), data.shapes[network.spec.input]
+    if warning := near_chance(result["acc"], data.num_classes, network.spec, shape, flags):
+        log.info("%s", warning)
     recorded = network.checkpoint.best_acc
     if recorded is not None:
         rounding = network.checkpoint.rounding

@@ -90,6 +90,21 @@ def timm_spec(name: str) -> ModelSpec:
     return _spec(f"timm:{name}", build, cfg.input_size if cfg else (3, 224, 224), mean, std)
 
 
+def published_evaluation(name: str) -> tuple[int, str]:
+    """(side of the images, interpolation) with which the publisher evaluates the weights of a registry name."""
+    package, _, network = name.partition(":")
+    if package == "torchvision":
+        from torchvision import models
+
+        weights = models.get_model_weights(network)
+        transforms = getattr(weights, "IMAGENET1K_V1", weights.DEFAULT).transforms()
+        return transforms.crop_size[0], transforms.interpolation.value
+    import timm
+
+    cfg = timm.get_pretrained_cfg(network, allow_unregistered=True)
+    return (cfg.test_input_size or cfg.input_size)[-1], cfg.interpolation
+
+
 def _unknown(package: str, name: str, known: Sequence[str]) -> UserError:
     near = difflib.get_close_matches(name, known, n=3)
     hint = (

@@ -32,7 +32,7 @@ from core.protocols import ModelSpec, UserError
 
 State = dict[str, Tensor]
 
-NUMPY_MAKERS = [np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]]  # type: ignore[index]
+NUMPY_MAKERS: list[Any] = [x.__reduce__()[0] for x in (np.float64(0), np.zeros(0))]
 
 
 WEIGHT_ENTRIES = ("model", "net", "state_dict", "model_state_dict", "model_state", "network", "weights")
@@ -68,7 +68,7 @@ DOTTED = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # the first De
 
 
 # what plain records are made of besides tensors: RepDistiller's options, numpy's numbers and arrays, paths
-PLAIN_CLASSES = [
+PLAIN_CLASSES: list[Any] = [
     argparse.Namespace,
     np.ndarray,
     np.dtype,
@@ -139,8 +139,8 @@ def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expe
         reason = f"it starts with {content[:4]!r}" if content else "it is empty"
         advice = way_out if expect_checksum else "name a file that torch.save wrote"
         raise UserError(f"{path} is not a checkpoint ({reason}): {advice}")
-    if kind := next((kind for mark, kind in PROGRAMS.items() if any(m.endswith(mark) for m in members)), None):
-        raise UserError(f"{path} is a {kind}: load it with that and save its state_dict() with torch.save")
+    if program := next((p for mark, p in PROGRAMS.items() if any(m.endswith(mark) for m in members)), None):
+        raise UserError(f"{path} is a {program}: load it with that and save its state_dict() with torch.save")
     try:
         with torch.serialization.safe_globals(PLAIN_CLASSES), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; what they mean for a file is said below
@@ -188,7 +188,8 @@ def _check_declared(path: Path) -> list[str]:
 
 def _calls(content: bytes) -> list[str]:
     """What a pickle that could not be read asks for, apart from torch's own tensors; nothing of it is run."""
-    found, texts = [], []
+    found: list[str] = []
+    texts: list[str] = []
     try:
         for code, value, _ in pickletools.genops(content):
             if code.name == "GLOBAL":

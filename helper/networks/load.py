@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +79,45 @@ def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> l
     return [
         f"{spec.name}: position embedding interpolated from {made} patches to {needed}, for images of {shape[-1]} px"
     ]
+
+
+def evaluation_notice(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A sentence where published weights meet images of another size, or another interpolation, than their publisher
+    evaluates them with."""
+    name, shape = network.spec.name, shapes.get(network.spec.input, ())
+    if published(network.checkpoint.path) is None or len(shape) != 3:
+        return []
+    from models.external import published_evaluation
+
+    size, how = published_evaluation(name)
+    if (size, how) == (shape[-1], "bilinear"):
+        return []
+    advice = "" if size == shape[-1] else f" (--image_size {size})"
+    return [
+        f"{name}: its publisher evaluates it on images of {size} px, {how}{advice}; here they have {shape[-1]} px, "
+        "bilinear where they are resized, and its accuracy differs"
+    ]
+
+
+def with_normalisation(
+    network: Network, mean: Sequence[float] | None, std: Sequence[float] | None, flags: tuple[str, str]
+) -> Network:
+    """The network, which reads pixels normalised with this mean and std (of values in [0, 1]; None: its own)."""
+    if mean is None and std is None:
+        return network
+    spec = network.spec
+    if spec.mean is None or spec.std is None:
+        raise UserError(f"{spec.name} has no normalisation of pixels to change: leave {' and '.join(flags)} out")
+    chosen = []
+    for flag, values, own in ((flags[0], mean, spec.mean), (flags[1], std, spec.std)):
+        wanted = tuple(own if values is None else values)
+        if len(wanted) not in (1, len(own)) or not all(map(math.isfinite, wanted)):
+            raise UserError(f"{flag} {' '.join(map(str, wanted))}: give one finite number, or one per channel")
+        chosen.append(wanted * len(own) if len(wanted) == 1 else wanted)
+    if min(chosen[1]) <= 0:
+        raise UserError(f"{flags[1]} {' '.join(map(str, chosen[1]))} must be above 0")
+    changes = f"{network.changes} mean {chosen[0]} std {chosen[1]}"
+    return dataclasses.replace(network, spec=dataclasses.replace(spec, mean=chosen[0], std=chosen[1]), changes=changes)
 
 
 class Composite(nn.Module):

@@ -34,6 +34,14 @@ class TeacherConfig(Config):
     teacher_weight: list[float] | None = option(
         None, "weight of each teacher's probabilities in an ensemble (default: equal)", role=RESULT
     )
+    mean_t: list[float] | None = option(
+        None,
+        "mean of the pixels in [0, 1] in the teacher's training, one value or one per channel (default: the network's)",
+        role=RESULT,
+    )
+    std_t: list[float] | None = option(
+        None, "standard deviation likewise; [-1, 1] is mean and std 0.5, 0..255 is mean 0 and std 0.003922", role=RESULT
+    )
     match_classes: bool = option(
         False, "bring the teacher's logits into the data set's order of classes, where both name the same"
     )

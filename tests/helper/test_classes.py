@@ -1,13 +1,17 @@
-"""Class names travel with checkpoints; a teacher of other classes, or in another order, does not teach wrong labels."""
+"""A teacher is what it was trained to be: the same classes in the same order, the same normalisation, or it is said."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from core.protocols import UserError
-from helper.networks.checkpoint import load_file
+from helper.evaluation.evaluate import near_chance
+from helper.networks.checkpoint import Checkpoint, load_file
 from helper.networks.classes import matched, order_of
-from helper.networks.load import load_network
+from helper.networks.load import Network, evaluation_notice, load_network, with_normalisation
+from models import model_dict
 
 ORDER = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
 SHAPES = {"image": (3, 32, 32)}
@@ -91,3 +95,45 @@ def test_one_class_is_refused(commands, tmp_path):
         "--dataset", "imagenet", "--data_folder", tmp_path, "--save_root", tmp_path / "save", *SHORT
     )
     done.refused("imagenet holds one class, only")
+
+
+def test_another_normalisation(teacher):
+    network, flags = load_network(teacher, None, 10, SHAPES), ("--mean_t", "--std_t")
+    own, x = network.spec, torch.rand(4, 3, 32, 32)
+    other = with_normalisation(network, [0.5], [0.5], flags)
+    assert (other.spec.mean, other.spec.std) == ((0.5,) * 3, (0.5,) * 3) and other.checksum != network.checksum
+    with torch.no_grad():
+        got, want = other.tapped().eval()({"image": x})["logits"], network.model.eval()(2 * x - 1)
+    assert torch.allclose(got, want, atol=1e-5)
+    only_std = with_normalisation(network, None, [1 / 255] * 3, flags).spec
+    assert only_std.mean == own.mean and only_std.std == (1 / 255,) * 3
+    assert with_normalisation(network, None, None, flags) is network
+    for mean, std, words in (
+        ([0.5] * 2, None, "--mean_t 0.5 0.5: give one"),
+        (None, [0], "--std_t 0 0 0 must"),
+    ):
+        with pytest.raises(UserError, match=words):
+            with_normalisation(network, mean, std, flags)
+
+
+def test_a_network_as_good_as_guessing_is_warned_of(commands, teacher, tmp_path):
+    """Normalised as for pixels of 0..255, it sees next to nothing."""
+    wrong = ("--mean_t", 0, "--std_t", 255)
+    argv = ("--path_t", teacher, *SHORT, "--save_root", tmp_path)
+    out = commands.student(*argv, *wrong).finished().out
+    assert "WARNING: resnet8 reaches" in out and "--mean_t, --std_t; used: mean 0 0 0, std 255" in out
+    out = commands("test_model.py", "--path", teacher, "--dataset", "digits", "--mean", 0, "--std", 255).finished().out
+    assert "guessing 10.00 %" in out and "(--match_classes)" in out
+    spec = model_dict["resnet8"]
+    for classes, acc, warned in ((10, 20, True), (10, 21, False), (2, 62, True), (2, 63, False), (100, 3, False)):
+        assert (near_chance(acc, classes, spec, (3, 32, 32), ("", "", "")) is not None) == warned
+
+
+def test_the_size_of_the_publishers_evaluation_is_named():
+    spec = model_dict["torchvision:efficientnet_b1"]
+    network = Network(spec, torch.nn.Identity(), Checkpoint(Path(spec.name), {}))
+    (notice,) = evaluation_notice(network, {"image": (3, 224, 224)})
+    assert "evaluates it on images of 240 px, bicubic (--image_size 240); here they have 224 px" in notice
+    spec = model_dict["torchvision:resnet18"]
+    network = Network(spec, torch.nn.Identity(), Checkpoint(Path(spec.name), {}))
+    assert evaluation_notice(network, {"image": (3, 224, 224)}) == []
