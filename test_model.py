@@ -19,7 +19,7 @@ from core.machine import usable_cores
 from core.option import add_flags, read
 from core.protocols import UserError
 from dataset import dataset_dict
-from helper.deploy.as_trained import AS_TRAINED, options_as_trained, told_of_clips
+from helper.deploy.as_trained import AS_TRAINED, add_data_set, dataset_of, options_as_trained, told_of_clips
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import load_classifier
 from helper.evaluation.evaluate import evaluate_views, near_chance
@@ -40,6 +40,8 @@ def options_of(args):
         args.image_size,
         modality=args.modality,
         data_split=args.data_split,
+        val_fraction=args.val_fraction,
+        classes_subset=args.classes_subset,
         num_segments=args.num_segments,
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
@@ -64,7 +66,7 @@ def main(argv=None):
     parser.add_argument(
         "--match_classes", action="store_true", help="bring its logits into the data set's order of classes"
     )
-    parser.add_argument("--dataset", default="cifar100")
+    add_data_set(parser)
     parser.add_argument("--data_folder", "--data", default="../data/")
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--file", type=Path, help="name the action in this sensor recording, with no data set at all")
@@ -107,6 +109,7 @@ def main(argv=None):
 def report(args, device):
     if (given := launch_flags(args)) and distributed.world_size() == 1:
         log.info("without effect here: %s (one process)", ", ".join(given))
+    args.dataset = dataset_of(args.path, args.dataset)
     options = options_of(args)
     data = distributed.main_first(lambda: dataset_dict[args.dataset](options))
     for note in data.notes:
@@ -140,7 +143,8 @@ def report(args, device):
     result = found["student"]
     seconds = time.monotonic() - started
     samples = int(result["samples"])
-    log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, data.name, samples, args.precision)
+    on = f"{data.name} ({data.evaluated_on})"
+    log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, on, samples, args.precision)
     log.info(
         "top-1 %.2f  top-5 %.2f  mean class %.2f  loss %.4f",
         *(result[k] for k in ("acc", "acc_top5", "acc_mean_class", "loss")),

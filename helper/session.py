@@ -271,6 +271,8 @@ def build_fit(
             "num_classes": data.num_classes,
             "classes": list(map(str, data.classes)),
             "dataset": data.name,
+            "val_fraction": settings.data.source.val_fraction,
+            "classes_subset": settings.data.stream.classes_subset,
             "shapes": {k: list(shape) for k, shape in data.shapes.items() if k == "image"},
             **data.described,
         },

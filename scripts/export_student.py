@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.files import atomic_write, atomic_write_json, atomic_write_text, make_folder
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained, told_of_clips
+from helper.deploy.as_trained import add_as_trained, dataset_of, of_clips, options_as_trained, told_of_clips
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import Plain, latency, needs, onnx_session, write_onnx
 from helper.networks.load import Network, load_network, network_without_heads
@@ -165,7 +165,7 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
 def export(args: argparse.Namespace) -> dict[str, float]:
     """Everything in args.forms; file name -> largest difference. Raises UserError where one differs too much."""
     options = options_as_trained(args.path, Path(args.data_folder), args.image_size, **of_clips(args))
-    data = dataset_dict[args.dataset](options)
+    data = dataset_dict[dataset_of(args.path, args.dataset)](options)
     if data.videos and (clips := told_of_clips(args.path, options)):
         print(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
@@ -242,7 +242,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", required=True, help="checkpoint, _best.pth or _last.pth of a run")
     parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
-    parser.add_argument("--dataset", default="cifar100", help="whose test samples it is tried on (default cifar100)")
     parser.add_argument("--data_folder", default="../data/", help="where data sets lie (default ../data/)")
     parser.add_argument("--image_size", type=int, help="side of the images (default: as in training)")
     add_as_trained(parser)

@@ -50,8 +50,9 @@ PEERS = ("net1", "net2")  # of an online run: the student, and its peer
 AVERAGE = "ema"  # FILE@ema: the averaged weights of a file that holds both
 
 
-META: dict[str, Any] = dict.fromkeys(("arch", "arch_t", "deploys", "method"), str)
-META |= dict.fromkeys(("config", "shapes", "shapes_t", "modalities"), Mapping) | {"num_classes": int}
+META: dict[str, Any] = dict.fromkeys(("arch", "arch_t", "classes_subset", "dataset", "deploys", "method"), str)
+META |= dict.fromkeys(("config", "shapes", "shapes_t", "modalities"), Mapping)
+META |= {"num_classes": int, "val_fraction": int | float}
 
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")  # DistributedDataParallel, torch.compile, Lightning
