@@ -134,6 +134,15 @@ def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out:
     return found
 
 
+def _checksum(entries: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(entries, sort_keys=True).encode(), digest_size=DIGEST).hexdigest()
+
+
+def remember(entries: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON object for remembered(), with a checksum; all or nothing."""
+    atomic_write_json({**entries, "checksum": _checksum(entries)}, path)
+
+
 def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, Any]:
     """The entries of a JSON object that have this type; {} where there is no file. Damage is logged and costs these."""
     if not path.exists():
@@ -142,5 +151,8 @@ def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, 
         found = read_json(path, {}, "what it remembers is not used")
     except UserError as error:
         log.info("%s", error)
+        return {}
+    if found.pop("checksum", None) not in (None, _checksum(found)):
+        log.info("%s does not match its checksum: what it remembers is not used", path)
         return {}
     return {k: v for k, v in found.items() if isinstance(v, kind)}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core import machine
-from core.files import atomic_write_json, remembered
+from core.files import remember, remembered
 from core.log import log
 from core.machine import usable_cores
 from core.option import flat
@@ -170,7 +170,7 @@ def measure_teacher(teacher: Network, data: DataSet, device: torch.device, setti
         acc = accuracy_of(teacher, data, device, settings.machine.kernels.channels_last != "off")
         log.info("teacher accuracy:  %.2f", acc)
         if machine.is_main():
-            atomic_write_json(known | {key: acc}, memory)
+            remember(known | {key: acc}, memory)
     flags = ("--mean_t", "--std_t", "--match_classes")
     if warning := near_chance(acc, data.num_classes, teacher.spec, data.shapes[teacher.spec.input], flags):
         log.info("%s", warning)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from core.files import atomic_save, atomic_write_text, intact, read_json, remembered
+from core.files import atomic_save, atomic_write_text, intact, read_json, remember, remembered
 from core.protocols import UserError
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from models import model_dict
@@ -439,6 +439,18 @@ def test_json_of_another_shape_is_one_sentence(tmp_path, text):
         read_json(path, {"identity": dict}, "try again")
     assert "\n" not in str(caught.value)
     assert remembered(path, (int, float)) == {}
+
+
+def test_a_changed_digit_in_what_is_remembered_is_noticed(tmp_path, caplog):
+    path = tmp_path / "teacher_accuracy.json"
+    remember({"a": 71.25, "b": 3}, path)
+    assert remembered(path, (int, float)) == {"a": 71.25, "b": 3}
+    path.write_text(path.read_text().replace("71.25", "71.35"))
+    with caplog.at_level("INFO"):
+        assert remembered(path, (int, float)) == {}
+    assert "does not match its checksum: what it remembers is not used" in caplog.text
+    path.write_text('{"a": 71.25}')  # of an older version
+    assert remembered(path, (int, float)) == {"a": 71.25}
 
 
 def test_json_that_is_no_file(tmp_path):
