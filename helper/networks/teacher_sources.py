@@ -27,7 +27,8 @@ class TeacherConfig(Config):
 
     path_t: list[str] | None = option(
         None,
-        "checkpoint of the teacher, or torchvision:NAME, timm:NAME for published weights; several make an ensemble",
+        "checkpoint of the teacher, or torchvision:NAME, timm:NAME for published weights; several make an ensemble; "
+        "FILE@ema reads the averaged weights of a file that holds both",
         short="--teacher",
     )
     model_t: str | None = option(None, "teacher network, where neither the checkpoint nor its path tells")
