@@ -25,6 +25,7 @@ from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import LARGEST_IMAGE, DataOptions
 from dataset.images.resident import ResidentData
+from helper.deploy.as_trained import CHOSEN, add_data_set, dataset_of
 from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
 from helper.machine.devices import pick_autocast, pick_device, to_device
 from helper.machine.program import run_script
@@ -53,11 +54,7 @@ def parser():
     quick.add_help(parser)
     parser.add_argument("--s_path", "--path", "--student_weights", required=True, help="checkpoint of any network")
     parser.add_argument("--arch", "--model", help="its architecture, where neither the file nor its path tells")
-    parser.add_argument(
-        "--dataset",
-        default="STL-10",
-        help="what to probe on: STL-10 (the default), TinyImageNet, or any set of images held in memory",
-    )
+    add_data_set(parser, "STL-10")
     parser.add_argument("--data", "--data_folder", default="../data/", help="where it lies (default ../data/)")
     parser.add_argument(
         "--solver",
@@ -116,7 +113,11 @@ def main(argv=None):
     seed_everything(args.manual_seed)
     seen = {"image": (3, args.image_size or 32, args.image_size or 32)}  # by a student that deploys a projector
     network = load_network(args.s_path, args.arch, None, seen, flag="--arch")
-    options = DataOptions(root=Path(args.data), few_ratio=args.few_ratio, seed=args.manual_seed)
+    args.dataset = dataset_of(args.s_path, args.dataset, "STL-10")
+    chosen = {k: v for k in CHOSEN if (v := getattr(args, k)) is not None}
+    if network.checkpoint.meta.get("dataset") == dataset_dict.resolve(args.dataset):
+        chosen = {k: v for k in CHOSEN if (v := network.checkpoint.meta.get(k))} | chosen
+    options = DataOptions(root=Path(args.data), few_ratio=args.few_ratio, seed=args.manual_seed, **chosen)
     if network.spec.input != "image":
         raise UserError(f"{network.spec.name} reads {network.spec.input}, and a probe shows it single images")
     data = dataset_dict[args.dataset](options)

@@ -25,15 +25,16 @@ from core.machine import usable_cores
 from core.option import add_flags, read
 from core.protocols import UserError
 from dataset import dataset_dict
-from helper.deploy.as_trained import AS_TRAINED, options_as_trained, told_of_clips
+from helper.deploy.as_trained import AS_TRAINED, add_data_set, dataset_of, options_as_trained, told_of_clips
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import load_classifier
-from helper.evaluation.evaluate import evaluate_views
+from helper.evaluation.evaluate import evaluate_views, near_chance
 from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.distributed import LAUNCH, LaunchConfig
 from helper.machine.program import run_script
-from helper.networks.load import load_network
+from helper.networks.classes import matched
+from helper.networks.load import evaluation_notice, load_network, with_normalisation
 from helper.options.old_flags import Parser
 from helper.options.plugins import load_plugins
 
@@ -45,6 +46,8 @@ def options_of(args):
         args.image_size,
         modality=args.modality,
         data_split=args.data_split,
+        val_fraction=args.val_fraction,
+        classes_subset=args.classes_subset,
         num_segments=args.num_segments,
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
@@ -65,7 +68,12 @@ def parser():
         "--path", "--student_weights", required=True, help="checkpoint: a student, a teacher, or a plain state dict"
     )
     parser.add_argument("--model", "--arch", help="architecture, where neither the file nor its path tells")
-    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--mean", type=float, nargs="+", help="of the pixels in [0, 1] (default: the network's)")
+    parser.add_argument("--std", type=float, nargs="+", help="likewise; 0.5 for both is [-1, 1]")
+    parser.add_argument(
+        "--match_classes", action="store_true", help="bring its logits into the data set's order of classes"
+    )
+    add_data_set(parser)
     parser.add_argument("--data_folder", "--data", default="../data/")
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--file", type=Path, help="name the action in this sensor recording, with no data set at all")
@@ -112,6 +120,7 @@ def main(argv=None):
 def report(args, device):
     if (given := launch_flags(args)) and distributed.world_size() == 1:
         log.info("without effect here: %s (one process)", ", ".join(given))
+    args.dataset = dataset_of(args.path, args.dataset)
     options = options_of(args)
     data = distributed.main_first(lambda: dataset_dict[args.dataset](options))
     for note in data.notes:
@@ -123,6 +132,10 @@ def report(args, device):
     if data.videos and (clips := told_of_clips(args.path, options)):
         log.info(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
+    network = matched(network, data.classes, args.match_classes)
+    network = with_normalisation(network, args.mean, args.std, ("--mean", "--std"))
+    for notice in evaluation_notice(network, data.shapes):
+        log.info(notice)
     net = to_device(network.tapped(network.spec.branches), device).eval()
     autocast = pick_autocast(args.precision, device)
 
@@ -141,7 +154,8 @@ def report(args, device):
     result = found["student"]
     seconds = time.monotonic() - started
     samples = int(result["samples"])
-    log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, data.name, samples, args.precision)
+    on = f"{data.name} ({data.evaluated_on})"
+    log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, on, samples, args.precision)
     log.info(
         "top-1 %.2f  top-5 %.2f  mean class %.2f  loss %.4f",
         *(result[k] for k in ("acc", "acc_top5", "acc_mean_class", "loss")),
@@ -150,6 +164,9 @@ def report(args, device):
         log.info("each sample seen in %s, averaged by %s", ", ".join(f"{k} {v}" for k, v in given.items()), how)
     for name in network.spec.branches:  # auxiliary: of classes alone, the sum over rotations, on upright images
         log.info("%s top-1 %.2f  top-5 %.2f", name, found[name]["acc"], found[name]["acc_top5"])
+    flags, shape = ("--mean", "--std", "--match_classes"), data.shapes[network.spec.input]
+    if warning := near_chance(result["acc"], data.num_classes, network.spec, shape, flags):
+        log.info("%s", warning)
     recorded = network.checkpoint.best_acc
     if recorded is not None:
         rounding = network.checkpoint.rounding

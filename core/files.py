@@ -9,10 +9,12 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from core.log import log
@@ -43,6 +45,13 @@ def intact(content: bytes) -> bool | None:
     if content[max(end - len(SEAL), 0) : end] != SEAL:
         return None
     return hashlib.blake2b(memoryview(content)[:end], digest_size=DIGEST).digest() == content[end:]
+
+
+def row_checksums(rows: np.ndarray, places: Iterable[int]) -> np.ndarray:
+    """uint32 [n], never 0: the CRC-32 of every row of [n, ...], which depends on the row's place too."""
+    flat = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
+    sums = [zlib.crc32(row.data, place & 0xFFFFFFFF) or 1 for row, place in zip(flat, places, strict=True)]
+    return np.array(sums, np.uint32)
 
 
 def _keep(path: Path, previous: Path) -> None:
@@ -161,6 +170,15 @@ def _yaml(content: str) -> Any:
         raise ValueError(error) from error
 
 
+def _checksum(entries: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(entries, sort_keys=True).encode(), digest_size=DIGEST).hexdigest()
+
+
+def remember(entries: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON object for remembered(), with a checksum; all or nothing."""
+    atomic_write_json({**entries, "checksum": _checksum(entries)}, path)
+
+
 def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, Any]:
     """The entries of a JSON object that have this type; {} where there is no file. Damage is logged and costs these."""
     if not path.exists():
@@ -169,5 +187,8 @@ def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, 
         found = read_json(path, {}, "what it remembers is not used")
     except UserError as error:
         log.info("%s", error)
+        return {}
+    if found.pop("checksum", None) not in (None, _checksum(found)):
+        log.info("%s does not match its checksum: what it remembers is not used", path)
         return {}
     return {k: v for k, v in found.items() if isinstance(v, kind)}

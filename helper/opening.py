@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core import machine
-from core.files import atomic_write_json, remembered
+from core.files import remember, remembered
 from core.log import log
 from core.machine import usable_cores
 from core.option import flat
@@ -25,12 +25,20 @@ from dataset.base import DataOptions
 from dataset.clips.video import DATA as VIDEO_DATA
 from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import Distiller
-from helper.evaluation.evaluate import TestBatches, evaluate, open_test
+from helper.evaluation.evaluate import TestBatches, evaluate, near_chance, open_test
 from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.kernels import Hardware, Kernels, tune_allocator
 from helper.machine.seeding import seed_everything
-from helper.networks.load import Network, load_network, position_notice, started_from
+from helper.networks.classes import matched
+from helper.networks.load import (
+    Network,
+    evaluation_notice,
+    load_network,
+    position_notice,
+    started_from,
+    with_normalisation,
+)
 from helper.networks.teacher_cache import CachedTeacher, CacheLayout, cache_key
 from helper.networks.teacher_sources import SharedTeacher, keep_dropout
 from helper.options.settings import Settings
@@ -106,6 +114,8 @@ def open_data(settings: Settings) -> DataSet:
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # unless something was put there
+    if data.num_classes < 2:
+        raise UserError(f"{data.name} holds one class, {data.classes[0]}: a classifier needs at least two")
     if (size := settings.training.loop.batch_size) > len(data.train_labels):
         raise UserError(f"--batch_size {size} is larger than the training set ({len(data.train_labels)} samples)")
     for note in data.notes:
@@ -132,10 +142,13 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
         return None
     log.info("==> loading teacher model")
     networks = [load_network(p, settings.model_t, data.num_classes, data.shapes) for p in settings.path_t]
+    networks = [matched(network, data.classes, settings.match_classes) for network in networks]
+    networks = [with_normalisation(n, settings.mean_t, settings.std_t, ("--mean_t", "--std_t")) for n in networks]
     weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
     if weights is not None and len(weights) != len(networks):
         raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
-    for notice in chain.from_iterable(position_notice(n.spec, data.shapes) for n in networks):
+    notices = ((*position_notice(n.spec, data.shapes), *evaluation_notice(n, data.shapes)) for n in networks)
+    for notice in chain.from_iterable(notices):
         log.info(notice)
     log.info("==> done")
     return dataclasses.replace(networks[0], others=tuple(networks[1:]), weights=weights)
@@ -158,7 +171,10 @@ def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, sett
         acc = accuracy_of(teacher, data, device, settings.machine.kernels.channels_last != "off")
         log.info("teacher accuracy:  %.2f", acc)
         if machine.is_main():
-            atomic_write_json(known | {key: acc}, memory)
+            remember(known | {key: acc}, memory)
+    flags = ("--mean_t", "--std_t", "--match_classes")
+    if warning := near_chance(acc, data.num_classes, teacher.spec, data.shapes[teacher.spec.input], flags):
+        log.info("%s", warning)
     recorded = None if teacher.others else teacher.checkpoint.best_acc
     if recorded is not None:
         log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
@@ -210,7 +226,16 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
     if len(chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
-        no_teacher = ("model_t", "skip_validation", "div", "kd_T", "teacher_dropout")
+        no_teacher = (
+            "model_t",
+            "mean_t",
+            "std_t",
+            "match_classes",
+            "skip_validation",
+            "div",
+            "kd_T",
+            "teacher_dropout",
+        )
         why |= dict.fromkeys(no_teacher, f"--distill {distill} uses no teacher")
     elif not settings.loss.div:
         why["kd_T"] = "the logit KL has weight 0"

@@ -171,6 +171,8 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
         refuse_uneven_parts(settings)
     described = describe(settings, data, teacher, opened.hardware)
     run = build_run(settings, opened, folder, student, source, described["identity"], needs.full_batches)
+    if (transforms := getattr(first.step.student.model, "transform_input", None)) is not None:
+        run.describe = {**run.describe, "transform_input": transforms}
     refuse_idle(settings, first, run.steps)
     chosen = chosen_state(settings, opened, folder, run.identity)
     notes = [] if student.name == settings.model else [f"{settings.model} means {student.name} for images of this size"]
@@ -249,7 +251,10 @@ def build_run(
         {
             "arch": student.name,
             "num_classes": data.num_classes,
+            "classes": list(map(str, data.classes)),
             "dataset": data.name,
+            "val_fraction": settings.data.source.val_fraction,
+            "classes_subset": settings.data.stream.classes_subset,
             "shapes": {k: list(shape) for k, shape in data.shapes.items() if k == "image"},
             **data.described,
         },

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -53,7 +54,24 @@ def torchvision_spec(name: str) -> ModelSpec:
         raise _unknown("torchvision", name, known)
     transforms = models.get_model_weights(name).DEFAULT.transforms()
     shape = (3, *2 * (transforms.crop_size[0],))
-    return _spec(f"torchvision:{name}", partial(_torchvision, name), shape, transforms.mean, transforms.std)
+    spec = _spec(f"torchvision:{name}", partial(_torchvision, name), shape, transforms.mean, transforms.std)
+    return dataclasses.replace(spec, adapt=without_auxiliary) if name in AUXILIARY else spec
+
+
+# networks whose auxiliary heads serve their training alone -> the modules of these
+AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+
+
+def without_auxiliary(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if not k.startswith(tuple(chain.from_iterable(AUXILIARY.values())))}
+
+
+def input_options(name: str, meta: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How a network of AUXILIARY normalises its input: as its run recorded; of torchvision's own layout, which has the
+    auxiliary heads, as torchvision trained it. {} for all others."""
+    if name.removeprefix("torchvision:") not in AUXILIARY or not name.startswith("torchvision:"):
+        return {}
+    return {"transform_input": bool(meta.get("transform_input", len(without_auxiliary(state)) < len(state)))}
 
 
 @cache
@@ -73,6 +91,21 @@ def timm_spec(name: str) -> ModelSpec:
     return _spec(f"timm:{name}", build, cfg.input_size if cfg else (3, 224, 224), mean, std)
 
 
+def published_evaluation(name: str) -> tuple[int, str]:
+    """(side of the images, interpolation) with which the publisher evaluates the weights of a registry name."""
+    package, _, network = name.partition(":")
+    if package == "torchvision":
+        from torchvision import models
+
+        weights = models.get_model_weights(network)
+        transforms = getattr(weights, "IMAGENET1K_V1", weights.DEFAULT).transforms()
+        return transforms.crop_size[0], transforms.interpolation.value
+    import timm
+
+    cfg = timm.get_pretrained_cfg(network, allow_unregistered=True)
+    return (cfg.test_input_size or cfg.input_size)[-1], cfg.interpolation
+
+
 def _unknown(package: str, name: str, known: Sequence[str]) -> UserError:
     near = difflib.get_close_matches(name, known, n=3)
     hint = (
@@ -86,7 +119,7 @@ def _unknown(package: str, name: str, known: Sequence[str]) -> UserError:
 def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str = False, **options: Any) -> nn.Module:
     from torchvision import models
 
-    if name in ("googlenet", "inception_v3"):  # their auxiliary heads would make the output a tuple in training
+    if name in AUXILIARY:  # their auxiliary heads would make the output a tuple in training
         options = {"aux_logits": False, "init_weights": True, "transform_input": bool(pretrained), **options}
     model = without_inplace(models.get_model(name, weights=None, num_classes=num_classes, **options))
     if isinstance(model, models.VisionTransformer):

@@ -106,7 +106,7 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patch_embed(x)
         grid = (patches.shape[2], patches.shape[3])
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches.flatten(2).transpose(1, 2)], 1)
+        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), patches.flatten(2).transpose(1, 2)], 1)
         tokens = self.blocks(tokens + resized_positions(self.pos_embed, PREFIX, grid))
         return self.head(self.norm(tokens)[:, 0])
 

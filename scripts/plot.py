@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.files import make_folder
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained
+from helper.deploy.as_trained import add_as_trained, dataset_of, of_clips, options_as_trained
 from helper.evaluation.metrics import calibration
 from helper.machine.devices import pick_device, to_device
 from helper.machine.program import run_script
@@ -184,7 +184,7 @@ def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, T
 
 def open_data(path: Path, args: argparse.Namespace) -> DataSet:
     """As the checkpoint's network was trained on it."""
-    return dataset_dict[args.dataset](
+    return dataset_dict[dataset_of(path, args.dataset)](
         options_as_trained(path, Path(args.data_folder), args.image_size, **of_clips(args))
     )
 
@@ -284,7 +284,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for kind, draw in (("correlation", draw_correlation), ("tsne", draw_tsne), ("reliability", draw_reliability)):
         sub = kinds.add_parser(kind)
         sub.add_argument("--path", type=Path, nargs="+", required=True, help="checkpoints")
-        sub.add_argument("--dataset", default="cifar100")
         sub.add_argument("--data_folder", default="../data/")
         sub.add_argument("--image_size", type=int)
         add_as_trained(sub)

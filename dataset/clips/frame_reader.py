@@ -237,7 +237,7 @@ class FrameReader:
     def read(self, source: ClipSource, index: Sequence[int]) -> np.ndarray:
         """The frames of these numbers, in this order; numbers may repeat."""
         if self.cache is not None:
-            return self.cache.get(source)[list(index)]
+            return self.cache.frames(source, index)
         wanted = sorted(set(index))
         if source.template is not None:
             found = {i: read_image(source, i) for i in wanted}

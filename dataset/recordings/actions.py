@@ -150,7 +150,9 @@ class ActionData(DataSet):
         else:
             boxes = crop_boxes(height, width)
             area = boxes[int(box * len(boxes))]
-        return render(frames, picked, area, self.options.side, mirror and sample.label in self.layout.mirrored)
+        chosen = self.cache.frames(recording.frames, picked)
+        mirror = mirror and sample.label in self.layout.mirrored
+        return render(chosen, range(len(picked)), area, self.options.side, mirror)
 
     def train_loader(
         self,

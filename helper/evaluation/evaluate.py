@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core import machine
 from core.log import progress
-from core.protocols import Batch, DataSet, Loader, UserError
+from core.protocols import Batch, DataSet, Loader, ModelSpec, UserError
 from helper.evaluation.metrics import Meter, of_all_processes
 from helper.machine import distributed
 
@@ -123,3 +123,27 @@ def open_test(data: DataSet, device: torch.device, trial: int | None = None) -> 
     if count >= len(loader):
         return TestBatches(loader, len(loader))
     return TestBatches(loader, count, count * size * ranks["world_size"])
+
+
+def near_chance(
+    acc: float, num_classes: int, spec: ModelSpec, shape: Sequence[int], flags: Sequence[str]
+) -> str | None:
+    """A sentence where a network is about as good as guessing (twice chance, with few classes less): likely causes.
+
+    flags: that change mean and std, and the order of classes.
+    """
+    chance = 100 / num_classes
+    if acc > chance + min(chance, (100 - chance) / 4):
+        return None
+    pixels = (
+        "" if spec.mean is None else f" ({flags[0]}, {flags[1]}; used: mean {_few(spec.mean)}, std {_few(spec.std)})"
+    )
+    size = "x".join(map(str, shape))
+    return (
+        f"WARNING: {spec.name} reaches {acc:.2f} %, guessing {chance:.2f} %. Likely causes: another normalisation "
+        f"than in its training{pixels}; another order of its classes ({flags[2]}); inputs of another size than {size}"
+    )
+
+
+def _few(values: Sequence[float] | None) -> str:
+    return " ".join(f"{v:.4g}" for v in values or ())

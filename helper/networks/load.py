@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from helper.machine.kernels import PLAIN, Kernels
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher
 from models import model_dict, model_in, without_heads
+from models.external import input_options
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,45 @@ def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> l
     ]
 
 
+def evaluation_notice(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A sentence where published weights meet images of another size, or another interpolation, than their publisher
+    evaluates them with."""
+    name, shape = network.spec.name, shapes.get(network.spec.input, ())
+    if published(network.checkpoint.path) is None or len(shape) != 3:
+        return []
+    from models.external import published_evaluation
+
+    size, how = published_evaluation(name)
+    if (size, how) == (shape[-1], "bilinear"):
+        return []
+    advice = "" if size == shape[-1] else f" (--image_size {size})"
+    return [
+        f"{name}: its publisher evaluates it on images of {size} px, {how}{advice}; here they have {shape[-1]} px, "
+        "bilinear where they are resized, and its accuracy differs"
+    ]
+
+
+def with_normalisation(
+    network: Network, mean: Sequence[float] | None, std: Sequence[float] | None, flags: tuple[str, str]
+) -> Network:
+    """The network, which reads pixels normalised with this mean and std (of values in [0, 1]; None: its own)."""
+    if mean is None and std is None:
+        return network
+    spec = network.spec
+    if spec.mean is None or spec.std is None:
+        raise UserError(f"{spec.name} has no normalisation of pixels to change: leave {' and '.join(flags)} out")
+    chosen = []
+    for flag, values, own in ((flags[0], mean, spec.mean), (flags[1], std, spec.std)):
+        wanted = tuple(own if values is None else values)
+        if len(wanted) not in (1, len(own)) or not all(map(math.isfinite, wanted)):
+            raise UserError(f"{flag} {' '.join(map(str, wanted))}: give one finite number, or one per channel")
+        chosen.append(wanted * len(own) if len(wanted) == 1 else wanted)
+    if min(chosen[1]) <= 0:
+        raise UserError(f"{flags[1]} {' '.join(map(str, chosen[1]))} must be above 0")
+    changes = f"{network.changes} mean {chosen[0]} std {chosen[1]}"
+    return dataclasses.replace(network, spec=dataclasses.replace(spec, mean=chosen[0], std=chosen[1]), changes=changes)
+
+
 class Composite(nn.Module):
     """A deployed student as one plain model: backbone, the method's surviving layers, logits. Reads [0, 1] images."""
 
@@ -114,7 +155,8 @@ def file_checksum(path: str | Path) -> str:
 class Network:
     """A network read from a checkpoint, ready to be tapped; with `others`, the first of an ensemble.
 
-    weights: of the members' probabilities, one each; None for equal ones.
+    weights: of the members' probabilities, one each; None for equal ones. changes: what was made other than the file
+    says, such as the order of classes.
     """
 
     spec: ModelSpec
@@ -122,6 +164,7 @@ class Network:
     checkpoint: Checkpoint
     others: tuple[Network, ...] = ()
     weights: tuple[float, ...] | None = None
+    changes: str = ""
 
     @property
     def name(self) -> str:
@@ -129,9 +172,9 @@ class Network:
 
     @property
     def checksum(self) -> str:
-        """Of the files of all; of two peers in one file each has its own."""
-        members = (network.checkpoint for network in (self, *self.others))
-        return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") for c in members)
+        """Of the files of all, and of their changes; of two peers in one file each has its own."""
+        members = ((network.checkpoint, network.changes) for network in (self, *self.others))
+        return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") + changes for c, changes in members)
 
     def tapped(self, want: Sequence[str] = ()) -> TappedNet:
         if want and self.others:
@@ -203,6 +246,8 @@ def load_network(
     arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)
     spec = model_in(arch, checkpoint.state).fitted(shapes)
     warn_of_twins(path, spec, model_dict[arch], checkpoint.meta.get("arch"), flag)
+    if options := input_options(spec.name, checkpoint.meta, checkpoint.state):
+        spec = dataclasses.replace(spec, build=partial(spec.build, **options))
     if spec.adapt is not None:
         checkpoint = dataclasses.replace(checkpoint, state=spec.adapt(checkpoint.state))
     return _assembled(path, checkpoint, spec, num_classes, shapes)
@@ -354,7 +399,7 @@ def _from_imagenet(spec: ModelSpec, name: str, **options: Any) -> nn.Module:
 
 
 def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Module:
-    model = spec.build(**options)
+    model = spec.build(**options, **input_options(spec.name, checkpoint.meta, checkpoint.state))
     state = checkpoint.state if spec.adapt is None else spec.adapt(checkpoint.state)
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}

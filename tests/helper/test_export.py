@@ -6,12 +6,13 @@ import types
 import pytest
 import torch
 
-from core.protocols import UserError
+from core.protocols import ModelSpec, UserError
 from core.taps import TappedNet
-from helper.deploy.export import Plain
+from helper.deploy.export import Plain, write_onnx
 from helper.networks.checkpoint import read_checkpoint
 from models import model_dict
-from scripts.export_student import TOLERANCE, main
+from models._external_vit import any_size
+from scripts.export_student import TOLERANCE, main, reader_of, write_program
 from tests.support.recordings import utd
 
 for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
@@ -150,3 +151,63 @@ def test_frames_are_normalised_by_channel():
     clips = torch.rand(2, 2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(Plain(net).eval()(clips), net({"video": clips})["logits"])
+
+
+def assert_exports(model, shape, tmp_path, forms):
+    """The written file gives the network's logits for another number of samples than it was traced with."""
+    model, x = Plain(TappedNet(model, ModelSpec("x", type(model), {}, (), "head"))).eval(), torch.rand(3, *shape)
+    with torch.no_grad():
+        want = model(x)
+    for form in forms:
+        path = tmp_path / f"model.{form}"
+        if form == "pt2":
+            write_program(model, x[:2].clone(), path)
+        else:
+            write_onnx(model, x[:2].clone(), path, {})
+        gap = (reader_of(path, None)(x) - want).abs().max()
+        assert gap <= TOLERANCE * max(1.0, want.abs().max()), (form, gap)
+
+
+FEW = ("resnet8", "vgg8", "MobileNetV2", "ShuffleV2", "vit_micro_cifar", "sensor_cnn")
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_few_networks_export(name, tmp_path):
+    torch.manual_seed(0)
+    spec = model_dict[name]
+    forms = ("pt2", "onnx") if name == "vit_micro_cifar" else ("pt2",)
+    assert_exports(spec(num_classes=10), spec.input_shape, tmp_path, forms)
+
+
+def test_a_transformer_of_torchvision_exports(tmp_path):
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    model = any_size(VisionTransformer(32, 16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8, num_classes=4))
+    assert_exports(model, (3, 32, 32), tmp_path, ("pt2", "onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*model_dict, "torchvision:vit_b_32", "torchvision:resnet18"} - set(FEW)))
+def test_every_network_exports(name, tmp_path):
+    torch.manual_seed(0)
+    spec = model_dict[name]
+    spec = spec.fitted({spec.input: (2, *spec.input_shape[1:]) if spec.input == "video" else spec.input_shape})
+    assert_exports(spec(num_classes=10), spec.input_shape, tmp_path, ("pt2",))
+
+
+def test_the_bound_grows_with_the_logits(simkd, tmp_path, capsys, monkeypatch):
+    """Rounding of large logits is large: what counts is the difference relative to them."""
+    import scripts.export_student as module
+
+    content = torch.load(simkd, weights_only=True)
+    content["head"] = {k: v * 1e4 for k, v in content["head"].items()}
+    torch.save(content, tmp_path / "resnet8_best.pth")
+    real = module.reader_of
+    for error, refused in ((1e-5, False), (1e-3, True)):
+        monkeypatch.setattr(module, "reader_of", lambda *a, e=error: lambda x: real(*a)(x) * (1 + e))
+        if refused:
+            with pytest.raises(UserError, match="is wrong: a logit differs by"):
+                exported(tmp_path / "resnet8_best.pth", tmp_path / "out", capsys, "--forms", "safetensors")
+        else:
+            exported(tmp_path / "resnet8_best.pth", tmp_path / "out", capsys, "--forms", "safetensors")
