@@ -63,6 +63,7 @@ class Heartbeat:
             if now - before > 3 * self.period:  # this process was stopped itself: the others may have been, too
                 self.heard = [now] * self.size
             before = now
-            if now - min(self.heard) > self.timeout:
+            alive = [heard for heard, count in zip(self.heard, self.counts, strict=True) if count > 0]  # once heard of
+            if alive and now - min(alive) > self.timeout:
                 self.lost()
                 return

@@ -142,6 +142,16 @@ def refuse_single_values(net: TappedNet, shapes: Mapping[str, tuple[int, ...]], 
         )
 
 
+def checked_smallest(net: TappedNet, data: DataSet, batch_size: int, accumulate: int, full_batches: bool) -> int:
+    """smallest_batch() of a run. UserError where micro-batches would be empty, or the network cannot take the smallest."""
+    if accumulate > batch_size:
+        raise UserError(f"--accumulate {accumulate} is above the {batch_size} samples of a batch: choose at most that")
+    processes = distributed.world_size()
+    smallest = smallest_batch(len(data.train_labels), batch_size, accumulate, processes, full_batches)
+    refuse_single_values(net, data.shapes, smallest)
+    return smallest
+
+
 def refuse_lone_samples(method: Distiller, size: int) -> None:
     """UserError for a loss between samples where every forward holds one. size: of a forward in this process."""
     members = method.each() if isinstance(method, Combined) else [method]
@@ -178,8 +188,6 @@ def build_stages(
     source: who answers for a frozen teacher; None runs `teacher` live.
     """
     device, batch_size, accumulate = setup.device, plan.batch_size, setup.accumulate
-    if accumulate > batch_size:
-        raise UserError(f"--accumulate {accumulate} is above the {batch_size} samples of a batch: choose at most that")
     chain = chain_of(method)
     mode = method.teacher_mode
     if mode == "frozen" and teacher is None:
@@ -198,10 +206,6 @@ def build_stages(
         t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device, last)
         t_source = source or teacher.source(t_net, device, setup.autocast, setup.kernels, full)
         t_side = probe(t_net, data.shapes)
-    smallest = smallest_batch(
-        len(data.train_labels), batch_size, accumulate, distributed.world_size(), needs.full_batches
-    )
-    refuse_single_values(s_net, data.shapes, smallest)
     rng = torch.Generator(device).manual_seed(plan.seed + 1)
     ctx = Context(
         data.num_classes,
@@ -211,7 +215,7 @@ def build_stages(
         t_side,
         device=device,
         init_rng=torch.Generator().manual_seed(plan.seed),
-        smallest_batch=smallest,
+        smallest_batch=checked_smallest(s_net, data, batch_size, accumulate, needs.full_batches),
         rng=rng,
     )
     previous: Distiller | None = None
