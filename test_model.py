@@ -25,7 +25,7 @@ from core.machine import usable_cores
 from core.option import add_flags, read
 from core.protocols import UserError
 from dataset import dataset_dict
-from helper.deploy.as_trained import AS_TRAINED, add_data_set, dataset_of, options_as_trained, told_of_clips
+from helper.deploy.as_trained import AS_TRAINED, add_data_set, clip_settings_notice, dataset_of, options_as_trained
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import load_classifier
 from helper.evaluation.evaluate import evaluate_views, near_chance
@@ -129,7 +129,7 @@ def report(args, device):
     given = {k: v for k, v in chosen.items() if v not in (None, 1, "one")}
     if given and not data.videos:
         raise UserError(f"--dataset {args.dataset} is no list of videos: leave --clips, --crops and --crop_size out")
-    if data.videos and (clips := told_of_clips(args.path, options)):
+    if data.videos and (clips := clip_settings_notice(args.path, options)):
         log.info(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     network = matched(network, data.classes, args.match_classes)

@@ -1,4 +1,4 @@
-"""Settings declared once: a field of a frozen Config is also a command-line flag, with its check beside it."""
+"""Settings declared once: a field of a frozen Config is also a command-line flag, with its check next to it."""
 
 from __future__ import annotations
 

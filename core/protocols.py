@@ -27,7 +27,7 @@ Terms = dict[str, Tensor]  # term name -> unweighted scalar
 
 
 class UserError(ValueError):
-    """Something the user can put right. Entry points print it as one sentence and exit with code 2."""
+    """A mistake in the user's input. Entry points print the message and exit with code 2."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class ModelSpec:
     head: dotted path of the classifier. mean, std: the pixel normalisation (of values in [0, 1]) it was trained with.
     learning_rate: the published default where it differs from the data set's recipe.
     patch: side in px of a transformer's patches, whose position embedding is interpolated to other image sizes.
-    branches: taps beside the path to the logits (auxiliary heads), which are computed on request alone:
+    branches: taps next to the path to the logits (auxiliary heads), which are computed on request alone:
         forward(x, names). The network's parts(name) lists their modules.
     twin: another name whose weights have the same keys and shapes. note: what --list says of it.
     """
@@ -163,7 +163,7 @@ class ModelSpec:
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
         network = self.build(num_classes=num_classes, **options)
-        network.model_spec = self  # type: ignore[assignment]  # where to look inside it, for whoever is handed it
+        network.model_spec = self  # type: ignore[assignment]  # where to look inside it, for those who get it
         return network
 
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
@@ -211,9 +211,9 @@ class Needs:
 class Side:
     """Read-only view of one network, handed to a distiller at construction.
 
-    input_shape: per-sample shape of what it reads, of the data set at hand; () where nobody ran it.
+    input_shape: per-sample shape of what it reads, of the data set at hand; () where it was not run.
     pools_last: whether the classifier, applied to the mean over the last map that was tapped, gives the logits; True
-        where nobody ran it or tapped that map.
+        where it was not run, or that map not tapped.
     """
 
     spec: ModelSpec
@@ -228,7 +228,7 @@ class Context:
     """Everything a distiller may know when it is built.
 
     train_labels: [N] int64 on `device`. batch_size: of one forward in this process (a micro-batch when accumulating).
-    smallest_batch: of an epoch's forwards in this process; None where nobody counted.
+    smallest_batch: of an epoch's forwards in this process; None where unknown.
     init_rng: CPU generator for parameters and buffers; rng: generator on `device` for draws during training.
     previous: the trained distiller of the stage before, if the method has one.
     """
@@ -247,7 +247,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Phase:
-    """A backward pass and an optimiser step beside those of the main loss.
+    """A backward pass and an optimiser step next to those of the main loss.
 
     It trains parameters of its own: they are frozen everywhere else, and the student's features reach the phase
     detached. Phases run before the main loss, on every n-th step (`every`).

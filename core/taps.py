@@ -12,7 +12,7 @@ from core.protocols import Features, ModelSpec, Side, Tap, UserError
 
 
 class TappedNet(nn.Module):
-    """A model, its input normalisation, and hooks on the taps somebody asked for.
+    """A model, its input normalisation, and hooks on the taps that were asked for.
 
     forward takes Batch.inputs (images in [0, 1]) and returns {"logits": [B, K], tap name: tensor, ...}. Hooks collect
     only inside this forward, so a submodule (a reused head, say) may be called again from elsewhere.
@@ -54,14 +54,14 @@ class TappedNet(nn.Module):
         self._kept[name] = value.unflatten(0, (self._clips, -1)).mean(1) if tap.per_frame else value
 
     def idle(self) -> Iterator[nn.Parameter]:
-        """Parameters of branches that nobody asked for."""
+        """Parameters of branches that were not asked for."""
         for name in self.spec.branches:
             if name not in self.want:
                 for module in self.model.parts(name):  # type: ignore[operator]
                     yield from module.parameters()
 
     def forward(self, inputs: Mapping[str, Tensor], branches: Collection[str] | None = None) -> Features:
-        """branches: which of the wanted ones beside the path to the logits to compute; None: all of them."""
+        """branches: which of the wanted ones next to the path to the logits to compute; None: all of them."""
         asked = [b for b in self.spec.branches if b in self.want and (branches is None or b in branches)]
         x = inputs[self.spec.input]
         if self.spec.mean is not None:

@@ -64,7 +64,7 @@ class StreamConfig(Config):
     )
     augment: str = option(
         "none",
-        "augmentation beside crop and flip, where images are decoded as they are read",
+        "augmentation next to crop and flip, where images are decoded as they are read",
         choices=("none", "randaugment", "trivialaugment", "autoaugment"),
         role=RESULT,
     )
@@ -105,7 +105,7 @@ class DataOptions:
 
     For sets that are decoded as they are read: num_workers: processes that decode for this rank, or threads of DALI.
     dali: "cpu" or "gpu", DALI instead of them. classes_subset: a number of classes or their names, separated by commas.
-    skip_corrupt: count images that cannot be read, and go on. augment: none, randaugment, trivialaugment, autoaugment.
+    skip_corrupt: skip and count images that cannot be read. augment: none, randaugment, trivialaugment, autoaugment.
     random_erase: probability. repeated_augmentation: copies of each drawn sample in an epoch.
     Of action recordings: modality: names of what is read, first that of the network that is tested, then the teacher's.
     data_split: a published protocol, None for the first. num_segments: frames of a clip. window: samples of a sensor
@@ -239,7 +239,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def check_memory(counts: dict[str, int], size: int) -> None:
-    """UserError if the images, those of "train" padded beside them, would take over half of the available memory."""
+    """UserError if the images, those of "train" padded next to them, would take over half of the available memory."""
     pixels = sum(counts.values()) * size**2 + counts["train"] * (size + 2 * (size // 8)) ** 2
     needed, left = pixels * 3, free()
     if needed > left / 2:

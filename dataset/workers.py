@@ -31,7 +31,7 @@ def lost_worker(error: BaseException) -> str | None:
 
 
 def start_worker(worker: int) -> None:
-    """One thread each, and signals of a process group are the run's business: nobody but it ends its workers.
+    """One thread each. Workers ignore SIGINT and foreign SIGTERM; only their own run ends them.
 
     torchrun and SLURM send SIGTERM to all processes of a run; workers that die of it take the run with them before it
     can write where it stopped.
@@ -39,7 +39,7 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run = multiprocessing.parent_process()
-    if run is not None and hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere SIGTERM ends a worker, whoever sends it
+    if run is not None and hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere SIGTERM ends a worker, whatever sends it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_wait_for_the_end, args=(run.pid,), daemon=True).start()
 

@@ -23,7 +23,7 @@ from distiller_zoo._task import Deployed, Objective, Trained, chain_of, needs_of
 from distiller_zoo.base import Distiller
 
 Inputs = Tensor | Mapping[str, Tensor]  # images [B, C, H, W], or entry of Batch.inputs -> tensor
-BATCH_SIZE = 64  # that is assumed where nobody gives one
+BATCH_SIZE = 64  # that is assumed where none is given
 
 
 class FrozenTeacher:
@@ -73,7 +73,7 @@ class Task(nn.Module):
         return self
 
     def own_optimizers(self, make: Callable[..., Optimizer] | None = None) -> list[Optimizer]:
-        """Optimisers of what trains beside the main loss (the discriminator of cakd); the task steps them itself.
+        """Optimisers of what trains next to the main loss (the discriminator of cakd); the task steps them itself.
 
         make: (parameters, scale) -> optimiser, whose learning rate is that of the main one times scale. Needed once,
         before the first batch, for methods that train such a part.

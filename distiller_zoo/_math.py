@@ -100,7 +100,7 @@ def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weighted_sum(terms: Terms, weights: Mapping[str, float]) -> Tensor:
-    """Sum of weight * term; a term nobody weighs is a mistake and raises."""
+    """Sum of weight * term; a term without a weight raises."""
     unweighted = terms.keys() - weights.keys()
     if unweighted:
         raise KeyError(f"terms without a weight: {sorted(unweighted)}; weights exist for {sorted(weights)}")

@@ -125,7 +125,7 @@ class Computed:
 
 
 class Objective:
-    """The loss of a method, and the isolated phases that train beside it.
+    """The loss of a method, and the isolated phases that train next to it.
 
     Freezes what the method leaves out of training. run: what computes the features, `trained` or a wrapper of it,
     called as run(batch size, inputs, teacher's features); terms: what computes the terms, called as

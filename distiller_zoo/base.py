@@ -85,7 +85,7 @@ class Distiller(nn.Module):
     reads_logits: bool = False  # whether `terms` or the deployment depend on the student's own logits
     by_index: bool = False  # whether something is kept of every training sample, found by batch.index
     weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach
-    follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled anew all the time
+    follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled again all the time
 
     @dataclass(frozen=True)
     class Config:

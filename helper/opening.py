@@ -155,7 +155,7 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
 
 
 def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
-    """Evaluate in float32 once, remember it beside the runs, and compare with what the file says of itself."""
+    """Evaluate in float32 once, remember it next to the runs, and compare with what the file says of itself."""
     if settings.teacher.skip_validation:
         log.info("Skipping teacher validation.")
         return None
@@ -305,7 +305,9 @@ def shared_source(
     net = to_device(teacher.tapped(taps), device, kernels.channels_last)
     folder = None if lanes[0].run.dry_run else cfg.teacher_cache
     if dropout and folder is not None:
-        raise UserError("--teacher_dropout draws anew for every batch, which --teacher_cache cannot keep: drop one")
+        raise UserError(
+            "--teacher_dropout draws new values for every batch, which --teacher_cache cannot keep: drop one"
+        )
     mixing = lanes[0].data.mixing
     if folder is not None and (mixing.mixup or mixing.cutmix):
         raise UserError(

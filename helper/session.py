@@ -52,7 +52,7 @@ from helper.training.schedule import make_schedule
 from helper.training.stages import Stage, StagePlan, build_stages
 from helper.training.step import StepSetup
 
-LOST = "; the same command goes on from the last checkpoint, and --dist_timeout sets how long to wait for a process"
+LOST = "; the same command resumes from the last checkpoint, and --dist_timeout sets how long to wait for a process"
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def cifar_spec(
 ) -> ModelSpec:
     """The frame all CIFAR families have in common: stem, stages, then the pooled vector in front of the head.
 
-    stem: module path. stages: tap name -> Tap, shallow to deep. preact: taps beside the published list.
+    stem: module path. stages: tap name -> Tap, shallow to deep. preact: taps next to the published list.
     options: arguments of `build` that make this member of the family.
     """
     taps = {"stem": Tap(stem), **stages, **preact, "pooled": Tap("pool", kind="vector")}

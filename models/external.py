@@ -143,7 +143,7 @@ def _timm(name: str, num_classes: int = CLASSES, pretrained: bool = False, **opt
         options = {"dynamic_img_size": True, **options}
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
-    except (OSError, RuntimeError) as error:  # no network, no such file; nobody published any
+    except (OSError, RuntimeError) as error:  # no network, no such file; none are published
         if not pretrained:
             raise
         raise UserError(f"no pretrained weights for timm:{name}: {str(error).splitlines()[0]}") from error

@@ -51,7 +51,9 @@ def _torchvision(
 def _filled(model: nn.Module, published: str | None, pretrained: bool | str, head: str) -> nn.Module:
     if pretrained:
         if published is None:
-            raise UserError("nobody publishes weights of the doubled ResNets and ResNet10: train one, or build it bare")
+            raise UserError(
+                "there are no published weights of doubled ResNets and ResNet10: train one, or leave --pretrained out"
+            )
         from models.external import load_published
 
         load_published(model, published, pretrained, head)

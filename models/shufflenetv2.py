@@ -40,7 +40,7 @@ class Unit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Half the size (stride 2): depthwise and 1x1 beside 1x1, depthwise and 1x1, each with half of the new channels."""
+    """Half the size (stride 2): depthwise and 1x1 and 1x1, depthwise and 1x1, each with half of the new channels."""
 
     def __init__(self, c_in: int, c_out: int, stride: int = 2):
         super().__init__()

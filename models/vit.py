@@ -65,7 +65,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each behind a norm and beside a shortcut."""
+    """Attention and a two-layer perceptron, each behind a norm and next to a shortcut."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int):
         super().__init__()

@@ -2,7 +2,7 @@
 """The student of an MMRazor distillation checkpoint: python scripts/convert_kd_ckpt_to_student.py FILE.pth
 
 Writes FILE_student.pth with `meta` and `state_dict`, which test_model.py and MMAction2 read. Nothing in the file is
-run: the few classes that MMEngine pickles beside the weights are read as empty stand-ins, and dropped.
+run: the few classes that MMEngine pickles next to the weights are read as empty stand-ins, and dropped.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from core.files import atomic_write, atomic_write_json, atomic_write_text, make_
 from core.log import progress
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from helper.deploy.as_trained import add_as_trained, dataset_of, of_clips, options_as_trained, told_of_clips
+from helper.deploy.as_trained import add_as_trained, clip_options, clip_settings_notice, dataset_of, options_as_trained
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import Plain, latency, needs, onnx_session, write_onnx
 from helper.machine.program import run_script
@@ -169,9 +169,9 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
 
 def export(args: argparse.Namespace) -> dict[str, float]:
     """Everything in args.forms; file name -> largest difference. Raises UserError where one differs too much."""
-    options = options_as_trained(args.path, Path(args.data_folder), args.image_size, **of_clips(args))
+    options = options_as_trained(args.path, Path(args.data_folder), args.image_size, **clip_options(args))
     data = dataset_dict[dataset_of(args.path, args.dataset)](options)
-    if data.videos and (clips := told_of_clips(args.path, options)):
+    if data.videos and (clips := clip_settings_notice(args.path, options)):
         print(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     whole = Plain(network.tapped()).eval()
@@ -205,9 +205,9 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     writers = {
         "safetensors": (args.out / "model.safetensors", lambda path: write_safetensors(network, config, path)),
         "export": (args.out / "model.pt2", lambda path: write_program(model, example, path)),
-        "onnx": (args.out / "model.onnx", lambda path: write_onnx(model, example, path, told)),
+        "onnx": (args.out / "model.onnx", lambda path: write_onnx(model, example, path, metadata)),
     }
-    told = {"classes": "\n".join(config["classes"]), "input": "x".join(map(str, x.shape[1:]))}
+    metadata = {"classes": "\n".join(config["classes"]), "input": "x".join(map(str, x.shape[1:]))}
     gaps, speed, agreed = {}, {}, []
     for form in progress(args.forms, "writing and checking"):
         path, write = writers[form]

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", help="runs on this data set only")
     parser.add_argument("--only", default="", help="these methods or networks, as kd,simkd,resnet8")
     parser.add_argument("--format", choices=FORMATS, default="markdown")
-    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand beside ours, as simkd")
+    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand next to ours, as simkd")
     parser.add_argument("--pivot", action="store_true", help="methods against pairs, one protocol per column")
     parser.add_argument(
         "--columns", help="these columns in this order, NAME or NAME=HEADING, without the notes: method,gain,runs"

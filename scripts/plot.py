@@ -6,7 +6,7 @@
   correlation  how far the correlations between class logits of students are from the teacher's
   tsne         t-SNE of the features before the classifier
   reliability  confidence against accuracy, with the expected calibration error
-The form follows the suffix of --out: png, pdf, svg. Colours are told apart by colour-blind readers, lines and markers
+The form follows the suffix of --out: png, pdf, svg. Colour-blind readers can distinguish the colours, lines and markers
 also in grey.
 """
 
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.files import make_folder
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from helper.deploy.as_trained import add_as_trained, dataset_of, of_clips, options_as_trained
+from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
 from helper.evaluation.metrics import calibration
 from helper.machine.devices import pick_device, to_device
 from helper.machine.program import run_script
@@ -185,7 +185,7 @@ def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, T
 def open_data(path: Path, args: argparse.Namespace) -> DataSet:
     """As the checkpoint's network was trained on it."""
     return dataset_dict[dataset_of(path, args.dataset)](
-        options_as_trained(path, Path(args.data_folder), args.image_size, **of_clips(args))
+        options_as_trained(path, Path(args.data_folder), args.image_size, **clip_options(args))
     )
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One HTML file about a set of runs: python scripts/report.py --root ./save --out report.html
 
-It needs nothing beside itself: tables that sort, curves that zoom, and behind every number the commands and machines it
+It needs no other file: tables that sort, curves that zoom, and behind every number the commands and machines it
 came from.
 """
 
@@ -67,7 +67,7 @@ def environment_of(run: Run) -> dict[str, str]:
     found |= {"platform": env.get("platform", ""), "Python": env.get("python", ""), "seed": str(run.identity["seed"])}
     lanes = [name for name in run.parameters.get("lanes", []) if name != run.folder.name]
     if lanes:
-        found["trained beside"] = "; ".join(lanes)
+        found["trained together with"] = "; ".join(lanes)
     return {k: v for k, v in found.items() if v}
 
 
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
     parser.add_argument("--dataset", help="runs on this data set only")
-    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand beside ours, as simkd")
+    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand next to ours, as simkd")
     parser.add_argument("--title", default="Knowledge distillation: results")
     parser.add_argument(
         "--hide_folders", action="store_true", help="of the commands' absolute paths, tell the last part alone"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run a published table: bash scripts/run_table.sh simkd --trials 3 [--dry-run] [-- --data_folder ../data/]
 
-Cells that are finished are skipped, interrupted ones go on where they stopped. Students of one teacher that share
+Cells that are finished are skipped, interrupted ones resume where they stopped. Students of one teacher that share
 weights of cross-entropy and KL are trained together, as lanes of one process (--lanes 1: each alone); methods that read
 nothing but the teacher's logits take them from a cache on disk. One process per GPU (all, or those of
 CUDA_VISIBLE_DEVICES); on a CPU, --jobs of them.

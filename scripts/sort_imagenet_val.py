@@ -56,7 +56,7 @@ def labels_from_devkit(path: Path) -> dict[str, str]:
         try:
             parse_devkit_archive(folder, path.name)
         except RuntimeError as error:
-            raise UserError(f"{path} is no ILSVRC2012_devkit_t12.tar.gz as published: download it anew") from error
+            raise UserError(f"{path} is no ILSVRC2012_devkit_t12.tar.gz as published: download it again") from error
         _, wnids = load_meta_file(folder)
     return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(wnids, 1)}
 

@@ -47,11 +47,11 @@ class ClipSource:
 
 
 def open_video(path: Path) -> Any:
-    """av.open, whatever the metadata holds. PyAV before 19 must be told, 19 has no word for it."""
+    """av.open, whatever the metadata holds. PyAV before 19 needs a setting for that, which 19 does not have."""
     import av
 
-    told: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
-    return av.open(str(path), **told)
+    settings: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+    return av.open(str(path), **settings)
 
 
 @cache

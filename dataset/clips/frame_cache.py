@@ -132,7 +132,7 @@ class FrameCache:
     ) -> int:
         """Decode whatever is not there yet, several clips at a time; returns how many bytes the clips take.
 
-        bad: told of every clip that cannot be read or has fewer frames than segments; None raises the first such error.
+        bad: called with every clip that cannot be read or has too few frames; None raises the first such error.
         """
 
         def size(source: ClipSource) -> int:

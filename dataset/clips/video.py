@@ -95,7 +95,7 @@ class _Items(torch_data.Dataset[Any]):
                 clip, label = self.view(entry, place)
             except UserError as error:
                 if self.skip is None or not isinstance(error, UnreadableError):
-                    return error  # raised where it can be told in one sentence
+                    return error  # raised where it becomes one sentence
                 message = message or str(error)
                 if self.skip == "leave out":
                     return torch.empty(0), -1, position, message

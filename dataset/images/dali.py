@@ -194,10 +194,10 @@ class DaliLoader(PositionedLoader):
                 found[position] = str(damage)
         if not found:
             reason = next((line for line in reversed(str(error).splitlines()) if "failure" in line.lower()), "")
-            raise UserError(f"DALI cannot go on with images that Pillow reads: {reason or error}; leave --dali out")
+            raise UserError(f"DALI cannot read images that Pillow reads: {reason or error}; leave --dali out")
         if not self.allowed:
             raise UserError(
-                f"{next(iter(found.values()))}; repair or remove it, or pass --skip_corrupt to go on without"
+                f"{next(iter(found.values()))}; repair or remove it, or pass --skip_corrupt to leave it out"
             )
         for reason in found.values():
             logging.getLogger("retort").info("passed over: %s", reason)

@@ -121,7 +121,7 @@ class Skipped:
 
     def __call__(self, reasons: Sequence[str]) -> None:
         if reasons and not self.allowed:
-            raise UserError(f"{reasons[0]}; repair or remove it, or pass --skip_corrupt to go on without")
+            raise UserError(f"{reasons[0]}; repair or remove it, or pass --skip_corrupt to leave it out")
         for reason in reasons:
             if reason not in self.seen:
                 self.seen.add(reason)

@@ -49,7 +49,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _refuse_lost(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
-    """UserError where the list of boxes beside a class's images names some that are not there; a sample may come
+    """UserError where the list of boxes next to a class's images names some that are not there; a sample may come
     without those lists."""
     lost = []
     for name, images in found.items():

@@ -56,7 +56,7 @@ def add_as_trained(parser: argparse._ActionsContainer) -> None:
     add_flags(clips, AS_TRAINED)
 
 
-def of_clips(args: argparse.Namespace) -> dict[str, Any]:
+def clip_options(args: argparse.Namespace) -> dict[str, Any]:
     """What add_as_trained() was given, for helper.deploy.as_trained.options_as_trained."""
     names = ("num_segments", "num_workers", "skip_corrupt", "val_fraction", "classes_subset")
     same = {k: getattr(args, k) for k in names}
@@ -104,7 +104,7 @@ def as_sampled(meta: Mapping[str, Any], more: Mapping[str, Any], same_size: bool
     return {**more, **{k: v for k, v in recorded.items() if more.get(k) is None}}
 
 
-def told_of_clips(path: str | Path, options: DataOptions) -> str | None:
+def clip_settings_notice(path: str | Path, options: DataOptions) -> str | None:
     """One line on the clips a network of videos is evaluated on, where its checkpoint says what it was trained on:
     that they are the same, or each difference. None where it does not say, or reads no list of videos."""
     meta, shapes = read_checkpoint(path).meta, recorded_shapes(path)

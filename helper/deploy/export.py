@@ -101,16 +101,16 @@ def export_onnx(classifier: Classifier, out: Path) -> None:
 
     The class names and what the input is stand in the file's metadata.
     """
-    told = {
+    metadata = {
         "classes": "\n".join(classifier.classes),
         "modality": classifier.modality,
         "input": "x".join(map(str, classifier.shape)),
     }
-    write_onnx(Plain(classifier.net).eval(), torch.randn(2, *classifier.shape), out, told)
+    write_onnx(Plain(classifier.net).eval(), torch.randn(2, *classifier.shape), out, metadata)
 
 
-def write_onnx(model: Plain, example: Tensor, out: Path, told: Mapping[str, str]) -> None:
-    """The same of any network in evaluation mode. example: a batch of two. told: metadata of the file."""
+def write_onnx(model: Plain, example: Tensor, out: Path, metadata: Mapping[str, str]) -> None:
+    """The same of any network in evaluation mode. example: a batch of two. metadata: metadata of the file."""
     onnx = needs("onnx")
     needs("onnxscript")
     batch = torch.export.Dim("batch", min=1, max=4096)
@@ -127,7 +127,7 @@ def write_onnx(model: Plain, example: Tensor, out: Path, told: Mapping[str, str]
         )
     assert program is not None
     graph = program.model_proto
-    onnx.helper.set_model_props(graph, dict(told))
+    onnx.helper.set_model_props(graph, dict(metadata))
     onnx.checker.check_model(graph)
     make_folder(out.parent)
     onnx.save_model(graph, str(out))

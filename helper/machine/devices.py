@@ -66,7 +66,7 @@ def own_device(gpu_id: str, *, named: bool) -> torch.device:
     if notice:
         log.info(notice)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # or pinned memory and the like would go to a device that nobody named
+        torch.cuda.set_device(device)  # or pinned memory and the like would go to a device that was not named
     return device
 
 

@@ -2,7 +2,7 @@
 
 Processes come from `torchrun` (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or from
 --multiprocessing_distributed, which calls the same launcher. Every collective of this file runs on the host, over a
-gloo group of its own ("control"), where waiting is allowed; gradients travel over the main group, where nobody should
+gloo group of its own ("control"), where waiting is allowed; gradients travel over the main group, where none should
 wait longer than --dist_timeout. With one process everything here answers at once.
 """
 
@@ -119,7 +119,7 @@ def check_backend(backend: str | None, processes: int) -> str:
 
 @contextlib.contextmanager
 def joined(backend: str | None, timeout: float, advice: str = "") -> Iterator[None]:
-    """Inside, the processes of the launcher are one group. UserError: an address that is taken, nobody there.
+    """Inside, the processes of the launcher are one group. UserError: an address that is taken, nothing listens there.
 
     advice: what to do where another process is lost, as lost_ranks().
     """
@@ -136,7 +136,7 @@ def joined(backend: str | None, timeout: float, advice: str = "") -> Iterator[No
             store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(chosen, store=store, rank=place, world_size=size, timeout=wait)
         _group.rank, _group.size = dist.get_rank(), dist.get_world_size()
-        # made once, under the short timeout: whoever does not come now never will
+        # made once, under the short timeout: a process that is missing now will not come
         _group.control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(_no_rendezvous(where, error, timeout)) from error
@@ -366,7 +366,7 @@ def wanted_launch(asked: LaunchConfig, gpu_id: str) -> Launch | None:
     if node == 0 and _taken(host, port):
         raise UserError(f"--dist_url {url}: port {port} is taken by another process, choose another one")
     if node and not _answers(host, port, timeout):
-        raise UserError(_no_rendezvous(f"{host}:{port}", TimeoutError("timed out: nobody answers there"), timeout))
+        raise UserError(_no_rendezvous(f"{host}:{port}", TimeoutError("timed out: no answer from there"), timeout))
     return Launch(len(ids), nodes, node, host, port)
 
 

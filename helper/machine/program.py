@@ -69,7 +69,7 @@ def _fail(message: Exception | str, code: int) -> int:
         print(f"[rank {machine.rank()}] {message}", file=sys.stderr)
     if isinstance(message, distributed.RankLost):
         sys.stderr.flush()
-        time.sleep(distributed.SPEAK_AFTER)  # the launcher's exit code is that of whoever ends first
+        time.sleep(distributed.SPEAK_AFTER)  # the launcher's exit code is that of the process that ends first
     return code
 
 

@@ -282,7 +282,7 @@ def _entry_of(path: Path, content: Mapping[str, Any], peer: str | None) -> str |
     entry = next((k for k in WEIGHT_ENTRIES if _tensors(content.get(k))), None)
     if entry is not None and averaged is not None:
         log.info(
-            "%s holds averaged weights (%s) beside those it trained (%s), which are read: %s@%s reads the average",
+            "%s holds averaged weights (%s) next to those it trained (%s), which are read: %s@%s reads the average",
             *(path, averaged, entry, path, AVERAGE),
         )
     if entry is None and all(v.ndim == 0 for v in _tensors(content).values()):
@@ -378,7 +378,7 @@ def _unwrap(state: Mapping[str, Tensor]) -> State:
 
 
 def _wraps(prefix: str, state: State) -> bool:
-    """Whether all keys have this prefix, apart from those of a loss or metric beside the network."""
+    """Whether all keys have this prefix, apart from those of a loss or metric next to the network."""
     return any(k.startswith(prefix) for k in state) and all(k.startswith(prefix) or BESIDE.match(k) for k in state)
 
 

@@ -308,20 +308,20 @@ def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -
     checkpoint = read_checkpoint(source)
     state, recorded = checkpoint.state, checkpoint.meta.get("arch")
     held = model_in(recorded if recorded is not None and recorded in model_dict else net.spec.name, state)
-    told = recorded or (held.name if "auxiliary_classifier.fc1.weight" in state else None)  # their outputs tell whose
-    warn_of_twins(source, without_heads(held) or held, without_heads(net.spec) or net.spec, told, "--model", True)
+    arch = recorded or (held.name if "auxiliary_classifier.fc1.weight" in state else None)  # their outputs tell whose
+    warn_of_twins(source, without_heads(held) or held, without_heads(net.spec) or net.spec, arch, "--model", True)
     inside = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
     load_weights(model, inside or state, f"{source} as the backbone of {net.spec.name}")
 
 
 def warn_of_twins(
-    path: str | Path, spec: ModelSpec, named: ModelSpec, recorded: str | None, flag: str, lent: bool = False
+    path: str | Path, spec: ModelSpec, named: ModelSpec, recorded: str | None, flag: str, transferred: bool = False
 ) -> None:
     """Say so where a name means another network than the weights do, and where two networks share every key.
 
-    lent: whether the weights are taken over by the network named, whatever they were trained in.
+    transferred: whether the weights are taken over by the network named, whatever they were trained in.
     """
-    if lent and spec.note and named.note and spec.note != named.note:
+    if transferred and spec.note and named.note and spec.note != named.note:
         log.warning(
             "warning: %s holds a %s (%s) and its weights now serve a %s (%s), for which they were not trained; choose "
             "a %s that fits",
@@ -395,7 +395,9 @@ def _from_imagenet(spec: ModelSpec, name: str, **options: Any) -> nn.Module:
     except TypeError as error:
         if "pretrained" not in str(error):
             raise
-        raise UserError(f"nobody publishes ImageNet weights of {spec.name}: name a file with --pretrained") from error
+        raise UserError(
+            f"there are no published ImageNet weights of {spec.name}: name a file with --pretrained"
+        ) from error
 
 
 def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Teacher sources: whoever answers a step's question for the teacher's features."""
+"""Sources of teacher features: a live network, an ensemble, one shared between students."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class SharedTeacher:
     """One forward per batch for several students: remembers the last batch, by identity, with all taps anybody wants.
 
     taps: the union over the students. cache: the source, if it is one. A student whose method changes the batch asks
-    with another batch, and pays for it; so does every student of --accumulate, which cuts batches anew for each.
+    with another batch, and pays for it; so does every student of --accumulate, which cuts batches again for each.
     """
 
     def __init__(self, source: TeacherSource, taps: Sequence[str], cache: CachedTeacher | None = None):

@@ -43,7 +43,7 @@ class LossConfig(Config):
     kd_T: float = option(4.0, "temperature of the logit KL", check=positive, role=RESULT)  # noqa: N815
     logit_stand: bool = option(
         False,
-        "compare z-scored logits in every logit loss (LSKD; published beside kd with -c 0.1 -d 9 --kd_T 2)",
+        "compare z-scored logits in every logit loss (LSKD; published next to kd with -c 0.1 -d 9 --kd_T 2)",
         role=RESULT,
     )
     norm_kd: bool = option(
@@ -72,7 +72,7 @@ class LossConfig(Config):
     )
     protocol: str = option(
         "simkd",
-        "which weights hold unless given: simkd keeps cross-entropy and KL beside every method, authors takes each "
+        "which weights hold unless given: simkd keeps cross-entropy and KL next to every method, authors takes each "
         "publication's own",
         choices=("simkd", "authors"),
         role=RESULT,

@@ -335,7 +335,7 @@ def _resolve(
 def idle_logit_flags(
     values: Mapping[str, Any], by_user: Collection[str], config: Any, methods: Sequence[type[Distiller]]
 ) -> dict[str, str]:
-    """Flag -> why, of the flags about logit losses that do nothing beside these methods."""
+    """Flag -> why, of the flags about logit losses that do nothing next to these methods."""
     why: dict[str, str] = {}
     if not config.div and not any(m.reads_logits for m in methods):
         reason = f"{values['distill']} compares no logits with -d 0"

@@ -183,7 +183,7 @@ class RunFolder:
             atomic_write_json(first | {"continued": [*noted, other]}, path)
 
     def adopt(self, other: Path) -> None:
-        """Bring in the rows and the best checkpoint of a run that goes on here from its folder `other`."""
+        """Bring in the rows and the best checkpoint of a run that continues here from its folder `other`."""
         if other.resolve() == self.models.resolve():
             return
         for path in (self.metrics, self.best, self.best_metrics):
@@ -287,7 +287,7 @@ def refuse_differences(
         changes = "; ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in different)
         raise UserError(
             f"{what} holds a run with other settings ({changes}): choose another --trial, "
-            "or pass --overwrite to start it anew"
+            "or pass --overwrite to start it from scratch"
         )
 
 

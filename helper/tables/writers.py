@@ -135,8 +135,8 @@ def pivot(
             if header[-1] in row:
                 raise UserError(f"two experiments are called {labels[i]} in the column {header[-1]}")
             found = published_of(groups[i][0], cells)
-            beside = ", ".join(f"{v:.2f}" + f" ({sources.index(s) + 1})" * (len(sources) > 1) for v, s in found)
-            row[header[-1]] = entry(groups[i]) + (f" / {beside}" if beside else "")
+            published_text = ", ".join(f"{v:.2f}" + f" ({sources.index(s) + 1})" * (len(sources) > 1) for v, s in found)
+            row[header[-1]] = entry(groups[i]) + (f" / {published_text}" if published_text else "")
     rows = [[label, *(row.get(column, "") for column in header[1:])] for label, row in table.items()]
     notes.append("Last epoch, mean ± standard deviation (best epoch, selected on what it is reported on) [runs]")
     notes[-1] += " / published." if any(" / " in c for r in rows for c in r) else "."

@@ -165,7 +165,8 @@ class TrainingRun:
                 stage.step.set_rng(ranks[rank]["step"])
             return
         self.log.info(
-            "the state is of %d process(es), this run has %d: the order of the data goes on, random draws start anew",
+            "the state is of %d process(es), this run has %d: the order of the data continues, random draws start "
+            "from new seeds",
             len(ranks),
             distributed.world_size(),
         )
@@ -262,7 +263,7 @@ class TrainingRun:
             if stage.step.ema is not None:  # each process averages batch-norm statistics of its own
                 distributed.share_statistics(deployed)
             found = evaluate(deployed, self.test_loader, self.device, autocast)
-        if stage.step.ema is not None:  # the weights trained, beside their average
+        if stage.step.ema is not None:  # the weights trained, next to their average
             found["trained"] = next(iter(evaluate(deployed, self.test_loader, self.device, autocast).values()))
         for name, result in found.items():
             suffix = "" if not row else f"_{name}"

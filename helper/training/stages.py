@@ -143,7 +143,7 @@ def refuse_single_values(net: TappedNet, shapes: Mapping[str, tuple[int, ...]], 
 
 
 def checked_smallest(net: TappedNet, data: DataSet, batch_size: int, accumulate: int, full_batches: bool) -> int:
-    """smallest_batch() of a run. UserError where micro-batches would be empty, or the network cannot take the smallest."""
+    """smallest_batch() of a run. UserError where a micro-batch is empty, or too small for the network."""
     if accumulate > batch_size:
         raise UserError(f"--accumulate {accumulate} is above the {batch_size} samples of a batch: choose at most that")
     processes = distributed.world_size()

@@ -41,7 +41,7 @@ page() {
 pages() {
   page "Against the usual way of training" _baseline
   page "Settings, cache, several students and the floor" _speed
-  page "Every method's step beside kd's" _methods
+  page "Every method's step next to kd's" _methods
   page "Two cores, by the clock on the wall" _two_cores "clock on the wall"
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Images per second of the training loaders on an image folder, beside torchvision's reference loader (Pillow).
+"""Images per second of the training loaders on an image folder, next to torchvision's reference loader (Pillow).
 
     python scripts/bench/bench_loader.py --data_folder DIR [--size 224] [--workers N] [--clock cpu] [--out FILE.json]
 

@@ -3,7 +3,7 @@
 
 python scripts/bench/bench_video.py --clips FOLDER --clock cpu [--out results/bench_video_cpu.md]
 
-One process and one thread. The baseline decodes to the last wanted frame and converts the wanted ones alone; beside it
+One process and one thread. The baseline decodes to the last wanted frame and converts the wanted ones alone; next to it
 the naive way, which converts every frame on its way, the baseline where it has to count the frames first, seeking, and
 the cache of decoded frames. Readers take turns in every round, and so do TSN and TSM; figures are medians over rounds.
 The pixels of all readers are compared. `--clock cpu` takes the seconds of the processor, which other work on the
@@ -60,7 +60,7 @@ class Naive(FrameReader):
 
 
 class Counting(FrameReader):
-    """Whose clips nobody has seen before: how many frames there are is found out anew."""
+    """Whose clips were not seen before: how many frames there are is counted again."""
 
     def count(self, source):
         return layout.__wrapped__(source.path, 0)[0]

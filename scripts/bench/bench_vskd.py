@@ -185,8 +185,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = env["gpus"][0] if device.type == "cuda" else f"{env['cpu']}, {torch.get_num_threads()} threads"
     of = "processor" if args.clock == "cpu" else "wall clock"
     command = shlex.join(["python", "scripts/bench/bench_vskd.py", *(sys.argv[1:] if argv is None else argv)])
-    told = f"`{command}`; {where}; seconds of the {of}; torch {torch.__version__}"
-    text = "\n".join(["# Benchmark: clips and Gramian fields", "", told, "", *lines, ""])
+    note = f"`{command}`; {where}; seconds of the {of}; torch {torch.__version__}"
+    text = "\n".join(["# Benchmark: clips and Gramian fields", "", note, "", *lines, ""])
     print(text)
     if args.out is not None:
         atomic_write_text(args.out, text)

@@ -69,7 +69,7 @@ def copy_tree(target: Path) -> None:
 
 
 def run_tests(tree: Path, selection: str, report: Path) -> None:
-    """In a forked process: the project is imported anew, from the tree."""
+    """In a forked process: the project is imported again, from the tree."""
     os.chdir(tree)
     sys.path[:] = [p for p in sys.path if Path(p).resolve() not in (ROOT, ROOT / "scripts")]
     for name in [m for m in sys.modules if m.split(".")[0] in PACKAGES]:

@@ -1,4 +1,4 @@
-# Sourced by the tables beside it: cell NAME PUBLISHED COMMAND... lists a cell, or runs it if it is the one that $1 names or,
+# Sourced by the tables next to it: cell NAME PUBLISHED COMMAND... lists a cell, or runs it if it is the one that $1 names or,
 # where no cell has that name, if its name matches $1 as a regular expression. $2 and so on go to each of these commands.
 table=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"

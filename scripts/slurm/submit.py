@@ -5,7 +5,7 @@
     python scripts/slurm/submit.py --gpus 1 --grid table.txt        # one command per line, # for comments
 
 Every job starts torchrun on each of its nodes. A job that SLURM takes away or that runs out of time is queued again and
-goes on from its last checkpoint. --cluster local runs the same on this machine, --cluster debug in this process.
+resumes from its last checkpoint. --cluster local runs the same on this machine, --cluster debug in this process.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Resuming:
         with requests.get(url, headers=headers, stream=True, timeout=self.timeout) as response:
             for hop in (*response.history, response):
                 require_web(hop.url)
-            if response.status_code == 416:  # nothing is left to send, or the file has changed: begin anew
+            if response.status_code == 416:  # nothing is left to send, or the file has changed: start again
                 self.partial.unlink()
                 return self(url, output_file, pooch)
             if 400 <= response.status_code < 500:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every teacher of the published tables, with the published recipe: CIFAR-100, 240 epochs, batch 64, SGD 0.05 times 0.1 after
-# 150, 180 and 210, weight decay 5e-4. Runs that are finished say so; an interrupted one goes on where it stopped.
+# 150, 180 and 210, weight decay 5e-4. Runs that are finished say so; an interrupted one resumes where it stopped.
 #   bash scripts/teachers/train_teachers.sh [flags of train_teacher.py, such as --data_folder ../data/ --gpu_id 1]
 # Above each command: the accuracy the tables print for this teacher, and the arithmetic of the run. Each command leaves
 # save/teachers/models/NAME_vanilla/NAME_best.pth, where the students' commands look, unless another experiment has that name

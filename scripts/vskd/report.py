@@ -161,8 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             export_onnx(classifier, target)
             costs.append(report(classifier, target))
     cpu = runs[0].env["cpu"]
-    told = f"{MEASURED.format(30)}; {cpu}. The Gramian field is part of the network."
-    atomic_write_text(Path(f"{stem}_cost.md"), f"# What teacher and students cost\n\n{as_table(costs)}\n\n{told}\n")
+    note = f"{MEASURED.format(30)}; {cpu}. The Gramian field is part of the network."
+    atomic_write_text(Path(f"{stem}_cost.md"), f"# What teacher and students cost\n\n{as_table(costs)}\n\n{note}\n")
     if args.berkeley_root is not None:
         others = find_runs(args.berkeley_root, "berkeley_mhad")
         berkeley = opened("berkeley_mhad", args.berkeley_folder, others, None)
