@@ -15,7 +15,7 @@ T = TypeVar("T")
 log = logging.getLogger("retort")
 
 
-class _Console(logging.StreamHandler):
+class _Console(logging.StreamHandler[Any]):
     """Standard output as it is at the time of the message."""
 
     def __init__(self) -> None:

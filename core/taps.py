@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class TappedNet(nn.Module):
     def head(self) -> nn.Module:
         return self.model.get_submodule(self.spec.head)
 
-    def _keep(self, name: str, tap: Tap, module: nn.Module, args: tuple, output: Tensor) -> None:
+    def _keep(self, name: str, tap: Tap, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if not self._collecting:
             return
         if name in self._kept:

@@ -136,7 +136,13 @@ class Worked(PositionedLoader):
     """
 
     def __init__(
-        self, files: Files, transform: Any, device: torch.device, workers: int, skipped: Skipped, plan: Plan | Sequence
+        self,
+        files: Files,
+        transform: Any,
+        device: torch.device,
+        workers: int,
+        skipped: Skipped,
+        plan: Plan | Sequence[Any],
     ):
         super().__init__(plan.steps if isinstance(plan, Plan) else len(plan))
         self.files, self.device, self.plan, self.skipped = files, device, plan, skipped

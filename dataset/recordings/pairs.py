@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource
@@ -165,7 +166,7 @@ def frame_folders(root: Path, lists: str, suffix: str) -> list[tuple[Path, tuple
     return out
 
 
-def _natural(item: tuple[tuple[int | str, ...], str]) -> tuple:
+def _natural(item: tuple[tuple[int | str, ...], str]) -> tuple[Any, ...]:
     key, view = item
     return tuple((0, k, "") if isinstance(k, int) else (1, 0, k) for k in key), view
 

@@ -58,7 +58,9 @@ META |= {"num_classes": int, "val_fraction": int | float}
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")  # DistributedDataParallel, torch.compile, Lightning
 
 
-BESIDE = re.compile(r"[^.]*(loss|criterion|metric|accuracy)[^.]*\.", re.IGNORECASE)  # a network in Lightning's modules
+COMPANIONS = re.compile(
+    r"[^.]*(loss|criterion|metric|accuracy)[^.]*\.", re.IGNORECASE
+)  # a network in Lightning's modules
 
 
 # what counters, profilers and averagers add to a state dict
@@ -379,7 +381,7 @@ def _unwrap(state: Mapping[str, Tensor]) -> State:
 
 def _wraps(prefix: str, state: State) -> bool:
     """Whether all keys have this prefix, apart from those of a loss or metric next to the network."""
-    return any(k.startswith(prefix) for k in state) and all(k.startswith(prefix) or BESIDE.match(k) for k in state)
+    return any(k.startswith(prefix) for k in state) and all(k.startswith(prefix) or COMPANIONS.match(k) for k in state)
 
 
 def _number(value: Any) -> float | None:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -142,7 +142,7 @@ def bare(spec: ModelSpec, num_classes: int, want: Sequence[str] = ()) -> TappedN
         return TappedNet(spec(num_classes=num_classes), spec, want).eval()
 
 
-def counts() -> dict[str, dict[str, list]]:
+def counts() -> dict[str, dict[str, list[Any]]]:
     """The content of listing.json: what count_model() and count_method() find."""
     return {
         "models": {m.name: [m.parameters, m.macs] for m in models(recount=True)},
@@ -185,7 +185,7 @@ def count_method(kind: type[Distiller]) -> tuple[str, int | None, int | None, li
     return taps, deployed, trained, about + (["full batches only"] if full else [])
 
 
-def method(kind: type[Distiller], known: Sequence | None = None) -> Method:
+def method(kind: type[Distiller], known: Sequence[Any] | None = None) -> Method:
     paper, cfg = paper_of(kind), kind.Config()
     weights = f"-c {cfg.cls:g} -d {cfg.div:g} -b {cfg.beta:g}" + (f" --kd_T {cfg.kd_T:g}" if cfg.kd_T != 4 else "")
     spelled = {"cls": "-c", "div": "-d", "beta": "-b"}

@@ -88,11 +88,11 @@ class LossConfig(Config):
 LOGIT_FLAGS = ("logit_stand", "norm_kd", "ea_weight", "ea_T", "ea_as_published")
 
 
-def _field_flag(method: str, f: dataclasses.Field) -> str:
+def _field_flag(method: str, f: dataclasses.Field[Any]) -> str:
     return f.metadata.get("flag") or f"--{method}_{f.name}"
 
 
-def _own_fields(method: type[Distiller]) -> list[dataclasses.Field]:
+def _own_fields(method: type[Distiller]) -> list[dataclasses.Field[Any]]:
     common = {f.name for f in dataclasses.fields(Distiller.Config)}
     return [f for f in dataclasses.fields(method.Config) if f.name not in common]
 
@@ -106,7 +106,7 @@ def flags_of(method: type[Distiller]) -> list[Flag]:
     return [_flag_of_field(method.name, f) for f in _own_fields(method)]
 
 
-def _flag_of_field(method: str, f: dataclasses.Field) -> Flag:
+def _flag_of_field(method: str, f: dataclasses.Field[Any]) -> Flag:
     return dataclasses.replace(flag_of(f, prefix=f"{method}_"), role=RESULT)
 
 
@@ -147,7 +147,7 @@ def _dest(method: type[Distiller], name: str) -> str:
 
 def _config(
     values: Mapping[str, Any],
-    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field]]],
+    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field[Any]]]],
     methods: Sequence[type[Distiller]],
     teacher: bool,
 ) -> Any:

@@ -117,7 +117,7 @@ class _Given:
 
     values: dict[str, Any]
     flags: dict[str, Flag]
-    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field]]]
+    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field[Any]]]]
     distills: Sequence[str]
     file: FileSettings
     from_file: Collection[str]
@@ -176,7 +176,7 @@ def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
         raise UserError(
             f"--distill {','.join(distills)} needs a teacher, and train_teacher.py has none: use train_student.py"
         )
-    own: dict[str, list[tuple[type[Distiller], dataclasses.Field]]] = {}
+    own: dict[str, list[tuple[type[Distiller], dataclasses.Field[Any]]]] = {}
     for method in methods:
         group = parser.add_argument_group(f"flags of {method.name}")
         for f in _own_fields(method):
@@ -282,7 +282,7 @@ def _check_lanes(given: Mapping[str, Any], distills: Sequence[str], methods: Seq
 def _resolve(
     given: Mapping[str, Any],
     flags: Mapping[str, Flag],
-    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field]]],
+    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field[Any]]]],
     methods: Sequence[type[Distiller]],
     source: _Given,
 ) -> Settings:

@@ -27,9 +27,9 @@ class TrainCommand:
 
     def __init__(self, argv: Sequence[str], log: str, environment: Mapping[str, str] | None = None):
         self.argv, self.log, self.environment = list(argv), log, dict(environment or {})
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen[bytes]:
         Path(self.log).parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
