@@ -194,6 +194,8 @@ class Tapped(Protocol):
     @property
     def head(self) -> nn.Module: ...
 
+    def insert(self, tap: str, layers: nn.Module) -> None: ...
+
     def __call__(self, inputs: Mapping[str, Tensor]) -> Features: ...
 
 
@@ -213,6 +215,7 @@ class Side:
     input_shape: per-sample shape of what it reads, of the data set at hand; () where nobody ran it.
     pools_last: whether the classifier, applied to the mean over the last map that was tapped, gives the logits; True
         where nobody ran it or tapped that map.
+    net: the network itself, for methods that put layers into it or run a part of it; None where there is none.
     """
 
     spec: ModelSpec
@@ -220,6 +223,7 @@ class Side:
     shapes: Mapping[str, tuple[int, ...]]  # per-sample shape of every tap that was asked for, and of "logits"
     input_shape: tuple[int, ...] = ()
     pools_last: bool = True
+    net: Tapped | None = None
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ method_dict = Registry(
         "wkd_f": "distiller_zoo.wkd_f:WKDF",
         "embed": "distiller_zoo.embed:Embed",
         "queue": "distiller_zoo.queue:Queue",
+        "norm": "distiller_zoo.norm:NORM",
     },
     aliases={
         "baseline": "vanilla",

@@ -138,7 +138,9 @@ class Task(nn.Module):
         """A copy of what is used after training: an nn.Module in eval mode, images [B, C, H, W] -> logits [B, K]."""
         if self.method.deployment() is None and self.student.spec.mean is None:
             return without_taps(copy.deepcopy(self.student.model)).eval()
-        return Classifier(copy.deepcopy(self.student), copy.deepcopy(self.method.deployment())).eval()
+        return copy.deepcopy(
+            Classifier(self.student, self.method.deployment())
+        ).eval()  # at once: layers may be in both
 
     def next_stage(self) -> Task | None:
         """What follows when this task is trained, for methods that train a stage first (ab, ft, fsp), else None.

@@ -46,6 +46,7 @@ TESTS = (
     "test_dask",
     "test_losses_hsakd",
     "test_losses_recent_features",
+    "test_losses_recent_graph",
 )
 
 
@@ -324,6 +325,13 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant('torch.cat([t["queue.vector"], self.rows_kept])', 'torch.cat([self.rows_kept, t["queue.vector"]])'),
         Mutant("self.rows_kept.copy_(self._updated(t))", "return None"),
         Mutant("0.07, ", "0.1, "),
+    ),
+    "norm": (
+        Mutant("self.cfg.copies * (copies", "(copies"),
+        Mutant("F.adaptive_max_pool2d", "F.adaptive_avg_pool2d"),
+        Mutant("return self.layer32(expanded) + x", "return self.layer32(expanded)"),
+        Mutant('"logits": levelled(t["logits"])', '"logits": t["logits"]'),
+        Mutant("progress.epoch - 1", "progress.epoch"),
     ),
 }
 
