@@ -265,6 +265,24 @@ class Phase:
     optimizer: Callable[[Sequence[nn.Parameter]], Optimizer] | None = None
 
 
+@dataclass(frozen=True)
+class Part:
+    """Terms of the loss whose gradient is computed by itself.
+
+    terms: None for all that no other part names. momentum: None to join the other parts in one momentum buffer; else
+    this part has a buffer of its own, whose factor is that of the optimiser plus this. decays: whether weight decay
+    goes with this part.
+    """
+
+    name: str
+    terms: tuple[str, ...] | None = None
+    momentum: float | None = None
+    decays: bool = False
+
+
+Gradients = list[Tensor | None]  # of every parameter; None where a loss does not reach it
+
+
 class TeacherSource(Protocol):
     """Whoever answers for the teacher: a live network, a cache on disk, a memo shared by several students."""
 

@@ -66,6 +66,10 @@ method_dict = Registry(
         "embed": "distiller_zoo.embed:Embed",
         "queue": "distiller_zoo.queue:Queue",
         "norm": "distiller_zoo.norm:NORM",
+        "kdpp": "distiller_zoo.kdpp:KDPP",
+        "dot": "distiller_zoo.dot:DOT",
+        "deepkd": "distiller_zoo.deepkd:DeepKD",
+        "dhkd": "distiller_zoo.dhkd:DHKD",
     },
     aliases={
         "baseline": "vanilla",

@@ -47,6 +47,7 @@ TESTS = (
     "test_losses_hsakd",
     "test_losses_recent_features",
     "test_losses_recent_graph",
+    "test_losses_parts",
 )
 
 
@@ -332,6 +333,37 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("return self.layer32(expanded) + x", "return self.layer32(expanded)"),
         Mutant('"logits": levelled(t["logits"])', '"logits": t["logits"]'),
         Mutant("progress.epoch - 1", "progress.epoch"),
+    ),
+    "kdpp": (
+        Mutant("return 1 - (f_s", "return 1 + (f_s"),
+        Mutant("torch.maximum(f_s.norm(dim=1)", "torch.maximum(f_s.detach().norm(dim=1)"),
+        Mutant("F.normalize(self.class_means, eps=EPS)", "self.class_means"),
+        Mutant("progress.epoch - 1", "progress.epoch"),
+        Mutant("self.cfg.beta * self.cfg.direction", "self.cfg.beta"),
+    ),
+    "dot": (
+        Mutant("-self.cfg.delta, decays", "self.cfg.delta, decays"),
+        Mutant("None, self.cfg.delta)", "None, 0.0)"),
+        Mutant("decays=True", "decays=False"),
+        Mutant("alone and not first", "alone", "helper/training/optim.py"),
+        Mutant("0.0 if alone else", "0.0 if False else", "helper/training/optim.py"),
+    ),
+    "deepkd": (
+        Mutant(
+            'Part("target", ("deepkd_target",), cfg.target), other',
+            'Part("target", ("deepkd_target",), cfg.other), other',
+        ),
+        Mutant('Part("task", None, cfg.target), other,', 'Part("task", None, cfg.task), other,'),
+        Mutant("masked_fill(outside, -1e9)", "masked_fill(outside, 0)"),
+        Mutant("other * (1 - p_t", "other * (p_t"),
+        Mutant("alpha * ramp", "alpha"),
+        Mutant("LEAST = 0.05", "LEAST = 0.1"),
+    ),
+    "dhkd": (
+        Mutant("-math.log(2) - 0.5", "-math.log(2) + 0.5"),
+        Mutant("on + (-t).sigmoid()", "on - (-t).sigmoid()"),
+        Mutant("clamp(max=0)", "clamp(min=0)"),
+        Mutant("-apart * a if b is None", "b if b is None"),
     ),
 }
 

@@ -4,14 +4,17 @@ import pytest
 import torch
 
 import distiller_zoo
-from core.protocols import Progress
+from core.protocols import Progress, UserError
+from distiller_zoo.base import Distiller
+from models import model_dict
 from tests.support.cases import SMALL, registry_cases
 from tests.support.contract import make_step, plain_sgd
 from tests.support.toys import B
 
 PLACE = {"epoch": 60, "epochs": 100, "steps_per_epoch": 10}  # late enough for every term to count
 CASES = registry_cases()
-FIRST = [next(case for case in CASES if case.startswith(f"{name}-")) for name in distiller_zoo.method_dict]
+PLAIN = [name for name, method in distiller_zoo.method_dict.items() if method.parts is Distiller.parts]
+FIRST = [next(case for case in CASES if case.startswith(f"{name}-")) for name in PLAIN]
 
 
 def attached(case, **settings):
@@ -37,7 +40,11 @@ def attached(case, **settings):
     )
     while (following := task.next_stage()) is not None:
         task = following
-    return task.to(memory_format=torch.channels_last)
+    task.to(memory_format=torch.channels_last)
+    if task.method.prepares_teacher:
+        batches = [data.batch(seed=i) for i in range(2)]
+        task.prepare_teacher([(b.inputs["image"], b.target) for b in batches])
+    return task
 
 
 def train(task, data, steps):
@@ -64,3 +71,15 @@ def test_a_task_computes_what_the_script_computes(case, steps):
     step.train()
     theirs = [step(data.batch(seed=i), Progress(60, 100, i, 10)).loss for i in range(steps)]
     assert torch.equal(train(attached(case), data, steps), torch.stack(theirs))
+
+
+def test_a_method_that_learns_from_the_teacher_first_says_so():
+    images, nets = torch.rand(4, 3, 32, 32), [model_dict["resnet8"](num_classes=5) for _ in range(2)]
+    task = distiller_zoo.attach("dkd+kdpp", *nets, sample=images[:2])
+    with pytest.raises(UserError, match="reads the teacher's features .* call task.prepare_teacher"):
+        task(images, torch.arange(4))
+    task.prepare_teacher([(images, torch.arange(4))])
+    assert task(images, torch.arange(4))["loss"].isfinite()
+    again = distiller_zoo.attach("dkd+kdpp", *nets, sample=images[:2])
+    again.load_state_dict(task.state_dict())  # and remembers it
+    assert torch.equal(again(images, torch.arange(4))["loss"], task(images, torch.arange(4))["loss"])

@@ -72,6 +72,10 @@ def test_the_zoo_study_leaves_no_classic_method_out(interpreter):
             "embed",
             "queue",
             "norm",
+            "kdpp",
+            "dot",
+            "deepkd",
+            "dhkd",
         ),
         *(m for m in method_dict if m[:5] in ("hsakd", "dpcd", "dpcd_")),
     }

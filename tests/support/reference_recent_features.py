@@ -135,3 +135,16 @@ def norm_logits(z_s: A, z_t: A, y: A, temperature: float) -> tuple[float, float]
     cls = sum(-math.log(softmax(z)[label]) for z, label in zip(level_s, y, strict=True))
     div = sum(divergence(a, b, temperature) for a, b in zip(level_s, level_t, strict=True))
     return cls / len(y), temperature**2 * div / len(y)
+
+
+def kdpp(f_s: A, f_t: A, seen: tuple[A, A], y: A, w: W) -> float:
+    """seen: the teacher's vectors of the training set and their labels."""
+    if w:
+        f_s = linear(batch_norm(f_s, w, "fc1.0"), w, "fc1.2")
+    total = 0.0
+    for a, b, label in zip(f_s, f_t, y, strict=True):
+        own = [v for v, k in zip(*seen, strict=True) if k == label]
+        mean = sum(own) / len(own) if own else np.zeros_like(b)
+        direction = unit(mean) if own else mean
+        total += 1 - sum(a * direction) / max(math.sqrt(sum(a * a)), math.sqrt(sum(b * b)))
+    return total / len(y)
