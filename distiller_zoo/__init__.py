@@ -70,6 +70,7 @@ method_dict = Registry(
         "dot": "distiller_zoo.dot:DOT",
         "deepkd": "distiller_zoo.deepkd:DeepKD",
         "dhkd": "distiller_zoo.dhkd:DHKD",
+        "deit": "distiller_zoo.deit:DeiT",
     },
     aliases={
         "baseline": "vanilla",

@@ -127,13 +127,13 @@ class PartedSGD(Optimizer):
                     "and must have at least 0 and less than 1: choose another --momentum"
                 )
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         raise RuntimeError("the gradients of the parts are passed to step_parts()")
 
     @torch.no_grad()
     def step_parts(self, params: Sequence[nn.Parameter], gradients: Sequence[Gradients]) -> None:
         """gradients: of every part, each of all params."""
-        by_part = [dict(zip(params, own, strict=True)) for own in gradients]
+        by_part: list[dict[Tensor, Tensor | None]] = [dict(zip(params, own, strict=True)) for own in gradients]
         for group in self.param_groups:
             for part, own in zip(self.parts, by_part, strict=True):
                 alike: dict[tuple[bool, bool], list[Tensor]] = {}

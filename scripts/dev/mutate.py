@@ -365,6 +365,12 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("clamp(max=0)", "clamp(min=0)"),
         Mutant("-apart * a if b is None", "b if b is None"),
     ),
+    "deit": (
+        Mutant("z_t.argmax(1)", "z_t.argmin(1)"),
+        Mutant('z_s, z_t = s["distilled_logits"]', 'z_s, z_t = s["class_logits"]'),
+        Mutant('OWN_LOGITS: s["class_logits"]', 'OWN_LOGITS: s["logits"]'),
+        Mutant("loss / z_s.shape[1]", "loss"),
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from tests.distiller_zoo.test_reference_losses import TOLERANCE, B, K, arrays, m
 from tests.golden.rule import fill_module, rand
 from tests.support import reference_recent_features as reference
 from tests.support.method_context import batch_of, build, run, side
+from tests.support.reference_losses import cross_entropy
 
 TARGET = torch.arange(B) % K
 
@@ -113,3 +114,54 @@ def test_norm_settings():
     ):
         with pytest.raises(UserError, match=message):
             parse(["--distill", "norm", *command.split()], teacher=False)
+
+
+# ------------------------------------------------------------------ deit
+
+
+def two_heads(x: dict) -> tuple[dict, dict]:
+    s = {"class_logits": x["s"], "distilled_logits": x["s_dist"], "logits": (x["s"] + x["s_dist"]) / 2}
+    return s, {"logits": x["t"]}
+
+
+@pytest.mark.parametrize("case", cases("deit_token"), ids=by_variant)
+def test_golden_deit(case):
+    leaves, x, labels = golden_inputs(case)
+    hyper = case["hyper"]
+    options = {"cls": hyper["task"], "beta": hyper["distill"], "kind": hyper["kind"]}
+    options |= {"temperature": hyper.get("T", 1.0), "as_published": hyper.get("reduction") == "elements"}
+    method = build("deit", side("s", [], 4, 100), side("t", [], 4, 100), **options)
+    terms, *_ = run(method, *two_heads(x), batch_of(labels))
+    weights = method.weights(Progress())
+    check(case, sum(weights[k] * v for k, v in terms.items()), leaves, rtol=1e-5)
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_deit(kind, published):
+    method, s, t, _ = prepared("deit", [], [], cls=1.0, kind=kind, temperature=2.0, as_published=published)
+    x = {"s": s["logits"], "s_dist": s["logits"].flip(1), "t": t["logits"]}
+    terms, *_ = run(method, *two_heads(x), batch_of(TARGET))
+    z = {k: v.numpy() for k, v in x.items()}
+    expected = reference.deit(z["s_dist"], z["t"], kind, 2.0) / (K if published and kind == "soft" else 1)
+    assert terms["deit"].item() == pytest.approx(expected, **TOLERANCE)
+    assert terms["cls"].item() == pytest.approx(cross_entropy(z["s"], TARGET.numpy()), **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["vit_micro_cifar_distilled", "timm:deit_tiny_distilled_patch16_224"])
+def test_deit_deploys_the_mean_of_two_heads(name):
+    if name.startswith("timm"):
+        pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
+    spec, sizes = model_dict[name], {"vit": 32, "tim": 224}
+    net = TappedNet(spec(num_classes=5), spec, ("class_logits", "distilled_logits"))
+    out = net({"image": torch.rand(2, 3, sizes[name[:3]], sizes[name[:3]])})
+    assert not torch.equal(out["class_logits"], out["distilled_logits"])
+    torch.testing.assert_close(out["logits"], (out["class_logits"] + out["distilled_logits"]) / 2)
+
+
+def test_deit_refuses_a_student_without_the_token():
+    nets = [model_dict["resnet8"](num_classes=5) for _ in range(2)]
+    with pytest.raises(UserError, match="deit trains a distillation token, and resnet8 has none: choose vit_tiny"):
+        attach("deit", *nets, sample=torch.rand(2, 3, 32, 32))
+    with pytest.raises(UserError, match="--deit_T 0.0 must be above 0"):
+        parse(["--distill", "deit", "--deit_T", "0"], teacher=False)

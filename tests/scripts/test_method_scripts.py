@@ -40,7 +40,8 @@ def test_the_command_is_the_published_one(method, run):
     assert settings.distill == method and settings.run.trial == "1"
     is_teacher = settings.is_teacher
     network = settings.model.replace("32", "8") if is_teacher else settings.model
-    assert network.removesuffix("_dpcd").removesuffix("_aux") == "resnet8x4"
+    usual = "vit_tiny_cifar_distilled" if method == "deit" else "resnet8x4"
+    assert network.removesuffix("_dpcd").removesuffix("_aux") == usual
     assert (settings.data.source.dataset, settings.training.schedule.epochs) == ("cifar100", 240)
     assert (
         settings.training.loop.batch_size,

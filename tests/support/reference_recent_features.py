@@ -148,3 +148,11 @@ def kdpp(f_s: A, f_t: A, seen: tuple[A, A], y: A, w: W) -> float:
         direction = unit(mean) if own else mean
         total += 1 - sum(a * direction) / max(math.sqrt(sum(a * a)), math.sqrt(sum(b * b)))
     return total / len(y)
+
+
+def deit(z_s: A, z_t: A, kind: str, temperature: float) -> float:
+    if kind == "soft":
+        rows = [temperature**2 * divergence(a, b, temperature) for a, b in zip(z_s, z_t, strict=True)]
+    else:
+        rows = [-math.log(softmax(a)[max(range(len(b)), key=lambda k: b[k])]) for a, b in zip(z_s, z_t, strict=True)]
+    return sum(rows) / len(rows)
