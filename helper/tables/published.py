@@ -140,13 +140,23 @@ def read_table(name: str) -> Table:
     pairs = tuple((p["teacher"], p["student"], float(p["teacher_accuracy"])) for p in raw["pairs"])
     rows = {}
     for row in raw["rows"]:
-        clocks = row.get("clock", [""] * len(pairs))
-        for values in (row["published"], clocks):
+        clocks, more = (row.get(key, [""] * len(pairs)) for key in ("clock", "more"))
+        for values in (row["published"], clocks, more):
             if len(values) != len(pairs):
                 raise UserError(f"{path}: {row['label']} has {len(values)} values for {len(pairs)} columns")
         rows[row["label"]] = tuple(
-            Cell(path.stem, row["label"], teacher, student, row["flags"], float(value), raw["source"], dataset, clock)
-            for (teacher, student, _), value, clock in zip(pairs, row["published"], clocks, strict=True)
+            Cell(
+                path.stem,
+                row["label"],
+                teacher,
+                student,
+                f"{row['flags']} {own}".strip(),
+                float(value),
+                row.get("source", raw["source"]),
+                dataset,
+                clock,
+            )
+            for (teacher, student, _), value, clock, own in zip(pairs, row["published"], clocks, more, strict=True)
         )
     return Table(path.stem, raw["title"], raw["source"], raw["protocol"], raw["epoch"], raw["runs"], pairs, rows)
 
