@@ -195,6 +195,8 @@ class Tapped(Protocol):
     @property
     def head(self) -> nn.Module: ...
 
+    def insert(self, tap: str, layers: nn.Module) -> None: ...
+
     def __call__(self, inputs: Mapping[str, Tensor]) -> Features: ...
 
 
@@ -214,6 +216,7 @@ class Side:
     input_shape: per-sample shape of what it reads, of the data set at hand; () where it was not run.
     pools_last: whether the classifier, applied to the mean over the last map that was tapped, gives the logits; True
         where it was not run, or that map not tapped.
+    net: the network itself, for methods that put layers into it or run a part of it; None where there is none.
     """
 
     spec: ModelSpec
@@ -221,6 +224,7 @@ class Side:
     shapes: Mapping[str, tuple[int, ...]]  # per-sample shape of every tap that was asked for, and of "logits"
     input_shape: tuple[int, ...] = ()
     pools_last: bool = True
+    net: Tapped | None = None
 
 
 @dataclass(frozen=True)
@@ -260,6 +264,24 @@ class Phase:
     every: int = 1
     lr_scale: float = 1.0
     optimizer: Callable[[Sequence[nn.Parameter]], Optimizer] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Terms of the loss whose gradient is computed by itself.
+
+    terms: None for all that no other part names. momentum: None to join the other parts in one momentum buffer; else
+    this part has a buffer of its own, whose factor is that of the optimiser plus this. decays: whether weight decay
+    goes with this part.
+    """
+
+    name: str
+    terms: tuple[str, ...] | None = None
+    momentum: float | None = None
+    decays: bool = False
+
+
+Gradients = list[Tensor | None]  # of every parameter; None where a loss does not reach it
 
 
 class TeacherSource(Protocol):

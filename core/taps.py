@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from core.protocols import Features, ModelSpec, Side, Tap, UserError
 
@@ -36,6 +37,7 @@ class TappedNet(nn.Module):
             self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
         self._collecting, self._clips = False, 0
         self._kept: Features = {}
+        self._inserted: dict[str, RemovableHandle] = {}
         for name in sorted(self.want):
             tap = spec.taps[name]
             model.get_submodule(tap.module).register_forward_hook(partial(self._keep, name, tap))
@@ -53,6 +55,23 @@ class TappedNet(nn.Module):
         if tap.read is not None:
             value = tap.read(module, value)
         self._kept[name] = value.unflatten(0, (self._clips, -1)).mean(1) if tap.per_frame else value
+
+    def insert(self, tap: str, layers: nn.Module) -> None:
+        """Put layers behind a tap, in place of those that were: map -> (map, features to add to the taps).
+
+        What follows in the network reads their map; the tap itself keeps what its module puts out. They stay a part of
+        whoever made them, so their weights are in no state dict of this network.
+        """
+        if tap in self._inserted:
+            self._inserted[tap].remove()
+        module = self.model.get_submodule(self.spec.taps[tap].module)
+        self._inserted[tap] = module.register_forward_hook(partial(self._run_inserted, layers))
+
+    def _run_inserted(self, layers: nn.Module, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        output, features = layers(output)
+        if self._collecting:
+            self._kept.update(features)
+        return output
 
     def idle(self) -> Iterator[nn.Parameter]:
         """Parameters of branches that were not asked for."""
@@ -103,7 +122,7 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
     finally:
         net.train(was_training)
     shapes = {k: tuple(v.shape[1:]) for k, v in features.items()}
-    return Side(net.spec, net.head, shapes, tuple(shape), pools_last)
+    return Side(net.spec, net.head, shapes, tuple(shape), pools_last, net)
 
 
 def _pools_last(net: TappedNet, features: Features) -> bool:

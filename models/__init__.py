@@ -82,6 +82,8 @@ model_dict = Registry(
         "vit_micro_cifar": "models.vit:vit_micro_cifar",
         "vit_tiny_cifar": "models.vit:vit_tiny_cifar",
         "vit_small_cifar": "models.vit:vit_small_cifar",
+        "vit_micro_cifar_distilled": "models.vit:vit_micro_cifar_distilled",
+        "vit_tiny_cifar_distilled": "models.vit:vit_tiny_cifar_distilled",
         "vit_micro_64": "models.vit:vit_micro_64",
         "vit_tiny_64": "models.vit:vit_tiny_64",
         "vit_micro_224": "models.vit:vit_micro_224",

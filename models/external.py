@@ -9,6 +9,7 @@ layer puts out. `pooled` is what the classifier reads. The normalisation is that
 Of a ViT (DeiT and other relatives included, and hybrids, whose stages are those of their convolutional stem) and of a
 Swin, `patches` are the patch tokens behind the final norm, and
 `qkv` the queries, keys and values of the last block, over all tokens; a ViT with a class token has `class_token`, too.
+`class_logits` and `distilled_logits` are those of the two classifiers of a DeiT with a distillation token.
 A ViT takes images of other sizes, for which its position embedding is interpolated; its weights stay as they are.
 """
 
@@ -258,6 +259,8 @@ def _spec_of(model: nn.Module, calls: Sequence[Call], head: str, shape: tuple[in
     if tokens and (attention or not maps):  # a hybrid has both
         taps["tokens"] = Tap(tokens[-1], kind="tokens")
     taps |= attention
+    if {"head", "head_dist"} <= {c.name for c in calls}:  # a DeiT with a distillation token
+        taps |= {"class_logits": Tap("head", "logits"), "distilled_logits": Tap("head_dist", "logits")}
     is_linear = isinstance(model.get_submodule(head), nn.Linear)
     taps["pooled"] = Tap(head, kind="vector" if is_linear else "map", side="input")
     return ModelSpec("", lambda **_: model, taps, (*maps, "pooled"), head, input_shape=shape, patch=patch)

@@ -47,7 +47,9 @@ def write_safetensors(network: Network, config: dict[str, Any], path: Path) -> N
     checkpoint = network.checkpoint
     tensors = {f"model.{k}": v.contiguous() for k, v in checkpoint.state.items()}
     if "proj" in checkpoint.extra:
-        tensors |= {f"{n}.{k}": v.contiguous() for n in ("proj", "head") for k, v in checkpoint.extra[n].items()}
+        tensors |= {
+            f"{n}.{k}": v.contiguous() for n in ("proj", "head") for k, v in checkpoint.extra.get(n, {}).items()
+        }
     meta = {"arch": config["architecture"], "num_classes": config["num_classes"]} | checkpoint.meta
     whole = {k: v.clone() for k, v in tensors.items()}
     atomic_write(save(whole, metadata={"format": "pt", "meta": json.dumps(meta)}), path)

@@ -349,7 +349,7 @@ def _composite(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Network:
     meta = checkpoint.meta
-    if "head" not in checkpoint.extra or "shapes_t" not in meta:
+    if "shapes_t" not in meta:
         raise UserError(
             f"{path} holds a projector without the teacher's classifier it feeds, so it cannot predict; "
             "train it again here, where the checkpoint is self-contained"
@@ -359,8 +359,9 @@ def _composite(
     cfg = cls.Config(**{k: v for k, v in meta["config"].items() if k in known})
     teacher_spec = model_dict[meta["arch_t"]]
     student = TappedNet(model, spec, cls.needs(cfg, spec, teacher_spec).student)
-    weight = checkpoint.extra["head"]["weight"]
-    head = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in checkpoint.extra["head"])
+    head: nn.Module = nn.Identity()
+    if saved := checkpoint.extra.get("head"):  # of a method that deploys the teacher's
+        head = nn.Linear(saved["weight"].shape[1], saved["weight"].shape[0], bias="bias" in saved)
     shapes_t = {k: tuple(v) for k, v in meta["shapes_t"].items()}
     for name in cls.needs(cfg, spec, teacher_spec).teacher:  # a file that was written when the last stage was read
         if name not in shapes_t:

@@ -124,11 +124,23 @@ def read_table(name: str) -> Table:
     pairs = tuple((p["teacher"], p["student"], float(p["teacher_accuracy"])) for p in raw["pairs"])
     rows = {}
     for row in raw["rows"]:
-        if (count := len(row["published"])) != len(pairs):
-            raise UserError(f"{path}: {row['label']} has {count} values for {len(pairs)} columns")
+        more = row.get("more", [""] * len(pairs))
+        for values in (row["published"], more):
+            if len(values) != len(pairs):
+                raise UserError(f"{path}: {row['label']} has {len(values)} values for {len(pairs)} columns")
+        source = row.get("source", raw["source"])
         rows[row["label"]] = tuple(
-            Cell(path.stem, row["label"], teacher, student, row["flags"], float(value), raw["source"], dataset)
-            for (teacher, student, _), value in zip(pairs, row["published"], strict=True)
+            Cell(
+                path.stem,
+                row["label"],
+                teacher,
+                student,
+                f"{row['flags']} {own}".strip(),
+                float(value),
+                source,
+                dataset,
+            )
+            for (teacher, student, _), value, own in zip(pairs, row["published"], more, strict=True)
         )
     return Table(path.stem, raw["title"], raw["source"], raw["protocol"], raw["epoch"], raw["runs"], pairs, rows)
 

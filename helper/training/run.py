@@ -115,7 +115,16 @@ class TrainingRun:
         self.stage = next(stage for stage in stages if stage.index >= done[0])
         if state is not None:
             self._restore(state)
+        elif self.stage.step.method.prepares_teacher:
+            self._prepare_teacher()
         self._move_to(done[1] + 1, 0 if state is None else state["step"])
+
+    def _prepare_teacher(self) -> None:
+        """One pass over the training set, in an order and in views that no epoch has."""
+        started = time.monotonic()
+        self.loader.set_epoch(0)
+        self.stage.step.objective.prepare_teacher(lambda: self.loader)
+        self.log.info("read the teacher's features of the training set in %s", clock(time.monotonic() - started))
 
     def close(self) -> None:
         for part in (self.line, self.writer):

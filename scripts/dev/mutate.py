@@ -48,6 +48,8 @@ TESTS = (
     "test_dask",
     "test_losses_hsakd",
     "test_losses_recent_features",
+    "test_losses_recent_graph",
+    "test_losses_parts",
 )
 
 

@@ -278,4 +278,48 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("self.rows_kept.copy_(self._updated(t))", "return None"),
         Mutant("0.07, ", "0.1, "),
     ),
+    "norm": (
+        Mutant("self.cfg.copies * (copies", "(copies"),
+        Mutant("F.adaptive_max_pool2d", "F.adaptive_avg_pool2d"),
+        Mutant("return self.layer32(expanded) + x", "return self.layer32(expanded)"),
+        Mutant('"logits": levelled(t["logits"])', '"logits": t["logits"]'),
+        Mutant("progress.epoch - 1", "progress.epoch"),
+    ),
+    "kdpp": (
+        Mutant("return 1 - (f_s", "return 1 + (f_s"),
+        Mutant("torch.maximum(f_s.norm(dim=1)", "torch.maximum(f_s.detach().norm(dim=1)"),
+        Mutant("F.normalize(self.class_means, eps=EPS)", "self.class_means"),
+        Mutant("progress.epoch - 1", "progress.epoch"),
+        Mutant("self.cfg.beta * self.cfg.direction", "self.cfg.beta"),
+    ),
+    "dot": (
+        Mutant("-self.cfg.delta, decays", "self.cfg.delta, decays"),
+        Mutant("None, self.cfg.delta)", "None, 0.0)"),
+        Mutant("decays=True", "decays=False"),
+        Mutant("alone and not first", "alone", "helper/training/optim.py"),
+        Mutant("0.0 if alone else", "0.0 if False else", "helper/training/optim.py"),
+    ),
+    "deepkd": (
+        Mutant(
+            'Part("target", ("deepkd_target",), cfg.target), other',
+            'Part("target", ("deepkd_target",), cfg.other), other',
+        ),
+        Mutant('Part("task", None, cfg.target), other,', 'Part("task", None, cfg.task), other,'),
+        Mutant("masked_fill(outside, -1e9)", "masked_fill(outside, 0)"),
+        Mutant("other * (1 - p_t", "other * (p_t"),
+        Mutant("alpha * ramp", "alpha"),
+        Mutant("LEAST = 0.05", "LEAST = 0.1"),
+    ),
+    "dhkd": (
+        Mutant("-math.log(2) - 0.5", "-math.log(2) + 0.5"),
+        Mutant("on + (-t).sigmoid()", "on - (-t).sigmoid()"),
+        Mutant("clamp(max=0)", "clamp(min=0)"),
+        Mutant("-apart * a if b is None", "b if b is None"),
+    ),
+    "deit": (
+        Mutant("z_t.argmax(1)", "z_t.argmin(1)"),
+        Mutant('z_s, z_t = s["distilled_logits"]', 'z_s, z_t = s["class_logits"]'),
+        Mutant('OWN_LOGITS: s["class_logits"]', 'OWN_LOGITS: s["logits"]'),
+        Mutant("loss / z_s.shape[1]", "loss"),
+    ),
 }

@@ -97,6 +97,18 @@ def test_auxiliary_heads_stay_behind(commands, teacher, tmp_path, capsys, distil
     assert (out / "model.onnx").stat().st_size < 6 * plain  # four bytes a weight, and the graph
 
 
+def test_layers_inside_a_student_go_with_it(commands, teacher, tmp_path, capsys):
+    argv = ("--path_t", teacher, "--distill", "norm", "--norm_copies", 2, "--skip_validation", *SHORT)
+    commands.student(*argv, "--save_root", tmp_path).finished()
+    (path,) = tmp_path.rglob("resnet8_best.pth")
+    out = tmp_path / "out"
+    assert exported(path, out, capsys, "--forms", "safetensors", "export").count("agree to") == 2
+    row = json.loads((path.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    for file in (path, out / "model.safetensors"):
+        done = commands("test_model.py", "--path", file, "--dataset", "digits", "--image_size", 16)
+        assert f"top-1 {row['test_acc']:.2f} " in done.finished().out
+
+
 def test_a_wrong_file_is_noticed(simkd, tmp_path, capsys, monkeypatch):
     import scripts.export_student as module
 

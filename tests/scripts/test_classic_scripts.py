@@ -56,7 +56,27 @@ def test_the_zoo_study_leaves_no_classic_method_out(interpreter):
         "dml",
         "baseline",
         # of recent years, which the study on record does not hold yet
-        *("ttm", "pld", "luminet", "wkd_l", "rld", "sdd", "ldrld", "skd", "crld", "itrd", "wkd_f", "embed", "queue"),
+        *(
+            "ttm",
+            "pld",
+            "luminet",
+            "wkd_l",
+            "rld",
+            "sdd",
+            "ldrld",
+            "skd",
+            "crld",
+            "itrd",
+            "wkd_f",
+            "embed",
+            "queue",
+            "norm",
+            "kdpp",
+            "dot",
+            "deepkd",
+            "dhkd",
+            "deit",
+        ),
         *(m for m in method_dict if m[:5] in ("hsakd", "dpcd", "dpcd_")),
     }
     assert {lane.distill for lane in students(calls)} == set(method_dict) - elsewhere

@@ -36,6 +36,7 @@ PAIRS_OF = {  # methods that compare channel by channel, or read a transformer
     "fsp": EQUAL_WIDTHS,
     "kdsvd": EQUAL_WIDTHS,
     "cakd": (("resnet8", "vit_micro_cifar"),),
+    "deit": (("vit_micro_cifar_distilled", "resnet8"),),
 }
 HEADS = (("resnet8_aux", "wrn_16_1_aux"),)  # methods that read auxiliary heads
 PAIRS_OF |= dict.fromkeys(("hsakd_teacher", "hsakd", "hsakd_online"), HEADS)
