@@ -185,7 +185,7 @@ class Distiller(nn.Module):
         return ()
 
     def join_gradients(self, gradients: list[Gradients]) -> list[Gradients]:
-        """gradients: of every part, mean over processes; in place or anew."""
+        """gradients: of every part, mean over processes; in place or again."""
         return gradients
 
     def extra_phases(self) -> tuple[Phase, ...]:
