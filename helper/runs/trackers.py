@@ -108,7 +108,7 @@ class _Trackio:
 
         self.trackio, self.identifier = trackio, place.identifier or f"{place.name}-{secrets.token_hex(3)}"
         with contextlib.redirect_stdout(io.StringIO()):
-            # in a context of its own, as init() ends the run that the present context knows: of a student beside this one
+            # in a context of its own: init() ends the run that its context knows, maybe that of another student
             self.run = contextvars.copy_context().run(
                 trackio.init,
                 project=place.project,
@@ -134,7 +134,7 @@ class _Trackio:
 
 
 class _Mlflow:
-    """Its store is MLFLOW_TRACKING_URI, or lies with the runs: `mlflow ui --backend-store-uri sqlite:///...` reads it."""
+    """Its store is MLFLOW_TRACKING_URI, or a database beside the runs, which `mlflow ui --backend-store-uri` shows."""
 
     def __init__(self, place: Place):
         from mlflow import MlflowClient
@@ -191,7 +191,7 @@ def require_tracker(cfg: TrackerConfig) -> None:
     """UserError where the package of --tracker is missing; before anything of the run is written."""
     if cfg.tracker != "none" and importlib.util.find_spec(cfg.tracker) is None:
         raise UserError(
-            f"--tracker {cfg.tracker} needs the package {cfg.tracker}: pip install {cfg.tracker}, or leave --tracker out"
+            f"--tracker {cfg.tracker} needs the package {cfg.tracker}: pip install {cfg.tracker}, or leave it out"
         )
 
 
@@ -202,7 +202,9 @@ class Reports:
     that a resumed run continues there. The first failure is one warning, and nothing is reported after it.
     """
 
-    def __init__(self, cfg: TrackerConfig, folder: RunFolder, settings: Mapping[str, Any], logger: logging.Logger = log):
+    def __init__(
+        self, cfg: TrackerConfig, folder: RunFolder, settings: Mapping[str, Any], logger: logging.Logger = log
+    ):
         self.cfg, self.folder, self.settings, self.log = cfg, folder, settings, logger
         self.off, self.known, self.identifier = cfg.tracker == "none", 0, ""
         self.open: Tracker | None = None

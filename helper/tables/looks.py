@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 from distiller_zoo import method_dict
+from helper.tables.runs import Run
 
 # Okabe and Ito, 2008, without the yellow that fades on paper, then three that stay apart from them
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#707070", "#7A4B2A", "#6A3D9A", "#8A9A00")
-LINES = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)), (0, (9, 3)))  # of matplotlib
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#A6263F", "#7A4B2A", "#6A3D9A", "#8A9A00")
+TEACHER = "#707070"
+LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)), (0, (9, 3)))  # of matplotlib
 DASHES = ("", "7 3", "9 3 2 3", "2 3", "6 2 1 2 1 2", "1 3", "9 3")  # the same in SVG
 FIRST = ("vanilla", "kd", "simkd", "crd", "dkd", "fitnet", "at", "reviewkd", "sp", "hsakd")  # compared most often
 
 
 def colour_of(method: str) -> str:
-    """Of a registry name, as kd, kd+crd or a plugin's."""
+    """Of a registry name, as kd, kd+crd or a plugin's; teachers are grey."""
+    if method == "teacher":
+        return TEACHER
     rest = [name for name in method_dict if name not in FIRST]
     if method in FIRST:
         place = FIRST.index(method)
@@ -24,6 +29,11 @@ def colour_of(method: str) -> str:
     else:
         place = zlib.crc32(method.encode())
     return COLOURS[place % len(COLOURS)]
+
+
+def method_of(run: Run) -> str:
+    """Whose colour a run has: its method's, or that of teachers."""
+    return "teacher" if run.is_teacher else run.identity["distill"]
 
 
 def looks(methods: Sequence[str]) -> list[tuple[str, int]]:

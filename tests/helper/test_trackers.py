@@ -53,7 +53,7 @@ def read_wandb(store):
                 summary |= values_of(record.summary.update)
             elif kind == "artifact" and record.artifact.type == "model":
                 artifacts.append(record.artifact.name)
-    assert len(runs) == 1
+    assert len(runs) == 1, (runs, list(Path(store).iterdir()))
     return config, {step: row for step, row in rows.items() if "test_acc" in row}, summary, artifacts
 
 
@@ -108,7 +108,7 @@ def test_store_holds_the_run(name, commands, tmp_path, monkeypatch):
     more = Reports(TrackerConfig(tracker=name), folder, settings, logger)
     more.rows([*rows, rows[0] | {"epoch": 2, "test_acc": 12.5}])
     more.close(finished=True)
-    assert not said
+    assert not said, said
     settings, kept, result, artifacts = READERS[name](store)
     assert str(settings["batch_size"]) == "64" and str(settings["model"]) == "resnet8"
     assert {step: row["test_acc"] for step, row in kept.items()} == pytest.approx({1: rows[0]["test_acc"], 2: 12.5})
