@@ -16,7 +16,7 @@ import argparse
 import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +201,13 @@ def open_data(path: Path, args: argparse.Namespace) -> DataSet:
     return dataset_dict[args.dataset](
         options_as_trained(path, Path(args.data_folder), args.image_size, **of_clips(args))
     )
+
+
+def as_asked(values: Mapping[str, Any]) -> argparse.Namespace:
+    """What outputs() and open_data() read of a command line, for another script; clips are as in training."""
+    parser = argparse.ArgumentParser()
+    add_as_trained(parser)
+    return argparse.Namespace(**(vars(parser.parse_args([])) | dict(values)))
 
 
 def correlations(logits: Tensor) -> Tensor:

@@ -39,6 +39,9 @@ def values_of(items):
 
 def read_wandb(store):
     """(settings, rows by step, result) of the one run of an offline folder, and the names of its artifacts."""
+    import wandb
+
+    wandb.teardown()  # its files are complete when its process has ended
     config, rows, summary, artifacts, runs = {}, {}, {}, [], set()
     for path in sorted(Path(store).glob("offline-run-*/*.wandb")):
         for record in records_of(path):
