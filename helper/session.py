@@ -45,6 +45,7 @@ from helper.options.naming import before_extension, folder_of
 from helper.options.settings import Settings
 from helper.runs.events import event_writer, require_backend
 from helper.runs.folder import RunFolder, file_name, refuse_differences, short_name_notice
+from helper.runs.trackers import Reports, require_tracker
 from helper.training.loop import Lanes, train
 from helper.training.optim import optimizer
 from helper.training.run import TrainingRun, rank_seed, read_last, summary
@@ -103,6 +104,7 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     settings = lanes[0]
     loop = settings.training.loop
     require_backend(settings.run.tb_backend)
+    require_tracker(settings.configs.tracker)
     device, autocast = setup(settings)
     data = open_data(settings)
     teacher = None if settings.is_teacher else open_teacher(lanes, data)
@@ -333,6 +335,8 @@ def enter(lane: Lane, opened: Opened, label: str | None) -> Entered | None:
         return None
     if machine.is_main():
         lane.run.log = open_run_log(folder.log, label)
+        if settings.configs.tracker.tracker != "none":
+            lane.run.reports = Reports(settings.configs.tracker, folder, lane.described["settings"], lane.run.log)
     elif settings.machine.ranks.log_all_ranks:
         lane.run.log = open_run_log(folder.log.with_name(f"log_rank{machine.rank()}.txt"), label)
     precision = "bf16" if opened.hardware.autocast else "fp32"
@@ -430,6 +434,8 @@ def finish(lanes: Sequence[Lane], opened: Opened, teacher_acc: float | None) -> 
     for lane in lanes:
         if lane.run.ended and machine.is_main():
             complete(lane, opened, teacher_acc, names)
+        if lane.run.reports is not None:
+            lane.run.reports.close(lane.run.ended)
 
 
 def complete(lane: Lane, opened: Opened, teacher_acc: float | None, together: Sequence[str]) -> None:
@@ -438,30 +444,45 @@ def complete(lane: Lane, opened: Opened, teacher_acc: float | None, together: Se
     data, teacher = opened.data, opened.teacher
     uses_teacher = teacher is not None and settings.method.teacher_mode == "frozen"
     bare, deployed = deployed_parameters(step.student, step.method.deployment())
-    atomic_write_json(
-        settings.as_dict()
-        | {
-            "model_name": folder.models.name,
-            "save_folder": str(folder.models),
-            "tb_folder": str(folder.tensorboard),
-            "Total params": bare / 1e6,
-            "Deployed params": deployed / 1e6,
-            "Deployed MACs": macs(step.deployed(bare=True), data.shapes, run.device) / 1e6,
-            "arch_t": teacher.name if teacher is not None and uses_teacher else None,
-            "evaluated_on": data.evaluated_on,
-            "Total time": run.seconds / 3600,
-            "lanes": list(together),
-            "num_classes": data.num_classes,
-            "processes": distributed.world_size(),
-            "teacher_acc": teacher_acc if uses_teacher else None,
-            "rows": run.rows_checksum,
-            "last": dict(run.last_row),
-            "best": {"test_acc": run.best_acc, "epoch": run.best_epoch},
-        },
-        folder.finished,
-    )
+    facts = {
+        "model_name": folder.models.name,
+        "save_folder": str(folder.models),
+        "tb_folder": str(folder.tensorboard),
+        "Total params": bare / 1e6,
+        "Deployed params": deployed / 1e6,
+        "Deployed MACs": macs(step.deployed(bare=True), data.shapes, run.device) / 1e6,
+        "arch_t": teacher.name if teacher is not None and uses_teacher else None,
+        "evaluated_on": data.evaluated_on,
+        "Total time": run.seconds / 3600,
+        "lanes": list(together),
+        "num_classes": data.num_classes,
+        "processes": distributed.world_size(),
+        "teacher_acc": teacher_acc if uses_teacher else None,
+        "rows": run.rows_checksum,
+        "last": dict(run.last_row),
+        "best": {"test_acc": run.best_acc, "epoch": run.best_epoch},
+    }
+    atomic_write_json(settings.as_dict() | facts, folder.finished)
     run.log.info(summary(run.last_row, run.best_acc, run.best_epoch, run.seconds, data.evaluated_on))
     run.log.info("result in %s", folder.models)
+    if run.reports is not None:
+        run.reports.result(table_row(settings, facts))
     if settings.is_teacher and settings.data.source.dataset in ("cifar100", "imagenet"):
         name = f"{file_name(settings.model)}_{settings.distill}"
         log.info(short_name_notice(folder.models.parent / name, folder))
+
+
+def table_row(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table says of the run, for a tracker. facts: as in parameters.json."""
+    return {
+        "method": settings.distill,
+        "network": settings.model,
+        "teacher": facts["arch_t"],
+        "teacher_acc": facts["teacher_acc"],
+        "last_epoch_acc": facts["last"]["test_acc"],
+        "best_acc": facts["best"]["test_acc"],
+        "best_epoch": facts["best"]["epoch"],
+        "parameters_M": facts["Deployed params"],
+        "MACs_M": facts["Deployed MACs"],
+        "hours": facts["Total time"],
+    }

@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # Sourced by the other scripts: leaves a Python with the requirements in $PYTHON; with RETORT_REQUIREMENTS=extra before `source`
 # those of requirements-extra.txt too.
+# Run by itself it only installs; `bash scripts/setup.sh --cpu` installs no package that needs a GPU, and torch from
+# RETORT_TORCH_INDEX, the address of an index that offers its CPU build, where that is set.
 # Uses the active virtual environment if there is one, else makes .venv in the repository. Needs Python 3.11 or 3.12.
 set -euo pipefail
+cpu=""
+[ "${BASH_SOURCE[0]}" = "$0" ] && [ "${1:-}" = --cpu ] && cpu=1
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 dry_run=""
@@ -32,8 +36,15 @@ files=(requirements.txt)
 for file in "${files[@]}"; do
     stamp="$(dirname "$PYTHON")/../.retort-$file"
     if ! cmp -s "$file" "$stamp"; then
-        echo "installing $file (with requirements.txt comes the CUDA build of torch, about 5 GB once unpacked)"
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$file"
+        if [ -n "$cpu" ]; then
+            echo "installing $file without packages for GPUs"
+            [ -z "${RETORT_TORCH_INDEX:-}" ] || "$PYTHON" -m pip install --quiet --disable-pip-version-check torch torchvision \
+                --index-url "$RETORT_TORCH_INDEX"
+            "$PYTHON" -m pip install --quiet --disable-pip-version-check -r <(grep -v '^nvidia-' "$file")
+        else
+            echo "installing $file (with requirements.txt comes the CUDA build of torch, about 5 GB once unpacked)"
+            "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$file"
+        fi
         cp "$file" "$stamp"
     fi
 done

@@ -20,6 +20,7 @@ from helper.networks.teacher_cache import CacheConfig
 from helper.networks.teacher_sources import TeacherConfig
 from helper.options.method_flags import LossConfig
 from helper.runs.folder import RunConfig
+from helper.runs.trackers import TrackerConfig
 from helper.training.stages import TrainingConfig
 
 
@@ -48,6 +49,7 @@ class Configs:
     data: DataConfig
     training: TrainingConfig
     machine: MachineConfig
+    tracker: TrackerConfig
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from helper.networks.checkpoint import load_file
 from helper.runs.events import Writer
 from helper.runs.folder import RunFolder, previous_of, rows_checksum
 from helper.runs.progress import ProgressLine
+from helper.runs.trackers import Reports
 from helper.training.schedule import undiminished
 from helper.training.stages import LoopConfig, Stage, describe_method
 from helper.training.step import entries_of
@@ -79,6 +80,7 @@ class TrainingRun:
     log: logging.Logger = log
     shown: bool = True
     autocast: torch.dtype | None = None
+    reports: Reports | None = None  # to a tracker of experiments
 
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
@@ -111,6 +113,8 @@ class TrainingRun:
         self.writer = self.open_writer()
         for row in self.rows:
             self.writer.scalars(scalars_of(row), row["epoch"])
+        if self.reports is not None:
+            self.reports.rows(self.rows)
         # the results of earlier stages live on in the networks that the state restores
         self.stage = next(stage for stage in stages if stage.index >= done[0])
         if state is not None:
@@ -259,6 +263,8 @@ class TrainingRun:
         self._save_last(epoch, 0)
         if self.writer is not None:
             self.writer.scalars(scalars_of(row), epoch)
+        if self.reports is not None:
+            self.reports.rows(self.rows)
 
     def _eval_autocast(self, epoch: int) -> torch.dtype | None:
         exact = self.cfg.eval_precision == "fp32" or (self.cfg.eval_precision == "auto" and epoch == self.stage.epochs)
