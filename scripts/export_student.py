@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.files import atomic_write, atomic_write_json, atomic_write_text, make_folder
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
+from dataset.single_file import InputFormat
 from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained, told_of_clips
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import Plain, latency, needs, onnx_session, write_onnx
@@ -45,7 +46,8 @@ def write_safetensors(network: Network, config: dict[str, Any], path: Path) -> N
     tensors = {f"model.{k}": v.contiguous() for k, v in checkpoint.state.items()}
     if "proj" in checkpoint.extra:
         tensors |= {f"{n}.{k}": v.contiguous() for n in ("proj", "head") for k, v in checkpoint.extra[n].items()}
-    meta = {"arch": config["architecture"], "num_classes": config["num_classes"]} | checkpoint.meta
+    own = {k: config[k] for k in ("num_classes", "classes", "dataset")}
+    meta = {"arch": config["architecture"], **own} | checkpoint.meta
     whole = {k: v.clone() for k, v in tensors.items()}
     atomic_write(save(whole, metadata={"format": "pt", "meta": json.dumps(meta)}), path)
 
@@ -189,6 +191,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         "classes": list(map(str, data.classes)),
         "input": spec.input,
         "input_shape": list(x.shape[1:]),
+        "preprocess": InputFormat.of(spec.input, tuple(x.shape[1:]), {"dataset": data.name, **meta}).as_dict(),
         "mean": spec.mean if model.normalised else None,
         "std": spec.std if model.normalised else None,
         "parameters": deployed_count(network.model),
@@ -202,7 +205,11 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         "export": (args.out / "model.pt2", lambda path: write_program(model, example, path)),
         "onnx": (args.out / "model.onnx", lambda path: write_onnx(model, example, path, told)),
     }
-    told = {"classes": "\n".join(config["classes"]), "input": "x".join(map(str, x.shape[1:]))}
+    told = {
+        "classes": "\n".join(config["classes"]),
+        "input": "x".join(map(str, x.shape[1:])),
+        "preprocess": json.dumps(config["preprocess"]),
+    }
     gaps, speed = {}, {}
     for form in args.forms:
         path, write = writers[form]

@@ -146,8 +146,8 @@ def decode_all(samples: list[Sample], size: int) -> Split:
     return Split(images, torch.tensor([label for _, label in samples], dtype=torch.int64))
 
 
-def decode(path: Path, size: int) -> np.ndarray:
-    """One image file as uint8 [size, size, 3]: RGB, shorter side resized to `size`, centre crop."""
+def decode(path: Path, size: int, short_side: int | None = None) -> np.ndarray:
+    """One image file as uint8 [size, size, 3]: RGB, shorter side resized to `short_side` (None: `size`), centre crop."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -175,7 +175,7 @@ def decode(path: Path, size: int) -> np.ndarray:
             "255; convert it to 8 bits"
         )
     width, height = image.size
-    short = min(width, height)
-    image = image.resize((width * size // short, height * size // short), Image.Resampling.BILINEAR)
+    short, target = min(width, height), short_side or size
+    image = image.resize((width * target // short, height * target // short), Image.Resampling.BILINEAR)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))
