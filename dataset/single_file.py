@@ -95,7 +95,10 @@ class InputFormat:
         if self.sampling == "segments":
             clip = read_clip(ClipSource(path), self.short_side)
             picked = segment_frames(len(clip), frames)
-            return to_input([render(clip, picked, centre_box(*clip.shape[1:3], side), side)], torch.device("cpu"))[0]
+            area = centre_box(clip.shape[1], clip.shape[2], side)
+            return to_input([render(clip, picked, area, side)], torch.device("cpu"))[0]
         settings = ClipSettings(frames, side, self.short_side, self.sampling)
-        pixels, _ = settings.test_views(FrameReader(self.short_side), Entry(ClipSource(path), 0, str(path)), TestViews())
+        pixels, _ = settings.test_views(
+            FrameReader(self.short_side), Entry(ClipSource(path), 0, str(path)), TestViews()
+        )
         return to_input([pixels], torch.device("cpu"))[0]

@@ -17,17 +17,16 @@ import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.files import make_folder
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained
+from helper.deploy.pictures import COLOURS, pyplot, save
 from helper.evaluation.metrics import calibration
 from helper.machine.devices import pick_device, to_device
 from helper.networks.load import load_network
@@ -35,53 +34,14 @@ from helper.options.parse import normalised
 from helper.tables.runs import Run, chosen_runs, grouped, last, mean_std, network
 from helper.tables.table import tell_apart
 
-# Okabe and Ito, 2008, without the yellow that fades on paper
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP*X<>"
-
-
-def pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("pictures need the package matplotlib: pip install matplotlib") from error
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {
-            "font.size": 9,
-            "axes.titlesize": 9,
-            "axes.grid": True,
-            "grid.color": "0.9",
-            "axes.axisbelow": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "legend.fontsize": 8,
-            "figure.dpi": 150,
-            "savefig.bbox": "tight",
-            "pdf.fonttype": 42,  # text stays text
-            "svg.fonttype": "none",
-        }
-    )
-    return plt
 
 
 def styles(count: int) -> list[tuple[str, str]]:
     """(colour, line) of each of `count` curves: both change from one to the next, so that they differ in grey too; 28
     pairs in all."""
     return [(COLOURS[i % len(COLOURS)], LINES[i % len(LINES)]) for i in range(count)]
-
-
-def save(figure: Any, out: Path) -> None:
-    make_folder(out.parent)
-    try:
-        figure.savefig(out)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {out}: {error}") from error
-    print(f"wrote {out}")
 
 
 def pick(args: argparse.Namespace) -> list[tuple[str, list[Run]]]:

@@ -147,7 +147,7 @@ def decode_all(samples: list[Sample], size: int) -> Split:
 
 
 def decode(path: Path, size: int, short_side: int | None = None) -> np.ndarray:
-    """One image file as uint8 [size, size, 3]: RGB, shorter side resized to `short_side` (None: `size`), centre crop."""
+    """One image file as uint8 [size, size, 3]: RGB, shorter side resized to short_side (None: size), centre crop."""
     try:
         from PIL import Image
     except ImportError as error:

@@ -107,7 +107,9 @@ def export_onnx(classifier: Classifier, out: Path) -> None:
         "classes": "\n".join(classifier.classes),
         "modality": classifier.modality,
         "input": "x".join(map(str, classifier.shape)),
-        "preprocess": json.dumps(InputFormat(classifier.input, classifier.shape, modality=classifier.modality).as_dict()),
+        "preprocess": json.dumps(
+            InputFormat(classifier.input, classifier.shape, modality=classifier.modality).as_dict()
+        ),
     }
     write_onnx(Plain(classifier.net).eval(), torch.randn(2, *classifier.shape), out, told)
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from core.protocols import UserError
 from dataset.single_file import InputFormat
 from helper.deploy.as_trained import recorded_shapes
-from helper.deploy.export import needs, onnx_session
+from helper.deploy.export import needs
 from helper.networks.checkpoint import infer_arch, read_checkpoint
 from helper.networks.load import Network, load_network, network_without_heads, published
 from models import SMALL_IMAGE, model_dict
