@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained
-from helper.deploy.pictures import COLOURS, pyplot, save
-from helper.evaluation.metrics import calibration
+from helper.deploy.pictures import COLOURS, draw_calibration, pyplot, save
 from helper.machine.devices import pick_device, to_device
 from helper.networks.load import load_network
 from helper.options.parse import normalised
@@ -200,24 +199,9 @@ def draw_reliability(args: argparse.Namespace) -> None:
     figure, axes = plt.subplots(1, count, figsize=(2.7 * count, 2.9), squeeze=False, sharey=True, layout="constrained")
     for axis, path in zip(axes[0], args.path, strict=True):
         name, logits, _, labels = outputs(path, args, open_data(path, args))
-        ece, bins = calibration(logits, labels, args.bins)
-        width = 1 / args.bins
-        middles = [(k + 0.5) * width for k in range(args.bins)]
-        axis.bar(middles, bins[:, 1].numpy(), width, color=COLOURS[4], edgecolor="white", lw=0.5, label="accuracy")
-        filled = bins[:, 2] > 0
-        axis.plot([0, 1], [0, 1], "--", color="0.3", lw=1, label="calibrated")
-        axis.plot(
-            bins[filled, 0].numpy(),
-            bins[filled, 1].numpy(),
-            "o",
-            color=COLOURS[1],
-            ms=3,
-            label="mean confidence of the bin",
-        )
+        ece = draw_calibration(axis, logits, labels, args.bins)
         accuracy = 100 * float((logits.argmax(1) == labels).double().mean())
-        axis.set(
-            title=f"{name}\ntop-1 {accuracy:.2f}, ECE {100 * ece:.2f} %", xlabel="confidence", xlim=(0, 1), ylim=(0, 1)
-        )
+        axis.set_title(f"{name}\ntop-1 {accuracy:.2f}, ECE {100 * ece:.2f} %")
     axes[0][0].set_ylabel("accuracy")
     axes[0][0].legend(loc="upper left")
     save(figure, args.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from core.files import make_folder
 from core.protocols import UserError
+from helper.evaluation.metrics import calibration
 
 # Okabe and Ito, 2008, without the yellow that fades on paper
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -53,12 +55,37 @@ def save(figure: Any, out: Path) -> None:
     print(f"wrote {out}")
 
 
-def as_svg(figure: Any) -> str:
-    """The figure as an <svg> element, to stand in a page."""
-    out = io.StringIO()
-    figure.savefig(out, format="svg")
-    text = out.getvalue()
-    return text[text.index("<svg") :]
+def as_png(figure: Any) -> str:
+    """The figure as an address that stands in a page, picture and all."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def draw_calibration(axis: Any, logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Confidence against accuracy in bins of equal width; the expected calibration error."""
+    error, rows = calibration(logits, labels, bins)
+    width, filled = 1 / bins, rows[:, 2] > 0
+    middles = [(k + 0.5) * width for k in range(bins)]
+    axis.bar(middles, rows[:, 1].numpy(), width, color=COLOURS[4], edgecolor="white", lw=0.5, label="accuracy")
+    axis.plot([0, 1], [0, 1], "--", color="0.3", lw=1, label="calibrated")
+    means = (rows[filled, k].numpy() for k in (0, 1))
+    axis.plot(*means, "o", color=COLOURS[1], ms=3, label="mean confidence of the bin")
+    axis.set(xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
+    return error
+
+
+def draw_confusion(axis: Any, counts: Tensor, classes: Sequence[str]) -> Any:
+    """counts: [K, K], rows true and columns predicted; drawn as shares of the row. The image, for a colour bar."""
+    shares = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+    image = axis.imshow(shares.numpy(), cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.grid(False)
+    if len(classes) <= 30:
+        places = range(len(classes))
+        axis.set_xticks(places, classes, rotation=90, fontsize=7)
+        axis.set_yticks(places, classes, fontsize=7)
+    return image
 
 
 def draw_input(axis: Any, x: Tensor) -> None:
