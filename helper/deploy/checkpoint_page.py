@@ -23,7 +23,8 @@ h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin-t
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem }
 th, td { padding: .15rem .65rem; text-align: right; border-bottom: 1px solid #e2e2e2 } .text { text-align: left }
 img { max-width: 100% }
-.side { display: flex; flex-wrap: wrap; gap: 2rem; align-items: flex-start } .scroll { max-height: 30rem; overflow: auto }
+.side { display: flex; flex-wrap: wrap; gap: 2rem; align-items: flex-start }
+.scroll { max-height: 30rem; overflow: auto }
 """
 
 
@@ -134,16 +135,18 @@ def page(seen: Seen, classes: Sequence[str], title: str, source: str) -> str:
         ("expected calibration error in %", f"{100 * error:.2f}"),
     ]
     hardest = table_html(("class", "samples", "found in %", "right in %"), class_rows(confusion, classes))
+    made = f"{source}; made by test_model.py on {datetime.date.today().isoformat()}."
     pairs = table_html(("true", "predicted", "samples"), pair_rows(confusion, classes), text=2)
     return "\n".join(
         [
             f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>',
             f"<style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>",
-            f'<p class="about">{html.escape(source)}; made by test_model.py on {datetime.date.today().isoformat()}.</p>',
+            f"<p class='about'>{html.escape(made)}</p>",
             table_html(("measured", ""), facts),
             "<h2>Classes, the hardest first</h2><p class='about'>Found: the share of a class's samples that is "
             "recognised. Right: the share of the predictions of a class that is right.</p>",
-            f"<div class='side'><div class='scroll'>{hardest}</div><div><b>Most frequent mistakes</b>{pairs}</div></div>",
+            f"<div class='side'><div class='scroll'>{hardest}</div>",
+            f"<div><b>Most frequent mistakes</b>{pairs}</div></div>",
             f"<h2>Confusion matrix</h2>{matrix}",
             f"<h2>Calibration</h2>{calibration}",
             "<h2>Worst mistakes</h2><p class='about'>Those in which the network is surest of the wrong class. The "

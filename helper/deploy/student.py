@@ -18,7 +18,7 @@ from helper.networks.load import Network, load_network, network_without_heads, p
 from models import SMALL_IMAGE, model_dict
 
 HUB = "hf_hub:"
-EXPORTED = ("model.safetensors", "model.onnx", "model.pt2")
+EXPORTED = ("model.safetensors", "model.onnx", "model.pt2", "model_int8.onnx")
 
 
 class Student(nn.Module):
