@@ -34,9 +34,9 @@ class QuantizeConfig(Config):
         return self.quantize != "none"
 
 
-def rounded(x: Tensor) -> Tensor:
-    """The nearest whole numbers, with the gradient of x."""
-    return x + (x.round() - x).detach()
+def passing(x: Tensor, rounded: Tensor) -> Tensor:
+    """The values of `rounded` with the gradient of x."""
+    return x + (rounded - x).detach()
 
 
 def int8_weight(weight: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def int8_weight(weight: Tensor) -> Tensor:
     w = weight.float()
     scale = w.detach().abs().flatten(1).amax(1).clamp(min=1e-12) / 127
     scale = scale.view(-1, *[1] * (w.ndim - 1))
-    return (rounded(w / scale) * scale).to(weight.dtype)
+    return passing(w, (w / scale).round() * scale).to(weight.dtype)
 
 
 def int8_input(x: Tensor) -> Tensor:
@@ -54,7 +54,8 @@ def int8_input(x: Tensor) -> Tensor:
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / 255).clamp(min=1e-12)
     zero = (-low / scale).round()
-    return ((rounded(values / scale) + zero).clamp(0, 255) - zero).mul(scale).to(x.dtype)
+    steps = ((values / scale).round() + zero).clamp(0, 255) - zero
+    return passing(values, steps * scale).to(x.dtype)
 
 
 class _Rounding(nn.Module):
