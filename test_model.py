@@ -20,12 +20,14 @@ from pathlib import Path
 import torch
 
 from core import machine
+from core.files import atomic_write_text, make_folder
 from core.log import log, start_log
 from core.machine import usable_cores
 from core.option import add_flags, read
 from core.protocols import UserError
 from dataset import dataset_dict
 from helper.deploy.as_trained import AS_TRAINED, add_data_set, clip_settings_notice, dataset_of, options_as_trained
+from helper.deploy.checkpoint_page import Seen, page
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import load_classifier
 from helper.evaluation.evaluate import evaluate_views, near_chance
@@ -96,6 +98,9 @@ def parser():
     add_flags(views, AS_TRAINED)
     add_flags(parser.add_argument_group("several processes"), LAUNCH)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
+    parser.add_argument(
+        "--report", type=Path, help="write a page here: classes, confusions, wrongest samples, calibration"
+    )
     parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the method or model, if outside")
     return parser
 
@@ -108,6 +113,8 @@ def main(argv=None):
     if args.file is not None:
         if given := launch_flags(args):
             raise UserError(f"--file is read by one process: leave {', '.join(given)} out")
+        if args.report is not None:
+            raise UserError("--report is about a test set, and --file names one recording: leave one of them out")
         for action, probability in load_classifier(args.path, args.model).predict(args.file)[:3]:
             log.info("%s  %.1f %%", action, 100 * probability)
         return
@@ -150,7 +157,10 @@ def report(args, device):
     views = {"views": data.clip_views(**given)} if given else {}
     loader = data.test_loader(args.batch_size, device=device, **share, **views)
     how = args.average_clips or network.spec.average_clips
-    found = evaluate_views(predict, loader, device, data.num_classes, how)
+    if args.report is not None and distributed.world_size() > 1:
+        raise UserError(f"--report {args.report} is written by one process: leave the flags of several processes out")
+    seen = Seen(network.spec.input)
+    found = evaluate_views(predict, loader, device, data.num_classes, how, seen if args.report else None)
     result = found["student"]
     seconds = time.monotonic() - started
     samples = int(result["samples"])
@@ -181,6 +191,13 @@ def report(args, device):
         samples / seconds,
         " with its heads" if network.spec.branches else "",
     )
+    if args.report is not None:
+        title = f"{network.spec.name} on {data.name}"
+        make_folder(args.report.parent)
+        atomic_write_text(
+            args.report, page(seen, list(map(str, data.classes)), title, f"{args.path}, {args.precision}")
+        )
+        log.info("wrote %s", args.report)
 
 
 if __name__ == "__main__":

@@ -201,6 +201,7 @@ def build_chain(
             hardware.kernels,
             training.optim,
             training.ema,
+            training.quantize,
         ),
         StagePlan(
             training.loop.batch_size // distributed.world_size(),

@@ -2,21 +2,23 @@
 """Take a network away: python scripts/export_student.py --path RUN/NAME_best.pth --dataset cifar100 --out exported/
 
 Writes model.safetensors with config.json, model.pt2 (torch.export), model.onnx and README.md, a model card with the
-run's numbers. Each form is run on real test images and must give the logits of the checkpoint; the latency on this CPU
-is printed. A network with layers of its method's (SimKD's projector and reused classifier) is exported as the one model
-it is; of one with auxiliary heads, the plain network that they sat on. Inputs are what the data set yields (images in
-[0, 1], sensor windows); the normalisation is part of the model.
+run's numbers; with --int8 also model_int8.onnx, and what float32, bf16 and int8 reach and cost. Each form is run on
+real test images and must give the logits of the checkpoint (int8 aside); the latency on this CPU is printed. A network
+with layers of its method's (SimKD's projector and reused classifier) is exported as the one model it is; of one with
+auxiliary heads, the plain network that they sat on. Inputs are what the data set yields (images in [0, 1], sensor
+windows); the normalisation is part of the model.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from core.files import atomic_write, atomic_write_json, atomic_write_text, make_
 from core.log import progress
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
+from dataset.single_file import InputFormat
 from helper.deploy.as_trained import add_as_trained, clip_options, clip_settings_notice, dataset_of, options_as_trained
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import Plain, latency, needs, onnx_session, write_onnx
+from helper.deploy.quantize import Measured, calibration_samples, compare, in_bf16, quantize_onnx
 from helper.machine.program import run_script
 from helper.networks.load import Network, load_network, network_without_heads
 from helper.options.parse import normalised
@@ -50,7 +54,8 @@ def write_safetensors(network: Network, config: dict[str, Any], path: Path) -> N
         tensors |= {
             f"{n}.{k}": v.contiguous() for n in ("proj", "head") for k, v in checkpoint.extra.get(n, {}).items()
         }
-    meta = {"arch": config["architecture"], "num_classes": config["num_classes"]} | checkpoint.meta
+    own = {k: config[k] for k in ("num_classes", "classes", "dataset")}
+    meta = {"arch": config["architecture"], **own} | checkpoint.meta
     whole = {k: v.clone() for k, v in tensors.items()}
     atomic_write(save(whole, metadata={"format": "pt", "meta": json.dumps(meta)}), path)
 
@@ -91,6 +96,40 @@ def on_one_thread(predict: Callable[[Tensor], Tensor], x: Tensor) -> float:
         return latency(lambda: predict(x))
     finally:
         torch.set_num_threads(threads)
+
+
+def in_int8(network: Plain, data: DataSet, modality: str, args: argparse.Namespace, source: Path) -> list[Measured]:
+    """Quantise the ONNX graph `source`; every precision side by side, on the whole test set."""
+    path = args.out / "model_int8.onnx"
+    print(f"{path}: {quantize_onnx(source, path, calibration_samples(data, modality, args.calibration))}")
+
+    def test() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in data.test_loader(125, device=torch.device("cpu")):
+            yield batch.inputs[modality].contiguous(), batch.target
+
+    predictors = [
+        ("float32, onnxruntime", reader_of(source, data), source),
+        ("int8, onnxruntime", reader_of(path, data), path),
+        ("float32, torch", torch.no_grad()(network), None),
+        ("bf16, torch", in_bf16(network), None),
+    ]
+    rows = compare(predictors, test, next(iter(test()))[0][:1])
+    for row in rows:
+        print(f"{row.precision}: top-1 {row.accuracy:.2f}, {row.latency:.2f} ms on one CPU thread ({row.ratio:.2f} x)")
+    return rows
+
+
+def int8_lines(rows: Sequence[Measured], calibration: int) -> list[str]:
+    """Of the model card."""
+    lines = [
+        "| precision | top-1 on the whole test set | file | one sample, one CPU thread | to float32 |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        size = "" if row.bytes is None else f"{row.bytes / 1e6:.2f} MB"
+        lines.append(f"| {row.precision} | {row.accuracy:.2f} % | {size} | {row.latency:.2f} ms | {row.ratio:.2f} x |")
+    lines += ["", f"int8 was calibrated on {calibration} training samples; all latencies are from one run.", ""]
+    return lines
 
 
 def numbers_of(folder: Path) -> dict[str, Any]:
@@ -163,6 +202,8 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
         *(f"| `{file}` | {gap:.1e} |" for file, gap in files.items()),
         "",
     ]
+    if "int8" in config:
+        lines += int8_lines([Measured(**row) for row in config["int8"]["rows"]], config["int8"]["calibration"])
     if run:
         lines += ["Trained by", "", "    " + one_line(shlex.join(map(str, run["command"]))), ""]
         lines += [f"at commit {run['commit']}, on {run['hardware']}, seed {run['seed']}.", ""]
@@ -196,6 +237,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         "classes": list(map(str, data.classes)),
         "input": spec.input,
         "input_shape": list(x.shape[1:]),
+        "preprocess": InputFormat.of(spec.input, tuple(x.shape[1:]), {"dataset": data.name, **meta}).as_dict(),
         "mean": spec.mean if model.normalised else None,
         "std": spec.std if model.normalised else None,
         "parameters": deployed_count(network.model),
@@ -209,7 +251,11 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         "export": (args.out / "model.pt2", lambda path: write_program(model, example, path)),
         "onnx": (args.out / "model.onnx", lambda path: write_onnx(model, example, path, metadata)),
     }
-    metadata = {"classes": "\n".join(config["classes"]), "input": "x".join(map(str, x.shape[1:]))}
+    metadata = {
+        "classes": "\n".join(config["classes"]),
+        "input": "x".join(map(str, x.shape[1:])),
+        "preprocess": json.dumps(config["preprocess"]),
+    }
     gaps, speed, agreed = {}, {}, []
     for form in progress(args.forms, "writing and checking"):
         path, write = writers[form]
@@ -225,6 +271,11 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         for size in (1, 64):
             speed[f"{path.name}, batch {size}"] = on_one_thread(predict, x[:size])
     print("\n".join(agreed))
+    if args.int8:
+        if "onnx" not in args.forms:
+            raise UserError("--int8 quantises the ONNX graph: add onnx to --forms")
+        rows = in_int8(model, data, spec.input, args, args.out / "model.onnx")
+        config["int8"] = {"calibration": args.calibration, "rows": [dataclasses.asdict(row) for row in rows]}
     for what, value in speed.items():
         print(f"latency {what}: {value:.2f} ms on one CPU thread")
     atomic_write_json(config, args.out / "config.json")
@@ -257,10 +308,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--forms", nargs="+", default=list(FORMS), help=f"what is written, of {', '.join(FORMS)} (default: all)"
     )
+    parser.add_argument("--int8", action="store_true", help="also write model_int8.onnx, and measure what int8 costs")
+    parser.add_argument(
+        "--calibration", type=int, default=512, help="training samples that set its scales (default 512)"
+    )
     parser.add_argument("--name", help="heading of the model card (default: NETWORK on DATA SET)")
     parser.add_argument("--push_to", help="repository on a model hub, as user/name (huggingface_hub)")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     args = parser.parse_args(normalised(argv))
+    if args.calibration < 1:
+        raise UserError(f"--calibration {args.calibration} must be at least 1")
     if stray := set(args.forms) - set(FORMS):
         raise UserError(f"--forms {', '.join(sorted(stray))}: known are {', '.join(FORMS)}")
     warnings.filterwarnings("ignore", category=UserWarning)

@@ -25,10 +25,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.files import make_folder
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
+from helper.deploy.pictures import pyplot, save
 from helper.evaluation.metrics import calibration
 from helper.machine.devices import pick_device, to_device
 from helper.machine.program import run_script
@@ -41,46 +41,9 @@ from helper.tables.table import tell_apart
 MARKERS = "osD^vP*X<>"
 
 
-def pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("pictures need the package matplotlib: pip install matplotlib") from error
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {
-            "font.size": 9,
-            "axes.titlesize": 9,
-            "axes.grid": True,
-            "grid.color": "0.9",
-            "axes.axisbelow": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "legend.fontsize": 8,
-            "figure.dpi": 150,
-            "savefig.bbox": "tight",
-            "pdf.fonttype": 42,  # text stays text
-            "svg.fonttype": "none",
-        }
-    )
-    return plt
-
-
 def looks_of(groups: Sequence[Sequence[Run]]) -> list[tuple[str, Any]]:
     """(colour, line) of each curve; a method has the same colour in every picture."""
     return [(colour, LINES[k]) for colour, k in looks([method_of(group[0]) for group in groups])]
-
-
-def save(figure: Any, out: Path) -> None:
-    make_folder(out.parent)
-    try:
-        figure.savefig(out)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {out}: {error}") from error
-    print(f"wrote {out}")
 
 
 def plain(text: str) -> str:

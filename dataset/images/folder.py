@@ -148,11 +148,11 @@ def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
     return whole.take(kept.nonzero().flatten())
 
 
-def decode(path: Path, size: int) -> np.ndarray:
-    """One image file as uint8 [size, size, 3]: RGB, shorter side resized to `size`, centre crop."""
+def decode(path: Path, size: int, short_side: int | None = None) -> np.ndarray:
+    """One image file as uint8 [size, size, 3]: RGB, shorter side resized to short_side (None: size), centre crop."""
     image = picture(path)
     width, height = image.size
-    short = min(width, height)
-    image = image.resize((width * size // short, height * size // short), pillow().Resampling.BILINEAR)
+    short, target = min(width, height), short_side or size
+    image = image.resize((width * target // short, height * target // short), pillow().Resampling.BILINEAR)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     return np.asarray(image.crop((left, top, left + size, top + size)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from core.files import make_folder
 from core.protocols import UserError
 from core.taps import TappedNet
 from dataset.recordings.sensors import read_sensor, window
+from dataset.single_file import InputFormat
 from helper.deploy.as_trained import recorded_shapes
 from helper.deploy.cost import deployed_count, macs
 from helper.networks.checkpoint import read_checkpoint
@@ -105,6 +107,9 @@ def export_onnx(classifier: Classifier, out: Path) -> None:
         "classes": "\n".join(classifier.classes),
         "modality": classifier.modality,
         "input": "x".join(map(str, classifier.shape)),
+        "preprocess": json.dumps(
+            InputFormat(classifier.input, classifier.shape, modality=classifier.modality).as_dict()
+        ),
     }
     write_onnx(Plain(classifier.net).eval(), torch.randn(2, *classifier.shape), out, metadata)
 

@@ -41,14 +41,20 @@ def evaluate_views(
     device: torch.device,
     num_classes: int,
     how: str,
+    watch: Callable[[Batch, Mapping[str, Tensor]], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Readout name -> loss, acc, acc_top5, acc_mean_class (percent) and samples, of predictions averaged over the views
-    of a sample, over the loaders of all processes, each with a share of its own."""
+    of a sample, over the loaders of all processes, each with a share of its own.
+
+    watch: is called with every batch and its averaged logits, by readout.
+    """
     meters: dict[str, Meter] = {}
     confusions: dict[str, Tensor] = {}
     for i, batch in enumerate(progress(loader, "evaluation")):
-        for name, readout in predict(batch.inputs).items():
-            logits = average_views(readout.float(), batch.views, how)
+        averaged = {k: average_views(v.float(), batch.views, how) for k, v in predict(batch.inputs).items()}
+        if watch is not None:
+            watch(batch, averaged)
+        for name, logits in averaged.items():
             meter = meters.setdefault(name, Meter(device))
             meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
             pairs = torch.bincount(batch.target * num_classes + logits.argmax(1), minlength=num_classes * num_classes)

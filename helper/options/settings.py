@@ -78,7 +78,7 @@ NAME_ORDER = (
     *("label_smoothing", "mixup", "cutmix", "weight_decay", "momentum", "nesterov", "accumulate", "seed", "precision"),
     *("eval_precision", "deterministic", "max_steps", "classes_subset", "augment", "random_erase"),
     *("repeated_augmentation", "sync_bn", "short_side", "sampling", "train_crop", "no_flip", "flip_pairs", "decoder"),
-    *("param_groups", "pretrained", "frame_logits", "teacher_dropout"),
+    *("param_groups", "pretrained", "frame_logits", "teacher_dropout", "quantize"),
 )
 
 

@@ -71,7 +71,7 @@ class _Wandb:
 
         self.wandb, self.name = wandb, place.name
         self.identifier = place.identifier or secrets.token_hex(8)
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
         self.run = wandb.init(
             project=place.project,
             name=place.name,

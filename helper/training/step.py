@@ -20,6 +20,7 @@ from distiller_zoo.base import Distiller
 from helper.machine import distributed
 from helper.machine.kernels import PLAIN, Kernels, begin_step, maybe_compiled
 from helper.training.ema import Average, EmaConfig
+from helper.training.fake_quant import QuantizeConfig
 from helper.training.optim import MakeOptimizer, OptimConfig, PartedSGD
 
 
@@ -28,7 +29,8 @@ class StepSetup:
     """How a step is computed, whatever the method.
 
     autocast: dtype of the forward pass, None for float32. accumulate: micro-batches per optimiser step (relational
-    losses then see a micro-batch). wrap: puts what trains into DDP. kernels: what is compiled.
+    losses then see a micro-batch). quantize: whether the student's layers round in training. wrap: puts what trains
+    into DDP. kernels: what is compiled.
     """
 
     make_optimizer: MakeOptimizer
@@ -38,6 +40,7 @@ class StepSetup:
     kernels: Kernels = PLAIN
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
     wrap: Callable[[nn.Module], nn.Module] = distributed.ddp
 
 
