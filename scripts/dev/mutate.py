@@ -365,6 +365,14 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("clamp(max=0)", "clamp(min=0)"),
         Mutant("-apart * a if b is None", "b if b is None"),
     ),
+    "fcfd": (
+        Mutant("loss + F.mse_loss(f, f_t)", "loss - F.mse_loss(f, f_t)"),
+        Mutant("F.mse_loss(f.relu().mean((2, 3))", "F.mse_loss(f.mean((2, 3))"),
+        Mutant("SLOPE = 0.1", "SLOPE = 0.2"),
+        Mutant("mixed + kl(", "mixed - kl("),
+        Mutant("norm.track_running_stats = False", "norm.track_running_stats = True"),
+        Mutant("warmed_up(progress.epoch, ", "warmed_up(progress.epoch - 1, "),
+    ),
     "deit": (
         Mutant("z_t.argmax(1)", "z_t.argmin(1)"),
         Mutant('z_s, z_t = s["distilled_logits"]', 'z_s, z_t = s["class_logits"]'),
