@@ -256,3 +256,18 @@ def test_fcfd_refuses_what_it_cannot_join():
     for flag in ("paths 0", "mixed -1", "warmup -1"):
         with pytest.raises(UserError, match="must be at least"):
             parse(["--distill", "fcfd", *f"--fcfd_{flag}".split()], teacher=False)
+
+
+def test_fcfd():
+    net_s, net_t, method = joined("resnet8", "wrn_16_1", 5, paths=3)
+    x = {"image": rand((2, 3, 32, 32), 1).double()}
+    with torch.no_grad():
+        terms, s, t = run(method, net_s(x), net_t.eval()(x), batch_of(torch.tensor([0, 3])))
+    numbers = {k: v.numpy() for k, v in s.items()}
+    made = [[v for k, v in numbers.items() if k.startswith(f"fcfd.stage{i}.")] for i in (1, 2, 3)]
+    mixed = [v for k, v in numbers.items() if k.startswith("fcfd.logits.")]
+    assert [len(m) for m in made][0] == 1 and len(mixed) == 3
+    maps_t = [t[f"stage{i}"].numpy() for i in (1, 2, 3)]
+    expected = reference.fcfd(made, maps_t, mixed, t["logits"].numpy(), 4.0)
+    assert terms["fcfd"].item() == pytest.approx(expected[0], **TOLERANCE)
+    assert terms["fcfd_mixed"].item() == pytest.approx(expected[1], **TOLERANCE)
