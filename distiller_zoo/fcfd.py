@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from core.option import check_range, option
@@ -114,7 +114,7 @@ class FCFD(Distiller):
                 }
             )
         self.switches = [(to, i) for to in (TEACHER, STUDENT) for i in range(1, len(self.stages))]
-        self.drawn = torch.Generator().manual_seed(ctx.init_rng.initial_seed())  # the same in every process
+        self.seed, self.steps = ctx.init_rng.initial_seed(), 0  # the same in every process
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
@@ -126,16 +126,17 @@ class FCFD(Distiller):
             )
         return Needs(student.stages, teacher.stages)
 
-    def get_extra_state(self) -> Tensor:
-        return self.drawn.get_state()
+    def get_extra_state(self) -> int:
+        return self.steps
 
-    def set_extra_state(self, state: Tensor) -> None:
-        self.drawn.set_state(state.cpu())
+    def set_extra_state(self, state: int) -> None:
+        self.steps = state
 
     def paths(self) -> list[tuple[str, int]]:
-        """(network that is switched to, stage behind which) of a step."""
-        order = torch.randperm(len(self.switches), generator=self.drawn).tolist()
-        return [self.switches[i] for i in order[: self.cfg.paths]]
+        """(network that is switched to, stage behind which) of a step: a function of the seed and the step."""
+        self.steps += 1
+        drawn = random.Random(self.seed * 1_000_003 + self.steps)
+        return drawn.sample(self.switches, min(self.cfg.paths, len(self.switches)))
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         paths = self.paths()
