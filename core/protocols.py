@@ -138,6 +138,8 @@ class ModelSpec:
     head: dotted path of the classifier. mean, std: the pixel normalisation (of values in [0, 1]) it was trained with.
     learning_rate: the published default where it differs from the data set's recipe.
     patch: side in px of a transformer's patches, whose position embedding is interpolated to other image sizes.
+    chain: module paths that, run one after another, are the network (a linear layer reads a flattened map); () where
+        its forward does more, so that the rest of it cannot be run from a stage on.
     branches: taps next to the path to the logits (auxiliary heads), which are computed on request alone:
         forward(x, names). The network's parts(name) lists their modules.
     twin: another name whose weights have the same keys and shapes. note: what --list says of it.
@@ -155,6 +157,7 @@ class ModelSpec:
     learning_rate: float | None = None
     patch: int | None = None
     fits: bool = False  # whether `build` takes `shape`, the per-sample shape of its input in the data set
+    chain: tuple[str, ...] = ()
     branches: tuple[str, ...] = ()
     twin: str | None = None
     note: str = ""
@@ -196,6 +199,8 @@ class Tapped(Protocol):
     def head(self) -> nn.Module: ...
 
     def insert(self, tap: str, layers: nn.Module) -> None: ...
+
+    def run_from(self, tap: str, x: Tensor) -> Features: ...
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Features: ...
 

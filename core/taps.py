@@ -67,6 +67,17 @@ class TappedNet(nn.Module):
         module = self.model.get_submodule(self.spec.taps[tap].module)
         self._inserted[tap] = module.register_forward_hook(partial(self._run_inserted, layers))
 
+    def run_from(self, tap: str, x: Tensor) -> Features:
+        """What the network makes of x in the place of a stage's map: the later stage maps, and "logits"."""
+        stages = {self.spec.taps[name].module: name for name in self.spec.stages}
+        features: Features = {}
+        for path in self.spec.chain[self.spec.chain.index(self.spec.taps[tap].module) + 1 :]:
+            module = self.model.get_submodule(path)
+            x = module(x.flatten(1) if isinstance(module, nn.Linear) else x)
+            if path in stages:
+                features[stages[path]] = x
+        return {**features, "logits": x}
+
     def _run_inserted(self, layers: nn.Module, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         output, features = layers(output)
         if self._collecting:

@@ -71,6 +71,7 @@ method_dict = Registry(
         "deepkd": "distiller_zoo.deepkd:DeepKD",
         "dhkd": "distiller_zoo.dhkd:DHKD",
         "deit": "distiller_zoo.deit:DeiT",
+        "fcfd": "distiller_zoo.fcfd:FCFD",
     },
     aliases={
         "baseline": "vanilla",

@@ -263,7 +263,10 @@ def _spec_of(model: nn.Module, calls: Sequence[Call], head: str, shape: tuple[in
         taps |= {"class_logits": Tap("head", "logits"), "distilled_logits": Tap("head_dist", "logits")}
     is_linear = isinstance(model.get_submodule(head), nn.Linear)
     taps["pooled"] = Tap(head, kind="vector" if is_linear else "map", side="input")
-    return ModelSpec("", lambda **_: model, taps, (*maps, "pooled"), head, input_shape=shape, patch=patch)
+    outer = tuple(c.name for c in calls if c.depth == 0)
+    is_resnet = type(model).__name__ == "ResNet" and {"layer1", "layer4", head} <= set(outer)  # of torchvision, timm
+    chain = outer if is_resnet else ()
+    return ModelSpec("", lambda **_: model, taps, (*maps, "pooled"), head, input_shape=shape, patch=patch, chain=chain)
 
 
 def _attention(model: Any, calls: Sequence[Call]) -> tuple[dict[str, Tap], int | None]:

@@ -69,6 +69,7 @@ def _resnet_spec(name: str, published: str | None, blocks: tuple[int, ...], **op
         stages=[f"layer{i}" for i in (1, 2, 3, 4)],
         preact=[Tap(f"layer{i}.{n - 1}.last_relu", side="input") for i, n in enumerate(blocks, 1)],
         head="fc",
+        chain=("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"),
     )
 
 

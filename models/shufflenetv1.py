@@ -72,5 +72,6 @@ shuffle_v1: ModelSpec = cifar_spec(
     head="linear",
     stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3)},
     preact={f"stage{i}_preact": Tap(f"layer{i}.{BLOCKS[i - 1] - 1}.relu3", side="input") for i in (1, 2, 3)},
+    chain=("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "pool", "linear"),
     learning_rate=0.01,
 )

@@ -95,6 +95,7 @@ def _spec(name: str, widths: Widths) -> ModelSpec:
         head="linear",
         stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3)},
         preact={f"stage{i}_preact": Tap(f"layer{i}.{BLOCKS[i - 1]}.relu2", side="input") for i in (1, 2, 3)},
+        chain=("conv1", "bn1", "relu1", "layer1", "layer2", "layer3", "conv2", "bn2", "relu2", "pool", "linear"),
         learning_rate=0.01,
     )
 

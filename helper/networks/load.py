@@ -140,7 +140,7 @@ def composite_spec(student: ModelSpec, deployment: Deployment) -> ModelSpec:
     taps = {k: inside("student.model", tap) for k, tap in student.taps.items() if k not in student.branches}
     taps |= {k: inside("deployment", tap) for k, tap in deployment.taps.items()}
     head = f"student.model.{student.head}" if deployment.head is None else f"deployment.{deployment.head}"
-    return dataclasses.replace(student, taps=taps, head=head, mean=None, std=None, branches=())
+    return dataclasses.replace(student, taps=taps, head=head, mean=None, std=None, chain=(), branches=())
 
 
 def file_checksum(path: str | Path) -> str:

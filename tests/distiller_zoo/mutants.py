@@ -322,4 +322,12 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant('OWN_LOGITS: s["class_logits"]', 'OWN_LOGITS: s["logits"]'),
         Mutant("loss / z_s.shape[1]", "loss"),
     ),
+    "fcfd": (
+        Mutant("loss + F.mse_loss(f, f_t)", "loss - F.mse_loss(f, f_t)"),
+        Mutant("F.mse_loss(f.relu().mean((2, 3))", "F.mse_loss(f.mean((2, 3))"),
+        Mutant("SLOPE = 0.1", "SLOPE = 0.2"),
+        Mutant("mixed + kl(", "mixed - kl("),
+        Mutant("norm.track_running_stats = False", "norm.track_running_stats = True"),
+        Mutant("warmed_up(progress.epoch, ", "warmed_up(progress.epoch - 1, "),
+    ),
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
-from core.protocols import Progress, UserError
+from core.protocols import Context, Progress, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo import attach, method_dict
 from helper.options.parse import parse
@@ -165,3 +166,108 @@ def test_deit_refuses_a_student_without_the_token():
         attach("deit", *nets, sample=torch.rand(2, 3, 32, 32))
     with pytest.raises(UserError, match="--deit_T 0.0 must be above 0"):
         parse(["--distill", "deit", "--deit_T", "0"], teacher=False)
+
+
+# ------------------------------------------------------------------ fcfd
+
+
+def joined(student: str, teacher: str, classes: int = 100, **options):
+    """Two tapped networks filled by the key rule, and the method, with its bridges so filled; float64."""
+    nets = []
+    for name, salt in ((student, 0), (teacher, 1)):
+        spec = model_dict[name]
+        nets.append(TappedNet(fill_module(spec(num_classes=classes), salt), spec, spec.stages))
+    shapes = {"image": (3, 32, 32)}
+    ctx = Context(classes, torch.arange(classes), 8, *(probe(net, shapes) for net in nets))
+    method = method_dict["fcfd"](method_dict["fcfd"].Config(**options), ctx)
+    fill_module(method.bridges, prefix="bridges.")
+    for net in nets:
+        net.mean.zero_(), net.std.fill_(1)
+    return *(net.double() for net in nets), method.double()
+
+
+@pytest.mark.parametrize("case", networks("fcfd"), ids=lambda c: f"{c['variant']}-{c['paths']}-{c['epoch']}")
+def test_golden_fcfd(case, monkeypatch):
+    hyper = case["hyper"]
+    options = {"kd_T": hyper["T"], "beta": hyper["weight"], "mixed": hyper["mixed"], "warmup": hyper["ramp_epochs"]}
+    net_s, net_t, method = joined(case["student"], case["teacher"], **options)
+    keys = networks("fcfd")[0]["bridges"].keys()
+    assert {f"bridges.{k}" for k in method.bridges.state_dict()} == {k for k in keys if not k.startswith("bridges.3.1")}
+    switches = [(str(path[-1]), path.index(path[-1]) - 1) for path in case["paths"]]
+    monkeypatch.setattr(method, "paths", lambda: switches)
+    net_t.train(case["variant"] == "code").requires_grad_(False)
+    x = {"image": rand((case["batch"], 3, 32, 32), case["image_seed"]).double()}
+    labels = torch.from_numpy(np.random.RandomState(case["label_seed"]).randint(0, 100, case["batch"]))
+    statistics = net_s.model.bn1.running_mean.clone(), net_s.model.layer3[0].bn1.num_batches_tracked.clone()
+    terms, s, t = run(method, net_s(x), net_t(x), batch_of(labels), Progress(case["epoch"] + 1, 240))
+    weights = method.weights(Progress(case["epoch"] + 1, 240))
+    loss = sum(weights[k] * v for k, v in terms.items())
+    assert loss.item() == pytest.approx(case["loss"], rel=1e-6)
+    assert terms["fcfd"].item() == pytest.approx(sum(case["l2_per_stage"]), rel=1e-6)
+    loss.backward()
+    for module, name in ((net_s, "student"), (method.bridges, "bridge")):
+        gradients = [p.grad.norm() for p in module.parameters() if p.grad is not None]
+        assert torch.stack(gradients).norm().item() == pytest.approx(case[f"{name}_grad_l2"], rel=1e-6)
+    first = net_s.model.conv1.weight.grad.flatten()[:5]
+    assert first.tolist() == pytest.approx(case["student_conv1_grad_first"], rel=1e-4)
+    assert not torch.equal(statistics[0], net_s.model.bn1.running_mean)
+    assert net_s.model.layer3[0].bn1.num_batches_tracked == statistics[1] + 1  # of the plain pass alone
+
+
+CHAINED = [n for n in model_dict if model_dict[n].chain and model_dict[n].input_shape[-1] == 32 and "x2" not in n]
+
+
+@pytest.mark.parametrize("name", [*CHAINED, "ResNet18", "MobileNetV1", "torchvision:resnet18", "timm:resnet18"])
+def test_fcfd_runs_the_rest_of_a_network(name):
+    if name.startswith("timm"):
+        pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
+    spec = model_dict[name]
+    net, side_of_images = TappedNet(spec(num_classes=5), spec, spec.stages).eval(), min(spec.input_shape[-1], 64)
+    with torch.no_grad():
+        features = net({"image": torch.rand(1, 3, side_of_images, side_of_images)})
+        for i, stage in enumerate(spec.stages):
+            again = net.run_from(stage, features[stage])
+            assert list(again) == [*spec.stages[i + 1 :], "logits"]
+            assert all(torch.equal(again[k], features[k]) for k in again)
+
+
+def test_every_family_of_cifar_says_how():
+    assert {"resnet8", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2", "ResNet50_cifar"} <= set(CHAINED)
+
+
+def test_fcfd_draws_the_switches_and_remembers_them():
+    *_, method = joined("resnet8", "wrn_16_1", 5)
+    drawn = [method.paths() for _ in range(40)]
+    assert {p for paths in drawn for p in paths} == {(to, i) for to in "01" for i in (1, 2)}
+    assert all(len(set(paths)) == 2 for paths in drawn)
+    *_, again = joined("resnet8", "wrn_16_1", 5)
+    again.load_state_dict(method.state_dict())
+    assert [again.paths() for _ in range(5)] == [method.paths() for _ in range(5)]
+
+
+def test_fcfd_refuses_what_it_cannot_join():
+    image = torch.rand(2, 3, 32, 32)
+    for pair, message in (
+        (("resnet8", "vgg8"), "resnet8 has 3 of them, vgg8 4: choose two with equally many"),
+        (("vit_micro_cifar", "resnet8"), "nobody says how to run one of vit_micro_cifar"),
+    ):
+        with pytest.raises(UserError, match=message):
+            attach("fcfd", *(model_dict[name](num_classes=5) for name in pair), sample=image)
+    for flag in ("paths 0", "mixed -1", "warmup -1"):
+        with pytest.raises(UserError, match="must be at least"):
+            parse(["--distill", "fcfd", *f"--fcfd_{flag}".split()], teacher=False)
+
+
+def test_fcfd():
+    net_s, net_t, method = joined("resnet8", "wrn_16_1", 5, paths=3)
+    x = {"image": rand((2, 3, 32, 32), 1).double()}
+    with torch.no_grad():
+        terms, s, t = run(method, net_s(x), net_t.eval()(x), batch_of(torch.tensor([0, 3])))
+    numbers = {k: v.numpy() for k, v in s.items()}
+    made = [[v for k, v in numbers.items() if k.startswith(f"fcfd.stage{i}.")] for i in (1, 2, 3)]
+    mixed = [v for k, v in numbers.items() if k.startswith("fcfd.logits.")]
+    assert [len(m) for m in made][0] == 1 and len(mixed) == 3
+    maps_t = [t[f"stage{i}"].numpy() for i in (1, 2, 3)]
+    expected = reference.fcfd(made, maps_t, mixed, t["logits"].numpy(), 4.0)
+    assert terms["fcfd"].item() == pytest.approx(expected[0], **TOLERANCE)
+    assert terms["fcfd_mixed"].item() == pytest.approx(expected[1], **TOLERANCE)

@@ -76,6 +76,7 @@ def test_the_zoo_study_leaves_no_classic_method_out(interpreter):
             "deepkd",
             "dhkd",
             "deit",
+            "fcfd",
         ),
         *(m for m in method_dict if m[:5] in ("hsakd", "dpcd", "dpcd_")),
     }

@@ -156,3 +156,21 @@ def deit(z_s: A, z_t: A, kind: str, temperature: float) -> float:
     else:
         rows = [-math.log(softmax(a)[max(range(len(b)), key=lambda k: b[k])]) for a, b in zip(z_s, z_t, strict=True)]
     return sum(rows) / len(rows)
+
+
+def fcfd(made: list[list[A]], maps_t: list[A], mixed: list[A], z_t: A, temperature: float) -> tuple[float, float]:
+    """made: of every stage, all maps that are compared with the teacher's. mixed: logits of the mixed networks."""
+
+    def square(a: A, b: A) -> float:
+        return sum((x - y) ** 2 for x, y in zip(a.ravel(), b.ravel(), strict=True)) / a.size
+
+    def vectors(f: A) -> A:
+        return np.array([[max_mean(channel) for channel in sample] for sample in f])
+
+    def max_mean(channel: A) -> float:
+        return sum(max(v, 0.0) for v in channel.ravel()) / channel.size
+
+    maps = sum(square(f, f_t) for fs, f_t in zip(made, maps_t, strict=True) for f in fs)
+    maps += sum(square(vectors(f), vectors(maps_t[-1])) for f in made[-1])
+    rows = [divergence(a, b, temperature) for z in mixed for a, b in zip(z, z_t, strict=True)]
+    return maps, temperature**2 * sum(rows) / len(z_t)
