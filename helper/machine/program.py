@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str]
     """Run an entry point. A user's error becomes one sentence and exit code 2; a bug keeps its traceback."""
     try:
         main(argv)
+        sys.stdout.flush()
     except UserError as error:
         _end(_fail(error, 2))
     except Interrupted as stop:
@@ -27,6 +29,9 @@ def run_script(main: Callable[[Sequence[str] | None], None], argv: Sequence[str]
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no memory left"
         _end(_fail(f"out of memory ({reason}): choose a smaller --batch_size, --image_size or network", 2))
+    except BrokenPipeError:  # the reader has enough, as `| head`; what is left to flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end(141)
     except KeyboardInterrupt:
         _end(_fail("interrupted", 130))
     else:
