@@ -159,6 +159,35 @@ def numbers_of(folder: Path) -> dict[str, Any]:
     }
 
 
+def usage(config: dict[str, Any]) -> list[str]:
+    """Lines of the card: onnxruntime on one input, as they run in the exported folder, and what they do to an image."""
+    shape = config["input_shape"]
+    if config["input"] == "image":
+        size = shape[-1]
+        shorter = size * 256 // 224 if config["dataset"] == "imagenet" else size
+        imports = ["from PIL import Image"]
+        about = f"the shorter side is resized to {shorter} pixels, of which the centre, {size} by {size}, is cut out"
+        read = [
+            'image = Image.open("photo.jpg").convert("RGB")',
+            f"sides = [side * {shorter} // min(image.size) for side in image.size]",
+            f"left, top = ((side - {size}) // 2 for side in sides)",
+            f"box = (left, top, left + {size}, top + {size})",
+            "image = image.resize(sides, Image.Resampling.BILINEAR).crop(box)",
+            "x = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255",
+        ]
+    else:
+        imports, about = [], f"zeros stand for one {config['input']} as the data set yields it"
+        read = [f"x = np.zeros((1, {', '.join(map(str, shape))}), np.float32)"]
+    code = [
+        "import json, numpy as np, onnxruntime",
+        *imports,
+        *read,
+        'logits = onnxruntime.InferenceSession("model.onnx").run(["logits"], {"input": x})[0]',
+        'print(json.load(open("config.json"))["classes"][int(logits.argmax())])',
+    ]
+    return ["## Use", "", f"In this folder ({about}; the input is called `input`):", "", "```python", *code, "```", ""]
+
+
 def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float], name: str) -> str:
     """README.md of the exported folder, with the front matter that model hubs read."""
     run, tested = config.get("run") or {}, config["measured"]
@@ -201,6 +230,7 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
         "|---|---|",
         *(f"| `{file}` | {gap:.1e} |" for file, gap in files.items()),
         "",
+        *(usage(config) if "model.onnx" in files else []),
     ]
     if "int8" in config:
         lines += int8_lines([Measured(**row) for row in config["int8"]["rows"]], config["int8"]["calibration"])

@@ -27,6 +27,7 @@ def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[st
     accept_any_character()
     try:
         code = main(argv)
+        sys.stdout.flush()
     except UserError as error:
         _end(_fail(error, 2))
     except Interrupted as stop:
@@ -38,6 +39,9 @@ def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[st
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no memory left"
         _end(_fail(f"out of memory ({reason}): choose a smaller --batch_size, --image_size or network", 2))
+    except BrokenPipeError:  # the reader has enough, as `| head`; what is left to flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end(141)
     except KeyboardInterrupt:
         _end(_fail("interrupted", 130))
     else:

@@ -69,11 +69,11 @@ def differing(groups: Sequence[Sequence[Run]]) -> list[tuple[str, list[str]]]:
     """(setting, its value in each cell) of what is not the same in all; - where a cell has no such setting."""
     all_settings = [settings_of(group) for group in groups]
     names = dict.fromkeys(name for settings in all_settings for name in settings)
-    rows = [(name, [_shown(settings.get(name)) for settings in all_settings]) for name in names]
+    rows = [(name, [shown(settings.get(name)) for settings in all_settings]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     if value is None:
         return "-"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -89,7 +89,8 @@ def find_runs(root: Path, dataset: str | None) -> list[Run]:
 
 
 def chosen_runs(roots: Sequence[Path], dataset: str | None, only: str = "") -> list[Run]:
-    """Finished runs below the roots; how many are not finished is said on standard error.
+    """Finished runs below the roots; how many are not finished is said on standard error, and how many are left out as
+    trials (--max_steps), unless all are.
 
     only: methods or networks, separated by commas. UserError where nothing is left.
     """
@@ -104,6 +105,10 @@ def chosen_runs(roots: Sequence[Path], dataset: str | None, only: str = "") -> l
     runs = [run for run in runs if not words or words & names_of(run)]
     if not runs:
         raise UserError(f"--only {only} names no method and no network of a {what}")
+    trials = [run for run in runs if run.identity.get("max_steps")]
+    if trials and len(trials) < len(runs):
+        runs = [run for run in runs if not run.identity.get("max_steps")]
+        print(f"left out: {len(trials)} trial run{'s' * (len(trials) > 1)} (--max_steps)", file=sys.stderr)
     if unfinished:
         print(f"left out: {unfinished} unfinished run{'s' * (unfinished > 1)}", file=sys.stderr)
     return runs

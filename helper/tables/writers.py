@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -165,7 +166,72 @@ def as_markdown(header: list[str], rows: list[list[str]], notes: list[str]) -> s
     return "\n".join([line(header), rule, *map(line, rows), "", *[f"{one_line(n)}\n" for n in notes]])
 
 
+ENTRY = re.compile(
+    r"\(?(?P<mean>[+-]?\d+(?:\.\d+)?)\)?(?: M)?(?: ± (?P<std>\d+\.\d+))?(?: \((?P<best>\d+\.\d+)\))?"
+    r"(?: \[(?P<n>\d+)\])?(?: / (?P<published>.+))?"
+)
+CLOCK = re.compile(r"\d+(:\d\d)+")
+
+
+def numbers_of(name: str, cells: Sequence[str]) -> list[list[str]]:
+    """A column as columns of plain numbers, headings first; a column of text as it is."""
+    if any(cells) and all(CLOCK.fullmatch(cell) for cell in cells):
+        seconds = [sum(int(part) * 60**i for i, part in enumerate(reversed(cell.split(":")))) for cell in cells]
+        return [[f"{name} (s)", *map(str, seconds)]]
+    found = [ENTRY.fullmatch(cell) for cell in cells]
+    if not any(cells) or any(cell and not match for cell, match in zip(cells, found, strict=True)):
+        return [[name, *cells]]
+    many = any(match and (match["n"] or match["std"]) for match in found) or name == "last epoch"
+    parts = [part for part in ENTRY.groupindex if any(match and match[part] for match in found)]
+    if many and "std" not in parts:
+        parts.insert(1, "std")  # of one run there is none: the column is empty
+    heading = "n" if name == "runs" else name.strip("()") + " (M)" * any(cell.endswith(" M") for cell in cells)
+    return [
+        [f"{heading} {part}" if many else heading, *((match and match[part]) or "" for match in found)]
+        for part in parts
+    ]
+
+
 def as_csv(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    """Plain numbers: mean, standard deviation and number of runs have columns of their own, and no cell has a unit."""
+    columns = [c for i, name in enumerate(header) for c in numbers_of(name, [row[i] for row in rows])]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([list(map(csv_cell, row)) for row in [header, *rows]])
+    csv.writer(text, lineterminator="\n").writerows([list(map(csv_cell, row)) for row in zip(*columns, strict=True)])
     return text.getvalue()
+
+
+KEEP_LAST = ("method", "last epoch", "gain", "network", "runs", "MACs", "parameters", "(best)", "teacher")
+
+
+def own_columns(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Settings that a method's name ends in ("kd, kd_T 8.0") as columns of their own."""
+    if header[0] != "method":
+        return header, rows
+    split = [row[0].split(", ") for row in rows]
+    found = [dict(part.split(" ", 1) for part in parts[1:] if " " in part) for parts in split]
+    names = list(dict.fromkeys(name for settings in found for name in settings))
+    left = [", ".join([parts[0], *(p for p in parts[1:] if " " not in p)]) for parts in split]
+    return [header[0], *names, *header[1:]], [
+        [label, *(settings.get(name, "") for name in names), *row[1:]]
+        for label, settings, row in zip(left, found, rows, strict=True)
+    ]
+
+
+def as_terminal(header: list[str], rows: list[list[str]], notes: list[str], width: int) -> str:
+    """Fits a terminal of `width` characters: settings have columns, those that all rows share and those for which there
+    is no room are left out and named."""
+    header, rows = own_columns(header, rows)
+    sizes = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    rank = {name: i for i, name in enumerate(KEEP_LAST)}
+    settings = {name for name in header if name in rank or name.isidentifier() and name not in ("loss", "time")}
+    order = sorted(range(len(header)), key=lambda i: (rank.get(header[i], 3 if header[i] in settings else 20), i))
+    kept: list[int] = []
+    for i in order:
+        if any(row[i] for row in rows) and sum(sizes[k] + 3 for k in [*kept, i]) + 1 <= width:
+            kept.append(i)
+    kept = sorted(kept) or [0]
+    gone = [name for i, name in enumerate(header) if i not in kept and any(row[i] for row in rows)]
+    text = as_markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows], [])
+    if gone:
+        notes = [f"No room for: {', '.join(gone)} (--out or --format has them).", *notes]
+    return "\n".join([text, *(textwrap.fill(note, width) for note in notes)]) + "\n"

@@ -43,6 +43,7 @@ def plot(series: Tensor, out: Path, title: str, kind: str = "gasf") -> None:
     panels[-1].imshow(seen.permute(1, 2, 0).numpy(), origin="lower")
     panels[-1].set_title("as the network sees it", fontsize="small")
     for panel in panels[1:]:
+        panel.grid(False)
         panel.set(xlabel="sample", ylabel="sample")
     figure.savefig(out, dpi=120)
 

@@ -1,18 +1,25 @@
 """A network that is taken away computes what its checkpoint does, in every form."""
 
 import json
+import re
+import subprocess
+import sys
 import types
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from core.protocols import ModelSpec, UserError
 from core.taps import TappedNet
-from helper.deploy.export import Plain, write_onnx
+from dataset import dataset_dict
+from dataset.base import DataOptions
+from helper.deploy.export import Plain, onnx_session, write_onnx
 from helper.networks.checkpoint import read_checkpoint
 from models import model_dict
 from models._external_vit import any_size
-from scripts.export_student import TOLERANCE, main, reader_of, write_program
+from scripts.export_student import TOLERANCE, main, reader_of, real_batch, write_program
 from tests.support.recordings import utd
 
 for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
@@ -54,6 +61,18 @@ def test_every_form_of_a_composite(simkd, tmp_path, capsys, commands):
     parameters = json.loads((simkd.parent / "parameters.json").read_text())
     assert config["parameters"] == round(parameters["Deployed params"] * 1e6)
     assert config["macs"] == pytest.approx(parameters["Deployed MACs"] * 1e6)
+
+    # the card's own lines name the class of a test image
+    sample = dataset_dict["digits"](DataOptions(tmp_path, image_size=16))
+    x, _ = real_batch(sample, "image", 3)
+    pixels = (255 * x[2]).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", format="png")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    logits = onnx_session(tmp_path / "model.onnx").run(
+        None, {"input": pixels.transpose(2, 0, 1)[None] / np.float32(255)}
+    )
+    assert done.stdout.strip() == config["classes"][int(logits[0].argmax())], done.stderr
 
     # the weights alone are a checkpoint like any other: it is evaluated to the run's number
     done = commands(

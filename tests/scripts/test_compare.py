@@ -22,13 +22,17 @@ def root(tmp_path_factory):
     return root
 
 
-def folders(root, word):
-    return sorted(path for path in (root / "students" / "models").iterdir() if word in path.name)
+def runs_of(root, distill):
+    runs = map(read_run, sorted((root / "students" / "models").iterdir()))
+    return sorted((r for r in runs if r.identity["distill"] == distill), key=lambda r: r.identity["seed"])
+
+
+def folders(root, distill):
+    return [str(run.folder) for run in runs_of(root, distill)]
 
 
 def test_paired_difference_is_that_of_a_t_test(root):
-    kd, alone = ([read_run(path) for path in folders(root, word)] for word in ("kd:", "vanilla"))
-    kd = [run for run in kd if run.identity["distill"] == "kd"]
+    kd, alone = runs_of(root, "kd"), runs_of(root, "vanilla")
     found = paired(kd, alone)
     expected = stats.ttest_rel([r.rows[-1]["test_acc"] for r in kd], [r.rows[-1]["test_acc"] for r in alone])
     low, high = expected.confidence_interval(0.95)
@@ -41,8 +45,8 @@ def test_paired_difference_is_that_of_a_t_test(root):
 
 
 def test_comparison_of_folders(root, capsys):
-    alone, kd = folders(root, "vanilla"), [p for p in folders(root, "kd") if "simkd" not in p.name]
-    main([*map(str, [*alone, *kd, *folders(root, "simkd")]), "--out", str(root / "curves.svg")])
+    alone = folders(root, "vanilla")
+    main([*alone, *folders(root, "kd"), *folders(root, "simkd"), "--out", str(root / "curves.svg")])
     out = capsys.readouterr().out
     lines = {line.split("|")[1].strip(): line for line in out.splitlines() if line.startswith("|")}
     assert "vanilla" in lines["distill"] and "simkd" in lines["distill"]
@@ -51,7 +55,7 @@ def test_comparison_of_folders(root, capsys):
     assert "No gains by class" in out  # these folders hold no networks
     assert "kd 73.00" in (root / "curves.svg").read_text()
     with pytest.raises(UserError, match="repetitions of one another"):
-        main(list(map(str, alone)))
+        main(alone)
     with pytest.raises(UserError, match="no finished run"):
         main([str(root)])
 
