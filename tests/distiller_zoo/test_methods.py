@@ -165,8 +165,8 @@ EQUAL = ("fsp", "kdsvd")  # methods that compare channel by channel
     [
         (name, stage)
         for name in method_dict
-        # of auxiliary heads: test_losses_hsakd.py; of a transformer: test_cakd.py, test_losses_parts.py; those that run a
-        # part of the network itself: test_losses_recent_graph.py
+        # of auxiliary heads: test_losses_hsakd.py; of a transformer: test_cakd.py, test_losses_parts.py; those that run
+        # a part of the network itself: test_losses_recent_graph.py
         if name not in ("cakd", "deit", "norm", "fcfd") and not issubclass(method_dict[name], WithHeads)
         for stage in range(len(chain_of(method_dict[name])))
     ],
