@@ -69,7 +69,7 @@ SCRIPTS = {  # script -> (arguments, --distill of the command that is run, kind 
     "video/tsn_distil.sh": (("T.pth",), "dist", "tsn", "tsn"),
 }
 STUDIES = {"cakd/short_study.sh", "hsakd/short_study.sh", "video/short_study.sh", "vskd/short_study.sh"}
-STUDIES |= {"imagenette_study.sh", "dev/two_hosts.sh"}
+STUDIES |= {"imagenette_study.sh", "int8_study.sh", "dev/two_hosts.sh"}
 PAGES = {  # page -> words of the command, kind of teacher, kind of student
     "README.md": ("train_teacher.py", None, "plain"),
     "docs/classic.md": ("--distill simkd", "plain", "plain"),
