@@ -24,20 +24,12 @@ from helper.networks.checkpoint import load_file  # noqa: E402 (a script: the pa
 from helper.options.parse import normalised  # noqa: E402
 
 STUDENT = "architecture."
-CLASSES = (  # what a running MMEngine pickles: curves of the log, and NumPy's arrays and scalars in them
+CLASSES = (  # what a running MMEngine pickles besides tensors and NumPy's arrays: curves of the log, settings
     "mmengine.logging.history_buffer.HistoryBuffer",
     "mmengine.config.config.ConfigDict",
     "mmengine.config.config.Config",
-    "numpy.ndarray",
-    "numpy.dtype",
-    *(f"numpy.dtypes.{n}DType" for n in ("Float64", "Float32", "Int64", "Int32", "Bool")),
 )
 FUNCTIONS = (
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "_codecs.encode",
     "builtins.getattr",  # of HistoryBuffer's methods by name
     "__builtin__.getattr",
 )

@@ -66,7 +66,7 @@ def student(commands, teacher, tmp_path):
         (("--distill", "crd", "--nce_k", 10**13), ("--nce_k 10000000000000", "at most 16777216")),
         (("--distill", "crd", "--nce_t", 0), ("--nce_t 0.0",)),
         (("--distill", "cc", "--feat_dim", 10**12), ("--feat_dim 1000000000000", "at most")),
-        (("--image_size", 100000), ("image_size is 100000", "4096")),
+        (("--image_size", 100000), ("--image_size 100000", "4,096")),
         (("--image_size", 4000), ("1797 images at 4000x4000 need", "--image_size")),
         (("-c", -1), ("--cls -1.0", "not negative")),
         (("-d", "nan"), ("--div nan", "finite")),

@@ -199,7 +199,7 @@ def test_folders_of_frames(tmp_path):
     with pytest.raises(UserError, match="different sizes"):
         read_clip(source)
     (tmp_path / "f" / "000002.jpg").write_bytes(b"\xff\xd8")
-    with pytest.raises(UserError, match="000002.jpg' is damaged"):
+    with pytest.raises(UserError, match="000002.jpg' is corrupt"):
         read_clip(source)
 
 

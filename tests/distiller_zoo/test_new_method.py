@@ -21,10 +21,10 @@ class MeanLogits(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 2.0
-        mean_logits_power: float = option(2.0, "power of the distance")
+        power: float = option(2.0, "factor of the distance")
 
     def terms(self, s, t, batch, progress):
-        distance = (s["logits"] - t["logits"]).mean(1).abs().pow(self.cfg.mean_logits_power)
+        distance = (s["logits"] - t["logits"]).mean(1).abs() * self.cfg.power
         return {"mean_logits": distance.mean()}
 '''
 FOLDERS = ("core", "crd", "dataset", "distiller_zoo", "helper", "models", "scripts", "tests")

@@ -82,7 +82,7 @@ GOOD = (
     [
         ("", "lists no sources"),
         ("source = 3", "lists no sources"),
-        ("[[source", "cannot read the sources"),
+        ("[[source", "is not a TOML file"),
         (GOOD.replace('"here"', '"../up"'), r"source 1: the key '../up' .* must be a plain word"),
         (GOOD.replace('"file"', '"magic"'), "the kind 'magic' must be one of file, tar"),
         (GOOD.replace('what = "w"\n', ""), "what must be a text"),
