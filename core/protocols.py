@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-Features = dict[str, Tensor]  # tap name -> tensor; always holds "logits" [B*V, K]
+Features = dict[str, Tensor]  # tap name -> tensor; holds "logits" [B*V, K] unless the network is headless
 
 
 Terms = dict[str, Tensor]  # term name -> unweighted scalar
@@ -140,6 +140,8 @@ class ModelSpec:
     branches: taps beside the path to the logits (auxiliary heads), which are computed on request alone:
         forward(x, names). The network's parts(name) lists their modules.
     twin: another name whose weights have the same keys and shapes. note: what --list says of it.
+    headless: what stands at `head` passes its input on, so the network has a pooled feature and no logits.
+    published_classes: of the weights its package publishes; 0: they hold no classifier.
     """
 
     name: str
@@ -158,6 +160,8 @@ class ModelSpec:
     twin: str | None = None
     note: str = ""
     adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None  # key maps of published checkpoints
+    headless: bool = False
+    published_classes: int = 1000
     average_clips: Literal["prob", "score"] = "prob"  # of several views at test time: probabilities, or logits
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
@@ -172,6 +176,10 @@ class ModelSpec:
             return self
         shape = tuple(shapes[self.input])
         return dataclasses.replace(self, build=partial(self.build, shape=shape), input_shape=shape)
+
+    def outputs(self, taps: Sequence[str]) -> tuple[str, ...]:
+        """What the network gives where these taps are asked for: they, and the logits of one that has a classifier."""
+        return tuple(taps) if self.headless else tuple(dict.fromkeys(("logits", *taps)))
 
     @property
     def stages(self) -> tuple[str, ...]:

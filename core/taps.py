@@ -14,8 +14,9 @@ from core.protocols import Features, ModelSpec, Side, Tap, UserError
 class TappedNet(nn.Module):
     """A model, its input normalisation, and hooks on the taps somebody asked for.
 
-    forward takes Batch.inputs (images in [0, 1]) and returns {"logits": [B, K], tap name: tensor, ...}. Hooks collect
-    only inside this forward, so a submodule (a reused head, say) may be called again from elsewhere.
+    forward takes Batch.inputs (images in [0, 1]) and returns {"logits": [B, K], tap name: tensor, ...}; without logits
+    where the spec says headless. Hooks collect only inside this forward, so a submodule (a reused head, say) may be
+    called again from elsewhere.
     """
 
     mean: Tensor
@@ -75,7 +76,7 @@ class TappedNet(nn.Module):
         silent = [name for name in self.want if name not in kept and name not in skipped]
         if silent:
             raise RuntimeError(f"taps that never fired in {self.spec.name}: {sorted(silent)}")
-        return {"logits": logits, **kept}
+        return kept if self.spec.headless else {"logits": logits, **kept}
 
 
 @torch.no_grad()
@@ -108,7 +109,7 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
 def _pools_last(net: TappedNet, features: Features) -> bool:
     """Side.pools_last, of features in eval mode."""
     tap = net.spec.last_map
-    if tap not in features or features[tap].ndim != 4 or features[tap].is_meta:
+    if net.spec.headless or tap not in features or features[tap].ndim != 4 or features[tap].is_meta:
         return True
     logits = features["logits"]
     try:

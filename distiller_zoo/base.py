@@ -82,6 +82,7 @@ class Distiller(nn.Module):
     teacher_mode: ClassVar[Literal["absent", "frozen", "trained"]] = "frozen"
     before: ClassVar[type[Distiller] | None] = None
     reads_logits: bool = False  # whether `terms` or the deployment depend on the student's own logits
+    reads_teacher_head: bool = False  # whether `terms` apply the teacher's classifier or compare its logits alone
     by_index: bool = False  # whether something is kept of every training sample, found by batch.index
     weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach
     follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled anew all the time
@@ -112,6 +113,11 @@ class Distiller(nn.Module):
     @classmethod
     def needs(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         return Needs()
+
+    @classmethod
+    def needs_classifier(cls, cfg: Any) -> bool:
+        """Whether the method cannot use a teacher without a classifier: it compares logits, or applies the classifier."""
+        return bool(cfg.div) or cls.reads_logits or cls.reads_teacher_head
 
     @classmethod
     def notes(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:

@@ -30,7 +30,9 @@ from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.kernels import Hardware, Kernels, tune_allocator
 from helper.machine.seeding import seed_everything
-from helper.networks.load import Network, load_network, position_notice, started_from
+from helper.networks.head_probe import with_probe
+from helper.networks.headless import load_teacher, refuse_headless
+from helper.networks.load import Network, position_notice, started_from
 from helper.networks.teacher_cache import CachedTeacher, CacheLayout, cache_key
 from helper.networks.teacher_sources import SharedTeacher, keep_dropout
 from helper.options.settings import Settings
@@ -113,7 +115,7 @@ def open_data(settings: Settings) -> DataSet:
     return data
 
 
-def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
+def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device) -> Network | None:
     """The teacher of --path_t, if a method wants one."""
     wanting = [lane for lane in lanes if lane.method.teacher_mode == "frozen"]
     settings = lanes[0].teacher
@@ -131,20 +133,29 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
             lane.without_effect["path_t"] = f"--distill {lane.distill} uses no teacher"
         return None
     log.info("==> loading teacher model")
-    networks = [load_network(p, settings.model_t, data.num_classes, data.shapes) for p in settings.path_t]
+    networks = [load_teacher(p, settings.model_t, data.num_classes, data.shapes) for p in settings.path_t]
     weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
     if weights is not None and len(weights) != len(networks):
         raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
     for notice in chain.from_iterable(position_notice(n.spec, data.shapes) for n in networks):
         log.info(notice)
     log.info("==> done")
-    return dataclasses.replace(networks[0], others=tuple(networks[1:]), weights=weights)
+    if settings.teacher_probe is not None:
+        folder = Path(lanes[0].run.save_root) / "teacher_probes"
+        networks = [with_probe(n, settings.teacher_probe, data, folder, device) for n in networks]
+    teacher = dataclasses.replace(networks[0], others=tuple(networks[1:]), weights=weights)
+    for lane in wanting:
+        refuse_headless(teacher, lane.distill, lane.method, lane.config)
+    return teacher
 
 
 def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
     """Evaluate in float32 once, remember it beside the runs, and compare with what the file says of itself."""
     if settings.teacher.skip_validation:
         log.info("Skipping teacher validation.")
+        return None
+    if teacher.spec.headless:
+        log.info("teacher accuracy:  none, as it has no classifier (%s)", teacher.lacks)
         return None
     memory = Path(settings.run.save_root) / "teacher_accuracy.json"
     images = data.test_checksum or data.checksum
@@ -208,7 +219,7 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
     if len(chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
-        no_teacher = ("model_t", "skip_validation", "div", "kd_T", "teacher_dropout")
+        no_teacher = ("model_t", "teacher_probe", "skip_validation", "div", "kd_T", "teacher_dropout")
         why |= dict.fromkeys(no_teacher, f"--distill {distill} uses no teacher")
     elif not settings.loss.div:
         why["kd_T"] = "the logit KL has weight 0"
@@ -279,7 +290,7 @@ def shared_source(
     folder = None if lanes[0].run.dry_run else cfg.teacher_cache
     if dropout and folder is not None:
         raise UserError("--teacher_dropout draws anew for every batch, which --teacher_cache cannot keep: drop one")
-    kept = ("logits", "pooled") if cfg.cache_pooled else ("logits",)
+    kept = ("pooled",) if teacher.spec.headless else ("logits", "pooled") if cfg.cache_pooled else ("logits",)
     deeper = [tap for tap in taps if tap not in kept]
     if folder is None or deeper:
         if folder is not None:
@@ -299,16 +310,14 @@ def shared_source(
         source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
         if data.num_crops is None:
             raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
-        layout = source_layout(source, teacher.spec, data, device, taps if cfg.cache_pooled else ())
+        layout = source_layout(source, teacher.spec, data, device, taps if "pooled" in kept else ())
         who = teacher.checksum + ("" if teacher.weights is None else f" {teacher.weights}")
         open_cache = partial(
             CachedTeacher,
             source,
             cfg,
             cache_key(who, data.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name),
-            CacheLayout(
-                len(data.train_labels), data.num_crops, data.num_classes, layout["logits"][1], layout.get("pooled")
-            ),
+            CacheLayout(len(data.train_labels), data.num_crops, *layout),
             device,
         )
         rebuild = cfg.rebuild_cache and machine.is_main()
@@ -318,12 +327,18 @@ def shared_source(
 
 def source_layout(
     source: TeacherSource, spec: ModelSpec, data: DataSet, device: torch.device, taps: Sequence[str]
-) -> dict[str, tuple[int, torch.dtype]]:
-    """Tap -> (width, dtype) of it and of the logits, as the teacher computes them."""
+) -> tuple[int, torch.dtype, tuple[int, torch.dtype] | None]:
+    """(width, dtype) of the logits and of the taps, as the teacher computes them; of one without a classifier, width 0
+    and the taps in half precision."""
     none = torch.zeros(2, dtype=torch.int64, device=device)
     noise = torch.rand(2, *data.shapes[spec.input], generator=torch.Generator().manual_seed(0))
     images = noise.to(device, memory_format=torch.channels_last) if noise.ndim == 4 else noise.to(device)
     features = source.features(Batch({spec.input: images}, none, none), taps)
     if any(v.ndim != 2 for v in features.values()):
         raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is no vector, leave the flag out")
-    return {k: (v.shape[1], v.dtype) for k, v in features.items()}
+    half, pooled = torch.float16, features.get("pooled")
+    if spec.headless:
+        assert pooled is not None, "a method without logits and without taps"
+        return 0, half, (pooled.shape[1], half)
+    logits = features["logits"]
+    return logits.shape[1], logits.dtype, None if pooled is None else (pooled.shape[1], pooled.dtype)

@@ -98,7 +98,7 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     require_backend(settings.run.tb_backend)
     device, autocast = setup(settings)
     data = open_data(settings)
-    teacher = None if settings.is_teacher else open_teacher(lanes, data)
+    teacher = None if settings.is_teacher else open_teacher(lanes, data, device)
     for lane in lanes:
         notice_without_effect(lane, data, device)
     notice_of_decays(lanes)

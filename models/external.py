@@ -70,7 +70,15 @@ def timm_spec(name: str) -> ModelSpec:
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
     build = partial(_timm, name)
     mean, std = (cfg.mean, cfg.std) if cfg else (IMAGENET_MEAN, IMAGENET_STD)
-    return _spec(f"timm:{name}", build, cfg.input_size if cfg else (3, 224, 224), mean, std)
+    spec = _spec(f"timm:{name}", build, cfg.input_size if cfg else (3, 224, 224), mean, std)
+    return dataclasses.replace(spec, published_classes=_timm_classes(name, cfg.num_classes) if cfg else CLASSES)
+
+
+def _timm_classes(name: str, outputs: int) -> int:
+    """Of a network's published weights. timm counts as classes what is the projection of an image-text model, whose
+    outputs are no classes."""
+    projection = ("clip" in name or "pe_core" in name) and outputs < 2048 and outputs != CLASSES
+    return 0 if projection else outputs
 
 
 def _unknown(package: str, name: str, known: Sequence[str]) -> UserError:
@@ -133,6 +141,8 @@ def load_published(model: nn.Module, name: str, which: bool | str, head: str) ->
         state = weights[wanted].get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         raise UserError(f"cannot download the weights of {name} ({weights[wanted].url}): {error}") from error
+    if not any(k.startswith(f"{head}.") for k in state):
+        raise UserError(f"the weights {wanted} of {name} hold no classifier ({head}), which would stay random")
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     left = {k for k in own if k not in fits and not k.startswith(f"{head}.")}

@@ -115,6 +115,8 @@ class Network:
     """A network read from a checkpoint, ready to be tapped; with `others`, the first of an ensemble.
 
     weights: of the members' probabilities, one each; None for equal ones.
+    lacks: why a headless one has no classifier ("its file holds no fc.weight"). marks: what else makes it another
+    network than its file, such as a fitted classifier.
     """
 
     spec: ModelSpec
@@ -122,6 +124,8 @@ class Network:
     checkpoint: Checkpoint
     others: tuple[Network, ...] = ()
     weights: tuple[float, ...] | None = None
+    lacks: str = ""
+    marks: str = ""
 
     @property
     def name(self) -> str:
@@ -130,8 +134,8 @@ class Network:
     @property
     def checksum(self) -> str:
         """Of the files of all; of two peers in one file each has its own."""
-        members = (network.checkpoint for network in (self, *self.others))
-        return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") for c in members)
+        members = ((network.checkpoint, network.marks) for network in (self, *self.others))
+        return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") + marks for c, marks in members)
 
     def tapped(self, want: Sequence[str] = ()) -> TappedNet:
         if want and self.others:
@@ -160,9 +164,6 @@ class Network:
         return EnsembleTeacher([first, *rest], self.weights)
 
 
-PUBLISHED_CLASSES = 1000  # of the weights that torchvision and timm publish
-
-
 def published(path: str | Path) -> str | None:
     """The registry name if `path` names a network with published weights (torchvision:NAME, timm:NAME) and no file."""
     name = str(path)
@@ -171,15 +172,37 @@ def published(path: str | Path) -> str | None:
 
 
 def named_network(name: str, num_classes: int | None) -> Network:
-    """A network with the weights its package publishes. UserError: another number of classes, no download."""
+    """A network with the weights its package publishes. num_classes: None takes theirs, which may have no classifier.
+
+    UserError: another number of classes, no download.
+    """
     spec = model_dict[name]
-    if num_classes not in (None, PUBLISHED_CLASSES):
+    known = spec.published_classes
+    if num_classes not in (None, known):
+        has = f"weights for {known} classes" if known else "weights without a classifier"
         raise UserError(
-            f"{name} comes with weights for ImageNet's {PUBLISHED_CLASSES} classes, the data set has {num_classes}: "
-            f"train a teacher on it (train_teacher.py --model {name}) and pass its checkpoint"
+            f"{name} comes with {has}, the data set has {num_classes}: train a teacher on it (train_teacher.py "
+            f"--model {name}) and pass its checkpoint"
         )
-    model = spec(pretrained=True, num_classes=PUBLISHED_CLASSES)
-    return Network(spec, model, Checkpoint(Path(name), model.state_dict(), {"arch": name}))
+    model = spec(pretrained=True, num_classes=known)
+    network = Network(spec, model, Checkpoint(Path(name), model.state_dict(), {"arch": name}))
+    return network if known else without_classifier(network, "its published weights hold none")
+
+
+def without_classifier(network: Network, why: str) -> Network:
+    """The same backbone, whose classifier is gone: its input is passed on. why: as Network.lacks."""
+    spec, model = network.spec, network.model
+    model.set_submodule(spec.head, nn.Identity())
+    return dataclasses.replace(network, spec=dataclasses.replace(spec, headless=True), lacks=why)
+
+
+def headless_network(path: str | Path, checkpoint: Checkpoint, spec: ModelSpec) -> Network:
+    """A network from weights that hold no classifier."""
+    network = without_classifier(
+        Network(spec, spec(num_classes=1), checkpoint), f"its file holds no {spec.head}.weight"
+    )
+    load_weights(network.model, checkpoint.state, f"{path} as {spec.name} without a classifier")
+    return network
 
 
 def load_network(
@@ -196,6 +219,13 @@ def load_network(
     """
     if (named := published(path)) is not None:
         return named_network(named, num_classes)
+    return assembled(path, *identified(path, explicit, shapes, flag), num_classes, shapes)
+
+
+def identified(
+    path: str | Path, explicit: str | None, shapes: Mapping[str, tuple[int, ...]], flag: str
+) -> tuple[Checkpoint, ModelSpec]:
+    """A checkpoint, with the keys of the network that it is of; arguments as load_network() has them."""
     checkpoint = read_checkpoint(path)
     explicit = None if explicit is None else model_dict.resolve(explicit)
     if explicit and model_in(explicit, checkpoint.state).name == checkpoint.meta.get("arch"):
@@ -205,10 +235,10 @@ def load_network(
     warn_of_twins(path, spec, model_dict[arch], checkpoint.meta.get("arch"), flag)
     if spec.adapt is not None:
         checkpoint = dataclasses.replace(checkpoint, state=spec.adapt(checkpoint.state))
-    return _assembled(path, checkpoint, spec, num_classes, shapes)
+    return checkpoint, spec
 
 
-def _assembled(
+def assembled(
     path: str | Path,
     checkpoint: Checkpoint,
     spec: ModelSpec,
@@ -239,7 +269,7 @@ def network_without_heads(network: Network, shapes: Mapping[str, tuple[int, ...]
     checkpoint = network.checkpoint
     state = {k.removeprefix("backbone."): v for k, v in checkpoint.state.items() if k.startswith("backbone.")}
     bare = dataclasses.replace(checkpoint, state=state, meta={**checkpoint.meta, "arch": plain.name})
-    return _assembled(bare.path, bare, plain, None, shapes)
+    return assembled(bare.path, bare, plain, None, shapes)
 
 
 def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -> None:

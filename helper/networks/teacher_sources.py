@@ -32,6 +32,13 @@ class TeacherConfig(Config):
     teacher_weight: list[float] | None = option(
         None, "weight of each teacher's probabilities in an ensemble (default: equal)", role=RESULT
     )
+    teacher_probe: str | None = option(
+        None,
+        "fit a classifier to the teacher's frozen features of the training set, in place of its own if it has one: "
+        "linear (logistic regression) or means (the nearest class mean)",
+        choices=("linear", "means"),
+        role=RESULT,
+    )
     skip_validation: bool = option(False, "do not evaluate the teacher first")
     fold_teacher: bool = option(False, "fold the teacher's batch norm into its convolutions", role=RESULT)
     teacher_dropout: bool = option(
@@ -68,12 +75,13 @@ class LiveTeacher:
             if self.dropout:  # what is prepared below is fixed in eval mode
                 with noisy(self.net.model):
                     features = self.net(inputs)
-                return {k: features[k] for k in ("logits", *taps)}
+                return {k: features[k] for k in self.spec.outputs(taps)}
             if self._run is None:
                 self._run = self._prepared(inputs)
             features = self._run(len(batch), inputs)
             # what a CUDA graph wrote is overwritten by its next replay; students of one batch may ask for it later
-            return {k: features[k].clone() if self.kernels.graphs else features[k] for k in ("logits", *taps)}
+            copies = self.kernels.graphs
+            return {k: features[k].clone() if copies else features[k] for k in self.spec.outputs(taps)}
 
     def _prepared(self, inputs: Mapping[str, Any]) -> Callable[..., Features]:
         """A callable of (batch size, inputs)."""
@@ -146,4 +154,4 @@ class SharedTeacher:
         assert not missing, f"taps {sorted(missing)} were not announced to the shared teacher"
         if self._batch is not batch:
             self._batch, self._features = batch, self.source.features(batch, self.taps)
-        return {k: self._features[k] for k in ("logits", *taps)}
+        return {k: self._features[k] for k in self.spec.outputs(taps)}

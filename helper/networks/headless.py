@@ -1,0 +1,54 @@
+"""Teachers whose classifier is missing or does not fit the data: recognised from every source, never random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.protocols import UserError
+from distiller_zoo._task import chain_of
+from distiller_zoo.base import Distiller
+from helper.networks.checkpoint import num_classes_of
+from helper.networks.load import (
+    Network,
+    assembled,
+    headless_network,
+    identified,
+    named_network,
+    published,
+    without_classifier,
+)
+from models import model_dict
+
+
+def load_teacher(
+    path: str | Path, explicit: str | None, num_classes: int, shapes: Mapping[str, tuple[int, ...]]
+) -> Network:
+    """As load_network(); a network whose classifier is missing or has other classes comes back without one."""
+    if (named := published(path)) is not None:
+        network, classes = named_network(named, None), model_dict[named].published_classes
+    else:
+        checkpoint, spec = identified(path, explicit, shapes, "--model_t")
+        if not any(key.startswith(f"{spec.head}.") for key in checkpoint.state):
+            return headless_network(path, checkpoint, spec)
+        classes = num_classes_of(checkpoint.state, spec)
+        network = assembled(path, checkpoint, spec, classes, shapes)
+    if classes in (0, num_classes):
+        return network
+    return without_classifier(network, f"it was trained for {classes} classes, the data set has {num_classes}")
+
+
+def refuse_headless(teacher: Network, distill: str, method: type[Distiller], cfg: Any) -> None:
+    """UserError where a method compares logits, or applies the teacher's classifier, and the teacher has none."""
+    for network in (teacher, *teacher.others):
+        if not network.spec.headless:
+            continue
+        weight = f" with -d {cfg.div:g}" if cfg.div else ""
+        if teacher.others or any(stage.needs_classifier(cfg) for stage in chain_of(method)):
+            raise UserError(
+                f"{network.checkpoint.path} ({network.spec.name}) has no classifier for this data ({network.lacks}), "
+                f"and {'an ensemble' if teacher.others else f'--distill {distill}{weight}'} reads its logits: fit one "
+                "with --teacher_probe linear (or means), choose a method of features with -d 0, such as --distill "
+                "embed -d 0, or train a teacher with train_teacher.py"
+            )

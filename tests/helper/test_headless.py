@@ -1,0 +1,137 @@
+"""Teachers without a classifier for the data: recognised from every source, refused by logit methods, used by others."""
+
+import json
+
+import pytest
+import torch
+
+from core.protocols import UserError
+from distiller_zoo import method_dict
+from helper.networks.head_probe import linear_head, means_head
+from models import model_dict
+from tests.support import hub
+
+NAMED = ("timm:convnextv2_atto.fcmae", "timm:test_vit", "torchvision:shufflenet_v2_x0_5")
+SOURCES = {  # source -> why it has no classifier for ten digits
+    "headless.pth": "its file holds no fc.weight",
+    "seven.pth": "trained for 7 classes, the data set has 10",
+    NAMED[0]: "its published weights hold none",
+    NAMED[1]: "trained for 1000 classes, the data set has 10",
+    NAMED[2]: "trained for 1000 classes, the data set has 10",
+}
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Folder with weights of every source: files, and caches that stand for what is published."""
+    timm = pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
+    pytest.importorskip("safetensors", reason="needs safetensors, of requirements-extra.txt")
+    from torchvision import models
+
+    root = tmp_path_factory.mktemp("sources")
+    torch.manual_seed(0)
+    seven = model_dict["resnet8"](num_classes=7).state_dict()
+    torch.save({"model": seven, "meta": {"arch": "resnet8"}}, root / "seven.pth")
+    bare = {k: v for k, v in seven.items() if not k.startswith("fc.")}
+    torch.save({"model": bare, "meta": {"arch": "resnet8"}}, root / "headless.pth")
+    headless = timm.create_model("convnextv2_atto", num_classes=0)
+    hub.fill(root, "timm/convnextv2_atto.fcmae", headless.state_dict(), {})
+    hub.fill(root, "timm/test_vit.r160_in1k", timm.create_model("test_vit").state_dict(), {})
+    hub.fill_torch(root / "torch", "shufflenet_v2_x0_5", models.shufflenet_v2_x0_5())
+    return root
+
+
+@pytest.fixture
+def student(commands, sources, tmp_path):
+    """train_student.py for a few steps with a teacher of `sources`."""
+
+    def run(source, *argv):
+        path = source if ":" in source else sources / source
+        few = ["--epochs", 1, "--few_ratio", 0.2, "--max_steps", 2, "--save_root", tmp_path, "--tb_backend", "none"]
+        return commands.student("--path_t", path, *few, *argv, env=hub.offline(sources))
+
+    return run
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_teacher_teaches_through_a_random_head(student, source):
+    done = student(source, "--distill", "kd")
+    done.refused("has no classifier for this data", SOURCES[source], "--teacher_probe linear", "embed -d 0", "-d 1")
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_features_alone_need_no_classifier(student, source):
+    done = student(source, "--distill", "embed", "-d", 0).finished()
+    assert "teacher accuracy:  none" in done.out
+
+
+@pytest.mark.parametrize("kind", ["linear", "means"])
+@pytest.mark.parametrize("source", ["headless.pth", *NAMED[:2]])
+def test_a_probe_lets_logits_teach(student, source, kind, tmp_path):
+    done = student(source, "--distill", "kd", "--teacher_probe", kind).finished()
+    assert f"fitting a {kind} probe" in done.out
+    (path,) = (tmp_path / "teacher_probes").iterdir()
+    (run,) = (tmp_path / "students" / "models").iterdir()
+    identity = json.loads((run / "args.json").read_text())["identity"]
+    assert identity["teacher_probe"] == kind
+    assert identity["teacher"].endswith(f" {kind} probe {path.stem.removeprefix(f'{kind}_')}")
+    accuracy = json.loads((run / "parameters.json").read_text())["teacher_acc"]
+    assert accuracy > 20  # of ten classes, on features of random weights
+
+
+def test_a_probe_is_fitted_once_and_then_read(student, tmp_path):
+    student("seven.pth", "--distill", "kd", "--teacher_probe", "means").finished()
+    again = student("seven.pth", "--distill", "dkd", "--teacher_probe", "means").finished()
+    assert "fitting" not in again.out and "means probe of resnet8" in again.out
+    assert len(list((tmp_path / "teacher_probes").iterdir())) == 1
+
+
+def test_methods_that_apply_the_teachers_classifier_refuse_too(student):
+    student("headless.pth", "--distill", "simkd", "-d", 0).refused("--distill simkd reads its logits")
+    student("headless.pth", "--distill", "embed+dkd", "-d", 0).refused("--distill embed+dkd reads its logits")
+
+
+def test_an_ensemble_needs_classifiers(commands, sources, tmp_path):
+    both = [sources / "headless.pth", sources / "seven.pth"]
+    done = commands.student("--path_t", *both, "--save_root", tmp_path, "--distill", "kd", "-d", 0)
+    done.refused("an ensemble reads its logits")
+
+
+def test_the_cache_keeps_the_pooled_features_of_a_headless_teacher(student, tmp_path):
+    argv = ["--distill", "embed", "-d", 0, "--teacher_cache", tmp_path / "cache", "--epochs", 2]
+    student("headless.pth", *argv).finished()
+    assert json.loads((tmp_path / "cache" / "key.json").read_text())["dtype"] == "float16"
+    assert {p.name for p in (tmp_path / "cache").iterdir()} == {"key.json", "pooled.bin", "pooled_filled.bin"}
+    assert (tmp_path / "cache" / "pooled_filled.bin").read_bytes().count(1) > 0
+
+
+@pytest.mark.parametrize("name", [n for n in method_dict if method_dict[n].teacher_mode == "frozen"])
+def test_what_a_method_says_of_logits_is_true(name):
+    """A method that says it needs no classifier never asks for a headless teacher's logits."""
+    from tests.support.headless import step_without_logits
+
+    method = method_dict[name]
+    cfg = method.Config(div=0.0)
+    if method.needs_classifier(cfg):
+        with pytest.raises((KeyError, UserError, AttributeError, AssertionError)):
+            step_without_logits(method, cfg)
+    else:
+        assert torch.isfinite(step_without_logits(method, cfg))
+
+
+def test_heads_find_classes_that_are_apart():
+    g = torch.Generator().manual_seed(0)
+    centres, y = 3 * torch.randn(5, 8, generator=g), torch.arange(200) % 5
+    x = centres[y] + torch.randn(200, 8, generator=g)
+    for fit in (linear_head, means_head):
+        weight, bias = fit(x, y, 5)
+        assert ((x @ weight.T + bias).argmax(1) == y).float().mean() > 0.95
+
+
+def test_nearest_means_by_hand():
+    x, y = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]]), torch.tensor([0, 0, 1, 1])
+    weight, bias = means_head(x, y, 2)
+    margin = (x @ weight.T + bias) @ torch.tensor([1.0, -1.0])
+    distance = x.sub(torch.tensor([1.0, 4.0])).square().sum(1) - x.sub(torch.tensor([1.0, 0.0])).square().sum(1)
+    assert torch.allclose(margin / margin[0], distance / distance[0])
+    assert margin[0] > 0 > margin[2]
