@@ -141,7 +141,8 @@ class ModelSpec:
         forward(x, names). The network's parts(name) lists their modules.
     twin: another name whose weights have the same keys and shapes. note: what --list says of it.
     headless: what stands at `head` passes its input on, so the network has a pooled feature and no logits.
-    published_classes: of the weights its package publishes; 0: they hold no classifier.
+    published_classes: of the weights its package publishes; 0: they hold no classifier. weights: what identifies them,
+    where the name does not. interpolation: how images were resized for it.
     """
 
     name: str
@@ -162,6 +163,8 @@ class ModelSpec:
     adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None  # key maps of published checkpoints
     headless: bool = False
     published_classes: int = 1000
+    weights: str = ""
+    interpolation: str = "bilinear"
     average_clips: Literal["prob", "score"] = "prob"  # of several views at test time: probabilities, or logits
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:

@@ -116,7 +116,7 @@ class Distiller(nn.Module):
 
     @classmethod
     def needs_classifier(cls, cfg: Any) -> bool:
-        """Whether the method cannot use a teacher without a classifier: it compares logits, or applies the classifier."""
+        """Whether the teacher must have a classifier: the method compares logits, or applies that classifier."""
         return bool(cfg.div) or cls.reads_logits or cls.reads_teacher_head
 
     @classmethod

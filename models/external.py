@@ -68,10 +68,13 @@ def timm_spec(name: str) -> ModelSpec:
     if name not in known:
         raise _unknown("timm", name, known)
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    build = partial(_timm, name)
+    build = partial(timm_build, name)
     mean, std = (cfg.mean, cfg.std) if cfg else (IMAGENET_MEAN, IMAGENET_STD)
     spec = _spec(f"timm:{name}", build, cfg.input_size if cfg else (3, 224, 224), mean, std)
-    return dataclasses.replace(spec, published_classes=_timm_classes(name, cfg.num_classes) if cfg else CLASSES)
+    if cfg is None:
+        return spec
+    classes = _timm_classes(name, cfg.num_classes)
+    return dataclasses.replace(spec, published_classes=classes, interpolation=cfg.interpolation)
 
 
 def _timm_classes(name: str, outputs: int) -> int:
@@ -106,15 +109,18 @@ def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str =
     return model
 
 
-def _timm(name: str, num_classes: int = CLASSES, pretrained: bool = False, **options: Any) -> nn.Module:
-    import timm
+def timm_build(name: str, num_classes: int = CLASSES, pretrained: bool = False, **options: Any) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"{name} needs the package timm: pip install timm") from error
 
     if isinstance(pretrained, str):
         raise UserError(
             f"timm's weights '{pretrained}' of {name} cannot be asked for so: its networks are named after them, as "
             "timm:resnet50.a1_in1k, and --pretrained imagenet takes those"
         )
-    if timm.models.is_model_in_modules(name, ("vision_transformer", "vision_transformer_hybrid", "deit")):
+    if timm.models.is_model_in_modules(name, ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")):
         options = {"dynamic_img_size": True, **options}
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)

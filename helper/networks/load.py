@@ -24,6 +24,7 @@ from helper.machine.kernels import PLAIN, Kernels
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher
 from models import model_dict, model_in, without_heads
+from models._hub import is_folder
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,9 @@ def composite_spec(student: ModelSpec, deployment: Deployment) -> ModelSpec:
 
 
 def file_checksum(path: str | Path) -> str:
-    """First 16 hex digits of the SHA-256; of published weights, their name."""
+    """First 16 hex digits of the SHA-256; of published weights, what identifies them."""
     if (named := published(path)) is not None:
-        return named
+        return model_dict[named].weights or named
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -164,11 +165,15 @@ class Network:
         return EnsembleTeacher([first, *rest], self.weights)
 
 
+PUBLISHERS = ("torchvision", "timm", "hf_hub", "open_clip")
+
+
 def published(path: str | Path) -> str | None:
-    """The registry name if `path` names a network with published weights (torchvision:NAME, timm:NAME) and no file."""
+    """The registry name if `path` names published weights (timm:NAME, ...) and no file, or a folder as the Hub has."""
     name = str(path)
-    known = name.partition(":")[0] in ("torchvision", "timm") and not Path(name).exists()
-    return name if known else None
+    if Path(name).exists():
+        return f"hf_folder:{Path(name).absolute()}" if is_folder(name) else None
+    return name if name.partition(":")[0] in PUBLISHERS else None
 
 
 def named_network(name: str, num_classes: int | None) -> Network:
@@ -181,11 +186,12 @@ def named_network(name: str, num_classes: int | None) -> Network:
     if num_classes not in (None, known):
         has = f"weights for {known} classes" if known else "weights without a classifier"
         raise UserError(
-            f"{name} comes with {has}, the data set has {num_classes}: train a teacher on it (train_teacher.py "
-            f"--model {name}) and pass its checkpoint"
+            f"{spec.name} comes with {has}, the data set has {num_classes}: train a teacher on it "
+            f"(train_teacher.py --model {name}) and pass its checkpoint"
         )
     model = spec(pretrained=True, num_classes=known)
-    network = Network(spec, model, Checkpoint(Path(name), model.state_dict(), {"arch": name}))
+    path = Path(name.removeprefix("hf_folder:"))
+    network = Network(spec, model, Checkpoint(path, model.state_dict(), {"arch": name}))
     return network if known else without_classifier(network, "its published weights hold none")
 
 
