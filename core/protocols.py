@@ -43,6 +43,7 @@ class Batch:
     soft_target: [B, K] or None; mixed or smoothed labels, which the classification term then uses.
     teacher_inputs: what the teacher reads where it differs from `inputs`.
     turns: [B*V] int64 or None; by how many quarters each view was turned counter-clockwise.
+    labelled: how many samples, the first of the batch, have a label; None: all. The target of the others is -1.
     """
 
     inputs: Mapping[str, Tensor]
@@ -54,6 +55,7 @@ class Batch:
     soft_target: Tensor | None = None
     teacher_inputs: Mapping[str, Tensor] | None = None
     turns: Tensor | None = None
+    labelled: int | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -93,6 +95,7 @@ class Batch:
                 cut(self.soft_target, lo),
                 teacher(lo),
                 cut(self.turns, lo, self.views),
+                None if self.labelled is None else min(max(self.labelled - lo, 0), size),
             )
             for lo in whole
         ]
@@ -142,7 +145,8 @@ class ModelSpec:
     twin: another name whose weights have the same keys and shapes. note: what --list says of it.
     headless: what stands at `head` passes its input on, so the network has a pooled feature and no logits.
     published_classes: of the weights its package publishes; 0: they hold no classifier. weights: what identifies them,
-    where the name does not. interpolation: how images were resized for it.
+    where the name does not. interpolation: how images were resized for it. view: side in px to which the network
+    resizes the images it is given.
     """
 
     name: str
@@ -165,6 +169,7 @@ class ModelSpec:
     published_classes: int = 1000
     weights: str = ""
     interpolation: str = "bilinear"
+    view: int | None = None
     average_clips: Literal["prob", "score"] = "prob"  # of several views at test time: probabilities, or logits
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
@@ -312,6 +317,7 @@ class DataSet(ABC):
     shapes: modality -> per-sample shape. train_labels: [N] int64, on the CPU. checksum: of pixels and labels.
     num_crops: how many pixel views (crop and flip) a training image has; None where augmentation is open-ended.
     test_checksum: of what the test loader holds, None where it is unknown. evaluated_on: what that is, for tables.
+    full_batches: no batch of an epoch is short. labelled: the part of it whose labels are known.
     streamed: decoded as it is read, instead of resident on the device. videos: a list of videos, whose clips have
     several views in evaluation. notes: sentences that a run prints once. described: entries of a checkpoint's meta, so
     that its network can be evaluated on the same kind of data.
@@ -327,6 +333,11 @@ class DataSet(ABC):
     streamed: bool = False
     videos: bool = False
     notes: Sequence[str] = ()
+    full_batches: bool = False
+
+    @property
+    def labelled(self) -> DataSet:
+        return self
 
     @property
     def checksum(self) -> str:

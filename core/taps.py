@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.protocols import Features, ModelSpec, Side, Tap, UserError
@@ -65,6 +66,8 @@ class TappedNet(nn.Module):
         """branches: which of the wanted ones beside the path to the logits to compute; None: all of them."""
         asked = [b for b in self.spec.branches if b in self.want and (branches is None or b in branches)]
         x = inputs[self.spec.input]
+        if self.spec.view is not None:
+            x = resized(x, self.spec.view, self.spec.interpolation)
         if self.spec.mean is not None:
             x = (x - self.mean) / self.std
         self._kept, self._collecting, self._clips = {}, True, x.shape[0]
@@ -77,6 +80,13 @@ class TappedNet(nn.Module):
         if silent:
             raise RuntimeError(f"taps that never fired in {self.spec.name}: {sorted(silent)}")
         return kept if self.spec.headless else {"logits": logits, **kept}
+
+
+def resized(x: Tensor, size: int, mode: str) -> Tensor:
+    """Images [B, C, H, W] in [0, 1] at another size, antialiased where they shrink; channels_last stays."""
+    if x.shape[2:] == (size, size):
+        return x
+    return F.interpolate(x, (size, size), mode=mode, align_corners=False, antialias=True).clamp(0, 1)
 
 
 @torch.no_grad()

@@ -48,6 +48,10 @@ class Combined(Distiller):
         self.by_index = any(m.by_index for m in self.each())
 
     @classmethod
+    def needs_labels(cls, cfg: CombinedConfig) -> bool:
+        return any(m.needs_labels(c) for m, c in cfg.members)
+
+    @classmethod
     def needs_classifier(cls, cfg: CombinedConfig) -> bool:
         return bool(cfg.div) or any(m.needs_classifier(dataclasses.replace(c, div=0.0)) for m, c in cfg.members)
 

@@ -83,6 +83,7 @@ class Distiller(nn.Module):
     before: ClassVar[type[Distiller] | None] = None
     reads_logits: bool = False  # whether `terms` or the deployment depend on the student's own logits
     reads_teacher_head: bool = False  # whether `terms` apply the teacher's classifier or compare its logits alone
+    reads_labels: bool = False  # whether `terms` depend on the labels of the batch
     by_index: bool = False  # whether something is kept of every training sample, found by batch.index
     weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach
     follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled anew all the time
@@ -113,6 +114,11 @@ class Distiller(nn.Module):
     @classmethod
     def needs(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         return Needs()
+
+    @classmethod
+    def needs_labels(cls, cfg: Any) -> bool:
+        """Whether the method's own terms need a label of every sample, or keep something of every labelled one."""
+        return cls.reads_labels or cls.by_index
 
     @classmethod
     def needs_classifier(cls, cfg: Any) -> bool:
@@ -241,7 +247,7 @@ class Distiller(nn.Module):
         terms: Terms = {}
         if weights.get("cls"):
             target = batch.target if batch.soft_target is None else batch.soft_target
-            terms["cls"] = F.cross_entropy(logits[:: batch.views], target)
+            terms["cls"] = F.cross_entropy(logits[:: batch.views][: batch.labelled], target[: batch.labelled])
         if weights.get("div") and "logits" in t:
             z_s, z_t = (s[FRAME_LOGITS], t[FRAME_LOGITS]) if self.cfg.frame_logits else (logits, t["logits"])
             terms["div"] = self._div(z_s, z_t)

@@ -23,6 +23,7 @@ from core.protocols import Batch, DataSet, Loader, ModelSpec, TeacherSource, Use
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from dataset.clips.video import DATA as VIDEO_DATA
+from dataset.images.unlabelled import with_unlabelled
 from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import Distiller
 from helper.evaluation.evaluate import evaluate, open_test
@@ -31,7 +32,7 @@ from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.kernels import Hardware, Kernels, tune_allocator
 from helper.machine.seeding import seed_everything
 from helper.networks.head_probe import with_probe
-from helper.networks.headless import load_teacher, refuse_headless
+from helper.networks.headless import load_teacher, refuse_headless, with_view
 from helper.networks.load import Network, position_notice, started_from
 from helper.networks.teacher_cache import CachedTeacher, CacheLayout, cache_key
 from helper.networks.teacher_sources import SharedTeacher, keep_dropout
@@ -108,11 +109,31 @@ def open_data(settings: Settings) -> DataSet:
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # unless something was put there
+    data = with_unlabelled(data, settings.data.unlabelled)
     if (size := settings.training.loop.batch_size) > len(data.train_labels):
         raise UserError(f"--batch_size {size} is larger than the training set ({len(data.train_labels)} samples)")
     for note in data.notes:
         log.info(note)
     return data
+
+
+def refuse_unlabelled(lanes: Sequence[Settings]) -> None:
+    """UserError where images without labels meet what needs a label of every image."""
+    first = lanes[0]
+    if first.data.unlabelled.unlabelled is None:
+        return
+    if first.data.mixing:
+        raise UserError("--mixup, --cutmix and --label_smoothing need labels: drop them, or --unlabelled")
+    if first.training.loop.accumulate > 1:
+        raise UserError("--unlabelled needs whole batches: drop --accumulate")
+    for lane in lanes:
+        if any(stage.needs_labels(lane.config) for stage in chain_of(lane.method)):
+            raise UserError(
+                f"--distill {lane.distill} reads the label of every image, and those of --unlabelled have none: choose "
+                "a method that does not, such as kd, dist or embed"
+            )
+        if lane.method.teacher_mode == "absent":
+            raise UserError(f"--distill {lane.distill} learns from labels alone: leave --unlabelled out")
 
 
 def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device) -> Network | None:
@@ -140,6 +161,7 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
     for notice in chain.from_iterable(position_notice(n.spec, data.shapes) for n in networks):
         log.info(notice)
     log.info("==> done")
+    networks = [with_view(n, settings.teacher_image_size, data.shapes) for n in networks]
     if settings.teacher_probe is not None:
         folder = Path(lanes[0].run.save_root) / "teacher_probes"
         networks = [with_probe(n, settings.teacher_probe, data, folder, device) for n in networks]
@@ -219,7 +241,15 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
     if len(chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
-        no_teacher = ("model_t", "teacher_probe", "skip_validation", "div", "kd_T", "teacher_dropout")
+        no_teacher = (
+            "model_t",
+            "teacher_image_size",
+            "teacher_probe",
+            "skip_validation",
+            "div",
+            "kd_T",
+            "teacher_dropout",
+        )
         why |= dict.fromkeys(no_teacher, f"--distill {distill} uses no teacher")
     elif not settings.loss.div:
         why["kd_T"] = "the logit KL has weight 0"
@@ -229,6 +259,8 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
         why["cache_device"] = "the cache is mapped into memory"
     if settings.machine.kernels.compile == "none":
         why["compile_parts"] = "nothing is compiled"
+    if settings.data.unlabelled.unlabelled is None:
+        why["label_ratio"] = "there is no --unlabelled"
     if len(settings.teacher.path_t or ()) < 2:
         why["teacher_weight"] = "there is no ensemble to weigh"
     if settings.method.terms is Distiller.terms:

@@ -35,6 +35,7 @@ from helper.opening import (
     notice_without_effect,
     open_data,
     open_teacher,
+    refuse_unlabelled,
     seed_of,
     setup,
     shared_source,
@@ -97,6 +98,7 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     loop = settings.training.loop
     require_backend(settings.run.tb_backend)
     device, autocast = setup(settings)
+    refuse_unlabelled(lanes)
     data = open_data(settings)
     teacher = None if settings.is_teacher else open_teacher(lanes, data, device)
     for lane in lanes:

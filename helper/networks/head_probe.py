@@ -116,7 +116,7 @@ def with_probe(network: Network, kind: str, data: DataSet, folder: Path, device:
     """
     if not network.spec.headless:
         network = without_classifier(network, "--teacher_probe replaces it")
-    spec = network.spec
+    spec, data = network.spec, data.labelled
     key = {
         "teacher": network.checksum,
         "network": spec.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,29 @@ def load_teacher(
     if classes in (0, num_classes):
         return network
     return without_classifier(network, f"it was trained for {classes} classes, the data set has {num_classes}")
+
+
+def with_view(network: Network, size: int | None, shapes: Mapping[str, tuple[int, ...]]) -> Network:
+    """The network, which resizes the images it is given to `size`; None leaves them.
+
+    UserError where its patches do not divide the side, or it reads no images.
+    """
+    spec = network.spec
+    if spec.input != "image":
+        if size is not None:
+            raise UserError(f"--teacher_image_size resizes images, and {spec.name} reads {spec.input}: leave it out")
+        return network
+    side = size or shapes["image"][-1]
+    if spec.patch and side % spec.patch:
+        near = spec.patch * max(1, round(side / spec.patch))
+        raise UserError(
+            f"{spec.name} cuts images into patches of {spec.patch} px, which do not divide the {side} px it would see: "
+            f"pass --teacher_image_size {near}, or another multiple of {spec.patch}"
+        )
+    if size is None:
+        return network
+    marks = f"{network.marks} at {size} px, {spec.interpolation}"
+    return dataclasses.replace(network, spec=dataclasses.replace(spec, view=size), marks=marks)
 
 
 def refuse_headless(teacher: Network, distill: str, method: type[Distiller], cfg: Any) -> None:

@@ -72,6 +72,7 @@ class StudentNetwork(StartConfig):
 def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """A sentence where a transformer meets images of a size its position embedding was not made for."""
     shape = shapes.get(spec.input, spec.input_shape)
+    shape = shape if spec.view is None else (shape[0], spec.view, spec.view)
     if spec.patch is None or shape == spec.input_shape:
         return []
     made, needed = ("x".join(str(side // spec.patch) for side in s[1:]) for s in (spec.input_shape, shape))

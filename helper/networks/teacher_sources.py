@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from core.option import RESULT, Config, option
+from core.option import RESULT, Config, at_least, option
 from core.protocols import Batch, Features, TeacherSource, UserError
 from core.taps import TappedNet
 from helper.machine.kernels import PLAIN, Kernels, folded, maybe_compiled, with_cast_weights
@@ -31,6 +31,12 @@ class TeacherConfig(Config):
     model_t: str | None = option(None, "teacher network, where neither the checkpoint nor its path tells")
     teacher_weight: list[float] | None = option(
         None, "weight of each teacher's probabilities in an ensemble (default: equal)", role=RESULT
+    )
+    teacher_image_size: int | None = option(
+        None,
+        "side of the images the teacher sees, resized from those of the student (default: as the student's)",
+        check=at_least(1),
+        role=RESULT,
     )
     teacher_probe: str | None = option(
         None,

@@ -9,6 +9,7 @@ from typing import Any
 from core.option import Flag, flags_in, flat
 from dataset.base import RecordingConfig, SourceConfig, StreamConfig
 from dataset.clips.video import VideoConfig
+from dataset.images.unlabelled import UnlabelledConfig
 from dataset.mixing import MixingConfig
 from distiller_zoo.base import Distiller
 from helper.machine.devices import DeviceConfig
@@ -30,6 +31,7 @@ class DataConfig:
     recordings: RecordingConfig
     video: VideoConfig
     mixing: MixingConfig
+    unlabelled: UnlabelledConfig
 
 
 @dataclass(frozen=True)

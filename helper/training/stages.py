@@ -151,6 +151,7 @@ def build_stages(
         t_source = source or teacher.source(t_net, device, setup.autocast, setup.kernels, full)
         t_side = probe(t_net, data.shapes)
     rng = torch.Generator(device).manual_seed(plan.seed + 1)
+    full_batches = needs.full_batches or data.full_batches
     ctx = Context(
         data.num_classes,
         data.train_labels.to(device),
@@ -160,7 +161,7 @@ def build_stages(
         device=device,
         init_rng=torch.Generator().manual_seed(plan.seed),
         smallest_batch=smallest_batch(
-            len(data.train_labels), batch_size, accumulate, distributed.world_size(), needs.full_batches
+            len(data.train_labels), batch_size, accumulate, distributed.world_size(), full_batches
         ),
         rng=rng,
     )

@@ -50,7 +50,7 @@ def entries_of(method: Distiller) -> dict[str, dict[str, Tensor]]:
 class StepResult:
     loss: Tensor  # weighted sum of the main phase, mean over the batch
     terms: Terms  # unweighted, of every phase
-    logits: Tensor  # [B, K] of view 0, as deployed
+    logits: Tensor  # [B, K] of view 0, as deployed; of samples with a label
     target: Tensor  # [B]
 
 
@@ -125,8 +125,8 @@ class DistillStep:
             with self._no_sync(not last):
                 done = self.objective(part, progress, weights)
                 (done.loss if len(micro) == 1 else done.loss * (len(part) / len(batch))).backward()
-            logits = done.s["logits"].detach()[:: part.views]
-            results.append(StepResult(done.loss.detach(), done.terms, logits, part.target))
+            logits = done.s["logits"].detach()[:: part.views][: part.labelled]
+            results.append(StepResult(done.loss.detach(), done.terms, logits, part.target[: part.labelled]))
             if self.method.looks_back:  # or the maps of all micro-batches would stay
                 kept.append((detached(done.s), detached(done.t), part))
         self.setup.optim.clip(self.main_params)

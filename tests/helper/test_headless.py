@@ -1,13 +1,20 @@
 """Teachers without a classifier for the data: recognised from every source, refused or used, never random."""
 
+import dataclasses
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from core.protocols import UserError
+from core.taps import TappedNet
 from distiller_zoo import method_dict
 from helper.networks.head_probe import linear_head, means_head
+from helper.networks.headless import with_view
+from helper.networks.load import Network
 from models import model_dict
 from tests.support import hub
 from tests.support.headless import step_without_logits
@@ -104,6 +111,29 @@ def test_the_cache_keeps_the_pooled_features_of_a_headless_teacher(student, tmp_
     assert json.loads((tmp_path / "cache" / "key.json").read_text())["dtype"] == "float16"
     assert {p.name for p in (tmp_path / "cache").iterdir()} == {"key.json", "pooled.bin", "pooled_filled.bin"}
     assert (tmp_path / "cache" / "pooled_filled.bin").read_bytes().count(1) > 0
+
+
+def test_the_teacher_sees_another_size(student, sources, tmp_path):
+    """Positions are interpolated; the cache and the run say which size it was."""
+    argv = ["--distill", "embed", "-d", 0, "--teacher_cache", tmp_path / "cache", "--teacher_image_size"]
+    done = student(NAMED[1], *argv, 48).finished()
+    assert "position embedding interpolated from 10x10 patches to 3x3" in done.out
+    assert " at 48 px, bicubic" in json.loads((tmp_path / "cache" / "key.json").read_text())["teacher"]
+    student(NAMED[1], *argv, 64).refused("caches another teacher's view", "at 48 px", "at 64 px")
+    student(NAMED[1], *argv, 50).refused("patches of 16 px", "50 px", "--teacher_image_size 48")
+
+
+def test_a_view_is_the_resized_batch():
+    torch.manual_seed(0)
+    path = SimpleNamespace(path=Path("x"), peer=None)
+    spec = dataclasses.replace(model_dict["resnet8"], interpolation="bicubic")
+    network = Network(spec, spec(num_classes=10), path)
+    x = torch.rand(2, 3, 16, 16)
+    want = TappedNet(network.model, spec)({"image": F.interpolate(x, (32, 32), mode="bicubic").clamp(0, 1)})["logits"]
+    seen = with_view(network, 32, {"image": (3, 16, 16)})
+    assert torch.allclose(seen.tapped()({"image": x})["logits"], want, atol=1e-5)
+    with pytest.raises(UserError, match="resizes images, and sensor_cnn reads"):
+        with_view(dataclasses.replace(network, spec=model_dict["sensor_cnn"]), 32, {})
 
 
 @pytest.mark.parametrize("name", [n for n in method_dict if method_dict[n].teacher_mode == "frozen"])
