@@ -84,6 +84,7 @@ class Distiller(nn.Module):
     reads_logits: bool = False  # whether `terms` or the deployment depend on the student's own logits
     reads_teacher_head: bool = False  # whether `terms` apply the teacher's classifier or compare its logits alone
     reads_labels: bool = False  # whether `terms` depend on the labels of the batch
+    several_teachers: bool = False  # whether features of further teachers are read, which bear "@1", "@2", ...
     by_index: bool = False  # whether something is kept of every training sample, found by batch.index
     weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach
     follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled anew all the time

@@ -33,7 +33,7 @@ from helper.machine.kernels import Hardware, Kernels, tune_allocator
 from helper.machine.seeding import seed_everything
 from helper.networks.head_probe import with_probe
 from helper.networks.headless import load_teacher, refuse_headless, with_view
-from helper.networks.load import Network, position_notice, started_from
+from helper.networks.load import Network, joined, position_notice, started_from
 from helper.networks.teacher_cache import CachedTeacher, CacheLayout, cache_key
 from helper.networks.teacher_sources import SharedTeacher, keep_dropout
 from helper.options.settings import Settings
@@ -154,7 +154,7 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
             lane.without_effect["path_t"] = f"--distill {lane.distill} uses no teacher"
         return None
     log.info("==> loading teacher model")
-    networks = [load_teacher(p, settings.model_t, data.num_classes, data.shapes) for p in settings.path_t]
+    networks = [load_teacher(p, settings.model_t, data.classes, data.shapes) for p in settings.path_t]
     weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
     if weights is not None and len(weights) != len(networks):
         raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
@@ -165,7 +165,7 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
     if settings.teacher_probe is not None:
         folder = Path(lanes[0].run.save_root) / "teacher_probes"
         networks = [with_probe(n, settings.teacher_probe, data, folder, device) for n in networks]
-    teacher = dataclasses.replace(networks[0], others=tuple(networks[1:]), weights=weights)
+    teacher = joined(networks, weights, all(lane.method.several_teachers for lane in wanting))
     for lane in wanting:
         refuse_headless(teacher, lane.distill, lane.method, lane.config)
     return teacher
@@ -320,6 +320,8 @@ def shared_source(
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
     net = to_device(teacher.tapped(taps), device, kernels.channels_last)
     folder = None if lanes[0].run.dry_run else cfg.teacher_cache
+    if teacher.by_features and folder is not None:
+        raise UserError("--teacher_cache keeps one teacher's features, and --path_t names several: drop one")
     if dropout and folder is not None:
         raise UserError("--teacher_dropout draws anew for every batch, which --teacher_cache cannot keep: drop one")
     kept = ("pooled",) if teacher.spec.headless else ("logits", "pooled") if cfg.cache_pooled else ("logits",)

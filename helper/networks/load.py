@@ -22,7 +22,7 @@ from distiller_zoo.base import Deployment
 from helper.machine.devices import to_device
 from helper.machine.kernels import PLAIN, Kernels
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
-from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher
+from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher, SeveralTeachers
 from models import model_dict, model_in, without_heads
 from models._hub import is_folder
 
@@ -118,7 +118,7 @@ class Network:
 
     weights: of the members' probabilities, one each; None for equal ones.
     lacks: why a headless one has no classifier ("its file holds no fc.weight"). marks: what else makes it another
-    network than its file, such as a fitted classifier.
+    network than its file, such as a fitted classifier. by_features: whether the features of `others` are read, too.
     """
 
     spec: ModelSpec
@@ -128,6 +128,7 @@ class Network:
     weights: tuple[float, ...] | None = None
     lacks: str = ""
     marks: str = ""
+    by_features: bool = False
 
     @property
     def name(self) -> str:
@@ -140,7 +141,7 @@ class Network:
         return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") + marks for c, marks in members)
 
     def tapped(self, want: Sequence[str] = ()) -> TappedNet:
-        if want and self.others:
+        if want and self.others and not self.by_features:
             raise UserError(
                 f"the method reads {', '.join(sorted(want))} of its teacher, and an ensemble ({self.name}) has only "
                 "logits: give one --path_t, or choose a method of logits alone"
@@ -159,11 +160,34 @@ class Network:
         first = LiveTeacher(net, autocast, kernels, full)
         if not self.others:
             return first
+        want = tuple(net.want) if self.by_features else ()
         rest = [
-            LiveTeacher(to_device(n.tapped(), device, kernels.channels_last), autocast, kernels, full)
+            LiveTeacher(to_device(n.tapped(want), device, kernels.channels_last), autocast, kernels, full)
             for n in self.others
         ]
-        return EnsembleTeacher([first, *rest], self.weights)
+        kind = SeveralTeachers if self.by_features else EnsembleTeacher
+        return kind([first, *rest], self.weights)
+
+    def side(self, net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
+        """What a method may know of it; net: this network, tapped."""
+        side = probe(net, shapes)
+        if not self.by_features:
+            return side
+        more = [probe(n.tapped(tuple(net.want)).eval(), shapes).shapes for n in self.others]
+        others = {f"{tap}@{i}": of_one[tap] for i, of_one in enumerate(more, 1) for tap in net.want}
+        return dataclasses.replace(side, shapes={**side.shapes, **others})
+
+
+def joined(networks: Sequence[Network], weights: tuple[float, ...] | None, by_features: bool) -> Network:
+    """Several teachers as one: their logits alone, or their features as well; then all must have a classifier for the
+    whole to have logits."""
+    first, by_features = networks[0], by_features and len(networks) > 1
+    if by_features:
+        bare = next((n for n in networks if n.spec.headless), first)
+        first = dataclasses.replace(
+            first, spec=dataclasses.replace(first.spec, headless=bare.spec.headless), lacks=bare.lacks
+        )
+    return dataclasses.replace(first, others=tuple(networks[1:]), weights=weights, by_features=by_features)
 
 
 PUBLISHERS = ("torchvision", "timm", "hf_hub", "open_clip")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from core.option import RESULT, Config, at_least, option
@@ -115,6 +115,12 @@ def keep_dropout(source: TeacherSource) -> None:
         member.dropout = True
 
 
+def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """log of the weighted mean of the probabilities; weights: above 0."""
+    parts = [z.float().log_softmax(1) + math.log(w) for z, w in zip(logits, weights, strict=True)]
+    return torch.stack(parts).logsumexp(0)
+
+
 class EnsembleTeacher:
     """Several frozen networks as one: logits = log of the weighted mean of their probabilities (at temperature 1).
 
@@ -134,12 +140,23 @@ class EnsembleTeacher:
 
     def features(self, batch: Batch, taps: Sequence[str]) -> Features:
         assert not taps, "an ensemble answers for logits alone"
-        parts = [
-            source.features(batch, ())["logits"].float().log_softmax(1) + math.log(weight)
-            for source, weight in zip(self.sources, self.weights, strict=True)
-            if weight > 0
-        ]
-        return {"logits": torch.stack(parts).logsumexp(0)}
+        asked = [(s, w) for s, w in zip(self.sources, self.weights, strict=True) if w > 0]
+        return {"logits": mean_logits([s.features(batch, ())["logits"] for s, _ in asked], [w for _, w in asked])}
+
+
+class SeveralTeachers(EnsembleTeacher):
+    """Several frozen networks whose features stay apart: a tap of teacher i > 0 bears the name TAP@i.
+
+    Logits, where all have a classifier, are those of the ensemble.
+    """
+
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        answers = [source.features(batch, taps) for source in self.sources]
+        found = {tap if i == 0 else f"{tap}@{i}": a[tap] for i, a in enumerate(answers) for tap in taps}
+        if self.spec.headless:
+            return found
+        counted = [(a["logits"], w) for a, w in zip(answers, self.weights, strict=True) if w > 0]
+        return {"logits": mean_logits([z for z, _ in counted], [w for _, w in counted]), **found}
 
 
 class SharedTeacher:
@@ -160,4 +177,5 @@ class SharedTeacher:
         assert not missing, f"taps {sorted(missing)} were not announced to the shared teacher"
         if self._batch is not batch:
             self._batch, self._features = batch, self.source.features(batch, self.taps)
-        return {k: self._features[k] for k in self.spec.outputs(taps)}
+        wanted = self.spec.outputs(taps)
+        return {k: v for k, v in self._features.items() if k.partition("@")[0] in wanted}

@@ -149,7 +149,7 @@ def build_stages(
         # eval before anything else: a new wrapper is in training mode, and would take the teacher there
         t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device, last)
         t_source = source or teacher.source(t_net, device, setup.autocast, setup.kernels, full)
-        t_side = probe(t_net, data.shapes)
+        t_side = teacher.side(t_net, data.shapes)
     rng = torch.Generator(device).manual_seed(plan.seed + 1)
     full_batches = needs.full_batches or data.full_batches
     ctx = Context(

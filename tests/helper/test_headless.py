@@ -13,11 +13,14 @@ from core.protocols import UserError
 from core.taps import TappedNet
 from distiller_zoo import method_dict
 from helper.networks.head_probe import linear_head, means_head
-from helper.networks.headless import with_view
-from helper.networks.load import Network
+from helper.networks.headless import load_teacher, with_view
+from helper.networks.load import Network, joined
 from models import model_dict
+from models._imagenet_names import places
 from tests.support import hub
+from tests.support.contract import PROGRESS, make_step
 from tests.support.headless import step_without_logits
+from tests.support.toys import B, ToyData, network
 
 NAMED = ("timm:convnextv2_atto.fcmae", "timm:test_vit", "torchvision:shufflenet_v2_x0_5")
 SOURCES = {  # source -> why it has no classifier for ten digits
@@ -121,6 +124,70 @@ def test_the_teacher_sees_another_size(student, sources, tmp_path):
     assert " at 48 px, bicubic" in json.loads((tmp_path / "cache" / "key.json").read_text())["teacher"]
     student(NAMED[1], *argv, 64).refused("caches another teacher's view", "at 48 px", "at 64 px")
     student(NAMED[1], *argv, 50).refused("patches of 16 px", "50 px", "--teacher_image_size 48")
+
+
+def test_several_teachers_by_features(commands, sources, tmp_path):
+    both = [sources / "headless.pth", sources / "seven.pth"]
+    argv = ["--path_t", *both, "--save_root", tmp_path, "--epochs", 1, "--max_steps", 2, "--tb_backend", "none"]
+    commands.student(*argv, "--distill", "embed", "-d", 0).finished()
+    commands.student(*argv, "--distill", "embed", "-d", 1).refused("has no classifier", "--distill embed with -d 1")
+    commands.student(*argv, "--distill", "sp", "-d", 0).refused("an ensemble reads its logits")
+
+
+def test_each_teacher_has_a_projector():
+    """The loss of two is the mean of what each alone would give; logits are those of the ensemble."""
+    data = ToyData(image=(3, 32, 32), num_classes=5)
+    teachers = [network(model_dict[name], 5) for name in ("resnet8", "resnet8x4")]
+    two = joined(teachers, (0.25, 0.75), by_features=True)
+    cfg = method_dict["embed"].Config(cls=0.0)
+    step = make_step(method_dict["embed"], cfg, model_dict["resnet8"], lambda: two, data, B)
+    step.train()
+    method, batch = step.method, data.batch()
+    assert [m.weight.shape[0] for m in (method.proj, *method.more)] == [64, 256]
+    s, t = step.objective.features(batch)
+    own = method.terms(s, t, batch, PROGRESS)["embed"]
+    alone = [
+        1 - F.cosine_similarity(proj(s["pooled"]), t[name]).mean()
+        for name, proj in (("pooled", method.proj), ("pooled@1", method.more[0]))
+    ]
+    assert torch.allclose(own, sum(alone) / 2)
+    one, other = (n.tapped().eval()({"image": batch.inputs["image"]})["logits"].softmax(1) for n in teachers)
+    assert torch.allclose(t["logits"].exp(), 0.25 * one + 0.75 * other, atol=1e-6)
+    before = method.more[0].weight.detach().clone()
+    step(batch, PROGRESS)
+    assert not torch.equal(before, method.more[0].weight)
+
+
+@pytest.mark.parametrize(
+    ("classes", "want"),
+    [
+        (["tench", "goldfish"], [0, 1]),
+        (["Great White Shark", "chain-saw"], [2, 491]),
+        (["tench", "no such thing"], None),
+        (["tench", "Tench"], None),
+        (["crane"], None),
+    ],
+)
+def test_places_of_imagenets_classes_by_name(classes, want):
+    assert places(classes) == want
+
+
+def test_places_of_imagenets_classes_by_number():
+    pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
+    assert places(["n01443537", "n01440764"]) == [1, 0]
+
+
+def test_an_imagenet_teacher_of_some_of_its_classes(sources, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(sources / "torch" / "hub"))
+    shapes = {"image": (3, 32, 32)}
+    seen = load_teacher(NAMED[2], None, ["goldfish", "tench"], shapes)
+    whole = load_teacher(NAMED[2], None, 1000, shapes)
+    x = {"image": torch.rand(2, 3, 32, 32)}
+    with torch.no_grad():
+        want = whole.tapped().eval()(x)["logits"][:, [1, 0]]
+        assert torch.allclose(seen.tapped().eval()(x)["logits"], want, atol=1e-6)
+    assert not seen.spec.headless and seen.checksum != whole.checksum
+    assert load_teacher(NAMED[2], None, ["tench", "zero"], shapes).spec.headless
 
 
 def test_a_view_is_the_resized_batch():
