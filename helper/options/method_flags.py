@@ -72,8 +72,8 @@ class LossConfig(Config):
     )
     protocol: str = option(
         "simkd",
-        "what holds unless given: simkd keeps cross-entropy and KL beside every method, authors takes the publication's "
-        "own weights, modern trains with AdamW, a cosine with warm-up, smoothed labels and a moving average",
+        "what holds unless given: simkd keeps cross-entropy and KL beside every method, authors takes each "
+        "publication's own weights, modern trains with AdamW, a cosine with warm-up, smoothed labels and an average",
         choices=("simkd", "authors", "modern"),
         role=RESULT,
     )

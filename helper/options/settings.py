@@ -94,8 +94,8 @@ class Settings:
 
     method, config: class and configuration of the method. method_flags: dest -> value of its own flags.
     defaults: flag -> value that holds unless given. sources: flag -> "command line", "model recipe", "data set recipe",
-    "protocol", "method" or "default". without_effect: flag -> why; notices add to it. label: of this student among those that are
-    trained together.
+    "protocol", "method" or "default". without_effect: flag -> why; notices add to it. label: of this student among
+    those that are trained together.
     """
 
     configs: Configs
