@@ -66,10 +66,9 @@ class Embed(Distiller):
         self.more = nn.ModuleList(more)
 
     def _projector(self, d_s: int, d_t: int) -> nn.Module:
-        if self.cfg.projector == "linear":
-            return nn.Linear(d_s, d_t)
         hidden = self.cfg.hidden or 2 * d_t
-        return nn.Sequential(nn.Linear(d_s, hidden), nn.GELU(), nn.Linear(hidden, d_t))
+        layers = [nn.Linear(d_s, hidden), nn.GELU(), nn.Linear(hidden, d_t)]
+        return nn.Linear(d_s, d_t) if self.cfg.projector == "linear" else nn.Sequential(*layers)
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:

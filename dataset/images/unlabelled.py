@@ -39,8 +39,8 @@ class UnlabelledConfig(Config):
         "folder of images without labels, any tree; every term of the loss but the cross-entropy learns from them",
         role=RESULT,
     )
-    label_ratio: float = option(
-        0.5, "share of each batch that has labels, with --unlabelled", check=_inside, role=RESULT
+    label_ratio: float | None = option(
+        None, "share of each batch that has labels, with --unlabelled (default 0.5)", check=_inside, role=RESULT
     )
 
 
@@ -54,7 +54,9 @@ def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
     images = _read(Path(cfg.unlabelled), size)
     empty = Split(images[:0], torch.empty(0, dtype=torch.int64))
     train = Split(images, torch.full((len(images),), NONE))
-    return SemiLabelled(data, ResidentData("unlabelled", data.classes, train, empty, flips=flips), cfg.label_ratio)
+    return SemiLabelled(
+        data, ResidentData("unlabelled", data.classes, train, empty, flips=flips), cfg.label_ratio or 0.5
+    )
 
 
 def _read(folder: Path, size: int) -> Tensor:
