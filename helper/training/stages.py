@@ -132,8 +132,7 @@ def build_stages(
     source: who answers for a frozen teacher; None runs `teacher` live.
     """
     device, batch_size, accumulate = setup.device, plan.batch_size, setup.accumulate
-    chain = chain_of(method)
-    mode = method.teacher_mode
+    chain, mode = chain_of(method), method.teacher_mode
     if mode == "frozen" and teacher is None:
         raise UserError(f"--distill {method.name} needs a teacher: pass its checkpoint with --path_t")
     peer_spec = student if mode == "trained" else None
