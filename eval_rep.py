@@ -4,9 +4,15 @@
 Every image passes the network once; then a linear classifier is fitted to what the network's own classifier reads.
 """
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
-import argparse
+from helper.options import quick
+
+if __name__ == "__main__":
+    quick.answer("eval_rep.py")  # --help, without waiting for torch
+
 import dataclasses
 from pathlib import Path
 
@@ -14,33 +20,41 @@ import torch
 
 from core.files import atomic_write_json
 from core.log import log, start_log
+from core.option import at_least, not_negative, positive
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions
+from dataset.base import LARGEST_IMAGE, DataOptions
 from dataset.images.resident import ResidentData
+from helper.deploy.as_trained import CHOSEN, add_data_set, dataset_of
 from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
 from helper.machine.devices import pick_autocast, pick_device, to_device
 from helper.machine.program import run_script
 from helper.machine.seeding import seed_everything
 from helper.networks.load import load_network
-from helper.options.parse import normalised
+from helper.options.old_flags import Parser
 from helper.runs.folder import environment
 from helper.training.schedule import StepDecay
 
 # of the published code; neither is what a network of CIFAR was trained with
 PUBLISHED = {"stl10": ((0.5,) * 3, (0.5,) * 3), "tinyimagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+CHECKS = {
+    "epochs": at_least(1),
+    "batch_size": at_least(1),
+    "views": at_least(1, 1000),
+    "image_size": at_least(8, LARGEST_IMAGE),
+    "init_lr": positive,
+    "weight_decay": not_negative,
+    "manual_seed": at_least(0, 2**63 - 1),
+}
 SGD, LBFGS = {"epochs": 100, "weight_decay": 0.0}, {"epochs": 500, "weight_decay": 1e-3}
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser():
+    parser = Parser("eval_rep.py", description=__doc__, add_help=False)
+    quick.add_help(parser)
     parser.add_argument("--s_path", "--path", "--student_weights", required=True, help="checkpoint of any network")
     parser.add_argument("--arch", "--model", help="its architecture, where neither the file nor its path tells")
-    parser.add_argument(
-        "--dataset",
-        default="STL-10",
-        help="what to probe on: STL-10 (the default), TinyImageNet, or any set of images held in memory",
-    )
+    add_data_set(parser, "STL-10")
     parser.add_argument("--data", "--data_folder", default="../data/", help="where it lies (default ../data/)")
     parser.add_argument(
         "--solver",
@@ -74,15 +88,17 @@ def parse(argv):
     parser.add_argument("--manual_seed", "--seed", type=int, default=0, help="random seed (default 0)")
     parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0)")
     parser.add_argument("--json", help="write the result there, too")
-    args = parser.parse_args(normalised(argv))
+    return parser
+
+
+def parse(argv):
+    args = parser().parse_args(quick.normalised(argv))
     for name, value in (SGD if args.solver == "sgd" else LBFGS).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name in ("epochs", "batch_size", "views", "image_size"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
-    if args.init_lr <= 0 or args.weight_decay < 0:
-        raise UserError(f"--init_lr {args.init_lr} must be above 0 and --weight_decay {args.weight_decay} at least 0")
+    for name, check in CHECKS.items():
+        if getattr(args, name) is not None:
+            check(f"--{name}", getattr(args, name))
     if args.json and not Path(args.json).resolve().parent.is_dir():
         raise UserError(f"--json {args.json}: its folder does not exist")
     return args
@@ -97,7 +113,11 @@ def main(argv=None):
     seed_everything(args.manual_seed)
     seen = {"image": (3, args.image_size or 32, args.image_size or 32)}  # by a student that deploys a projector
     network = load_network(args.s_path, args.arch, None, seen, flag="--arch")
-    options = DataOptions(root=Path(args.data), few_ratio=args.few_ratio, seed=args.manual_seed)
+    args.dataset = dataset_of(args.s_path, args.dataset, "STL-10")
+    chosen = {k: v for k in CHOSEN if (v := getattr(args, k)) is not None}
+    if network.checkpoint.meta.get("dataset") == dataset_dict.resolve(args.dataset):
+        chosen = {k: v for k in CHOSEN if (v := network.checkpoint.meta.get(k))} | chosen
+    options = DataOptions(root=Path(args.data), few_ratio=args.few_ratio, seed=args.manual_seed, **chosen)
     if network.spec.input != "image":
         raise UserError(f"{network.spec.name} reads {network.spec.input}, and a probe shows it single images")
     data = dataset_dict[args.dataset](options)

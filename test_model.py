@@ -4,9 +4,15 @@
 On several GPUs: --gpu_id 0,1,2,3 --multiprocessing_distributed, or torchrun; each process evaluates a share of its own.
 """
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
 
-import argparse
+from helper.options import quick
+
+if __name__ == "__main__":
+    quick.answer("test_model.py")  # --help, without waiting for torch
+
 import sys
 import time
 from pathlib import Path
@@ -14,21 +20,24 @@ from pathlib import Path
 import torch
 
 from core import machine
+from core.files import atomic_write_text, make_folder
 from core.log import log, start_log
 from core.machine import usable_cores
 from core.option import add_flags, read
 from core.protocols import UserError
 from dataset import dataset_dict
-from helper.deploy.as_trained import AS_TRAINED, options_as_trained, told_of_clips
+from helper.deploy.as_trained import AS_TRAINED, add_data_set, clip_settings_notice, dataset_of, options_as_trained
+from helper.deploy.checkpoint_page import Seen, page
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import load_classifier
-from helper.evaluation.evaluate import evaluate_views
+from helper.evaluation.evaluate import evaluate_views, near_chance
 from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.distributed import LAUNCH, LaunchConfig
 from helper.machine.program import run_script
-from helper.networks.load import load_network
-from helper.options.parse import normalised
+from helper.networks.classes import matched
+from helper.networks.load import evaluation_notice, load_network, with_normalisation
+from helper.options.old_flags import Parser
 from helper.options.plugins import load_plugins
 
 
@@ -39,6 +48,8 @@ def options_of(args):
         args.image_size,
         modality=args.modality,
         data_split=args.data_split,
+        val_fraction=args.val_fraction,
+        classes_subset=args.classes_subset,
         num_segments=args.num_segments,
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
@@ -52,13 +63,19 @@ def launch_flags(args):
     return [f"--{f.dest}" for f in LAUNCH if getattr(args, f.dest) != f.default]
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser():
+    parser = Parser("test_model.py", description=__doc__, add_help=False)
+    quick.add_help(parser)
     parser.add_argument(
         "--path", "--student_weights", required=True, help="checkpoint: a student, a teacher, or a plain state dict"
     )
     parser.add_argument("--model", "--arch", help="architecture, where neither the file nor its path tells")
-    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--mean", type=float, nargs="+", help="of the pixels in [0, 1] (default: the network's)")
+    parser.add_argument("--std", type=float, nargs="+", help="likewise; 0.5 for both is [-1, 1]")
+    parser.add_argument(
+        "--match_classes", action="store_true", help="bring its logits into the data set's order of classes"
+    )
+    add_data_set(parser)
     parser.add_argument("--data_folder", "--data", default="../data/")
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--file", type=Path, help="name the action in this sensor recording, with no data set at all")
@@ -81,14 +98,23 @@ def main(argv=None):
     add_flags(views, AS_TRAINED)
     add_flags(parser.add_argument_group("several processes"), LAUNCH)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
+    parser.add_argument(
+        "--report", type=Path, help="write a page here: classes, confusions, wrongest samples, calibration"
+    )
     parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the method or model, if outside")
-    args = parser.parse_args(normalised(argv))
+    return parser
+
+
+def main(argv=None):
+    args = parser().parse_args(quick.normalised(argv))
     start_log()
     load_plugins(args.plugin)
 
     if args.file is not None:
         if given := launch_flags(args):
             raise UserError(f"--file is read by one process: leave {', '.join(given)} out")
+        if args.report is not None:
+            raise UserError("--report is about a test set, and --file names one recording: leave one of them out")
         for action, probability in load_classifier(args.path, args.model).predict(args.file)[:3]:
             log.info("%s  %.1f %%", action, 100 * probability)
         return
@@ -101,6 +127,7 @@ def main(argv=None):
 def report(args, device):
     if (given := launch_flags(args)) and distributed.world_size() == 1:
         log.info("without effect here: %s (one process)", ", ".join(given))
+    args.dataset = dataset_of(args.path, args.dataset)
     options = options_of(args)
     data = distributed.main_first(lambda: dataset_dict[args.dataset](options))
     for note in data.notes:
@@ -109,9 +136,13 @@ def report(args, device):
     given = {k: v for k, v in chosen.items() if v not in (None, 1, "one")}
     if given and not data.videos:
         raise UserError(f"--dataset {args.dataset} is no list of videos: leave --clips, --crops and --crop_size out")
-    if data.videos and (clips := told_of_clips(args.path, options)):
+    if data.videos and (clips := clip_settings_notice(args.path, options)):
         log.info(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
+    network = matched(network, data.classes, args.match_classes)
+    network = with_normalisation(network, args.mean, args.std, ("--mean", "--std"))
+    for notice in evaluation_notice(network, data.shapes):
+        log.info(notice)
     net = to_device(network.tapped(network.spec.branches), device).eval()
     autocast = pick_autocast(args.precision, device)
 
@@ -126,11 +157,15 @@ def report(args, device):
     views = {"views": data.clip_views(**given)} if given else {}
     loader = data.test_loader(args.batch_size, device=device, **share, **views)
     how = args.average_clips or network.spec.average_clips
-    found = evaluate_views(predict, loader, device, data.num_classes, how)
+    if args.report is not None and distributed.world_size() > 1:
+        raise UserError(f"--report {args.report} is written by one process: leave the flags of several processes out")
+    seen = Seen(network.spec.input)
+    found = evaluate_views(predict, loader, device, data.num_classes, how, seen if args.report else None)
     result = found["student"]
     seconds = time.monotonic() - started
     samples = int(result["samples"])
-    log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, data.name, samples, args.precision)
+    on = f"{data.name} ({data.evaluated_on})"
+    log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, on, samples, args.precision)
     log.info(
         "top-1 %.2f  top-5 %.2f  mean class %.2f  loss %.4f",
         *(result[k] for k in ("acc", "acc_top5", "acc_mean_class", "loss")),
@@ -139,6 +174,9 @@ def report(args, device):
         log.info("each sample seen in %s, averaged by %s", ", ".join(f"{k} {v}" for k, v in given.items()), how)
     for name in network.spec.branches:  # auxiliary: of classes alone, the sum over rotations, on upright images
         log.info("%s top-1 %.2f  top-5 %.2f", name, found[name]["acc"], found[name]["acc_top5"])
+    flags, shape = ("--mean", "--std", "--match_classes"), data.shapes[network.spec.input]
+    if warning := near_chance(result["acc"], data.num_classes, network.spec, shape, flags):
+        log.info("%s", warning)
     recorded = network.checkpoint.best_acc
     if recorded is not None:
         rounding = network.checkpoint.rounding
@@ -153,6 +191,13 @@ def report(args, device):
         samples / seconds,
         " with its heads" if network.spec.branches else "",
     )
+    if args.report is not None:
+        title = f"{network.spec.name} on {data.name}"
+        make_folder(args.report.parent)
+        atomic_write_text(
+            args.report, page(seen, list(map(str, data.classes)), title, f"{args.path}, {args.precision}")
+        )
+        log.info("wrote %s", args.report)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,11 @@
 #!/usr/bin/env python3
 """Distil a student: python train_student.py --path_t TEACHER.pth --distill kd --model_s resnet8x4"""
+# PYTHON_ARGCOMPLETE_OK
+
+from helper.options import quick
+
+if __name__ == "__main__":
+    quick.answer("train_student.py")  # --help, without waiting for torch
 
 from helper import session
 from helper.machine.program import run_script

@@ -8,10 +8,13 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tomllib
+import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from core.log import log
@@ -42,6 +45,13 @@ def intact(content: bytes) -> bool | None:
     if content[max(end - len(SEAL), 0) : end] != SEAL:
         return None
     return hashlib.blake2b(memoryview(content)[:end], digest_size=DIGEST).digest() == content[end:]
+
+
+def row_checksums(rows: np.ndarray, places: Iterable[int]) -> np.ndarray:
+    """uint32 [n], never 0: the CRC-32 of every row of [n, ...], which depends on the row's place too."""
+    flat = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
+    sums = [zlib.crc32(row.data, place & 0xFFFFFFFF) or 1 for row, place in zip(flat, places, strict=True)]
+    return np.array(sums, np.uint32)
 
 
 def _keep(path: Path, previous: Path) -> None:
@@ -125,6 +135,50 @@ def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out:
     return found
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a TOML, JSON or YAML file. UserError where it is another kind of file, or damaged."""
+    kind = path.suffix.lower()
+    if kind not in (".toml", ".json", ".yaml", ".yml"):
+        raise UserError(f"{path} must be a file that ends in .toml, .json, .yaml or .yml")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    try:
+        if kind == ".toml":
+            found: Any = tomllib.loads(content)
+        elif kind == ".json":
+            found = json.loads(content)
+        else:
+            found = _yaml(content)
+    except (ValueError, RecursionError) as error:
+        what = " ".join(str(error).split())
+        raise UserError(f"{path} is not a {kind[1:].upper()} file: {what}") from error
+    if not isinstance(found, dict) or not all(isinstance(k, str) for k in found):
+        raise UserError(f"{path} must hold names with values, as epochs = 240, not a {type(found).__name__}")
+    return found
+
+
+def _yaml(content: str) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise UserError("YAML files need the package PyYAML (pip install pyyaml), TOML and JSON files none") from error
+    try:
+        return yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise ValueError(error) from error
+
+
+def _checksum(entries: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(entries, sort_keys=True).encode(), digest_size=DIGEST).hexdigest()
+
+
+def remember(entries: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON object for remembered(), with a checksum; all or nothing."""
+    atomic_write_json({**entries, "checksum": _checksum(entries)}, path)
+
+
 def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, Any]:
     """The entries of a JSON object that have this type; {} where there is no file. Damage is logged and costs these."""
     if not path.exists():
@@ -133,5 +187,8 @@ def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, 
         found = read_json(path, {}, "what it remembers is not used")
     except UserError as error:
         log.info("%s", error)
+        return {}
+    if found.pop("checksum", None) not in (None, _checksum(found)):
+        log.info("%s does not match its checksum: what it remembers is not used", path)
         return {}
     return {k: v for k, v in found.items() if isinstance(v, kind)}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import sys
-from functools import cache
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
 
-from core import machine
+from core import lock, machine
 from core.protocols import UserError
 
+T = TypeVar("T")
 log = logging.getLogger("retort")
 
 
-class _Console(logging.StreamHandler):
+class _Console(logging.StreamHandler[Any]):
     """Standard output as it is at the time of the message."""
 
     def __init__(self) -> None:
@@ -44,7 +43,8 @@ _run_logs: list[logging.Logger] = []
 
 
 def start_log() -> None:
-    """Messages to standard output; the files of earlier runs in this process are closed."""
+    """Messages to standard output; the files of earlier runs in this process are closed, their folders are free."""
+    lock.release()
     log.setLevel(logging.INFO)
     log.propagate = False
     for logger in _run_logs:
@@ -65,46 +65,10 @@ def open_run_log(path: Path, label: str | None = None) -> logging.Logger:
         file = _File(path)
     except OSError as error:
         raise UserError(f"cannot write the log {path}: {error.strerror}") from error
-    _forget_logs_in_forks()
-    assert file.stream is not None
-    claim(file.stream, path.parent)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(file)
     _run_logs.append(logger)
     return logger
-
-
-def claim(file: IO[str], folder: Path) -> None:
-    """Lock a run's open log; UserError where another process trains that run. The lock goes with the process."""
-    try:
-        import fcntl
-    except ImportError:  # no such locks on this system
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"another process is training {folder}: wait for it or stop it, or choose another --trial"
-        ) from error
-    except OSError:  # nor on this file system
-        return
-
-
-def _forget_logs() -> None:
-    """A forked process, such as a loader's worker, holds no lock on a run: the run may end before it."""
-    for logger in _run_logs:
-        for handler in [h for h in logger.handlers if isinstance(h, logging.FileHandler)]:
-            logger.removeHandler(handler)
-            with contextlib.suppress(OSError):
-                if handler.stream is not None:
-                    handler.stream.close()
-    _run_logs.clear()
-
-
-@cache
-def _forget_logs_in_forks() -> None:
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_forget_logs)
 
 
 def log_to_file(message: str) -> None:
@@ -113,6 +77,16 @@ def log_to_file(message: str) -> None:
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
                 handler.handle(log.makeRecord(log.name, logging.INFO, "", 0, message, (), None))
+
+
+def progress(parts: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+    """The same parts, with a bar on a terminal once working through them has taken two seconds; quiet elsewhere.
+    total: their number, where len(parts) does not say it."""
+    if not (machine.is_main() and sys.stderr.isatty()):
+        return parts
+    from tqdm import tqdm
+
+    return tqdm(parts, what, total, leave=False, delay=2, mininterval=0.5)
 
 
 def clock(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Settings declared once: a field of a frozen Config is also a command-line flag, with its check beside it."""
+"""Settings declared once: a field of a frozen Config is also a command-line flag, with its check next to it."""
 
 from __future__ import annotations
 
@@ -53,12 +53,14 @@ def check_range(
     raise UserError(f"{flag} {value} must be {wanted or 'a finite number'}")
 
 
-def at_least(low: float) -> Check:
-    """A whole number of at least `low`."""
+def at_least(low: float, most: float = 10**6) -> Check:
+    """A whole number of at least `low`; one above `most` is a slip that would take all memory or never end."""
 
     def check(flag: str, value: float) -> None:
         if not value >= low:
             raise UserError(f"{flag} {value} must be at least {low:g}")
+        if not value <= most:
+            raise UserError(f"{flag} {value} must be at most {most:,}")
 
     return check
 
@@ -96,9 +98,12 @@ class Config:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            check, value = f.metadata.get("check"), getattr(self, f.name)
+            check, value, flag = f.metadata.get("check"), getattr(self, f.name), f.metadata.get("flag") or f"--{f.name}"
+            words = value if isinstance(value, list | tuple) else [value]
+            if check is None and f.default != value and any(isinstance(w, str) and not w.strip() for w in words):
+                raise UserError(f"{flag} is empty: give a value, or leave the flag out")
             if check is not None and value is not None:
-                check(f.metadata["flag"] or f"--{f.name}", value)
+                check(flag, value)
 
 
 class _Unset:

@@ -27,7 +27,7 @@ Terms = dict[str, Tensor]  # term name -> unweighted scalar
 
 
 class UserError(ValueError):
-    """Something the user can put right. Entry points print it as one sentence and exit with code 2."""
+    """A mistake in the user's input. Entry points print the message and exit with code 2."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Batch:
     views: V, how many views of each sample `inputs` holds, those of one sample side by side, view 0 first.
     crop: [B] int64 or None; which of the data set's `num_crops` pixel views a sample is,
         (dy * (2 * pad + 1) + dx) * 2 + flip. None once the pixels were changed in any other way.
-    view_id: [B] int64 on the CPU or None; index * num_crops + crop, for look-ups that must not wait for the device.
+    view_id: [B] int64 on the CPU or None; index * num_crops + crop, for look-ups that must not wait for the device;
+        the index is that of the full training set, where the run trains on a part of it.
     soft_target: [B, K] or None; mixed or smoothed labels, which the classification term then uses.
     teacher_inputs: what the teacher reads where it differs from `inputs`.
     turns: [B*V] int64 or None; by how many quarters each view was turned counter-clockwise.
@@ -140,7 +141,9 @@ class ModelSpec:
     head: dotted path of the classifier. mean, std: the pixel normalisation (of values in [0, 1]) it was trained with.
     learning_rate: the published default where it differs from the data set's recipe.
     patch: side in px of a transformer's patches, whose position embedding is interpolated to other image sizes.
-    branches: taps beside the path to the logits (auxiliary heads), which are computed on request alone:
+    chain: module paths that, run one after another, are the network (a linear layer reads a flattened map); () where
+        its forward does more, so that the rest of it cannot be run from a stage on.
+    branches: taps next to the path to the logits (auxiliary heads), which are computed on request alone:
         forward(x, names). The network's parts(name) lists their modules.
     twin: another name whose weights have the same keys and shapes. note: what --list says of it.
     headless: what stands at `head` passes its input on, so the network has a pooled feature and no logits.
@@ -161,6 +164,7 @@ class ModelSpec:
     learning_rate: float | None = None
     patch: int | None = None
     fits: bool = False  # whether `build` takes `shape`, the per-sample shape of its input in the data set
+    chain: tuple[str, ...] = ()
     branches: tuple[str, ...] = ()
     twin: str | None = None
     note: str = ""
@@ -174,7 +178,7 @@ class ModelSpec:
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
         network = self.build(num_classes=num_classes, **options)
-        network.model_spec = self  # type: ignore[assignment]  # where to look inside it, for whoever is handed it
+        network.model_spec = self  # type: ignore[assignment]  # where to look inside it, for those who get it
         return network
 
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
@@ -210,6 +214,10 @@ class Tapped(Protocol):
     @property
     def head(self) -> nn.Module: ...
 
+    def insert(self, tap: str, layers: nn.Module) -> None: ...
+
+    def run_from(self, tap: str, x: Tensor) -> Features: ...
+
     def __call__(self, inputs: Mapping[str, Tensor]) -> Features: ...
 
 
@@ -226,9 +234,10 @@ class Needs:
 class Side:
     """Read-only view of one network, handed to a distiller at construction.
 
-    input_shape: per-sample shape of what it reads, of the data set at hand; () where nobody ran it.
+    input_shape: per-sample shape of what it reads, of the data set at hand; () where it was not run.
     pools_last: whether the classifier, applied to the mean over the last map that was tapped, gives the logits; True
-        where nobody ran it or tapped that map.
+        where it was not run, or that map not tapped.
+    net: the network itself, for methods that put layers into it or run a part of it; None where there is none.
     """
 
     spec: ModelSpec
@@ -236,6 +245,7 @@ class Side:
     shapes: Mapping[str, tuple[int, ...]]  # per-sample shape of every tap that was asked for, and of "logits"
     input_shape: tuple[int, ...] = ()
     pools_last: bool = True
+    net: Tapped | None = None
 
 
 @dataclass(frozen=True)
@@ -243,7 +253,7 @@ class Context:
     """Everything a distiller may know when it is built.
 
     train_labels: [N] int64 on `device`. batch_size: of one forward in this process (a micro-batch when accumulating).
-    smallest_batch: of an epoch's forwards in this process; None where nobody counted.
+    smallest_batch: of an epoch's forwards in this process; None where unknown.
     init_rng: CPU generator for parameters and buffers; rng: generator on `device` for draws during training.
     previous: the trained distiller of the stage before, if the method has one.
     """
@@ -262,7 +272,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Phase:
-    """A backward pass and an optimiser step beside those of the main loss.
+    """A backward pass and an optimiser step next to those of the main loss.
 
     It trains parameters of its own: they are frozen everywhere else, and the student's features reach the phase
     detached. Phases run before the main loss, on every n-th step (`every`).
@@ -275,6 +285,24 @@ class Phase:
     every: int = 1
     lr_scale: float = 1.0
     optimizer: Callable[[Sequence[nn.Parameter]], Optimizer] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """Terms of the loss whose gradient is computed by itself.
+
+    terms: None for all that no other part names. momentum: None to join the other parts in one momentum buffer; else
+    this part has a buffer of its own, whose factor is that of the optimiser plus this. decays: whether weight decay
+    goes with this part.
+    """
+
+    name: str
+    terms: tuple[str, ...] | None = None
+    momentum: float | None = None
+    decays: bool = False
+
+
+Gradients = list[Tensor | None]  # of every parameter; None where a loss does not reach it
 
 
 class TeacherSource(Protocol):
@@ -311,6 +339,15 @@ class Loader(ABC):
         return {}
 
 
+@dataclass(frozen=True)
+class FullSet:
+    """The training set that a run's samples are a part of, or all of (positions None): checksum, size, places [N]."""
+
+    checksum: str
+    count: int
+    positions: Tensor | None
+
+
 class DataSet(ABC):
     """One data set, split, labelled, and able to make its loaders.
 
@@ -320,7 +357,8 @@ class DataSet(ABC):
     full_batches: no batch of an epoch is short. labelled: the part of it whose labels are known.
     streamed: decoded as it is read, instead of resident on the device. videos: a list of videos, whose clips have
     several views in evaluation. notes: sentences that a run prints once. described: entries of a checkpoint's meta, so
-    that its network can be evaluated on the same kind of data.
+    that its network can be evaluated on the same kind of data. full: what --few_ratio chose from, so that all parts of
+    a set share one teacher cache.
     """
 
     name: str
@@ -333,6 +371,7 @@ class DataSet(ABC):
     streamed: bool = False
     videos: bool = False
     notes: Sequence[str] = ()
+    full: FullSet | None = None
     full_batches: bool = False
 
     @property

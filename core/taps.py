@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from core.protocols import Features, ModelSpec, Side, Tap, UserError
 
 
 class TappedNet(nn.Module):
-    """A model, its input normalisation, and hooks on the taps somebody asked for.
+    """A model, its input normalisation, and hooks on the taps that were asked for.
 
     forward takes Batch.inputs (images in [0, 1]) and returns {"logits": [B, K], tap name: tensor, ...}; without logits
     where the spec says headless. Hooks collect only inside this forward, so a submodule (a reused head, say) may be
@@ -37,6 +39,7 @@ class TappedNet(nn.Module):
             self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
         self._collecting, self._clips = False, 0
         self._kept: Features = {}
+        self._inserted: dict[str, RemovableHandle] = {}
         for name in sorted(self.want):
             tap = spec.taps[name]
             model.get_submodule(tap.module).register_forward_hook(partial(self._keep, name, tap))
@@ -45,7 +48,7 @@ class TappedNet(nn.Module):
     def head(self) -> nn.Module:
         return self.model.get_submodule(self.spec.head)
 
-    def _keep(self, name: str, tap: Tap, module: nn.Module, args: tuple, output: Tensor) -> None:
+    def _keep(self, name: str, tap: Tap, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if not self._collecting:
             return
         if name in self._kept:
@@ -55,15 +58,43 @@ class TappedNet(nn.Module):
             value = tap.read(module, value)
         self._kept[name] = value.unflatten(0, (self._clips, -1)).mean(1) if tap.per_frame else value
 
+    def insert(self, tap: str, layers: nn.Module) -> None:
+        """Put layers behind a tap, in place of those that were: map -> (map, features to add to the taps).
+
+        What follows in the network reads their map; the tap itself keeps what its module puts out. They stay a part of
+        whoever made them, so their weights are in no state dict of this network.
+        """
+        if tap in self._inserted:
+            self._inserted[tap].remove()
+        module = self.model.get_submodule(self.spec.taps[tap].module)
+        self._inserted[tap] = module.register_forward_hook(partial(self._run_inserted, layers))
+
+    def run_from(self, tap: str, x: Tensor) -> Features:
+        """What the network makes of x in the place of a stage's map: the later stage maps, and "logits"."""
+        stages = {self.spec.taps[name].module: name for name in self.spec.stages}
+        features: Features = {}
+        for path in self.spec.chain[self.spec.chain.index(self.spec.taps[tap].module) + 1 :]:
+            module = self.model.get_submodule(path)
+            x = module(x.flatten(1) if isinstance(module, nn.Linear) else x)
+            if path in stages:
+                features[stages[path]] = x
+        return {**features, "logits": x}
+
+    def _run_inserted(self, layers: nn.Module, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        output, features = layers(output)
+        if self._collecting:
+            self._kept.update(features)
+        return output
+
     def idle(self) -> Iterator[nn.Parameter]:
-        """Parameters of branches that nobody asked for."""
+        """Parameters of branches that were not asked for."""
         for name in self.spec.branches:
             if name not in self.want:
                 for module in self.model.parts(name):  # type: ignore[operator]
                     yield from module.parameters()
 
     def forward(self, inputs: Mapping[str, Tensor], branches: Collection[str] | None = None) -> Features:
-        """branches: which of the wanted ones beside the path to the logits to compute; None: all of them."""
+        """branches: which of the wanted ones next to the path to the logits to compute; None: all of them."""
         asked = [b for b in self.spec.branches if b in self.want and (branches is None or b in branches)]
         x = inputs[self.spec.input]
         if self.spec.view is not None:
@@ -113,7 +144,7 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
     finally:
         net.train(was_training)
     shapes = {k: tuple(v.shape[1:]) for k, v in features.items()}
-    return Side(net.spec, net.head, shapes, tuple(shape), pools_last)
+    return Side(net.spec, net.head, shapes, tuple(shape), pools_last, net)
 
 
 def _pools_last(net: TappedNet, features: Features) -> bool:

@@ -31,7 +31,10 @@ class SourceConfig(Config):
     dataset: str = option("cifar100", "data set, see --list", role=NAMED)
     data_folder: str = option("../data/", "folder that holds data sets", short="--data")
     image_size: int | None = option(
-        None, "side of the images (default: 224 of imagenet and of clips, else 32)", role=RESULT
+        None,
+        "side of the images (default: 224 of imagenet and of clips, else 32)",
+        check=at_least(8, LARGEST_IMAGE),
+        role=RESULT,
     )
     val_fraction: float = option(
         0.0, "hold out this share of train, stratified, and evaluate on it", check=share, role=RESULT
@@ -40,7 +43,7 @@ class SourceConfig(Config):
     num_workers: int = option(
         8,
         "loader processes (threads of DALI) per machine, for data that is not resident on the device",
-        check=at_least(0),
+        check=at_least(0, 1024),
     )
 
 
@@ -61,27 +64,29 @@ class StreamConfig(Config):
     )
     augment: str = option(
         "none",
-        "augmentation beside crop and flip, where images are decoded as they are read",
+        "augmentation next to crop and flip, where images are decoded as they are read",
         choices=("none", "randaugment", "trivialaugment", "autoaugment"),
         role=RESULT,
     )
     random_erase: float = option(
         0.0, "probability of a blank rectangle in a training image", check=probability, role=RESULT
     )
-    repeated_augmentation: int = option(1, "copies of each drawn sample in an epoch", check=at_least(1), role=RESULT)
+    repeated_augmentation: int = option(
+        1, "copies of each drawn sample in an epoch", check=at_least(1, 100), role=RESULT
+    )
 
 
 @dataclass(frozen=True)
 class RecordingConfig(Config):
     """Clips and action recordings."""
 
-    heading = "clips and recordings"
+    heading = "recordings"
 
     data_split: str | None = option(None, "published split of action recordings (default: cross_subject)", role=RESULT)
     num_segments: int = option(
         8,
         "frames of a clip that a network sees; a listed video with fewer repeats some",
-        check=at_least(1),
+        check=at_least(1, 1000),
         role=RESULT,
     )
     window: int | None = option(None, "samples of a sensor window (default 224)", check=at_least(8), role=RESULT)
@@ -100,7 +105,7 @@ class DataOptions:
 
     For sets that are decoded as they are read: num_workers: processes that decode for this rank, or threads of DALI.
     dali: "cpu" or "gpu", DALI instead of them. classes_subset: a number of classes or their names, separated by commas.
-    skip_corrupt: count images that cannot be read, and go on. augment: none, randaugment, trivialaugment, autoaugment.
+    skip_corrupt: skip and count images that cannot be read. augment: none, randaugment, trivialaugment, autoaugment.
     random_erase: probability. repeated_augmentation: copies of each drawn sample in an epoch.
     Of action recordings: modality: names of what is read, first that of the network that is tested, then the teacher's.
     data_split: a published protocol, None for the first. num_segments: frames of a clip. window: samples of a sensor
@@ -234,7 +239,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def check_memory(counts: dict[str, int], size: int) -> None:
-    """UserError if the images, those of "train" padded beside them, would take over half of the available memory."""
+    """UserError if the images, those of "train" padded next to them, would take over half of the available memory."""
     pixels = sum(counts.values()) * size**2 + counts["train"] * (size + 2 * (size // 8)) ** 2
     needed, left = pixels * 3, free()
     if needed > left / 2:

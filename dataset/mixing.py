@@ -21,7 +21,7 @@ from dataset.base import seeded
 
 @dataclass(frozen=True)
 class MixingConfig(Config):
-    heading = "mixed and smoothed labels"
+    heading = "regularisation"
 
     label_smoothing: float = option(0.0, "share of a label spread over all classes", check=share, role=RESULT)
     mixup: float = option(0.0, "alpha of MixUp", check=not_negative, role=RESULT)

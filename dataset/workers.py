@@ -9,9 +9,29 @@ import threading
 
 import torch
 
+TIMEOUT = 600.0  # seconds without a batch after which a run ends
+
+
+def lost_worker(error: BaseException) -> str | None:
+    """The sentence for a loader process that was killed or hangs, None for other errors. Ends the others, too."""
+    text = str(error)
+    if "DataLoader timed out" not in text and "DataLoader worker" not in text:
+        return None
+    for child in multiprocessing.active_children():
+        child.kill()  # a stopped one heeds nothing else, and would be waited for
+    what = (
+        f"the loader processes sent nothing for {TIMEOUT:g} s (a disk or a decoder hangs)"
+        if "timed out" in text
+        else f"a loader process was lost ({text.splitlines()[0].rstrip('. ')}; perhaps memory ran out)"
+    )
+    return (
+        f"{what}: the same command continues from the last checkpoint, fewer --num_workers need less memory, and 0 "
+        "decodes in this process"
+    )
+
 
 def start_worker(worker: int) -> None:
-    """One thread each, and signals of a process group are the run's business: nobody but it ends its workers.
+    """One thread each. Workers ignore SIGINT and foreign SIGTERM; only their own run ends them.
 
     torchrun and SLURM send SIGTERM to all processes of a run; workers that die of it take the run with them before it
     can write where it stopped.
@@ -19,7 +39,7 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run = multiprocessing.parent_process()
-    if run is not None and hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere SIGTERM ends a worker, whoever sends it
+    if run is not None and hasattr(signal, "sigwaitinfo"):  # Linux; elsewhere SIGTERM ends a worker, whatever sends it
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_wait_for_the_end, args=(run.pid,), daemon=True).start()
 

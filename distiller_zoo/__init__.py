@@ -65,6 +65,13 @@ method_dict = Registry(
         "wkd_f": "distiller_zoo.wkd_f:WKDF",
         "embed": "distiller_zoo.embed:Embed",
         "queue": "distiller_zoo.queue:Queue",
+        "norm": "distiller_zoo.norm:NORM",
+        "kdpp": "distiller_zoo.kdpp:KDPP",
+        "dot": "distiller_zoo.dot:DOT",
+        "deepkd": "distiller_zoo.deepkd:DeepKD",
+        "dhkd": "distiller_zoo.dhkd:DHKD",
+        "deit": "distiller_zoo.deit:DeiT",
+        "fcfd": "distiller_zoo.fcfd:FCFD",
     },
     aliases={
         "baseline": "vanilla",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from distiller_zoo._task import Deployed, Objective, Trained, chain_of, needs_of
 from distiller_zoo.base import Distiller
 
 Inputs = Tensor | Mapping[str, Tensor]  # images [B, C, H, W], or entry of Batch.inputs -> tensor
-BATCH_SIZE = 64  # that is assumed where nobody gives one
+BATCH_SIZE = 64  # that is assumed where none is given
 
 
 class FrozenTeacher:
@@ -54,6 +54,7 @@ class Task(nn.Module):
         self._objective, self._following, self._rng = objective, following, rng
         self._kept: list[tuple[Features, Features, Batch]] = []
         self._place = (0, 0)  # epoch of the last batch, batches seen in it
+        self._prepared = not self.method.prepares_teacher
 
     @property
     def method(self) -> Distiller:
@@ -72,8 +73,22 @@ class Task(nn.Module):
             self._objective.train()
         return self
 
+    def prepare_teacher(self, batches: Iterable[tuple[Inputs, Tensor]]) -> None:
+        """One pass over the training set, for methods that learn from the teacher before training (kdpp).
+
+        batches: inputs and targets, as a DataLoader gives them; several times, where the methods joined ask for it.
+        """
+        device = next(self.student.parameters()).device
+
+        def there(images: Inputs, targets: Tensor) -> Batch:
+            inputs = {k: x.to(device) for k, x in inputs_of(images, self.student.spec).items()}
+            return self._batch(inputs, targets.to(device), None)
+
+        self._objective.prepare_teacher(lambda: (there(images, targets) for images, targets in batches))
+        self._prepared = True
+
     def own_optimizers(self, make: Callable[..., Optimizer] | None = None) -> list[Optimizer]:
-        """Optimisers of what trains beside the main loss (the discriminator of cakd); the task steps them itself.
+        """Optimisers of what trains next to the main loss (the discriminator of cakd); the task steps them itself.
 
         make: (parameters, scale) -> optimiser, whose learning rate is that of the main one times scale. Needed once,
         before the first batch, for methods that train such a part.
@@ -101,6 +116,11 @@ class Task(nn.Module):
         """
         if self.method.by_index and index is None:
             raise UserError(f"{self.method.name} remembers every sample: pass index=, its position in the training set")
+        if self.training and not self._prepared:
+            raise UserError(
+                f"{self.method.name} reads the teacher's features of the whole training set: call "
+                "task.prepare_teacher(loader) first"
+            )
         batch = self._batch(images, targets, index)
         if not self.training:
             logits = self.deployed_logits(batch.inputs)
@@ -138,7 +158,8 @@ class Task(nn.Module):
         """A copy of what is used after training: an nn.Module in eval mode, images [B, C, H, W] -> logits [B, K]."""
         if self.method.deployment() is None and self.student.spec.mean is None:
             return without_taps(copy.deepcopy(self.student.model)).eval()
-        return Classifier(copy.deepcopy(self.student), copy.deepcopy(self.method.deployment())).eval()
+        whole = Classifier(self.student, self.method.deployment())
+        return copy.deepcopy(whole).eval()  # both at once: layers may be in both
 
     def next_stage(self) -> Task | None:
         """What follows when this task is trained, for methods that train a stage first (ab, ft, fsp), else None.
@@ -154,12 +175,14 @@ class Task(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         own = {name: optimizer.state_dict() for name, optimizer in self._objective.optimizers.items()}
-        return {"optimizers": own, "place": self._place, "rng": self._rng.get_state()}
+        state = {"optimizers": own, "place": self._place, "rng": self._rng.get_state()}
+        return state | ({"prepared": self._prepared} if self.method.prepares_teacher else {})
 
     def set_extra_state(self, state: Mapping[str, Any]) -> None:
         for name, optimizer in self._objective.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
         self._place = tuple(state["place"])
+        self._prepared = state.get("prepared", self._prepared)
         self._rng.set_state(state["rng"].cpu())
 
 
@@ -253,6 +276,11 @@ def attach(
 
     def stage_of(stage: type[Distiller], previous: Distiller | None, following: Sequence[Any]) -> Task:
         built = stage(cfg, dataclasses.replace(context, previous=previous)).to(device)
+        if built.parts():
+            raise UserError(
+                f"{method} differentiates the parts of its loss one by one and steps an optimiser of its own, which a "
+                "loop around one loss cannot do: train it with train_student.py"
+            )
         trained = Trained(s_net, peer, built)
         objective = Objective(trained, source, needs_of(stage, cfg, spec_s, spec_t).teacher)
         return Task(trained, objective, following, context.rng).train()

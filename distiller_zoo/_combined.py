@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Phase, Progress, Terms, UserError
+from core.protocols import (
+    Batch,
+    Context,
+    Features,
+    Gradients,
+    ModelSpec,
+    Needs,
+    Part,
+    Phase,
+    Progress,
+    Terms,
+    UserError,
+)
 from distiller_zoo.base import Deployment, Distiller
 
 
@@ -73,6 +85,9 @@ class Combined(Distiller):
                 f"{deploying[0]} replaces the classifier that {' and '.join(idle)} would train, and weighs it 0: "
                 f"leave {' and '.join(idle)} out, or train it too with -c and -d"
             )
+        parted = [m.name for m in methods if m.parts is not Distiller.parts]
+        if len(parted) > 1:
+            raise UserError(f"{' and '.join(parted)} both divide the gradient; combine at most one of them")
         online = [m.name for m in methods if m.teacher_mode == "trained"]
         if online:
             raise UserError(f"{', '.join(online)} trains two peers and cannot be combined")
@@ -95,6 +110,15 @@ class Combined(Distiller):
 
     def deployment(self) -> Deployment | None:
         return next((d for m in self.each() if (d := m.deployment()) is not None), None)
+
+    def prepare_teacher(self, seen: Callable[[], Iterable[tuple[Features, Batch]]]) -> None:
+        for m in self.each():
+            if m.prepares_teacher:
+                m.prepare_teacher(seen)
+
+    @property
+    def prepares_teacher(self) -> bool:
+        return any(m.prepares_teacher for m in self.each())
 
     def prepare(self, batch: Batch) -> Batch:
         for m in self.each():
@@ -135,6 +159,15 @@ class Combined(Distiller):
     @property
     def looks_back(self) -> bool:
         return any(m.looks_back for m in self.each())
+
+    def _dividing(self) -> Distiller | None:
+        return next((m for m in self.each() if m.parts()), None)
+
+    def parts(self) -> tuple[Part, ...]:
+        return () if (m := self._dividing()) is None else m.parts()
+
+    def join_gradients(self, gradients: list[Gradients]) -> list[Gradients]:
+        return gradients if (m := self._dividing()) is None else m.join_gradients(gradients)
 
     def extra_phases(self) -> tuple[Phase, ...]:
         return tuple(p for m in self.each() for p in m.extra_phases())

@@ -76,7 +76,7 @@ class WithHeads(Distiller):
         return self.heads if self.cfg.report_heads else ()
 
     def readouts(self, features: Features) -> dict[str, Tensor]:
-        """Beside the student's logits those of its heads, if asked for: the sum over a class's outputs, [B, K]."""
+        """Next to the student's logits those of its heads, if asked for: the sum over a class's outputs, [B, K]."""
         out = super().readouts(features)
         return out | {head: features[head].unflatten(1, (-1, self.per_class)).sum(2) for head in self.reported()}
 
@@ -129,7 +129,7 @@ def rotations(x: Tensor) -> Tensor:
 class Rotated(WithHeads):
     """Every image is seen upright and rotated; heads tell class and rotation apart: label 4 * y + k of [K * 4].
 
-    With fewer than four rotations per step, the upright view stays and the others are drawn for each image anew. The
+    With fewer than four rotations per step, the upright view stays and the others are drawn again for each image. The
     weights of the views keep every term's expectation: a quarter for the upright one, the rest for those drawn.
     """
 

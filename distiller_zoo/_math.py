@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -100,7 +101,7 @@ def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weighted_sum(terms: Terms, weights: Mapping[str, float]) -> Tensor:
-    """Sum of weight * term; a term nobody weighs is a mistake and raises."""
+    """Sum of weight * term; a term without a weight raises."""
     unweighted = terms.keys() - weights.keys()
     if unweighted:
         raise KeyError(f"terms without a weight: {sorted(unweighted)}; weights exist for {sorted(weights)}")
@@ -118,6 +119,13 @@ def entropy(logits: Tensor, temperature: float) -> Tensor:
 def entropy_weights(z_s: Tensor, z_t: Tensor, temperature: float, bound: float) -> Tensor:
     """[B] H_t (1 + H_s / bound) / 2, without gradient; H: entropy() (EA-KD, Su et al., ICCV 2025)."""
     return 0.5 * entropy(z_t, temperature) * (1 + entropy(z_s.detach(), temperature) / bound)
+
+
+def summed_over_ranks(x: Tensor) -> Tensor:
+    """The sum of what every process holds; x itself, which may be written over."""
+    if dist.is_initialized():
+        dist.all_reduce(x)
+    return x
 
 
 def warmed_up(epoch: int, epochs: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core.protocols import Context, ModelSpec, Side, Tapped, UserError
 
@@ -159,3 +159,17 @@ def linear_head(side: Side, stage: str, method: str) -> nn.Linear:
             f"classifier {reads}; choose a network that only pools in between, e.g. a resnet, a wrn or a vgg"
         )
     return side.head
+
+
+class Dropout(nn.Module):
+    """Dropout that draws from the generator of a method, whose state is kept with the run."""
+
+    def __init__(self, share: float, rng: torch.Generator):
+        super().__init__()
+        self.share, self.rng = share, rng
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.share):
+            return x
+        kept = torch.rand(x.shape, generator=self.rng, device=x.device) >= self.share
+        return x * kept / (1 - self.share)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from core.protocols import Batch, Features, ModelSpec, Needs, Phase, Progress, TeacherSource, Terms, UserError
+from core.protocols import (
+    Batch,
+    Features,
+    Gradients,
+    ModelSpec,
+    Needs,
+    Part,
+    Phase,
+    Progress,
+    TeacherSource,
+    Terms,
+    UserError,
+)
 from core.taps import TappedNet
 from distiller_zoo._math import detached, weighted_sum
 from distiller_zoo.base import FRAME_LOGITS, Deployment, Distiller
@@ -87,6 +99,41 @@ class Deployed(nn.Module):
         return self.method.readouts(features)
 
 
+def parts_of(terms: Terms, weights: Mapping[str, float], parts: Sequence[Part]) -> tuple[Tensor | None, ...]:
+    """The loss of every part; None where none of its terms was computed."""
+    named = {name for part in parts for name in part.terms or ()}
+    losses = []
+    for part in parts:
+        own = {k: v for k, v in terms.items() if (k not in named if part.terms is None else k in part.terms)}
+        losses.append(weighted_sum(own, weights) if own else None)
+    return tuple(losses)
+
+
+def gradients_of(loss: Tensor | None, params: Sequence[nn.Parameter], share: float, last: bool) -> Gradients:
+    """share: what the loss is multiplied by. last: whether its graph is differentiated no more."""
+    if loss is None:
+        return [None] * len(params)
+    return list(
+        torch.autograd.grad(loss if share == 1 else loss * share, params, retain_graph=not last, allow_unused=True)
+    )
+
+
+def added(a: Gradients, b: Gradients) -> Gradients:
+    return [y if x is None else x if y is None else x + y for x, y in zip(a, b, strict=True)]
+
+
+def averaged_over_ranks(gradients: Gradients) -> Gradients:
+    """Mean over processes, in one message; a parameter that a loss does not reach is one in all of them."""
+    there = [g for g in gradients if g is not None]
+    if dist.is_initialized() and there:
+        flat = torch.cat([g.flatten() for g in there])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for g, mean in zip(there, flat.split([g.numel() for g in there]), strict=True):
+            g.copy_(mean.view(g.shape))
+    return gradients
+
+
 def average_gradients(params: Sequence[nn.Parameter]) -> None:
     """Mean over ranks, for parameters that live outside the DDP root (isolated phases)."""
     if dist.is_initialized():
@@ -116,16 +163,20 @@ def thawed(params: Sequence[nn.Parameter]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Computed:
-    """loss: weighted sum of the main phase, with its graph. terms: unweighted and detached, of every phase."""
+    """loss: weighted sum of the main phase, with its graph. terms: unweighted and detached, of every phase.
+
+    parts: the same loss by the method's parts(), None for one that has no term at the moment; () without parts.
+    """
 
     loss: Tensor
     terms: Terms
     s: Features
     t: Features
+    parts: tuple[Tensor | None, ...] = ()
 
 
 class Objective:
-    """The loss of a method, and the isolated phases that train beside it.
+    """The loss of a method, and the isolated phases that train next to it.
 
     Freezes what the method leaves out of training. run: what computes the features, `trained` or a wrapper of it,
     called as run(batch size, inputs, teacher's features); terms: what computes the terms, called as
@@ -162,6 +213,14 @@ class Objective:
         """make: builds the optimiser of an isolated phase."""
         self.optimizers = {phase.name: make(phase) for phase in self.isolated}
 
+    @torch.no_grad()
+    def prepare_teacher(self, batches: Callable[[], Iterable[Batch]]) -> None:
+        """batches(): one pass over the training set; called once for every method that learns from the teacher."""
+        if self.teacher is None:
+            return
+        features = self.teacher.features
+        self.method.prepare_teacher(lambda: ((full_precision(features(b, self.taps)), b) for b in batches()))
+
     def main_terms(
         self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float] | None = None
     ) -> Terms:
@@ -182,7 +241,8 @@ class Objective:
         with torch.autocast(batch.target.device.type, enabled=False):
             seen = self._isolated_terms(s, t, batch, progress, weights)
             terms = self.terms(len(batch), s, t, batch, progress, weights)
-        return Computed(weighted_sum(terms, weights), seen | detached(terms), s, t)
+            parts = parts_of(terms, weights, self.method.parts())
+        return Computed(weighted_sum(terms, weights), seen | detached(terms), s, t, parts)
 
     def _isolated_terms(
         self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float]

@@ -3,6 +3,7 @@
 | seam | what it is for | default |
 |---|---|---|
 | needs | taps of student and teacher, full batches only | logits alone |
+| prepare_teacher | learn from the teacher's features of the whole training set, once, before the first step | nothing |
 | prepare | change the batch: rotations, second views, a view for the teacher alone | as it is |
 | deployment | layers on top of the student that survive into evaluation and export | none |
 | connect | every other projection with parameters; runs inside the root that DDP, compile and autocast wrap | none |
@@ -13,6 +14,8 @@
 | weights | term name -> weight, over time | cls, div and beta |
 | unused | student parameters the method leaves out of training | none |
 | after_backward | memory banks that follow the features; without gradient, after the optimiser's step | nothing |
+| parts | terms whose gradients are computed one by one, with a momentum each or none | one gradient of all |
+| join_gradients | what becomes of those gradients before the optimiser sees them | as they are |
 | extra_phases | further optimisers (a discriminator) | none |
 | teacher_mode | absent, frozen, or trained (an online peer) | frozen |
 | before | a first stage, trained to completion | none |
@@ -26,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -37,8 +40,10 @@ from core.protocols import (
     Batch,
     Context,
     Features,
+    Gradients,
     ModelSpec,
     Needs,
+    Part,
     Phase,
     Progress,
     Tap,
@@ -81,13 +86,14 @@ class Distiller(nn.Module):
     name: ClassVar[str]  # the registry name; also the name of the term that --beta weighs
     teacher_mode: ClassVar[Literal["absent", "frozen", "trained"]] = "frozen"
     before: ClassVar[type[Distiller] | None] = None
+    relational: ClassVar[bool] = False  # compares the samples of a batch, and learns nothing from one alone
     reads_logits: bool = False  # whether `terms` or the deployment depend on the student's own logits
     reads_teacher_head: bool = False  # whether `terms` apply the teacher's classifier or compare its logits alone
     reads_labels: bool = False  # whether `terms` depend on the labels of the batch
     several_teachers: bool = False  # whether features of further teachers are read, which bear "@1", "@2", ...
     by_index: bool = False  # whether something is kept of every training sample, found by batch.index
     weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach
-    follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled anew all the time
+    follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled again all the time
 
     @dataclass(frozen=True)
     class Config:
@@ -137,6 +143,15 @@ class Distiller(nn.Module):
         keeps the rate the schedule starts with."""
         return None
 
+    def prepare_teacher(self, seen: Callable[[], Iterable[tuple[Features, Batch]]]) -> None:
+        """seen(): the teacher's features of the training set, a batch at a time; of this process's part of it. What
+        is learnt belongs into a buffer, so that a continued run has it."""
+        return None
+
+    @property
+    def prepares_teacher(self) -> bool:
+        return type(self).prepare_teacher is not Distiller.prepare_teacher
+
     def prepare(self, batch: Batch) -> Batch:
         return batch
 
@@ -177,6 +192,14 @@ class Distiller(nn.Module):
     def looks_back(self) -> bool:
         """Whether features are kept until after the optimiser's step, for after_backward()."""
         return type(self).after_backward is not Distiller.after_backward
+
+    def parts(self) -> tuple[Part, ...]:
+        """In the order in which the optimiser applies them; (): one gradient of the whole loss."""
+        return ()
+
+    def join_gradients(self, gradients: list[Gradients]) -> list[Gradients]:
+        """gradients: of every part, mean over processes; in place or again."""
+        return gradients
 
     def extra_phases(self) -> tuple[Phase, ...]:
         return ()

@@ -157,7 +157,7 @@ def distil_point(student: Side, teacher: Side, grid: int) -> str:
 
 
 class CAKD(Distiller):
-    """L = cls + beta (PCA + GL + generator), with a discriminator trained beside it on its own optimiser.
+    """L = cls + beta (PCA + GL + generator), with a discriminator trained together with it on its own optimiser.
 
     paper. PCA, eq. 1-4: ||Attn_T - PCAttn_S||^2 + ||V_T V_T^T - V_S V_S^T||^2 / d, means over all elements, in the
     teacher's heads, over patch tokens alone; in PCAttn_S each entry of Q, K and V is the teacher's with probability

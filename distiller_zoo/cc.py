@@ -22,6 +22,7 @@ class CC(Distiller):
     """
 
     name = "cc"
+    relational = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

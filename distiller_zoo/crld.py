@@ -21,7 +21,7 @@ class CRLD(Distiller):
     two operations of RandAugment at random magnitudes and Cutout. m_w and m_s are 1 where the teacher's largest
     probability on the weak and the strong view reaches its threshold. Rows without a view that does count as 0.
     Cross-entropy counts for both views (crld_cls is the strong one's). The strong view starts from the weak one's crop;
-    the published one is cropped anew. Twice the images per step of other methods.
+    the published one is cropped again. Twice the images per step of other methods.
     """
 
     name = "crld"

@@ -41,6 +41,7 @@ class IRG(Distiller):
     """
 
     name = "irg"
+    relational = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

@@ -46,7 +46,7 @@ class MLKD(Distiller):
     Cross-entropy counts for both views (mlkd_cls is the strong one's). The published recipe goes with twice the images
     per step, --learning_rate 0.025 and 480 epochs in the paper's table (240 in the settings released later);
     --mlkd_views 1 is the comparison under the common protocol.
-    The strong view starts from the weak one's crop; the published one is cropped anew.
+    The strong view starts from the weak one's crop; the published one is cropped again.
     The published confidence masks multiply a mean and so only halve the weak view's alignment: --mlkd_halved. The
     published code also computes the strong view's correlations and leaves them out of its sum: --mlkd_weak_relations.
     Its table was made with both.
@@ -62,7 +62,7 @@ class MLKD(Distiller):
         cls: float = 0.1
         div: float = 0.0
         beta: float = 0.9
-        views: int = option(2, "1: the batch alone; 2: a strongly augmented view beside it", "--mlkd_views", (1, 2))
+        views: int = option(2, "1: the batch alone; 2: a strongly augmented view next to it", "--mlkd_views", (1, 2))
         halved: bool = option(False, "weigh the weak view's alignment 0.5, as the published code does", "--mlkd_halved")
         weak_relations: bool = option(
             False, "leave the strong view's correlations out, as the published code does", "--mlkd_weak_relations"

@@ -26,6 +26,7 @@ class PKT(Distiller):
     """Neighbourhoods of the pooled features. Mean over B^2 entries where the paper sums: hence the weight of 3e4."""
 
     name = "pkt"
+    relational = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

@@ -35,8 +35,8 @@ class Queue(Distiller):
     L = KL(softmax(g_t Q^T / T) || softmax(g_s Q^T / T)) + local * KL(softmax(A_t / T) || softmax(A_s / T)), with
     A = l^T l of one image; mean over B, and over places. The student's vector and map pass linear layers to the
     teacher's width; its map is then resized to the teacher's. The batch's own teacher vectors stand in front of the
-    queue, which starts with zeros and is one per process. SEED has the first term without the batch's own vectors; the
-    rest is Lightly-Train's.
+    queue, which starts with zeros and is one per process. The first term follows SEED; how the queue is filled, the
+    second term and all settings are Lightly-Train's.
     With -c 0 -d 0, the default, no classifier is trained: try the features with eval_rep.py.
     """
 

@@ -19,6 +19,7 @@ class RKD(Distiller):
     """Relations among the pooled features of a batch: smooth L1 (beta 1), mean over B^2 distances and B^3 angles."""
 
     name = "rkd"
+    relational = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

@@ -24,6 +24,7 @@ class SP(Distiller):
     """Similarities of the samples of one batch, at the last stage map; mean over B^2."""
 
     name = "sp"
+    relational = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

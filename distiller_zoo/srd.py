@@ -18,7 +18,7 @@ EPS = 1e-4  # of both batch norms
 
 
 class SRD(Distiller):
-    """2 log sum |BN(W f_s) - BN(f_t)|^e over B and D, beside the logit KL. f: pooled vectors [B, D].
+    """2 log sum |BN(W f_s) - BN(f_t)|^e over B and D, next to the logit KL. f: pooled vectors [B, D].
 
     Both batch norms (eps 1e-4, as released) have no parameters and use the statistics of the batch; W has no bias,
     which they would remove. Weights, exponent and a logit KL at temperature 1 (--protocol authors) are those released

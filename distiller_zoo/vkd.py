@@ -30,7 +30,7 @@ def orthonormal(weight: Tensor) -> Tensor:
 class VkD(Distiller):
     """Mean smooth-L1 of P f_s - LayerNorm(f_t), P with orthonormal rows or columns. f: pooled vectors [B, D].
 
-    The layer norm has no parameters. The weight 1, beside a logit KL of weight 1 at temperature 1 (--protocol authors),
+    The layer norm has no parameters. The weight 1, with a logit KL of weight 1 at temperature 1 (--protocol authors),
     is that released for ImageNet, RegNetY -> DeiT; nothing is published for CIFAR-100.
     """
 

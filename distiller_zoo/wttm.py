@@ -15,7 +15,7 @@ class WTTM(Distiller):
     """U_b * KL(q_b || p_s,b), mean over B, where q = p_t^gamma / U and U = sum over classes of p_t^gamma.
 
     The student's softmax has temperature 1. p_t^gamma / U is the teacher's softmax at temperature 1 / gamma.
-    gamma and beta are those published for vgg13 -> vgg8 beside CRD; beta 45 belongs to the unweighted TTM.
+    gamma and beta are those published for vgg13 -> vgg8 next to CRD; beta 45 belongs to the unweighted TTM.
     """
 
     name = "wttm"

@@ -15,25 +15,33 @@ import torch
 from torch import Tensor
 
 from core import machine
-from core.files import atomic_write_json, remembered
+from core.files import remember, remembered
 from core.log import log
 from core.machine import usable_cores
 from core.option import flat
-from core.protocols import Batch, DataSet, Loader, ModelSpec, TeacherSource, UserError
+from core.protocols import Batch, DataSet, FullSet, Loader, ModelSpec, TeacherSource, UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from dataset.clips.video import DATA as VIDEO_DATA
 from dataset.images.unlabelled import with_unlabelled
 from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import Distiller
-from helper.evaluation.evaluate import evaluate, open_test
+from helper.evaluation.evaluate import TestBatches, evaluate, near_chance, open_test
 from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.kernels import Hardware, Kernels, tune_allocator
 from helper.machine.seeding import seed_everything
+from helper.networks.classes import matched
 from helper.networks.head_probe import with_probe
 from helper.networks.headless import load_teacher, refuse_headless, with_view
-from helper.networks.load import Network, joined, position_notice, started_from
+from helper.networks.load import (
+    Network,
+    evaluation_notice,
+    joined,
+    position_notice,
+    started_from,
+    with_normalisation,
+)
 from helper.networks.teacher_cache import CachedTeacher, CacheLayout, cache_key
 from helper.networks.teacher_sources import SharedTeacher, keep_dropout
 from helper.options.settings import Settings
@@ -55,7 +63,7 @@ class Opened:
     lanes: Sequence[Settings]
     data: DataSet
     loader: Loader
-    test_loader: Loader
+    test_loader: TestBatches
     teacher: Network | None
     source: TeacherSource | None
     hardware: Hardware
@@ -69,7 +77,7 @@ def seed_of(settings: Settings) -> int:
 def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
     """Device and precision, kernels and seeds."""
     cfg = settings.machine.device
-    device = own_device(cfg.gpu_id, named=settings.sources["gpu_id"] != "default")
+    device = own_device(cfg.gpu_id, named="gpu_id" in settings.given)
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -84,7 +92,7 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
 def open_data(settings: Settings) -> DataSet:
     source, recordings = settings.data.source, settings.data.recordings
     folder, made = Path(source.data_folder), False
-    if settings.sources["data_folder"] == "default" and not folder.exists():
+    if "data_folder" not in settings.given and not folder.exists():
         with contextlib.suppress(OSError):  # the data set says what it misses, if it misses anything
             folder.mkdir(parents=True)  # a fresh clone downloads into it
             made = True
@@ -109,6 +117,8 @@ def open_data(settings: Settings) -> DataSet:
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # unless something was put there
+    if data.num_classes < 2:
+        raise UserError(f"{data.name} holds one class, {data.classes[0]}: a classifier needs at least two")
     data = with_unlabelled(data, settings.data.unlabelled)
     if (size := settings.training.loop.batch_size) > len(data.train_labels):
         raise UserError(f"--batch_size {size} is larger than the training set ({len(data.train_labels)} samples)")
@@ -155,13 +165,17 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
         return None
     log.info("==> loading teacher model")
     networks = [load_teacher(p, settings.model_t, data.classes, data.shapes) for p in settings.path_t]
+    if settings.teacher_probe is None:  # which replaces the classifier
+        networks = [n if n.spec.headless else matched(n, data.classes, settings.match_classes) for n in networks]
+    networks = [with_normalisation(n, settings.mean_t, settings.std_t, ("--mean_t", "--std_t")) for n in networks]
+    networks = [with_view(n, settings.teacher_image_size, data.shapes) for n in networks]
     weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
     if weights is not None and len(weights) != len(networks):
         raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
-    for notice in chain.from_iterable(position_notice(n.spec, data.shapes) for n in networks):
+    notices = ((*position_notice(n.spec, data.shapes), *evaluation_notice(n, data.shapes)) for n in networks)
+    for notice in chain.from_iterable(notices):
         log.info(notice)
     log.info("==> done")
-    networks = [with_view(n, settings.teacher_image_size, data.shapes) for n in networks]
     if settings.teacher_probe is not None:
         folder = Path(lanes[0].run.save_root) / "teacher_probes"
         networks = [with_probe(n, settings.teacher_probe, data, folder, device) for n in networks]
@@ -172,7 +186,7 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
 
 
 def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
-    """Evaluate in float32 once, remember it beside the runs, and compare with what the file says of itself."""
+    """Evaluate in float32 once, remember it next to the runs, and compare with what the file says of itself."""
     if settings.teacher.skip_validation:
         log.info("Skipping teacher validation.")
         return None
@@ -191,7 +205,10 @@ def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, sett
         acc = accuracy_of(teacher, data, device, settings.machine.kernels.channels_last != "off")
         log.info("teacher accuracy:  %.2f", acc)
         if machine.is_main():
-            atomic_write_json(known | {key: acc}, memory)
+            remember(known | {key: acc}, memory)
+    flags = ("--mean_t", "--std_t", "--match_classes")
+    if warning := near_chance(acc, data.num_classes, teacher.spec, data.shapes[teacher.spec.input], flags):
+        log.info("%s", warning)
     recorded = None if teacher.others else teacher.checkpoint.best_acc
     if recorded is not None:
         log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
@@ -218,12 +235,14 @@ def accuracy_of(teacher: Network, data: DataSet, device: torch.device, channels_
 
 def notice_without_effect(settings: Settings, data: DataSet, device: torch.device) -> None:
     """Name, in one line, the flags given that do nothing in this run."""
-    given = {k for k, source in settings.sources.items() if source == "command line"}
+    given = settings.given
     distill, alone = settings.distill, settings.method.teacher_mode == "absent"
     dataset, cache = settings.data.source.dataset, settings.cache.teacher_cache
     why = {}
     if not data.streamed:
         why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is resident on the device")
+    if data.name in ("folder", "tinyimagenet"):  # decoded once, when they are opened
+        why.pop("skip_corrupt", None)
     if not data.videos:
         why |= {f.dest: f"{dataset} is no list of videos" for f in VIDEO_DATA}
     else:
@@ -245,6 +264,9 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
             "model_t",
             "teacher_image_size",
             "teacher_probe",
+            "mean_t",
+            "std_t",
+            "match_classes",
             "skip_validation",
             "div",
             "kd_T",
@@ -279,7 +301,7 @@ def notice_of_decays(lanes: Sequence[Settings]) -> None:
     for s in lanes:
         cfg = s.training.schedule
         decays = parse_decay_epochs(cfg.lr_decay_epochs)
-        moved = "command line" in (s.sources["epochs"], s.sources["lr_decay_epochs"])
+        moved = s.given & {"epochs", "lr_decay_epochs"}
         if moved and cfg.schedule == "step" and decays and decays[0] >= cfg.epochs:
             lines.append(
                 f"--lr_decay_epochs {cfg.lr_decay_epochs}: none comes before --epochs {cfg.epochs} ends, the learning "
@@ -323,7 +345,14 @@ def shared_source(
     if teacher.by_features and folder is not None:
         raise UserError("--teacher_cache keeps one teacher's features, and --path_t names several: drop one")
     if dropout and folder is not None:
-        raise UserError("--teacher_dropout draws anew for every batch, which --teacher_cache cannot keep: drop one")
+        raise UserError(
+            "--teacher_dropout draws new values for every batch, which --teacher_cache cannot keep: drop one"
+        )
+    mixing = lanes[0].data.mixing
+    if folder is not None and (mixing.mixup or mixing.cutmix):
+        raise UserError(
+            "--mixup and --cutmix make new images of every batch, which --teacher_cache cannot keep: drop one"
+        )
     kept = ("pooled",) if teacher.spec.headless else ("logits", "pooled") if cfg.cache_pooled else ("logits",)
     deeper = [tap for tap in taps if tap not in kept]
     if folder is None or deeper:
@@ -346,14 +375,10 @@ def shared_source(
             raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
         layout = source_layout(source, teacher.spec, data, device, taps if "pooled" in kept else ())
         who = teacher.checksum + ("" if teacher.weights is None else f" {teacher.weights}")
-        open_cache = partial(
-            CachedTeacher,
-            source,
-            cfg,
-            cache_key(who, data.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name),
-            CacheLayout(len(data.train_labels), data.num_crops, *layout),
-            device,
-        )
+        whole = data.full or FullSet(data.checksum, len(data.train_labels), None)
+        key = cache_key(who, whole.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name)
+        kept_layout = CacheLayout(whole.count, data.num_crops, *layout, whole.positions)
+        open_cache = partial(CachedTeacher, source, cfg, key, kept_layout, device)
         rebuild = cfg.rebuild_cache and machine.is_main()
         source = cache = distributed.main_first(lambda: open_cache(rebuild))
     return SharedTeacher(source, taps, cache)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from core import machine
+from core import lock, machine
 from core.files import atomic_write_json
 from core.log import log, open_run_log, start_log
 from core.protocols import DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
@@ -42,10 +42,11 @@ from helper.opening import (
     student_spec,
     teacher_accuracy,
 )
-from helper.options.naming import folder_of
+from helper.options.naming import before_extension, folder_of
 from helper.options.settings import Settings
 from helper.runs.events import event_writer, require_backend
-from helper.runs.folder import RunFolder, link_short_name, refuse_differences, who_has
+from helper.runs.folder import RunFolder, file_name, refuse_differences, short_name_notice
+from helper.runs.trackers import Reports, require_tracker
 from helper.training.loop import Lanes, train
 from helper.training.optim import optimizer
 from helper.training.run import TrainingRun, rank_seed, read_last, summary
@@ -53,7 +54,7 @@ from helper.training.schedule import make_schedule
 from helper.training.stages import Stage, StagePlan, build_stages
 from helper.training.step import StepSetup
 
-LOST = "; the same command goes on from the last checkpoint, and --dist_timeout sets how long to wait for a process"
+LOST = "; the same command resumes from the last checkpoint, and --dist_timeout sets how long to wait for a process"
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,14 @@ def begin() -> None:
 
 def in_processes(first: Settings, work: Callable[[], object]) -> None:
     """Do the work in the processes that the command line asks for; usually this one."""
-    distributed.in_processes(first.machine.launch, first.machine.device.gpu_id, first.command, work, LOST)
+
+    def locked() -> None:
+        try:
+            work()
+        finally:
+            lock.release()
+
+    distributed.in_processes(first.machine.launch, first.machine.device.gpu_id, first.command, locked, LOST)
 
 
 def listening() -> AbstractContextManager[Stopper]:
@@ -97,6 +105,7 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     settings = lanes[0]
     loop = settings.training.loop
     require_backend(settings.run.tb_backend)
+    require_tracker(settings.configs.tracker)
     device, autocast = setup(settings)
     refuse_unlabelled(lanes)
     data = open_data(settings)
@@ -127,7 +136,8 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
         log.info(notice)
     hardware = Hardware(device, autocast, kernels)
     source = None if teacher is None else shared_source(lanes, teacher, data, hardware)
-    return Opened(lanes, data, loader, open_test(data, device), teacher, source, hardware)
+    trial = loop.max_steps and loop.max_steps * loop.batch_size
+    return Opened(lanes, data, loader, open_test(data, device, trial), teacher, source, hardware)
 
 
 def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
@@ -135,6 +145,8 @@ def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
     loader.set_epoch(1)
     batch = next(iter(loader))
     for lane in lanes:
+        for note in lane.notes:
+            log.info(note)
         stage = next(lane.stages)
         stage.step.set_lr(lane.run.rate(stage, 1))
         stage.step.train()
@@ -163,9 +175,12 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
         refuse_uneven_parts(settings)
     described = describe(settings, data, teacher, opened.hardware)
     run = build_run(settings, opened, folder, student, source, described["identity"], needs.full_batches)
+    if (transforms := getattr(first.step.student.model, "transform_input", None)) is not None:
+        run.describe = {**run.describe, "transform_input": transforms}
     refuse_idle(settings, first, run.steps)
     chosen = chosen_state(settings, opened, folder, run.identity)
-    notes = [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
+    notes = [] if student.name == settings.model else [f"{settings.model} means {student.name} for images of this size"]
+    notes += [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
     return Lane(settings, folder, described, run, chain([first], stages), notes, chosen)
 
 
@@ -188,6 +203,7 @@ def build_chain(
             hardware.kernels,
             training.optim,
             training.ema,
+            training.quantize,
         ),
         StagePlan(
             training.loop.batch_size // distributed.world_size(),
@@ -240,7 +256,10 @@ def build_run(
         {
             "arch": student.name,
             "num_classes": data.num_classes,
+            "classes": list(map(str, data.classes)),
             "dataset": data.name,
+            "val_fraction": settings.data.source.val_fraction,
+            "classes_subset": settings.data.stream.classes_subset,
             "shapes": {k: list(shape) for k, shape in data.shapes.items() if k == "image"},
             **data.described,
         },
@@ -260,6 +279,8 @@ def chosen_state(
 ) -> Mapping[str, Any] | None:
     """The state of --resume PATH, None for auto. UserError where it belongs to another run."""
     path = settings.run.resume
+    if settings.run.extend is not None:
+        return extended_state(settings, opened, folder, identity)
     if path == "auto":
         return None
     if len(opened.lanes) > 1:
@@ -272,6 +293,27 @@ def chosen_state(
             "the two out"
         )
     return chosen
+
+
+def extended_state(
+    settings: Settings, opened: Opened, folder: RunFolder, identity: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    """The last state of the finished run that --extend prolongs; None once this run has a state of its own."""
+    if settings.run.resume != "auto":
+        raise UserError("--extend finds the run to prolong by its settings: leave --resume out")
+    shorter = before_extension(settings)
+    uses_teacher = opened.teacher is not None and settings.method.teacher_mode == "frozen"
+    before = folder_of(shorter, opened.teacher.name if opened.teacher and uses_teacher else None)
+    if folder.last.exists() and not settings.run.overwrite:
+        return None
+    if not before.finished.exists():
+        raise UserError(
+            f"--extend {settings.run.extend}: {before.models} is no finished run of these settings; train it first"
+        )
+    chosen = distributed.by_main(lambda: read_last(before.last))
+    same = dict.fromkeys(("epochs", "extend"))  # what may differ
+    refuse_differences(before.models, {**chosen["identity"], **same}, {**identity, **same})
+    return {**chosen, "identity": dict(identity), "path": str(before.last)}
 
 
 def end_of_epoch(parts: Sequence[Callable[[], Mapping[str, Any]]]) -> dict[str, Any]:
@@ -296,6 +338,8 @@ def enter(lane: Lane, opened: Opened, label: str | None) -> Entered | None:
         return None
     if machine.is_main():
         lane.run.log = open_run_log(folder.log, label)
+        if settings.configs.tracker.tracker != "none":
+            lane.run.reports = Reports(settings.configs.tracker, folder, lane.described["settings"], lane.run.log)
     elif settings.machine.ranks.log_all_ranks:
         lane.run.log = open_run_log(folder.log.with_name(f"log_rank{machine.rank()}.txt"), label)
     precision = "bf16" if opened.hardware.autocast else "fp32"
@@ -351,7 +395,8 @@ def find_resume(lane: Lane, restarted: bool) -> Mapping[str, Any] | None:
         chosen = None
     if chosen is None and not folder.last.exists():
         return None
-    path, state = (folder.last, read_last(folder.last)) if chosen is None else (Path(lane.settings.run.resume), chosen)
+    path = folder.last if chosen is None else Path(chosen.get("path", lane.settings.run.resume))
+    state = read_last(folder.last) if chosen is None else chosen
     refuse_differences(path, state["identity"], lane.described["identity"])
     if chosen is not None:
         folder.adopt(path.parent)
@@ -392,6 +437,8 @@ def finish(lanes: Sequence[Lane], opened: Opened, teacher_acc: float | None) -> 
     for lane in lanes:
         if lane.run.ended and machine.is_main():
             complete(lane, opened, teacher_acc, names)
+        if lane.run.reports is not None:
+            lane.run.reports.close(lane.run.ended)
 
 
 def complete(lane: Lane, opened: Opened, teacher_acc: float | None, together: Sequence[str]) -> None:
@@ -400,33 +447,45 @@ def complete(lane: Lane, opened: Opened, teacher_acc: float | None, together: Se
     data, teacher = opened.data, opened.teacher
     uses_teacher = teacher is not None and settings.method.teacher_mode == "frozen"
     bare, deployed = deployed_parameters(step.student, step.method.deployment())
-    atomic_write_json(
-        settings.as_dict()
-        | {
-            "model_name": folder.models.name,
-            "save_folder": str(folder.models),
-            "tb_folder": str(folder.tensorboard),
-            "Total params": bare / 1e6,
-            "Deployed params": deployed / 1e6,
-            "Deployed MACs": macs(step.deployed(bare=True), data.shapes, run.device) / 1e6,
-            "arch_t": teacher.name if teacher is not None and uses_teacher else None,
-            "evaluated_on": data.evaluated_on,
-            "Total time": run.seconds / 3600,
-            "lanes": list(together),
-            "num_classes": data.num_classes,
-            "processes": distributed.world_size(),
-            "teacher_acc": teacher_acc if uses_teacher else None,
-            "rows": run.rows_checksum,
-            "last": dict(run.last_row),
-            "best": {"test_acc": run.best_acc, "epoch": run.best_epoch},
-        },
-        folder.finished,
-    )
+    facts = {
+        "model_name": folder.models.name,
+        "save_folder": str(folder.models),
+        "tb_folder": str(folder.tensorboard),
+        "Total params": bare / 1e6,
+        "Deployed params": deployed / 1e6,
+        "Deployed MACs": macs(step.deployed(bare=True), data.shapes, run.device) / 1e6,
+        "arch_t": teacher.name if teacher is not None and uses_teacher else None,
+        "evaluated_on": data.evaluated_on,
+        "Total time": run.seconds / 3600,
+        "lanes": list(together),
+        "num_classes": data.num_classes,
+        "processes": distributed.world_size(),
+        "teacher_acc": teacher_acc if uses_teacher else None,
+        "rows": run.rows_checksum,
+        "last": dict(run.last_row),
+        "best": {"test_acc": run.best_acc, "epoch": run.best_epoch},
+    }
+    atomic_write_json(settings.as_dict() | facts, folder.finished)
     run.log.info(summary(run.last_row, run.best_acc, run.best_epoch, run.seconds, data.evaluated_on))
     run.log.info("result in %s", folder.models)
+    if run.reports is not None:
+        run.reports.result(table_row(settings, facts))
     if settings.is_teacher and settings.data.source.dataset in ("cifar100", "imagenet"):
-        link = link_short_name(folder.models.parent, settings.model, folder, settings.distill)
-        if link is None:
-            log.info("no link %s_%s could be made here", settings.model, settings.distill)
-        else:
-            log.info(who_has(link, folder))
+        name = f"{file_name(settings.model)}_{settings.distill}"
+        log.info(short_name_notice(folder.models.parent / name, folder))
+
+
+def table_row(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table says of the run, for a tracker. facts: as in parameters.json."""
+    return {
+        "method": settings.distill,
+        "network": settings.model,
+        "teacher": facts["arch_t"],
+        "teacher_acc": facts["teacher_acc"],
+        "last_epoch_acc": facts["last"]["test_acc"],
+        "best_acc": facts["best"]["test_acc"],
+        "best_epoch": facts["best"]["epoch"],
+        "parameters_M": facts["Deployed params"],
+        "MACs_M": facts["Deployed MACs"],
+        "hours": facts["Total time"],
+    }

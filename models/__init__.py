@@ -1,5 +1,6 @@
 """Networks by public name: `model_dict["resnet8x4"](num_classes=100)` builds one (core.protocols.ModelSpec)."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,6 +83,8 @@ model_dict = Registry(
         "vit_micro_cifar": "models.vit:vit_micro_cifar",
         "vit_tiny_cifar": "models.vit:vit_tiny_cifar",
         "vit_small_cifar": "models.vit:vit_small_cifar",
+        "vit_micro_cifar_distilled": "models.vit:vit_micro_cifar_distilled",
+        "vit_tiny_cifar_distilled": "models.vit:vit_tiny_cifar_distilled",
         "vit_micro_64": "models.vit:vit_micro_64",
         "vit_tiny_64": "models.vit:vit_tiny_64",
         "vit_micro_224": "models.vit:vit_micro_224",
@@ -167,3 +170,11 @@ def model_in(name: str, state: Mapping[str, Any]) -> ModelSpec:
     found = model_dict[f"{known}_aux"]
     classes = state.get(f"{found.head}.weight")
     return found if classes is None or len(head) != len(classes) else model_dict[f"{known}_aux_dpcd"]
+
+
+def __getattr__(name: str) -> Any:
+    """load_student() is the public door to helper/deploy/student.py, which stands above this floor: imported when asked
+    for, so that nothing here depends on it."""
+    if name == "load_student":
+        return importlib.import_module("helper.deploy.student").load_student
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

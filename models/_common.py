@@ -58,12 +58,13 @@ def cifar_spec(
     stages: Mapping[str, Tap],
     preact: Mapping[str, Tap],
     head: str,
+    chain: Sequence[str] = (),
     learning_rate: float | None = None,
     **options: Any,
 ) -> ModelSpec:
     """The frame all CIFAR families have in common: stem, stages, then the pooled vector in front of the head.
 
-    stem: module path. stages: tap name -> Tap, shallow to deep. preact: taps beside the published list.
+    stem: module path. stages: tap name -> Tap, shallow to deep. preact: taps next to the published list.
     options: arguments of `build` that make this member of the family.
     """
     taps = {"stem": Tap(stem), **stages, **preact, "pooled": Tap("pool", kind="vector")}
@@ -76,6 +77,7 @@ def cifar_spec(
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
         learning_rate=learning_rate,
+        chain=tuple(chain),
     )
 
 
@@ -88,6 +90,7 @@ def imagenet_spec(
     preact: Sequence[Tap] = (),
     pooled: Tap | None = None,
     head: str,
+    chain: Sequence[str] = (),
 ) -> ModelSpec:
     """The same frame for 224 px. stages: module paths, shallow to deep. preact: one tap for each stage, or none.
 
@@ -98,7 +101,8 @@ def imagenet_spec(
     before = {f"{stage}_preact": tap for stage, tap in zip(names, preact, strict=bool(preact))}
     taps = {"stem": Tap(stem), **maps, **before, "pooled": pooled or Tap(head, kind="vector", side="input")}
     feats = ("stem", *names, "pooled")
-    return ModelSpec(name, build, taps, feats, head, input_shape=(3, 224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    shape, norm = (3, 224, 224), {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    return ModelSpec(name, build, taps, feats, head, input_shape=shape, chain=tuple(chain), **norm)
 
 
 def without_inplace(model: nn.Module) -> nn.Module:

@@ -32,7 +32,7 @@ class AnySizeViT(VisionTransformer):
         maps = self.conv_proj(x)
         self.encoder.grid = (maps.shape[2], maps.shape[3])
         tokens = maps.flatten(2).transpose(1, 2)
-        tokens = self.encoder(torch.cat([self.class_token.expand(len(x), -1, -1), tokens], 1))
+        tokens = self.encoder(torch.cat([self.class_token.expand(x.shape[0], -1, -1), tokens], 1))
         return self.heads(tokens[:, 0])
 
 

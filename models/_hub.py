@@ -82,7 +82,15 @@ def is_folder(path: str | Path) -> bool:
     """Whether a path names such files: a folder with their config.json, or a safetensors file in one."""
     path = Path(path)
     config = (path.parent if path.suffix == ".safetensors" else path) / "config.json"
-    return path.exists() and config.is_file() and bool({"model_type", "architecture"} & _read(config).keys())
+    if not (path.exists() and config.is_file()):
+        return False
+    found = _read(config)
+    return not _is_export(found) and bool({"model_type", "architecture"} & found.keys())
+
+
+def _is_export(config: Mapping[str, Any]) -> bool:
+    """Whether scripts/export_student.py wrote it."""
+    return {"architecture", "deploys", "macs"} <= config.keys()
 
 
 @cache
@@ -110,7 +118,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        raise UserError(f"cannot read '{path}' ({error}): copy or export it again") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} holds no settings of a network")
     return found
@@ -131,6 +139,10 @@ def _state(files: Files) -> State:
 
 
 def _spec_of_files(files: Files) -> ModelSpec:
+    if _is_export(files.config):
+        raise UserError(
+            f"{files.name} is a network that scripts/export_student.py wrote: download it and name its {WEIGHTS[0]}"
+        )
     kind = _transformers if "model_type" in files.config else _timm
     if kind is _timm and "architecture" not in files.config:
         raise UserError(f"the config.json of {files.name} names neither a timm architecture nor a model_type")

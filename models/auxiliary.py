@@ -265,6 +265,7 @@ def _spec(name: str, family: Family, per_class: int) -> ModelSpec:
         build=partial(_build, base, family, per_class),
         taps=taps,
         head=f"backbone.{base.head}",
+        chain=tuple(f"backbone.{path}" for path in base.chain),
         branches=tuple(f"aux{i}" for i in levels),
         twin=None,  # the number of outputs of its heads tells a file of HSAKD from one of DPCD
     )

@@ -9,6 +9,7 @@ layer puts out. `pooled` is what the classifier reads. The normalisation is that
 Of a ViT (DeiT and other relatives included, and hybrids, whose stages are those of their convolutional stem) and of a
 Swin, `patches` are the patch tokens behind the final norm, and
 `qkv` the queries, keys and values of the last block, over all tokens; a ViT with a class token has `class_token`, too.
+`class_logits` and `distilled_logits` are those of the two classifiers of a DeiT with a distillation token.
 A ViT takes images of other sizes, for which its position embedding is interpolated; its weights stay as they are.
 """
 
@@ -22,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -53,7 +55,24 @@ def torchvision_spec(name: str) -> ModelSpec:
         raise _unknown("torchvision", name, known)
     transforms = models.get_model_weights(name).DEFAULT.transforms()
     shape = (3, *2 * (transforms.crop_size[0],))
-    return _spec(f"torchvision:{name}", partial(_torchvision, name), shape, transforms.mean, transforms.std)
+    spec = _spec(f"torchvision:{name}", partial(_torchvision, name), shape, transforms.mean, transforms.std)
+    return dataclasses.replace(spec, adapt=without_auxiliary) if name in AUXILIARY else spec
+
+
+# networks whose auxiliary heads serve their training alone -> the modules of these
+AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
+
+
+def without_auxiliary(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k: v for k, v in state.items() if not k.startswith(tuple(chain.from_iterable(AUXILIARY.values())))}
+
+
+def input_options(name: str, meta: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """How a network of AUXILIARY normalises its input: as its run recorded; of torchvision's own layout, which has the
+    auxiliary heads, as torchvision trained it. {} for all others."""
+    if name.removeprefix("torchvision:") not in AUXILIARY or not name.startswith("torchvision:"):
+        return {}
+    return {"transform_input": bool(meta.get("transform_input", len(without_auxiliary(state)) < len(state)))}
 
 
 @cache
@@ -84,6 +103,21 @@ def _timm_classes(name: str, outputs: int) -> int:
     return 0 if projection else outputs
 
 
+def published_evaluation(name: str) -> tuple[int, str]:
+    """(side of the images, interpolation) with which the publisher evaluates the weights of a registry name."""
+    package, _, network = name.partition(":")
+    if package == "torchvision":
+        from torchvision import models
+
+        weights = models.get_model_weights(network)
+        transforms = getattr(weights, "IMAGENET1K_V1", weights.DEFAULT).transforms()
+        return transforms.crop_size[0], transforms.interpolation.value
+    import timm
+
+    cfg = timm.get_pretrained_cfg(network, allow_unregistered=True)
+    return (cfg.test_input_size or cfg.input_size)[-1], cfg.interpolation
+
+
 def _unknown(package: str, name: str, known: Sequence[str]) -> UserError:
     near = difflib.get_close_matches(name, known, n=3)
     hint = (
@@ -97,7 +131,7 @@ def _unknown(package: str, name: str, known: Sequence[str]) -> UserError:
 def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str = False, **options: Any) -> nn.Module:
     from torchvision import models
 
-    if name in ("googlenet", "inception_v3"):  # their auxiliary heads would make the output a tuple in training
+    if name in AUXILIARY:  # their auxiliary heads would make the output a tuple in training
         options = {"aux_logits": False, "init_weights": True, "transform_input": bool(pretrained), **options}
     model = without_inplace(models.get_model(name, weights=None, num_classes=num_classes, **options))
     if isinstance(model, models.VisionTransformer):
@@ -124,7 +158,7 @@ def timm_build(name: str, num_classes: int = CLASSES, pretrained: bool = False, 
         options = {"dynamic_img_size": True, **options}
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
-    except (OSError, RuntimeError) as error:  # no network, no such file; nobody published any
+    except (OSError, RuntimeError) as error:  # no network, no such file; none are published
         if not pretrained:
             raise
         raise UserError(f"no pretrained weights for timm:{name}: {str(error).splitlines()[0]}") from error
@@ -241,9 +275,14 @@ def _spec_of(model: nn.Module, calls: Sequence[Call], head: str, shape: tuple[in
     if tokens and (attention or not maps):  # a hybrid has both
         taps["tokens"] = Tap(tokens[-1], kind="tokens")
     taps |= attention
+    if {"head", "head_dist"} <= {c.name for c in calls}:  # a DeiT with a distillation token
+        taps |= {"class_logits": Tap("head", "logits"), "distilled_logits": Tap("head_dist", "logits")}
     is_linear = isinstance(model.get_submodule(head), nn.Linear)
     taps["pooled"] = Tap(head, kind="vector" if is_linear else "map", side="input")
-    return ModelSpec("", lambda **_: model, taps, (*maps, "pooled"), head, input_shape=shape, patch=patch)
+    outer = tuple(c.name for c in calls if c.depth == 0)
+    is_resnet = type(model).__name__ == "ResNet" and {"layer1", "layer4", head} <= set(outer)  # of torchvision, timm
+    chain = outer if is_resnet else ()
+    return ModelSpec("", lambda **_: model, taps, (*maps, "pooled"), head, input_shape=shape, patch=patch, chain=chain)
 
 
 def _attention(model: Any, calls: Sequence[Call]) -> tuple[dict[str, Tap], int | None]:

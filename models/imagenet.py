@@ -51,7 +51,9 @@ def _torchvision(
 def _filled(model: nn.Module, published: str | None, pretrained: bool | str, head: str) -> nn.Module:
     if pretrained:
         if published is None:
-            raise UserError("nobody publishes weights of the doubled ResNets and ResNet10: train one, or build it bare")
+            raise UserError(
+                "there are no published weights of doubled ResNets and ResNet10: train one, or leave --pretrained out"
+            )
         from models.external import load_published
 
         load_published(model, published, pretrained, head)
@@ -67,6 +69,7 @@ def _resnet_spec(name: str, published: str | None, blocks: tuple[int, ...], **op
         stages=[f"layer{i}" for i in (1, 2, 3, 4)],
         preact=[Tap(f"layer{i}.{n - 1}.last_relu", side="input") for i, n in enumerate(blocks, 1)],
         head="fc",
+        chain=("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool", "fc"),
     )
 
 

@@ -62,4 +62,5 @@ mobilenet_v1: ModelSpec = imagenet_spec(
     preact=[Tap(f"blocks.{i}.{STAGES[i][1] - 1}.relu2", side="input") for i in (1, 2, 3, 4)],
     pooled=Tap("pool", kind="vector"),
     head="classifier",
+    chain=("conv_stem", "bn1", "relu", *(f"blocks.{i}" for i in range(len(STAGES))), "pool", "classifier"),
 )

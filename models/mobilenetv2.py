@@ -96,6 +96,7 @@ def _spec(name: str, width: float, head: str = "classifier.0", **options: Any) -
         head=head,
         stages=stages,
         preact={f"{stage}_preact": tap for stage, tap in stages.items()},
+        chain=("conv1", *(f"blocks.{i}" for i in range(STAGE_ENDS[-1] + 1)), "conv2", "pool", "classifier"),
         learning_rate=0.01,
         **options,
     )

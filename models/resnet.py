@@ -73,6 +73,7 @@ def _spec(name: str, depth: int, widths: Widths) -> ModelSpec:
         head="fc",
         stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3)},
         preact={f"stage{i}_preact": Tap(f"layer{i}.{last}.relu2", side="input") for i in (1, 2, 3)},
+        chain=("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "pool", "fc"),
     )
 
 

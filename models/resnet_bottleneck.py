@@ -74,6 +74,7 @@ def _spec(name: str, blocks: tuple[int, int, int, int]) -> ModelSpec:
         head="linear",
         stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3, 4)},
         preact={f"stage{i}_preact": Tap(f"layer{i}.{blocks[i - 1] - 1}.relu3", side="input") for i in (1, 2, 3, 4)},
+        chain=("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "layer4", "pool", "linear"),
     )
 
 

@@ -82,7 +82,7 @@ class SensorCNN(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and an MLP, each behind a layer norm and beside a shortcut; [B, P, D]."""
+    """Attention and an MLP, each behind a layer norm and next to a shortcut; [B, P, D]."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()

@@ -17,7 +17,7 @@ STEM, WIDTHS, BLOCKS, GROUPS = 24, (240, 480, 960), (4, 8, 4), 3
 class Unit(nn.Module):
     """Grouped 1x1, channel shuffle, 3x3 depthwise, grouped 1x1.
 
-    With stride 2 the pooled input is put beside the result, otherwise it is added: c_out counts both.
+    With stride 2 the pooled input is put next to the result, otherwise it is added: c_out counts both.
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int, tapped: bool):
@@ -72,5 +72,6 @@ shuffle_v1: ModelSpec = cifar_spec(
     head="linear",
     stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3)},
     preact={f"stage{i}_preact": Tap(f"layer{i}.{BLOCKS[i - 1] - 1}.relu3", side="input") for i in (1, 2, 3)},
+    chain=("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "pool", "linear"),
     learning_rate=0.01,
 )

@@ -40,7 +40,7 @@ class Unit(nn.Module):
 
 
 class DownUnit(nn.Module):
-    """Half the size (stride 2): depthwise and 1x1 beside 1x1, depthwise and 1x1, each with half of the new channels."""
+    """Half the size (stride 2): depthwise and 1x1 and 1x1, depthwise and 1x1, each with half of the new channels."""
 
     def __init__(self, c_in: int, c_out: int, stride: int = 2):
         super().__init__()
@@ -95,6 +95,7 @@ def _spec(name: str, widths: Widths) -> ModelSpec:
         head="linear",
         stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3)},
         preact={f"stage{i}_preact": Tap(f"layer{i}.{BLOCKS[i - 1]}.relu2", side="input") for i in (1, 2, 3)},
+        chain=("conv1", "bn1", "relu1", "layer1", "layer2", "layer3", "conv2", "bn2", "relu2", "pool", "linear"),
         learning_rate=0.01,
     )
 

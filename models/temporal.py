@@ -88,7 +88,7 @@ def residual_layers(backbone: nn.Module) -> Iterator[tuple[str, int]]:
     """(path of the layer to shift, number of its block in its stage): the first layer of each residual branch.
 
     ResNets, Wide ResNets and RegNets: `conv1` of every block. Inverted residuals (MobileNets, EfficientNets): the
-    expansion, where there is one beside a shortcut. ConvNeXts: the depthwise convolution.
+    expansion, where there is one next to a shortcut. ConvNeXts: the depthwise convolution.
     """
     counts: dict[str, int] = {}
     for path, module in backbone.named_modules():

@@ -62,6 +62,10 @@ def _spec(name: str, convs: tuple[int, int, int, int, int]) -> ModelSpec:
         head="classifier",
         stages={f"stage{i}": Tap(f"relu{i}") for i in (1, 2, 3, 4)},
         preact={f"stage{i}_preact": Tap(f"relu{i}", side="input") for i in (1, 2, 3, 4)},
+        chain=(
+            *(part for i in (0, 1, 2) for part in (f"block{i}", f"relu{i}", "down")),
+            *("block3", "relu3", "block4", "relu4", "pool", "classifier"),
+        ),
     )
 
 

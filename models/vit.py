@@ -6,6 +6,8 @@ Images of another size are cut into patches of the same side, and the position e
 The classifier reads the class token behind the final norm. A transformer has no stages; so that methods of stage maps
 have something to read, `stem` is the patch embedding and stage1..3 are the patch tokens behind each third of the
 blocks, as maps [B, D, g, g] without their class token. They have no ReLU, and `_preact` names them again.
+*_distilled have a distillation token with a classifier of its own (Touvron et al., ICML 2021), `distilled_logits`;
+their logits are the mean of these and the `class_logits`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from core.protocols import ModelSpec, Tap, UserError
 from models._common import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from models._transformer import read_class_token, read_map, read_patches, read_qkv, resized_positions, split_heads
 
-PREFIX = 1  # the class token
+PREFIX = 1  # the class token; *_distilled networks have a distillation token behind it
 
 
 class PatchEmbed(nn.Module):
@@ -65,7 +67,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each behind a norm and beside a shortcut."""
+    """Attention and a two-layer perceptron, each behind a norm and next to a shortcut."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int):
         super().__init__()
@@ -86,18 +88,31 @@ class VisionTransformer(nn.Module):
     """[B, 3, H, W] -> [B, num_classes]."""
 
     def __init__(
-        self, size: int, patch: int, width: int, depth: int, heads: int, num_classes: int = 100, mlp_ratio: int = 4
+        self,
+        size: int,
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        num_classes: int = 100,
+        mlp_ratio: int = 4,
+        distilled: bool = False,
     ):
         super().__init__()
         grid = size // patch
+        self.prefix = PREFIX + distilled
         self.patch_embed = PatchEmbed(patch, width)
         self.cls_token = nn.Parameter(torch.zeros(1, PREFIX, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, PREFIX + grid * grid, width))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if distilled else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + grid * grid, width))
         self.blocks = nn.Sequential(*[Block(width, heads, mlp_ratio) for _ in range(depth)])
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
+        self.head_dist = nn.Linear(width, num_classes) if distilled else None
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
+        if self.dist_token is not None:
+            nn.init.trunc_normal_(self.dist_token, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)  # as the paper's; a fixed 0.02 is too small for these widths
@@ -106,26 +121,31 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         patches = self.patch_embed(x)
         grid = (patches.shape[2], patches.shape[3])
-        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches.flatten(2).transpose(1, 2)], 1)
-        tokens = self.blocks(tokens + resized_positions(self.pos_embed, PREFIX, grid))
-        return self.head(self.norm(tokens)[:, 0])
+        first = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
+        tokens = torch.cat([*first, patches.flatten(2).transpose(1, 2)], 1)
+        tokens = self.norm(self.blocks(tokens + resized_positions(self.pos_embed, self.prefix, grid)))
+        logits = self.head(tokens[:, 0])
+        return logits if self.head_dist is None else (logits + self.head_dist(tokens[:, 1])) / 2
 
 
-def _spec(name: str, size: int, patch: int, width: int, depth: int, heads: int) -> ModelSpec:
-    ends = {f"stage{i}": Tap(f"blocks.{depth * i // 3 - 1}", read=partial(read_map, PREFIX)) for i in (1, 2, 3)}
+def _spec(name: str, size: int, patch: int, width: int, depth: int, heads: int, distilled: bool = False) -> ModelSpec:
+    prefix, options = PREFIX + distilled, {"distilled": True} if distilled else {}
+    ends = {f"stage{i}": Tap(f"blocks.{depth * i // 3 - 1}", read=partial(read_map, prefix)) for i in (1, 2, 3)}
+    two = {"class_logits": Tap("head", "logits"), "distilled_logits": Tap("head_dist", "logits")}
     small = size <= 32
     return ModelSpec(
         name,
-        partial(VisionTransformer, size, patch, width, depth, heads),
+        partial(VisionTransformer, size, patch, width, depth, heads, **options),
         {
             "stem": Tap("patch_embed"),
             **ends,
             **{f"{stage}_preact": tap for stage, tap in ends.items()},
             "tokens": Tap("norm", "tokens"),
-            "patches": Tap("norm", "tokens", read=partial(read_patches, PREFIX)),
+            "patches": Tap("norm", "tokens", read=partial(read_patches, prefix)),
             "class_token": Tap("norm", "vector", read=read_class_token),
             "qkv": Tap(f"blocks.{depth - 1}.attn.qkv", "attention", read=partial(read_qkv, heads)),
             "pooled": Tap("head", "vector", "input"),
+            **(two if distilled else {}),
         },
         feats=("stem", *ends, "pooled"),
         head="head",
@@ -142,3 +162,5 @@ vit_small_cifar = _spec("vit_small_cifar", 32, 4, 384, 9, 6)
 vit_micro_64 = _spec("vit_micro_64", 64, 8, 96, 4, 3)
 vit_tiny_64 = _spec("vit_tiny_64", 64, 8, 192, 9, 3)
 vit_micro_224 = _spec("vit_micro_224", 224, 16, 96, 4, 3)
+vit_micro_cifar_distilled = _spec("vit_micro_cifar_distilled", 32, 4, 96, 4, 3, distilled=True)
+vit_tiny_cifar_distilled = _spec("vit_tiny_cifar_distilled", 32, 4, 192, 9, 3, distilled=True)

@@ -78,6 +78,7 @@ def _spec(name: str, depth: int, widen: int) -> ModelSpec:
         head="fc",
         stages={f"stage{i}": Tap(f"block{i}") for i in (1, 2, 3)},
         preact={f"stage{i}_preact": Tap(norm) for i, norm in next_norm.items()} | {"classified": Tap("relu")},
+        chain=("conv1", "block1", "block2", "block3", "bn1", "relu", "pool", "fc"),
     )
 
 

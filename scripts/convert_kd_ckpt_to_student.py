@@ -2,7 +2,7 @@
 """The student of an MMRazor distillation checkpoint: python scripts/convert_kd_ckpt_to_student.py FILE.pth
 
 Writes FILE_student.pth with `meta` and `state_dict`, which test_model.py and MMAction2 read. Nothing in the file is
-run: the few classes that MMEngine pickles beside the weights are read as empty stand-ins, and dropped.
+run: the few classes that MMEngine pickles next to the weights are read as empty stand-ins, and dropped.
 """
 
 from __future__ import annotations
@@ -107,7 +107,11 @@ def main(argv: Any = None) -> None:
     if args.inplace and args.out_path:
         raise UserError("--inplace replaces the checkpoint where it lies: leave --out_path out")
     path = args.checkpoint
-    student, dropped = student_of(read(path), path)
+    content = read(path)
+    if isinstance(content, Mapping) and "model" in content and "state_dict" not in content:
+        print(f"{path} is already the student alone: test_model.py --path {path} reads it as it is")
+        return
+    student, dropped = student_of(content, path)
     folder = args.out_path or path.parent
     if not folder.is_dir():
         raise UserError(f"--out_path {folder} is not a folder: create it first")

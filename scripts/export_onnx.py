@@ -19,8 +19,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text
-from core.protocols import UserError
 from helper.deploy.export import MEASURED, export_onnx, load_classifier, onnx_session, report
+from helper.machine.program import run_script
 from helper.runs.folder import environment, file_name
 
 
@@ -58,8 +58,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

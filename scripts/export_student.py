@@ -2,21 +2,23 @@
 """Take a network away: python scripts/export_student.py --path RUN/NAME_best.pth --dataset cifar100 --out exported/
 
 Writes model.safetensors with config.json, model.pt2 (torch.export), model.onnx and README.md, a model card with the
-run's numbers. Each form is run on real test images and must give the logits of the checkpoint; the latency on this CPU
-is printed. A network with layers of its method's (SimKD's projector and reused classifier) is exported as the one model
-it is; of one with auxiliary heads, the plain network that they sat on. Inputs are what the data set yields (images in
-[0, 1], sensor windows); the normalisation is part of the model.
+run's numbers; with --int8 also model_int8.onnx, and what float32, bf16 and int8 reach and cost. Each form is run on
+real test images and must give the logits of the checkpoint (int8 aside); the latency on this CPU is printed. A network
+with layers of its method's (SimKD's projector and reused classifier) is exported as the one model it is; of one with
+auxiliary heads, the plain network that they sat on. Inputs are what the data set yields (images in [0, 1], sensor
+windows); the normalisation is part of the model.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +28,21 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write, atomic_write_json, atomic_write_text, make_folder
+from core.log import progress
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained, told_of_clips
+from dataset.single_file import InputFormat
+from helper.deploy.as_trained import add_as_trained, clip_options, clip_settings_notice, dataset_of, options_as_trained
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import Plain, latency, needs, onnx_session, write_onnx
+from helper.deploy.quantize import Measured, calibration_samples, compare, in_bf16, quantize_onnx
+from helper.machine.program import run_script
 from helper.networks.load import Network, load_network, network_without_heads
 from helper.options.parse import normalised
 from helper.runs.folder import without_folders
+from helper.tables.writers import one_line
 
-TOLERANCE = 1e-4  # of logits, absolute
+TOLERANCE = 1e-4  # of logits, relative to the largest (at least 1)
 
 
 def write_safetensors(network: Network, config: dict[str, Any], path: Path) -> None:
@@ -44,8 +51,11 @@ def write_safetensors(network: Network, config: dict[str, Any], path: Path) -> N
     checkpoint = network.checkpoint
     tensors = {f"model.{k}": v.contiguous() for k, v in checkpoint.state.items()}
     if "proj" in checkpoint.extra:
-        tensors |= {f"{n}.{k}": v.contiguous() for n in ("proj", "head") for k, v in checkpoint.extra[n].items()}
-    meta = {"arch": config["architecture"], "num_classes": config["num_classes"]} | checkpoint.meta
+        tensors |= {
+            f"{n}.{k}": v.contiguous() for n in ("proj", "head") for k, v in checkpoint.extra.get(n, {}).items()
+        }
+    own = {k: config[k] for k in ("num_classes", "classes", "dataset")}
+    meta = {"arch": config["architecture"], **own} | checkpoint.meta
     whole = {k: v.clone() for k, v in tensors.items()}
     atomic_write(save(whole, metadata={"format": "pt", "meta": json.dumps(meta)}), path)
 
@@ -88,6 +98,40 @@ def on_one_thread(predict: Callable[[Tensor], Tensor], x: Tensor) -> float:
         torch.set_num_threads(threads)
 
 
+def in_int8(network: Plain, data: DataSet, modality: str, args: argparse.Namespace, source: Path) -> list[Measured]:
+    """Quantise the ONNX graph `source`; every precision side by side, on the whole test set."""
+    path = args.out / "model_int8.onnx"
+    print(f"{path}: {quantize_onnx(source, path, calibration_samples(data, modality, args.calibration))}")
+
+    def test() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in data.test_loader(125, device=torch.device("cpu")):
+            yield batch.inputs[modality].contiguous(), batch.target
+
+    predictors = [
+        ("float32, onnxruntime", reader_of(source, data), source),
+        ("int8, onnxruntime", reader_of(path, data), path),
+        ("float32, torch", torch.no_grad()(network), None),
+        ("bf16, torch", in_bf16(network), None),
+    ]
+    rows = compare(predictors, test, next(iter(test()))[0][:1])
+    for row in rows:
+        print(f"{row.precision}: top-1 {row.accuracy:.2f}, {row.latency:.2f} ms on one CPU thread ({row.ratio:.2f} x)")
+    return rows
+
+
+def int8_lines(rows: Sequence[Measured], calibration: int) -> list[str]:
+    """Of the model card."""
+    lines = [
+        "| precision | top-1 on the whole test set | file | one sample, one CPU thread | to float32 |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        size = "" if row.bytes is None else f"{row.bytes / 1e6:.2f} MB"
+        lines.append(f"| {row.precision} | {row.accuracy:.2f} % | {size} | {row.latency:.2f} ms | {row.ratio:.2f} x |")
+    lines += ["", f"int8 was calibrated on {calibration} training samples; all latencies are from one run.", ""]
+    return lines
+
+
 def numbers_of(folder: Path) -> dict[str, Any]:
     """What the run says of itself: {} where the checkpoint lies in no run folder."""
     try:
@@ -115,20 +159,51 @@ def numbers_of(folder: Path) -> dict[str, Any]:
     }
 
 
+def usage(config: dict[str, Any]) -> list[str]:
+    """Lines of the card: onnxruntime on one input, as they run in the exported folder, and what they do to an image."""
+    shape = config["input_shape"]
+    if config["input"] == "image":
+        size = shape[-1]
+        shorter = size * 256 // 224 if config["dataset"] == "imagenet" else size
+        imports = ["from PIL import Image"]
+        about = f"the shorter side is resized to {shorter} pixels, of which the centre, {size} by {size}, is cut out"
+        read = [
+            'image = Image.open("photo.jpg").convert("RGB")',
+            f"sides = [side * {shorter} // min(image.size) for side in image.size]",
+            f"left, top = ((side - {size}) // 2 for side in sides)",
+            f"box = (left, top, left + {size}, top + {size})",
+            "image = image.resize(sides, Image.Resampling.BILINEAR).crop(box)",
+            "x = np.asarray(image, np.float32).transpose(2, 0, 1)[None] / 255",
+        ]
+    else:
+        imports, about = [], f"zeros stand for one {config['input']} as the data set yields it"
+        read = [f"x = np.zeros((1, {', '.join(map(str, shape))}), np.float32)"]
+    code = [
+        "import json, numpy as np, onnxruntime",
+        *imports,
+        *read,
+        'logits = onnxruntime.InferenceSession("model.onnx").run(["logits"], {"input": x})[0]',
+        'print(json.load(open("config.json"))["classes"][int(logits.argmax())])',
+    ]
+    return ["## Use", "", f"In this folder ({about}; the input is called `input`):", "", "```python", *code, "```", ""]
+
+
 def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float], name: str) -> str:
     """README.md of the exported folder, with the front matter that model hubs read."""
     run, tested = config.get("run") or {}, config["measured"]
+    words = {key: one_line(str(config[key])) for key in ("dataset", "architecture", "method") if config.get(key)}
+    config = config | words
     lines = [
         "---",
         "library_name: pytorch",
-        f"datasets: [{config['dataset']}]",
+        f"datasets: [{json.dumps(config['dataset'])}]",  # a JSON string is one of YAML
         "tags: [knowledge-distillation]",
         "---",
-        f"# {name}",
+        f"# {one_line(name)}",
         "",
         f"`{config['architecture']}` for {config['num_classes']} classes of {config['dataset']}"
         + (f", trained with {config['method']}" if config.get("method") else "")
-        + (f" by the teacher {run['teacher']}" if run.get("teacher") else "")
+        + (f" by the teacher {one_line(run['teacher'])}" if run.get("teacher") else "")
         + ".",
         "",
         "| measured | |",
@@ -155,18 +230,21 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
         "|---|---|",
         *(f"| `{file}` | {gap:.1e} |" for file, gap in files.items()),
         "",
+        *(usage(config) if "model.onnx" in files else []),
     ]
+    if "int8" in config:
+        lines += int8_lines([Measured(**row) for row in config["int8"]["rows"]], config["int8"]["calibration"])
     if run:
-        lines += ["Trained by", "", "    " + shlex.join(map(str, run["command"])), ""]
+        lines += ["Trained by", "", "    " + one_line(shlex.join(map(str, run["command"]))), ""]
         lines += [f"at commit {run['commit']}, on {run['hardware']}, seed {run['seed']}.", ""]
     return "\n".join(lines)
 
 
 def export(args: argparse.Namespace) -> dict[str, float]:
     """Everything in args.forms; file name -> largest difference. Raises UserError where one differs too much."""
-    options = options_as_trained(args.path, Path(args.data_folder), args.image_size, **of_clips(args))
-    data = dataset_dict[args.dataset](options)
-    if data.videos and (clips := told_of_clips(args.path, options)):
+    options = options_as_trained(args.path, Path(args.data_folder), args.image_size, **clip_options(args))
+    data = dataset_dict[dataset_of(args.path, args.dataset)](options)
+    if data.videos and (clips := clip_settings_notice(args.path, options)):
         print(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
     whole = Plain(network.tapped()).eval()
@@ -189,6 +267,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         "classes": list(map(str, data.classes)),
         "input": spec.input,
         "input_shape": list(x.shape[1:]),
+        "preprocess": InputFormat.of(spec.input, tuple(x.shape[1:]), {"dataset": data.name, **meta}).as_dict(),
         "mean": spec.mean if model.normalised else None,
         "std": spec.std if model.normalised else None,
         "parameters": deployed_count(network.model),
@@ -200,23 +279,33 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     writers = {
         "safetensors": (args.out / "model.safetensors", lambda path: write_safetensors(network, config, path)),
         "export": (args.out / "model.pt2", lambda path: write_program(model, example, path)),
-        "onnx": (args.out / "model.onnx", lambda path: write_onnx(model, example, path, told)),
+        "onnx": (args.out / "model.onnx", lambda path: write_onnx(model, example, path, metadata)),
     }
-    told = {"classes": "\n".join(config["classes"]), "input": "x".join(map(str, x.shape[1:]))}
-    gaps, speed = {}, {}
-    for form in args.forms:
+    metadata = {
+        "classes": "\n".join(config["classes"]),
+        "input": "x".join(map(str, x.shape[1:])),
+        "preprocess": json.dumps(config["preprocess"]),
+    }
+    gaps, speed, agreed = {}, {}, []
+    for form in progress(args.forms, "writing and checking"):
         path, write = writers[form]
         write(path)
         predict = reader_of(path, data)
         gap = float((predict(x) - expected).abs().max())
-        if not gap <= TOLERANCE:
+        if not gap <= TOLERANCE * max(1.0, float(expected.abs().max())):
             raise UserError(
                 f"{path} is wrong: a logit differs by {gap:.2g} from the checkpoint's on real {spec.input}s"
             )
         gaps[path.name] = gap
-        print(f"{path}: logits of {len(x)} test samples agree to {gap:.1e}")
+        agreed.append(f"{path}: logits of {len(x)} test samples agree to {gap:.1e}")
         for size in (1, 64):
             speed[f"{path.name}, batch {size}"] = on_one_thread(predict, x[:size])
+    print("\n".join(agreed))
+    if args.int8:
+        if "onnx" not in args.forms:
+            raise UserError("--int8 quantises the ONNX graph: add onnx to --forms")
+        rows = in_int8(model, data, spec.input, args, args.out / "model.onnx")
+        config["int8"] = {"calibration": args.calibration, "rows": [dataclasses.asdict(row) for row in rows]}
     for what, value in speed.items():
         print(f"latency {what}: {value:.2f} ms on one CPU thread")
     atomic_write_json(config, args.out / "config.json")
@@ -242,7 +331,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", required=True, help="checkpoint, _best.pth or _last.pth of a run")
     parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
-    parser.add_argument("--dataset", default="cifar100", help="whose test samples it is tried on (default cifar100)")
     parser.add_argument("--data_folder", default="../data/", help="where data sets lie (default ../data/)")
     parser.add_argument("--image_size", type=int, help="side of the images (default: as in training)")
     add_as_trained(parser)
@@ -250,10 +338,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--forms", nargs="+", default=list(FORMS), help=f"what is written, of {', '.join(FORMS)} (default: all)"
     )
+    parser.add_argument("--int8", action="store_true", help="also write model_int8.onnx, and measure what int8 costs")
+    parser.add_argument(
+        "--calibration", type=int, default=512, help="training samples that set its scales (default 512)"
+    )
     parser.add_argument("--name", help="heading of the model card (default: NETWORK on DATA SET)")
     parser.add_argument("--push_to", help="repository on a model hub, as user/name (huggingface_hub)")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     args = parser.parse_args(normalised(argv))
+    if args.calibration < 1:
+        raise UserError(f"--calibration {args.calibration} must be at least 1")
     if stray := set(args.forms) - set(FORMS):
         raise UserError(f"--forms {', '.join(sorted(stray))}: known are {', '.join(FORMS)}")
     warnings.filterwarnings("ignore", category=UserWarning)
@@ -267,8 +361,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

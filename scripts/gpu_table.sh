@@ -3,7 +3,7 @@
 #   bash scripts/gpu_table.sh plan                                     prints what each phase needs and leaves
 #   bash scripts/gpu_table.sh PHASE DATA_FOLDER [flags of training]    PHASE: bench, teacher, resnet8x4, vgg8, ShuffleV2_1_5, table
 # bench: tests that need CUDA, and the benchmark. teacher: resnet32x4, 240 epochs. Then every row of the table for one student,
-# as lanes of one process. table: what is finished beside the published numbers. Exit code 75: call the phase again.
+# as lanes of one process. table: what is finished next to the published numbers. Exit code 75: call the phase again.
 # Not run on a GPU yet: the minutes of the plan are goals. SAVE_ROOT (./save) holds the runs; LIMIT (480) is a phase's seconds.
 phases=(bench teacher resnet8x4 vgg8 ShuffleV2_1_5 table)
 phase=${1:-plan}

@@ -8,6 +8,8 @@ come from metrics.jsonl and parameters.json of finished runs; nothing is typed.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +18,44 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text, make_folder
 from core.protocols import UserError
-from helper.tables.published import read_table
-from helper.tables.runs import chosen_runs
+from helper.machine.program import run_script
+from helper.tables.published import Cell, read_table
+from helper.tables.runs import Run, chosen_runs
 from helper.tables.table import against_pairs, table
 from helper.tables.words import in_words
-from helper.tables.writers import as_csv, as_latex, as_markdown, chosen_columns
+from helper.tables.writers import as_csv, as_latex, as_markdown, as_terminal, chosen_columns
 
 FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
+
+
+def fits_terminal(args: argparse.Namespace) -> bool:
+    return sys.stdout.isatty() and not args.out and args.format is None
+
+
+def written(args: argparse.Namespace, runs: list[Run], published: list[Cell]) -> str:
+    header, rows, notes = (against_pairs if args.pivot else table)(runs, published)
+    if args.columns:
+        header, rows, notes = *chosen_columns(header, rows, args.columns), []
+    if args.in_words:
+        notes.insert(0, in_words(runs))
+    return FORMATS[args.format or "markdown"](header, rows, notes)
+
+
+def on_terminal(args: argparse.Namespace, runs: list[Run], published: list[Cell]) -> str:
+    """Methods against pairs first, where the runs allow it, then a row a cell with what there is room for."""
+    width, parts = shutil.get_terminal_size().columns, []
+    if not args.columns:
+        with contextlib.suppress(UserError):  # runs of one column under several protocols, or teachers alone
+            header, rows, notes = against_pairs(runs, published)
+            parts.append(as_terminal(header, rows, [] if not args.pivot else notes, width))
+    if not args.pivot or not parts:
+        header, rows, notes = table(runs, published)
+        if args.columns:
+            header, rows, notes = *chosen_columns(header, rows, args.columns), []
+        if args.in_words:
+            notes.insert(0, in_words(runs))
+        parts.append(as_terminal(header, rows, notes, width))
+    return "\n".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
     parser.add_argument("--dataset", help="runs on this data set only")
     parser.add_argument("--only", default="", help="these methods or networks, as kd,simkd,resnet8")
-    parser.add_argument("--format", choices=FORMATS, default="markdown")
-    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand beside ours, as simkd")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="default markdown; on a terminal, a table that fits its width"
+    )
+    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand next to ours, as simkd")
     parser.add_argument("--pivot", action="store_true", help="methods against pairs, one protocol per column")
     parser.add_argument(
         "--columns", help="these columns in this order, NAME or NAME=HEADING, without the notes: method,gain,runs"
@@ -42,13 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runs = chosen_runs(args.root, args.dataset, args.only)
     published = [cell for name in args.published for cell in read_table(name).cells]
-    header, rows, notes = (against_pairs if args.pivot else table)(runs, published)
-    if args.columns:
-        header, rows, notes = *chosen_columns(header, rows, args.columns), []
-    if args.in_words:
-        notes.insert(0, in_words(runs))
-    text = FORMATS[args.format](header, rows, notes)
-    if args.title and args.format == "markdown":
+    text = on_terminal(args, runs, published) if fits_terminal(args) else written(args, runs, published)
+    if args.title and args.format in (None, "markdown"):
         text = f"# {args.title}\n\n{text}"
     if args.out:
         make_folder(args.out.parent)
@@ -59,8 +89,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -6,7 +6,7 @@
   correlation  how far the correlations between class logits of students are from the teacher's
   tsne         t-SNE of the features before the classifier
   reliability  confidence against accuracy, with the expected calibration error
-The form follows the suffix of --out: png, pdf, svg. Colours are told apart by colour-blind readers, lines and markers
+The form follows the suffix of --out: png, pdf, svg. Colour-blind readers can distinguish the colours, lines and markers
 also in grey.
 """
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,64 +25,31 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.files import make_folder
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from helper.deploy.as_trained import add_as_trained, of_clips, options_as_trained
+from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
+from helper.deploy.pictures import pyplot, save
 from helper.evaluation.metrics import calibration
 from helper.machine.devices import pick_device, to_device
+from helper.machine.program import run_script
 from helper.networks.load import load_network
 from helper.options.parse import normalised
+from helper.tables.looks import COLOURS, LINES, looks, method_of
 from helper.tables.runs import Run, chosen_runs, grouped, last, mean_std, network
 from helper.tables.table import tell_apart
 
-# Okabe and Ito, 2008, without the yellow that fades on paper
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP*X<>"
 
 
-def pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("pictures need the package matplotlib: pip install matplotlib") from error
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {
-            "font.size": 9,
-            "axes.titlesize": 9,
-            "axes.grid": True,
-            "grid.color": "0.9",
-            "axes.axisbelow": True,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "legend.frameon": False,
-            "legend.fontsize": 8,
-            "figure.dpi": 150,
-            "savefig.bbox": "tight",
-            "pdf.fonttype": 42,  # text stays text
-            "svg.fonttype": "none",
-        }
-    )
-    return plt
+def looks_of(groups: Sequence[Sequence[Run]]) -> list[tuple[str, Any]]:
+    """(colour, line) of each curve; a method has the same colour in every picture."""
+    return [(colour, LINES[k]) for colour, k in looks([method_of(group[0]) for group in groups])]
 
 
-def styles(count: int) -> list[tuple[str, str]]:
-    """(colour, line) of each of `count` curves: both change from one to the next, so that they differ in grey too; 28
-    pairs in all."""
-    return [(COLOURS[i % len(COLOURS)], LINES[i % len(LINES)]) for i in range(count)]
-
-
-def save(figure: Any, out: Path) -> None:
-    make_folder(out.parent)
-    try:
-        figure.savefig(out)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {out}: {error}") from error
-    print(f"wrote {out}")
+def plain(text: str) -> str:
+    """A label as it is: matplotlib would set what stands between dollars as mathematics, and hides "_" in a legend."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def pick(args: argparse.Namespace) -> list[tuple[str, list[Run]]]:
@@ -90,28 +58,32 @@ def pick(args: argparse.Namespace) -> list[tuple[str, list[Run]]]:
     named = list(zip(tell_apart(groups), groups, strict=True))
     if len({network(g[0]) for _, g in named if not g[0].is_teacher}) > 1:
         named = [(f"{label}, {network(g[0])}", g) for label, g in named]
-    return named
+    return [(plain(label), group) for label, group in named]
 
 
 def draw_curves(args: argparse.Namespace) -> None:
     named = [(label, g) for label, g in pick(args) if not g[0].is_teacher]
     if not named:
         raise UserError("curves are drawn of students, and there is no finished one here")
+    curves(named, args.out)
+
+
+def curves(named: list[tuple[str, list[Run]]], out: Path) -> None:
+    """Loss and accuracy on test by epoch. named: (label, repetitions)."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.0))
-    named.sort(key=lambda item: -sum(last(item[1])) / len(item[1]))  # the legend follows the curves' ends
-    for (label, group), (colour, line) in zip(named, styles(len(named)), strict=True):
+    named = sorted(named, key=lambda item: -sum(last(item[1])) / len(item[1]))  # the legend follows the curves' ends
+    for (label, group), (colour, line) in zip(named, looks_of([g for _, g in named]), strict=True):
         for axis, key in zip(axes, ("test_loss", "test_acc"), strict=True):
             runs = [[row for row in run.rows if key in row] for run in group]
-            epochs = [row["epoch"] for row in runs[0]]
-            values = torch.tensor([[row[key] for row in rows][: len(epochs)] for rows in runs], dtype=torch.float64)
-            axis.plot(
-                epochs, values.mean(0).numpy(), line, color=colour, lw=1.3, label=f"{label} {mean_std(last(group))}"
-            )
+            count = min(map(len, runs))
+            epochs = [row["epoch"] for row in runs[0][:count]]
+            values = torch.tensor([[row[key] for row in rows[:count]] for rows in runs], dtype=torch.float64)
+            text = f"{label} {mean_std(last(group))}"
+            axis.plot(epochs, values.mean(0).numpy(), linestyle=line, color=colour, lw=1.3, label=text)
             if len(group) > 1:
-                axis.fill_between(
-                    epochs, values.amin(0).numpy(), values.amax(0).numpy(), color=colour, alpha=0.15, lw=0
-                )
+                band = (values.amin(0).numpy(), values.amax(0).numpy())
+                axis.fill_between(epochs, *band, color=colour, alpha=0.15, lw=0)
     values = torch.tensor([row["test_loss"] for _, g in named for run in g for row in run.rows if "test_loss" in row])
     usual, top = float(values.quantile(0.95)), float(values.max())
     if top > 1.3 * usual:  # one wild epoch would flatten all other curves
@@ -119,40 +91,59 @@ def draw_curves(args: argparse.Namespace) -> None:
     cut = f" (up to {top:.1f}, cut)" if top > 1.3 * usual else ""
     axes[0].set(xlabel="epoch", ylabel="cross-entropy on test", title=f"test loss{cut}")
     axes[1].set(xlabel="epoch", ylabel="top-1 accuracy in %", title="test accuracy")
-    legend = axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="last epoch", handlelength=2.4)
+    legend = axes[1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="last epoch", handlelength=2.8)
     legend.set_in_layout(False)  # long labels widen the picture, not narrow the axes
     for axis in axes:
         axis.xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
     legend.set_in_layout(True)
-    save(figure, args.out)
+    save(figure, out)
 
 
 def draw_cost(args: argparse.Namespace) -> None:
     plt = pyplot()
     named = pick(args)
-    figure, axis = plt.subplots(figsize=(5.2, 3.4))
+    figure, axis = plt.subplots(figsize=(6.4, 3.8))
     costs = sorted({g[0].parameters["Deployed MACs"] for _, g in named})
     marks = itertools.cycle(MARKERS)
-    for (label, group), (colour, _) in zip(named, styles(len(named)), strict=True):
+    points = []
+    for (label, group), (colour, _) in zip(named, looks_of([g for _, g in named]), strict=True):
         values = last(group)
-        mean = sum(values) / len(values)
-        axis.errorbar(
-            group[0].parameters["Deployed MACs"],
-            mean,
-            yerr=[[mean - min(values)], [max(values) - mean]],
-            fmt=next(marks),
-            color=colour,
-            ms=6,
-            capsize=2,
-            label=f"{label} ({group[0].parameters['Deployed params']:.3f} M)",
-        )
+        mean, cost = sum(values) / len(values), group[0].parameters["Deployed MACs"]
+        spread = [[mean - min(values)], [max(values) - mean]]
+        axis.errorbar(cost, mean, yerr=spread, fmt=next(marks), color=colour, ms=6, capsize=2)
+        points.append((cost, mean, f"{label} ({group[0].parameters['Deployed params']:.3f} M)", colour))
     if len(costs) > 1 and costs[-1] > 4 * costs[0]:
         axis.set_xscale("log")
     axis.margins(0.12)
     axis.set(xlabel="million multiply-accumulates per image at test time", ylabel="top-1 accuracy in %, last epoch")
-    axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="method (parameters)")
+    axis.set_title("method (parameters)")
+    label_points(figure, axis, points)
     save(figure, args.out)
+
+
+def label_points(figure: Any, axis: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Each text beside its point, moved up or down until it covers no other text."""
+    figure.canvas.draw()
+    middle = sum(axis.get_xlim()) / 2 if axis.get_xscale() == "linear" else math.prod(axis.get_xlim()) ** 0.5
+    taken: list[Any] = []
+    for x, y, text, colour in sorted(points, key=lambda point: -point[1]):
+        left = x <= middle  # the text stands on the side where there is room
+        shown = axis.annotate(
+            text,
+            (x, y),
+            (9 if left else -9, 0),
+            textcoords="offset points",
+            ha="left" if left else "right",
+            va="center",
+            color=colour,
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour},
+        )
+        while any(shown.get_window_extent().overlaps(box) for box in taken):
+            across, down = shown.get_position()
+            shown.set_position((across, down - 3))
+        taken.append(shown.get_window_extent())
 
 
 @torch.no_grad()
@@ -172,14 +163,21 @@ def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, T
             break
     method = loaded.checkpoint.meta.get("method")
     name = loaded.spec.name + (f", {method}" if method and method != "vanilla" else "")
-    return name, torch.cat(logits), torch.cat(features), torch.cat(labels)
+    return plain(name), torch.cat(logits), torch.cat(features), torch.cat(labels)
 
 
 def open_data(path: Path, args: argparse.Namespace) -> DataSet:
     """As the checkpoint's network was trained on it."""
-    return dataset_dict[args.dataset](
-        options_as_trained(path, Path(args.data_folder), args.image_size, **of_clips(args))
+    return dataset_dict[dataset_of(path, args.dataset)](
+        options_as_trained(path, Path(args.data_folder), args.image_size, **clip_options(args))
     )
+
+
+def as_asked(values: Mapping[str, Any]) -> argparse.Namespace:
+    """What outputs() and open_data() read of a command line, for another script; clips are as in training."""
+    parser = argparse.ArgumentParser()
+    add_as_trained(parser)
+    return argparse.Namespace(**(vars(parser.parse_args([])) | dict(values)))
 
 
 def correlations(logits: Tensor) -> Tensor:
@@ -220,48 +218,61 @@ def draw_tsne(args: argparse.Namespace) -> None:
             raise UserError(f"{len(labels)} images of the first {args.classes} classes are too few for t-SNE")
         perplexity = min(30.0, (len(labels) - 1) / 3)
         places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features.numpy())
-        for k in labels.unique().tolist():
+        kinds = labels.unique().tolist()
+        for place, k in enumerate(kinds):
             mine = labels == k
-            colour, mark = COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)]
             axis.scatter(
-                *places[mine.numpy()].T, s=9, c=colour, marker=mark, lw=0, label=str(data.classes[k]), alpha=0.8
+                *places[mine.numpy()].T,
+                s=9,
+                color=plt.colormaps["turbo"]((place + 0.5) / len(kinds)),
+                marker=MARKERS[place % len(MARKERS)],
+                lw=0,
+                label=plain(str(data.classes[k])),
+                alpha=0.8,
             )
         axis.set(title=f"{name}, {len(labels)} images", xticks=[], yticks=[])
         axis.grid(False)
         axis.spines[["left", "bottom"]].set_visible(False)
     handles, names = axes[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="lower center", ncol=min(len(names), 5), markerscale=2, bbox_to_anchor=(0.5, -0.14)
-    )
+    columns = min(len(names), 5 * len(args.path))
+    figure.legend(handles, names, loc="upper center", ncol=columns, markerscale=2, bbox_to_anchor=(0.5, 0.06))
     save(figure, args.out)
 
 
 def draw_reliability(args: argparse.Namespace) -> None:
     plt = pyplot()
-    count = len(args.path)
-    figure, axes = plt.subplots(1, count, figsize=(2.7 * count, 2.9), squeeze=False, sharey=True, layout="constrained")
-    for axis, path in zip(axes[0], args.path, strict=True):
+    count, (bar, point) = len(args.path), (COLOURS[4], COLOURS[1])
+    figure, axes = plt.subplots(
+        2,
+        count,
+        figsize=(2.9 * count, 3.9),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
+        height_ratios=(3, 1),
+        layout="constrained",
+    )
+    for (axis, counts), path in zip(axes.T, args.path, strict=True):
         name, logits, _, labels = outputs(path, args, open_data(path, args))
         ece, bins = calibration(logits, labels, args.bins)
         width = 1 / args.bins
         middles = [(k + 0.5) * width for k in range(args.bins)]
-        axis.bar(middles, bins[:, 1].numpy(), width, color=COLOURS[4], edgecolor="white", lw=0.5, label="accuracy")
         filled = bins[:, 2] > 0
+        axis.bar(middles, bins[:, 1].numpy(), width, color=bar, edgecolor="white", lw=0.5, label="accuracy")
         axis.plot([0, 1], [0, 1], "--", color="0.3", lw=1, label="calibrated")
-        axis.plot(
-            bins[filled, 0].numpy(),
-            bins[filled, 1].numpy(),
-            "o",
-            color=COLOURS[1],
-            ms=3,
-            label="mean confidence of the bin",
-        )
+        confidences, accuracies = bins[filled, 0].numpy(), bins[filled, 1].numpy()
+        axis.plot(confidences, accuracies, "o", color=point, ms=3, label="mean confidence of the bin")
         accuracy = 100 * float((logits.argmax(1) == labels).double().mean())
-        axis.set(
-            title=f"{name}\ntop-1 {accuracy:.2f}, ECE {100 * ece:.2f} %", xlabel="confidence", xlim=(0, 1), ylim=(0, 1)
-        )
+        axis.set(title=f"{name}\ntop-1 {accuracy:.2f}, ECE {100 * ece:.2f} %", xlim=(0, 1), ylim=(0, 1))
+        numbers = (bins[:, 2] * len(labels)).round().int().tolist()
+        counts.bar(middles, numbers, width, color="0.7", edgecolor="white", lw=0.5)
+        for middle, number in zip(middles, numbers, strict=True):
+            if number:
+                counts.text(middle, number, f" {number}", ha="center", va="bottom", fontsize=5.5, rotation=90)
+        counts.set(xlabel="confidence", ylim=(0, 1.6 * max(numbers)))
     axes[0][0].set_ylabel("accuracy")
-    axes[0][0].legend(loc="upper left")
+    axes[1][0].set_ylabel("images")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncol=3 if count > 1 else 2)
     save(figure, args.out)
 
 
@@ -277,7 +288,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for kind, draw in (("correlation", draw_correlation), ("tsne", draw_tsne), ("reliability", draw_reliability)):
         sub = kinds.add_parser(kind)
         sub.add_argument("--path", type=Path, nargs="+", required=True, help="checkpoints")
-        sub.add_argument("--dataset", default="cifar100")
         sub.add_argument("--data_folder", default="../data/")
         sub.add_argument("--image_size", type=int)
         add_as_trained(sub)
@@ -297,8 +307,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -51,6 +51,7 @@ student=(--model_s resnet8 --few_ratio 0.1 --epochs 60 --lr_decay_epochs 40,52 -
 echo "Training a teacher (resnet20) on all digits, then nine students (resnet8) on a tenth of them"
 train "teacher" train_teacher.py "${common[@]}" --model resnet20 --epochs 12 --lr_decay_epochs 8,10 ${extra[@]+"${extra[@]}"}
 # the teacher says where it lies; its name follows the extra arguments
+end_of_dry_run
 teacher="$(result_of "$log")/resnet20_best.pth"
 save="${teacher%/teachers/models/*}"
 train "student" train_student.py "${common[@]}" "${student[@]}" --path_t "$teacher" --distill vanilla,kd,simkd \
@@ -62,6 +63,7 @@ echo
 "$PYTHON" scripts/plot.py curves --root "$save" --dataset digits --out "$save/quickstart.png"
 echo
 echo "Next, another method in the same setting; the quickstart's command then shows it in the table:"
-printf '  %s' "$(printf '%q ' "$PYTHON" train_student.py "${common[@]}" "${student[@]}" --path_t "$teacher" --distill crd \
-    ${extra[@]+"${extra[@]}"})"
+next=("${common[@]}" "${student[@]}" --path_t "$teacher" --distill crd ${extra[@]+"${extra[@]}"})
+printf '  %s train_student.py' "$PYTHON"
+printf ' %q' "${next[@]}"
 echo

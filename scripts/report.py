@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """One HTML file about a set of runs: python scripts/report.py --root ./save --out report.html
 
-It needs nothing beside itself: tables that sort, curves that zoom, and behind every number the commands and machines it
+It needs no other file: tables that sort, curves that zoom, and behind every number the commands and machines it
 came from.
 """
 
@@ -16,7 +16,7 @@ import re
 import shlex
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text, make_folder
 from core.protocols import UserError
+from helper.machine.program import run_script
 from helper.options.parse import normalised
 from helper.runs.folder import paths_in
+from helper.tables.compare import last_by_seed, settings_of, shown, t_quantile
+from helper.tables.looks import DASHES, looks, method_of
 from helper.tables.published import read_table
 from helper.tables.runs import Run, chosen_runs, grouped
 from helper.tables.table import table
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito, 2008
-DASHES = ("", "7 3", "2 3", "9 3 2 3")
 TEXT = ("method", "network", "teacher", "source", "protocol")
+NARROW = ("method", "last epoch", "gain", "MACs")  # the columns that a phone shows
+FILTERS = ("network", "teacher", "protocol")  # columns with a list to choose from
 
 
 def script_of(run: Run) -> str:
@@ -66,7 +69,7 @@ def environment_of(run: Run) -> dict[str, str]:
     found |= {"platform": env.get("platform", ""), "Python": env.get("python", ""), "seed": str(run.identity["seed"])}
     lanes = [name for name in run.parameters.get("lanes", []) if name != run.folder.name]
     if lanes:
-        found["trained beside"] = "; ".join(lanes)
+        found["trained together with"] = "; ".join(lanes)
     return {k: v for k, v in found.items() if v}
 
 
@@ -82,7 +85,8 @@ def sort_key(column: str, text: str, group: Sequence[Run]) -> str:
 
 def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Sequence[Sequence[Run]]) -> str:
     def kind(column: str) -> str:
-        return ' class="text"' if column in TEXT else ""
+        names = ["text"] * (column in TEXT) + ["wide"] * (column not in NARROW)
+        return f' class="{" ".join(names)}"' if names else ""
 
     head = "".join(
         f'<th scope="col" aria-sort="none"{kind(c)}><button type="button">{html.escape(c)}</button></th>'
@@ -96,7 +100,7 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Seq
             + "</td>"
             for c, text in zip(header, row, strict=True)
         )
-        body.append(f"<tr>{cells}</tr>")
+        body.append(f'<tr data-row="{i}">{cells}</tr>')
     return f'<table id="results"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody></table>'
 
 
@@ -121,21 +125,41 @@ def details_html(labels: Sequence[str], groups: Sequence[Sequence[Run]]) -> str:
     return "\n".join(out)
 
 
-def series_of(label: str, group: Sequence[Run], place: int) -> dict[str, Any]:
-    """One curve: mean over the runs, of the epochs that all of them have."""
+def filters_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A list for each column of FILTERS that tells rows apart."""
+    out = []
+    for column in (c for c in FILTERS if c in header):
+        values = sorted({row[header.index(column)] for row in rows})
+        if len(values) > 1:
+            options = "".join(f'<option value="{html.escape(v)}">{html.escape(v or "none")}</option>' for v in values)
+            out.append(
+                f'<label>{column} <select data-filter="{column}"><option value="*">all</option>{options}</select>'
+            )
+            out[-1] += "</label>"
+    return "".join(out)
+
+
+def series_of(label: str, group: Sequence[Run], look: tuple[str, int]) -> dict[str, Any]:
+    """One curve: mean and range over the runs, of the epochs that all of them have; and what comparing it takes."""
     rows = [[row for row in run.rows if "test_acc" in row] for run in group]
     count = min(map(len, rows))
 
-    def mean(key: str) -> list[float]:
-        return [round(statistics.mean(r[i][key] for r in rows), 5) for i in range(count)]
+    def over_runs(key: str, fold: Callable[[list[float]], float]) -> list[float]:
+        return [round(fold([r[i][key] for r in rows]), 5) for i in range(count)]
 
     return {
         "label": label,
         "epochs": [row["epoch"] for row in rows[0][:count]],
-        "loss": mean("test_loss"),
-        "accuracy": mean("test_acc"),
-        "colour": COLOURS[place % len(COLOURS)],
-        "dash": DASHES[place % len(DASHES)],
+        "loss": over_runs("test_loss", statistics.mean),
+        "accuracy": over_runs("test_acc", statistics.mean),
+        "band": {
+            k: [over_runs(f"test_{s}", f) for f in (min, max)] for k, s in (("loss", "loss"), ("accuracy", "acc"))
+        },
+        "colour": look[0],
+        "dash": DASHES[look[1]],
+        "teacher": group[0].parameters.get("teacher_acc"),
+        "seeds": {str(seed): value for seed, value in last_by_seed(group).items()},
+        "settings": {k: shown(v) for k, v in settings_of(group).items()},
     }
 
 
@@ -143,7 +167,9 @@ def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
     groups = grouped(runs)
     header, rows, notes = table(runs, [cell for name in published for cell in read_table(name).cells])
     labels = [f"{row[0]}, {row[1]}" for row in rows]
-    series = [series_of(label, group, i) for i, (label, group) in enumerate(zip(labels, groups, strict=True))]
+    curves = zip(labels, groups, looks([method_of(group[0]) for group in groups]), strict=True)
+    series = [series_of(label, group, look) for label, group, look in curves]
+    most = max(2, *(len(group) for group in groups))
     if any(not math.isfinite(v) for s in series for v in (*s["loss"], *s["accuracy"])):
         raise UserError("a run holds a loss or an accuracy that is not finite")
     about = (
@@ -156,7 +182,9 @@ def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
         "TABLE": table_html(header, rows, groups),
         "NOTES": "".join(f"<p>{html.escape(note)}</p>" for note in notes),
         "DETAILS": details_html(labels, groups),
+        "FILTERS": filters_html(header, rows),
         "DATA": json.dumps(series).replace("<", "\\u003c"),
+        "QUANTILES": json.dumps([round(t_quantile(n), 4) for n in range(1, most)]),
     }
     template = Path(__file__).with_name("report.html").read_text()
     return re.sub("@([A-Z]+)@", lambda found: parts[found[1]], template)
@@ -166,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
     parser.add_argument("--dataset", help="runs on this data set only")
-    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand beside ours, as simkd")
+    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand next to ours, as simkd")
     parser.add_argument("--title", default="Knowledge distillation: results")
     parser.add_argument(
         "--hide_folders", action="store_true", help="of the commands' absolute paths, tell the last part alone"
@@ -183,8 +211,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run a published table: bash scripts/run_table.sh simkd --trials 3 [--dry-run] [-- --data_folder ../data/]
 
-Cells that are finished are skipped, interrupted ones go on where they stopped. Students of one teacher that share
+Cells that are finished are skipped, interrupted ones resume where they stopped. Students of one teacher that share
 weights of cross-entropy and KL are trained together, as lanes of one process (--lanes 1: each alone); methods that read
 nothing but the teacher's logits take them from a cache on disk. One process per GPU (all, or those of
 CUDA_VISIBLE_DEVICES); on a CPU, --jobs of them.
@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.protocols import UserError
+from helper.machine.program import run_script
 from helper.options.parse import normalised
 from helper.tables.jobs import (
     plan,
@@ -129,8 +130,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

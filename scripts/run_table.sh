@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
 # A published table, from its commands: bash scripts/run_table.sh TABLE [--trials N] [--dry-run] [-- flags of training]
-# Runs what is missing, skips what is finished; stopped, the same command goes on. --list names the tables.
+# Runs what is missing, skips what is finished; if stopped, the same command resumes. --list names the tables.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 exec "$PYTHON" scripts/run_table.py "$@"

@@ -1,16 +1,20 @@
 #!/usr/bin/env bash
 # Sourced by the other scripts: leaves a Python with the requirements in $PYTHON; with RETORT_REQUIREMENTS=extra before `source`
 # those of requirements-extra.txt too.
+# Run by itself it only installs; `bash scripts/setup.sh --cpu` installs no package that needs a GPU, and torch from
+# RETORT_TORCH_INDEX, the address of an index that offers its CPU build, where that is set.
 # Uses the active virtual environment if there is one, else makes .venv in the repository. Needs Python 3.11 or 3.12.
 set -euo pipefail
-# a script whose first word is ${1:?some file or folder} cannot mean a flag by it
-first=$(sed -n 's/^[a-z_]*=\${1:?\(.*\)}$/\1/p' -- "$0" 2>/dev/null || true)
-if [ -n "$first" ] && [[ ${1:-} == -* ]]; then
-    echo "$(basename "$0"): '$1' is a flag, and the first word must be the $first: flags come last" >&2
-    exit 2
-fi
+cpu=""
+[ "${BASH_SOURCE[0]}" = "$0" ] && [ "${1:-}" = --cpu ] && cpu=1
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
+dry_run=""
+# A script that hands all its words on to one program leaves --help and the order of words to that program. Others print their
+# header, and take flags before, between and behind their words: here the words come first, then the flags with their values.
+if ! grep -q '^exec .*"\$@"$' "$0"; then
+    source "$root/scripts/words.sh"
+fi
 if [ -n "${VIRTUAL_ENV:-}" ]; then
     PYTHON="$VIRTUAL_ENV/bin/python"
 else
@@ -32,13 +36,42 @@ files=(requirements.txt)
 for file in "${files[@]}"; do
     stamp="$(dirname "$PYTHON")/../.retort-$file"
     if ! cmp -s "$file" "$stamp"; then
-        echo "installing $file (with requirements.txt comes the CUDA build of torch, about 5 GB once unpacked)"
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$file"
+        if [ -n "$cpu" ]; then
+            echo "installing $file without packages for GPUs"
+            [ -z "${RETORT_TORCH_INDEX:-}" ] || "$PYTHON" -m pip install --quiet --disable-pip-version-check torch torchvision \
+                --index-url "$RETORT_TORCH_INDEX"
+            "$PYTHON" -m pip install --quiet --disable-pip-version-check -r <(grep -v '^nvidia-' "$file")
+        else
+            echo "installing $file (with requirements.txt comes the CUDA build of torch, about 5 GB once unpacked)"
+            "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$file"
+        fi
         cp "$file" "$stamp"
     fi
 done
 
 # result_of LOG: the folder that the last training in it names as its result
 result_of() {
-    sed -n 's/^result in //p; s/^already finished: \(.*\) holds the result.*/\1/p' "$1" | tail -n 1
+    sed -nE -e 's/^(\[[^]]*\] )?result in //p' -e 's/^(\[[^]]*\] )?already finished: (.*) holds the result.*/\2/p' "$1" |
+        tail -n 1
+}
+
+# run_or_skip PROGRAM FLAGS...: in a dry run, what starts from a teacher or backbone that is not trained yet is skipped
+run_or_skip() {
+    local word before=""
+    for word in "$@"; do
+        if [ -n "$dry_run" ] && [[ $before =~ ^--(path_t|pretrained.backbone)$ ]] && [ ! -e "$word" ] && [[ $word != t*:* ]]; then
+            echo "dry run: skipped, as $word is not trained yet"
+            return
+        fi
+        before=$word
+    done
+    "$PYTHON" "$@"
+}
+
+# end_of_dry_run: what follows reads runs, which a dry run does not write
+end_of_dry_run() {
+    if [ -n "$dry_run" ]; then
+        echo "dry run: the commands that follow read the runs of those above, and are left out"
+        exit 0
+    fi
 }

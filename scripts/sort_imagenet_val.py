@@ -16,21 +16,36 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.protocols import UserError
+from dataset.images.files import is_image
+from helper.machine.program import run_script
 
 
 def labels_from_text(path: Path) -> dict[str, str]:
     """File name without ending -> class."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no text that can be read ({error})") from error
     if lines and lines[0].startswith("ImageId,"):
         pairs = [line.split(",", 1) for line in lines[1:] if line]
         return {name: rest.split()[0] for name, rest in pairs}
-    words = [line.replace(",", " ").split() for line in lines if line.strip()]
-    if not words or any(len(w) < 2 for w in words):
+    pairs = [_name_and_class(line) for line in lines if line.strip()]
+    if not pairs or not all(image and label for image, label in pairs):
         raise UserError(f"{path} must have a file name and a class on every line")
-    return {Path(w[0]).stem: w[1] for w in words}
+    if bad := [label for _, label in pairs if "/" in label or "\\" in label or label in (".", "..")]:
+        raise UserError(f"{path} names the class '{bad[0]}', which cannot be the name of a folder")
+    return {Path(image).stem: label for image, label in pairs}
+
+
+def _name_and_class(line: str) -> list[str]:
+    """Of a line: fields end at tabs or commas if there are any; else the class is the rest, numbers of a box aside."""
+    separator = next((c for c in "\t," if c in line), None)
+    if separator:
+        return [field.strip().strip('"') for field in line.split(separator)[:2]]
+    image, *words = line.split()
+    while len(words) > 1 and words[-1].isdecimal():
+        words.pop()
+    return [image, " ".join(words)]
 
 
 def labels_from_devkit(path: Path) -> dict[str, str]:
@@ -41,14 +56,14 @@ def labels_from_devkit(path: Path) -> dict[str, str]:
         try:
             parse_devkit_archive(folder, path.name)
         except RuntimeError as error:
-            raise UserError(f"{path} is no ILSVRC2012_devkit_t12.tar.gz as published: download it anew") from error
+            raise UserError(f"{path} is no ILSVRC2012_devkit_t12.tar.gz as published: download it again") from error
         _, wnids = load_meta_file(folder)
     return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(wnids, 1)}
 
 
 def sort(folder: Path, labels: dict[str, str]) -> int:
     """Move every image of the flat folder below its class; how many. UserError where one has no label."""
-    images = [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix.lower() in (".jpeg", ".jpg", ".png")]
+    images = [p for p in sorted(folder.iterdir()) if p.is_file() and is_image(p)]
     if unknown := [p.name for p in images if p.stem not in labels]:
         raise UserError(f"{len(unknown)} images of {folder} have no label, such as {unknown[0]}: nothing was moved")
     for image in images:
@@ -75,4 +90,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

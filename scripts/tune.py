@@ -7,7 +7,7 @@
 Each trial trains on all but a stratified slice of the training set (--val_fraction, default 0.1) and is judged by the
 last epoch on that slice. NAME=LOW:HIGH[:log] draws numbers (whole ones where both ends are whole and the flag is one),
 NAME=A,B,C chooses. Everything after -- goes to train_student.py. A trial that diverges or is refused counts as failed,
-and the search goes on. The study lies in a folder (--study), so that an interrupted search goes on; at the end stands
+and the search continues. The study lies in a folder (--study), so that an interrupted search resumes; at the end stands
 the command of the final training, on the whole training set.
 """
 
@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text, make_folder
 from core.protocols import UserError
+from helper.machine.program import run_script
+from helper.machine.stopper import Interrupted
 from helper.options.parse import flags_of_run, normalised, parse_students
 from helper.options.settings import Settings
 from helper.tables.jobs import TrainCommand
@@ -35,7 +37,7 @@ HOPELESS = 3  # trials that fail before any completes: the mistake is not in the
 SHORT = {"beta": "-b", "cls": "-c", "div": "-d"}
 
 
-class FailedTrial(UserError):  # noqa: N818 (counted, and the search goes on)
+class FailedTrial(UserError):  # noqa: N818 (counted, and the search continues)
     """A training ended without a result: it diverged, or was refused. The message says how."""
 
 
@@ -93,7 +95,7 @@ def trained(argv: Sequence[str], log: Path) -> float:
         raise
     lines = log.read_text(errors="replace").strip().splitlines()
     if code < 0 or code in INTERRUPTED:
-        raise UserError(f"a trial was stopped (exit code {code}); the same command goes on")
+        raise UserError(f"a trial was stopped (exit code {code}); the same command resumes")
     if code:
         raise FailedTrial(f"exit code {code}: {lines[-1] if lines else 'nothing was logged'} (log {log})")
     folders = [line for line in lines if line.startswith("result in ") or line.startswith("already finished: ")]
@@ -206,12 +208,12 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
     return search([read_axis(text, settings) for text in args.search], given, args, train)
 
 
-if __name__ == "__main__":
+def program(argv: Sequence[str] | None = None) -> None:
     try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        main(argv)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+        raise Interrupted("interrupted; the same command continues", 130) from None
+
+
+if __name__ == "__main__":
+    run_script(program)

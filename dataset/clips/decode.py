@@ -5,6 +5,7 @@ Shape letters: T frames of a clip, K segments (frames that a network sees), h w 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ import numpy as np
 import torch
 
 from core.protocols import UserError
+from dataset.images.files import LARGEST_PICTURE, PictureError, picture, pillow
+
+LARGEST_ARRAY = 2**30  # bytes of one recording; the largest published one takes 20 MB
+MAT_BYTES = {"int8": 1, "uint8": 1, "logical": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "single": 4}
 
 
 class UnreadableError(UserError):
@@ -42,11 +47,11 @@ class ClipSource:
 
 
 def open_video(path: Path) -> Any:
-    """av.open, whatever the metadata holds. PyAV before 19 must be told, 19 has no word for it."""
+    """av.open, whatever the metadata holds. PyAV before 19 needs a setting for that, which 19 does not have."""
     import av
 
-    told: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
-    return av.open(str(path), **told)
+    settings: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
+    return av.open(str(path), **settings)
 
 
 @cache
@@ -61,12 +66,14 @@ def _one_thread() -> dict[str, int]:
     return {"threads": 1}
 
 
-def picture(frame: Any, **size: Any) -> np.ndarray:
-    """uint8 [h, w, 3] of a decoded frame; size: as PyAV's reformat() takes it.
+def pixels(frame: Any, **size: Any) -> np.ndarray:
+    """uint8 [h, w, 3] of a decoded frame, turned as the file says (phones); size: as PyAV's reformat() takes it.
 
     In one thread: PyAV 19 keeps what it scales with, and a worker process forked later would wait for its threads.
     """
-    return frame.to_ndarray(format="rgb24", **size, **_one_thread())
+    array = frame.to_ndarray(format="rgb24", **size, **_one_thread())
+    quarters = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(array, quarters)) if quarters else array
 
 
 @contextmanager
@@ -80,6 +87,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         with open_video(path) as container:
             stream = container.streams.video[0]
+            require_size(path, stream.width, stream.height)
             stream.thread_type = "NONE"  # several files are decoded at once instead
             yield container, stream
     except UserError:
@@ -94,6 +102,15 @@ def require_content(path: Path) -> None:
     if not path.stat().st_size:
         raise UnreadableError(
             f"the video '{path}' is empty (0 bytes); fetch it again, or pass --skip_corrupt to leave it out"
+        )
+
+
+def require_size(path: Path, width: int, height: int) -> None:
+    """UserError for frames as large as no video's, whose decoding would take gigabytes."""
+    if width * height > LARGEST_PICTURE:
+        raise UnreadableError(
+            f"the video '{path}' has frames of {width}x{height} pixels, more than {LARGEST_PICTURE:,}: a decompression "
+            "bomb or a damaged header; fetch it again, or pass --skip_corrupt to leave it out"
         )
 
 
@@ -131,7 +148,7 @@ def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
         promised = stream.frames
         for frame in container.decode(stream):
             width, height = _scaled(frame.width, frame.height, short_side)
-            frames.append(picture(frame, width=width, height=height, interpolation="AREA"))
+            frames.append(pixels(frame, width=width, height=height, interpolation="AREA"))
     check_length(path, len(frames), promised)
     check_sizes(frames, path)
     return without_colour(np.stack(frames))
@@ -169,7 +186,17 @@ def read_mat(path: Path, key: str) -> np.ndarray:
     import scipy.io
 
     try:
+        declared = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}  # reads the headers alone
+        shape, kind = declared.get(key, ((), ""))
+        size = math.prod(shape) * MAT_BYTES.get(kind, 8)
+        if size > LARGEST_ARRAY:
+            raise UnreadableError(
+                f"'{path}' holds a {key} of the shape {list(shape)}, which takes {size / 2**30:.1f} GiB, more than any "
+                "recording; fetch it again, or pass --skip_corrupt to leave it out"
+            )
         content = scipy.io.loadmat(path, variable_names=[key])
+    except UserError:
+        raise
     except Exception as error:  # on a truncated file scipy raises nearly anything
         raise UnreadableError(
             f"'{path}' is truncated or not a MATLAB file ({type(error).__name__}: {error}); fetch it again, or pass "
@@ -188,23 +215,18 @@ def count_images(source: ClipSource) -> int:
 
 def read_image(source: ClipSource, number: int, short_side: int | None = None) -> np.ndarray:
     """Frame `number` (0-based) of a folder of images: uint8 [h, w, 3]. UserError: missing or damaged."""
-    from PIL import Image
-
     assert source.template is not None
     path = source.path / source.template.format(source.first + number)
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except FileNotFoundError:
+    if not path.exists():
         raise UnreadableError(
             f"'{source.path}' should hold {count_images(source)} frames, and '{path.name}' is missing"
-        ) from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UnreadableError(
-            f"the frame '{path}' is damaged ({error}); extract it again, or pass --skip_corrupt"
-        ) from error
-    size = _scaled(*image.size, short_side)
-    return np.asarray(image if image.size == size else image.resize(size, Image.Resampling.BOX))
+        )
+    try:
+        image = picture(path)
+    except PictureError as error:
+        raise UnreadableError(f"{error}: extract the frame again, or pass --skip_corrupt") from error
+    size = _scaled(image.width, image.height, short_side)
+    return np.asarray(image if image.size == size else image.resize(size, pillow().Resampling.BOX))
 
 
 def read_folder(source: ClipSource, short_side: int | None = None) -> np.ndarray:

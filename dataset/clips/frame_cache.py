@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from core.files import row_checksums
+from core.log import log, progress
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource, UnreadableError, read_clip
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2  # 2: videos turned as their file says
 
 
 OPEN_CLIPS = 256  # memory maps held open
@@ -25,7 +28,8 @@ class FrameCache:
     """Decoded frames on disk, one uint8 array [T, h, w, C] a clip, read through memory maps.
 
     A clip is decoded when it is first asked for. The file's name says which clip, how large, and which state of its
-    source, so that a changed video is decoded again. folder: None keeps the clips in memory.
+    source, so that a changed video is decoded again. Behind the array lies a checksum of every frame, which is compared
+    whenever the frame is read; a damaged clip is decoded again. folder: None keeps the clips in memory.
     """
 
     flag = "--clip_cache"  # that names the folder
@@ -33,6 +37,7 @@ class FrameCache:
     def __init__(self, folder: Path | None, short_side: int):
         self.folder, self.short_side = folder, short_side
         self._open: OrderedDict[ClipSource, np.ndarray] = OrderedDict()
+        self.reported = False
 
     def read(self, source: ClipSource) -> np.ndarray:
         """Decode a clip, all of it."""
@@ -54,6 +59,46 @@ class FrameCache:
                 self._open.popitem(last=False)
         return clip
 
+    def frames(self, source: ClipSource, index: Sequence[int]) -> np.ndarray:
+        """uint8 [len(index), h, w, C]: copies of these frames, as they were decoded."""
+        clip, index = self.get(source), list(index)
+        picked = clip[index]
+        if self.folder is None or self._sound(clip, picked, index):
+            return picked
+        path = self.path(source)
+        assert path is not None
+        path.unlink(missing_ok=True)
+        del self._open[source]
+        return self.get(source)[index]
+
+    def _sound(self, clip: np.ndarray, picked: np.ndarray, index: Sequence[int]) -> bool:
+        """Whether these frames are as they were written."""
+        assert isinstance(clip, np.memmap)
+        sums = np.fromfile(str(clip.filename), np.uint32, offset=clip.offset + clip.nbytes)
+        start = _start(clip)
+        if len(sums) == len(clip) and np.array_equal(sums[index], row_checksums(picked, (start + i for i in index))):
+            return True
+        self._report(clip.filename, "does not match its checksums")
+        return False
+
+    def _report(self, path: object, what: str) -> None:
+        if not self.reported:
+            log.info("%s %s: such clips are decoded again", path, what)
+        self.reported = True
+
+    def _mapped(self, path: Path) -> np.memmap | None:
+        """The array in a file; None where there is none, or not all of it."""
+        try:
+            clip = np.load(path, mmap_mode="r")
+        except FileNotFoundError:
+            return None
+        except Exception:  # a damaged header raises nearly anything
+            clip = None
+        if isinstance(clip, np.memmap) and path.stat().st_size == clip.offset + clip.nbytes + 4 * len(clip):
+            return clip
+        self._report(path, "is damaged, or carries no checksums, as an older version wrote it")
+        return None
+
     def _load(self, source: ClipSource) -> np.ndarray:
         try:
             path = self.path(source)
@@ -61,11 +106,9 @@ class FrameCache:
             raise UnreadableError(f"cannot read the clip '{source.path}': {error.strerror}") from error
         if path is None:
             return self.read(source)
-        try:
-            return np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError):  # not there, or torn by a full disk
-            clip = self.read(source)
-        self._write(path, clip)
+        if (mapped := self._mapped(path)) is not None:
+            return mapped
+        self._write(path, self.read(source))
         return np.load(path, mmap_mode="r")
 
     def _write(self, path: Path, clip: np.ndarray) -> None:
@@ -73,6 +116,7 @@ class FrameCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
                 np.save(file, clip)
+                row_checksums(clip, (_start(clip) + i for i in range(len(clip)))).tofile(file)
             os.replace(file.name, path)
         except OSError as error:
             raise UserError(
@@ -88,7 +132,7 @@ class FrameCache:
     ) -> int:
         """Decode whatever is not there yet, several clips at a time; returns how many bytes the clips take.
 
-        bad: told of every clip that cannot be read or has fewer frames than segments; None raises the first such error.
+        bad: called with every clip that cannot be read or has too few frames; None raises the first such error.
         """
 
         def size(source: ClipSource) -> int:
@@ -108,6 +152,13 @@ class FrameCache:
 
         pool = ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0))))
         try:
-            return sum(pool.map(size, sources))
+            clips = list(sources)
+            sizes: Iterable[int] = pool.map(size, clips)
+            return sum(progress(sizes, "decoding clips", len(clips)))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _start(clip: np.ndarray) -> int:
+    """Where the places of a clip's frames begin: another shape, as of a damaged header, gives other checksums."""
+    return zlib.crc32(repr((clip.shape, clip.dtype.str)).encode())

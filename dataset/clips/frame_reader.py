@@ -6,6 +6,7 @@ Shape letters: T frames, h w pixels, C channels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,10 +25,11 @@ from dataset.clips.decode import (
     check_sizes,
     count_images,
     opened,
-    picture,
+    pixels,
     read_clip,
     read_image,
     require_content,
+    require_size,
     without_colour,
 )
 from dataset.clips.frame_cache import FrameCache
@@ -36,6 +38,10 @@ DECODERS = ("av", "opencv")
 
 
 COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})  # OpenCV guesses the frames of others from their duration
+
+
+# OpenCV and its FFmpeg would write warnings to the console; what matters is raised here. Read when they start.
+QUIET = (("OPENCV_LOG_LEVEL", "SILENT"), ("OPENCV_FFMPEG_LOGLEVEL", "-8"))
 
 
 EXACT_HEADERS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})  # one packet is one frame
@@ -74,7 +80,7 @@ def _decoded(path: Path, wanted: Sequence[int], seek: bool) -> dict[int, np.ndar
         walk = _sought(container, stream, wanted, times, keys) if seek and times else _in_order(container, stream)
         for number, frame in walk:
             if number in missing:
-                found[number] = picture(frame)
+                found[number] = pixels(frame)
                 missing.discard(number)
             if number >= wanted[-1] and not missing:
                 break
@@ -110,7 +116,9 @@ def _sought(
 
 @contextmanager
 def _captured(path: Path) -> Iterator[Any]:
-    """A video file as OpenCV opens it, on one thread, turned by no metadata. UserError: OpenCV is absent."""
+    """A video file as OpenCV opens it, on one thread, turned as the file says. UserError: OpenCV is absent."""
+    for name, value in QUIET:
+        os.environ.setdefault(name, value)
     try:
         import cv2
     except ImportError as error:
@@ -119,10 +127,12 @@ def _captured(path: Path) -> Iterator[Any]:
         ) from error
     require_content(path)
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 0)  # as PyAV decodes it
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     try:
         if not capture.isOpened():
             raise broken(path, "OpenCV cannot open it")
+        size = (capture.get(what) for what in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        require_size(path, *map(int, size))
         yield capture
     finally:
         capture.release()
@@ -227,7 +237,7 @@ class FrameReader:
     def read(self, source: ClipSource, index: Sequence[int]) -> np.ndarray:
         """The frames of these numbers, in this order; numbers may repeat."""
         if self.cache is not None:
-            return self.cache.get(source)[list(index)]
+            return self.cache.frames(source, index)
         wanted = sorted(set(index))
         if source.template is not None:
             found = {i: read_image(source, i) for i in wanted}

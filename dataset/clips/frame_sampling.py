@@ -1,7 +1,7 @@
 """Which frames of a clip a network sees: SampleFrames and DenseSampleFrames of the published Kinetics configurations.
 
-Letters: n frames of the clip, k clips (segments), L frames of each, s frames from one to the next. All indices are
-0-based. rng: draws in training; None takes the fixed places of evaluation.
+Letters: n frames of the clip, k segments. All indices are 0-based. rng: draws in training; None takes the fixed places
+of evaluation.
 """
 
 from __future__ import annotations
@@ -18,58 +18,26 @@ DENSE_RANGE = 64  # frames that a dense clip spans
 DENSE_STARTS = 10  # of dense evaluation
 
 
-def sample_frames(
-    n: int,
-    k: int,
-    length: int = 1,
-    interval: int = 1,
-    rng: np.random.Generator | None = None,
-    *,
-    twice: bool = False,
-    keep_tail: bool = False,
-    out_of_bound: str = "loop",
-) -> np.ndarray:
-    """int64 [k * length] ([2k * length] with `twice`, in evaluation). UserError where the clip has no frames.
-
-    keep_tail: training offsets over the whole clip rather than over k equal whole numbers of frames. out_of_bound:
-    what an index behind the end becomes, `loop` (modulo n) or `repeat_last`.
-    """
+def sample_frames(n: int, k: int, rng: np.random.Generator | None = None, *, twice: bool = False) -> np.ndarray:
+    """int64 [k] ([2k] with `twice`, in evaluation), one of each of k equal segments. UserError where the clip has no
+    frames."""
     if n < 1:
         raise UserError("a clip without frames cannot be sampled")
-    offsets = (
-        _test_offsets(n, k, length, interval, twice)
-        if rng is None
-        else _train_offsets(n, k, length, interval, rng, keep_tail)
-    )
-    index = offsets[:, None] + np.arange(length)[None] * interval
-    index = np.mod(index, n) if out_of_bound == "loop" else np.clip(index, 0, n - 1)
-    return index.reshape(-1).astype(np.int32).astype(np.int64)  # truncated after wrapping
+    index = _test_offsets(n, k, twice) if rng is None else _train_offsets(n, k, rng)
+    return np.mod(index, n).astype(np.int32).astype(np.int64)  # truncated after wrapping
 
 
-def _train_offsets(n: int, k: int, length: int, interval: int, rng: np.random.Generator, keep_tail: bool) -> np.ndarray:
-    span = length * interval
-    if keep_tail:
-        step = (n - span + 1) / k
-        return np.floor(np.arange(k) * step + rng.uniform(0, step, k)) if step > 0 else np.zeros(k)
-    step = (n - span + 1) // k
+def _train_offsets(n: int, k: int, rng: np.random.Generator) -> np.ndarray:
+    step = n // k
     if step > 0:
         return np.arange(k) * step + rng.integers(step, size=k)
-    if n > max(k, span):
-        return np.sort(rng.integers(n - span + 1, size=k))
-    if step == 0:
-        return np.around(np.arange(k) * ((n - span + 1) / k))  # to even, as published
-    return np.zeros(k)
+    return np.around(np.arange(k) * (n / k))  # to even, as published
 
 
-def _test_offsets(n: int, k: int, length: int, interval: int, twice: bool) -> np.ndarray:
-    if length == 1:
-        step = n / k
-        offsets = np.arange(k) * step + step / 2
-        return np.concatenate([offsets, np.arange(k) * step]) if twice else offsets
-    room = max(n - (length - 1) * interval - 1, 0)
-    if k == 1 and not twice:
-        return np.array([room // 2])
-    return np.around(np.arange(2 * k if twice else k) * (room / max(k - 1, 1)))
+def _test_offsets(n: int, k: int, twice: bool) -> np.ndarray:
+    step = n / k
+    offsets = np.arange(k) * step + step / 2
+    return np.concatenate([offsets, np.arange(k) * step]) if twice else offsets
 
 
 def dense_frames(

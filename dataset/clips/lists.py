@@ -9,6 +9,25 @@ from typing import Any
 
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource
+from dataset.images.files import a_few
+
+LARGEST_LABEL = 99_999  # a larger one is a mistake, and as many classes would be made
+
+
+def read_lines(path: Path, what: str) -> list[str]:
+    """Of a list in UTF-8, with or without a byte-order mark."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the {what} '{path}': {reason}") from error
+
+
+def check_label(where: str, label: int) -> None:
+    if label < 0:
+        raise UserError(f"{where}: the class {label} is negative, and classes count from 0")
+    if label > LARGEST_LABEL:
+        raise UserError(f"{where}: the class {label} is above {LARGEST_LABEL}, the largest that a list may name")
 
 
 @dataclass(frozen=True)
@@ -34,10 +53,7 @@ class ListRow:
 def read_list(path: Path) -> list[ListRow]:
     """A frame list in the published format. UserError names the file and line that does not parse."""
     rows = []
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the frame list '{path}': {error}") from error
+    lines = read_lines(path, "frame list")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -48,8 +64,9 @@ def read_list(path: Path) -> list[ListRow]:
             raise UserError(
                 f"{path}, line {number}: '{line.strip()[:80]}' is not of the form FOLDER FRAMES LABEL"
             ) from None
-        if row.count < 1 or row.label < 0:
-            raise UserError(f"{path}, line {number}: {row.count} frames with label {row.label} cannot be")
+        check_label(row.where, row.label)
+        if row.count < 1:
+            raise UserError(f"{row.where}: {row.count} frames cannot be")
         rows.append(row)
     return rows
 
@@ -68,11 +85,7 @@ class Entry:
 
 def read_entries(path: Path, root: Path, template: str = TEMPLATE) -> list[Entry]:
     """The clips of a list. UserError names file and line of what does not parse."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the list of videos '{path}': {reason}") from error
+    lines = read_lines(path, "list of videos")
     found = [
         _entry(line.strip(), root, template, f"{path}, line {number}")
         for number, line in enumerate(lines, 1)
@@ -84,16 +97,18 @@ def read_entries(path: Path, root: Path, template: str = TEMPLATE) -> list[Entry
 
 
 def _entry(line: str, root: Path, template: str, where: str) -> Entry:
-    name, *numbers = line.split()
-    while numbers and not _is_number(numbers[0]):  # a name with spaces in it
-        name = f"{name} {numbers.pop(0)}"
-    if not 1 <= len(numbers) <= 3 or not all(map(_is_number, numbers)):
+    """The label is the last field; of the fields before it, up to two numbers at the end count frames."""
+    words = line.split()
+    last = len(words)
+    while last > 1 and _is_number(words[last - 1]):
+        last -= 1
+    name, numbers = " ".join(words[:last]), words[last:]
+    if not 1 <= len(numbers) <= 3:
         raise UserError(
             f"{where}: '{line[:80]}' is not of the form PATH LABEL, FOLDER FRAMES LABEL or FOLDER OFFSET FRAMES LABEL"
         )
     *counts, label = map(int, numbers)
-    if label < 0:
-        raise UserError(f"{where}: the class {label} is negative, and classes count from 0")
+    check_label(where, label)
     if not counts:
         return Entry(ClipSource(root / name), label, where)
     if Path(name).suffix and (root / name).is_file():
@@ -106,7 +121,30 @@ def _entry(line: str, root: Path, template: str, where: str) -> Entry:
 
 
 def _is_number(text: str) -> bool:
-    return text.removeprefix("-").isdecimal()
+    return text.removeprefix("-").isdecimal() and len(text) < 100
+
+
+def describe_oddities(train: Sequence[Entry], test: Sequence[Entry], num_classes: int) -> str:
+    """What is unusual about two lists, in one line; "" where nothing is."""
+    used = {e.label for e in train}
+    first = min(used) if used else 0
+    found = []
+    if first:
+        found.append(f"training labels start at {first} instead of 0")
+    if gaps := [c for c in range(first, num_classes) if c not in used]:
+        found.append(f"no training clip has class {a_few(list(map(str, gaps)))}")
+    if untested := used - {e.label for e in test}:
+        found.append(f"{len(untested)} of {num_classes} classes have no test clip")
+    if unseen := {e.label for e in test} - used:
+        found.append(f"the test list has classes without a training clip ({a_few(list(map(str, sorted(unseen))))})")
+    if len(used) == 1:
+        found.append(f"all training clips have class {first}")
+    for name, entries in (("training", train), ("test", test)):
+        if twice := len(entries) - len({e.source for e in entries}):
+            found.append(f"the {name} list names {twice} clips more than once")
+    if shared := {e.source for e in train} & {e.source for e in test}:
+        found.append(f"{len(shared)} clips are in both lists")
+    return "; ".join(found)
 
 
 def check_labels(entries: Sequence[Entry], num_classes: int) -> None:

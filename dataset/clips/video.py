@@ -21,23 +21,25 @@ import torch
 from torch import Tensor
 from torch.utils import data as torch_data
 
+from core.log import log
 from core.option import RESULT, Config, flags_in, option
 from core.protocols import Batch, DataSet, UserError
 from dataset.base import DataOptions, few, hold_out
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import UnreadableError
 from dataset.clips.frame_reader import FrameReader
-from dataset.clips.lists import TEMPLATE, Entry, check_labels, read_entries, require_files
+from dataset.clips.lists import TEMPLATE, Entry, check_labels, describe_oddities, read_entries, require_files
 from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
+from dataset.images.files import say_unusual, unusual
 from dataset.order import Plan, PositionedLoader
-from dataset.workers import start_worker
+from dataset.workers import TIMEOUT, start_worker
 
 
 @dataclass(frozen=True)
 class VideoConfig(Config):
     """Lists of videos (DataOptions.more)."""
 
-    heading = "lists of videos"
+    heading = "video"
 
     train_list: str | None = option(None, "list of training videos (default: the published name, or train.txt)")
     test_list: str | None = option(None, "list of test videos (default: the published name, or test.txt)")
@@ -93,7 +95,7 @@ class _Items(torch_data.Dataset[Any]):
                 clip, label = self.view(entry, place)
             except UserError as error:
                 if self.skip is None or not isinstance(error, UnreadableError):
-                    return error  # raised where it can be told in one sentence
+                    return error  # raised where it becomes one sentence
                 message = message or str(error)
                 if self.skip == "leave out":
                     return torch.empty(0), -1, position, message
@@ -106,13 +108,14 @@ def _collate(items: Sequence[Any]) -> Any:
     failed = next((item for item in items if isinstance(item, UserError)), None)
     if failed is not None:
         return failed
+    notes = unusual()
     messages = [m for *_, m in items if m]
     good = [item for item in items if item[1] >= 0]
     if not good:
-        return None, None, None, messages
+        return None, None, None, messages, notes
     widest = max(clip.shape[1] for clip, *_ in good)
     clips = torch.stack([clip.expand(-1, widest, -1, -1) for clip, *_ in good])
-    return clips, torch.tensor([g[1] for g in good]), torch.tensor([g[2] for g in good]), messages
+    return clips, torch.tensor([g[1] for g in good]), torch.tensor([g[2] for g in good]), messages, notes
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ class ClipLoader(PositionedLoader):
             batch_sampler=plan,
             collate_fn=_collate,
             num_workers=min(workers, len(plan)),
+            timeout=TIMEOUT if workers and plan else 0,
             multiprocessing_context="fork" if workers and plan else None,  # views are closures
             worker_init_fn=start_worker,
             generator=torch.Generator().manual_seed(0),  # else an iterator would draw from the global one
@@ -164,7 +168,8 @@ class ClipLoader(PositionedLoader):
         for collated in loader:
             if isinstance(collated, UserError):
                 raise collated
-            clips, target, index, messages = collated
+            clips, target, index, messages, notes = collated
+            say_unusual(notes)
             for message in [m for m in messages if m not in self.bad]:
                 self.bad.add(message)
                 warnings.warn(f"left out: {message}", stacklevel=2)
@@ -336,6 +341,8 @@ def _load(
     if classes is None:
         classes = [str(i) for i in range(1 + max(e.label for e in train))]
     check_labels([*train, *test], len(classes))
+    if odd := describe_oddities(train, test, len(classes)):
+        log.info("lists of %s: %s", name, odd)
     if options.few_ratio < 1:
         kept = few(torch.tensor([e.label for e in train]), options.few_ratio, options.seed, "clip")
         train = [train[i] for i in kept.tolist()]

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from core.protocols import Batch, UserError
 from dataset.base import DataOptions
+from dataset.images.files import PictureError, picture
 from dataset.images.resident import scaled
 from dataset.order import PositionedLoader
 
@@ -185,22 +186,18 @@ class DaliLoader(PositionedLoader):
 
     def _find_unreadable(self, places: Sequence[Sequence[int]], error: RuntimeError) -> None:
         """DALI does not say which file it could not decode: look at those it has read. UserError names one."""
-        from PIL import Image
-
         found = {}
         for position in {self._readable(p) for batch in places for p in batch}:
-            path = self.files.root / self.files.paths[position]
             try:
-                with Image.open(path) as file:
-                    file.convert("RGB")
-            except Exception as damage:  # noqa: BLE001 (decoders raise nearly anything on damaged bytes)
-                found[position] = f"the image '{path}' is corrupt or not an image ({damage})"
+                picture(self.files.root / self.files.paths[position])
+            except PictureError as damage:
+                found[position] = str(damage)
         if not found:
             reason = next((line for line in reversed(str(error).splitlines()) if "failure" in line.lower()), "")
-            raise UserError(f"DALI cannot go on with images that Pillow reads: {reason or error}; leave --dali out")
+            raise UserError(f"DALI cannot read images that Pillow reads: {reason or error}; leave --dali out")
         if not self.allowed:
             raise UserError(
-                f"{next(iter(found.values()))}; repair or remove it, or pass --skip_corrupt to go on without"
+                f"{next(iter(found.values()))}; repair or remove it, or pass --skip_corrupt to leave it out"
             )
         for reason in found.values():
             logging.getLogger("retort").info("passed over: %s", reason)

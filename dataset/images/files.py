@@ -1,22 +1,180 @@
-"""Trees of image files: which files, of which class."""
+"""Image files: what the pixels of one mean, and trees of them: which files, of which class.
+
+Every reader (folders, ImageNet, TinyImageNet, frames of clips, DALI's search for damaged files) opens an image file
+with picture(), which alone decides what the pixels mean:
+
+| a file has | it becomes |
+|---|---|
+| grey, a palette, one bit | RGB |
+| 16 bits of grey, 32 bits unsigned | 8 bits, the whole range scaled to 0..255; 16-bit colour: the high byte |
+| floating point | 0..1 scaled to 0..255; other values are refused |
+| transparency | dropped: the colour below it remains, as torchvision and DALI do |
+| CMYK, YCbCr, LAB, HSV | RGB by Pillow's conversion; colour profiles and gamma are ignored |
+| an EXIF orientation | turned upright, as DALI does |
+| several frames | the first |
+| more than 178 million pixels | refused, as a decompression bomb |
+
+The log names what is unusual once.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from core.log import log
 from core.protocols import UserError
-from dataset.images.folder import class_names, images_below
+
+EXTENSIONS = frozenset(
+    f".{name}"
+    for group in (
+        ("jpg", "jpeg", "jpe", "jfif", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx"),
+        ("png", "apng", "gif", "webp", "avif", "avifs", "tif", "tiff", "bmp", "dib"),
+        ("pbm", "pgm", "pnm", "ppm", "pfm", "qoi", "ico", "cur", "dds", "psd", "pcx"),
+        ("tga", "icb", "vda", "vst", "sgi", "bw", "rgb", "rgba", "ras", "xbm", "xpm"),
+    )
+    for name in group
+)
+LARGEST_PICTURE = 178_956_970  # pixels; Pillow's limit, and that of a video's frame
 
 FOLDERS = ("imagenet", "ImageNet")
 
 
 SORTING = "python scripts/sort_imagenet_val.py"
+
+
+class PictureError(UserError):
+    """An image that cannot be read, or whose pixels have no meaning here. The reader adds the way out."""
+
+
+@cache
+def pillow() -> Any:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UserError(
+            f"reading images needs Pillow, which cannot be imported ({error}); install it with: pip install pillow"
+        ) from error
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # half of what is refused
+    return Image
+
+
+def picture(path: Path) -> Any:
+    """The image of a file as Pillow's, in RGB; see the table above. PictureError: damaged, or without a meaning."""
+    image_class = pillow()
+    from PIL import ImageOps
+
+    try:
+        with image_class.open(path) as file:
+            notes = _unusual(file)
+            file.load()
+            ImageOps.exif_transpose(file, in_place=True)  # after load(), which turns a TIFF itself
+            if _deep(file.mode):
+                image = image_class.fromarray(_in_eight_bits(file)).convert("RGB")
+            elif file.mode in ("P", "PA") and "transparency" in file.info:
+                image = file.convert("RGBA").convert("RGB")  # the same colours, without Pillow's advice to do so
+            else:
+                image = file.convert("RGB")
+    except Exception as error:  # noqa: BLE001 (decoders raise nearly anything on damaged bytes)
+        raise PictureError(
+            f"the image '{path}' is corrupt or not an image ({str(error) or type(error).__name__})"
+        ) from error
+    for note in notes:
+        _met.setdefault(note, str(path))
+    return image
+
+
+def _deep(mode: str) -> bool:
+    return mode == "F" or mode.startswith("I")
+
+
+def _unusual(file: Any) -> list[str]:
+    """What an opened file has that the table above says something of."""
+    notes, mode = [], file.mode
+    if _deep(mode):
+        notes.append(f"more than 8 bits per channel (mode {mode}), scaled to 8")
+    elif "A" in mode.upper().replace("LAB", "") or "transparency" in file.info:
+        notes.append("transparency, dropped")
+    elif mode not in ("RGB", "L", "P", "1"):
+        notes.append(f"mode {mode}, converted to RGB")
+    if file.getexif().get(0x0112, 1) not in (0, 1):
+        notes.append("an EXIF orientation, turned upright")
+    if getattr(file, "is_animated", False):
+        notes.append("several frames, of which the first is read")
+    return notes
+
+
+def _in_eight_bits(file: Any) -> np.ndarray:
+    """uint8 [H, W] of an image with more bits. ValueError where black and white are not defined."""
+    values, white = np.asarray(file), 65535.0
+    if file.mode == "F":
+        white = 1.0
+        if not (values >= 0).all() or not (values <= 1).all():  # NaN is neither
+            raise ValueError(
+                f"floating-point pixels from {values.min():g} to {values.max():g}, where 0 to 1 are expected"
+            )
+    elif file.mode == "I":
+        tags = getattr(file, "tag_v2", {})  # of a TIFF: 258 bits per sample, 339 sample format
+        if tags.get(339, (1,))[0] == 2:
+            raise ValueError("signed integers as pixels, whose black and white are not defined")
+        if tags.get(258, (16,))[0] == 32:
+            values, white = values.view(np.uint32), 2.0**32 - 1
+        elif values.max() > white or values.min() < 0:
+            raise ValueError(f"integer pixels from {values.min()} to {values.max()}, more than 16 bits")
+    return np.rint(values * (255 / white)).astype(np.uint8)
+
+
+_met: dict[str, str] = {}  # what was unusual since the last call of unusual() -> the first such file
+_said: set[str] = set()
+
+
+def unusual() -> list[tuple[str, str]]:
+    """(what, first file) of the unusual pictures of this process since the last call; a worker hands it to the run."""
+    found = list(_met.items())
+    _met.clear()
+    return found
+
+
+def say_unusual(found: Iterable[tuple[str, str]]) -> None:
+    """Log each kind once."""
+    for note, path in found:
+        if note not in _said:
+            _said.add(note)
+            log.info("images with %s, such as '%s'", note, path)
+
+
+def class_names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS
+
+
+def say_left_out(folder: Path, others: Sequence[Path]) -> None:
+    """Files of a tree that are no images by their extension, in one line."""
+    if others:
+        endings = sorted({file.suffix or "no extension" for file in others})
+        log.info(
+            "left out %d files in '%s' whose extensions are not of images (%s), such as '%s'",
+            len(others),
+            folder,
+            a_few(endings),
+            others[0],
+        )
+
+
+def a_few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def find_root(folder: Path) -> Path:
@@ -65,6 +223,17 @@ def listed(folder: Path, subset: str | None) -> tuple[Files, list[str]]:
 
     chosen = subset_of(class_names(folder), subset, folder)
 
+    others: list[Path] = []
+
+    def listable(path: str) -> bool:
+        file = Path(path)
+        if file.name.startswith("."):
+            return False
+        if not is_image(file):
+            others.append(file)
+            return False
+        return True
+
     class Chosen(ImageFolder):
         def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
             return chosen, {name: i for i, name in enumerate(chosen)}
@@ -72,9 +241,10 @@ def listed(folder: Path, subset: str | None) -> tuple[Files, list[str]]:
     if not chosen:
         raise UserError(f"'{folder}' holds no class folders; expected {folder.name}/<class>/<image>")
     try:
-        found = Chosen(str(folder), is_valid_file=images_below)
+        found = Chosen(str(folder), is_valid_file=listable)
     except FileNotFoundError as error:  # a class without images
         raise UserError(f"'{folder}': {error}") from error
+    say_left_out(folder, others)
     paths = [str(Path(path).relative_to(folder)) for path, _ in found.samples]
     return Files(folder, paths, torch.tensor(found.targets, dtype=torch.int64)), chosen
 

@@ -26,11 +26,21 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from core.protocols import Batch, DataSet, Loader, UserError
 from dataset.base import DataOptions, few, hold_out, seeded
-from dataset.images.files import Files, find_root, flat_val, listed
-from dataset.images.folder import class_names, matching_classes
+from dataset.images.files import (
+    Files,
+    PictureError,
+    class_names,
+    find_root,
+    flat_val,
+    listed,
+    picture,
+    say_unusual,
+    unusual,
+)
+from dataset.images.folder import matching_classes
 from dataset.images.resident import scaled
 from dataset.order import Place, Plan, PositionedLoader
-from dataset.workers import start_worker
+from dataset.workers import TIMEOUT, start_worker
 
 Item = tuple[Tensor, int, str]  # uint8 [H, W, 3], position, why it could not be read ("" if it could)
 
@@ -72,25 +82,21 @@ class Decoded(Dataset[Item]):
         return torch.zeros(0), position, why
 
     def _read(self, position: int, seed: int) -> tuple[Tensor | None, str]:
-        from PIL import Image
-
-        path = self.files.root / self.files.paths[position]
         try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except Exception as error:  # noqa: BLE001 (decoders raise nearly anything on damaged bytes)
-            return None, f"the image '{path}' is corrupt or not an image ({str(error) or type(error).__name__})"
+            image = picture(self.files.root / self.files.paths[position])
+        except PictureError as error:
+            return None, str(error)
         with seeded(seed):
             image = self.transform(image)
         return image.contiguous() if isinstance(image, Tensor) else torch.from_numpy(np.array(image)), ""
 
 
-def collated(items: Sequence[Item]) -> tuple[Tensor, Tensor, list[str], list[bool]]:
-    """Images uint8 [B, H, W, 3], positions [B], reasons, and which samples were read."""
+def collated(items: Sequence[Item]) -> tuple[Tensor, Tensor, list[str], list[bool], list[tuple[str, str]]]:
+    """Images uint8 [B, H, W, 3], positions [B], reasons, which samples were read, and what was unusual."""
     read = [item[0].ndim == 3 for item in items]
     images = [item[0] for item, good in zip(items, read, strict=True) if good]
     whole = torch.stack(images) if images else torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
-    return whole, torch.tensor([item[1] for item in items]), [item[2] for item in items if item[2]], read
+    return whole, torch.tensor([item[1] for item in items]), [item[2] for item in items if item[2]], read, unusual()
 
 
 class Batches(Sampler[list[Place]]):
@@ -115,7 +121,7 @@ class Skipped:
 
     def __call__(self, reasons: Sequence[str]) -> None:
         if reasons and not self.allowed:
-            raise UserError(f"{reasons[0]}; repair or remove it, or pass --skip_corrupt to go on without")
+            raise UserError(f"{reasons[0]}; repair or remove it, or pass --skip_corrupt to leave it out")
         for reason in reasons:
             if reason not in self.seen:
                 self.seen.add(reason)
@@ -130,7 +136,13 @@ class Worked(PositionedLoader):
     """
 
     def __init__(
-        self, files: Files, transform: Any, device: torch.device, workers: int, skipped: Skipped, plan: Plan | Sequence
+        self,
+        files: Files,
+        transform: Any,
+        device: torch.device,
+        workers: int,
+        skipped: Skipped,
+        plan: Plan | Sequence[Any],
     ):
         super().__init__(plan.steps if isinstance(plan, Plan) else len(plan))
         self.files, self.device, self.plan, self.skipped = files, device, plan, skipped
@@ -143,6 +155,7 @@ class Worked(PositionedLoader):
             collate_fn=collated,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
+            timeout=TIMEOUT if workers else 0,
             worker_init_fn=start_worker,
             generator=torch.Generator(),  # the run's own is none of its business
         )
@@ -163,7 +176,8 @@ class Worked(PositionedLoader):
         return ahead(self._moved(), self.device)
 
     def _moved(self) -> Iterator[Batch]:
-        for images, positions, reasons, read in self.decoder:
+        for images, positions, reasons, read, notes in self.decoder:
+            say_unusual(notes)
             self.skipped(reasons)
             if not all(read):
                 positions = positions[torch.tensor(read)]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.protocols import Batch, DataSet, UserError
+from core.protocols import Batch, DataSet, FullSet, UserError
 from dataset.base import DataOptions, Split, few, hold_out
 from dataset.order import Plan, ResidentLoader, generator
 
@@ -47,11 +47,17 @@ def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:
 
 
 class TrainLoader(ResidentLoader):
-    """The batches of a Plan; crop ids depend on (seed, epoch, place in the epoch), not on the batch size."""
+    """The batches of a Plan; crop ids depend on (seed, epoch, place in the epoch), not on the batch size.
 
-    def __init__(self, padded: Tensor, labels: Tensor, pad: int, flips: bool, plan: Plan):
+    positions: of the samples in the full training set, where they are a part of it.
+    """
+
+    def __init__(
+        self, padded: Tensor, labels: Tensor, pad: int, flips: bool, plan: Plan, positions: Tensor | None = None
+    ):
         super().__init__(plan.steps)
         self.padded, self.labels, self.pad, self.flips, self.plan = padded, labels, pad, flips, plan
+        self.positions = positions
         self._drawn: int | None = None
         self.set_epoch(1)
 
@@ -69,7 +75,8 @@ class TrainLoader(ResidentLoader):
         if not self.flips:
             crops -= crops % 2
         self.order, self.crops, self._drawn = order.to(device), crops.to(device), epoch
-        self.view_ids = order * (shifts * shifts * 2) + crops
+        in_full = order if self.positions is None else self.positions[order]
+        self.view_ids = in_full * (shifts * shifts * 2) + crops
 
     def batch(self, step: int) -> Batch:
         places = self.plan.places_of(step)
@@ -122,7 +129,9 @@ class ResidentData(DataSet):
         flips: bool,
         pad: int | None = None,
         evaluated_on: str = "test",
+        full: FullSet | None = None,
     ):
+        self.full = full
         shape = train.images.shape[1:]
         assert test.images.shape[1:] == shape, f"train {tuple(shape)}, test {tuple(test.images.shape[1:])}"
         self.name, self.classes, self.flips, self.evaluated_on = name, tuple(classes), flips, evaluated_on
@@ -145,12 +154,7 @@ class ResidentData(DataSet):
 
     @cached_property
     def checksum(self) -> str:
-        """First 16 hex digits of the SHA-256 of shape, training pixels and training labels."""
-        digest = hashlib.sha256(repr((len(self.train_labels), self.shapes["image"])).encode())
-        for chunk in self.train_images.split(1024):
-            digest.update(chunk.contiguous().numpy().data)
-        digest.update(self.train_labels.numpy().data)
-        return digest.hexdigest()[:16]
+        return checksum_of(Split(self.train_images, self.train_labels))
 
     @cached_property
     def test_checksum(self) -> str:
@@ -186,11 +190,22 @@ class ResidentData(DataSet):
     ) -> TrainLoader:
         """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
         plan = Plan(len(self.train_labels), batch_size, seed, drop_last, rank, world_size)
-        return TrainLoader(*self.on("train", device), self.pad, self.flips, plan)
+        positions = None if self.full is None else self.full.positions
+        return TrainLoader(*self.on("train", device), self.pad, self.flips, plan, positions)
 
     def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> TestLoader:
         """batch_size counts the samples of this rank; larger than the set is fine."""
         return TestLoader(*self.on("test", device), batch_size, rank, world_size)
+
+
+def checksum_of(split: Split) -> str:
+    """First 16 hex digits of the SHA-256 of shape, pixels and labels."""
+    height, width, channels = split.images.shape[1:]
+    digest = hashlib.sha256(repr((len(split), (channels, height, width))).encode())
+    for chunk in split.images.split(1024):
+        digest.update(chunk.contiguous().numpy().data)
+    digest.update(split.labels.numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def resident(
@@ -202,7 +217,10 @@ def resident(
         rest, held = hold_out(train.labels, options.val_fraction)
         train, test = train.take(rest), train.take(held)
         evaluated_on = f"held-out {options.val_fraction:g} of train"
+    full = None
     if options.few_ratio < 1:
-        train = train.take(few(train.labels, options.few_ratio, options.seed))
+        kept = few(train.labels, options.few_ratio, options.seed)
+        full = FullSet(checksum_of(train), len(train), kept)
+        train = train.take(kept)
     assert test is not None, f"{name} has neither a test set nor a held-out slice"
-    return ResidentData(name, classes, train, test, flips=flips, evaluated_on=evaluated_on)
+    return ResidentData(name, classes, train, test, flips=flips, evaluated_on=evaluated_on, full=full)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from core.protocols import UserError
 from dataset.base import DataOptions, check_memory
-from dataset.images.folder import EXTENSIONS, Sample, decode_all
+from dataset.images.files import is_image
+from dataset.images.folder import Sample, decode_all
 from dataset.images.resident import ResidentData, resident
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -37,17 +38,18 @@ def load(options: DataOptions) -> ResidentData:
     test = _validation(root / "val", classes)
     size = options.image_size or SIDE
     check_memory({"train": len(train), "test": len(test)}, size)
-    return resident("tinyimagenet", classes, decode_all(train, size), decode_all(test, size), options, flips=True)
+    decoded = [decode_all(part, size, options.skip_corrupt) for part in (train, test)]
+    return resident("tinyimagenet", classes, decoded[0], decoded[1], options, flips=True)
 
 
 def _images(folder: Path) -> list[Path]:
     inner = folder / "images"
     place = inner if inner.is_dir() else folder
-    return sorted(f for f in place.iterdir() if f.suffix.lower() in EXTENSIONS) if place.is_dir() else []
+    return sorted(f for f in place.iterdir() if is_image(f)) if place.is_dir() else []
 
 
 def _refuse_lost(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
-    """UserError where the list of boxes beside a class's images names some that are not there; a sample may come
+    """UserError where the list of boxes next to a class's images names some that are not there; a sample may come
     without those lists."""
     lost = []
     for name, images in found.items():

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from core.option import RESULT, Config, option
-from core.protocols import Batch, DataSet, Loader, UserError
+from core.protocols import Batch, DataSet, FullSet, Loader, UserError
 from dataset.base import Split, check_memory
-from dataset.images.folder import decode_all, images_below
+from dataset.images.files import is_image
+from dataset.images.folder import decode_all
 from dataset.images.resident import ResidentData
 from dataset.order import PositionedLoader
 
@@ -67,7 +68,7 @@ def _read(folder: Path, size: int) -> Tensor:
         Path(place) / name
         for place, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if images_below(str(Path(place) / name))
+        if is_image(Path(name)) and not name.startswith(".")
     )
     if not found:
         raise UserError(f"--unlabelled {folder} holds no image: name a folder of images, in any tree")
@@ -87,6 +88,7 @@ class SemiLabelled(DataSet):
         self.streamed, self.videos = labelled.streamed, labelled.videos
         self.train_labels = torch.cat([labelled.train_labels, others.train_labels])
         self.num_crops = labelled.num_crops if labelled.num_crops == others.num_crops else None
+        self.full = _joined_full(labelled.full, others)
         counts = f"{len(labelled.train_labels)} images with labels and {len(others.train_labels)} without"
         self.notes = [*labelled.notes, f"{counts}; {ratio:g} of each batch has labels"]
 
@@ -96,8 +98,7 @@ class SemiLabelled(DataSet):
 
     @property
     def checksum(self) -> str:
-        both = f"{self._labelled.checksum} {self.others.checksum}"
-        return hashlib.sha256(both.encode()).hexdigest()[:16]
+        return _both(self._labelled.checksum, self.others.checksum)
 
     @property
     def test_checksum(self) -> str | None:
@@ -128,10 +129,24 @@ class SemiLabelled(DataSet):
             self.others.train_loader(batch_size - with_labels, seed=seed, **how),
             len(self._labelled.train_labels),
             self.num_crops,
+            self._labelled.full,
         )
 
     def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Loader:
         return self._labelled.test_loader(batch_size, device=device, rank=rank, world_size=world_size)
+
+
+def _joined_full(full: FullSet | None, others: ResidentData) -> FullSet | None:
+    """The set that the images with labels are a part of, and the others behind it."""
+    if full is None or full.positions is None:
+        return None
+    count = len(others.train_labels)
+    positions = torch.cat([full.positions, torch.arange(full.count, full.count + count)])
+    return FullSet(_both(full.checksum, others.checksum), full.count + count, positions)
+
+
+def _both(*checksums: str) -> str:
+    return hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:16]
 
 
 def endless(loader: Loader, start: int) -> Iterator[Batch]:
@@ -146,9 +161,13 @@ def endless(loader: Loader, start: int) -> Iterator[Batch]:
 class SemiLoader(PositionedLoader):
     """Batches of both loaders side by side. An epoch is one pass over the longer one; the other starts again."""
 
-    def __init__(self, labelled: Loader, others: Loader, count: int, num_crops: int | None):
+    def __init__(
+        self, labelled: Loader, others: Loader, count: int, num_crops: int | None, full: FullSet | None = None
+    ):
+        """count: of the images with labels. full: what these are a part of, whose places the view ids have."""
         super().__init__(max(len(labelled), len(others)))
         self.parts, self.count, self.num_crops = (labelled, others), count, num_crops
+        self.first_view = (count if full is None else full.count) * (num_crops or 0)
 
     def batches(self, start: int) -> Iterator[Batch]:
         first = (self.epoch - 1) * self.steps
@@ -161,7 +180,7 @@ class SemiLoader(PositionedLoader):
         crop = torch.cat([one.crop, two.crop]) if known else None  # type: ignore[list-item]
         view_id = None
         if known and one.view_id is not None and two.view_id is not None:
-            view_id = torch.cat([one.view_id, two.view_id + self.count * (self.num_crops or 0)])
+            view_id = torch.cat([one.view_id, two.view_id + self.first_view])
         image = torch.cat([one.inputs["image"], two.inputs["image"]])
         return replace(
             one,

@@ -32,7 +32,7 @@ DEFAULT_SIDE = 224
 
 
 class OnDemand(Mapping[str, Tensor]):
-    """Inputs of a batch that are rendered when somebody reads them: a student that reads the sensor pays for no video,
+    """Inputs of a batch that are rendered when they are read: a student that reads the sensor pays for no video,
     and needs none to be there."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
@@ -150,7 +150,9 @@ class ActionData(DataSet):
         else:
             boxes = crop_boxes(height, width)
             area = boxes[int(box * len(boxes))]
-        return render(frames, picked, area, self.options.side, mirror and sample.label in self.layout.mirrored)
+        chosen = self.cache.frames(recording.frames, picked)
+        mirror = mirror and sample.label in self.layout.mirrored
+        return render(chosen, range(len(picked)), area, self.options.side, mirror)
 
     def train_loader(
         self,
@@ -235,7 +237,7 @@ class ActionTrainLoader(ResidentLoader):
                     asked.append(ask(step + batches))
                     self.step = step + 1
                     yield self.batch(step, clips)
-            finally:  # somebody may stop in the middle of an epoch
+            finally:  # the reader may stop in the middle of an epoch
                 pool.shutdown(cancel_futures=True)
 
 
@@ -311,9 +313,12 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
         for name, recordings in found.items()
         if (kinds := {r.origin for r in recordings if r.origin})
     ]
-    told = "; ".join([f"{protocol.told}, {'+'.join(wanted)}", *origins])
-    notes = [f"{layout.name}: {len(sides[True])} recordings to train on, {len(sides[False])} to test; {told}", *notes]
-    return ActionData(layout, split, sides[True], sides[False], entries, resolved, cache, told, notes)
+    summary = "; ".join([f"{protocol.summary}, {'+'.join(wanted)}", *origins])
+    notes = [
+        f"{layout.name}: {len(sides[True])} recordings to train on, {len(sides[False])} to test; {summary}",
+        *notes,
+    ]
+    return ActionData(layout, split, sides[True], sides[False], entries, resolved, cache, summary, notes)
 
 
 def _readable(

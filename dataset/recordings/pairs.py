@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource
@@ -52,13 +53,13 @@ class Modality:
 
 @dataclass(frozen=True)
 class Protocol:
-    """A published split. trains: whether a recording is for training. by_subject: nobody may be on both sides.
+    """A published split. trains: whether a recording is for training. by_subject: no person may be on both sides.
 
-    told: as reports name it.
+    summary: as reports name it.
     """
 
     trains: Callable[[Recording], bool]
-    told: str
+    summary: str
     by_subject: bool = False
     by_view: bool = False
 
@@ -112,8 +113,8 @@ def pair(
         missing = [m for m in found if m not in files and (m == required or trains(one) or tested[m])]
         labels = {m: r.label for m, r in files.items()}
         if len(set(labels.values())) > 1:
-            told = " and ".join(f"'{r.path}' ({r.label})" for r in files.values())
-            raise UserError(f"recordings of one performance have different labels: {told}; correct the list")
+            summary = " and ".join(f"'{r.path}' ({r.label})" for r in files.values())
+            raise UserError(f"recordings of one performance have different labels: {summary}; correct the list")
         if not missing:
             samples.append(Sample(key, one.label, one.subject, view, files))
             continue
@@ -165,13 +166,13 @@ def frame_folders(root: Path, lists: str, suffix: str) -> list[tuple[Path, tuple
     return out
 
 
-def _natural(item: tuple[tuple[int | str, ...], str]) -> tuple:
+def _natural(item: tuple[tuple[int | str, ...], str]) -> tuple[Any, ...]:
     key, view = item
     return tuple((0, k, "") if isinstance(k, int) else (1, 0, k) for k in key), view
 
 
 def check_split(train: Sequence[Sample], test: Sequence[Sample], protocol: Protocol, name: str) -> None:
-    """UserError where a side is empty, or where somebody is on both sides of a split by subject."""
+    """UserError where a side is empty, or where a person is on both sides of a split by subject."""
     for side, samples in (("train on", train), ("test", test)):
         if not samples:
             raise UserError(f"--data_split {name} leaves no recording to {side}: are all subjects there?")

@@ -8,9 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from core.log import log
 from dataset.base import DataOptions
 from dataset.clips.video import DATA
 from helper.networks.checkpoint import read_checkpoint
+
+CHOSEN = ("val_fraction", "classes_subset")  # what else chose the data of a training
+
 
 # the same of a network that is trained already: what its checkpoint recorded is its default
 AS_TRAINED = tuple(
@@ -21,10 +25,30 @@ AS_TRAINED = tuple(
 )
 
 
+def add_data_set(parser: argparse._ActionsContainer, otherwise: str = "cifar100") -> None:
+    """The flags that choose a trained network's data, by default those of its training."""
+    parser.add_argument(
+        "--dataset", help=f"data set (default: that of the checkpoint's training, else {otherwise}), see --list"
+    )
+    parser.add_argument(
+        "--val_fraction", type=float, help="evaluate on this share of train (default: as in training; 0: the test set)"
+    )
+    parser.add_argument("--classes_subset", help="classes of ImageNet (default: as in training)")
+
+
+def dataset_of(path: str | Path, given: str | None, otherwise: str = "cifar100") -> str:
+    """The name of the data set to use with a checkpoint: the given one, else what its training recorded."""
+    if given is None and (recorded := read_checkpoint(path).meta.get("dataset")) is not None:
+        log.info("data set as in training: %s", recorded)
+        return str(recorded)
+    return given or otherwise
+
+
 def add_as_trained(parser: argparse._ActionsContainer) -> None:
-    """For scripts that look at a trained network: how clips are read, by default as it was trained."""
+    """For scripts that look at a trained network: its data set and how clips are read, by default as in training."""
     from core.option import add_flags
 
+    add_data_set(parser)
     clips = parser.add_argument_group("lists of videos")
     clips.add_argument("--num_segments", type=int, help="frames of a clip (default: as in training, else 8)")
     clips.add_argument("--num_workers", type=int, default=0, help="loader processes, for data read from disk")
@@ -32,9 +56,10 @@ def add_as_trained(parser: argparse._ActionsContainer) -> None:
     add_flags(clips, AS_TRAINED)
 
 
-def of_clips(args: argparse.Namespace) -> dict[str, Any]:
+def clip_options(args: argparse.Namespace) -> dict[str, Any]:
     """What add_as_trained() was given, for helper.deploy.as_trained.options_as_trained."""
-    same = {k: getattr(args, k) for k in ("num_segments", "num_workers", "skip_corrupt")}
+    names = ("num_segments", "num_workers", "skip_corrupt", "val_fraction", "classes_subset")
+    same = {k: getattr(args, k) for k in names}
     return {**same, "more": {f.dest: getattr(args, f.dest) for f in AS_TRAINED}}
 
 
@@ -47,12 +72,18 @@ def recorded_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 def options_as_trained(path: str | Path, root: Path, image_size: int | None = None, **given: Any) -> DataOptions:
     """The data of a checkpoint: whatever is None or absent in `given` is as its training recorded it, if it did.
 
-    Of images that is their size, of action recordings everything.
+    Of images that is their size, the held-out share and the subset of classes, of action recordings everything.
     """
     meta, shapes = read_checkpoint(path).meta, recorded_shapes(path)
     read, image, video, sensor = (shapes.get(k or "") for k in (meta.get("reads"), "image", "video", "sensor"))
     modality = given.pop("modality", None) or (meta.get("modalities", {}).get(meta["reads"]) if read else None)
     segments = given.pop("num_segments", None) or (video[0] if video else None)
+    for name in CHOSEN:
+        if given.get(name) is None:
+            given.pop(name, None)
+            if meta.get(name):
+                log.info("as in training: --%s %s", name, meta[name])
+                given[name] = meta[name]
     given["more"] = as_sampled(meta, given.get("more", {}), image_size in (None, video[-1] if video else None))
     return DataOptions(
         root=root,
@@ -73,7 +104,7 @@ def as_sampled(meta: Mapping[str, Any], more: Mapping[str, Any], same_size: bool
     return {**more, **{k: v for k, v in recorded.items() if more.get(k) is None}}
 
 
-def told_of_clips(path: str | Path, options: DataOptions) -> str | None:
+def clip_settings_notice(path: str | Path, options: DataOptions) -> str | None:
     """One line on the clips a network of videos is evaluated on, where its checkpoint says what it was trained on:
     that they are the same, or each difference. None where it does not say, or reads no list of videos."""
     meta, shapes = read_checkpoint(path).meta, recorded_shapes(path)

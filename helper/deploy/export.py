@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import statistics
 import time
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from core.files import make_folder
 from core.protocols import UserError
 from core.taps import TappedNet
 from dataset.recordings.sensors import read_sensor, window
+from dataset.single_file import InputFormat
 from helper.deploy.as_trained import recorded_shapes
 from helper.deploy.cost import deployed_count, macs
 from helper.networks.checkpoint import read_checkpoint
@@ -101,16 +103,19 @@ def export_onnx(classifier: Classifier, out: Path) -> None:
 
     The class names and what the input is stand in the file's metadata.
     """
-    told = {
+    metadata = {
         "classes": "\n".join(classifier.classes),
         "modality": classifier.modality,
         "input": "x".join(map(str, classifier.shape)),
+        "preprocess": json.dumps(
+            InputFormat(classifier.input, classifier.shape, modality=classifier.modality).as_dict()
+        ),
     }
-    write_onnx(Plain(classifier.net).eval(), torch.randn(2, *classifier.shape), out, told)
+    write_onnx(Plain(classifier.net).eval(), torch.randn(2, *classifier.shape), out, metadata)
 
 
-def write_onnx(model: Plain, example: Tensor, out: Path, told: Mapping[str, str]) -> None:
-    """The same of any network in evaluation mode. example: a batch of two. told: metadata of the file."""
+def write_onnx(model: Plain, example: Tensor, out: Path, metadata: Mapping[str, str]) -> None:
+    """The same of any network in evaluation mode. example: a batch of two. metadata: metadata of the file."""
     onnx = needs("onnx")
     needs("onnxscript")
     batch = torch.export.Dim("batch", min=1, max=4096)
@@ -127,7 +132,7 @@ def write_onnx(model: Plain, example: Tensor, out: Path, told: Mapping[str, str]
         )
     assert program is not None
     graph = program.model_proto
-    onnx.helper.set_model_props(graph, dict(told))
+    onnx.helper.set_model_props(graph, dict(metadata))
     onnx.checker.check_model(graph)
     make_folder(out.parent)
     onnx.save_model(graph, str(out))

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.log import progress
 from core.protocols import Tap, UserError
 from core.taps import TappedNet
 from dataset.images.resident import scaled
@@ -56,7 +57,7 @@ def extract(
     net.eval()
     out = []
     for view in range(views):
-        for chunk in images.split(batch):
+        for chunk in progress(images.split(batch), f"features, view {view + 1} of {views}"):
             x = scaled(chunk.to(device))
             x = whole(x, size) if view == 0 else random_crops(x, size, rng)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -119,7 +120,7 @@ def fit_sgd(
     optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=weight_decay)
     rng = torch.Generator().manual_seed(seed)
     best, best_epoch, last = -1.0, 0, (0.0, 0.0)
-    for epoch in range(1, epochs + 1):
+    for epoch in progress(range(1, epochs + 1), "epochs of the probe"):
         for group in optimizer.param_groups:
             group["lr"] = schedule(epoch)
         for places in torch.randperm(len(x), generator=rng).to(x.device).split(batch_size):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from core import machine
-from core.protocols import DataSet, Loader, UserError
+from core.log import progress
+from core.protocols import Batch, DataSet, Loader, ModelSpec, UserError
 from helper.evaluation.metrics import Meter, of_all_processes
 from helper.machine import distributed
 
@@ -34,18 +37,24 @@ def mean_class_accuracy(confusion: Tensor) -> float:
 @torch.no_grad()
 def evaluate_views(
     predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
-    loader: Loader,
+    loader: Iterable[Batch],
     device: torch.device,
     num_classes: int,
     how: str,
+    watch: Callable[[Batch, Mapping[str, Tensor]], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Readout name -> loss, acc, acc_top5, acc_mean_class (percent) and samples, of predictions averaged over the views
-    of a sample, over the loaders of all processes, each with a share of its own."""
+    of a sample, over the loaders of all processes, each with a share of its own.
+
+    watch: is called with every batch and its averaged logits, by readout.
+    """
     meters: dict[str, Meter] = {}
     confusions: dict[str, Tensor] = {}
-    for i, batch in enumerate(loader):
-        for name, readout in predict(batch.inputs).items():
-            logits = average_views(readout.float(), batch.views, how)
+    for i, batch in enumerate(progress(loader, "evaluation")):
+        averaged = {k: average_views(v.float(), batch.views, how) for k, v in predict(batch.inputs).items()}
+        if watch is not None:
+            watch(batch, averaged)
+        for name, logits in averaged.items():
             meter = meters.setdefault(name, Meter(device))
             meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
             pairs = torch.bincount(batch.target * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
@@ -73,7 +82,7 @@ def eval_batch(device: torch.device) -> int:
 @torch.no_grad()
 def evaluate(
     predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
-    loader: Loader,
+    loader: Iterable[Batch],
     device: torch.device,
     autocast: torch.dtype | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -82,7 +91,7 @@ def evaluate(
     autocast: dtype of the forward pass; None leaves it to `predict`.
     """
     meters: dict[str, Meter] = {}
-    for i, batch in enumerate(loader):
+    for i, batch in enumerate(progress(loader, "evaluation")):
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             readouts = predict(batch.inputs)
         for name, logits in readouts.items():
@@ -92,7 +101,55 @@ def evaluate(
     return {name: meter.read()[0] for name, meter in of_all_processes(meters, device).items()}
 
 
-def open_test(data: DataSet, device: torch.device) -> Loader:
-    """This process's share of the test set."""
-    ranks = {"rank": machine.rank(), "world_size": distributed.world_size()}
-    return data.test_loader(eval_batch(device), device=device, **ranks)
+@dataclass(frozen=True)
+class TestBatches:
+    """This process's share of the test set; of a trial, the beginning of it. first: samples of all processes together
+    that a shortened evaluation sees, None of a whole one."""
+
+    loader: Loader
+    count: int
+    first: int | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return itertools.islice(iter(self.loader), self.count)
+
+    def __len__(self) -> int:
+        return self.count
+
+
+LEAST = 1000  # samples that a shortened evaluation sees at least
+
+
+def open_test(data: DataSet, device: torch.device, trial: int | None = None) -> TestBatches:
+    """trial: samples that a pass of training is cut to by --max_steps, None if it is whole; evaluation sees as many, or
+    LEAST if that is more."""
+    ranks, size = {"rank": machine.rank(), "world_size": distributed.world_size()}, eval_batch(device)
+    loader = data.test_loader(size, device=device, **ranks)
+    count = len(loader) if trial is None else -(-max(LEAST, trial) // (size * ranks["world_size"]))
+    if count >= len(loader):
+        return TestBatches(loader, len(loader))
+    return TestBatches(loader, count, count * size * ranks["world_size"])
+
+
+def near_chance(
+    acc: float, num_classes: int, spec: ModelSpec, shape: Sequence[int], flags: Sequence[str]
+) -> str | None:
+    """A sentence where a network is about as good as guessing (twice chance, with few classes less): likely causes.
+
+    flags: that change mean and std, and the order of classes.
+    """
+    chance = 100 / num_classes
+    if acc > chance + min(chance, (100 - chance) / 4):
+        return None
+    pixels = (
+        "" if spec.mean is None else f" ({flags[0]}, {flags[1]}; used: mean {_few(spec.mean)}, std {_few(spec.std)})"
+    )
+    size = "x".join(map(str, shape))
+    return (
+        f"WARNING: {spec.name} reaches {acc:.2f} %, guessing {chance:.2f} %. Likely causes: another normalisation "
+        f"than in its training{pixels}; another order of its classes ({flags[2]}); inputs of another size than {size}"
+    )
+
+
+def _few(values: Sequence[float] | None) -> str:
+    return " ".join(f"{v:.4g}" for v in values or ())

@@ -66,7 +66,7 @@ def own_device(gpu_id: str, *, named: bool) -> torch.device:
     if notice:
         log.info(notice)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # or pinned memory and the like would go to a device that nobody named
+        torch.cuda.set_device(device)  # or pinned memory and the like would go to a device that was not named
     return device
 
 
@@ -89,7 +89,7 @@ def to_device(net: M, device: torch.device, channels_last: bool = True) -> M:
     """Weights in the memory order of the images, channels_last; or both in the contiguous one."""
     net.to(device)
     if channels_last:
-        return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return net.to(memory_format=torch.channels_last)
     if isinstance(net, TappedNet) and not net._forward_pre_hooks:
         net.register_forward_pre_hook(_contiguous_inputs)
     return net

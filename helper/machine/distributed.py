@@ -2,7 +2,7 @@
 
 Processes come from `torchrun` (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or from
 --multiprocessing_distributed, which calls the same launcher. Every collective of this file runs on the host, over a
-gloo group of its own ("control"), where waiting is allowed; gradients travel over the main group, where nobody should
+gloo group of its own ("control"), where waiting is allowed; gradients travel over the main group, where none should
 wait longer than --dist_timeout. With one process everything here answers at once.
 """
 
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -28,9 +29,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from core.log import log_to_file
 from core.machine import is_main, launched, local_world_size
 from core.option import RESULT, Config, check_range, flags_in, option
 from core.protocols import UserError
+from helper.machine.heartbeat import Heartbeat
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def check_backend(backend: str | None, processes: int) -> str:
 
 @contextlib.contextmanager
 def joined(backend: str | None, timeout: float, advice: str = "") -> Iterator[None]:
-    """Inside, the processes of the launcher are one group. UserError: an address that is taken, nobody there.
+    """Inside, the processes of the launcher are one group. UserError: an address that is taken, nothing listens there.
 
     advice: what to do where another process is lost, as lost_ranks().
     """
@@ -133,11 +136,11 @@ def joined(backend: str | None, timeout: float, advice: str = "") -> Iterator[No
             store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(chosen, store=store, rank=place, world_size=size, timeout=wait)
         _group.rank, _group.size = dist.get_rank(), dist.get_world_size()
-        # made once, under the short timeout: whoever does not come now never will
+        # made once, under the short timeout: a process that is missing now will not come
         _group.control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(_no_rendezvous(where, error, timeout)) from error
-    with lost_ranks(advice):
+    with lost_ranks(advice), Heartbeat(_group.rank, _group.size, timeout, partial(_hangs, advice)).running():
         yield
         dist.barrier(_group.control)
     # not after an error: a group that has lost a member may not let itself be destroyed, and the process ends anyway
@@ -158,6 +161,18 @@ def _no_rendezvous(where: str, error: BaseException, timeout: float) -> str:
     return f"the processes of this run could not meet at {where}: {text[:200]}"
 
 
+HANGS = "another process of this run does not answer (it hangs, or its machine is gone), so this one stops"
+
+
+def _hangs(advice: str) -> None:
+    """Ends this process, whose main thread may wait in a collective."""
+    message = f"{HANGS}{advice}"
+    log_to_file(message)
+    print(message if is_main() else f"[rank {_group.rank}] {message}", file=sys.stderr, flush=True)
+    time.sleep(SPEAK_AFTER)
+    leave(2)
+
+
 @contextlib.contextmanager
 def lost_ranks(advice: str = "") -> Iterator[None]:
     """Turn what a collective raises when a process has died or hangs into one sentence, with the advice behind it."""
@@ -168,10 +183,7 @@ def lost_ranks(advice: str = "") -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in text:
             raise
         if "imed out" in text or "timeout" in text.lower():
-            raise RankLost(
-                "another process of this run does not answer (it hangs, or its machine is gone), so this one stops"
-                f"{advice}"
-            ) from error
+            raise RankLost(f"{HANGS}{advice}") from error
         raise RankLost(f"another process of this run has ended, so this one stops{advice}") from error
 
 
@@ -258,10 +270,6 @@ class Agreement:
             self._value = torch.tensor([mine])
             self._work = dist.all_reduce(self._value, dist.ReduceOp.MAX, group=_group.control, async_op=True)
         return self.agreed
-
-    def settle(self, mine: int) -> int:
-        """The same, now: waits for everybody."""
-        return mine if _group.size == 1 else (self.poll(mine) or self.poll(mine))
 
 
 @torch.no_grad()
@@ -358,7 +366,7 @@ def wanted_launch(asked: LaunchConfig, gpu_id: str) -> Launch | None:
     if node == 0 and _taken(host, port):
         raise UserError(f"--dist_url {url}: port {port} is taken by another process, choose another one")
     if node and not _answers(host, port, timeout):
-        raise UserError(_no_rendezvous(f"{host}:{port}", TimeoutError("timed out: nobody answers there"), timeout))
+        raise UserError(_no_rendezvous(f"{host}:{port}", TimeoutError("timed out: no answer from there"), timeout))
     return Launch(len(ids), nodes, node, host, port)
 
 

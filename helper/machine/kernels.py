@@ -55,7 +55,7 @@ class KernelConfig(Config):
 class Kernels:
     """compile: a mode of torch.compile, None for none. parts: what is compiled, of PARTS.
 
-    strict: a compiler that fails is an error; otherwise the part goes on uncompiled, and says so.
+    strict: a compiler that fails is an error; otherwise the part runs uncompiled, and says so.
     backend: of torch.compile.
     """
 

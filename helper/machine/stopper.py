@@ -10,7 +10,7 @@ from typing import Any
 from helper.machine import distributed
 
 
-class Interrupted(Exception):  # noqa: N818 (no error: the run goes on later)
+class Interrupted(Exception):  # noqa: N818 (no error: the run can be resumed)
     """Training stopped at the user's or the scheduler's wish; the run can be continued."""
 
     def __init__(self, message: str, code: int):

@@ -1,7 +1,8 @@
 """Checkpoints: written all or nothing, read without running anything a file might carry.
 
-Forms that are read: {"model" | "net" | "state_dict": weights, ...} and a plain state dict, zip or legacy serialisation,
-with or without DDP's prefix. Everything arrives on the CPU.
+Forms that are read: {"model" | "net" | "state_dict" | "model_state_dict": weights, ...} and a plain state dict, zip or
+legacy serialisation, with or without the prefixes of DDP, torch.compile and Lightning. Keys that profilers add are left
+out. Everything arrives on the CPU.
 """
 
 from __future__ import annotations
@@ -10,24 +11,34 @@ import argparse
 import io
 import json
 import math
+import pickletools
 import re
 import stat
+import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from core.files import intact
 from core.log import log
+from core.machine import free
 from core.protocols import ModelSpec, UserError
 
 State = dict[str, Tensor]
 
+NUMPY_MAKERS: list[Any] = [x.__reduce__()[0] for x in (np.float64(0), np.zeros(0))]
 
-WEIGHT_ENTRIES = ("model", "net", "state_dict")
+
+WEIGHT_ENTRIES = ("model", "net", "state_dict", "model_state_dict", "model_state", "network", "weights")
+
+
+AVERAGED_ENTRIES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model")
 
 
 ACCURACY_ENTRIES = ("best_acc", "accuracy", "acc")
@@ -36,11 +47,47 @@ ACCURACY_ENTRIES = ("best_acc", "accuracy", "acc")
 PEERS = ("net1", "net2")  # of an online run: the student, and its peer
 
 
-META: dict[str, Any] = dict.fromkeys(("arch", "arch_t", "deploys", "method"), str)
-META |= dict.fromkeys(("config", "shapes", "shapes_t", "modalities"), Mapping) | {"num_classes": int}
+AVERAGE = "ema"  # FILE@ema: the averaged weights of a file that holds both
 
 
-WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+META: dict[str, Any] = dict.fromkeys(("arch", "arch_t", "classes_subset", "dataset", "deploys", "method"), str)
+META |= dict.fromkeys(("config", "shapes", "shapes_t", "modalities"), Mapping)
+META |= {"num_classes": int, "val_fraction": int | float}
+
+
+WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")  # DistributedDataParallel, torch.compile, Lightning
+
+
+COMPANIONS = re.compile(
+    r"[^.]*(loss|criterion|metric|accuracy)[^.]*\.", re.IGNORECASE
+)  # a network in Lightning's modules
+
+
+# what counters, profilers and averagers add to a state dict
+ADDED = ("total_ops", "total_params", "n_averaged", "num_updates", "__flops__", "__params__")
+
+
+DOTTED = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # the first DenseNets
+
+
+# what plain records are made of besides tensors: RepDistiller's options, numpy's numbers and arrays, paths
+PLAIN_CLASSES: list[Any] = [
+    argparse.Namespace,
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdFDSU"},
+    *((f, f"numpy.{core}.multiarray.{f.__name__}") for f in NUMPY_MAKERS for core in ("core", "_core")),
+    *(
+        (PurePosixPath, f"pathlib.{where}{kind}Path")
+        for where in ("", "_local.")
+        for kind in ("", "Posix", "PurePosix")
+    ),
+    *(
+        (PureWindowsPath, f"pathlib.{where}{kind}Path")
+        for where in ("", "_local.")
+        for kind in ("Windows", "PureWindows")
+    ),
+]
 
 
 TORCH_FILES = (b"PK\x03\x04", b"\x80")  # zip, pickle
@@ -71,9 +118,10 @@ class Checkpoint:
 
 
 def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expect_checksum: bool = False) -> Any:
-    """torch.load on the CPU: tensors, plain values, and of all classes argparse.Namespace alone (RepDistiller's `opt`).
+    """torch.load on the CPU: tensors, plain values, and of all classes those of PLAIN_CLASSES alone.
 
-    Raises UserError: no file, not a checkpoint, damaged, or a file that wants more than that. way_out: from damage.
+    Raises UserError: no file, not a checkpoint, damaged, more than the free memory, or a file that wants to call
+    something else. way_out: from damage.
     """
     path = Path(path)
     try:
@@ -82,6 +130,7 @@ def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expe
             raise UserError(f"{path} is a folder, not a checkpoint: name the file in it, ending in .pth")
         if not stat.S_ISREG(kind):  # reading a pipe or a device may never end
             raise UserError(f"{path} is a pipe, a socket or a device, not a checkpoint: name a regular file")
+        members = _check_declared(path)
         content = path.read_bytes()  # first, so that no error of the reader can be taken for one of the disk
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
@@ -93,14 +142,18 @@ def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expe
         reason = f"it starts with {content[:4]!r}" if content else "it is empty"
         advice = way_out if expect_checksum else "name a file that torch.save wrote"
         raise UserError(f"{path} is not a checkpoint ({reason}): {advice}")
+    if program := next((p for mark, p in PROGRAMS.items() if any(m.endswith(mark) for m in members)), None):
+        raise UserError(f"{path} is a {program}: load it with that and save its state_dict() with torch.save")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(PLAIN_CLASSES), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what they mean for a file is said below
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # on foreign bytes the unpickler raises nearly anything
         reason = str(error).split("WeightsUnpickler error: ")[-1].strip() or type(error).__name__
-        if refused := re.search(r"GLOBAL (\S+)", reason):
+        refused = re.search(r"GLOBAL (\S+)", reason)
+        if wanted := refused[1] if refused else ", ".join(_calls(content)):
             raise UserError(
-                f"{path} is refused: it needs {refused[1]}, and only tensors and plain values are loaded, "
+                f"{path} is refused: it needs {wanted}, and only tensors and plain values are loaded, "
                 "as anything else could run code; save its state_dict instead (of MMRazor's distillation checkpoints, "
                 "scripts/convert_kd_ckpt_to_student.py takes the student)"
             ) from error
@@ -110,6 +163,49 @@ def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expe
     if sound is None and expect_checksum:
         log.info("%s carries no checksum, as an older version wrote it: damage inside would not be noticed", path)
     return loaded
+
+
+# archives that carry code: the end of a member's name -> what wrote it
+PROGRAMS = {
+    "/constants.pkl": "TorchScript program (torch.jit.load)",
+    "models/model.json": "program of torch.export (torch.export.load)",
+}
+
+
+def _check_declared(path: Path) -> list[str]:
+    """The members of an archive, [] of other files. UserError where a file says that it holds more than is free."""
+    needed, members = path.stat().st_size, []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+            needed += sum(info.file_size for info in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError):
+        pass  # another format, or damaged, which its reader notices
+    if needed > (left := free()):
+        raise UserError(
+            f"{path} needs {needed / 2**30:.1f} GiB of memory to be read, {left / 2**30:.1f} GiB are free: it is "
+            "damaged, or belongs on a larger machine"
+        )
+    return members
+
+
+def _calls(content: bytes) -> list[str]:
+    """What a pickle that could not be read asks for, apart from torch's own tensors; nothing of it is run."""
+    found: list[str] = []
+    texts: list[str] = []
+    try:
+        for code, value, _ in pickletools.genops(content):
+            if code.name == "GLOBAL":
+                found.append(str(value).replace(" ", "."))
+            elif code.name == "STACK_GLOBAL":
+                found.append(".".join(texts[-2:]))
+            elif isinstance(value, str):
+                texts.append(value)
+    except Exception:  # on foreign bytes
+        return []
+    return [name for name in dict.fromkeys(found) if not name.startswith(("torch._utils.", "collections.OrderedDict"))][
+        :3
+    ]
 
 
 def _safetensors(path: Path, content: bytes) -> Any:
@@ -123,8 +219,10 @@ def _safetensors(path: Path, content: bytes) -> Any:
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         meta = json.loads(header.get("__metadata__", {}).get("meta", "null"))
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"{path} is truncated or no safetensors file ({error}): fetch or save it again") from error
+    except (SafetensorError, ValueError, RecursionError, AttributeError) as error:
+        raise UserError(
+            f"{path} is truncated or no safetensors file ({str(error)[:120]}): fetch or save it again"
+        ) from error
     if meta is None:
         return tensors
     found: dict[str, Any] = {"meta": meta}
@@ -137,14 +235,15 @@ def _safetensors(path: Path, content: bytes) -> Any:
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read any of the forms named above. Raises UserError as load_file does, and where no weights are found.
 
-    FILE@net1 and FILE@net2 name one of two peers that were trained together.
+    FILE@net1 and FILE@net2 name one of two peers that were trained together, FILE@ema the averaged weights of a file
+    that holds both.
     """
     path, peer = _peer_of(Path(path))
     content = load_file(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dict of weights: save a state_dict")
     _refuse_odd(path, content)
-    entry = next((k for k in WEIGHT_ENTRIES if _tensors(content.get(k))), None)
+    entry = _entry_of(path, content, peer)
     state = _tensors(content[entry] if entry else content)
     if entry is None:
         state = {k: v for k, v in state.items() if k not in ACCURACY_ENTRIES}
@@ -153,7 +252,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             f"{path} holds no weights, only {', '.join(map(str, content)) or 'an empty dict'}: "
             f"expected an entry {', '.join(WEIGHT_ENTRIES)} or a plain state dict"
         )
-    state, entry = _one_peer(path, _unwrap(state), entry, content, peer)
+    state = _unwrap(state)
+    if peer != AVERAGE:
+        state, entry = _one_peer(path, state, entry, content, peer)
+    _refuse_odd_weights(path, state)
     meta, epoch = content.get("meta"), _number(content.get("epoch"))
     extra = {
         k: _unwrap(v)
@@ -172,11 +274,52 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
+def _entry_of(path: Path, content: Mapping[str, Any], peer: str | None) -> str | None:
+    """The entry that holds the weights; None where they are the content itself."""
+    averaged = next((k for k in AVERAGED_ENTRIES if _tensors(content.get(k))), None)
+    if peer == AVERAGE:
+        if averaged is None:
+            raise UserError(f"{path} holds no averaged weights ({', '.join(AVERAGED_ENTRIES)}): leave @{AVERAGE} out")
+        return averaged
+    entry = next((k for k in WEIGHT_ENTRIES if _tensors(content.get(k))), None)
+    if entry is not None and averaged is not None:
+        log.info(
+            "%s holds averaged weights (%s) next to those it trained (%s), which are read: %s@%s reads the average",
+            *(path, averaged, entry, path, AVERAGE),
+        )
+    if entry is None and all(v.ndim == 0 for v in _tensors(content).values()):
+        inside = [str(k) for k, v in content.items() if _tensors(v)]
+        if len(inside) > 1:
+            raise UserError(f"{path} holds several sets of weights ({', '.join(inside)}): save the one that is meant")
+        entry = inside[0] if inside else None
+    return entry
+
+
+def _refuse_odd_weights(path: Path, state: State) -> None:
+    """UserError where a weight is no plain array of numbers on the CPU, or NaN."""
+    needed = sum(v.numel() * v.element_size() for v in state.values() if v.layout == torch.strided)
+    if needed > free():
+        raise UserError(f"{path} holds weights of {needed / 2**30:.1f} GiB, more memory than is free")
+    for name, value in state.items():
+        kinds = {
+            "complex": value.is_complex(),
+            "sparse": value.layout != torch.strided,
+            "quantised": value.is_quantized,
+            "without values, on the meta device": value.is_meta,
+        }
+        if odd := next((kind for kind, holds in kinds.items() if holds), None):
+            raise UserError(f"{path}: the weight {name} is {odd}: save dense weights of real numbers")
+        if value.is_floating_point() and bool(value.float().isnan().any()):
+            raise UserError(
+                f"{path}: the weight {name} holds NaN, as after a training that diverged: use an earlier one"
+            )
+
+
 def _refuse_odd(path: Path, content: Mapping[str, Any]) -> None:
     """UserError where what a file says of its weights is no finite number, or its meta is of another shape."""
     for key in ("epoch", *ACCURACY_ENTRIES):
         value = content.get(key)
-        if (isinstance(value, float | int) or (isinstance(value, Tensor) and value.ndim == 0)) and _number(
+        if (isinstance(value, float | int | np.number) or (isinstance(value, Tensor) and value.ndim == 0)) and _number(
             value
         ) is None:
             raise UserError(f"{path} says {key} = {str(value)[:40]}, not a finite number: save it again without {key}")
@@ -201,9 +344,9 @@ def _evaluated_in(content: Mapping[str, Any]) -> str:
 
 
 def _peer_of(path: Path) -> tuple[Path, str | None]:
-    """FILE@net2 -> (FILE, "net2"); a file of that very name is no such thing."""
+    """FILE@net2 -> (FILE, "net2"), FILE@ema likewise; a file of that very name is no such thing."""
     name, at, peer = path.name.rpartition("@")
-    return (path.with_name(name), peer) if at and peer in PEERS and not path.exists() else (path, None)
+    return (path.with_name(name), peer) if at and peer in (*PEERS, AVERAGE) and not path.exists() else (path, None)
 
 
 def _one_peer(
@@ -229,15 +372,21 @@ def _tensors(entry: Any) -> State:
 
 
 def _unwrap(state: Mapping[str, Tensor]) -> State:
-    state = dict(state)
-    while prefix := next((p for p in WRAPPERS if all(k.startswith(p) for k in state)), None):
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
-    return state
+    """Without the prefixes of wrappers, and without what other tools add to a state dict."""
+    found = {k: v for k, v in state.items() if k.rpartition(".")[2] not in ADDED}
+    while prefix := next((p for p in WRAPPERS if _wraps(p, found)), None):
+        found = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    return {DOTTED.sub(r"\1\2", k): v for k, v in found.items()}
+
+
+def _wraps(prefix: str, state: State) -> bool:
+    """Whether all keys have this prefix, apart from those of a loss or metric next to the network."""
+    return any(k.startswith(prefix) for k in state) and all(k.startswith(prefix) or COMPANIONS.match(k) for k in state)
 
 
 def _number(value: Any) -> float | None:
     """None for what is no number, or not finite."""
-    if not isinstance(value, float | int) and not (isinstance(value, Tensor) and value.ndim == 0):
+    if not isinstance(value, float | int | np.number) and not (isinstance(value, Tensor) and value.ndim == 0):
         return None
     try:
         number = float(value)
@@ -260,7 +409,7 @@ def _accuracy(content: Mapping[str, Any], state: State, entry: str | None, peer:
     for key in ACCURACY_ENTRIES:
         value = _number(content.get(key))
         if value is not None:
-            is_fraction = key == "acc" and value <= 1  # HSAKD; all others record percent
+            is_fraction = foreign and value <= 1  # as HSAKD records it; this toolbox records percent
             return 100 * value if is_fraction else value
     return None
 

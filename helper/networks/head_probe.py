@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.files import atomic_save, make_folder
-from core.log import log
+from core.log import log, progress
 from core.machine import free
 from core.protocols import DataSet, UserError
 from core.taps import TappedNet, probe
@@ -45,7 +46,10 @@ def logistic(
     nn.init.zeros_(layer.bias)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
 
+    evaluations = iter(progress(itertools.count(), "evaluations of L-BFGS"))
+
     def closure() -> Tensor:
+        next(evaluations)
         optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(layer(x), y) + weight_decay / 2 * layer.weight.square().sum()
         loss.backward()
@@ -100,7 +104,9 @@ def features_of(net: TappedNet, data: DataSet, device: torch.device) -> tuple[Te
         )
     loader = data.train_loader(min(125 if device.type == "cpu" else 500, count), seed=0, device=device)
     loader.set_epoch(1)
-    x, y, marks = [], [], {len(loader) * k // 4 for k in (1, 2, 3)}
+    x: list[Tensor] = []
+    y: list[Tensor] = []
+    marks = {len(loader) * k // 4 for k in (1, 2, 3)}
     for i, batch in enumerate(loader):
         if i in marks:
             log.info("features: %d of %d", sum(map(len, y)), count)
@@ -137,7 +143,7 @@ def with_probe(network: Network, kind: str, data: DataSet, folder: Path, device:
     checkpoint = dataclasses.replace(network.checkpoint, best_acc=None)  # that of a file is its own classifier's
     spec = dataclasses.replace(spec, headless=False)
     return dataclasses.replace(
-        network, spec=spec, checkpoint=checkpoint, lacks="", marks=f"{network.marks} {kind} probe {digest}"
+        network, spec=spec, checkpoint=checkpoint, lacks="", changes=f"{network.changes} {kind} probe {digest}"
     )
 
 

@@ -67,7 +67,7 @@ def with_places(network: Network, chosen: Sequence[int]) -> Network:
     log.info("%s: %d of its %d classes are those of the data", network.spec.name, len(chosen), IMAGENET)
     digest = hashlib.sha256(str(list(chosen)).encode()).hexdigest()[:8]
     checkpoint = dataclasses.replace(network.checkpoint, best_acc=None)
-    return dataclasses.replace(network, checkpoint=checkpoint, marks=f"{network.marks} classes {digest}")
+    return dataclasses.replace(network, checkpoint=checkpoint, changes=f"{network.changes} classes {digest}")
 
 
 def with_view(network: Network, size: int | None, shapes: Mapping[str, tuple[int, ...]]) -> Network:
@@ -89,8 +89,8 @@ def with_view(network: Network, size: int | None, shapes: Mapping[str, tuple[int
         )
     if size is None:
         return network
-    marks = f"{network.marks} at {size} px, {spec.interpolation}"
-    return dataclasses.replace(network, spec=dataclasses.replace(spec, view=size), marks=marks)
+    changes = f"{network.changes} at {size} px, {spec.interpolation}"
+    return dataclasses.replace(network, spec=dataclasses.replace(spec, view=size), changes=changes)
 
 
 def refuse_headless(teacher: Network, distill: str, method: type[Distiller], cfg: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num
 from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher, SeveralTeachers
 from models import model_dict, model_in, without_heads
 from models._hub import is_folder
+from models.external import input_options
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,48 @@ def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> l
     ]
 
 
+def evaluation_notice(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A sentence where published weights meet images of another size, or another interpolation, than their publisher
+    evaluates them with."""
+    spec, shape = network.spec, shapes.get(network.spec.input, ())
+    named = published(network.checkpoint.path)
+    if named is None or len(shape) != 3:
+        return []
+    from models.external import published_evaluation
+
+    of_a_package = named.partition(":")[0] in ("torchvision", "timm")
+    size, how = published_evaluation(named) if of_a_package else (spec.input_shape[-1], spec.interpolation)
+    seen, used = (shape[-1], "bilinear") if spec.view is None else (spec.view, spec.interpolation)
+    if (size, how) == (seen, used):
+        return []
+    advice = "" if size == seen else f" (--image_size {size})"
+    return [
+        f"{spec.name}: its publisher evaluates it on images of {size} px, {how}{advice}; here they have {seen} px, "
+        f"{used} where they are resized, and its accuracy differs"
+    ]
+
+
+def with_normalisation(
+    network: Network, mean: Sequence[float] | None, std: Sequence[float] | None, flags: tuple[str, str]
+) -> Network:
+    """The network, which reads pixels normalised with this mean and std (of values in [0, 1]; None: its own)."""
+    if mean is None and std is None:
+        return network
+    spec = network.spec
+    if spec.mean is None or spec.std is None:
+        raise UserError(f"{spec.name} has no normalisation of pixels to change: leave {' and '.join(flags)} out")
+    chosen = []
+    for flag, values, own in ((flags[0], mean, spec.mean), (flags[1], std, spec.std)):
+        wanted = tuple(own if values is None else values)
+        if len(wanted) not in (1, len(own)) or not all(map(math.isfinite, wanted)):
+            raise UserError(f"{flag} {' '.join(map(str, wanted))}: give one finite number, or one per channel")
+        chosen.append(wanted * len(own) if len(wanted) == 1 else wanted)
+    if min(chosen[1]) <= 0:
+        raise UserError(f"{flags[1]} {' '.join(map(str, chosen[1]))} must be above 0")
+    changes = f"{network.changes} mean {chosen[0]} std {chosen[1]}"
+    return dataclasses.replace(network, spec=dataclasses.replace(spec, mean=chosen[0], std=chosen[1]), changes=changes)
+
+
 class Composite(nn.Module):
     """A deployed student as one plain model: backbone, the method's surviving layers, logits. Reads [0, 1] images."""
 
@@ -101,7 +145,7 @@ def composite_spec(student: ModelSpec, deployment: Deployment) -> ModelSpec:
     taps = {k: inside("student.model", tap) for k, tap in student.taps.items() if k not in student.branches}
     taps |= {k: inside("deployment", tap) for k, tap in deployment.taps.items()}
     head = f"student.model.{student.head}" if deployment.head is None else f"deployment.{deployment.head}"
-    return dataclasses.replace(student, taps=taps, head=head, mean=None, std=None, branches=())
+    return dataclasses.replace(student, taps=taps, head=head, mean=None, std=None, chain=(), branches=())
 
 
 def file_checksum(path: str | Path) -> str:
@@ -116,9 +160,9 @@ def file_checksum(path: str | Path) -> str:
 class Network:
     """A network read from a checkpoint, ready to be tapped; with `others`, the first of an ensemble.
 
-    weights: of the members' probabilities, one each; None for equal ones.
-    lacks: why a headless one has no classifier ("its file holds no fc.weight"). marks: what else makes it another
-    network than its file, such as a fitted classifier. by_features: whether the features of `others` are read, too.
+    weights: of the members' probabilities, one each; None for equal ones. changes: what was made other than the file
+    says, such as the order of classes or a fitted classifier. lacks: why a headless one has no classifier ("its file
+    holds no fc.weight"). by_features: whether the features of `others` are read, too.
     """
 
     spec: ModelSpec
@@ -126,8 +170,8 @@ class Network:
     checkpoint: Checkpoint
     others: tuple[Network, ...] = ()
     weights: tuple[float, ...] | None = None
+    changes: str = ""
     lacks: str = ""
-    marks: str = ""
     by_features: bool = False
 
     @property
@@ -136,9 +180,9 @@ class Network:
 
     @property
     def checksum(self) -> str:
-        """Of the files of all; of two peers in one file each has its own."""
-        members = ((network.checkpoint, network.marks) for network in (self, *self.others))
-        return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") + marks for c, marks in members)
+        """Of the files of all, and of their changes; of two peers in one file each has its own."""
+        members = ((network.checkpoint, network.changes) for network in (self, *self.others))
+        return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") + changes for c, changes in members)
 
     def tapped(self, want: Sequence[str] = ()) -> TappedNet:
         if want and self.others and not self.by_features:
@@ -264,6 +308,8 @@ def identified(
     arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)
     spec = model_in(arch, checkpoint.state).fitted(shapes)
     warn_of_twins(path, spec, model_dict[arch], checkpoint.meta.get("arch"), flag)
+    if options := input_options(spec.name, checkpoint.meta, checkpoint.state):
+        spec = dataclasses.replace(spec, build=partial(spec.build, **options))
     if spec.adapt is not None:
         checkpoint = dataclasses.replace(checkpoint, state=spec.adapt(checkpoint.state))
     return checkpoint, spec
@@ -324,20 +370,20 @@ def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -
     checkpoint = read_checkpoint(source)
     state, recorded = checkpoint.state, checkpoint.meta.get("arch")
     held = model_in(recorded if recorded is not None and recorded in model_dict else net.spec.name, state)
-    told = recorded or (held.name if "auxiliary_classifier.fc1.weight" in state else None)  # their outputs tell whose
-    warn_of_twins(source, without_heads(held) or held, without_heads(net.spec) or net.spec, told, "--model", True)
+    arch = recorded or (held.name if "auxiliary_classifier.fc1.weight" in state else None)  # their outputs tell whose
+    warn_of_twins(source, without_heads(held) or held, without_heads(net.spec) or net.spec, arch, "--model", True)
     inside = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
     load_weights(model, inside or state, f"{source} as the backbone of {net.spec.name}")
 
 
 def warn_of_twins(
-    path: str | Path, spec: ModelSpec, named: ModelSpec, recorded: str | None, flag: str, lent: bool = False
+    path: str | Path, spec: ModelSpec, named: ModelSpec, recorded: str | None, flag: str, transferred: bool = False
 ) -> None:
     """Say so where a name means another network than the weights do, and where two networks share every key.
 
-    lent: whether the weights are taken over by the network named, whatever they were trained in.
+    transferred: whether the weights are taken over by the network named, whatever they were trained in.
     """
-    if lent and spec.note and named.note and spec.note != named.note:
+    if transferred and spec.note and named.note and spec.note != named.note:
         log.warning(
             "warning: %s holds a %s (%s) and its weights now serve a %s (%s), for which they were not trained; choose "
             "a %s that fits",
@@ -365,7 +411,7 @@ def _composite(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Network:
     meta = checkpoint.meta
-    if "head" not in checkpoint.extra or "shapes_t" not in meta:
+    if "shapes_t" not in meta:
         raise UserError(
             f"{path} holds a projector without the teacher's classifier it feeds, so it cannot predict; "
             "train it again here, where the checkpoint is self-contained"
@@ -375,8 +421,9 @@ def _composite(
     cfg = cls.Config(**{k: v for k, v in meta["config"].items() if k in known})
     teacher_spec = model_dict[meta["arch_t"]]
     student = TappedNet(model, spec, cls.needs(cfg, spec, teacher_spec).student)
-    weight = checkpoint.extra["head"]["weight"]
-    head = nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in checkpoint.extra["head"])
+    head: nn.Module = nn.Identity()
+    if saved := checkpoint.extra.get("head"):  # of a method that deploys the teacher's
+        head = nn.Linear(saved["weight"].shape[1], saved["weight"].shape[0], bias="bias" in saved)
     shapes_t = {k: tuple(v) for k, v in meta["shapes_t"].items()}
     for name in cls.needs(cfg, spec, teacher_spec).teacher:  # a file that was written when the last stage was read
         if name not in shapes_t:
@@ -411,11 +458,13 @@ def _from_imagenet(spec: ModelSpec, name: str, **options: Any) -> nn.Module:
     except TypeError as error:
         if "pretrained" not in str(error):
             raise
-        raise UserError(f"nobody publishes ImageNet weights of {spec.name}: name a file with --pretrained") from error
+        raise UserError(
+            f"there are no published ImageNet weights of {spec.name}: name a file with --pretrained"
+        ) from error
 
 
 def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Module:
-    model = spec.build(**options)
+    model = spec.build(**options, **input_options(spec.name, checkpoint.meta, checkpoint.state))
     state = checkpoint.state if spec.adapt is None else spec.adapt(checkpoint.state)
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}

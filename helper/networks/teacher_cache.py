@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.files import atomic_write_json, make_folder, read_json
+from core.files import atomic_write_json, make_folder, read_json, row_checksums
+from core.log import log, progress
 from core.machine import free
 from core.option import Config, option
 from core.protocols import Batch, Features, TeacherSource, UserError
@@ -72,17 +73,27 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-class Store:
-    """One tap of every view, in two files: NAME.bin holds [N * Q, D], and a byte per row says whether it is valid.
+def _moved(rows: Tensor, device: torch.device, part: int = 1 << 16) -> Tensor:
+    """rows.to(device), a part at a time: of a large file that takes a while."""
+    out = torch.empty_like(rows, device=device)
+    for there, here in zip(out.split(part), progress(rows.split(part), "reading the teacher cache"), strict=True):
+        there.copy_(here)
+    return out
 
-    The byte is written after the row. Rows that one of the files does not reach, as after a crash, are not valid. Both
-    files are mapped into memory, so several runs may read and fill them.
+
+class Store:
+    """One tap of every view, in two files: NAME.bin holds [N * Q, D], NAME_sums.bin a CRC-32 per row, 0 for none.
+
+    The checksum is written after the row, and compared with every row that is read: rows that a crash cut off, or whose
+    bits have changed, count as missing. Both files are mapped into memory, so several runs may read and fill them.
     """
 
     def __init__(self, folder: Path, name: str, rows: int, width: int, dtype: torch.dtype):
         self.folder, self.rows, self.width, self.dtype = folder, rows, width, dtype
-        self.data_file = f"{name}.bin"
-        self.valid_file = "filled.bin" if name == "logits" else f"{name}_filled.bin"
+        self.data_file, self.sums_file = f"{name}.bin", f"{name}_sums.bin"
+        # of older versions: a byte per row, 1 where the row is there
+        self.marks_file = "filled.bin" if name == "logits" else f"{name}_filled.bin"
+        self.reported = False
 
     @property
     def bytes(self) -> int:
@@ -91,44 +102,88 @@ class Store:
 
     def missing_bytes(self) -> int:
         """What the files have yet to take of the disk; they are sparse, so their size does not tell."""
-        return self.bytes + self.rows - self._taken(self.data_file) - self._taken(self.valid_file)
+        return self.bytes + 4 * self.rows - self._taken(self.data_file) - self._taken(self.sums_file)
 
     def open(self, device: torch.device, resident: bool) -> None:
         """resident: keep all rows on the device; otherwise an accelerator reads them through the host."""
-        intact = min(self._size(self.data_file) // (self.width * self.dtype.itemsize), self._size(self.valid_file))
-        # cut first, then grow, the valid bytes last: whenever this process is killed, no row of zeros counts as valid
-        for name, size in ((self.valid_file, intact), (self.data_file, self.bytes), (self.valid_file, self.rows)):
+        before = {name: self._size(name) for name in (self.data_file, self.sums_file)}
+        for name, size in ((self.data_file, self.bytes), (self.sums_file, 4 * self.rows)):
             with open(self.folder / name, "ab") as file:
                 file.truncate(size)
         self.on_disk = self._map(self.data_file, self.rows * self.width, self.dtype).view(self.rows, self.width)
-        self.valid = self._map(self.valid_file, self.rows, torch.uint8)
+        self.sums = self._map(self.sums_file, self.rows, torch.int32).numpy().view(np.uint32)
+        if (self.folder / self.marks_file).exists():
+            self._add_sums(before[self.data_file])
+        elif any(before.values()) and before != {self.data_file: self.bytes, self.sums_file: 4 * self.rows}:
+            self._report("is cut off or missing")
         self.device, self.direct = device, device.type == "cpu"
-        self.rows_here = self.on_disk if self.direct or not resident else self.on_disk.to(device)
-        self.resident = self.direct or resident
-        self.filled = self.valid if self.direct else self.valid.clone()
+        self.resident = not self.direct and resident
+        if self.resident:
+            filled = np.flatnonzero(self.sums)
+            for part in np.array_split(filled, max(1, len(filled) // 4096)):
+                self._gather(torch.from_numpy(part))
+            self.rows_here, self.filled = _moved(self.on_disk, device), self.sums != 0
         self.unsaved: list[tuple[Tensor, Tensor]] = []
 
-    def read(self, view_id: Tensor, rows: Tensor) -> Tensor:
-        """[B, D] on the device; rows not filled hold anything. view_id, rows: the same numbers on host and device."""
+    def known(self, view_id: Tensor) -> np.ndarray:
+        """bool [B]: which rows are there and undamaged. Those of the host are read now, for read()."""
+        if self.resident:
+            return self.filled[view_id.numpy()]
+        self.gathered, known = self._gather(view_id)
+        return known
+
+    def read(self, rows: Tensor) -> Tensor:
+        """[B, D] on the device, of the rows that known() was asked for; missing ones hold anything.
+
+        rows: the same numbers on the device."""
         if self.resident:
             return self.rows_here[rows]
-        return self.on_disk[view_id].pin_memory().to(self.device, non_blocking=True)
+        return self.gathered if self.direct else self.gathered.pin_memory().to(self.device, non_blocking=True)
 
     def write(self, view_id: Tensor, rows: Tensor, values: Tensor) -> None:
         if self.resident:
             self.rows_here[rows] = values
-            self.filled[view_id] = 1
-        if not self.direct:
-            self.unsaved.append((view_id, values))
+            self.filled[view_id.numpy()] = True
+        self.unsaved.append((view_id, values))
+        if self.direct:
+            self.flush()
 
     def flush(self) -> None:
         if not self.unsaved:
             return
         view_ids, values = (torch.cat(parts) for parts in zip(*self.unsaved, strict=True))
-        self.on_disk[view_ids] = values.cpu()
-        self.valid[view_ids] = 1
-        self.filled[view_ids] = 1
+        places, values = view_ids.numpy(), values.cpu()
+        self.on_disk[view_ids] = values
+        self.sums[places] = row_checksums(_raw(values), places.tolist())
         self.unsaved.clear()
+
+    def _gather(self, view_id: Tensor) -> tuple[Tensor, np.ndarray]:
+        """Rows of the file and which of them are right; damaged ones are reported once, and forgotten."""
+        rows, places = self.on_disk[view_id], view_id.numpy()
+        sums = self.sums[places]
+        known = sums == row_checksums(_raw(rows), places.tolist())
+        if (damaged := (sums != 0) & ~known).any():
+            self.sums[places[damaged]] = 0
+            self._report("does not match its checksums")
+        return rows, known
+
+    def _report(self, what: str) -> None:
+        if not self.reported:
+            log.info("%s %s: the rows concerned are computed again", self.folder / self.data_file, what)
+        self.reported = True
+
+    def _add_sums(self, reached: int) -> None:
+        """Checksums for the rows of an older version's cache. reached: bytes of the data file."""
+        marks = np.fromfile(self.folder / self.marks_file, np.uint8)[: reached // (self.width * self.dtype.itemsize)]
+        filled = np.flatnonzero(marks[: self.rows])
+        log.info(
+            "%s carries no checksums, as an older version wrote it: %d rows are taken as they are and get them now",
+            self.folder / self.data_file,
+            len(filled),
+        )
+        for part in np.array_split(filled, max(1, len(filled) // 4096)):
+            self.sums[part] = row_checksums(_raw(self.on_disk[torch.from_numpy(part)]), part.tolist())
+        (self.folder / self.marks_file).unlink()
 
     def _size(self, name: str) -> int:
         path = self.folder / name
@@ -146,6 +201,11 @@ class Store:
         return torch.from_file(str(self.folder / name), shared=True, size=count, dtype=dtype)
 
 
+def _raw(rows: Tensor) -> np.ndarray:
+    """uint8 [B, bytes of a row]"""
+    return rows.contiguous().view(torch.uint8).numpy()
+
+
 def given(values: Tensor) -> Tensor:
     """Rows that were kept in half precision, as the float32 that methods compute with; others as they are."""
     return values.float() if values.dtype == torch.float16 else values
@@ -154,13 +214,15 @@ def given(values: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class CacheLayout:
     """samples, views: how many the data set has. classes, dtype: of the logits; 0 classes: a teacher without. pooled:
-    (D, dtype) of the pooled feature, if that is kept as well; it may be added to a cache of logits later."""
+    (D, dtype) of the pooled feature, if that is kept as well; it may be added to a cache of logits later. positions: of
+    a run's samples in the data set, where it trains on a part."""
 
     samples: int
     views: int
     classes: int
     dtype: torch.dtype
     pooled: tuple[int, torch.dtype] | None = None
+    positions: Tensor | None = None
 
 
 class CachedTeacher:
@@ -185,6 +247,7 @@ class CachedTeacher:
         assert cfg.teacher_cache is not None
         self.live, self.spec, self.folder = live, live.spec, Path(cfg.teacher_cache)
         self.num_views = layout.views
+        self.positions = None if layout.positions is None else layout.positions.to(device)
         self.key = {
             **key,
             "dtype": str(layout.dtype).removeprefix("torch."),
@@ -203,15 +266,16 @@ class CachedTeacher:
                 store.open(device, resident)
 
     @property
-    def filled(self) -> Tensor:
-        """[N * Q] 1 where a view is known, its logits if they are kept."""
-        return next(iter(self.stores.values())).filled
+    def filled(self) -> np.ndarray:
+        """bool [N * Q]: where a view is on disk, its logits if they are kept."""
+        return next(iter(self.stores.values())).sums != 0
 
     def _open_folder(self, rebuild: bool) -> None:
         record = self.folder / "key.json"
         if rebuild and record.exists():
             files = (Store(self.folder, name, 0, 0, torch.uint8) for name in CACHEABLE)
-            for name in (*(n for s in files for n in (s.valid_file, s.data_file)), "key.json"):
+            names = (n for s in files for n in (s.marks_file, s.sums_file, s.data_file))
+            for name in (*names, "key.json"):
                 (self.folder / name).unlink(missing_ok=True)
         if not record.exists():
             # what a process leaves behind that is killed while it writes the key is no content
@@ -259,23 +323,24 @@ class CachedTeacher:
             return self.live.features(batch, taps)
         view_id = batch.view_id
         wanted = {name: self.stores[name] for name in self.spec.outputs(taps)}
-        known = np.logical_and.reduce([store.filled[view_id].numpy() for store in wanted.values()])
-        missing = np.flatnonzero(known == 0)
+        known = np.logical_and.reduce([store.known(view_id) for store in wanted.values()])
+        missing = np.flatnonzero(~known)
         self.hits += len(batch) - len(missing)
         if self.in_quarters:
             # an accelerator tunes its kernels for every size of a batch it meets: let that be four
             more = -len(missing) % -(-len(batch) // 4)
             missing = np.sort(np.concatenate([missing, np.flatnonzero(known)[:more]]))
-        rows = batch.index * self.num_views + batch.crop
+        index = batch.index if self.positions is None else self.positions[batch.index]
+        rows = index * self.num_views + batch.crop
         if not len(missing):
-            return {name: given(store.read(view_id, rows)) for name, store in wanted.items()}
+            return {name: given(store.read(rows)) for name, store in wanted.items()}
         return self._fill(batch, rows, torch.from_numpy(missing), wanted)
 
     def _fill(self, batch: Batch, rows: Tensor, missing: Tensor, wanted: Mapping[str, Store]) -> Features:
         """Ask the teacher for the views at the positions `missing` [M], keep what it says, and put all together."""
         assert batch.view_id is not None
         whole, view_id = len(missing) == len(batch), batch.view_id
-        out = {} if whole else {name: given(store.read(view_id, rows)) for name, store in wanted.items()}
+        out = {} if whole else {name: given(store.read(rows)) for name, store in wanted.items()}
         if not whole:
             positions = (missing.pin_memory() if rows.is_cuda else missing).to(rows.device, non_blocking=True)
             inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs

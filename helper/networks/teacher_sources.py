@@ -1,4 +1,4 @@
-"""Teacher sources: whoever answers a step's question for the teacher's features."""
+"""Sources of teacher features: a live network, an ensemble, one shared between students."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from core.taps import TappedNet
 from helper.machine.kernels import PLAIN, Kernels, folded, maybe_compiled, with_cast_weights
 from helper.networks.teacher_cache import CachedTeacher
 
+ABSURD = 1e6  # of a logit
+
 
 @dataclass(frozen=True)
 class TeacherConfig(Config):
@@ -25,7 +27,8 @@ class TeacherConfig(Config):
 
     path_t: list[str] | None = option(
         None,
-        "checkpoint of the teacher, or torchvision:NAME, timm:NAME for published weights; several make an ensemble",
+        "checkpoint of the teacher, or torchvision:NAME, timm:NAME for published weights; several make an ensemble; "
+        "FILE@ema reads the averaged weights of a file that holds both",
         short="--teacher",
     )
     model_t: str | None = option(None, "teacher network, where neither the checkpoint nor its path tells")
@@ -44,6 +47,17 @@ class TeacherConfig(Config):
         "linear (logistic regression) or means (the nearest class mean)",
         choices=("linear", "means"),
         role=RESULT,
+    )
+    mean_t: list[float] | None = option(
+        None,
+        "mean of the pixels in [0, 1] in the teacher's training, one value or one per channel (default: the network's)",
+        role=RESULT,
+    )
+    std_t: list[float] | None = option(
+        None, "standard deviation likewise; [-1, 1] is mean and std 0.5, 0..255 is mean 0 and std 0.003922", role=RESULT
+    )
+    match_classes: bool = option(
+        False, "bring the teacher's logits into the data set's order of classes, where both name the same"
     )
     skip_validation: bool = option(False, "do not evaluate the teacher first")
     fold_teacher: bool = option(False, "fold the teacher's batch norm into its convolutions", role=RESULT)
@@ -69,6 +83,7 @@ class LiveTeacher:
     ):
         self.net, self.autocast = net.eval().requires_grad_(False), autocast
         self.kernels, self.full = kernels, full
+        self.checked = False  # whether its first logits were
         self.dropout = False  # whether dropout and drop path stay on; see keep_dropout()
         self.spec = net.spec
         self.device = next(net.parameters()).device
@@ -81,13 +96,27 @@ class LiveTeacher:
             if self.dropout:  # what is prepared below is fixed in eval mode
                 with noisy(self.net.model):
                     features = self.net(inputs)
+                self._check(features.get("logits"))
                 return {k: features[k] for k in self.spec.outputs(taps)}
             if self._run is None:
                 self._run = self._prepared(inputs)
             features = self._run(len(batch), inputs)
+            self._check(features.get("logits"))
             # what a CUDA graph wrote is overwritten by its next replay; students of one batch may ask for it later
             copies = self.kernels.graphs
             return {k: features[k].clone() if copies else features[k] for k in self.spec.outputs(taps)}
+
+    def _check(self, logits: Tensor | None) -> None:
+        """UserError where the logits of the first batch teach nothing; the device is waited for that once."""
+        if self.checked or logits is None:
+            return
+        self.checked = True
+        largest = float(logits.detach().abs().max())  # NaN, if one of them is
+        if not largest <= ABSURD:
+            raise UserError(
+                f"the teacher {self.spec.name} puts out logits of up to {largest:g} on the first batch, which teach "
+                "nothing: its weights are damaged, or its images need another normalisation"
+            )
 
     def _prepared(self, inputs: Mapping[str, Any]) -> Callable[..., Features]:
         """A callable of (batch size, inputs)."""
@@ -163,7 +192,7 @@ class SharedTeacher:
     """One forward per batch for several students: remembers the last batch, by identity, with all taps anybody wants.
 
     taps: the union over the students. cache: the source, if it is one. A student whose method changes the batch asks
-    with another batch, and pays for it; so does every student of --accumulate, which cuts batches anew for each.
+    with another batch, and pays for it; so does every student of --accumulate, which cuts batches again for each.
     """
 
     def __init__(self, source: TeacherSource, taps: Sequence[str], cache: CachedTeacher | None = None):

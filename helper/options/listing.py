@@ -1,7 +1,7 @@
 """What there is: methods, models and data sets, as `--list` prints them and as README's tables show them.
 
     python -m helper.options.listing [methods|models|data]     the page
-    python -m helper.options.listing --write README.md         README's tables and listing.json
+    python -m helper.options.listing --write                   the tables of README and docs/, and listing.json
 
 All of it is read off the registries: the first line of a method's file names its paper, its Config the defaults,
 `needs` its taps. Parameters and multiply-accumulates are counted on networks without data (torch's meta device), which
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -70,7 +70,7 @@ KINDS = ("all", "methods", "models", "data")
 class Method:
     """One registry entry. venue: with the year; "" where there is no paper. taps: as read_by() words them.
 
-    deployed, trained: parameters beside the student's, at test time and while training; None where unknown.
+    deployed, trained: parameters in addition to the student's, at test time and while training; None where unknown.
     """
 
     name: str
@@ -142,17 +142,17 @@ def bare(spec: ModelSpec, num_classes: int, want: Sequence[str] = ()) -> TappedN
         return TappedNet(spec(num_classes=num_classes), spec, want).eval()
 
 
-def counts() -> dict[str, dict[str, list]]:
+def counts() -> dict[str, dict[str, list[Any]]]:
     """The content of listing.json: what count_model() and count_method() find."""
     return {
-        "models": {m.name: [m.parameters, m.macs] for m in models(anew=True)},
-        "methods": {m.name: [m.taps, m.deployed, m.trained, list(m.found)] for m in methods(anew=True)},
+        "models": {m.name: [m.parameters, m.macs] for m in models(recount=True)},
+        "methods": {m.name: [m.taps, m.deployed, m.trained, list(m.found)] for m in methods(recount=True)},
     }
 
 
 @cache
-def models(anew: bool = False) -> tuple[Model, ...]:
-    known = {} if anew else json.loads(COUNTED.read_text())["models"]
+def models(recount: bool = False) -> tuple[Model, ...]:
+    known = {} if recount else json.loads(COUNTED.read_text())["models"]
     return tuple(model(model_dict[name], known.get(name)) for name in model_dict)
 
 
@@ -170,8 +170,8 @@ def count_model(spec: ModelSpec) -> tuple[int, int]:
 
 
 @cache
-def methods(anew: bool = False) -> tuple[Method, ...]:
-    known = {} if anew else json.loads(COUNTED.read_text())["methods"]
+def methods(recount: bool = False) -> tuple[Method, ...]:
+    known = {} if recount else json.loads(COUNTED.read_text())["methods"]
     return tuple(method(method_dict[name], known.get(name)) for name in method_dict)
 
 
@@ -185,7 +185,7 @@ def count_method(kind: type[Distiller]) -> tuple[str, int | None, int | None, li
     return taps, deployed, trained, about + (["full batches only"] if full else [])
 
 
-def method(kind: type[Distiller], known: Sequence | None = None) -> Method:
+def method(kind: type[Distiller], known: Sequence[Any] | None = None) -> Method:
     paper, cfg = paper_of(kind), kind.Config()
     weights = f"-c {cfg.cls:g} -d {cfg.div:g} -b {cfg.beta:g}" + (f" --kd_T {cfg.kd_T:g}" if cfg.kd_T != 4 else "")
     spelled = {"cls": "-c", "div": "-d", "beta": "-b"}
@@ -198,7 +198,7 @@ def method(kind: type[Distiller], known: Sequence | None = None) -> Method:
     if kind.teacher_mode == "absent":
         remarks.append("no teacher")
     elif kind.teacher_mode == "trained":
-        remarks.append("trains a second student beside the first")
+        remarks.append("trains a second student next to the first")
     if kind.before is not None:
         remarks.append("a first stage before it (--init_epochs)")
     taps, deployed, trained, found = known or count_method(kind)
@@ -321,7 +321,7 @@ def _models_page() -> str:
 
 
 def tables() -> dict[str, str]:
-    """README's tables, in Markdown, by the name of their markers."""
+    """The tables of README and docs/, in Markdown, by the name of their markers."""
     rows = [
         (
             f"`{m.name}`" + "".join(f", `{a}`" for a in m.aliases),
@@ -330,12 +330,12 @@ def tables() -> dict[str, str]:
             f"`{m.weights}`" + (f"; `{m.by_authors}`" if m.by_authors else ""),
             f"{in_millions(m.deployed)} / {in_millions(m.trained)}",
         )
-        for m in methods(anew=True)
+        for m in methods(recount=True)
     ]
     header = ("method", "paper", "reads", "weights; authors' own", "extra parameters, test / training")
     sizes = [
         (f"`{m.name}`", f"{m.parameters / 1e6:.2f} M", f"{m.macs / 1e6:.1f} M", "x".join(map(str, m.shape)), m.taps)
-        for m in models(anew=True)
+        for m in models(recount=True)
     ]
     return {
         "methods": _markdown(header, rows),
@@ -356,15 +356,20 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
-def written(text: str) -> str:
-    """A document with its tables made anew; UserError where a marker is missing."""
+PAGES = {"measured": "README.md", "methods": "docs/methods.md", "models": "docs/models.md"}  # table -> its page
+
+
+def written() -> dict[Path, str]:
+    """Page -> its text with the present table; UserError where a marker is missing."""
+    pages = {}
     for name, table in tables().items():
-        start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        path, start, end = ROOT / PAGES[name], f"<!-- {name} -->", f"<!-- end of {name} -->"
+        text = path.read_text()
         if start not in text or end not in text:
-            raise UserError(f"there is no place for the table of {name}: it goes between '{start}' and '{end}'")
+            raise UserError(f"{path} has no place for the table of {name}: it goes between '{start}' and '{end}'")
         before, _, rest = text.partition(start)
-        text = f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
-    return text
+        pages[path] = f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
+    return pages
 
 
 def show(kind: str) -> None:
@@ -380,14 +385,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "python -m helper.options.listing", description="List methods, models and data sets."
     )
     parser.add_argument("kind", nargs="?", choices=KINDS, default="all")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="make the tables between the markers of FILE anew")
+    parser.add_argument("--write", action="store_true", help="write the tables of README and docs/")
     args = parser.parse_args(argv)
-    if args.write is None:
+    if not args.write:
         show(args.kind)
     else:
-        atomic_write_text(args.write, written(args.write.read_text()))
+        for path, text in written().items():
+            atomic_write_text(path, text)
+            print(f"wrote {path}")
         atomic_write_text(COUNTED, json.dumps(counts()).replace("], ", "],\n") + "\n")  # an entry a line
-        print(f"wrote {args.write}")
 
 
 if __name__ == "__main__":

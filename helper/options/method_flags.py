@@ -43,7 +43,7 @@ class LossConfig(Config):
     kd_T: float = option(4.0, "temperature of the logit KL", check=positive, role=RESULT)  # noqa: N815
     logit_stand: bool = option(
         False,
-        "compare z-scored logits in every logit loss (LSKD; published beside kd with -c 0.1 -d 9 --kd_T 2)",
+        "compare z-scored logits in every logit loss (LSKD; published next to kd with -c 0.1 -d 9 --kd_T 2)",
         role=RESULT,
     )
     norm_kd: bool = option(
@@ -72,7 +72,7 @@ class LossConfig(Config):
     )
     protocol: str = option(
         "simkd",
-        "what holds unless given: simkd keeps cross-entropy and KL beside every method, authors takes each "
+        "what holds unless given: simkd keeps cross-entropy and KL next to every method, authors takes each "
         "publication's own weights, modern trains with AdamW, a cosine with warm-up, smoothed labels and an average",
         choices=("simkd", "authors", "modern"),
         role=RESULT,
@@ -102,11 +102,11 @@ MODERN: Mapping[str, Any] = {
 LOGIT_FLAGS = ("logit_stand", "norm_kd", "ea_weight", "ea_T", "ea_as_published")
 
 
-def _field_flag(method: str, f: dataclasses.Field) -> str:
+def _field_flag(method: str, f: dataclasses.Field[Any]) -> str:
     return f.metadata.get("flag") or f"--{method}_{f.name}"
 
 
-def _own_fields(method: type[Distiller]) -> list[dataclasses.Field]:
+def _own_fields(method: type[Distiller]) -> list[dataclasses.Field[Any]]:
     common = {f.name for f in dataclasses.fields(Distiller.Config)}
     return [f for f in dataclasses.fields(method.Config) if f.name not in common]
 
@@ -120,7 +120,7 @@ def flags_of(method: type[Distiller]) -> list[Flag]:
     return [_flag_of_field(method.name, f) for f in _own_fields(method)]
 
 
-def _flag_of_field(method: str, f: dataclasses.Field) -> Flag:
+def _flag_of_field(method: str, f: dataclasses.Field[Any]) -> Flag:
     return dataclasses.replace(flag_of(f, prefix=f"{method}_"), role=RESULT)
 
 
@@ -161,7 +161,7 @@ def _dest(method: type[Distiller], name: str) -> str:
 
 def _config(
     values: Mapping[str, Any],
-    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field]]],
+    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field[Any]]]],
     methods: Sequence[type[Distiller]],
     teacher: bool,
 ) -> Any:

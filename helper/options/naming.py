@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
+from core.protocols import UserError
 from distiller_zoo import published_names
 from helper.options.settings import Settings
-from helper.runs.folder import SEPARATOR, RunFolder, file_name
+from helper.runs.folder import SEPARATOR, RunFolder, file_name, portable
 
 LONGEST_NAME = 200  # bytes of a folder's name; most file systems end at 255
 
@@ -44,7 +46,30 @@ def published_name(distill: str) -> str:
     return "+".join(published_names.get(part, part) for part in distill.split("+"))
 
 
+def before_extension(settings: Settings) -> Settings:
+    """Those of the finished run that --extend prolongs. UserError where there is nothing to prolong."""
+    configs, epochs = settings.configs, settings.run.extend
+    schedule = configs.training.schedule
+    assert epochs is not None
+    if epochs >= schedule.epochs:
+        raise UserError(
+            f"--extend {epochs} is the number of epochs a run has, and must be below --epochs {schedule.epochs}"
+        )
+    shorter = replace(configs.training, schedule=replace(schedule, epochs=epochs))
+    return replace(
+        settings, configs=replace(configs, run=replace(configs.run, extend=None, overwrite=False), training=shorter)
+    )
+
+
 def folder_of(settings: Settings, teacher: str | None) -> RunFolder:
+    """The run's folder: --name, else the spelling of --run_names, unless the run is there in the other one."""
     root = Path(settings.run.save_root) / ("teachers" if settings.is_teacher else "students")
-    name = run_name(settings, teacher)
-    return RunFolder(root / "models" / name, root / "tensorboard" / name, settings.model)
+    name = settings.run.name or run_name(settings, teacher)
+    spellings = [(name, settings.model), (portable(name), portable(settings.model))]
+    if settings.run.run_names == "portable":
+        spellings.reverse()
+    if settings.run.name:
+        spellings = [(name, spellings[0][1])]
+    there = [pair for pair in spellings if (root / "models" / pair[0] / "args.json").exists()]
+    name, network = (there or spellings)[0]
+    return RunFolder(root / "models" / name, root / "tensorboard" / name, network)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from core.option import UNSET, Flag, add_flag, add_groups, not_negative, read
+from core.option import UNSET, Flag, add_flag, add_groups, at_least, not_negative, read
 from core.protocols import UserError
 from dataset import recipe
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined
 from distiller_zoo.base import Distiller
 from helper.machine.seeding import trial_seed
+from helper.options.config_file import FileSettings, read_file, text
 from helper.options.method_flags import (
     MODERN,
     _config,
@@ -29,10 +30,21 @@ from helper.options.method_flags import (
     _own_fields,
     _spellings,
     _weights_of,
+    flags_of,
     term_weights,
 )
+from helper.options.old_flags import Parser
 from helper.options.plugins import load_plugins
-from helper.options.settings import Configs, Settings, StudentConfigs, TeacherConfigs, common_flags
+from helper.options.quick import add_help, normalised
+from helper.options.settings import (
+    COMMON,
+    Configs,
+    Settings,
+    StudentConfigs,
+    TeacherConfigs,
+    common_flags,
+    given_by_user,
+)
 from helper.runs.folder import WITHOUT_EFFECT, plain_word
 from models import model_dict
 
@@ -42,31 +54,14 @@ EPILOG = (
 )
 
 
-def normalised(argv: Sequence[str] | None) -> list[str]:
-    """--path-t=x -> --path_t=x; values and single-dash flags stay as they are. None reads sys.argv."""
-    argv = sys.argv[1:] if argv is None else argv
-    out: list[str] = []
-    for i, token in enumerate(argv):
-        if token == "--":
-            return out + list(argv[i:])
-        if token.startswith("--"):
-            name, equals, value = token[2:].partition("=")
-            token = "--" + name.replace("-", "_") + equals + value
-        out.append(token)
-    return out
+class _Parser(Parser):
+    """Answers a flag of another method with that method's name."""
 
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, except that a flag of another method is answered with that method's name."""
-
-    def error(self, message: str) -> Any:
-        kind, _, rest = message.partition(": ")
-        tokens = rest.split() if kind == "unrecognized arguments" else rest.split()[:1] * (kind == "ambiguous option")
-        for token in (t.split("=")[0] for t in tokens if t.startswith("-")):
-            owners = [m for m in method_dict if any(token in names for names in _spellings(method_dict[m]))]
-            if owners:
-                message += f" ({token} belongs to --distill {' and '.join(owners)})"
-        self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")
+    def hint(self, token: str) -> str:
+        owners = [m for m in method_dict if any(token in names for names in _spellings(method_dict[m]))]
+        if owners:
+            return f" ({token} belongs to --distill {' and '.join(owners)})"
+        return super().hint(token)
 
 
 def _named_before(argv: Sequence[str], flag: str, shortest: int, nargs: str | None = None) -> Any:
@@ -83,7 +78,7 @@ def _named_before(argv: Sequence[str], flag: str, shortest: int, nargs: str | No
         return None
 
 
-def _parser(kind: type[Configs]) -> _Parser:
+def script_parser(kind: type[Configs]) -> _Parser:
     """The parser of a script, without the flags of a method."""
     teacher = kind is TeacherConfigs
     prog = "train_teacher.py" if teacher else "train_student.py"
@@ -92,13 +87,20 @@ def _parser(kind: type[Configs]) -> _Parser:
         if teacher
         else ("Train a student network with a teacher. `--distill METHOD --help` adds the method's own flags.")
     )
-    parser = _Parser(prog, description=about, epilog=EPILOG)
+    parser = _Parser(prog, description=about, epilog=EPILOG, add_help=False)
+    add_help(parser, COMMON)
     parser.add_argument(
         "--list",
         nargs="?",
         const="all",
         choices=("all", "methods", "models", "data"),
         help="list methods, models and data sets, and exit",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="settings from a TOML, JSON or YAML file, or a run's args.json"
+    )
+    parser.add_argument(
+        "--print_config", action="store_true", help="print the settings as a file for --config, and exit"
     )
     add_groups(parser, kind)
     return parser
@@ -109,6 +111,28 @@ def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
     return parse_students(argv, teacher=teacher)[0][0]
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What a command line and its --config set. values: flag -> value or UNSET. own: flag of a method -> the methods
+    that have it, and their fields."""
+
+    values: dict[str, Any]
+    flags: dict[str, Flag]
+    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field[Any]]]]
+    distills: Sequence[str]
+    file: FileSettings
+    from_file: Collection[str]
+
+    def trials(self) -> list[str]:
+        return _trials(self.values, self.flags["trial"].default)
+
+    def lanes(self) -> list[tuple[str | None, str]]:
+        """(student, method) of every student to train together."""
+        named = self.values.get("model_s", UNSET)
+        students = [None] if named is UNSET else _listed(named, "--model_s")
+        return [(student, distill) for student in students for distill in self.distills]
+
+
 def parse_students(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Settings]]:
     """Parse a script's command line: one list of settings per trial, with one entry per student to train together.
 
@@ -116,20 +140,44 @@ def parse_students(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Se
     code 2); everything else raises UserError.
     """
     argv = normalised(argv)
-    load_plugins(_named_before(argv, "--plugin", 4, "*") or ())
-    kind: type[Configs] = TeacherConfigs if teacher else StudentConfigs
-    parser = _parser(kind)
+    given = _read(argv, TeacherConfigs if teacher else StudentConfigs)
+    print_config = given.values.pop("print_config")
+    lanes = given.lanes()
+    if len(lanes) > 1:
+        methods = list(dict.fromkeys(m for distill in given.distills for m in _methods(distill)))
+        _check_lanes(given.values, given.distills, methods)
+    if given.values["name"] is not UNSET and (count := len(lanes) * len(given.trials())) > 1:
+        raise UserError(f"--name names one run, and this command trains {count}: leave it out")
+    trials = [
+        [_settings(given, trial, student, distill, argv) for student, distill in lanes] for trial in given.trials()
+    ]
+    if print_config:
+        print(_config_of(given, trials), end="")
+        raise SystemExit(0)
+    return trials
+
+
+def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
+    """Command line and file as flags and values; the command line wins."""
+    parser = script_parser(kind)
+    file = read_file(_named_before(argv, "--config", len("--con")), parser.prog)
+    plugins = [p for p in file.text("plugin").split(",") if p]
+    load_plugins(_named_before(argv, "--plugin", 4, "*") or plugins)
     decays = _named_before(argv, "--lr_decay_epochs", len("--lr_decay_e"), "+") or ()
     if len(decays) > 1 and all(word.strip(",").isdecimal() for word in decays):
         joined = ",".join(word.strip(",") for word in decays)
         raise UserError(f"--lr_decay_epochs {' '.join(decays)}: separate the epochs by commas alone, as {joined}")
-    named = _named_before(argv, "--distill", len("--disti"))
     flags = {f.dest: f for f in common_flags(kind)}
-    distills = _listed(named or flags["distill"].default, "--distill")
+    named = _named_before(argv, "--distill", len("--disti"))
+    if named is None:
+        named = file.text("distill") or flags["distill"].default
+    distills = _listed(named, "--distill")
     methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
-    if teacher and (len(methods) != 1 or methods[0].teacher_mode != "absent"):
-        raise UserError(f"--distill {','.join(distills)} is no way to train a teacher alone: use train_student.py")
-    own: dict[str, list[tuple[type[Distiller], dataclasses.Field]]] = {}
+    if kind is TeacherConfigs and (len(methods) != 1 or methods[0].teacher_mode != "absent"):
+        raise UserError(
+            f"--distill {','.join(distills)} needs a teacher, and train_teacher.py has none: use train_student.py"
+        )
+    own: dict[str, list[tuple[type[Distiller], dataclasses.Field[Any]]]] = {}
     for method in methods:
         group = parser.add_argument_group(f"flags of {method.name}")
         for f in _own_fields(method):
@@ -138,39 +186,56 @@ def parse_students(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Se
                 flags[flag.dest] = flag
                 add_flag(group, flag)
             own.setdefault(flag.dest, []).append((method, f))
-
-    given = vars(parser.parse_args(argv))
-    if listed := given.pop("list"):
+    values = vars(parser.parse_args(argv))
+    if listed := values.pop("list"):
         from helper.options.listing import show  # imports every method
 
         show(listed)
         raise SystemExit(0)
-    students = [None] if teacher or given["model_s"] is UNSET else _listed(given["model_s"], "--model_s")
-    lanes = [(student, distill) for student in students for distill in distills]
-    if len(lanes) > 1:
-        _check_lanes(given, distills, methods)
-    trials: list[list[Settings]] = []
-    for trial in _trials(given, flags["trial"].default):
-        trials.append([])
-        for student, distill in lanes:
-            mine = _methods(distill)
-            used = {k: [(m, f) for m, f in users if m in mine] for k, users in own.items()}
-            others = {k for k, users in used.items() if not users}
-            chosen = {k: v for k, v in given.items() if k not in others} | {"trial": trial}
-            if not teacher:
-                chosen |= {"distill": distill} | ({"model_s": student} if student else {})
-                if len(lanes) > 1:
-                    chosen["weight"] = _weights_of(given["weight"], mine)
-            label = f"{student} {distill}" if len(students) > 1 else distill
-            resolved = _resolve(
-                chosen,
-                {k: f for k, f in flags.items() if k not in others},
-                {k: users for k, users in used.items() if users},
-                mine,
-                kind,
-            )
-            trials[-1].append(dataclasses.replace(resolved, command=list(argv), label=label))
-    return trials
+    del values["config"]
+    typed = file.typed(flags, _others(methods)) if file.given else {}
+    from_file = {k: v for k, v in typed.items() if values[k] is UNSET}
+    return _Given(values | from_file, flags, own, distills, file, from_file.keys())
+
+
+def _others(methods: Sequence[type[Distiller]]) -> list[str]:
+    """The flags that only other methods have."""
+    return [
+        flag.dest for name in method_dict if method_dict[name] not in methods for flag in flags_of(method_dict[name])
+    ]
+
+
+def _settings(given: _Given, trial: str, student: str | None, distill: str, argv: Sequence[str]) -> Settings:
+    """Of one student of one trial."""
+    mine, several = _methods(distill), len(given.lanes()) > 1
+    used = {k: [(m, f) for m, f in users if m in mine] for k, users in given.own.items()}
+    others = {k for k, users in used.items() if not users}
+    chosen = {k: v for k, v in given.values.items() if k not in others} | {"trial": trial}
+    if "model_s" in given.flags:
+        chosen |= {"distill": distill} | ({"model_s": student} if student else {})
+        if several:
+            chosen["weight"] = _weights_of(given.values["weight"], mine)
+    flags = {k: f for k, f in given.flags.items() if k not in others}
+    own = {k: users for k, users in used.items() if users}
+    label = f"{student} {distill}" if len({s for s, _ in given.lanes()}) > 1 else distill
+    resolved = _resolve(chosen, flags, own, mine, given)
+    return dataclasses.replace(resolved, command=list(argv), label=label)
+
+
+def _config_of(given: _Given, trials: Sequence[Sequence[Settings]]) -> str:
+    """What --print_config writes: what was given, and everything else that all students of all trials share."""
+    every = [settings for lanes in trials for settings in lanes]
+    first = every[0]
+    typed = {k: v for k, v in given.values.items() if v is not UNSET}
+    shared = {
+        k: v
+        for k, v in first.as_dict().items()
+        if k not in ("seed", "trial")
+        and all(s.as_dict().get(k) == v for s in every)
+        and not (len(given.lanes()) > 1 and first.sources.get(k) == "method")
+    }
+    sources = dict(first.sources) | {k: "file" if k in given.from_file else "command line" for k in typed}
+    return text({**shared, **typed}, sources, f"{script_parser(type(first.configs)).prog} --config FILE repeats this")
 
 
 def flags_of_run(settings: Settings) -> dict[str, Flag]:
@@ -182,6 +247,8 @@ def flags_of_run(settings: Settings) -> dict[str, Flag]:
 
 def _listed(text: str, flag: str) -> list[str]:
     """'kd,at' -> ['kd', 'at']."""
+    if not text.strip():
+        raise UserError(f"{flag} is empty: give a value, or leave the flag out")
     names = text.split(",")
     if not all(names) or len(set(names)) < len(names):
         raise UserError(f"{flag} '{text}' must list different names, separated by single commas")
@@ -194,8 +261,7 @@ def _trials(given: Mapping[str, Any], default: str) -> list[str]:
     first = default if first is None else first
     if count is None or count == 1:
         return [first]
-    if count < 1:
-        raise UserError(f"--trials {count} must be at least 1")
+    at_least(1, 10**4)("--trials", count)
     if not first.isdecimal() or given["seed"] is not UNSET:
         raise UserError(
             "--trials counts on from --trial and seeds each trial with its number: give --trial a number "
@@ -215,12 +281,13 @@ def _check_lanes(given: Mapping[str, Any], distills: Sequence[str], methods: Seq
 
 
 def _resolve(
-    given: dict[str, Any],
+    given: Mapping[str, Any],
     flags: Mapping[str, Flag],
-    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field]]],
+    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field[Any]]]],
     methods: Sequence[type[Distiller]],
-    kind: type[Configs],
+    source: _Given,
 ) -> Settings:
+    kind = StudentConfigs if "model_s" in flags else TeacherConfigs
     values = {k: f.default for k, f in flags.items()}
     sources = dict.fromkeys(values, "default")
 
@@ -242,7 +309,11 @@ def _resolve(
     if not teacher:
         layer(_method_weights(methods, chosen.get("protocol", values["protocol"])), "method")
     defaults = dict(values)
+    recorded = source.file.recorded
+    if all(recorded.get(k) == chosen.get(k, values.get(k)) for k in ("dataset", network, "distill", "protocol")):
+        layer(source.file.unlike(values), "file")
     layer(chosen, "command line")
+    sources |= dict.fromkeys(chosen.keys() & source.from_file, "file")
     plain_word("--trial", values["trial"])
     if values["seed"] is None:
         values["seed"] = trial_seed(values["trial"])
@@ -255,18 +326,19 @@ def _resolve(
     configs = read(kind, values)
     config = _config(values, own, methods, teacher)
     method = methods[0] if len(methods) == 1 else Combined
-    without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if sources[k] == "command line"}
+    by_user = given_by_user(values, defaults, sources)
+    without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if k in by_user}
     if not teacher:
-        without_effect |= idle_logit_flags(values, sources, config, methods)
+        without_effect |= idle_logit_flags(values, by_user, config, methods)
     return Settings(
         configs, method, config, {k: values[k] for k in own}, defaults, sources, without_effect=without_effect
     )
 
 
 def idle_logit_flags(
-    values: Mapping[str, Any], sources: Mapping[str, str], config: Any, methods: Sequence[type[Distiller]]
+    values: Mapping[str, Any], by_user: Collection[str], config: Any, methods: Sequence[type[Distiller]]
 ) -> dict[str, str]:
-    """Flag -> why, of the flags about logit losses that do nothing beside these methods."""
+    """Flag -> why, of the flags about logit losses that do nothing next to these methods."""
     why: dict[str, str] = {}
     if not config.div and not any(m.reads_logits for m in methods):
         reason = f"{values['distill']} compares no logits with -d 0"
@@ -274,6 +346,6 @@ def idle_logit_flags(
     if values["ea_weight"] and not (config.div or any(m.weighs_rows for m in methods)):
         why["ea_weight"] = f"{values['distill']} has no logit loss per sample with -d 0"
     if not values["ea_weight"]:
-        given = [flag for flag in ("ea_T", "ea_as_published") if sources[flag] == "command line"]
+        given = [flag for flag in ("ea_T", "ea_as_published") if flag in by_user]
         why |= dict.fromkeys(given, "--ea_weight is off")
     return why

@@ -21,6 +21,7 @@ from helper.networks.teacher_cache import CacheConfig
 from helper.networks.teacher_sources import TeacherConfig
 from helper.options.method_flags import LossConfig
 from helper.runs.folder import RunConfig
+from helper.runs.trackers import TrackerConfig
 from helper.training.stages import TrainingConfig
 
 
@@ -50,6 +51,7 @@ class Configs:
     data: DataConfig
     training: TrainingConfig
     machine: MachineConfig
+    tracker: TrackerConfig
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,22 @@ NAME_ORDER = (
     *("label_smoothing", "mixup", "cutmix", "weight_decay", "momentum", "nesterov", "accumulate", "seed", "precision"),
     *("eval_precision", "deterministic", "max_steps", "classes_subset", "augment", "random_erase"),
     *("repeated_augmentation", "sync_bn", "short_side", "sampling", "train_crop", "no_flip", "flip_pairs", "decoder"),
-    *("param_groups", "pretrained", "frame_logits", "teacher_dropout"),
+    *("param_groups", "pretrained", "frame_logits", "teacher_dropout", "quantize"),
 )
+
+
+# what --help shows: heading -> flags; --help_all shows every flag under the heading of its Config
+COMMON = {
+    "run": ("trial", "trials", "save_root", "name", "resume", "overwrite", "dry_run", "max_steps"),
+    "data": ("dataset", "data_folder", "num_workers"),
+    "networks": ("model", "model_s", "path_t", "teacher_cache"),
+    "method": ("distill", "cls", "div", "beta", "kd_T", "weight"),
+    "optimisation": ("epochs", "batch_size", "learning_rate", "lr_decay_epochs", "schedule", "weight_decay"),
+    "regularisation": ("label_smoothing", "mixup", "augment"),
+    "speed": ("gpu_id", "precision"),
+    "several processes": ("multiprocessing_distributed",),
+    "video and recordings": ("num_segments", "modality", "modality_s", "modality_t"),
+}
 
 
 def common_flags(kind: type[Configs]) -> tuple[Flag, ...]:
@@ -88,14 +104,20 @@ def common_flags(kind: type[Configs]) -> tuple[Flag, ...]:
     return tuple(sorted(flags_in(kind), key=lambda flag: place.get(flag.dest, len(place))))
 
 
+def given_by_user(values: Mapping[str, Any], defaults: Mapping[str, Any], sources: Mapping[str, str]) -> set[str]:
+    """Flags given on the command line, and those that a file sets to another value than their default."""
+    moved = {k for k, source in sources.items() if source == "file" and values.get(k) != defaults.get(k)}
+    return moved | {k for k, source in sources.items() if source == "command line"}
+
+
 @dataclass(frozen=True)
 class Settings:
     """configs: one Config for each component; its parts are also attributes here (settings.training.optim.momentum).
 
     method, config: class and configuration of the method. method_flags: dest -> value of its own flags.
-    defaults: flag -> value that holds unless given. sources: flag -> "command line", "model recipe", "data set recipe",
-    "protocol", "method" or "default". without_effect: flag -> why; notices add to it. label: of this student among
-    those that are trained together.
+    defaults: flag -> value that holds unless given. sources: flag -> "command line", "file", "model recipe", "data set
+    recipe", "protocol", "method" or "default". without_effect: flag -> why; notices add to it. label: of this student
+    among those that are trained together.
     """
 
     configs: Configs
@@ -182,11 +204,16 @@ class Settings:
         values = flat(self.configs)
         return {f.dest: values[f.dest] for f in common_flags(type(self.configs)) if f.result} | dict(self.method_flags)
 
+    @property
+    def given(self) -> set[str]:
+        """Flags that the user set."""
+        return given_by_user(self.as_dict(), self.defaults, self.sources)
+
     def off_default(self) -> dict[str, Any]:
         """Settings the user moved away from the default that are not part of the published run-name template."""
         values = self.as_dict()
         counted = [f.dest for f in common_flags(type(self.configs)) if f.result and not f.named]
-        given = {k for k, source in self.sources.items() if source == "command line"} - set(self.without_effect)
+        given = self.given - set(self.without_effect)
         moved = {
             k: values[k] for k in (*counted, *self.method_flags) if k in given and values[k] != self.defaults.get(k)
         }

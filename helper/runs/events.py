@@ -95,7 +95,7 @@ def require_backend(backend: str) -> None:
 
 
 class _Guarded:
-    """A disk that is full is the user's to mend: one sentence, and the run goes on from its last state."""
+    """Turns a full disk into a UserError; the run can be resumed."""
 
     def __init__(self, writer: Writer, folder: Path):
         self.writer, self.folder = writer, folder

@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
+from core import lock
 from core.files import atomic_write, atomic_write_json, atomic_write_text, read_json, remembered
-from core.log import claim
-from core.option import NAMED, RESULT, Config, option
+from core.option import NAMED, RESULT, Config, at_least, option
 from core.protocols import UserError
 from core.registry import loaded_plugins
 
@@ -43,7 +43,7 @@ class RunConfig(Config):
     heading = "run"
 
     trial: str = option("0", "name of this repetition", short="-t", check=plain_word, role=NAMED)
-    trials: int = option(1, "repetitions, one after the other, counting on from --trial")
+    trials: int = option(1, "repetitions, one after the other, counting on from --trial", check=at_least(1, 10**4))
     seed: int | None = option(
         None,
         "random seed (default: the trial number, or crc32 of a word)",
@@ -51,7 +51,20 @@ class RunConfig(Config):
         role=RESULT,
     )
     save_root: str = option("./save", "root of runs and teachers")
+    name: str | None = option(None, "name of the run's folder (default: made of its settings)", check=plain_word)
+    run_names: str = option(
+        "published",
+        "spelling of run folders: published, with : and , in it, or portable, which every file system and rsync read",
+        choices=("published", "portable"),
+    )
     resume: str = option("auto", "auto: continue the run that is there; or the path of a _last.pth")
+    extend: int | None = option(
+        None,
+        "prolong a finished run: the number of epochs it has, with the new number as --epochs; the rest of the command "
+        "as it was",
+        check=at_least(1),
+        role=RESULT,
+    )
     overwrite: bool = option(False, "delete a run of this name first")
     dry_run: bool = option(False, "parse, build, train one batch, and write nothing")
     tb_backend: str = option(
@@ -70,6 +83,11 @@ class RunConfig(Config):
 
 # flags that do nothing in any run
 WITHOUT_EFFECT = ("use_lmdb", "tb_freq", "save_freq")
+
+
+def portable(name: str) -> str:
+    """A name of letters, digits and -_.=+~ alone, which scp, rsync, Docker volumes, exFAT and Windows read as one."""
+    return re.sub(r"[^\w.=+~-]", "-", name.replace(":", "="))
 
 
 def file_name(network: str) -> str:
@@ -120,19 +138,24 @@ class RunFolder:
 
         Raises UserError when the folder holds a run with other settings, naming each of them.
         """
-        if self.log.exists():
-            with open(self.log) as file:
-                claim(file, self.models)
+        folders = (self.models, self.tensorboard)
+        for link in (folder for folder in folders if overwrite and folder.is_symlink()):
+            raise UserError(
+                f"--overwrite would delete what lies behind the link {link}: remove the link, or choose another --trial"
+            )
         try:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            lock.hold(self.models)
             if overwrite:
                 # first what a later process would take for this run's state, in case the rest is not reached
                 for path in (self.last, self.previous, self.finished):
                     path.unlink(missing_ok=True)
-                for folder in (self.models, self.tensorboard):
-                    if folder.exists():
-                        shutil.rmtree(folder)
-            self.models.mkdir(parents=True, exist_ok=True)
-            self.tensorboard.mkdir(parents=True, exist_ok=True)
+                for folder in folders:
+                    _empty(folder)
+            for path in (self.metrics, self.log):  # appended to, which would follow a link
+                if path.is_symlink():
+                    atomic_write(path.read_bytes() if path.exists() else b"", path)
             for leftover in self.models.glob(".*.tmp"):  # of a process that was killed in a save
                 leftover.unlink(missing_ok=True)
         except OSError as error:
@@ -160,7 +183,7 @@ class RunFolder:
             atomic_write_json(first | {"continued": [*noted, other]}, path)
 
     def adopt(self, other: Path) -> None:
-        """Bring in the rows and the best checkpoint of a run that goes on here from its folder `other`."""
+        """Bring in the rows and the best checkpoint of a run that continues here from its folder `other`."""
         if other.resolve() == self.models.resolve():
             return
         for path in (self.metrics, self.best, self.best_metrics):
@@ -215,6 +238,15 @@ class RunFolder:
             ) from error
 
 
+def _empty(folder: Path) -> None:
+    """Delete what is in a folder, but the lock; of links, the links."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != lock.NAME:
+            path.unlink(missing_ok=True)
+
+
 def previous_of(last: Path) -> Path:
     return last.with_suffix(f".prev{last.suffix}")
 
@@ -255,7 +287,7 @@ def refuse_differences(
         changes = "; ".join(f"{k} was {before.get(k)}, is {now.get(k)}" for k in different)
         raise UserError(
             f"{what} holds a run with other settings ({changes}): choose another --trial, "
-            "or pass --overwrite to start it anew"
+            "or pass --overwrite to start it from scratch"
         )
 
 
@@ -270,32 +302,51 @@ def paths_in(words: Iterable[str]) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def link_short_name(models_root: Path, model: str, run: RunFolder, method: str = "vanilla") -> Path | None:
-    """save/teachers/models/NAME_vanilla (or another method's name) -> this run.
+# what the runs of one teacher's experiment may differ in
+SCHEDULE = ("epochs", "lr_decay_epochs", "warmup_epochs", "max_steps", "trial", "seed")
 
-    So that the published student command finds it.
-    Never replaces what is there. Returns the path, whatever it leads to; None where it leads nowhere.
+
+def short_name_notice(link: Path, run: RunFolder) -> str:
+    """Gives a finished teacher its short name, save/teachers/models/NAME_vanilla, which published commands read.
+
+    A run of --max_steps gets none. A longer run of the same experiment takes the name over; nothing else loses it. Says
+    which run the name points to, and how to repoint it.
     """
-    link = models_root / f"{file_name(model)}_{method}"
-    if link.exists() or link.is_symlink():
-        return link
-    try:
-        link.symlink_to(run.models.name, target_is_directory=True)
-    except OSError:  # a file system without links: the long name still works
-        return None
-    return link
-
-
-def who_has(link: Path, run: RunFolder) -> str:
-    """Whether a short name leads to this run, and, if not, the command that makes it."""
-    if link.resolve() == run.models.resolve():
-        return f"also reachable as {link}"
     name = shlex.quote(str(link))
+    mine = _identity(run.models)
+    if mine.get("max_steps"):
+        return f"a run with --max_steps is a trial: {link} is not pointed to it"
+    taken = link.exists() or link.is_symlink()
+    if taken and link.resolve() == run.models.resolve():
+        return f"also reachable as {link}"
+    longer = taken and _longer(mine, _identity(link)) and link.is_symlink()
+    if not taken or longer:
+        before = os.readlink(link) if longer else ""
+        try:
+            temporary = link.with_name(f".{link.name}.{os.getpid()}")
+            temporary.symlink_to(run.models.name, target_is_directory=True)
+            temporary.replace(link)
+        except OSError:  # a file system without links: the long name still works
+            return f"no link {link} could be made here"
+        return f"also reachable as {link}" + (f", which pointed to the shorter run {before}" if longer else "")
     away = f"rm {name}" if link.is_symlink() else f"mv {name} {shlex.quote(f'{link}_before')}"
     return (
-        f"{link} is another run or file and stays as it is: who finishes first keeps the name; this run takes it by "
+        f"the alias {link} already points to another run or file. To point it here: "
         f"{away} && ln -s {shlex.quote(run.models.name)} {name}"
     )
+
+
+def _identity(folder: Path) -> Mapping[str, Any]:
+    """The settings of the run in a folder; {} where it holds none."""
+    found = remembered(folder / "args.json").get("identity")
+    return found if isinstance(found, dict) else {}
+
+
+def _longer(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether a run is the same experiment as another, with more epochs or with whole ones."""
+    if not theirs or any(mine.get(k) != v for k, v in theirs.items() if k not in SCHEDULE):
+        return False
+    return bool(theirs.get("max_steps")) or mine.get("epochs", 0) > theirs.get("epochs", 0)
 
 
 def environment() -> dict[str, Any]:

@@ -68,7 +68,9 @@ class ProgressLine:
         done = step + 1 - self.start_step
         rate = done * self.batch_size / elapsed
         left = (self.steps * (self.epochs - self.epoch + 1) - step - 1) * elapsed / done
-        text = f"{rate:.0f} img/s, loss {means['loss']:.4f}, Acc@1 {means['acc']:.2f}, left {clock(left)}"
+        total = self.steps * self.epochs * elapsed / done  # training alone, at the speed of this epoch
+        text = f"{rate:.0f} img/s, loss {means['loss']:.4f}, Acc@1 {means['acc']:.2f}, "
+        text += f"left {clock(left)} of {clock(total)}"
         if self.bar is not None:
             self.bar.set_postfix_str(text)
         else:

@@ -27,9 +27,9 @@ class TrainCommand:
 
     def __init__(self, argv: Sequence[str], log: str, environment: Mapping[str, str] | None = None):
         self.argv, self.log, self.environment = list(argv), log, dict(environment or {})
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> subprocess.Popen:
+    def start(self) -> subprocess.Popen[bytes]:
         Path(self.log).parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
@@ -47,7 +47,7 @@ class TrainCommand:
         return code
 
     def checkpoint(self) -> Any:
-        """submitit asks for this before a time limit or a pre-emption: save, and go on in another job."""
+        """submitit asks for this before a time limit or a pre-emption: save, and resume in another job."""
         from submitit.helpers import DelayedSubmission
 
         if self.process is not None:
@@ -228,7 +228,7 @@ def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]
             process.terminate()
         for process in running:
             process.wait()
-        print("interrupted; the same command goes on from there", flush=True)
+        print("interrupted; the same command resumes there", flush=True)
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -276,7 +276,7 @@ def slots_of(gpus: Sequence[str], per_gpu: int, jobs: int) -> list[dict[str, str
 
 
 def short_teachers(pending: Iterable[Want]) -> list[str]:
-    """A warning for each teacher whose run, if recorded beside its checkpoint, was shorter than the table's."""
+    """A warning for each teacher whose run, if recorded next to its checkpoint, was shorter than the table's."""
     warnings = {}
     for want in pending:
         paths = want.settings.teacher.path_t

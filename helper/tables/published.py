@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core.files import ROOT
+from core.files import ROOT, read_config
 from core.protocols import UserError
 from core.registry import Registry
 from helper.options.parse import parse
@@ -115,13 +114,8 @@ def read_table(name: str) -> Table:
         path = Path(name)
     else:
         path = tables()[Registry("table", {n: str(p) for n, p in tables().items()}).resolve(name)]
-    try:
-        raw = tomllib.loads(path.read_text())
-        lacking = {"title", "source", "protocol", "epoch", "runs", "pairs", "rows"} - raw.keys()
-    except OSError as error:
-        raise UserError(f"cannot read the table {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not a TOML file: {error}") from error
+    raw = read_config(path)
+    lacking = {"title", "source", "protocol", "epoch", "runs", "pairs", "rows"} - raw.keys()
     if lacking:
         raise UserError(
             f"{path} has no {', '.join(sorted(lacking))}; scripts/cifar100/tables/simkd.toml shows the form"
@@ -130,11 +124,23 @@ def read_table(name: str) -> Table:
     pairs = tuple((p["teacher"], p["student"], float(p["teacher_accuracy"])) for p in raw["pairs"])
     rows = {}
     for row in raw["rows"]:
-        if (count := len(row["published"])) != len(pairs):
-            raise UserError(f"{path}: {row['label']} has {count} values for {len(pairs)} columns")
+        more = row.get("more", [""] * len(pairs))
+        for values in (row["published"], more):
+            if len(values) != len(pairs):
+                raise UserError(f"{path}: {row['label']} has {len(values)} values for {len(pairs)} columns")
+        source = row.get("source", raw["source"])
         rows[row["label"]] = tuple(
-            Cell(path.stem, row["label"], teacher, student, row["flags"], float(value), raw["source"], dataset)
-            for (teacher, student, _), value in zip(pairs, row["published"], strict=True)
+            Cell(
+                path.stem,
+                row["label"],
+                teacher,
+                student,
+                f"{row['flags']} {own}".strip(),
+                float(value),
+                source,
+                dataset,
+            )
+            for (teacher, student, _), value, own in zip(pairs, row["published"], more, strict=True)
         )
     return Table(path.stem, raw["title"], raw["source"], raw["protocol"], raw["epoch"], raw["runs"], pairs, rows)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.files import read_json
+from core.log import progress
 from core.protocols import UserError
 from helper.networks.checkpoint import read_checkpoint
 from helper.options.naming import published_name
@@ -83,12 +84,13 @@ def run_folders(root: Path) -> list[Path]:
 
 
 def find_runs(root: Path, dataset: str | None) -> list[Run]:
-    runs = [run for run in map(read_run, run_folders(root)) if run is not None]
+    runs = [run for run in map(read_run, progress(run_folders(root), f"runs below {root}")) if run is not None]
     return [r for r in runs if dataset is None or r.identity["dataset"] == dataset]
 
 
 def chosen_runs(roots: Sequence[Path], dataset: str | None, only: str = "") -> list[Run]:
-    """Finished runs below the roots; how many are not finished is said on standard error.
+    """Finished runs below the roots; how many are not finished is said on standard error, and how many are left out as
+    trials (--max_steps), unless all are.
 
     only: methods or networks, separated by commas. UserError where nothing is left.
     """
@@ -103,6 +105,10 @@ def chosen_runs(roots: Sequence[Path], dataset: str | None, only: str = "") -> l
     runs = [run for run in runs if not words or words & names_of(run)]
     if not runs:
         raise UserError(f"--only {only} names no method and no network of a {what}")
+    trials = [run for run in runs if run.identity.get("max_steps")]
+    if trials and len(trials) < len(runs):
+        runs = [run for run in runs if not run.identity.get("max_steps")]
+        print(f"left out: {len(trials)} trial run{'s' * (len(trials) > 1)} (--max_steps)", file=sys.stderr)
     if unfinished:
         print(f"left out: {unfinished} unfinished run{'s' * (unfinished > 1)}", file=sys.stderr)
     return runs

@@ -65,10 +65,10 @@ def method_settings(identity: dict[str, Any]) -> str:
     if "model" in identity:
         return "teacher"
     name = "student alone" if identity["distill"] == "vanilla" else published_name(identity["distill"])
-    return name + "".join(f", {told(identity, k)}" for k in off_default(identity))
+    return name + "".join(f", {setting_text(identity, k)}" for k in off_default(identity))
 
 
-def told(identity: dict[str, Any], name: str) -> str:
+def setting_text(identity: dict[str, Any], name: str) -> str:
     """A setting as the command line has it."""
     value = identity[name]
     return f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
@@ -137,14 +137,14 @@ def checksums(groups: Sequence[Sequence[Run]], rows: Sequence[Sequence[str]], pr
     told_apart = [
         f"`{name}` of the {what}"
         for name, what in CHECKSUMS.items()
-        if any(f", {told(i, name)}" in label for i in identities if i.get(name) for label in labels)
+        if any(f", {setting_text(i, name)}" in label for i in identities if i.get(name) for label in labels)
     ]
     shown = told_apart + ["`test set` of the test data"] * any(", test set " in text for text in protocols)
     return [f"Checksums, equal for equal contents: {', '.join(shown)}."] if shown else []
 
 
 def protocol(run: Run) -> dict[str, Any]:
-    """What must be equal for two numbers to be comparable, beside method and networks."""
+    """What must be equal for two numbers to be comparable, next to method and networks."""
     found = {k: run.identity.get(k, default) for k, default in SHARED.items()}
     if run.identity.get("nesterov"):
         found["optimizer"] = "nesterov"
@@ -180,8 +180,8 @@ def tell_apart(groups: list[list[Run]]) -> list[str]:
         alike = [groups[j][0].identity for j in range(len(groups)) if labels[j] == labels[i]]
         mine = group[0].identity
         different = [k for k in mine if k not in REPETITION and any(other.get(k) != mine[k] for other in alike)]
-        different = [k for k in different if mine[k] is not None and f", {told(mine, k)}" not in labels[i][0]]
-        out.append(labels[i][0] + "".join(f", {told(mine, k)}" for k in different))
+        different = [k for k in different if mine[k] is not None and f", {setting_text(mine, k)}" not in labels[i][0]]
+        out.append(labels[i][0] + "".join(f", {setting_text(mine, k)}" for k in different))
     return out
 
 
@@ -196,7 +196,7 @@ def against_pairs(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[
 
 
 def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, rows, notes), one row per cell. published: what to print beside the same experiment of ours."""
+    """(header, rows, notes), one row per cell. published: what to print next to the same experiment of ours."""
     groups = grouped(runs)
     alone = {
         (network(g[0]), json.dumps(protocol(g[0]))): statistics.mean(last(g))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,9 +21,28 @@ _LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textb
 _LATEX |= {"±": r"$\pm$", "→": r"$\rightarrow$", "-": "-"}
 
 
+_NUMBERS = re.compile(r"[-+][\d.][\d.,\s±()\[\]%/]*")  # what a table writes of numbers, signs in front
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and other control characters."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def markdown(text: str) -> str:
+    """Plain text as a cell of a table."""
+    return one_line(text).replace("\\|", "|").replace("|", "\\|")
+
+
+def csv_cell(text: str) -> str:
+    """A cell that no spreadsheet takes for a formula: behind an apostrophe where it begins like one."""
+    begins = text.lstrip().startswith(("=", "+", "-", "@")) and not _NUMBERS.fullmatch(text)
+    return f"'{text}" if begins else text
+
+
 def latex(text: str) -> str:
     """Plain text with every special character escaped."""
-    escaped = "".join(_LATEX.get(c, c) for c in text)
+    escaped = "".join(_LATEX.get(c, c) for c in one_line(text))
     return re.sub(r"^-(?=\d)", "$-$", escaped)
 
 
@@ -31,7 +51,7 @@ def as_latex(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
     form = "ll" + "r" * (len(header) - 2)
     body = [" & ".join(map(latex, row)) + r" \\" for row in rows]
     lines = [
-        *(f"% {note}" for note in notes),
+        *(f"% {one_line(note)}" for note in notes),
         rf"\begin{{tabular}}{{{form[: len(header)]}}}",
         r"\toprule",
         " & ".join(map(latex, header)) + r" \\",
@@ -116,8 +136,8 @@ def pivot(
             if header[-1] in row:
                 raise UserError(f"two experiments are called {labels[i]} in the column {header[-1]}")
             found = published_of(groups[i][0], cells)
-            beside = ", ".join(f"{v:.2f}" + f" ({sources.index(s) + 1})" * (len(sources) > 1) for v, s in found)
-            row[header[-1]] = entry(groups[i]) + (f" / {beside}" if beside else "")
+            published_text = ", ".join(f"{v:.2f}" + f" ({sources.index(s) + 1})" * (len(sources) > 1) for v, s in found)
+            row[header[-1]] = entry(groups[i]) + (f" / {published_text}" if published_text else "")
     rows = [[label, *(row.get(column, "") for column in header[1:])] for label, row in table.items()]
     notes.append("Last epoch, mean ± standard deviation (best epoch, selected on what it is reported on) [runs]")
     notes[-1] += " / published." if any(" / " in c for r in rows for c in r) else "."
@@ -136,16 +156,82 @@ def chosen_columns(header: list[str], rows: list[list[str]], wanted: str) -> tup
 
 
 def as_markdown(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    header, rows = list(map(markdown, header)), [list(map(markdown, row)) for row in rows]
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
         return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
 
     rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([line(header), rule, *map(line, rows), "", *[f"{n}\n" for n in notes]])
+    return "\n".join([line(header), rule, *map(line, rows), "", *[f"{one_line(n)}\n" for n in notes]])
+
+
+ENTRY = re.compile(
+    r"\(?(?P<mean>[+-]?\d+(?:\.\d+)?)\)?(?: M)?(?: ± (?P<std>\d+\.\d+))?(?: \((?P<best>\d+\.\d+)\))?"
+    r"(?: \[(?P<n>\d+)\])?(?: / (?P<published>.+))?"
+)
+CLOCK = re.compile(r"\d+(:\d\d)+")
+
+
+def numbers_of(name: str, cells: Sequence[str]) -> list[list[str]]:
+    """A column as columns of plain numbers, headings first; a column of text as it is."""
+    if any(cells) and all(CLOCK.fullmatch(cell) for cell in cells):
+        seconds = [sum(int(part) * 60**i for i, part in enumerate(reversed(cell.split(":")))) for cell in cells]
+        return [[f"{name} (s)", *map(str, seconds)]]
+    found = [ENTRY.fullmatch(cell) for cell in cells]
+    if not any(cells) or any(cell and not match for cell, match in zip(cells, found, strict=True)):
+        return [[name, *cells]]
+    many = any(match and (match["n"] or match["std"]) for match in found) or name == "last epoch"
+    parts = [part for part in ENTRY.groupindex if any(match and match[part] for match in found)]
+    if many and "std" not in parts:
+        parts.insert(1, "std")  # of one run there is none: the column is empty
+    heading = "n" if name == "runs" else name.strip("()") + " (M)" * any(cell.endswith(" M") for cell in cells)
+    return [
+        [f"{heading} {part}" if many else heading, *((match and match[part]) or "" for match in found)]
+        for part in parts
+    ]
 
 
 def as_csv(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    """Plain numbers: mean, standard deviation and number of runs have columns of their own, and no cell has a unit."""
+    columns = [c for i, name in enumerate(header) for c in numbers_of(name, [row[i] for row in rows])]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    csv.writer(text, lineterminator="\n").writerows([list(map(csv_cell, row)) for row in zip(*columns, strict=True)])
     return text.getvalue()
+
+
+KEEP_LAST = ("method", "last epoch", "gain", "network", "runs", "MACs", "parameters", "(best)", "teacher")
+
+
+def own_columns(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Settings that a method's name ends in ("kd, kd_T 8.0") as columns of their own."""
+    if header[0] != "method":
+        return header, rows
+    split = [row[0].split(", ") for row in rows]
+    found = [dict(part.split(" ", 1) for part in parts[1:] if " " in part) for parts in split]
+    names = list(dict.fromkeys(name for settings in found for name in settings))
+    left = [", ".join([parts[0], *(p for p in parts[1:] if " " not in p)]) for parts in split]
+    return [header[0], *names, *header[1:]], [
+        [label, *(settings.get(name, "") for name in names), *row[1:]]
+        for label, settings, row in zip(left, found, rows, strict=True)
+    ]
+
+
+def as_terminal(header: list[str], rows: list[list[str]], notes: list[str], width: int) -> str:
+    """Fits a terminal of `width` characters: settings have columns, those that all rows share and those for which there
+    is no room are left out and named."""
+    header, rows = own_columns(header, rows)
+    sizes = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    rank = {name: i for i, name in enumerate(KEEP_LAST)}
+    settings = {name for name in header if name in rank or name.isidentifier() and name not in ("loss", "time")}
+    order = sorted(range(len(header)), key=lambda i: (rank.get(header[i], 3 if header[i] in settings else 20), i))
+    kept: list[int] = []
+    for i in order:
+        if any(row[i] for row in rows) and sum(sizes[k] + 3 for k in [*kept, i]) + 1 <= width:
+            kept.append(i)
+    kept = sorted(kept) or [0]
+    gone = [name for i, name in enumerate(header) if i not in kept and any(row[i] for row in rows)]
+    text = as_markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows], [])
+    if gone:
+        notes = [f"No room for: {', '.join(gone)} (--out or --format has them).", *notes]
+    return "\n".join([text, *(textwrap.fill(note, width) for note in notes)]) + "\n"

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from core.option import RESULT, Config, not_negative, option, share
-from core.protocols import UserError
+from core.protocols import Gradients, Part, UserError
 
 MakeOptimizer = Callable[[Sequence[nn.Parameter], float], Optimizer]  # parameters, lr scale
 OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw", "rmsprop")
@@ -75,6 +75,14 @@ class OptimConfig(Config):
         if self.clip_grad:
             nn.utils.clip_grad_norm_(params, self.clip_grad)
 
+    def clipped(self, gradients: Gradients) -> Gradients:
+        """Gradients, scaled to the largest norm if they are longer."""
+        there = [g for g in gradients if g is not None]
+        if self.clip_grad and there:
+            norm = nn.utils.get_total_norm(there)
+            torch._foreach_mul_(there, (self.clip_grad / (norm + 1e-6)).clamp(max=1))
+        return gradients
+
     @property
     def advice(self) -> str:
         """A flag that may help where training diverges, "" if it is set already."""
@@ -120,16 +128,76 @@ def _of_timm(cfg: OptimConfig, lr: float) -> MakeOptimizer:
         from timm.optim import create_optimizer_v2, list_optimizers
     except ImportError as error:
         raise UserError(f"--optimizer {cfg.optimizer} needs the package timm: pip install timm") from error
-    known = list_optimizers()
+    known = [str(n) for n in list_optimizers()]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3) or known[:8]
         raise UserError(f"--optimizer {cfg.optimizer}: timm has no optimizer {name}: try {', '.join(near)}")
 
     def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
-        options = {"lr": lr * scale, "weight_decay": cfg.weight_decay, "momentum": cfg.momentum}
+        options: dict[str, Any] = {"lr": lr * scale, "weight_decay": cfg.weight_decay, "momentum": cfg.momentum}
         return create_optimizer_v2(_groups(cfg, params, scale), opt=name, **options)
 
     return make
+
+
+class PartedSGD(Optimizer):
+    """SGD with a momentum buffer for every part of the loss (DOT, DeepKD); parts are applied one after the other.
+
+    v = (momentum + the part's) * v + g, p = p - lr * v; the first v is g. The part that decays adds weight_decay * p to
+    its g. A parameter that one part alone reaches has the plain momentum and decay; where that part is another than the
+    one that decays, its first v is g without decay, as published. sgd: whose groups and settings it takes over.
+    """
+
+    def __init__(self, sgd: Optimizer, parts: Sequence[Part], method: str):
+        if not isinstance(sgd, torch.optim.SGD) or sgd.defaults["nesterov"]:
+            raise UserError(
+                f"{method} keeps a momentum for every part of its loss and trains with plain SGD: use --optimizer sgd"
+            )
+        known = ("params", "lr", "lr_scale", "weight_decay", "momentum")
+        defaults = {k: sgd.defaults[k] for k in ("lr", "weight_decay", "momentum")}
+        super().__init__([{k: g[k] for k in known if k in g} for g in sgd.param_groups], defaults)
+        self.parts = parts
+        for part in parts:
+            if not 0 <= (momentum := defaults["momentum"] + (part.momentum or 0.0)) < 1:
+                raise UserError(
+                    f"{method}: the {part.name} part has momentum {momentum:g}, that of the run and {part.momentum:g}, "
+                    "and must have at least 0 and less than 1: choose another --momentum"
+                )
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        raise RuntimeError("the gradients of the parts are passed to step_parts()")
+
+    @torch.no_grad()
+    def step_parts(self, params: Sequence[nn.Parameter], gradients: Sequence[Gradients]) -> None:
+        """gradients: of every part, each of all params."""
+        by_part: list[dict[Tensor, Tensor | None]] = [dict(zip(params, own, strict=True)) for own in gradients]
+        for group in self.param_groups:
+            for part, own in zip(self.parts, by_part, strict=True):
+                alike: dict[tuple[bool, bool], list[Tensor]] = {}
+                for p in group["params"]:
+                    if own[p] is not None:
+                        alone = sum(other[p] is not None for other in by_part) == 1
+                        alike.setdefault((alone, key_of(part) not in self.state[p]), []).append(p)
+                for (alone, first), some in alike.items():
+                    self._update(group, part, some, [own[p] for p in some], alone, first)
+
+    def _update(
+        self, group: Mapping[str, Any], part: Part, params: list[Tensor], g: Any, alone: bool, first: bool
+    ) -> None:
+        if part.decays or (alone and not first):
+            g = torch._foreach_add(g, params, alpha=group["weight_decay"])
+        if first:
+            for p, value in zip(params, g, strict=True):
+                self.state[p][key_of(part)] = value.clone()
+        buffers = [self.state[p][key_of(part)] for p in params]
+        if not first:
+            torch._foreach_mul_(buffers, group["momentum"] + (0.0 if alone else part.momentum or 0.0))
+            torch._foreach_add_(buffers, g)
+        torch._foreach_add_(params, buffers, alpha=-group["lr"])
+
+
+def key_of(part: Part) -> str:
+    return f"momentum_{part.name}"
 
 
 Multipliers = tuple[float, float]  # of the learning rate, of the weight decay

@@ -18,7 +18,7 @@ from core import machine
 from core.files import atomic_save, atomic_write_json
 from core.log import clock, log
 from core.protocols import Batch, DataSet, Loader, Progress, UserError
-from helper.evaluation.evaluate import evaluate
+from helper.evaluation.evaluate import TestBatches, evaluate
 from helper.evaluation.metrics import Meter
 from helper.machine import distributed
 from helper.machine.seeding import rng_state, seed_everything, set_rng_state
@@ -27,6 +27,7 @@ from helper.networks.checkpoint import load_file
 from helper.runs.events import Writer
 from helper.runs.folder import RunFolder, previous_of, rows_checksum
 from helper.runs.progress import ProgressLine
+from helper.runs.trackers import Reports
 from helper.training.schedule import undiminished
 from helper.training.stages import LoopConfig, Stage, describe_method
 from helper.training.step import entries_of
@@ -72,13 +73,14 @@ class TrainingRun:
     describe: Mapping[str, Any]
     cfg: LoopConfig
     loader: Loader
-    test_loader: Loader
+    test_loader: TestBatches
     identity: Mapping[str, Any] = field(default_factory=dict)
     full_batches: bool = False
     after_epoch: Callable[[], Mapping[str, Any]] = dict
     log: logging.Logger = log
     shown: bool = True
     autocast: torch.dtype | None = None
+    reports: Reports | None = None  # to a tracker of experiments
 
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
@@ -115,11 +117,22 @@ class TrainingRun:
         self.writer = self.open_writer()
         for row in self.rows:
             self.writer.scalars(scalars_of(row), row["epoch"])
+        if self.reports is not None:
+            self.reports.rows(self.rows)
         # the results of earlier stages live on in the networks that the state restores
         self.stage = next(stage for stage in stages if stage.index >= done[0])
         if state is not None:
             self._restore(state)
+        elif self.stage.step.method.prepares_teacher:
+            self._prepare_teacher()
         self._move_to(done[1] + 1, 0 if state is None else state["step"])
+
+    def _prepare_teacher(self) -> None:
+        """One pass over the training set, in an order and in views that no epoch has."""
+        started = time.monotonic()
+        self.loader.set_epoch(0)
+        self.stage.step.objective.prepare_teacher(lambda: self.loader)
+        self.log.info("read the teacher's features of the training set in %s", clock(time.monotonic() - started))
 
     def close(self) -> None:
         for part in (self.line, self.writer):
@@ -169,7 +182,8 @@ class TrainingRun:
                 stage.step.set_rng(ranks[rank]["step"])
             return
         self.log.info(
-            "the state is of %d process(es), this run has %d: the order of the data goes on, random draws start anew",
+            "the state is of %d process(es), this run has %d: the order of the data continues, random draws start "
+            "from new seeds",
             len(ranks),
             distributed.world_size(),
         )
@@ -212,7 +226,7 @@ class TrainingRun:
         self._refuse_nan(epoch, self.steps - 1, bad, stage)
         trained = time.monotonic() - self.started
         self.log.info(
-            " * Epoch %d, Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f",
+            " * Epoch %d, train: Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f",
             epoch,
             means["acc"],
             means["acc_top5"],
@@ -253,6 +267,8 @@ class TrainingRun:
         self._save_last(epoch, 0)
         if self.writer is not None:
             self.writer.scalars(scalars_of(row), epoch)
+        if self.reports is not None:
+            self.reports.rows(self.rows)
 
     def _eval_autocast(self, epoch: int) -> torch.dtype | None:
         exact = self.cfg.eval_precision == "fp32" or (self.cfg.eval_precision == "auto" and epoch == self.stage.epochs)
@@ -266,14 +282,17 @@ class TrainingRun:
             if stage.step.ema is not None:  # each process averages batch-norm statistics of its own
                 distributed.share_statistics(deployed)
             found = evaluate(deployed, self.test_loader, self.device, autocast)
-        if stage.step.ema is not None:  # the weights trained, beside their average
+        if stage.step.ema is not None:  # the weights trained, next to their average
             found["trained"] = next(iter(evaluate(deployed, self.test_loader, self.device, autocast).values()))
         for name, result in found.items():
             suffix = "" if not row else f"_{name}"
             row |= {f"test_{k}{suffix}": v for k, v in result.items()}
-        self.log.info(" ** Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
+        first = f" of the first {self.test_loader.first}" if self.test_loader.first else ""
+        self.log.info(f" ** test{first}: Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
         for name in (k.removeprefix("test_acc_top5_") for k in row if k.startswith("test_acc_top5_")):
-            self.log.info(" ** %s: Acc@1 %.3f, Acc@5 %.3f", name, row[f"test_acc_{name}"], row[f"test_acc_top5_{name}"])
+            self.log.info(
+                " ** test of %s: Acc@1 %.3f, Acc@5 %.3f", name, row[f"test_acc_{name}"], row[f"test_acc_top5_{name}"]
+            )
         return row
 
     def _refuse_nan(self, epoch: int, step: int, bad_step: int | None, stage: Stage | None = None) -> None:
@@ -375,10 +394,13 @@ def rank_seed(seed: int, rank: int) -> int:
 
 
 def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The published tags of a row of metrics.jsonl; a first stage, which is not evaluated, has one."""
-    if "test_acc" not in row:
-        return {"init_train_loss": row["train_loss"]}
-    return {tag: row[tag] for tag in ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")}
+    """The published tags of a row of metrics.jsonl, then the learning rate and every loss term; a first stage, which is
+    not evaluated, has init_train_loss in place of the published ones."""
+    shown = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
+    published = {tag: row[tag] for tag in shown} if "test_acc" in row else {"init_train_loss": row["train_loss"]}
+    terms = {k for k in row if k.startswith("train_")} - {"train_acc", "train_acc_top5", "train_loss"}
+    prefix = "" if "test_acc" in row else "init_"
+    return published | {f"{prefix}lr": row["lr"]} | {f"{prefix}loss/{k[6:]}": row[k] for k in sorted(terms)}
 
 
 # what a state must hold, and of which type

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import SyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from core.log import log
 from core.option import RESULT, Config, at_least, option
 from core.protocols import Context, DataSet, ModelSpec, Progress, Side, TeacherSource, UserError
 from core.taps import TappedNet, probe
+from distiller_zoo._combined import Combined
 from distiller_zoo._task import chain_of, needs_of, union_of_needs
 from distiller_zoo.base import Distiller
 from helper.machine import distributed
 from helper.machine.devices import to_device
 from helper.networks.load import Network
 from helper.training.ema import EmaConfig
+from helper.training.fake_quant import QuantizeConfig, make_rounding
 from helper.training.optim import OptimConfig, regroup, tsm_multipliers
 from helper.training.schedule import ScheduleConfig
 from helper.training.step import DistillStep, StepSetup
@@ -26,12 +31,12 @@ from helper.training.step import DistillStep, StepSetup
 
 @dataclass(frozen=True)
 class LoopConfig(Config):
-    heading = "the loop"
+    heading = "batches and steps"
 
     batch_size: int = option(64, "global batch size (default 64; by data set)", check=at_least(1), role=RESULT)
     accumulate: int = option(1, "micro-batches per optimiser step", check=at_least(1), role=RESULT)
     max_steps: int | None = option(
-        None, "stop every epoch after this many steps (for trying things out)", check=at_least(1), role=RESULT
+        None, "stop every epoch after this many steps (for trying things out)", check=at_least(1, 10**9), role=RESULT
     )
     print_freq: int = option(200, "steps between progress lines in the log", check=at_least(1))
     eval_precision: str = option(
@@ -51,6 +56,7 @@ class TrainingConfig:
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
     loop: LoopConfig = LoopConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
 
 
 def describe_method(method: Distiller, cfg: Any, teacher: Side | None) -> dict[str, Any]:
@@ -107,6 +113,58 @@ def smallest_batch(samples: int, batch_size: int, accumulate: int, processes: in
     return min(n % micro or micro for n, micro in sizes)
 
 
+@torch.no_grad()
+def refuse_single_values(net: TappedNet, shapes: Mapping[str, tuple[int, ...]], smallest: int) -> None:
+    """UserError where a batch norm would see one value a channel, which has no variance.
+
+    smallest: samples of an epoch's smallest forward. One forward in eval mode, which moves no statistics.
+    """
+    if smallest > 1:
+        return
+    single = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].numel() == inputs[0].shape[1]:
+            single.append(module)
+
+    together = distributed.world_size() > 1
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and not (together and isinstance(m, SyncBatchNorm))]
+    hooks = [module.register_forward_pre_hook(look) for module in norms]
+    was_training, shape = net.training, shapes[net.spec.input]
+    try:
+        net.eval()(dict.fromkeys(shapes, torch.zeros(1, *shape, device=next(net.parameters()).device)))
+    finally:
+        net.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    if single:
+        raise UserError(
+            f"{net.spec.name} normalises over the batch, and an epoch has a batch of one sample, which has no variance "
+            f"in {len(single)} of its layers: choose another --batch_size or --accumulate, or a larger input"
+        )
+
+
+def checked_smallest(net: TappedNet, data: DataSet, batch_size: int, accumulate: int, full_batches: bool) -> int:
+    """smallest_batch() of a run. UserError where a micro-batch is empty, or too small for the network."""
+    if accumulate > batch_size:
+        raise UserError(f"--accumulate {accumulate} is above the {batch_size} samples of a batch: choose at most that")
+    processes = distributed.world_size()
+    smallest = smallest_batch(len(data.train_labels), batch_size, accumulate, processes, full_batches)
+    refuse_single_values(net, data.shapes, smallest)
+    return smallest
+
+
+def refuse_lone_samples(method: Distiller, size: int) -> None:
+    """UserError for a loss between samples where every forward holds one. size: of a forward in this process."""
+    members = method.each() if isinstance(method, Combined) else [method]
+    lonely = [m.name for m in members if m.relational]
+    if size < 2 and lonely:
+        raise UserError(
+            f"--distill {'+'.join(lonely)} compares the samples of a batch, and each forward holds one: choose a "
+            "larger --batch_size or a smaller --accumulate"
+        )
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """batch_size: of an optimiser's step in this process. seed: of initialisation; the method's draws start at + 1."""
@@ -159,9 +217,7 @@ def build_stages(
         t_side,
         device=device,
         init_rng=torch.Generator().manual_seed(plan.seed),
-        smallest_batch=smallest_batch(
-            len(data.train_labels), batch_size, accumulate, distributed.world_size(), full_batches
-        ),
+        smallest_batch=checked_smallest(s_net, data, batch_size, accumulate, full_batches),
         rng=rng,
     )
     previous: Distiller | None = None
@@ -170,6 +226,10 @@ def build_stages(
         if previous is not None:
             ctx = dataclasses.replace(ctx, previous=previous.requires_grad_(False))
         current = to_device(stage(cfg, ctx), device, last)
+        refuse_lone_samples(current, full)
+        if setup.quantize:
+            deployed = current.deployment()
+            make_rounding([s_net.model, *([] if deployed is None else [deployed])])
         step = DistillStep(
             s_net,
             t_source,

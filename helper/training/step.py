@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from core.protocols import Batch, Features, Needs, Progress, TeacherSource, Terms
+from core.protocols import Batch, Features, Gradients, Needs, Progress, TeacherSource, Terms
 from core.taps import TappedNet
 from distiller_zoo._math import detached
-from distiller_zoo._task import Deployed, Objective, Trained
+from distiller_zoo._task import Computed, Deployed, Objective, Trained, added, averaged_over_ranks, gradients_of
 from distiller_zoo.base import Distiller
 from helper.machine import distributed
 from helper.machine.kernels import PLAIN, Kernels, begin_step, maybe_compiled
 from helper.training.ema import Average, EmaConfig
-from helper.training.optim import MakeOptimizer, OptimConfig
+from helper.training.fake_quant import QuantizeConfig
+from helper.training.optim import MakeOptimizer, OptimConfig, PartedSGD
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class StepSetup:
     """How a step is computed, whatever the method.
 
     autocast: dtype of the forward pass, None for float32. accumulate: micro-batches per optimiser step (relational
-    losses then see a micro-batch). wrap: puts what trains into DDP. kernels: what is compiled.
+    losses then see a micro-batch). quantize: whether the student's layers round in training. wrap: puts what trains
+    into DDP. kernels: what is compiled.
     """
 
     make_optimizer: MakeOptimizer
@@ -38,6 +40,7 @@ class StepSetup:
     kernels: Kernels = PLAIN
     optim: OptimConfig = OptimConfig()
     ema: EmaConfig = EmaConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
     wrap: Callable[[nn.Module], nn.Module] = distributed.ddp
 
 
@@ -94,7 +97,12 @@ class DistillStep:
                 else setup.make_optimizer(phase.params(), phase.lr_scale)
             )
         )
-        self.optimizers = self.objective.optimizers | {"main": setup.make_optimizer(self.main_params, 1.0)}
+        main, self.parts = setup.make_optimizer(self.main_params, 1.0), method.parts()
+        if any(part.momentum is not None for part in self.parts):
+            main = PartedSGD(main, self.parts, method.name)
+        if self.parts:
+            torch._functorch.config.donated_buffer = False  # compiled graphs are differentiated several times
+        self.optimizers = self.objective.optimizers | {"main": main}
         averaged = [m for m in (student.model, peer, method.deployment()) if m is not None]
         self.ema = Average(averaged, setup.ema) if setup.ema else None
         self._scheduled = ["main", *(phase.name for phase in isolated if phase.optimizer is None)]
@@ -120,21 +128,47 @@ class DistillStep:
         main = self.optimizers["main"]
         main.zero_grad(set_to_none=True)
         results, kept = [], []
+        gradients: list[Gradients] = []  # of the parts
         for i, part in enumerate(micro):
             last = i == len(micro) - 1
-            with self._no_sync(not last):
+            with self._no_sync(not last or bool(self.parts)):
                 done = self.objective(part, progress, weights)
-                (done.loss if len(micro) == 1 else done.loss * (len(part) / len(batch))).backward()
+                if self.parts:
+                    gradients = self._add_parts(gradients, done, len(part) / len(batch))
+                else:
+                    (done.loss if len(micro) == 1 else done.loss * (len(part) / len(batch))).backward()
             logits = done.s["logits"].detach()[:: part.views][: part.labelled]
             results.append(StepResult(done.loss.detach(), done.terms, logits, part.target[: part.labelled]))
             if self.method.looks_back:  # or the maps of all micro-batches would stay
                 kept.append((detached(done.s), detached(done.t), part))
-        self.setup.optim.clip(self.main_params)
-        main.step()
+        if self.parts:
+            self._step_parts(gradients)
+        else:
+            self.setup.optim.clip(self.main_params)
+            main.step()
         if self.ema is not None:
             self.ema.update()
         self.objective.after_step(kept)
         return results[0] if len(results) == 1 else _joined(results)
+
+    def _add_parts(self, gradients: list[Gradients], done: Computed, share: float) -> list[Gradients]:
+        """Those of the micro-batches before, and of this one."""
+        last = max(i for i, loss in enumerate(done.parts) if loss is not None)
+        own = [gradients_of(loss, self.main_params, share, i == last) for i, loss in enumerate(done.parts)]
+        return [added(*pair) for pair in zip(gradients, own, strict=True)] if gradients else own
+
+    def _step_parts(self, gradients: list[Gradients]) -> None:
+        """Mean over processes, what the method makes of them, and a step; each part is clipped by itself."""
+        main = self.optimizers["main"]
+        gradients = self.method.join_gradients([averaged_over_ranks(g) for g in gradients])
+        if isinstance(main, PartedSGD):
+            main.step_parts(self.main_params, [self.setup.optim.clipped(g) for g in gradients])
+            return
+        for p, *own in zip(self.main_params, *gradients, strict=True):
+            there = [g for g in own if g is not None]
+            p.grad = torch.stack(there).sum(0) if there else None
+        self.setup.optim.clip(self.main_params)
+        main.step()
 
     def _no_sync(self, wanted: bool) -> AbstractContextManager[Any]:
         return self.run.no_sync() if wanted and isinstance(self.run, DistributedDataParallel) else nullcontext()

@@ -217,7 +217,7 @@ Measured = tuple[list[Subject], list[dict[str, Any]]]  # the subjects to report,
 
 
 def measure_method(method: str, args: argparse.Namespace, dtype: str) -> Measured:
-    """A method beside kd and, where there is one, the baseline."""
+    """A method next to kd and, where there is one, the baseline."""
     ours = Subject("ours", method, dtype)
     kd = ours if method == REFERENCE else Subject("ours", REFERENCE, dtype)
     pairs: list[tuple[str, list[Subject], list[Subject]]] = [] if kd is ours else [("overhead", [ours], [kd])]
@@ -277,7 +277,7 @@ def measure_overheads(methods: Sequence[str], args: argparse.Namespace, dtype: s
 
 
 def measure_bare(args: argparse.Namespace, dtype: str) -> Measured:
-    """kd beside the two halves of its arithmetic, each with nothing around it."""
+    """kd next to the two halves of its arithmetic, each with nothing around it."""
     kd = Subject("ours", REFERENCE, dtype, "plain", {"flags": PLAIN})
     halves = [Subject("bare", half, dtype) for half in ("teacher", "student")]
     take_turns([kd, *halves], args)
@@ -304,7 +304,7 @@ def measure_switches(names: Sequence[str], args: argparse.Namespace, dtype: str,
 
 
 def measure_warm_cache(args: argparse.Namespace, dtype: str) -> Measured:
-    """kd whose teacher is a filled cache, beside kd and the baseline."""
+    """kd whose teacher is a filled cache, next to kd and the baseline."""
     cached = Subject("cached", REFERENCE, dtype, request={"cache_images": args.warm_cache})
     kd, usual = Subject("ours", REFERENCE, dtype), Subject("baseline", REFERENCE, "fp32")
     take_turns([cached, kd, usual], args)
@@ -315,7 +315,7 @@ def measure_warm_cache(args: argparse.Namespace, dtype: str) -> Measured:
 
 
 def measure_lanes(methods: Sequence[str], args: argparse.Namespace, dtype: str) -> Measured:
-    """Students that share each teacher forward, beside the same students alone."""
+    """Students that share each teacher forward, next to the same students alone."""
     together, alone = Subject("ours", ",".join(methods), dtype), [Subject("ours", m, dtype) for m in methods]
     take_turns([together, *alone], args)
     return [together, *alone], [ratio("gain of lanes", alone, [together])]
@@ -364,7 +364,7 @@ def cell(row: dict[str, Any], key: str, form: str, factor: float = 1.0) -> str:
 
 
 def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Header and rows; a column that nobody fills is left out."""
+    """Header and rows; an empty column is left out."""
     overhead = {r["slow"]: r for r in report["ratios"] if r["what"] == "overhead"}
     header = (
         "configuration", "ms/step", "range", "img/s", "without loader", "loader ms (share)", "first step s",
@@ -440,7 +440,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, default=64)
     add("--methods", default=None, help="comma-separated, or all; kd,simkd,crd unless another part is asked for")
     add("--overhead", action="store_true", help="all methods against one process of kd, which is quicker; with all")
-    add("--bare", action="store_true", help="kd beside its teacher's forward and its student's step alone")
+    add("--bare", action="store_true", help="kd next to its teacher's forward and its student's step alone")
     add("--switches", nargs="?", const=",".join(SWITCHES), help="the gain of each setting, or of those listed")
     add("--warm_cache", type=int, nargs="?", const=64, metavar="IMAGES", help="kd with all views of so many cached")
     add("--lanes", nargs="?", const="kd,at,sp,simkd", help="methods that share each teacher forward")
@@ -466,7 +466,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--images", type=int, default=50_000, help="random training images, where no --data_folder is given")
     add("--data_folder", default=None, help="where the real CIFAR-100 lies")
     add("--json", nargs="?", const="", help="write all figures; without FILE to results/bench_<device>_<dtype>.json")
-    add("--merge", action="store_true", help="keep what --json FILE holds beside what is measured now")
+    add("--merge", action="store_true", help="keep what --json FILE holds next to what is measured now")
     add("--show", metavar="FILE", help="measure nothing, print the report in a FILE")
     add("--markdown", action="store_true", help="print the table as markdown")
     add(
@@ -507,7 +507,7 @@ def plan(args: argparse.Namespace) -> list[str]:
 
 
 def _of_the_pair(pair: str) -> list[str]:
-    """Methods that such a student can be trained with, beside such a teacher: not those of networks of their own."""
+    """Methods that such a student can be trained with, next to such a teacher: not those of networks of their own."""
     teacher, student = (model_for(name, (3, 32, 32)) for name in pair.split(":"))
 
     def fits(method: type[Distiller]) -> bool:

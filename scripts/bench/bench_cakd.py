@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What CAKD costs beside plain KD: python scripts/bench/bench_cakd.py --student ResNet50 ResNet18 --markdown FILE
+"""What CAKD costs next to plain KD: python scripts/bench/bench_cakd.py --student ResNet50 ResNet18 --markdown FILE
 
 A training step at 224 px (random images, a ViT teacher with random weights; arithmetic depends on neither) of kd and of
 both variants. Every configuration is a process of its own; they take turns, and ratios are taken within a round.
@@ -284,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = "\n".join(page(report))
     print(text)
     if args.markdown:
-        atomic_write_text(args.markdown, f"# A step of CAKD beside one of plain KD\n\n{text}\n")
+        atomic_write_text(args.markdown, f"# A step of CAKD next to one of plain KD\n\n{text}\n")
     if args.json:
         atomic_write_json(report, args.json)
 

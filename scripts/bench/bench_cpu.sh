@@ -5,6 +5,7 @@
 # kd simkd | halves switches cache lanes | overheads=NAME,NAME (any methods) | pages
 # The part two_cores, three minutes by the clock on the wall, needs an idle machine and runs only where it is named.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 [[ -n "${PYTHON:-}" ]] || source scripts/setup.sh
 DTYPE=${DTYPE:-bf16}
@@ -40,7 +41,7 @@ page() {
 pages() {
   page "Against the usual way of training" _baseline
   page "Settings, cache, several students and the floor" _speed
-  page "Every method's step beside kd's" _methods
+  page "Every method's step next to kd's" _methods
   page "Two cores, by the clock on the wall" _two_cores "clock on the wall"
 }
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # What a CUDA device is worth here, in one table: bash scripts/bench/bench_gpu.sh [FILE.json]. Planned for under 9 minutes on one H200; not run on one yet.
 # Tests marked gpu, the baseline, ours, every switch, cache, lanes and the floor; then, planned for one of the minutes, a step of
-# HSAKD and of DPCD beside the published one, with a table of its own (FILE_hsakd.json). Random images and weights: nothing is
+# HSAKD and of DPCD next to the published one, with a table of its own (FILE_hsakd.json). Random images and weights: nothing is
 # downloaded. PYTHON names an interpreter that has requirements.txt, else scripts/setup.sh brings one. FAST=1 takes toy networks, to try the
 # script out (also without a GPU).
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 [[ -n "${PYTHON:-}" ]] || source scripts/setup.sh
 OUT=${1:-results/bench_gpu.json}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Images per second of the training loaders on an image folder, beside torchvision's reference loader (Pillow).
+"""Images per second of the training loaders on an image folder, next to torchvision's reference loader (Pillow).
 
     python scripts/bench/bench_loader.py --data_folder DIR [--size 224] [--workers N] [--clock cpu] [--out FILE.json]
 
@@ -18,7 +18,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from dataset.base import DataOptions
 from dataset.images.files import Files, find_root
 from helper.machine.devices import pick_device
 from helper.machine.kernels import tune_allocator
+from helper.machine.program import run_script
 from helper.runs.folder import environment
 from models._common import IMAGENET_MEAN, IMAGENET_STD
 
@@ -141,7 +142,7 @@ def measure(args: argparse.Namespace) -> dict:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_folder", type=Path, required=True)
     parser.add_argument("--size", type=int, default=224)
@@ -155,11 +156,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--loaders", default="folder,dali cpu")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
-    try:
-        result = measure(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    result = measure(args)
     for name, rate in result["img_per_s"].items():
         print(f"{name:24s} {rate:8.0f} img/s  {result['times_reference'][name]:.2f}x")
     if args.out:
@@ -167,9 +164,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print(json.dumps(result["all_rounds"]), file=sys.stderr)
     sys.stdout.flush()
-    return 0
 
 
 if __name__ == "__main__":
-    code = main()
-    os._exit(code)  # the workers need not be waited for
+    run_script(main)
+    os._exit(0)  # the workers need not be waited for

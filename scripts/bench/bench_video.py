@@ -3,7 +3,7 @@
 
 python scripts/bench/bench_video.py --clips FOLDER --clock cpu [--out results/bench_video_cpu.md]
 
-One process and one thread. The baseline decodes to the last wanted frame and converts the wanted ones alone; beside it
+One process and one thread. The baseline decodes to the last wanted frame and converts the wanted ones alone; next to it
 the naive way, which converts every frame on its way, the baseline where it has to count the frames first, seeking, and
 the cache of decoded frames. Readers take turns in every round, and so do TSN and TSM; figures are medians over rounds.
 The pixels of all readers are compared. `--clock cpu` takes the seconds of the processor, which other work on the
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_text
 from core.protocols import UserError
-from dataset.clips.decode import ClipSource, open_video, picture
+from dataset.clips.decode import ClipSource, open_video, pixels
 from dataset.clips.frame_reader import FrameReader, layout, shrunk
 from dataset.clips.lists import Entry
 from dataset.clips.views import ClipSettings
@@ -53,14 +53,14 @@ class Naive(FrameReader):
         with open_video(source.path) as container:
             container.streams.video[0].thread_type = "NONE"
             for i, frame in enumerate(container.decode(video=0)):
-                frames.append(picture(frame))
+                frames.append(pixels(frame))
                 if i == last:
                     break
         return shrunk(np.stack([frames[i] for i in index]), self.short_side)
 
 
 class Counting(FrameReader):
-    """Whose clips nobody has seen before: how many frames there are is found out anew."""
+    """Whose clips were not seen before: how many frames there are is counted again."""
 
     def count(self, source):
         return layout.__wrapped__(source.path, 0)[0]

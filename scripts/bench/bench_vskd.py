@@ -36,6 +36,7 @@ from dataset.recordings.utd_mhad import load_utd_mhad
 from distiller_zoo import method_dict
 from helper.machine.devices import native_bf16
 from helper.machine.kernels import tune_allocator
+from helper.machine.program import run_script
 from helper.networks.checkpoint import Checkpoint
 from helper.networks.load import Network
 from helper.runs.folder import environment
@@ -184,16 +185,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = env["gpus"][0] if device.type == "cuda" else f"{env['cpu']}, {torch.get_num_threads()} threads"
     of = "processor" if args.clock == "cpu" else "wall clock"
     command = shlex.join(["python", "scripts/bench/bench_vskd.py", *(sys.argv[1:] if argv is None else argv)])
-    told = f"`{command}`; {where}; seconds of the {of}; torch {torch.__version__}"
-    text = "\n".join(["# Benchmark: clips and Gramian fields", "", told, "", *lines, ""])
+    note = f"`{command}`; {where}; seconds of the {of}; torch {torch.__version__}"
+    text = "\n".join(["# Benchmark: clips and Gramian fields", "", note, "", *lines, ""])
     print(text)
     if args.out is not None:
         atomic_write_text(args.out, text)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -186,7 +186,7 @@ class Ours:
             return counter.get_total_flops() / 2 / len(batch)
 
         def again() -> Batch:
-            return dataclasses.replace(batch)  # another object: nobody remembers an answer for it
+            return dataclasses.replace(batch)  # another object: no answer is remembered for it
 
         with torch.no_grad():
             nets = macs(lambda: step.student(batch.inputs))
@@ -320,7 +320,7 @@ class Usual:
 
     def __init__(self, request: dict[str, Any]):
         settings = parse(["--gpu_id", request["gpu_id"], "--precision", request["precision"]], teacher=False)
-        opening.tune_allocator = lambda: None  # nobody else does that
+        opening.tune_allocator = lambda: None  # no other program does that
         self.device, autocast = opening.setup(settings)
         data = open_data(request)
         teacher = random_teacher(request["teacher"], data, self.device)
@@ -421,7 +421,7 @@ def peak_mb(device: torch.device) -> float:
 def turn(subject: Any, warmup: int, steps: int, light: bool, floor: bool) -> dict[str, Any]:
     """Seconds per step with and without the loader, and of the loader alone; memory so far.
 
-    light: the step with its loader and nothing else. floor: also the machine's rate of matrix products, beside it.
+    light: the step with its loader and nothing else. floor: also the machine's rate of matrix products, next to it.
     """
     device, batches = subject.device, subject.batches()
     out: dict[str, Any] = {"step_s": timed(subject.step, batches, warmup, steps, device)}

@@ -20,6 +20,7 @@ recipe=("${devices[@]}" --dataset "$dataset" --data_folder "$data" --save_root "
 for parts in gl gl+pca gl+pca+mv; do
     "$PYTHON" train_student.py "${recipe[@]}" --distill cakd --cakd_parts "$parts"
 done
+end_of_dry_run
 "$PYTHON" scripts/make_table.py --root "$save" --title "CAKD: parts"
 "$PYTHON" scripts/cakd/robustness.py --dataset "$dataset" --data_folder "$data" --gpu_id "${GPUS%%,*}" \
     --path "$save"/students/models/*/*_best.pth

@@ -22,7 +22,7 @@ from core.files import atomic_write_text
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from distiller_zoo._multiview import multi_view
-from helper.deploy.as_trained import options_as_trained
+from helper.deploy.as_trained import add_data_set, dataset_of, options_as_trained
 from helper.evaluation.evaluate import evaluate
 from helper.machine.devices import pick_device, to_device
 from helper.machine.program import run_script
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--path", nargs="+", required=True, help="checkpoints")
     parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
-    parser.add_argument("--dataset", default="cifar100")
+    add_data_set(parser)
     parser.add_argument("--data_folder", default="../data/")
     parser.add_argument("--image_size", type=int, help="default: as each network was trained")
     parser.add_argument("--noise", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="standard deviations")
@@ -62,12 +62,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     device, _ = pick_device(args.gpu_id)
     kinds = columns(args.noise)
     lines = ["| checkpoint | px | " + " | ".join(kinds) + " |", "|---|---|" + "---|" * len(kinds)]
-    sets: dict[int | None, DataSet] = {}  # image size -> the test images
+    sets: dict[object, DataSet] = {}  # what was asked for -> the test images
     for path in args.path:
-        options = options_as_trained(path, Path(args.data_folder), args.image_size)
-        if options.image_size not in sets:
-            sets[options.image_size] = dataset_dict[args.dataset](options)
-        data = sets[options.image_size]
+        given = {"val_fraction": args.val_fraction, "classes_subset": args.classes_subset}
+        options, name = options_as_trained(path, Path(args.data_folder), args.image_size, **given), args.dataset
+        key = (name := dataset_of(path, name), options.image_size, options.val_fraction, options.classes_subset)
+        if key not in sets:
+            sets[key] = dataset_dict[name](options)
+        data = sets[key]
         network = load_network(path, args.model, data.num_classes, data.shapes, flag="--model")
         net = to_device(network.tapped(), device).eval()
         cells = []

@@ -6,7 +6,7 @@
 #   (c) the same for a ResNet18, trained with AdamW and a cosine, which learns more from so few images.
 #   bash scripts/cakd/short_study.sh CNN.pth CIFAR_FOLDER IMAGE_FOLDER SAVE_ROOT [JOBS]
 # Gradients are clipped in every row (--clip_grad 5; ours): the first steps of CAKD's value relations diverge otherwise.
-# CNN.pth: a wrn_16_2 for CIFAR-100. An interrupted study goes on where it stopped.
+# CNN.pth: a wrn_16_2 for CIFAR-100. An interrupted study resumes where it stopped.
 # Cost: about 105 minutes on one core with native bf16: the teachers 22 and 5, the six runs of (a) 12, of (b) 13, of (c) 53.
 # TRY=1 before the command takes two steps of one epoch of everything, and writes its tables into SAVE_ROOT.
 # The tables land in results/cakd_short_cifar100.md, cakd_short_folder224.md and cakd_short_folder224_resnet18.md; they name

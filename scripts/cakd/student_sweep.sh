@@ -18,4 +18,5 @@ for student in ResNet18 MobileNetV2_Imagenet timm:efficientnet_b0; do
     bash scripts/cakd/imagenet_baseline.sh "$data" "$save" "$student" "${@:5}"
     bash scripts/cakd/imagenet_cakd.sh "$data" "$save" "$teacher" paper "$student" "$model_t" "${@:5}"
 done
+end_of_dry_run
 "$PYTHON" scripts/make_table.py --root "$save" --title "CAKD from ${model_t#*:}: students"

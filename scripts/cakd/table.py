@@ -23,7 +23,7 @@ from helper.tables.writers import as_markdown
 
 
 def worth_of_teachers(runs: Sequence[Run]) -> list[str]:
-    """A sentence per teacher: its measured accuracy beside the mean of the student alone."""
+    """A sentence per teacher: its measured accuracy next to the mean of the student alone."""
     alone: dict[str, list[float]] = {}
     teachers: dict[tuple[str, str], float] = {}
     for run in runs:

@@ -31,7 +31,7 @@ empty one: no file names the method there. Golden: numbers that the published co
 gradients. Reference: a literal transcription of the method's equations. Loop: steps of the published training loop.
 Full protocol: a run of {epochs} epochs on a complete data set. Gain: points of top-1 over the student alone under the
 same protocol, last epoch, each linked to its table; a loss is bold. Short studies show that a method trains; they do
-not rank methods and do not belong beside published numbers.
+not rank methods and do not belong next to published numbers.
 """
 
 
@@ -193,8 +193,17 @@ def page() -> str:
         as_markdown(["golden file", "networks"], networks(), []),
         "## Every setting measured\n",
         as_markdown(header, rows, []),
+        "## Other measurements\n",
     ]
-    return "\n".join(parts)
+    text = "\n".join(parts)
+    others = [p for p in sorted(RESULTS.glob("*.md")) if p.name != "README.md" and f"({p.name})" not in text]
+    return text + "\n" + "\n".join(f"- [{title(path)}]({path.name})" for path in others) + "\n"
+
+
+def title(path: Path) -> str:
+    """The first heading or words of a page."""
+    lines = (line.strip("#<>!- ").strip() for line in path.read_text().splitlines())
+    return next((line for line in lines if line), path.stem)[:100].replace("|", "")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from distiller_zoo import method_dict
+from helper.machine.program import run_script
 from tests.distiller_zoo.mutants import MUTANTS, Mutant
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process that forks may have no threads
@@ -46,6 +48,8 @@ TESTS = (
     "test_dask",
     "test_losses_hsakd",
     "test_losses_recent_features",
+    "test_losses_recent_graph",
+    "test_losses_parts",
 )
 
 
@@ -67,7 +71,7 @@ def copy_tree(target: Path) -> None:
 
 
 def run_tests(tree: Path, selection: str, report: Path) -> None:
-    """In a forked process: the project is imported anew, from the tree."""
+    """In a forked process: the project is imported again, from the tree."""
     os.chdir(tree)
     sys.path[:] = [p for p in sys.path if Path(p).resolve() not in (ROOT, ROOT / "scripts")]
     for name in [m for m in sys.modules if m.split(".")[0] in PACKAGES]:
@@ -118,10 +122,10 @@ def try_mutant(tree: Path, method: str, mutant: Mutant) -> str | None:
         path.write_text(original)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("methods", nargs="*", help="methods to mutate (default: all of them)")
-    methods = [method_dict.resolve(m) for m in parser.parse_args().methods] or list(method_dict)
+    methods = [method_dict.resolve(m) for m in parser.parse_args(argv).methods] or list(method_dict)
     without = [m for m in methods if m not in MUTANTS]
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -147,4 +151,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -234,4 +234,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from helper.machine.program import run_script  # the path comes first
+
+    run_script(main)

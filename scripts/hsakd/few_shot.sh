@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # CIFAR-100 with a share of the training images, ResNet56 -> ResNet20 (table 3).
-# The table's row is named HSAKD, and the published command for it learns from Teacher (seed 0): its numbers stand beside HSAKD here.
+# The table's row is named HSAKD, and the published command for it learns from Teacher (seed 0): its numbers stand next to HSAKD here.
 # Its 100 % column is HSAKD*'s number of table 1, though, and its 75 % is above HSAKD's with all images: Teacher* may have taught it.
 # So HSAKD* has cells of its own. Published subsets are of another draw.
 #   bash scripts/hsakd/few_shot.sh                        lists the cells with the published top-1

@@ -1,9 +1,10 @@
-# Sourced by the tables beside it: cell NAME PUBLISHED COMMAND... lists a cell, or runs it if it is the one that $1 names or,
+# Sourced by the tables next to it: cell NAME PUBLISHED COMMAND... lists a cell, or runs it if it is the one that $1 names or,
 # where no cell has that name, if its name matches $1 as a regular expression. $2 and so on go to each of these commands.
 table=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 wanted=${1:-}
 more=("${@:2}")
+[[ "$wanted" == -* ]] && wanted="" # flags alone: the cells are listed
 names=$(sed -n "s/^cell '\([^']*\)'.*/\1/p" "$table")
 is_name=$(grep -cxF -- "$wanted" <<<"$names" || true)
 if [ -n "$wanted" ] && [ "$is_name" = 0 ] && ! grep -qE -- "$wanted" <<<"$names" 2>/dev/null; then
@@ -17,6 +18,6 @@ cell() {
         printf '%-44s published %s\n' "$name" "$published"
     elif [ "$name" = "$wanted" ] || { [ "$is_name" = 0 ] && [[ $name =~ $wanted ]]; }; then
         echo "== $name, published $published"
-        "$PYTHON" "$@" ${more[@]+"${more[@]}"}
+        run_or_skip "$@" ${more[@]+"${more[@]}"}
     fi
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Linear probe on STL-10 and TinyImageNet: MobileNetV2, taught by VGG13 on CIFAR-100 (table 4).
-# Students are those of different_style.sh. Published features are computed anew from a random crop in each of 100 epochs; here ten views of
+# Students are those of different_style.sh. Published features are computed again from a random crop in each of 100 epochs; here ten views of
 # each image, once, and ten epochs over them with decays at 3, 6, 9: as many SGD steps, at the same rates.
 #   bash scripts/hsakd/transfer.sh                        lists the cells with the published top-1
 #   bash scripts/hsakd/transfer.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs go to its commands

@@ -5,7 +5,7 @@
     python scripts/slurm/submit.py --gpus 1 --grid table.txt        # one command per line, # for comments
 
 Every job starts torchrun on each of its nodes. A job that SLURM takes away or that runs out of time is queued again and
-goes on from its last checkpoint. --cluster local runs the same on this machine, --cluster debug in this process.
+resumes from its last checkpoint. --cluster local runs the same on this machine, --cluster debug in this process.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.protocols import UserError  # noqa: E402 (a script: the path comes first)
+from helper.machine.program import run_script  # noqa: E402
 
 
 class Run:
@@ -149,4 +150,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

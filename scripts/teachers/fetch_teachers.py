@@ -17,16 +17,19 @@ import re
 import shutil
 import sys
 import tarfile
-import tomllib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save, atomic_write, atomic_write_json
+from core.files import atomic_save, atomic_write, atomic_write_json, read_config
+from core.option import at_least, positive
 from core.protocols import UserError
+from helper.machine.program import run_script
 from helper.networks.checkpoint import num_classes_of, read_checkpoint
 from helper.options.parse import normalised
 from helper.runs.folder import file_name
@@ -36,6 +39,11 @@ SOURCES = Path(__file__).with_name("teachers.toml")
 
 
 TABLES = ("resnet32x4", "vgg13", "wrn_40_2", "resnet56", "resnet110", "ResNet50")  # the teachers of the tables
+
+
+KINDS = ("file", "tar", "torchvision", "timm", "manual")
+LARGEST = 8 * 2**30  # bytes of a file of weights, and of a member of an archive
+LONGEST = 6 * 3600  # seconds of one attempt
 
 
 class Unreachable(Exception):  # noqa: N818 (reported, and the next source is tried)
@@ -55,10 +63,13 @@ class Resuming:
         import requests
         from tqdm import tqdm
 
+        began = time.monotonic()
         done = self.partial.stat().st_size if self.partial.exists() else 0
         headers = {"Range": f"bytes={done}-"} if done else {}
         with requests.get(url, headers=headers, stream=True, timeout=self.timeout) as response:
-            if response.status_code == 416:  # nothing is left to send, or the file has changed: begin anew
+            for hop in (*response.history, response):
+                require_web(hop.url)
+            if response.status_code == 416:  # nothing is left to send, or the file has changed: start again
                 self.partial.unlink()
                 return self(url, output_file, pooch)
             if 400 <= response.status_code < 500:
@@ -67,7 +78,8 @@ class Resuming:
             if response.status_code != 206:
                 done = 0
             length = response.headers.get("content-length")
-            wanted = None if length is None else done + int(length)
+            wanted = None if length is None or not length.isdecimal() else done + int(length)
+            self.require_room(url, wanted or 0)
             with (
                 open(self.partial, "ab" if done else "wb") as file,
                 tqdm(total=wanted, initial=done, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar,
@@ -75,11 +87,27 @@ class Resuming:
                 for chunk in response.iter_content(1 << 16):
                     file.write(chunk)
                     bar.update(len(chunk))
+                    self.require_room(url, file.tell())
+                    if time.monotonic() - began > LONGEST:
+                        raise Unreachable(f"{url} has not ended after {LONGEST / 3600:g} hours")
         size = self.partial.stat().st_size
         if wanted is not None and size < wanted:
             raise requests.exceptions.ConnectionError(f"the server sent {size} of {wanted} bytes")
         shutil.copyfile(self.partial, output_file)
         self.partial.unlink()
+
+    def require_room(self, url: str, size: int) -> None:
+        """Unreachable for more bytes than weights take, or than the disk has; nothing of them stays."""
+        left = shutil.disk_usage(self.partial.parent).free
+        if size > LARGEST or (not self.partial.exists() and size > left):
+            self.partial.unlink(missing_ok=True)
+            limit = f"the limit of {LARGEST}" if size > LARGEST else f"{left} free ones of the disk"
+            raise Unreachable(f"{url} has at least {size} bytes, more than {limit}")
+
+
+def require_web(url: str) -> None:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise Unreachable(f"{url} is no address of the web: it must begin with https:// or http://")
 
 
 def download(url: str, folder: Path, known: str | None, retries: int, timeout: float) -> Path:
@@ -92,11 +120,16 @@ def download(url: str, folder: Path, known: str | None, retries: int, timeout: f
             f"fetching teachers needs the package {error.name}: pip install -r requirements-extra.txt"
         ) from error
     pooch.get_logger().setLevel(logging.ERROR)
+    require_web(url)
     name = url.rsplit("/", 1)[-1]
+    if not name or ".." in name or "\\" in name or not name.isprintable():
+        raise Unreachable(f"{url} does not end in the name of a file")
     folder.mkdir(parents=True, exist_ok=True)
     goods = pooch.create(folder, base_url="", registry={name: known}, urls={name: url}, retry_if_failed=retries)
     try:
         return Path(goods.fetch(name, downloader=Resuming(folder / f"{name}.part", timeout)))
+    except requests.exceptions.InvalidSchema as error:  # of a redirect; it is a ValueError, too
+        raise Unreachable(f"{url} leads to what is no address of the web: {_short(error)}") from error
     except ValueError as error:
         if "does not match" not in str(error):
             raise
@@ -275,18 +308,19 @@ class Fetcher:
         """One archive for several networks; it stays in the store for the others."""
         url, wanted = source["url"], source["networks"][name]
         with self.delivered(url, self.store / source["key"]) as path:
+            member = path.with_name("member.pth")
             try:
                 with tarfile.open(path) as archive:
-                    members = [m for m in archive.getmembers() if m.isfile() and m.name.endswith(wanted)]
-                    if not members:
+                    found = find_member(archive, wanted)
+                    if found is None:
                         raise Unreachable(f"{url} holds no {wanted}")
-                    member = path.with_name("member.pth")
-                    with archive.extractfile(members[0]) as packed:  # type: ignore[union-attr]
-                        member.write_bytes(packed.read())
+                    with archive.extractfile(found) as packed, member.open("wb") as file:  # type: ignore[union-attr]
+                        shutil.copyfileobj(packed, file)
+                self.put(member, source, name, place)
             except (tarfile.TarError, EOFError) as error:
                 raise Unreachable(f"{url} is no tar archive ({_short(error)})") from error
-            self.put(member, source, name, place)
-        member.unlink(missing_ok=True)
+            finally:
+                member.unlink(missing_ok=True)
 
     def from_timm(self, source: Mapping[str, Any], name: str, place: Path) -> None:
         try:
@@ -303,8 +337,51 @@ class Fetcher:
         self.memory.note(name, reachable=True)
 
 
+def find_member(archive: tarfile.TarFile, ending: str) -> tarfile.TarInfo | None:
+    """The first file whose name ends so. Unreachable where the files, by their headers, are larger than weights are."""
+    size = 0
+    for member in archive:
+        size += member.size
+        if size > LARGEST:
+            raise Unreachable(f"the archive expands to more than {LARGEST} bytes")
+        if member.isfile() and member.name.endswith(ending):
+            return member
+    return None
+
+
 def read_sources(path: Path) -> list[dict[str, Any]]:
-    return tomllib.loads(path.read_text())["source"]
+    """UserError names what is wrong with the list."""
+    found = read_config(path).get("source")
+    if not isinstance(found, list) or not found or not all(isinstance(source, dict) for source in found):
+        raise UserError(f"{path} lists no sources: expected tables [[source]], as in {SOURCES.name}")
+    for number, source in enumerate(found, 1):
+        if wrong := wrong_source(source):
+            raise UserError(f"{path}, source {number}: {wrong}, as in {SOURCES.name}")
+    return found
+
+
+def wrong_source(source: Mapping[str, Any]) -> str:
+    """What is wrong with an entry, "" if nothing."""
+    kind = source.get("kind")
+    for name in (
+        "key",
+        "what",
+        "tried",
+        *(("steps",) if kind == "manual" else ()),
+        *(("url",) if kind == "tar" else ()),
+    ):
+        if not isinstance(source.get(name), str):
+            return f"{name} must be a text"
+    if not re.fullmatch(r"\w[\w.-]*", source["key"]) or ".." in source["key"]:
+        return f"the key {source['key']!r} becomes the name of a folder and must be a plain word"
+    if kind not in KINDS:
+        return f"the kind {kind!r} must be one of {', '.join(KINDS)}"
+    networks = source.get("networks")
+    if not isinstance(networks, dict) or not all(isinstance(value, str) for value in networks.values()):
+        return "networks must be a table of texts"
+    if not isinstance(source.get("classes", 1), int):
+        return "classes must be a number"
+    return ""
 
 
 def address(source: Mapping[str, Any], name: str) -> str:
@@ -349,6 +426,8 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
         "--timeout", type=float, default=30.0, help="seconds without a byte before giving up (default 30)"
     )
     args = parser.parse_args(normalised(argv))
+    at_least(0, 100)("--retries", args.retries)
+    positive("--timeout", args.timeout)
     sources = read_sources(args.sources)
     fetcher = Fetcher(args.save_root, sources, args.retries, args.timeout)
     if args.list:
@@ -365,8 +444,4 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

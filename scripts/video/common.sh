@@ -14,15 +14,13 @@ test_data=(--dataset kinetics400 --data_folder "$KINETICS" --gpu_id "$GPUS" ${se
 # train SCRIPT FLAGS...: trains, and leaves in $run the folder that this very run names as its result; several folders below
 # $SAVE may be of the same networks. What reads the messages outlives a signal that the run answers by saving its state.
 train() {
-    exec 3>&1
-    run=$("$PYTHON" "$@" | (
+    log=$(mktemp)
+    trap 'rm -f "$log"' EXIT
+    "$PYTHON" "$@" | (
         trap '' TERM INT
-        exec tee /dev/fd/3
-    ) | (
-        trap '' TERM INT
-        exec sed -nE -e 's/^(\[[^]]*\] )?result in //p' -e 's/^(\[[^]]*\] )?already finished: (.*) holds the result.*/\2/p'
-    ))
-    exec 3>&-
-    run=${run##*$'\n'}
+        exec tee "$log"
+    )
+    end_of_dry_run
+    run=$(result_of "$log")
     : "${run:?the training names no folder as its result}"
 }

@@ -6,8 +6,8 @@
 # OpenMMLab's keys, extracted from it again, and tested with three crops.
 #   bash scripts/video/short_study.sh FOLDER_OF_CLIPS SAVE_ROOT [EPOCHS of a student, at least 4]
 # SGD with the published rates (0.02, classifier fivefold) stays at chance on so few clips. Cost: 70 minutes on one core
-# with native bf16. An interrupted study goes on where it stopped. Depth, not RGB, and far from Kinetics
-# in size: no line belongs beside a published number.
+# with native bf16. An interrupted study resumes where it stopped. Depth, not RGB, and far from Kinetics
+# in size: no line belongs next to a published number.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 clips=${1:?folder of the clips aA_sS_tT_color.avi}
 save=${2:?folder for the runs}

@@ -2,7 +2,7 @@
 """A distillation checkpoint in MMRazor's layout: python scripts/video/to_kd_checkpoint.py STUDENT TEACHER OUT
 
 Weights under OpenMMLab's names, the student's behind `architecture.`, the teacher's behind `teacher.`, for work that
-goes on there.
+continues there.
 """
 
 from __future__ import annotations

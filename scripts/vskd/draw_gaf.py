@@ -33,14 +33,18 @@ def plot(series: Tensor, out: Path, title: str, kind: str = "gasf") -> None:
         panels[0].plot(line.numpy(), label=name, linewidth=1)
     panels[0].legend(fontsize="small")
     panels[0].set_title(title, fontsize="small")
+    panels[0].set(xlabel="sample", ylabel="reading")
     fields = gaf(series, kind).numpy()
     for panel, name, field in zip(panels[1:], "xyzuvw"[:axes], fields, strict=False):
-        shown = panel.imshow(field, cmap="viridis", vmin=-1, vmax=1, origin="lower")
+        shown = panel.imshow(field, cmap="RdBu_r", vmin=-1, vmax=1, origin="lower")  # white is 0
         panel.set_title(f"{kind.upper()}, {name}", fontsize="small")
-    figure.colorbar(shown, ax=panels[axes], shrink=0.8)
+    figure.colorbar(shown, ax=panels[axes], shrink=0.8, label="cosine or sine of the angles")
     seen = to_picture(gaf(series[:3] if axes >= 3 else series[:1].expand(3, -1), kind))
     panels[-1].imshow(seen.permute(1, 2, 0).numpy(), origin="lower")
     panels[-1].set_title("as the network sees it", fontsize="small")
+    for panel in panels[1:]:
+        panel.grid(False)
+        panel.set(xlabel="sample", ylabel="sample")
     figure.savefig(out, dpi=120)
 
 

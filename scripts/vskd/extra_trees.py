@@ -11,7 +11,7 @@ from dataset.recordings.actions import ActionData
 from dataset.recordings.pairs import SENSOR, Sample
 from dataset.recordings.sensors import read_sensor
 
-PARTS = 4  # of the time axis, beside the whole
+PARTS = 4  # of the time axis, next to the whole
 
 
 TREES = 500

@@ -27,6 +27,7 @@ from dataset.base import DataOptions
 from dataset.recordings.actions import ActionData
 from dataset.recordings.pairs import SENSOR
 from helper.deploy.export import MEASURED, export_onnx, load_classifier, report
+from helper.machine.program import run_script
 from helper.runs.folder import file_name
 from helper.tables.runs import Run, find_runs, mean_std
 from helper.tables.table import table
@@ -74,23 +75,36 @@ def confusion(run: Run, data: ActionData) -> np.ndarray:
     return counts
 
 
+def largest_confusions(counts: np.ndarray, classes: Sequence[str], most: int = 6) -> list[str]:
+    """true → said: count of all of the true class; the largest first."""
+    wrong = counts - np.diag(counts.diagonal())
+    places = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:most]]
+    return [f"{classes[t]} → {classes[p]}: {wrong[t, p]} of {counts[t].sum()}" for t, p in places if wrong[t, p]]
+
+
 def draw(matrices: Mapping[str, np.ndarray], classes: Sequence[str], out: Path) -> None:
-    """Shares of each true class, side by side; cividis, which colour-blind people read as others do."""
+    """Shares of each true class, side by side; cividis, which colour-blind people read as others do. Names stand on
+    both axes, and below each matrix its largest confusions."""
     from matplotlib.figure import Figure
 
-    count = len(matrices)
-    figure = Figure(figsize=(5.2 * count + 2.6, 6.4), layout="constrained")
+    count, size = len(matrices), 2.2 + 0.21 * len(classes)
+    figure = Figure(figsize=(size * count + 2.2, size + 3.4), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, count, sharey=True))
     for panel, (title, counts) in zip(panels, matrices.items(), strict=True):
         share = counts / counts.sum(1, keepdims=True).clip(1)
         shown = panel.imshow(share, cmap="cividis", vmin=0, vmax=1)
-        panel.set_title(f"{title}\n{100 * counts.trace() / counts.sum():.1f} % right", fontsize=10)
-        panel.set_xticks(range(len(classes)), range(1, len(classes) + 1), fontsize=6)
-        panel.set_xlabel("predicted action")
-    names = [f"{name} ({i})" for i, name in enumerate(classes, 1)]
-    panels[0].set_yticks(range(len(classes)), names, fontsize=7)
-    figure.colorbar(shown, ax=list(panels), shrink=0.7, label="share of the true class")
-    figure.savefig(out, dpi=90)
+        panel.set_title(f"{title}\n{100 * counts.trace() / counts.sum():.1f} % right", fontsize=11)
+        panel.grid(False)
+        panel.set_xticks(range(len(classes)), classes, fontsize=8, rotation=90)
+        worst = "\n".join(largest_confusions(counts, classes))
+        panel.set_xlabel(f"predicted\n\nlargest confusions, true → predicted\n{worst}", fontsize=9)
+        for t, p in zip(*np.nonzero(share >= 0.1), strict=True):  # percent, where it is not a trifle
+            colour = "black" if share[t, p] > 0.55 else "white"
+            panel.text(p, t, f"{100 * share[t, p]:.0f}", ha="center", va="center", fontsize=6, color=colour)
+    panels[0].set_yticks(range(len(classes)), classes, fontsize=8)
+    panels[0].set_ylabel("true")
+    figure.colorbar(shown, ax=list(panels), shrink=0.5, label="share of the true class")
+    figure.savefig(out, dpi=110)
     print(out)
 
 
@@ -160,8 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             export_onnx(classifier, target)
             costs.append(report(classifier, target))
     cpu = runs[0].env["cpu"]
-    told = f"{MEASURED.format(30)}; {cpu}. The Gramian field is part of the network."
-    atomic_write_text(Path(f"{stem}_cost.md"), f"# What teacher and students cost\n\n{as_table(costs)}\n\n{told}\n")
+    note = f"{MEASURED.format(30)}; {cpu}. The Gramian field is part of the network."
+    atomic_write_text(Path(f"{stem}_cost.md"), f"# What teacher and students cost\n\n{as_table(costs)}\n\n{note}\n")
     if args.berkeley_root is not None:
         others = find_runs(args.berkeley_root, "berkeley_mhad")
         berkeley = opened("berkeley_mhad", args.berkeley_folder, others, None)
@@ -173,8 +187,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

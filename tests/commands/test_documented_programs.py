@@ -34,6 +34,7 @@ SHORTER = {  # program -> what is said last
     "--teacher vit_micro_cifar",
     "scripts/bench/bench_video.py": "--size 16 --repeats 1 --rounds 1 --networks resnet8",
     "scripts/bench/bench_hsakd.py": "--methods dpcd --rounds 1 --steps 1 --batch_size 2",
+    "scripts/dev/attack.py": "--minutes 0",
     "scripts/run_table.py": "--dry-run",
     "scripts/teachers/fetch_teachers.py": "--list",
     "scripts/tune.py": "--trials 1 --val_fraction 0.25",

@@ -197,7 +197,7 @@ def test_start_from_image_weights(tmp_path):
     torch.save(state, tmp_path / "part.pth")
     with pytest.raises(UserError, match="part.pth does not fit tsm:torchvision:resnet18: 1 of 122"):
         started_from(spec, str(tmp_path / "part.pth"))(num_classes=3)
-    with pytest.raises(UserError, match="nobody publishes ImageNet weights of tsm:resnet8"):
+    with pytest.raises(UserError, match="there are no published ImageNet weights of tsm:resnet8"):
         started_from(model_dict["tsm:resnet8"], "imagenet")(num_classes=3)
 
 

@@ -12,7 +12,7 @@ from dataset.clips.decode import ClipSource
 from dataset.clips.frame_reader import FrameReader
 from dataset.clips.lists import read_entries
 from dataset.clips.views import TestViews
-from helper.deploy.as_trained import options_as_trained, told_of_clips
+from helper.deploy.as_trained import clip_settings_notice, options_as_trained
 from helper.networks.checkpoint import read_checkpoint
 from tests.dataset.test_video import CPU, load, write_video
 
@@ -44,10 +44,10 @@ def test_a_checkpoint_of_videos_says_how_its_clips_were_made(network, videos):
     found = options_as_trained(network, videos, more={"sampling": None, "short_side": None, "seek": True})
     assert (found.num_segments, found.image_size) == (4, 32)
     assert found.more == {"sampling": "dense", "short_side": 40, "seek": True}
-    assert told_of_clips(network, found) == "as trained: 4 frames of 32 px, dense sampling, shorter side 40"
+    assert clip_settings_notice(network, found) == "as trained: 4 frames of 32 px, dense sampling, shorter side 40"
     other = options_as_trained(network, videos, 64, num_segments=7, more={"sampling": "uniform", "short_side": None})
     assert other.more == {"sampling": "uniform", "short_side": None}  # the side of frames goes with that of crops
-    told = told_of_clips(network, other)
+    told = clip_settings_notice(network, other)
     assert all(f"{flag} (trained with {was})" in told for flag, was in (
         ("--num_segments 7", 4), ("--image_size 64", 32), ("--sampling uniform", "dense")
     ))  # fmt: skip

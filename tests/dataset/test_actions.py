@@ -1,6 +1,7 @@
 """Action recordings: pairs, protocols, clips and their cache, windows, loaders, and what is refused."""
 
 import dataclasses
+import random
 import shutil
 from pathlib import Path
 
@@ -136,6 +137,41 @@ def test_cache_decodes_once_and_notices_another_video(tmp_path, monkeypatch):
     blocked.write_text("")
     with pytest.raises(UserError, match="--clip_cache"):
         FrameCache(blocked, 12).get(source)
+
+
+def test_damaged_frames_are_decoded_again(tmp_path, caplog):
+    source, rng = ClipSource(tmp_path / "a.avi"), random.Random(0)
+    write_video(source.path, left_bright(6, 0))
+    want = FrameCache(None, 12).get(source)
+    FrameCache(tmp_path / "cache", 12).fill([source])
+    (file,) = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    half, zeros = whole[: len(whole) // 2], whole[:1000] + bytes(500) + whole[1500:]
+    damaged = [
+        half,
+        zeros,
+        whole[:-24],
+        b"",
+        whole + b"x",
+        bytes(len(whole)),
+        *(flipped(whole, rng) for _ in range(40)),
+    ]
+    damaged += [flipped(whole[:128], rng) + whole[128:] for _ in range(20)]  # the header alone
+    with caplog.at_level("INFO"):
+        for content in damaged:
+            caplog.clear()
+            file.write_bytes(content)
+            cache = FrameCache(tmp_path / "cache", 12)
+            index = [0, len(cache.get(source)) - 1, *range(6)]
+            assert np.array_equal(cache.frames(source, index), want[[0, 5, *range(6)]])
+            assert file.read_bytes() == whole or content[128:] == whole[128:], "blanks of the header hold nothing"
+            assert len(caplog.records) == (file.read_bytes() == whole)
+            assert "such clips are decoded again" in caplog.text or not caplog.records
+
+
+def flipped(content, rng):
+    at = rng.randrange(len(content))
+    return content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
 
 
 def test_bad_videos_are_named(tmp_path):

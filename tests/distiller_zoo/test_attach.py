@@ -8,6 +8,7 @@ from torch import nn
 
 import distiller_zoo
 from core.protocols import Progress, UserError
+from models import model_dict
 from tests.support.cases import CLASSES
 from tests.support.contract import make_step, plain_sgd
 from tests.support.tasks import CASES, FIRST, attached, train
@@ -170,3 +171,15 @@ def test_other_classes_a_missing_teacher_and_a_missing_index_are_refused():
         task_of("crd", **CRD)(IMAGES, TARGETS)
     with pytest.raises(UserError, match="own_optimizers"):
         attached("cakd-resnet8-vit_micro_cifar")(IMAGES, TARGETS)
+
+
+def test_a_method_that_learns_from_the_teacher_first_says_so():
+    images, nets = torch.rand(4, 3, 32, 32), [model_dict["resnet8"](num_classes=5) for _ in range(2)]
+    task = distiller_zoo.attach("dkd+kdpp", *nets, sample=images[:2])
+    with pytest.raises(UserError, match="reads the teacher's features .* call task.prepare_teacher"):
+        task(images, torch.arange(4))
+    task.prepare_teacher([(images, torch.arange(4))])
+    assert task(images, torch.arange(4))["loss"].isfinite()
+    again = distiller_zoo.attach("dkd+kdpp", *nets, sample=images[:2])
+    again.load_state_dict(task.state_dict())  # and remembers it
+    assert torch.equal(again(images, torch.arange(4))["loss"], task(images, torch.arange(4))["loss"])

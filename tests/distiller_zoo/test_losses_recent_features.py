@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from core.protocols import Progress, UserError
+from core.protocols import Context, Progress, UserError
 from distiller_zoo import method_dict
+from distiller_zoo._combined import Combined, CombinedConfig
 from distiller_zoo.itrd import correlation, mutual
 from distiller_zoo.queue import queue_size
 from helper.options.parse import parse
+from tests.distiller_zoo import test_losses_recent as newer
 from tests.distiller_zoo.test_losses import check
 from tests.distiller_zoo.test_reference_losses import TOLERANCE, B, K, arrays, maps, prepared
 from tests.golden.rule import fill_array, fill_module, rand
@@ -127,7 +129,81 @@ def test_golden_queue(case):
     check(case, terms["queue"], leaves, rtol=1e-5)
 
 
+def with_means(method, x):
+    """The class means of a case put in, through the pass over the training set."""
+    means = x["class_means"]
+    method.prepare_teacher(lambda: [({"pooled": means}, batch_of(torch.arange(len(means))))])
+    assert torch.equal(method.class_means, means)
+    return method
+
+
+@pytest.mark.parametrize("case", [c for c in newer.GOLDEN["cases"] if c["name"] == "nd"], ids=called)
+def test_golden_kdpp_term(case):
+    leaves, x, labels = newer.golden_inputs(case)
+    method = with_means(vectors("kdpp", x, direction=case["hyper"]["nd"], dropout=0.0), x)
+    if "params" in case:
+        fill_module(method.fc1, prefix="fc1.")
+        assert {k: v for k, v in keys_of(method).items() if k != "class_means"} == case["params"]
+    s, t = method.connect(pooled(x["s"]), pooled(x["t"]))
+    term = method.terms(s, t, batch_of(labels), LATE)["kdpp"]
+    check(case, method.weights(LATE)["kdpp"] * term, leaves, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", [c for c in newer.GOLDEN["cases"] if c["name"] == "kdpp"], ids=called)
+def test_golden_kdpp(case):
+    leaves, x, labels = newer.golden_inputs(case)
+    hyper, progress = case["hyper"], Progress(case["hyper"]["epoch"] + 1, 240)
+    if hyper["base"] == "kd":
+        student, teacher = (side(k, [], x[k].shape[1], 100) for k in "st")
+        method = build("kdpp", student, teacher, div=hyper["kd"], direction=hyper["nd"])
+        with_means(method, x)
+    else:
+        own = {"dkd": {"tckd": hyper["alpha"], "nckd": hyper["beta"]}, "kdpp": {"direction": hyper["nd"]}}
+        members = tuple((method_dict[n], method_dict[n].Config(**o)) for n, o in own.items())
+        ctx = Context(100, labels, 8, *(side(k, [], x[k].shape[1], 100) for k in "st"))
+        method = Combined(CombinedConfig(members=members, div=0.0), ctx)
+        assert method.prepares_teacher
+        with_means(method.members["kdpp"], x)
+    s, t = ({"pooled": x[k], "logits": x[f"{k}_logits"]} for k in "st")
+    terms, *_ = run(method, s, t, batch_of(labels), progress)
+    weights = method.weights(progress)
+    check(case, sum(weights[k] * v for k, v in terms.items()), leaves, rtol=1e-5)
+
+
 # ------------------------------------------------------------------ the equations
+
+
+@pytest.mark.parametrize("width", [12, 14])
+def test_kdpp(width):
+    method, s, t, _ = prepared("kdpp", [], [], width, dropout=0.0, div=3.0)
+    seen = [({"pooled": torch.randn(5, 14).double()}, batch_of(torch.tensor([0, 1, 1, 3, 9]))) for _ in range(2)]
+    method.prepare_teacher(lambda: iter(seen))
+    terms, *_ = run(method, s, t, batch_of(TARGET))
+    vectors_t = np.concatenate([f["pooled"].numpy() for f, _ in seen])
+    labels = np.concatenate([b.target.numpy() for _, b in seen])
+    w = {k: v for k, v in arrays(method).items() if k.startswith("fc1")}
+    expected = reference.kdpp(s["pooled"].numpy(), t["pooled"].numpy(), (vectors_t, labels), TARGET.numpy(), w)
+    assert terms["kdpp"].item() == pytest.approx(expected, **TOLERANCE)
+    assert [method.weights(Progress(e, 240))["div"] for e in (1, 11, 21, 240)] == [0, 1.5, 3, 3]
+
+
+def test_kdpp_of_missing_classes_and_empty_vectors_is_finite():
+    method, s, t, _ = prepared("kdpp", [], [], 14)
+    for f in (s, t):
+        f["pooled"][0] = 0.0
+    s["pooled"].requires_grad_()
+    terms, *_ = run(method, s, t, batch_of(TARGET))  # no class was seen: every direction is 0
+    assert terms["kdpp"].item() == 1 and torch.autograd.grad(terms["kdpp"], s["pooled"])[0].isfinite().all()
+
+
+def test_kdpp_drops_the_share_it_says():
+    method, s, t, _ = prepared("kdpp", [], [], 12, dropout=0.25)
+    s["pooled"] = torch.randn(4000, 12).double()
+    method.fc1[2].weight.data.copy_(torch.eye(14, 12)), method.fc1[2].bias.data.zero_()
+    made = method.connect(s, t)[0]["kdpp.vector"][:, :12]
+    assert (made == 0).double().mean().item() == pytest.approx(0.25, abs=0.02)
+    whole = method.fc1[0](s["pooled"])
+    torch.testing.assert_close(made[made != 0], (whole / 0.75)[made != 0])
 
 
 @pytest.mark.parametrize("alpha", [1.01, 1.5])
@@ -213,6 +289,7 @@ PUBLISHED = {
     "wkd_f": {"beta": 0.08, "ratio": 4, "grid": 1, "projector": "conv1x1", "constant": 150},
     "embed": {"beta": 1, "loss": "cosine", "projector": "linear", "whiten": False},
     "queue": {"cls": 0, "div": 0, "beta": 1, "temperature": 0.07, "local": 1},
+    "kdpp": {"beta": 1, "direction": 2, "dropout": 0.5, "warmup": 20},
 }
 
 
@@ -233,6 +310,9 @@ def test_defaults_are_the_published_settings(name):
         ("wkd_f --wkd_f_hidden 0", "--wkd_f_hidden 0 must be at least 1"),
         ("wkd_f --wkd_f_constant -1", "--wkd_f_constant -1 must be at least 0"),
         ("embed --embed_hidden -1", "--embed_hidden -1 must be at least 0"),
+        ("kdpp --kdpp_nd -1", "--kdpp_nd -1.0 must be at least 0"),
+        ("kdpp --kdpp_dropout 1", "--kdpp_dropout 1.0 must be at least 0 and at most 0.99"),
+        ("kdpp --kdpp_warmup -1", "--kdpp_warmup -1 must be at least 0"),
         ("queue --queue_size -1", "--queue_size -1 must be at least 0"),
         ("queue --queue_T 0", "--queue_T 0.0 must be above 0"),
         ("queue --queue_local -1", "--queue_local -1.0 must be at least 0"),

@@ -95,7 +95,7 @@ def test_rank_0_writes_and_every_rank_logs_on_request(two):
     names = {p.name for p in folder.iterdir()}
     assert {"log.txt", "log_rank1.txt", "parameters.json", "resnet8_last.pth", "resnet8_best.pth"} <= names
     assert json.loads((folder / "parameters.json").read_text())["processes"] == 2
-    assert "Epoch 2, Acc@1" in (folder / "log_rank1.txt").read_text()
+    assert "Epoch 2, train: Acc@1" in (folder / "log_rank1.txt").read_text()
     state = torch.load(folder / "resnet8_last.pth", weights_only=True)
     assert len(state["ranks"]) == 2
     assert not torch.equal(*(r["step"] for r in state["ranks"])), "both ranks draw the same negatives"
@@ -157,6 +157,15 @@ def test_a_process_that_hangs_stops_the_other(commands, tmp_path):
     done = commands("train_teacher.py", *argv, ranks=2, in_rank=(1, {"hang_at": 5}))
     assert done.code == 2 and "does not answer" in done.err and "--dist_timeout" in done.err, done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("where", [{"signals": [(5, signal.SIGSTOP)]}, {"evaluation_signal": signal.SIGSTOP}])
+def test_a_process_that_is_stopped_is_noticed_wherever_it_is(commands, victim, where, tmp_path):
+    """In mid-epoch and in evaluation, where a collective of the control group would wait for two hours."""
+    argv = (*TEACHER, "--epochs", 500, "--max_steps", 8, "--save_root", tmp_path, "--dist_timeout", 8)
+    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(victim, where))
+    assert done.code == 2 and "does not answer" in done.err and "Traceback" not in done.err, done.err
 
 
 def test_an_error_of_all_is_said_once(commands, tmp_path):

@@ -1,17 +1,25 @@
 """A network that is taken away computes what its checkpoint does, in every form."""
 
 import json
+import re
+import subprocess
+import sys
 import types
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from core.protocols import UserError
+from core.protocols import ModelSpec, UserError
 from core.taps import TappedNet
-from helper.deploy.export import Plain
+from dataset import dataset_dict
+from dataset.base import DataOptions
+from helper.deploy.export import Plain, onnx_session, write_onnx
 from helper.networks.checkpoint import read_checkpoint
 from models import model_dict
-from scripts.export_student import TOLERANCE, main
+from models._external_vit import any_size
+from scripts.export_student import TOLERANCE, main, reader_of, real_batch, write_program
 from tests.support.recordings import utd
 
 for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
@@ -54,6 +62,18 @@ def test_every_form_of_a_composite(simkd, tmp_path, capsys, commands):
     assert config["parameters"] == round(parameters["Deployed params"] * 1e6)
     assert config["macs"] == pytest.approx(parameters["Deployed MACs"] * 1e6)
 
+    # the card's own lines name the class of a test image
+    sample = dataset_dict["digits"](DataOptions(tmp_path, image_size=16))
+    x, _ = real_batch(sample, "image", 3)
+    pixels = (255 * x[2]).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", format="png")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    logits = onnx_session(tmp_path / "model.onnx").run(
+        None, {"input": pixels.transpose(2, 0, 1)[None] / np.float32(255)}
+    )
+    assert done.stdout.strip() == config["classes"][int(logits[0].argmax())], done.stderr
+
     # the weights alone are a checkpoint like any other: it is evaluated to the run's number
     done = commands(
         "test_model.py", "--path", tmp_path / "model.safetensors", "--dataset", "digits", "--image_size", 16
@@ -94,6 +114,18 @@ def test_auxiliary_heads_stay_behind(commands, teacher, tmp_path, capsys, distil
     assert config["parameters"] == plain
     assert not [k for k in torch.export.load(out / "model.pt2").state_dict if "auxiliary" in k]
     assert (out / "model.onnx").stat().st_size < 6 * plain  # four bytes a weight, and the graph
+
+
+def test_layers_inside_a_student_go_with_it(commands, teacher, tmp_path, capsys):
+    argv = ("--path_t", teacher, "--distill", "norm", "--norm_copies", 2, "--skip_validation", *SHORT)
+    commands.student(*argv, "--save_root", tmp_path).finished()
+    (path,) = tmp_path.rglob("resnet8_best.pth")
+    out = tmp_path / "out"
+    assert exported(path, out, capsys, "--forms", "safetensors", "export").count("agree to") == 2
+    row = json.loads((path.parent / "metrics.jsonl").read_text().splitlines()[-1])
+    for file in (path, out / "model.safetensors"):
+        done = commands("test_model.py", "--path", file, "--dataset", "digits", "--image_size", 16)
+        assert f"top-1 {row['test_acc']:.2f} " in done.finished().out
 
 
 def test_a_wrong_file_is_noticed(simkd, tmp_path, capsys, monkeypatch):
@@ -150,3 +182,63 @@ def test_frames_are_normalised_by_channel():
     clips = torch.rand(2, 2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(Plain(net).eval()(clips), net({"video": clips})["logits"])
+
+
+def assert_exports(model, shape, tmp_path, forms):
+    """The written file gives the network's logits for another number of samples than it was traced with."""
+    model, x = Plain(TappedNet(model, ModelSpec("x", type(model), {}, (), "head"))).eval(), torch.rand(3, *shape)
+    with torch.no_grad():
+        want = model(x)
+    for form in forms:
+        path = tmp_path / f"model.{form}"
+        if form == "pt2":
+            write_program(model, x[:2].clone(), path)
+        else:
+            write_onnx(model, x[:2].clone(), path, {})
+        gap = (reader_of(path, None)(x) - want).abs().max()
+        assert gap <= TOLERANCE * max(1.0, want.abs().max()), (form, gap)
+
+
+FEW = ("resnet8", "vgg8", "MobileNetV2", "ShuffleV2", "vit_micro_cifar", "sensor_cnn")
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_a_few_networks_export(name, tmp_path):
+    torch.manual_seed(0)
+    spec = model_dict[name]
+    forms = ("pt2", "onnx") if name == "vit_micro_cifar" else ("pt2",)
+    assert_exports(spec(num_classes=10), spec.input_shape, tmp_path, forms)
+
+
+def test_a_transformer_of_torchvision_exports(tmp_path):
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    model = any_size(VisionTransformer(32, 16, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=8, num_classes=4))
+    assert_exports(model, (3, 32, 32), tmp_path, ("pt2", "onnx"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*model_dict, "torchvision:vit_b_32", "torchvision:resnet18"} - set(FEW)))
+def test_every_network_exports(name, tmp_path):
+    torch.manual_seed(0)
+    spec = model_dict[name]
+    spec = spec.fitted({spec.input: (2, *spec.input_shape[1:]) if spec.input == "video" else spec.input_shape})
+    assert_exports(spec(num_classes=10), spec.input_shape, tmp_path, ("pt2",))
+
+
+def test_the_bound_grows_with_the_logits(simkd, tmp_path, capsys, monkeypatch):
+    """Rounding of large logits is large: what counts is the difference relative to them."""
+    import scripts.export_student as module
+
+    content = torch.load(simkd, weights_only=True)
+    content["head"] = {k: v * 1e4 for k, v in content["head"].items()}
+    torch.save(content, tmp_path / "resnet8_best.pth")
+    real = module.reader_of
+    for error, refused in ((1e-5, False), (1e-3, True)):
+        monkeypatch.setattr(module, "reader_of", lambda *a, e=error: lambda x: real(*a)(x) * (1 + e))
+        if refused:
+            with pytest.raises(UserError, match="is wrong: a logit differs by"):
+                exported(tmp_path / "resnet8_best.pth", tmp_path / "out", capsys, "--forms", "safetensors")
+        else:
+            exported(tmp_path / "resnet8_best.pth", tmp_path / "out", capsys, "--forms", "safetensors")

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,6 +100,20 @@ def test_cached_equals_uncached_and_a_second_run_asks_the_cache_alone(commands, 
         assert_same_run(folder, runs(apart)[label])
         rates.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["cache_hit_rate"])
     assert rates[0] < 0.5 and rates[1] == 1.0
+
+
+def test_trials_on_parts_of_a_set_share_one_cache(commands, teacher, tmp_path):
+    """Two draws of half of the digits: the same rows as without a cache, and the second finds views of the first."""
+    argv = ("--path_t", teacher, "--distill", "kd", "--epochs", 8, "--few_ratio", 0.5, "--trials", 2, *SHORT[2:])
+    commands.student(*argv, "--save_root", tmp_path / "without").finished()
+    cached = ("--teacher_cache", tmp_path / "cache", "--save_root", tmp_path / "with")
+    commands.student(*argv, *cached).finished()
+    alone = runs(tmp_path / "without")
+    rates = []
+    for label, folder in runs(tmp_path / "with").items():
+        assert_same_run(folder, alone[label])
+        rates.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["cache_hit_rate"])
+    assert len(rates) == 2 and min(rates) < max(rates) and max(rates) > 0.01
 
 
 def test_pooled_features_are_kept_if_asked(commands, teacher, tmp_path):
@@ -290,7 +306,7 @@ def test_a_cache_read_by_a_gpu(tmp_path, where):
         assert live.samples == samples
 
 
-@pytest.mark.parametrize("name", ["logits.bin", "filled.bin"])
+@pytest.mark.parametrize("name", ["logits.bin", "logits_sums.bin"])
 def test_what_a_crash_cut_off_is_computed_again(tmp_path, name):
     folder, live = tmp_path / "c", Counting()
     batch = batch_of([0, 11], [0, 5])
@@ -301,6 +317,73 @@ def test_what_a_crash_cut_off_is_computed_again(tmp_path, name):
     want = Counting().features(batch, ())["logits"]
     assert torch.equal(cache(folder, live).features(batch, ())["logits"], want)
     assert live.samples == 1
+
+
+def whole_cache(folder):
+    """All views, in batches of one sample."""
+    teacher, batches = cache(folder, pooled=True), [batch_of([i] * Q, range(Q)) for i in range(N)]
+    for batch in batches:
+        teacher.features(batch, ("pooled",))
+    return batches
+
+
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["logits.bin", "logits_sums.bin", "pooled.bin", "pooled_sums.bin"])
+def test_damaged_rows_are_noticed_and_computed_again(tmp_path, caplog, name):
+    """One bit, a block of zeros, a half, or all of a file; afterwards the cache is whole again."""
+    batches, path, rng = whole_cache(tmp_path), tmp_path / name, random.Random(0)
+    whole = path.read_bytes()
+
+    def again(samples, words=""):
+        caplog.clear()
+        live = Counting()
+        teacher = cache(tmp_path, live, pooled=True)
+        for batch in batches:
+            want = Counting().features(batch, ("pooled",))
+            got = teacher.features(batch, ("pooled",))
+            assert all(torch.equal(got[k], want[k]) for k in want)
+        assert live.samples == samples
+        assert [words in r.getMessage() for r in caplog.records] == [True] * (samples > 0), caplog.text
+        assert path.read_bytes() == whole
+
+    with caplog.at_level("INFO"):
+        again(0)
+        for _ in range(20):
+            flip(path, rng.randrange(8 * len(whole)))
+            again(1, "does not match its checksums: the rows concerned are computed again")
+        row = len(whole) // (N * Q)
+        path.write_bytes(whole[: 5 * row] + bytes(7 * row) + whole[12 * row :])
+        if "sums" not in name:  # a checksum of zero says that there is no row, which costs a forward pass
+            again(7, "does not match")
+        path.write_bytes(whole[: len(whole) // 2])
+        again(N * Q // 2, "is cut off or missing")
+        path.unlink()
+        again(N * Q - ("sums" not in name), "is cut off or missing")  # the first row is zeros anyway
+        if "sums" not in name:
+            path.write_bytes(whole[row:] + whole[:row])  # every row at the place of another
+            again(N * Q, "does not match")
+
+
+def test_a_cache_of_an_older_version_gets_checksums(tmp_path, caplog):
+    (batch, *_) = whole_cache(tmp_path)
+    marks = np.ones(N * Q, np.uint8)
+    marks[0] = 0
+    for name in ("logits", "pooled"):
+        (tmp_path / f"{name}_sums.bin").unlink()
+        marks.tofile(tmp_path / ("filled.bin" if name == "logits" else "pooled_filled.bin"))
+    for samples, lines in ((1, 2), (0, 0)):
+        live = Counting()
+        with caplog.at_level("INFO"):
+            teacher = cache(tmp_path, live, pooled=True)
+        assert [f"{N * Q - 1} rows are taken as they are" in r.getMessage() for r in caplog.records] == [True] * lines
+        teacher.features(batch, ("pooled",))
+        assert live.samples == samples and not list(tmp_path.glob("*filled.bin"))
+        caplog.clear()
 
 
 def test_what_a_kill_left_unfinished_is_computed_again(tmp_path, monkeypatch):
@@ -382,7 +465,7 @@ def test_an_accelerator_meets_few_sizes_of_a_batch(tmp_path):
 
 def test_no_room_names_both_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
-    with pytest.raises(UserError, match=f"needs {N * Q * (K * 4 + 1)} bytes, 10 are free"):
+    with pytest.raises(UserError, match=f"needs {N * Q * (K * 4 + 4)} bytes, 10 are free"):
         cache(tmp_path / "c")
     assert not (tmp_path / "c").exists()
 

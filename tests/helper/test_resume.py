@@ -12,8 +12,8 @@ import pytest
 import torch
 
 DEADLINE = 60  # seconds until something that must happen counts as not happening
-# memory banks, a projector, two generators, momentum, and a last batch that is smaller
-SETTINGS = ["--distill", "crd+simkd", "-c", 1, "-d", 1, "--nce_k", 32, "--batch_size", 60, "--few_ratio", 0.1]
+# memory banks, class means of the teacher, a projector, two generators, momentum, and a last batch that is smaller
+SETTINGS = ["--distill", "crd+simkd+kdpp", "-c", 1, "-d", 1, "--nce_k", 32, "--batch_size", 60, "--few_ratio", 0.1]
 SETTINGS += ["--epochs", 6, "--lr_decay_epochs", 4, "--tb_backend", "none"]
 STEPS, EPOCHS = 3, 6
 
@@ -112,7 +112,7 @@ def test_a_signal_saves_in_mid_epoch(commands, teacher, reference, tmp_path, num
             break
         interrupted += 1
         assert done.code == code and len(done.err.splitlines()) == 1, done
-        assert signal.Signals(number).name in done.err and "the same command goes on" in done.err
+        assert signal.Signals(number).name in done.err and "the same command resumes" in done.err
         assert "Traceback" not in done.err
     assert interrupted == 5
     run.go().finished()

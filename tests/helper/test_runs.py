@@ -4,6 +4,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,18 +16,19 @@ import numpy as np
 import pytest
 import torch
 
+from core import lock
 from core.protocols import UserError
 from core.registry import Registry
 from helper.networks.checkpoint import read_checkpoint
-from helper.options.naming import run_name
+from helper.options.naming import folder_of, run_name
 from helper.options.parse import parse
-from helper.runs.folder import RunFolder, link_short_name, paths_in, refuse_differences, who_has, without_folders
+from helper.runs.folder import RunFolder, paths_in, refuse_differences, short_name_notice, without_folders
 from models import model_dict
 from tests.support.commands import ENV, ROOT
 
 TAGS = ["train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss"]
 SHORT = ("--epochs", 1, "--max_steps", 2, "--tb_backend", "none")
-SUFFIX = "_epochs:1_max_steps:2"
+SUFFIX = "_epochs:1"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -47,10 +49,13 @@ def events_of(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def assert_events(folder: Path, rows: list[dict]) -> None:
     events = events_of(folder)
-    assert sorted(events) == sorted(TAGS)
-    for tag in TAGS:
+    not_terms = {"train_acc", "train_acc_top5", "train_loss"}
+    terms = {f"loss/{k[6:]}": k for k in rows[0] if k.startswith("train_") and k not in not_terms}
+    sources = {tag: tag for tag in (*TAGS, "lr")} | terms
+    assert sorted(events) == sorted(sources) and terms
+    for tag, column in sources.items():
         assert [step for step, _ in events[tag]] == [row["epoch"] for row in rows]
-        assert [value for _, value in events[tag]] == pytest.approx([row[tag] for row in rows], rel=1e-6)
+        assert [value for _, value in events[tag]] == pytest.approx([row[column] for row in rows], rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +120,12 @@ def test_layout_of_a_student(chain, teacher, method, name):
     assert env["versions"]["torch"] == torch.__version__.split("+")[0] or env["versions"]["torch"] == torch.__version__
     assert {"commit", "dirty", "python", "platform", "cpu", "cuda", "gpus", "command"} <= env.keys()
     log = (folder / "log.txt").read_text()
-    assert " * Epoch 3, Acc@1" in log and "best accuracy: " in log and "==> training..." in log
+    assert (
+        " * Epoch 3, train: Acc@1" in log
+        and " ** test: Acc@1" in log
+        and "best accuracy: " in log
+        and "==> training..." in log
+    )
     assert_events(folder.parents[1] / "tensorboard" / folder.name, rows)
 
 
@@ -181,13 +191,69 @@ def test_two_processes_do_not_train_one_run(commands, tmp_path):
     argv = (*SHORT, "--epochs", 2, "--save_root", tmp_path)
     assert commands.teacher(*argv, signals=[[2, 15]]).code == 143
     (log,) = tmp_path.rglob("log.txt")
-    before = contents(tmp_path)
-    with open(log) as file:  # as the process does that trains it
+    with open(log.with_name(".lock"), "w") as file:  # as the process does that trains it
         fcntl.flock(file, fcntl.LOCK_EX)
+        file.write('{"process": 77, "host": "box"}')
+        file.flush()
+        before = contents(tmp_path)
         for more in ((), ("--overwrite",)):
-            commands.teacher(*argv, *more).refused("another process is training", str(log.parent))
+            commands.teacher(*argv, *more).refused(
+                "another process is training", str(log.parent), "(process 77 on box)", "--trial"
+            )
             assert contents(tmp_path) == before
     commands.teacher(*argv).finished()
+
+
+def test_a_dead_process_frees_its_folder_and_forks_hold_nothing(tmp_path):
+    code = (
+        "import os, sys, time; from pathlib import Path; from core import lock\n"
+        "lock.hold(Path(sys.argv[1]))\n"
+        "if os.fork() == 0: time.sleep(30); os._exit(0)\n"
+        "print(flush=True); time.sleep(30)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as first:
+        first.stdout.readline()
+        with pytest.raises(UserError, match=rf"another process is training .*\(process {first.pid} on "):
+            lock.hold(tmp_path)
+        first.kill()
+        first.wait()
+        lock.hold(tmp_path)
+    lock.hold(tmp_path)  # again, by the same process
+    lock.release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_overwriting_follows_no_link(commands, tmp_path):
+    argv = (*SHORT, "--epochs", 1, "--save_root", tmp_path / "save", "--overwrite")
+    commands.teacher(*argv).finished()
+    (folder,) = (tmp_path / "save" / "teachers" / "models").iterdir()
+    treasure = tmp_path / "treasure"
+    treasure.mkdir()
+    (treasure / "kept").write_text("gold")
+    (folder / "inner").symlink_to(treasure, target_is_directory=True)
+    (folder / "resnet8_last.pth").unlink()
+    (folder / "resnet8_last.pth").symlink_to(treasure / "kept")
+    commands.teacher(*argv).finished()
+    assert not (folder / "inner").exists() and (treasure / "kept").read_text() == "gold"
+    elsewhere = tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere, target_is_directory=True)
+    before = contents(elsewhere)
+    commands.teacher(*argv).refused("--overwrite would delete what lies behind the link", str(folder))
+    assert contents(elsewhere) == before
+
+
+def test_logs_and_rows_are_not_written_through_links(commands, tmp_path):
+    argv = (*SHORT, "--save_root", tmp_path / "save", "--epochs", 2)
+    assert commands.teacher(*argv, signals=[[2, 15]]).code == 143
+    (folder,) = (tmp_path / "save" / "teachers" / "models").iterdir()
+    for name in ("metrics.jsonl", "log.txt"):
+        (folder / name).rename(tmp_path / name)
+        (folder / name).symlink_to(tmp_path / name)
+    before = {name: (tmp_path / name).read_bytes() for name in ("metrics.jsonl", "log.txt")}
+    commands.teacher(*argv).finished()
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert all((folder / name).read_bytes().startswith(content) for name, content in before.items())
 
 
 def names_of(*commands: str) -> list[str]:
@@ -275,7 +341,7 @@ def test_published_spellings():
 
 
 def test_help_and_list(commands):
-    plain, crd = commands("train_student.py", "--help"), commands("train_student.py", "--distill", "crd", "--help")
+    plain, crd = (commands("train_student.py", *argv, "--help_all") for argv in ((), ("--distill", "crd")))
     assert plain.finished() and "--nce_k" not in plain.out and "--path_t" in plain.out
     assert crd.finished() and "--nce_k" in crd.out and "--factor" not in crd.out
     words = " ".join(plain.out.split())
@@ -331,29 +397,75 @@ def test_a_setting_that_did_not_exist_is_no_difference():
             refuse_differences(Path("run"), before, changed, moved)
 
 
-def test_the_short_name_never_replaces(tmp_path):
-    tmp_path = tmp_path / "my runs"
-    tmp_path.mkdir()
+@pytest.fixture
+def finished(tmp_path):
+    """Makes the folder of a finished teacher with these settings."""
+    root = tmp_path / "my runs"
+    root.mkdir()
 
-    def folder(name):
-        (tmp_path / name).mkdir(exist_ok=True)
-        return RunFolder(tmp_path / name, tmp_path / name, "resnet8")
+    def make(trial, epochs=240, max_steps=None, **more):
+        name = f"resnet8_vanilla_cifar100_trial_{trial}_{epochs}_{max_steps}{''.join(more)}"
+        identity = {"trial": str(trial), "seed": trial, "epochs": epochs, "max_steps": max_steps, "mixup": 0.0, **more}
+        (root / name).mkdir()
+        (root / name / "args.json").write_text(json.dumps({"identity": identity}))
+        return RunFolder(root / name, root / name, "resnet8")
 
-    first, second = folder("resnet8_vanilla_cifar100_trial_0"), folder("resnet8_vanilla_cifar100_trial_1")
-    link = link_short_name(tmp_path, "resnet8", first)
-    assert link == tmp_path / "resnet8_vanilla" and os.readlink(link) == first.models.name
-    assert link_short_name(tmp_path, "resnet8", second) == link and link.resolve() == first.models.resolve()
-    assert who_has(link, first) == f"also reachable as {link}"
-    said = who_has(link, second)
-    assert "who finishes first keeps the name" in said
-    subprocess.run(said.rpartition("takes it by ")[2], shell=True, check=True)
-    assert link.resolve() == second.models.resolve()
-    subprocess.run(who_has(link, first).rpartition("takes it by ")[2], shell=True, check=True)
-    shutil.rmtree(first.models)  # the link now leads nowhere, and is somebody's still
-    assert link_short_name(tmp_path, "resnet8", second) == link and os.readlink(link) == first.models.name
-    (tmp_path / "vgg8_vanilla").mkdir()
-    assert f"mv '{tmp_path / 'vgg8_vanilla'}' " in who_has(link_short_name(tmp_path, "vgg8", second), second)
-    assert not (tmp_path / "vgg8_vanilla").is_symlink()
+    return make
+
+
+def test_the_short_name_stays_with_the_first_of_equals(finished):
+    first, second, other = finished(0), finished(1), finished(2, epochs=300, mixup=0.2)
+    link = first.models.parent / "resnet8_vanilla"
+    assert short_name_notice(link, first) == f"also reachable as {link}" and os.readlink(link) == first.models.name
+    for later in (second, other):
+        said = short_name_notice(link, later)
+        assert "already points to another run" in said and link.resolve() == first.models.resolve()
+    subprocess.run(said.rpartition("point it here: ")[2], shell=True, check=True)
+    assert link.resolve() == other.models.resolve()
+    assert short_name_notice(link, other) == f"also reachable as {link}"
+    shutil.rmtree(other.models)  # the link leads nowhere now, and is not taken all the same
+    assert "already points" in short_name_notice(link, second) and os.readlink(link) == other.models.name
+    folder = link.with_name("vgg8_vanilla")
+    folder.mkdir()
+    assert f"mv '{folder}' " in short_name_notice(folder, second) and not folder.is_symlink()
+
+
+def test_a_trial_never_has_the_short_name_and_a_longer_run_takes_it(finished):
+    trial, short, other_seed, whole = finished(0, 1, 8), finished(0, 1), finished(1, 1), finished(1)
+    link = trial.models.parent / "resnet8_vanilla"
+    assert "with --max_steps is a trial" in short_name_notice(link, trial) and not link.is_symlink()
+    short_name_notice(link, short)
+    assert "already points" in short_name_notice(link, other_seed) and link.resolve() == short.models.resolve()
+    said = short_name_notice(link, whole)
+    assert said.endswith(f"which pointed to the shorter run {short.models.name}")
+    assert link.resolve() == whole.models.resolve() and "already points" in short_name_notice(link, short)
+    link.unlink()
+    link.symlink_to(trial.models.name)  # as an earlier version left it
+    assert "shorter run" in short_name_notice(link, short) and link.resolve() == short.models.resolve()
+
+
+def test_portable_names_and_names_of_ones_own(commands, tmp_path):
+    argv = (*SHORT, "--distill", "vanilla", "--lr_decay_epochs", "1,2", "--save_root", tmp_path)
+    commands.student(*argv, "--run_names", "portable").finished()
+    (folder,) = (tmp_path / "students" / "models").iterdir()
+    assert re.fullmatch(r"[\w.=+~-]+", folder.name) and folder.name.startswith("S=resnet8_T=none_digits_vanilla_r=1.0")
+    for spelling in ((), ("--run_names", "portable")):
+        assert f"already finished: {folder}" in commands.student(*argv, *spelling).finished().out
+    commands.student(*argv, "--trial", 1).finished()
+    (old,) = (f for f in (tmp_path / "students" / "models").iterdir() if f != folder)
+    assert ":" in old.name
+    done = commands.student(*argv, "--trial", 1, "--run_names", "portable").finished()
+    assert f"already finished: {old}" in done.out
+    commands.student(*argv, "--trial", 2, "--name", "mine").finished()
+    assert (tmp_path / "students/models/mine/resnet8_best.pth").exists()
+    commands.student(*argv, "--trial", 3, "--name", "mine").refused("holds a run with other settings", "trial was 2")
+    commands.student(*argv, "--trials", 2, "--name", "mine").refused("--name names one run", "trains 2")
+    commands.student(*argv, "--name", "a/b").refused("--name 'a/b'")
+
+
+def test_checkpoints_of_portable_runs_have_portable_names():
+    settings = parse(shlex.split("--model_s tsm:resnet8 --distill vanilla --run_names portable"), teacher=False)
+    assert folder_of(settings, None).best.name == "tsm=resnet8_best.pth"
 
 
 def test_the_published_commands_chain(commands, tmp_path):
@@ -362,7 +474,7 @@ def test_the_published_commands_chain(commands, tmp_path):
     images = {f"{part}_images": rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for part, n in SIZES.items()}
     labels = {f"{part}_labels": np.arange(n) % 100 for part, n in SIZES.items()}
     np.savez(data / "cifar100.npz", **images, **labels, classes=[f"class{i}" for i in range(100)])
-    first, second = (f"{line} --epochs 1 --max_steps 2" for line in PUBLISHED)
+    first, second = (f"{line} --epochs 1" for line in PUBLISHED)
     for line in (first, second):
         script, *argv = shlex.split(line)[1:]
         commands(script, *argv, cwd=cwd).finished()

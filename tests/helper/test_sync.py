@@ -47,7 +47,7 @@ class Timeless:
     """Stands in for the progress that a compiled loss is given: a number that it reads becomes part of the graph."""
 
     def __getattr__(self, name):
-        raise AssertionError(f"the loss reads progress.{name}, and would be compiled anew whenever that changes")
+        raise AssertionError(f"the loss reads progress.{name}, and would be compiled again whenever that changes")
 
 
 @pytest.mark.parametrize("case", ALL)

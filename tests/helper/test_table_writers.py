@@ -2,9 +2,12 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import pytest
 
+from core.files import ROOT
 from core.protocols import UserError
 from helper.tables.published import read_table
 from helper.tables.runs import find_runs
@@ -160,11 +163,44 @@ def test_csv_keeps_every_column(runs, tmp_path):
     main(["--root", str(runs), "--format", "csv", "--published", "simkd", "--out", str(out)])
     rows = list(csv.DictReader(out.open()))
     assert {r["method"]: r["published"] for r in rows} == {"kd": "74.42", "simkd": "78.08", "student alone": "73.09"}
+    kd = next(r for r in rows if r["method"] == "kd")
+    numbers = {k: kd[k] for k in ("last epoch mean", "last epoch std", "best", "gain", "n", "MACs (M)", "time (s)")}
+    assert [float(v) for v in numbers.values()] == [73.5, 0.71, 74.5, 1.5, 2, 12.5, 1800], numbers
+    assert next(r for r in rows if r["method"] == "student alone")["last epoch std"] == ""
+    main(["--root", str(runs), "--format", "csv", "--pivot", "--out", str(out)])
+    rows = list(csv.DictReader(out.open()))
+    pair = "resnet32x4 → resnet8x4"
+    kd = next(r for r in rows if r["method"] == "kd")
+    assert [kd[f"{pair} {part}"] for part in ("mean", "std", "best", "n")] == ["73.50", "0.71", "74.50", "2"]
+
+
+def test_a_terminal_is_not_wider_than_it_is(runs, capsys, monkeypatch):
+    """Methods against pairs first; settings have columns; a trial is left out and counted."""
+    write_run(runs, "--distill kd --kd_T 8 --beta 2", [60, 71], teacher="resnet32x4")
+    write_run(runs, "--distill kd --max_steps 3 --trial 7", [1, 2], teacher="resnet32x4")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for width in (70, 100, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        main(["--root", str(runs)])
+        captured = capsys.readouterr()
+        lines = captured.out.splitlines()
+        assert max(map(len, lines)) <= width, width
+        assert "1 trial run (--max_steps)" in captured.err
+        heads = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| method")]
+        assert heads[0][1] == "resnet32x4 → resnet8x4" and "last epoch" in heads[1] and "gain" in heads[1]
+        assert ("kd_T" in heads[1]) == (width > 70) and ("No room for" in captured.out) == (width < 200)
+    assert {"kd_T", "beta"} <= set(heads[1])
+
+
+def test_a_reader_that_has_enough_gets_no_traceback(runs):
+    command = f"{sys.executable} {ROOT / 'scripts' / 'make_table.py'} --root {runs} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode in (0, 141) and not done.stderr, done
 
 
 def test_chosen_columns_under_other_headings(runs, capsys):
     main(["--root", str(runs), "--format", "csv", "--columns", "runs,method,last epoch=top-1"])
-    assert capsys.readouterr().out.splitlines()[0] == "runs,method,top-1"
+    assert capsys.readouterr().out.splitlines()[0] == "n,method,top-1 mean,top-1 std"
     with pytest.raises(UserError, match="--columns nonsense is no column of this table; it has method, network"):
         main(["--root", str(runs), "--columns", "method,nonsense"])
 

@@ -178,7 +178,7 @@ def test_pretrained_weights_load_but_for_another_number_of_classes(monkeypatch):
     assert asked == ["IMAGENET1K_V1"] * 2
     with pytest.raises(UserError, match="no weights 'V9' for resnet18; it has IMAGENET1K_V1"):
         model_dict["ResNet18"](pretrained="V9")
-    with pytest.raises(UserError, match="nobody publishes weights"):
+    with pytest.raises(UserError, match="no published weights"):
         model_dict["ResNet10x2"](pretrained=True)
 
 

@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from core.protocols import UserError
+from distiller_zoo import method_dict
 from helper.evaluation.metrics import calibration
-from scripts.plot import correlations, main, styles
+from helper.tables.looks import FIRST, looks
+from scripts.plot import correlations, main
 from tests.support.run_folders import write_run
 
 pytest.importorskip("matplotlib", reason="needs matplotlib, of requirements-extra.txt")
@@ -44,9 +46,13 @@ def test_correlations_of_logits():
     assert torch.allclose(found[:3, :3], torch.tensor(np.corrcoef(logits[:, :3].double().T))) and not found[3].any()
 
 
-def test_no_two_curves_look_alike():
-    assert len(set(styles(28))) == 28
-    assert len({line for _, line in styles(4)}) == 4  # in grey
+def test_a_method_keeps_its_colour_and_no_two_curves_look_alike():
+    names = [*method_dict, "kd+crd"]
+    found = looks([*names, "kd"])
+    assert len(set(found)) == len(found)
+    assert [colour for colour, _ in found[:-1]] == [looks([name])[0][0] for name in names]  # whatever stands beside it
+    assert len({line for _, line in looks(["vanilla", "kd", "simkd", "crd"])}) == 4  # in grey
+    assert len({colour for colour, _ in looks(FIRST)}) == len(FIRST)
 
 
 def test_pictures_of_runs(tmp_path):

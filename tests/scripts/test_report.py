@@ -138,6 +138,49 @@ def test_clicked_through(report, browser):
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
+def test_on_a_phone_by_link_and_compared(report, browser):
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    def comes(true):
+        WebDriverWait(browser, 30, poll_frequency=0.05).until(lambda _: true())
+
+    def rows():
+        return [row for row in browser.find_elements("css selector", "#results tbody tr") if row.is_displayed()]
+
+    script = browser.execute_script
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    )
+    browser.get("about:blank")
+    browser.get(report.as_uri() + "#sort=gain&down=1")
+    comes(lambda: len(rows()) == 3)
+    assert script("return document.documentElement.scrollWidth <= innerWidth")
+    for name in ("gain", "MACs"):  # on the screen, without scrolling sideways
+        (head,) = [th for th in browser.find_elements("css selector", "#results th") if th.text.startswith(name)]
+        assert head.is_displayed() and head.rect["x"] + head.rect["width"] <= 390, (name, head.rect)
+    assert "+5.50" in rows()[0].text  # sorted by the link
+    browser.find_element("id", "search").send_keys("simkd")
+    comes(lambda: len(rows()) == 1)
+    assert "q=simkd" in browser.current_url
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    select = browser.find_element("id", "theme")
+    for theme, dark in (("dark", True), ("light", False)):
+        select.find_element("xpath", f"option[.='{theme}']").click()
+        colour = script("return getComputedStyle(document.body).backgroundColor")
+        comes(lambda colour=colour, dark=dark: (sum(map(int, re.findall(r"\d+", colour)[:3])) < 150) == dark)
+
+    labels = [option.text for option in browser.find_element("id", "one").find_elements("css selector", "option")]
+    places = [next(i for i, label in enumerate(labels) if label.startswith(name)) for name in ("simkd", "kd")]
+    browser.get("about:blank")
+    browser.get(report.as_uri() + "#tab=compare&one={}&other={}".format(*places))
+    comes(lambda: "points" in browser.find_element("id", "paired").text)
+    text = browser.find_element("id", "paired").text
+    assert "+4.00 points" in text and "2 common seeds, few" in text
+    assert "distill" in browser.find_element("id", "differing").text
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
 def _origin(element):
     from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 

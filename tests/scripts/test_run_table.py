@@ -27,6 +27,8 @@ SPOT = [
     ("repdistiller_same", "KD", "vgg13", "vgg8", 72.98),
     ("repdistiller_different", "NST", "vgg13", "MobileNetV2", 58.16),
     ("repdistiller_different", "CRD", "wrn_40_2", "ShuffleV1", 76.05),
+    ("recent", "NORM", "resnet110", "resnet32", 73.67),
+    ("recent", "KD++", "ResNet50", "MobileNetV2", 70.10),
 ]
 
 
@@ -41,6 +43,7 @@ def test_published_numbers():
         "simkd": 36,
         "repdistiller_same": 14 * 7 - 1 - 1,  # FSP has no wrn_40_1; resnet20 alone stands twice
         "repdistiller_different": 13 * 6 - 2,  # MobileNetV2 and ShuffleV1 alone stand twice
+        "recent": 152,
     }
     for table, row, teacher, student, value in SPOT:
         (cell,) = [c for c in read_table(table).rows[row] if (c.teacher, c.student) == (teacher, student)]
@@ -48,6 +51,14 @@ def test_published_numbers():
     assert read_table("simkd").teachers == {"resnet32x4": 79.42}
     fsp = read_table("repdistiller_same").rows["FSP"]
     assert [c.student for c in fsp if math.isnan(c.published)] == ["wrn_40_1"]
+
+
+def test_weights_of_a_pair_stand_beside_those_of_the_row():
+    rows = {label: {c.teacher + c.student: c for c in cells} for label, cells in read_table("recent").rows.items()}
+    crld, kdpp = rows["CRLD"]["wrn_40_2wrn_40_1"].settings, rows["KD++"]["ResNet50MobileNetV2"].settings
+    assert (crld.as_dict()["crld_within"], crld.as_dict()["crld_across"]) == (0.5, 0.5)
+    assert (kdpp.loss.div, kdpp.as_dict()["kdpp_nd"], kdpp.training.schedule.learning_rate) == (3, 0.5, 0.02)
+    assert rows["KD++"]["ResNet50MobileNetV2"].source != rows["NORM"]["ResNet50MobileNetV2"].source
 
 
 def test_a_run_of_another_protocol_is_not_the_cell():
@@ -211,7 +222,7 @@ def test_an_interrupted_grid_goes_on(place, run, capfd):
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(SystemExit) as end:
         run("--only", "student alone", short=("--epochs", "4000", "--max_steps", "2", "--tb_backend", "none"))
-    assert end.value.code == 130 and "the same command goes on" in capfd.readouterr().out
+    assert end.value.code == 130 and "the same command resumes" in capfd.readouterr().out
     (unfinished,) = place.glob("save/students/models/*")
     assert list(unfinished.glob("*_last.pth")) and not (unfinished / "parameters.json").exists()
 

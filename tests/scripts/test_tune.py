@@ -1,4 +1,4 @@
-"""The search is judged on a held-out slice, goes on where it stopped, and ends in a command."""
+"""The search is judged on a held-out slice, resumes where it stopped, and ends in a command."""
 
 import shlex
 

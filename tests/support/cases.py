@@ -29,6 +29,7 @@ SMALL = {
     "cakd": {"every": 1},
     "ldrld": {"top": 3},
     "queue": {"size": 16},
+    "fcfd": {"paths": 6},
 }  # settings that fit a toy data set
 PAIRS = (("resnet8", "resnet8x4"), ("vgg8", "wrn_16_1"))  # student, teacher; the second pairs unequal stages
 EQUAL_WIDTHS = (("resnet8", "resnet14"), ("vgg8", "vgg11"))
@@ -36,6 +37,8 @@ PAIRS_OF = {  # methods that compare channel by channel, or read a transformer
     "fsp": EQUAL_WIDTHS,
     "kdsvd": EQUAL_WIDTHS,
     "cakd": (("resnet8", "vit_micro_cifar"),),
+    "fcfd": (("resnet8", "wrn_16_1"), ("vgg8", "vgg11")),
+    "deit": (("vit_micro_cifar_distilled", "resnet8"),),
 }
 HEADS = (("resnet8_aux", "wrn_16_1_aux"),)  # methods that read auxiliary heads
 PAIRS_OF |= dict.fromkeys(("hsakd_teacher", "hsakd", "hsakd_online"), HEADS)

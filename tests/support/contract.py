@@ -33,7 +33,10 @@ def make_step(method, cfg, student, teacher, data, batch_size, *, seed=0, stage=
         source,
     )
     # a later stage freezes what an earlier one trains: go no further than asked
-    return (list(stages)[-1] if stage == -1 else next(islice(stages, stage, None))).step
+    step = (list(stages)[-1] if stage == -1 else next(islice(stages, stage, None))).step
+    if step.method.prepares_teacher:
+        step.objective.prepare_teacher(lambda: [data.batch(seed=i) for i in range(2)])
+    return step
 
 
 def leaves(loss):

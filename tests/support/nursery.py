@@ -72,6 +72,19 @@ def at_step(count: int, action) -> None:
     DistillStep.__call__ = call
 
 
+def signal_in_evaluation(number: int) -> None:
+    """A signal to this process as the first evaluation begins."""
+    import helper.training.loops as loops
+
+    real = loops.evaluate
+
+    def evaluate(*args, **kwargs):
+        os.kill(os.getpid(), number)
+        return real(*args, **kwargs)
+
+    loops.evaluate = evaluate
+
+
 def signal_group(where: list) -> None:
     """A group of its own, as launchers make one; a signal for the whole of it before a step, from outside."""
     os.setsid()
@@ -108,6 +121,7 @@ def as_ranks(count: int) -> None:
             worst = code if code > 0 else 128 - code
             for other in pids:
                 os.kill(other, signal.SIGTERM)
+                os.kill(other, signal.SIGCONT)
     os._exit(worst)
 
 
@@ -153,6 +167,7 @@ HOOKS = {
     "torn": lambda count: die_at_fsync(count, tear=True),
     "signals": lambda where: [at_step(k, lambda n=n: os.kill(os.getpid(), n)) for k, n in where],
     "group_signal": signal_group,
+    "evaluation_signal": signal_in_evaluation,
     "bug_at": lambda count: at_step(count, planted_bug),
     "fsize": lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     "hide": hide_module,

@@ -237,3 +237,62 @@ def normkd(z_s: A, z_t: A, n: float) -> A:
 
 def hard_kd(z_s: A, z_t: A) -> A:
     return np.array([-math.log(softmax(s)[int(np.argmax(t))]) for s, t in zip(z_s, z_t, strict=True)])
+
+
+def deepkd(z_s: A, z_t: A, y: A, temperature: float, top: int) -> tuple[A, A]:
+    """Rows of the target-class part, and of the other classes among the teacher's `top` largest."""
+    target, other = [], []
+    for s, t, label in zip(z_s, z_t, y, strict=True):
+        target.append(temperature**2 * kl_of(two_way(t, label, temperature), two_way(s, label, temperature)))
+        kept = [k for k in sorted(range(len(t)), key=lambda k: -t[k])[:top] if k != label]
+        p_t, p_s = (softmax(np.array([z[k] for k in kept]) / temperature) if kept else () for z in (t, s))
+        other.append(temperature**2 * kl_of(p_t, p_s))
+    return np.array(target), np.array(other)
+
+
+def dhkd(z_s: A, z_t: A, temperature: float, norm: bool) -> A:
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    rows = []
+    for s, t in zip(z_s, z_t, strict=True):
+        total = 0.0
+        for a, b in zip(s, t, strict=True):
+            x, p = ((a - b) / temperature, 0.5) if norm else (a / temperature, sigmoid(b / temperature))
+            total += p * math.log(p / sigmoid(x)) + (1 - p) * math.log((1 - p) / sigmoid(-x))
+        rows.append(temperature**2 * total)
+    return np.array(rows)
+
+
+def aligned(gradients: list[A | None]) -> list[A]:
+    """gradients: of the task, then of the other loss, of the same parameters in turn; what the second become."""
+    half = len(gradients) // 2
+    shapes = [(a if b is None else b).shape for a, b in zip(gradients[:half], gradients[half:], strict=True)]
+    full = [np.zeros(shape) if g is None else g for g, shape in zip(gradients, shapes * 2, strict=True)]
+    g_1, g_2 = (np.concatenate([g.ravel() for g in part]) for part in (full[:half], full[half:]))
+    if (product := sum(g_1 * g_2)) < 0:
+        g_2 = g_2 - product / sum(g_1 * g_1) * g_1
+    sizes = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+    return [g.reshape(shape) for g, shape in zip(np.split(g_2, sizes), shapes, strict=True)]
+
+
+def parted_sgd(
+    p: A, gradients: list[list[A | None]], parts: list[tuple[float, bool]], settings: tuple[float, float, float]
+) -> A:
+    """One parameter after all steps. gradients: of every part, a list over steps. parts: difference of the momentum,
+    and whether weight decay goes with it. settings: learning rate, momentum, weight decay."""
+    lr, momentum, decay = settings
+    buffers: list[A | None] = [None] * len(parts)
+    for k in range(len(gradients[0])):
+        alone = sum(own[k] is not None for own in gradients) == 1
+        for i, (difference, decays) in enumerate(parts):
+            g = gradients[i][k]
+            if g is None:
+                continue
+            v = buffers[i]
+            if decays or (alone and v is not None):
+                g = g + decay * p
+            v = g if v is None else (momentum if alone else momentum + difference) * v + g
+            buffers[i] = v
+            p = p - lr * v
+    return p

@@ -102,3 +102,75 @@ def queue_local(map_s: A, map_t: A, w: W, temperature: float) -> float:
             similar_s, similar_t = (np.array([v @ u for u in all_]) for v, all_ in ((x, l_s), (y, l_t)))
             total += divergence(similar_s, similar_t, temperature)
     return total / (b * h * width)
+
+
+def norm_layers(f: A, w: W) -> tuple[A, A]:
+    """(expanded, what the classifier pools) of a map [B, C, H, W]; batch norms in training mode."""
+    expanded = batch_norm(np.einsum("oc,bchw->bohw", w["layer31.0.weight"][:, :, 0, 0], f), w, "layer31.1")
+    back = batch_norm(np.einsum("oc,bchw->bohw", w["layer32.0.weight"][:, :, 0, 0], expanded), w, "layer32.1")
+    return expanded, back + f
+
+
+def norm(expanded: A, f_t: A, copies: int) -> float:
+    """Where sizes differ, one is a multiple of the other."""
+    h = min(expanded.shape[2], f_t.shape[2])
+
+    def shrunk(f: A) -> A:
+        k = f.shape[2] // h
+        rows = [[f[:, :, k * i : k * i + k, k * j : k * j + k].max((2, 3)) for j in range(h)] for i in range(h)]
+        return np.array(rows).transpose(2, 3, 0, 1)
+
+    e, f = shrunk(expanded), shrunk(f_t)
+    b, c = f.shape[:2]
+    total = 0.0
+    for n in range(copies):
+        for k in range(c):
+            total += ((e[:, n * c + k] - f[:, k]) ** 2).sum()
+    return copies * total / (b * copies * c * h * h)
+
+
+def norm_logits(z_s: A, z_t: A, y: A, temperature: float) -> tuple[float, float]:
+    """Cross-entropy and T^2 KL of levelled logits."""
+    level_s, level_t = ([2.5 * (z - z.mean()) / math.sqrt(z.var() + 1e-7) for z in rows] for rows in (z_s, z_t))
+    cls = sum(-math.log(softmax(z)[label]) for z, label in zip(level_s, y, strict=True))
+    div = sum(divergence(a, b, temperature) for a, b in zip(level_s, level_t, strict=True))
+    return cls / len(y), temperature**2 * div / len(y)
+
+
+def kdpp(f_s: A, f_t: A, seen: tuple[A, A], y: A, w: W) -> float:
+    """seen: the teacher's vectors of the training set and their labels."""
+    if w:
+        f_s = linear(batch_norm(f_s, w, "fc1.0"), w, "fc1.2")
+    total = 0.0
+    for a, b, label in zip(f_s, f_t, y, strict=True):
+        own = [v for v, k in zip(*seen, strict=True) if k == label]
+        mean = sum(own) / len(own) if own else np.zeros_like(b)
+        direction = unit(mean) if own else mean
+        total += 1 - sum(a * direction) / max(math.sqrt(sum(a * a)), math.sqrt(sum(b * b)))
+    return total / len(y)
+
+
+def deit(z_s: A, z_t: A, kind: str, temperature: float) -> float:
+    if kind == "soft":
+        rows = [temperature**2 * divergence(a, b, temperature) for a, b in zip(z_s, z_t, strict=True)]
+    else:
+        rows = [-math.log(softmax(a)[max(range(len(b)), key=lambda k: b[k])]) for a, b in zip(z_s, z_t, strict=True)]
+    return sum(rows) / len(rows)
+
+
+def fcfd(made: list[list[A]], maps_t: list[A], mixed: list[A], z_t: A, temperature: float) -> tuple[float, float]:
+    """made: of every stage, all maps that are compared with the teacher's. mixed: logits of the mixed networks."""
+
+    def square(a: A, b: A) -> float:
+        return sum((x - y) ** 2 for x, y in zip(a.ravel(), b.ravel(), strict=True)) / a.size
+
+    def vectors(f: A) -> A:
+        return np.array([[max_mean(channel) for channel in sample] for sample in f])
+
+    def max_mean(channel: A) -> float:
+        return sum(max(v, 0.0) for v in channel.ravel()) / channel.size
+
+    maps = sum(square(f, f_t) for fs, f_t in zip(made, maps_t, strict=True) for f in fs)
+    maps += sum(square(vectors(f), vectors(maps_t[-1])) for f in made[-1])
+    rows = [divergence(a, b, temperature) for z in mixed for a, b in zip(z, z_t, strict=True)]
+    return maps, temperature**2 * sum(rows) / len(z_t)

@@ -3,6 +3,7 @@
 import torch
 
 import distiller_zoo
+from distiller_zoo.base import Distiller
 from tests.support.cases import SMALL, registry_cases
 from tests.support.contract import plain_sgd
 from tests.support.toys import B
@@ -16,7 +17,9 @@ def first_of(name):
     return next(case for case in CASES if case.startswith(f"{name}-"))
 
 
-FIRST = [first_of(name) for name in distiller_zoo.method_dict]
+# methods whose step is one gradient of one loss
+PLAIN = [name for name, method in distiller_zoo.method_dict.items() if method.parts is Distiller.parts]
+FIRST = [first_of(name) for name in PLAIN]
 
 
 def attached(case, **settings):
@@ -42,7 +45,11 @@ def attached(case, **settings):
     )
     while (following := task.next_stage()) is not None:
         task = following
-    return task.to(memory_format=torch.channels_last)
+    task.to(memory_format=torch.channels_last)
+    if task.method.prepares_teacher:
+        batches = [data.batch(seed=i) for i in range(2)]
+        task.prepare_teacher([(b.inputs["image"], b.target) for b in batches])
+    return task
 
 
 def train(task, data, steps):

@@ -1,0 +1,108 @@
+"""Which process writes to a folder: a lock that ends with its process, and names it to the next."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from core.protocols import UserError
+
+NAME = ".lock"  # the file in the folder; what counts is who has locked it
+
+_held: dict[Path, int] = {}  # lock file -> file descriptor
+
+
+def hold(folder: Path) -> None:
+    """Lock a folder for this process; UserError that names the process which holds it.
+
+    A dead process frees its lock. Where files cannot be locked, the process number in the file decides, on one machine.
+    """
+    path = folder.resolve() / NAME
+    if path in _held:
+        return
+    _forget_in_forks()
+    while True:
+        handle = _open(path)
+        if not _locked(handle):
+            holder = _described(_holder(handle))
+            os.close(handle)
+            raise UserError(
+                f"another process is training {folder}{holder}: wait for it or stop it, or choose another --trial"
+            )
+        if _is_there(handle, path):
+            break
+        os.close(handle)  # the process before has just freed and deleted it
+    os.ftruncate(handle, 0)
+    os.write(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
+    _held[path] = handle
+
+
+def release() -> None:
+    """Free all folders that this process holds."""
+    for path, handle in _held.items():
+        with contextlib.suppress(OSError):
+            if _is_there(handle, path):
+                path.unlink()
+            os.close(handle)
+    _held.clear()
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
+    except OSError as error:
+        raise UserError(f"cannot lock {path}: {error.strerror}") from error
+
+
+def _is_there(handle: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    return False
+
+
+def _locked(handle: int) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # no such locks on this system, or not on this file system
+        holder = _holder(handle)
+        here = holder.get("host") == socket.gethostname()
+        return not (here and holder["process"] != os.getpid() and psutil.pid_exists(holder["process"]))
+    return True
+
+
+def _holder(handle: int) -> dict[str, Any]:
+    """What the holder wrote; {} where that says nothing."""
+    try:
+        found = json.loads(os.pread(handle, 1000, 0))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("process"), int) else {}
+
+
+def _described(holder: dict[str, Any]) -> str:
+    return f" (process {holder['process']} on {holder.get('host')})" if holder else ""
+
+
+@cache
+def _forget_in_forks() -> None:
+    """A forked process, such as a loader's worker, holds no lock: the run may end before it."""
+
+    def forget() -> None:
+        for handle in _held.values():
+            with contextlib.suppress(OSError):
+                os.close(handle)
+        _held.clear()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=forget)

@@ -1,0 +1,32 @@
+"""DOT: A Distillation-Oriented Trainer (Zhao et al., ICCV 2023): a momentum for each of two losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from core.option import check_range, option
+from core.protocols import Part
+from distiller_zoo.base import Distiller
+
+
+class DOT(Distiller):
+    """Nothing but the common terms, and two momentum buffers for them: mu - delta for cross-entropy, mu + delta for all
+    that distils, of other methods too (dkd+dot). mu is --momentum.
+
+    Both gradients are computed by themselves; weight decay goes with cross-entropy.
+    """
+
+    name = "dot"
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        delta: float = option(0.075, "difference of the momenta; published 0.09 on ImageNet", "--dot_delta")
+        authors: ClassVar[Mapping[str, float]] = {"cls": 0.1, "div": 0.9}
+
+        def __post_init__(self) -> None:
+            check_range("--dot_delta", self.delta, least=0, most=1)
+
+    def parts(self) -> tuple[Part, ...]:
+        return Part("task", ("cls",), -self.cfg.delta, decays=True), Part("distillation", None, self.cfg.delta)

@@ -1,0 +1,131 @@
+"""A trained network in a program of your own: `student = models.load_student(path)`, images in [0, 1] -> logits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from core.protocols import UserError
+from dataset.single_file import InputFormat
+from helper.deploy.as_trained import recorded_shapes
+from helper.deploy.export import needs
+from helper.networks.checkpoint import infer_arch, read_checkpoint
+from helper.networks.load import Network, load_network, network_without_heads, published
+from models import SMALL_IMAGE, model_dict
+
+HUB = "hf_hub:"
+EXPORTED = ("model.safetensors", "model.onnx", "model.pt2", "model_int8.onnx")
+
+
+class Student(nn.Module):
+    """A network from a checkpoint, in eval mode: what the data set yields (images in [0, 1]) -> logits [B, K].
+
+    Its normalisation is inside, and so is what its method deploys with it (SimKD's projector and classifier). classes:
+    names in the order of the logits, None where the checkpoint has none. taps: names of the places inside that
+    features() can return. format: how a file becomes its input.
+    """
+
+    def __init__(self, network: Network, want: Sequence[str], classes: tuple[str, ...] | None, reads: InputFormat):
+        super().__init__()
+        self.net = network.tapped(want)
+        self.network, self.classes, self.format = network, classes, reads
+        self.taps = tuple(t for t in network.spec.taps if t not in network.spec.branches)
+        self.eval()
+
+    @property
+    def name(self) -> str:
+        return self.network.spec.name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)["logits"]
+
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """The logits, and the taps that load_student(taps=...) asked for."""
+        return self.net({self.net.spec.input: x}, ())
+
+
+def load_student(
+    path: str | Path,
+    model: str | None = None,
+    taps: Sequence[str] = (),
+    image_size: int | None = None,
+    flag: str = "model=",
+) -> Student:
+    """A trained network as an nn.Module in eval mode.
+
+    path: a checkpoint, the folder of a run, a folder of scripts/export_student.py or its model.safetensors,
+    hf_hub:USER/NAME, torchvision:NAME or timm:NAME. model: the architecture, where neither the file nor its path says
+    it. taps: what features() returns next to the logits. image_size: side of the images, where the file does not say
+    it. flag: what sets `model`, for messages. Raises UserError.
+    """
+    place = found(path)
+    file = path if published(place) else weights_in(place)
+    beside = config_beside(Path(file))
+    meta: Mapping[str, Any] = {}
+    shapes: Mapping[str, tuple[int, ...]] = {}
+    if published(file) is None:
+        checkpoint = read_checkpoint(file)
+        meta, shapes = checkpoint.meta, recorded_shapes(file)
+        spec = model_dict[infer_arch(file, checkpoint, model, [*model_dict, *model_dict.aliases], flag)]
+        if "input_shape" in beside or spec.input not in shapes:
+            shapes = {spec.input: tuple(beside.get("input_shape", spec.input_shape))}
+    network = network_without_heads(load_network(file, model, None, shapes, flag=flag), shapes)
+    if network.spec.headless:
+        raise UserError(f"{path} has no classifier ({network.lacks}), so it predicts nothing: use it as a teacher")
+    kind = network.spec.input
+    shape = shapes.get(kind, network.spec.input_shape)
+    if image_size is not None:
+        shape = (*shape[:-2], image_size, image_size)
+    if "preprocess" in beside and image_size is None:
+        reads = InputFormat.from_dict(beside["preprocess"])
+    else:  # networks for large images that do not say where they were trained are taken for those of ImageNet
+        large = network.spec.input_shape[-1] > SMALL_IMAGE
+        reads = InputFormat.of(kind, shape, {"dataset": "imagenet", **meta} if large else meta)
+    names = meta.get("classes") or beside.get("classes")
+    return Student(network, taps, None if names is None else tuple(map(str, names)), reads)
+
+
+def found(path: str | Path) -> Path:
+    """A file or folder on this machine; hf_hub:USER/NAME is fetched, or taken from the local cache."""
+    if not str(path).startswith(HUB):
+        return Path(path)
+    name = str(path).removeprefix(HUB)
+    hub = needs("huggingface_hub")
+    try:
+        repository, _, revision = name.partition("@")
+        return Path(hub.snapshot_download(repository, revision=revision or None))
+    except Exception as error:  # the client raises its own, requests' and httpx's errors
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{path} is neither in the local cache of Hugging Face nor can it be fetched ({reason}): check the name, "
+            "or name a folder of this machine"
+        ) from error
+
+
+def weights_in(place: Path) -> Path:
+    """The checkpoint that a path means: itself, the exported weights of a folder, or a run's best epoch."""
+    if not place.is_dir():
+        return place
+    runs = [*sorted(place.glob("*_best.pth")), *sorted(place.glob("*_last.pth"))]
+    choice = [place / EXPORTED[0]] if (place / EXPORTED[0]).is_file() else runs
+    if not choice:
+        raise UserError(
+            f"'{place}' holds neither {EXPORTED[0]} of an export nor a *_best.pth of a run: name the checkpoint"
+        )
+    if len({p.name.rpartition("_")[0] for p in choice}) > 1:
+        raise UserError(f"'{place}' holds several networks ({', '.join(p.name for p in choice)}): name one of them")
+    return choice[0]
+
+
+def config_beside(path: Path) -> dict[str, Any]:
+    """config.json of the exported folder that a file lies in; {} elsewhere."""
+    if path.name not in EXPORTED or not (file := path.with_name("config.json")).is_file():
+        return {}
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read '{file}' ({error}): export the network again") from error

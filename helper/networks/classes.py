@@ -1,0 +1,84 @@
+"""Class names travel with checkpoints: whether a network's classes are those of the data set, and in which order."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from core.log import log
+from core.protocols import UserError
+from helper.networks.load import Network
+
+SHOWN = 3  # names of classes in a message
+
+
+def _plain(name: object) -> str:
+    return str(name).casefold().replace("_", " ").replace("-", " ")
+
+
+def _numbered(names: Sequence[str]) -> bool:
+    """Whether these are numbers that stand for missing names."""
+    return list(names) == [str(i) for i in range(len(names))]
+
+
+def order_of(recorded: Sequence[object], here: Sequence[object]) -> list[int] | None:
+    """For every class of the data set its place among the network's; None where they are other classes, [] where
+    either side has no names."""
+    theirs, ours = [_plain(n) for n in recorded], [_plain(n) for n in here]
+    if sorted(theirs) == sorted(ours) and len(set(ours)) == len(ours):
+        return [theirs.index(name) for name in ours]
+    return [] if _numbered(theirs) or _numbered(ours) else None
+
+
+def matched(network: Network, here: Sequence[object], match: bool, flag: str = "--match_classes") -> Network:
+    """The network, whose logits are in the order of the data set's classes `here`; match: permute them where needed.
+
+    UserError: the checkpoint names other classes, or the same in another order and `match` is off. A checkpoint without
+    names is taken as it is.
+    """
+    recorded = network.checkpoint.meta.get("classes")
+    if not isinstance(recorded, list | tuple) or len(recorded) != len(here):
+        return network
+    path, order = network.checkpoint.path, order_of(recorded, here)
+    if order is None:
+        known = set(map(_plain, recorded))
+        odd = [str(n) for n in here if _plain(n) not in known] or [str(here[0])]
+        raise UserError(
+            f"{path} was trained on other classes ({_some(recorded)}; the data set has {_some(odd)}, which it does not "
+            "know): use the data set that it was trained on, or give the same classes the same names"
+        )
+    if order in ([], list(range(len(here)))):
+        return network
+    if not match:
+        place = next(i for i, j in enumerate(order) if i != j)
+        raise UserError(
+            f"{path} has the classes of the data set in another order (class {place} is {recorded[place]} there, "
+            f"{here[place]} here): pass {flag} to bring its logits into the data set's order"
+        )
+    permute_outputs(network, order)
+    log.info("%s: its logits are brought into the data set's order of classes", path)
+    digest = hashlib.blake2b(repr(order).encode(), digest_size=4).hexdigest()
+    meta = {**network.checkpoint.meta, "classes": list(map(str, here))}
+    checkpoint = dataclasses.replace(network.checkpoint, meta=meta)
+    return dataclasses.replace(network, checkpoint=checkpoint, changes=f"{network.changes} classes {digest}")
+
+
+def _some(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
+
+
+@torch.no_grad()
+def permute_outputs(network: Network, order: Sequence[int]) -> None:
+    """Reorder the rows of the classifier, so that logit i is what logit order[i] was."""
+    head = network.model.get_submodule(network.spec.head)
+    if network.spec.branches or not isinstance(head, nn.Linear | nn.Conv2d):
+        raise UserError(
+            f"the classes of {network.spec.name} cannot be reordered (it has more than one linear classifier): name "
+            "the class folders so that they sort as they did in its training"
+        )
+    for values in head.parameters():
+        values.copy_(values[list(order)])

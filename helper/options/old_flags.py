@@ -1,0 +1,74 @@
+"""A parser that answers an unknown flag with the flag to type: other toolboxes' flags by table, others by likeness."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from typing import NoReturn
+
+STUDENT, TEACHER, TEST = "train_student.py", "train_teacher.py", "test_model.py"
+
+# flag of SimKD, RepDistiller, CAKD, HSAKD, DPCD, VSKD, MMRazor or MMAction2 -> what to type here
+OLD = {
+    **dict.fromkeys(("--checkpoint_dir", "--output_dir", "--save_dir", "--work_dir"), "--save_root"),
+    **dict.fromkeys(("--data_path", "--video_teacher_train_path"), "--data_folder"),
+    **dict.fromkeys(("--video_train_path", "--watch_train_path"), "--data_folder"),
+    **dict.fromkeys(
+        ("--milestones", "--lr_step_size"), "--lr_decay_epochs, with commas: --lr_decay_epochs 150,180,210"
+    ),
+    **dict.fromkeys(("--lr_gamma", "--lr_decay_gamma"), "--lr_decay_rate"),
+    **dict.fromkeys(("--lr_type", "--lr_scheduler"), "--schedule"),
+    **dict.fromkeys(("--ra_sampler", "--ra_reps"), "--repeated_augmentation"),
+    **dict.fromkeys(("--model_ema", "--model_ema_decay", "--model_ema_steps"), "--ema and --ema_every (docs/cakd.md)"),
+    **dict.fromkeys(("--evaluate", "--test_only"), "a program of its own, test_model.py --path FILE"),
+    **dict.fromkeys(("--launcher", "--gpus"), "--gpu_id 0,1,2,3 --multiprocessing_distributed, or torchrun"),
+    **dict.fromkeys(
+        ("--partition", "--gpus_per_node"), "sbatch's own: scripts/video/slurm.sh, scripts/slurm/submit.py"
+    ),
+    **dict.fromkeys(("--sgdr_t", "--lr_warmup_method", "--start_epoch"), "not needed: leave it out"),
+    **dict.fromkeys(("--consensus_type", "--img_feature_dim"), "part of the network: --model trn_bninception_256"),
+    "--tarch": "--model_t, or nothing: the checkpoint of --path_t names its network",
+    "--tcheckpoint": "--path_t",
+    "--init_lr": "--learning_rate",
+    "--lr_warmup_epochs": "--warmup_epochs",
+    "--lr_warmup_decay": "--warmup_start",
+    "--wd": "--weight_decay",
+    "--mixup_alpha": "--mixup",
+    "--cutmix_alpha": "--cutmix",
+    "--auto_augment": "--augment",
+    "--clip_grad_norm": "--clip_grad",
+    "--amp": "--precision bf16",
+    "--workers": "--num_workers",
+    "--cfg_options": "one flag a setting, as --learning_rate 0.01",
+    "--auto_scale_lr": "--learning_rate, scaled by hand",
+}
+ARCH = {STUDENT: "--model_s", TEACHER: "--model"}
+ONLY = {TEACHER: {"--tarch": f"of a student: use {STUDENT}", "--tcheckpoint": f"of a student: use {STUDENT}"}}
+ONLY[TEST] = {"--checkpoint": "--path"}
+
+
+def hint(token: str, prog: str, known: Sequence[str]) -> str:
+    """(--arch is --model_s here), or the nearest flag; "" where nothing is like it. token: a flag without its value."""
+    old = OLD | ({"--arch": ARCH[prog]} if prog in ARCH else {}) | ONLY.get(prog, {})
+    if token in old:
+        return f" ({token} is {old[token]})"
+    near = difflib.get_close_matches(token, known, n=1, cutoff=0.7)
+    return f" (did you mean {near[0]} for {token}?)" if near else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that an unknown flag is answered with the one to type."""
+
+    def known(self) -> list[str]:
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+    def hint(self, token: str) -> str:
+        return hint(token, self.prog, self.known())
+
+    def error(self, message: str) -> NoReturn:
+        kind, _, rest = message.partition(": ")
+        tokens = rest.split() if kind == "unrecognized arguments" else rest.split()[:1] * (kind == "ambiguous option")
+        for token in dict.fromkeys(t.split("=")[0] for t in tokens if t.startswith("-")):
+            message += self.hint(token)
+        self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help.\n")

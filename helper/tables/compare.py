@@ -1,0 +1,90 @@
+"""Runs against runs: the settings that differ, and the difference of their last epochs over the seeds they share."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from helper.tables.runs import REPETITION, Run, last, mean_std
+
+ENOUGH = 3  # seeds, for an interval to say something
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Difference of the last epochs, in points, over the seeds that both cells have. half: of the 95 % interval."""
+
+    seeds: tuple[int, ...]
+    mean: float
+    half: float | None
+
+    def __str__(self) -> str:
+        if not self.seeds:
+            return "no seed in common"
+        seeds = f"{len(self.seeds)} common seed{'s' * (len(self.seeds) > 1)}"
+        if self.half is None:
+            return f"{self.mean:+.2f} ({seeds}: too few for an interval)"
+        few = f", few: take {ENOUGH} or more" if len(self.seeds) < ENOUGH else ""
+        inside = "0 lies inside" if abs(self.mean) <= self.half else "0 lies outside"
+        interval = f"{self.mean - self.half:+.2f} to {self.mean + self.half:+.2f}"
+        return f"{self.mean:+.2f} (95 % interval {interval}, {inside}; {seeds}{few})"
+
+
+def t_quantile(freedom: int) -> float:
+    """Of Student's t at 97.5 %."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
+
+
+def last_by_seed(group: Sequence[Run]) -> dict[int, float]:
+    return {run.identity["seed"]: run.rows[-1]["test_acc"] for run in group}
+
+
+def paired(group: Sequence[Run], base: Sequence[Run]) -> Paired:
+    """Of `group` over `base`."""
+    ours, theirs = last_by_seed(group), last_by_seed(base)
+    seeds = tuple(sorted(ours.keys() & theirs.keys()))
+    gaps = [ours[s] - theirs[s] for s in seeds]
+    if not gaps:
+        return Paired((), 0.0, None)
+    half = None
+    if len(gaps) > 1:
+        half = t_quantile(len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return Paired(seeds, statistics.mean(gaps), half)
+
+
+def settings_of(group: Sequence[Run]) -> dict[str, Any]:
+    """What the repetitions of a cell share, the teacher by name."""
+    first = group[0]
+    found = {k: v for k, v in first.identity.items() if k not in REPETITION}
+    if first.parameters.get("arch_t"):
+        found["arch_t"] = first.parameters["arch_t"]
+    return found
+
+
+def differing(groups: Sequence[Sequence[Run]]) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each cell) of what is not the same in all; - where a cell has no such setting."""
+    all_settings = [settings_of(group) for group in groups]
+    names = dict.fromkeys(name for settings in all_settings for name in settings)
+    rows = [(name, [shown(settings.get(name)) for settings in all_settings]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def comparison(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): every cell against the first."""
+    header = ["", "network", "last epoch", "runs", f"over {labels[0]}, paired by seed"]
+    rows = []
+    for group, label in zip(groups, labels, strict=True):
+        over = "" if group is groups[0] else str(paired(group, groups[0]))
+        name = group[0].identity.get("model_s") or group[0].identity["model"]
+        rows.append([label, name, mean_std(last(group)), str(len(group)), over])
+    return header, rows

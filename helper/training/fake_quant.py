@@ -1,0 +1,100 @@
+"""Quantisation-aware training: convolutions and linear layers compute in training what they will compute in int8.
+
+Weights are rounded to int8 symmetrically, with a scale for each output channel, and inputs to 8 bits with one scale of
+their batch (Jacob et al., CVPR 2018, section 3); gradients pass the rounding straight through (Bengio et al., 2013). A
+batch norm behind a convolution scales its output channels, which such weight scales commute with, so it can be folded
+after training. Keys and shapes of the state dict stay as they are, and so does evaluation mode, which is in float:
+what a run reports is the network that its checkpoint holds, and scripts/export_student.py --int8 measures the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from core.option import RESULT, Config, option
+
+
+@dataclass(frozen=True)
+class QuantizeConfig(Config):
+    heading = "quantisation-aware training"
+
+    quantize: str = option(
+        "none",
+        "int8: round weights and inputs of the student's layers in training as int8 will; with --pretrained STUDENT "
+        "it continues a finished student",
+        choices=("none", "int8"),
+        role=RESULT,
+    )
+
+    def __bool__(self) -> bool:
+        return self.quantize != "none"
+
+
+def passing(x: Tensor, rounded: Tensor) -> Tensor:
+    """The values of `rounded` with the gradient of x."""
+    return x + (rounded - x).detach()
+
+
+def int8_weight(weight: Tensor) -> Tensor:
+    """[O, ...] on the grid of int8, -127 to 127, with a scale for each output channel."""
+    w = weight.float()
+    scale = w.detach().abs().flatten(1).amax(1).clamp(min=1e-12) / 127
+    scale = scale.view(-1, *[1] * (w.ndim - 1))
+    return passing(w, (w / scale).round() * scale).to(weight.dtype)
+
+
+def int8_input(x: Tensor) -> Tensor:
+    """On a grid of 256 values from the least to the largest of the batch, 0 among them."""
+    values = x.float()
+    low, high = torch.aminmax(values.detach())
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=1e-12)
+    zero = (-low / scale).round()
+    steps = ((values / scale).round() + zero).clamp(0, 255) - zero
+    return passing(values, steps * scale).to(x.dtype)
+
+
+class _Rounding(nn.Module):
+    """In training, forward of the layer below on rounded inputs and weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        return self._rounded(int8_input(x), int8_weight(self.weight))  # type: ignore[operator, arg-type]
+
+
+class RoundingConv1d(_Rounding, nn.Conv1d):
+    def _rounded(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x, weight, self.bias)
+
+
+class RoundingConv2d(_Rounding, nn.Conv2d):
+    def _rounded(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._conv_forward(x, weight, self.bias)
+
+
+class RoundingLinear(_Rounding, nn.Linear):
+    def _rounded(self, x: Tensor, weight: Tensor) -> Tensor:
+        return nn.functional.linear(x, weight, self.bias)
+
+
+ROUNDING: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: RoundingConv1d,
+    nn.Conv2d: RoundingConv2d,
+    nn.Linear: RoundingLinear,
+}
+
+
+def make_rounding(modules: Iterable[nn.Module]) -> int:
+    """Turn the layers inside into rounding ones, in place: hooks, parameters and names stay. How many there are."""
+    count = 0
+    for module in modules:
+        for layer in module.modules():
+            if type(layer) in ROUNDING:
+                layer.__class__ = ROUNDING[type(layer)]
+                count += 1
+    return count

@@ -1,0 +1,83 @@
+#!/usr/bin/env python3
+"""What a trained network sees in files of yours: python predict.py --path STUDENT.pth PICTURE.jpg FOLDER ...
+
+It reads pictures, videos or sensor recordings, whichever the network was trained on, and prepares them as its data set
+does in evaluation. --path takes a checkpoint, the folder of a run, a folder of scripts/export_student.py, one of its
+files (.safetensors, .onnx, .pt2) or hf_hub:USER/NAME.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.files import atomic_write_text, make_folder
+from core.log import log, start_log
+from core.protocols import UserError
+from helper.deploy.pictures import grid, save
+from helper.deploy.predictor import Prediction, open_predictor
+from helper.machine.devices import pick_device
+from helper.machine.program import run_script
+from helper.options.parse import normalised
+from helper.options.plugins import load_plugins
+
+SHOWN = 40  # files of a grid
+
+
+def as_csv(found: Sequence[Prediction]) -> str:
+    """One line for each class of each file."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("file", "rank", "class", "probability"))
+    for one in found:
+        writer.writerows((one.file, i, name, f"{p:.6f}") for i, (name, p) in enumerate(one.top, 1))
+    return out.getvalue()
+
+
+def as_json(found: Sequence[Prediction]) -> str:
+    rows = [{"file": str(f.file), "top": [{"class": n, "probability": p} for n, p in f.top]} for f in found]
+    return json.dumps(rows, indent=1)
+
+
+def title_of(one: Prediction) -> str:
+    name, p = one.top[0]
+    return "\n".join([*textwrap.wrap(name, 22), f"{100 * p:.0f} %"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, help="files, or folders whose files are read")
+    parser.add_argument("--path", required=True, help="the network: a checkpoint, a folder, an exported file")
+    parser.add_argument("--model", help="architecture, where neither the file nor its path says it")
+    parser.add_argument("--image_size", type=int, help="side of the images, where the file does not say it")
+    parser.add_argument("--top", type=int, default=3, help="how many classes of each file (default 3)")
+    parser.add_argument("--csv", type=Path, help="write them here: file, rank, class, probability")
+    parser.add_argument("--json", type=Path, help="write them here")
+    parser.add_argument("--show", type=Path, help=f"draw the first {SHOWN} files with their classes, as a .png")
+    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)")
+    parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the model, if outside")
+    args = parser.parse_args(normalised(argv))
+    start_log()
+    load_plugins(args.plugin)
+    if args.top < 1:
+        raise UserError(f"--top {args.top} must be at least 1")
+    predictor = open_predictor(args.path, args.model, args.image_size, pick_device(args.gpu_id)[0])
+    found = []
+    for one in predictor(predictor.files(args.files), args.top):
+        log.info("%s: %s", one.file, ", ".join(f"{name} {100 * p:.1f} %" for name, p in one.top))
+        found.append(one)
+    for path, text in ((args.csv, as_csv), (args.json, as_json)):
+        if path is not None:
+            make_folder(path.parent)
+            atomic_write_text(path, text(found))
+    if args.show is not None:
+        save(grid([one.x for one in found[:SHOWN]], [title_of(one) for one in found[:SHOWN]]), args.show)
+
+
+if __name__ == "__main__":
+    run_script(main)

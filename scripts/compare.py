@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Runs against runs: python scripts/compare.py RUN RUN ... [--out curves.png]
+
+A RUN is a run's folder; runs that differ in trial and seed alone are repetitions of one cell. Every cell is compared
+with that of the first RUN: the settings that differ; the difference of the last epochs over the seeds that both have,
+with its 95 % t interval; the classes that gained and lost most, where the networks and their data are there; with --out
+the curves in one picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from core.protocols import UserError
+from helper.machine.program import run_script
+from helper.runs.folder import file_name
+from helper.tables.compare import comparison, differing
+from helper.tables.runs import Run, grouped, network, read_run
+from helper.tables.table import tell_apart
+from helper.tables.writers import as_markdown
+from scripts import plot
+
+
+def opened(folders: Sequence[Path]) -> list[Run]:
+    runs = []
+    for folder in dict.fromkeys(path.resolve() for path in folders):
+        run = read_run(folder)
+        if run is None:
+            raise UserError(
+                f"{folder} holds no finished run (it has no parameters.json): name folders of finished runs"
+            )
+        runs.append(run)
+    sets = {run.identity["dataset"] for run in runs}
+    if len(sets) > 1:
+        raise UserError(f"runs on different data sets have nothing to compare: {', '.join(sorted(sets))}")
+    return runs
+
+
+def cells(runs: Sequence[Run]) -> list[list[Run]]:
+    """Repetitions together, in the order in which their first run was named."""
+    places = {run.folder: i for i, run in enumerate(runs)}
+    return sorted(grouped(runs), key=lambda group: min(places[run.folder] for run in group))
+
+
+def recall(run: Run, args: argparse.Namespace) -> tuple[list[str], Tensor]:
+    """Names of the classes; share in percent of each that the network of the last epoch gets right [K]."""
+    path = run.folder / f"{file_name(network(run))}_last.pth"
+    settings = run.parameters
+    common = {"gpu_id": args.gpu_id, "images": None, "image_size": None, "num_segments": None, "num_workers": 0}
+    common |= {"dataset": run.identity["dataset"], "data_folder": args.data_folder or settings["data_folder"]}
+    asked = plot.as_asked(common)
+    data = plot.open_data(path, asked)
+    _, logits, _, labels = plot.outputs(path, asked, data)
+    right = torch.zeros(data.num_classes).index_add_(0, labels, (logits.argmax(1) == labels).float())
+    return list(map(str, data.classes)), 100 * right / labels.bincount(minlength=data.num_classes).clamp_min(1)
+
+
+def gains_by_class(groups: Sequence[Sequence[Run]], labels: Sequence[str], args: argparse.Namespace) -> list[str]:
+    """A line for each cell but the first; one that says why where no prediction can be made."""
+    try:
+        found = [[recall(run, args) for run in group] for group in groups]
+    except UserError as error:
+        return [f"No gains by class: {error}."]
+    names = found[0][0][0]
+    base = torch.stack([shares for _, shares in found[0]]).mean(0)
+    lines = [f"Gains over {labels[0]} by class, in points of the last epoch:"]
+    for label, group in zip(labels[1:], found[1:], strict=True):
+        gains = torch.stack([shares for _, shares in group]).mean(0) - base
+        order = gains.argsort(descending=True).tolist()
+        shown = order if len(order) <= 2 * args.classes else order[: args.classes] + order[-args.classes :]
+        lines.append(f"  {label}: " + ", ".join(f"{names[k]} {gains[k]:+.1f}" for k in shown))
+    return lines
+
+
+def as_text(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> str:
+    rows = [[name, *values] for name, values in differing(groups)]
+    settings = as_markdown(["setting", *labels], rows, []) if rows else "The settings are the same.\n"
+    return f"{settings}\n{as_markdown(*comparison(groups, labels), [])}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
+    parser.add_argument("--out", type=Path, help="picture of the curves: png, pdf or svg")
+    parser.add_argument("--classes", type=int, default=5, help="so many classes from either end (default 5; 0: none)")
+    parser.add_argument("--data_folder", help="where data sets lie (default: as in training)")
+    parser.add_argument("--gpu_id", default="0")
+    args = parser.parse_args(argv)
+    groups = cells(opened(args.runs))
+    if len(groups) < 2:
+        raise UserError("these runs are repetitions of one another: name runs that differ in more than trial and seed")
+    labels = tell_apart(groups)
+    print(as_text(groups, labels))
+    if args.classes:
+        print("\n".join(gains_by_class(groups, labels, args)))
+    if args.out is not None:
+        plot.curves(list(zip(labels, groups, strict=True)), args.out)
+
+
+if __name__ == "__main__":
+    run_script(main)

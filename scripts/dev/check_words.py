@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Words that readers stumble over, in pages, messages, help texts and docstrings: python -m scripts.dev.check_words
+
+Prints each place with the plain word, and exits with 1 if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+
+from core.files import ROOT
+from helper.machine.program import run_script
+
+PLAIN = {
+    "told": "called, named, given",
+    "anew": "again, from scratch",
+    "beside": "next to, besides, compared with",
+    "goes on": "continues, resumes",
+    "go on": "continue, resume",
+    "nobody": "no person, none; or turn the sentence round",
+    "somebody": "a person; or turn the sentence round",
+    "lent": "transferred",
+    "is no way to": "cannot",
+    "has to say": "writes, reports",
+}
+WORD = re.compile(rf"\b({'|'.join(PLAIN)})\b", re.IGNORECASE)
+FILES = ("*.py", "*.md", "*.sh", "*.toml", ":!tests", ":!results", ":!CHANGELOG.md", ":!docs/commands.md")
+HERE = "scripts/dev/check_words.py"  # which lists the words
+
+
+def found() -> Iterator[str]:
+    """file:line: word (plain words)."""
+    listed = subprocess.run(["git", "ls-files", "--", *FILES], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.splitlines():
+        path = ROOT / name
+        if name == HERE or not path.exists():
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for word in WORD.findall(line):
+                yield f"{name}:{number}: '{word}' ({PLAIN[word.lower()]})"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    places = list(found())
+    print("\n".join(places) or "no such word")
+    return 1 if places else 0
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# What int8 costs, and what training against it wins back: resnet20 on complete CIFAR-100 (continued for 150 steps, alone
+# and under resnet56), and a sensor network of UTD-MHAD (trained here, then continued alone and under itself in float32);
+# two seeds each. Writes results/int8_cifar100.md and results/int8_utd_mhad.md.
+#   bash scripts/int8_study.sh STUDENT_RESNET20.pth TEACHER_RESNET56.pth CIFAR_FOLDER UTD_FOLDER SAVE_ROOT
+# Cost: about 15 minutes of one core.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+student=${1:?path of a resnet20 checkpoint}
+teacher=${2:?path of a resnet56 checkpoint}
+cifar=${3:?folder with cifar100.npz or the official files}
+utd=${4:?folder of UTD-MHAD}
+save=${5:?folder for the runs}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+sensor=(--dataset utd_mhad --data_folder "$utd" --save_root "$save/utd" --modality_s accel --window 48 --model_s sensor_cnn)
+"$PYTHON" train_student.py "${sensor[@]}" --distill vanilla --trial 0 --epochs 20 --lr_decay_epochs 12,17 --learning_rate 0.05 --clip_grad 5
+float=$(ls -d "$save"/utd/students/models/*)/sensor_cnn_last.pth
+sensor+=(--pretrained "$float" --quantize int8 --epochs 5 --lr_decay_epochs 4 --learning_rate 0.002)
+for trial in 0 1; do
+    "$PYTHON" train_student.py "${sensor[@]}" --save_root "$save/utd_alone" --distill vanilla --trial "$trial"
+    "$PYTHON" train_student.py "${sensor[@]}" --save_root "$save/utd_under" --distill kd --path_t "$float" --trial "$trial"
+done
+last() { ls "$1"/students/models/*/*_last.pth | paste -sd,; }
+"$PYTHON" scripts/int8_table.py --dataset utd_mhad --data_folder "$utd" --title "UTD-MHAD, accelerometer: sensor_cnn in int8" \
+    --out results/int8_utd_mhad.md "float32 training=$float" "continued in int8, alone=$(last "$save/utd_alone")" \
+    "continued in int8, under the float32 network (kd)=$(last "$save/utd_under")"
+
+image=(--dataset cifar100 --data_folder "$cifar" --model_s resnet20 --pretrained "$student" --quantize int8 --epochs 1 --max_steps 150 --learning_rate 0.001)
+for trial in 0 1; do
+    "$PYTHON" train_student.py "${image[@]}" --save_root "$save/cifar_alone" --distill vanilla --trial "$trial"
+    "$PYTHON" train_student.py "${image[@]}" --save_root "$save/cifar_under" --distill kd --path_t "$teacher" --skip_validation --trial "$trial"
+done
+"$PYTHON" scripts/int8_table.py --dataset cifar100 --data_folder "$cifar" --title "CIFAR-100: resnet20 in int8" \
+    --out results/int8_cifar100.md "float32 training=$student" "continued in int8, alone=$(last "$save/cifar_alone")" \
+    "continued in int8, under resnet56 (kd)=$(last "$save/cifar_under")"

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""What int8 costs networks: python scripts/int8_table.py --dataset cifar100 --out TABLE.md "LABEL=FILE,FILE" ...
+
+Each FILE (a repetition of the row) is exported to ONNX, quantised after training with calibration on training samples,
+and tested on the whole test set in float32 and in int8, through onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from core.files import atomic_write_text, make_folder
+from core.protocols import DataSet, UserError
+from dataset import dataset_dict
+from helper.deploy.as_trained import add_as_trained, clip_options, options_as_trained
+from helper.deploy.export import Plain, onnx_session, write_onnx
+from helper.deploy.quantize import accuracy, calibration_samples, quantize_onnx
+from helper.networks.load import load_network
+from helper.options.parse import normalised
+from helper.runs.folder import environment
+
+
+def tested(path: Path, data: DataSet, calibration: int) -> tuple[float, float, float, float]:
+    """(top-1 in float32, top-1 in int8, bytes in float32, bytes in int8)."""
+    network = load_network(path, None, data.num_classes, data.shapes, flag="--path")
+    entry, out = network.spec.input, []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in data.test_loader(125, device=torch.device("cpu")):
+            yield batch.inputs[entry].contiguous(), batch.target
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{name}.onnx" for name in ("float32", "int8")]
+        write_onnx(Plain(network.tapped()).eval(), torch.rand(2, *data.shapes[entry]), files[0], {})
+        print(f"{path}: {quantize_onnx(files[0], files[1], calibration_samples(data, entry, calibration))}")
+        for file in files:
+            session = onnx_session(file)
+            out.append(accuracy(lambda x, s=session: torch.from_numpy(s.run(None, {"input": x.numpy()})[0]), batches()))
+        sizes = [file.stat().st_size for file in files]
+    return out[0][0], out[1][0], sizes[0], sizes[1]
+
+
+def shown(values: Sequence[float], sign: str = "") -> str:
+    text = f"{statistics.mean(values):{sign}.2f}"
+    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.2f}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="+", metavar="LABEL=FILE,FILE", help="a row of the table and its checkpoints")
+    parser.add_argument("--dataset", default="cifar100")
+    parser.add_argument("--data_folder", default="../data/")
+    parser.add_argument("--image_size", type=int, help="side of the images (default: as in training)")
+    add_as_trained(parser)
+    parser.add_argument("--calibration", type=int, default=512, help="training samples that set the scales")
+    parser.add_argument("--title", default="What int8 costs")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args(normalised(argv))
+    rows = [
+        (label, [Path(f) for f in files.split(",") if f]) for label, _, files in (r.rpartition("=") for r in args.rows)
+    ]
+    if wrong := [raw for raw, (label, files) in zip(args.rows, rows, strict=True) if not label or not files]:
+        raise UserError(f"'{wrong[0]}' is not of the form LABEL=FILE,FILE")
+    options = options_as_trained(rows[0][1][0], Path(args.data_folder), args.image_size, **clip_options(args))
+    data = dataset_dict[args.dataset](options)
+    lines = [
+        f"# {args.title}",
+        "",
+        "| network | runs | float32 | int8 | int8 - float32 | size |",
+        "|---|---|---|---|---|---|",
+    ]
+    for label, files in rows:
+        float32, int8, before, after = zip(*(tested(f, data, args.calibration) for f in files), strict=True)
+        gaps = [b - a for a, b in zip(float32, int8, strict=True)]
+        size = f"{before[0] / 1e6:.2f} → {after[0] / 1e6:.2f} MB"
+        lines.append(f"| {label} | {len(files)} | {shown(float32)} | {shown(int8)} | {shown(gaps, '+')} | {size} |")
+    samples = len(getattr(getattr(data, "test", None), "labels", ())) or len(getattr(data, "test_labels", ()))
+    lines += [
+        "",
+        f"Top-1 in percent on all {samples} test samples of {data.name}, mean ± standard deviation over runs, of the "
+        "last epoch. Every network was quantised alike (onnxruntime's static QDQ quantisation, int8 weights with a "
+        f"scale for each channel, int8 activations) with {args.calibration} training samples; rows differ in how the "
+        "network was trained.",
+        "",
+        f"Written by scripts/int8_table.py from the runs of scripts/int8_study.sh. Hardware: {environment()['cpu']}.",
+        "",
+    ]
+    make_folder(args.out.parent)
+    atomic_write_text(args.out, "\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

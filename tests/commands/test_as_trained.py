@@ -1,0 +1,52 @@
+"""Data settings travel with checkpoints: every tool looks at the data of a network's training."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helper.networks.checkpoint import read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Images of four shades below train/ alone: without --val_fraction there is nothing to evaluate on."""
+    root, rng = tmp_path_factory.mktemp("tree"), np.random.default_rng(0)
+    for c, name in enumerate(("black", "dark", "light", "white")):
+        (root / "train" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = (rng.integers(0, 40, (16, 16, 3)) + 70 * c).astype(np.uint8)
+            Image.fromarray(pixels).save(root / "train" / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(commands, tree, tmp_path_factory):
+    root = tmp_path_factory.mktemp("trained")
+    argv = ("--dataset", "folder", "--data_folder", tree, "--image_size", 16, "--val_fraction", 0.25, "--epochs", 1)
+    commands.teacher(*argv, "--batch_size", 15, "--tb_backend", "none", "--save_root", root).finished()
+    (path,) = root.rglob("resnet8_best.pth")
+    return path
+
+
+def test_what_a_checkpoint_records(trained):
+    meta = read_checkpoint(trained).meta
+    assert meta["classes"] == ["black", "dark", "light", "white"]
+    assert (meta["dataset"], meta["val_fraction"], meta["shapes"]) == ("folder", 0.25, {"image": [3, 16, 16]})
+
+
+def test_every_tool_uses_it(commands, trained, tree, tmp_path):
+    data = ("--data_folder", tree)
+    out = commands("test_model.py", "--path", trained, *data).finished().out
+    assert "data set as in training: folder" in out and "as in training: --val_fraction 0.25" in out
+    assert "20 samples, fp32" in out and "apart" not in out, "the accuracy is that of the training"
+    commands("test_model.py", "--path", trained, *data, "--val_fraction", 0).refused("--val_fraction")
+    out = commands("test_model.py", "--path", trained, *data, "--val_fraction", 0.5).finished().out
+    assert "40 samples, fp32" in out
+    argv = ("--s_path", trained, "--data", tree, "--image_size", 16, "--epochs", 1)
+    assert "60 + 20 features" in commands("eval_rep.py", *argv).finished().out
+    argv = ("--path", trained, *data, "--forms", "safetensors", "--images", 10, "--out", tmp_path / "export")
+    commands("scripts/export_student.py", *argv).finished()
+    argv = ("--path", trained, *data, "--out", tmp_path / "plot.png")
+    commands("scripts/plot.py", "reliability", *argv).finished()
+    out = commands("scripts/cakd/robustness.py", "--path", trained, *data).finished().out
+    assert "| 16 |" in out

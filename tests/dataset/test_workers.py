@@ -1,0 +1,48 @@
+"""Loader processes that are killed or hang end a run with one sentence."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dataset.workers import lost_worker
+from tests.dataset.test_imagenet import tree  # noqa: F401 (a fixture)
+from tests.support.commands import ENV
+
+# in a process of its own, as torch remembers workers that were lost
+PROGRAM = """
+import os, sys, torch
+from dataset.images import imagenet
+from helper.machine.program import run_script
+from tests.dataset.test_imagenet import load
+
+imagenet.TIMEOUT = 4.0
+read = imagenet.Decoded._read
+
+def deadly(self, position, seed):
+    if position == 5:
+        os.kill(os.getpid(), int(sys.argv[2]))
+    return read(self, position, seed)
+
+imagenet.Decoded._read = deadly
+run_script(lambda argv: list(load(sys.argv[1], num_workers=1).train_loader(8, seed=3, device=torch.device("cpu"))))
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, "a loader process was lost (DataLoader worker (pid"),
+        (signal.SIGSTOP, "the loader processes sent nothing for 600 s (a disk or a decoder hangs)"),
+    ],
+)
+def test_a_lost_worker_is_one_sentence(tree, number, words):  # noqa: F811
+    command = [sys.executable, "-c", PROGRAM, str(tree.parent), str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120)
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert "the same command continues from the last checkpoint" in done.stderr
+
+
+def test_other_errors_keep_their_traceback():
+    assert lost_worker(RuntimeError("shape mismatch")) is None

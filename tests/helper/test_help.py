@@ -1,0 +1,101 @@
+"""--help, --help_all and completion: quick, and the same with and without torch."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from helper.options import flags as flag_list
+from helper.options import quick
+from helper.options.parse import parse, script_parser
+from helper.options.settings import COMMON, StudentConfigs, TeacherConfigs, common_flags
+from tests.support.commands import ENV, ROOT
+
+SCRIPTS = ("train_teacher.py", "train_student.py", "test_model.py", "eval_rep.py")
+
+
+def answer(script, *argv, **env):
+    command = [sys.executable, str(ROOT / script), *argv]
+    return subprocess.run(command, capture_output=True, text=True, env={**ENV, **env}, check=True)
+
+
+def test_flags_json_is_up_to_date():
+    kept, now = json.loads(quick.FLAGS.read_text()), json.loads(json.dumps(flag_list.flags()))
+    assert kept == now, "run: python -m helper.options.flags"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("flag", ["-h", "--help_all", "--help-all"])
+def test_help_imports_no_torch(script, flag):
+    """PYTHONPROFILEIMPORTTIME lists every import on standard error."""
+    found = answer(script, flag, PYTHONPROFILEIMPORTTIME="1")
+    assert "usage:" in found.stdout and "torch" not in found.stderr
+
+
+def test_help_takes_less_than_a_second():
+    started = time.monotonic()
+    answer("train_student.py", "--help")
+    assert time.monotonic() - started < 1
+
+
+def test_short_and_long():
+    short, everything = (answer("train_student.py", flag).stdout for flag in ("--help", "--help_all"))
+    shown, flags = (
+        {line.split()[0].strip(",") for line in text.splitlines() if line.startswith("  -")}
+        for text in (short, everything)
+    )
+    assert 30 <= len(shown) <= 42 and shown < flags and {"--path_t", "--distill"} <= shown
+    names = {f.names[0] for f in common_flags(StudentConfigs)}
+    assert names <= flags
+    assert f"--help_all shows {len(flags) - len(shown)} more flags" in " ".join(short.split())
+    assert "--schedule {step,cosine}" in short and "(default step)" in short
+
+
+def test_every_common_flag_exists():
+    known = {f.dest for kind in (StudentConfigs, TeacherConfigs) for f in common_flags(kind)}
+    assert {name for names in COMMON.values() for name in names} <= known
+
+
+@pytest.mark.parametrize("distill", ["kd", "crd", "fitnet+crd", "hint,simkd", "vanilla"])
+@pytest.mark.parametrize("flag", ["--help", "--help_all"])
+def test_both_ways_print_the_same(distill, flag, capsys):
+    """The full parser, which plugins need, and flags.json."""
+    with pytest.raises(SystemExit):
+        parse(["--distill", distill, flag], teacher=False)
+    assert answer("train_student.py", "--distill", distill, flag).stdout == capsys.readouterr().out
+
+
+def test_an_unknown_method_is_named(commands):
+    commands("train_student.py", "--distill", "crdd", "--help").refused("unknown method 'crdd'", "crd")
+
+
+def test_a_path_is_no_flag():
+    assert quick.normalised(["--path-t=a-b", "-h", "--", "--a-b"]) == ["--path_t=a-b", "-h", "--", "--a-b"]
+
+
+@pytest.mark.parametrize(
+    ("line", "offered", "others"),
+    [
+        ("train_student.py --path_", ["--path_t"], ["--distill"]),
+        ("train_student.py --distill sim", ["simkd"], ["kd"]),
+        ("train_student.py --distill crd --nce_", ["--nce_k", "--nce_t", "--nce_m"], ["--hard"]),
+        ("train_teacher.py --model resnet8x", ["resnet8x4"], ["vgg8"]),
+        ("train_student.py --schedule c", ["cosine"], ["step"]),
+        ("test_model.py --crops t", ["three", "ten"], ["one"]),
+    ],
+)
+def test_completion(line, offered, others, tmp_path):
+    out = tmp_path / "offered"
+    request = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
+    request |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(out), "_ARGCOMPLETE_IFS": "\n", "COMP_WORDBREAKS": " "}
+    script = line.split()[0]
+    subprocess.run([sys.executable, str(ROOT / script)], env={**os.environ, **request}, check=True, capture_output=True)
+    found = {word.strip() for word in out.read_text().split("\n")}
+    assert set(offered) <= found and not found & set(others), found
+
+
+def test_a_parser_of_a_script_needs_no_method():
+    assert script_parser(StudentConfigs).prog == "train_student.py"
