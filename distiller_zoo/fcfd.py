@@ -59,7 +59,7 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 def chained(side: Side) -> Tapped:
     if side.net is None or not {side.spec.taps[stage].module for stage in side.spec.stages} <= set(side.spec.chain):
         raise UserError(
-            f"fcfd runs a part of each network, and nobody says how to run one of {side.spec.name}: choose a resnet, "
+            f"fcfd runs a part of each network, which is not known for {side.spec.name}: choose a resnet, "
             "a wrn, a vgg, MobileNetV2, a shuffle net, or a ResNet of torchvision or timm"
         )
     return side.net

@@ -368,7 +368,7 @@ def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
         asked, chosen = opened.lanes[0].run, entered[0].lane.chosen
         once = [f"--{name}" for name, given in (("overwrite", asked.overwrite), ("resume", chosen)) if given]
         command = f"the same command without {' and '.join(once)}" if once else "the same command"
-        raise Interrupted(f"{stop}; {command} continues from there", stop.code) from None
+        raise Interrupted(f"{stop}; {command} resumes there", stop.code) from None
     finally:
         lanes.close()
 

@@ -5,6 +5,7 @@
 # bench: tests that need CUDA, and the benchmark. teacher: resnet32x4, 240 epochs. Then every row of the table for one student,
 # as lanes of one process. table: what is finished next to the published numbers. Exit code 75: call the phase again.
 # Not run on a GPU yet: the minutes of the plan are goals. SAVE_ROOT (./save) holds the runs; LIMIT (480) is a phase's seconds.
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 phases=(bench teacher resnet8x4 vgg8 ShuffleV2_1_5 table)
 phase=${1:-plan}
 data=${2:-}

@@ -20,10 +20,10 @@ for trial in 0 1; do
     "$PYTHON" train_student.py "${sensor[@]}" --save_root "$save/utd_alone" --distill vanilla --trial "$trial"
     "$PYTHON" train_student.py "${sensor[@]}" --save_root "$save/utd_under" --distill kd --path_t "$float" --trial "$trial"
 done
-last() { ls "$1"/students/models/*/*_last.pth | paste -sd,; }
+last=students/models/*/*_last.pth
 "$PYTHON" scripts/int8_table.py --dataset utd_mhad --data_folder "$utd" --title "UTD-MHAD, accelerometer: sensor_cnn in int8" \
-    --out results/int8_utd_mhad.md "float32 training=$float" "continued in int8, alone=$(last "$save/utd_alone")" \
-    "continued in int8, under the float32 network (kd)=$(last "$save/utd_under")"
+    --out results/int8_utd_mhad.md --row "float32 training" "$float" --row "continued in int8, alone" "$save"/utd_alone/$last \
+    --row "continued in int8, under the float32 network (kd)" "$save"/utd_under/$last
 
 image=(--dataset cifar100 --data_folder "$cifar" --model_s resnet20 --pretrained "$student" --quantize int8 --epochs 1 --max_steps 150 --learning_rate 0.001)
 for trial in 0 1; do
@@ -31,5 +31,5 @@ for trial in 0 1; do
     "$PYTHON" train_student.py "${image[@]}" --save_root "$save/cifar_under" --distill kd --path_t "$teacher" --skip_validation --trial "$trial"
 done
 "$PYTHON" scripts/int8_table.py --dataset cifar100 --data_folder "$cifar" --title "CIFAR-100: resnet20 in int8" \
-    --out results/int8_cifar100.md "float32 training=$student" "continued in int8, alone=$(last "$save/cifar_alone")" \
-    "continued in int8, under resnet56 (kd)=$(last "$save/cifar_under")"
+    --out results/int8_cifar100.md --row "float32 training" "$student" --row "continued in int8, alone" "$save"/cifar_alone/$last \
+    --row "continued in int8, under resnet56 (kd)" "$save"/cifar_under/$last

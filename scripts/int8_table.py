@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What int8 costs networks: python scripts/int8_table.py --dataset cifar100 --out TABLE.md "LABEL=FILE,FILE" ...
+"""What int8 costs networks: python scripts/int8_table.py --dataset cifar100 --out TABLE.md --row LABEL FILE FILE ...
 
 Each FILE (a repetition of the row) is exported to ONNX, quantised after training with calibration on training samples,
 and tested on the whole test set in float32 and in int8, through onnxruntime.
@@ -57,7 +57,9 @@ def shown(values: Sequence[float], sign: str = "") -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="+", metavar="LABEL=FILE,FILE", help="a row of the table and its checkpoints")
+    parser.add_argument(
+        "--row", nargs="+", action="append", required=True, metavar="WORD", help="a label, then its checkpoints"
+    )
     parser.add_argument("--dataset", default="cifar100")
     parser.add_argument("--data_folder", default="../data/")
     parser.add_argument("--image_size", type=int, help="side of the images (default: as in training)")
@@ -66,11 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--title", default="What int8 costs")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(normalised(argv))
-    rows = [
-        (label, [Path(f) for f in files.split(",") if f]) for label, _, files in (r.rpartition("=") for r in args.rows)
-    ]
-    if wrong := [raw for raw, (label, files) in zip(args.rows, rows, strict=True) if not label or not files]:
-        raise UserError(f"'{wrong[0]}' is not of the form LABEL=FILE,FILE")
+    rows = [(label, [Path(file) for file in files]) for label, *files in args.row]
+    if bare := [label for label, files in rows if not files]:
+        raise UserError(f"--row {bare[0]} names no checkpoint: write --row LABEL FILE")
     options = options_as_trained(rows[0][1][0], Path(args.data_folder), args.image_size, **clip_options(args))
     data = dataset_dict[args.dataset](options)
     lines = [

@@ -123,7 +123,7 @@ def draw_cost(args: argparse.Namespace) -> None:
 
 
 def label_points(figure: Any, axis: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Each text beside its point, moved up or down until it covers no other text."""
+    """Each text next to its point, moved up or down until it covers no other text."""
     figure.canvas.draw()
     middle = sum(axis.get_xlim()) / 2 if axis.get_xscale() == "linear" else math.prod(axis.get_xlim()) ** 0.5
     taken: list[Any] = []

@@ -124,9 +124,10 @@ def page(seen: Seen, classes: Sequence[str], title: str, source: str) -> str:
     figure.colorbar(draw_confusion(axis, confusion, classes), label="share of the true class", shrink=0.8)
     matrix = image_html(figure, "Confusion matrix")
     worst = seen.worst
+    names = [(classes[int(labels[i])], classes[int(predicted[i])]) for i, _ in worst]
     titles = [
-        f"#{i}: {classes[int(labels[i])]}\nseen as {classes[int(predicted[i])]}, {100 * float(p[i]):.0f} %"
-        for i, _ in worst
+        f"#{i}: {true}\nseen as {other}, {100 * float(p[i]):.0f} %"
+        for (i, _), (true, other) in zip(worst, names, strict=True)
     ]
     mistakes = image_html(grid([x for _, x in worst], titles), "Worst mistakes") if worst else "<p>No mistake.</p>"
     facts = [

@@ -14,7 +14,7 @@ from torch import Tensor
 from core.protocols import UserError
 from dataset.single_file import InputFormat
 from helper.deploy.export import onnx_session
-from helper.deploy.student import EXPORTED, config_beside, found, load_student
+from helper.deploy.student import EXPORTED, exported_config, found, load_student
 from helper.networks.load import published
 
 BATCH = 32  # files of one forward pass
@@ -98,10 +98,10 @@ def _onnx(path: Path) -> Predictor:
         raise
     except Exception as error:  # onnxruntime has errors of its own for every stage of loading
         raise UserError(f"'{path}' is damaged or no ONNX graph ({str(error).splitlines()[0][:120]})") from error
-    told = session.get_modelmeta().custom_metadata_map
-    beside = config_beside(path)
-    reads = json.loads(told["preprocess"]) if "preprocess" in told else beside.get("preprocess")
-    names = told["classes"].split("\n") if "classes" in told else beside.get("classes")
+    written = session.get_modelmeta().custom_metadata_map
+    exported = exported_config(path)
+    reads = json.loads(written["preprocess"]) if "preprocess" in written else exported.get("preprocess")
+    names = written["classes"].split("\n") if "classes" in written else exported.get("classes")
     entry = session.get_inputs()[0].name
     return Predictor(lambda x: torch.from_numpy(session.run(None, {entry: x.numpy()})[0]), names, _stated(reads, path))
 
@@ -111,8 +111,8 @@ def _program(path: Path) -> Predictor:
         program: Any = torch.export.load(path).module()
     except Exception as error:  # zip, JSON and operator errors alike
         raise UserError(f"'{path}' is damaged or no exported program ({str(error).splitlines()[0][:120]})") from error
-    beside = config_beside(path)
-    return Predictor(torch.no_grad()(program), beside.get("classes"), _stated(beside.get("preprocess"), path))
+    exported = exported_config(path)
+    return Predictor(torch.no_grad()(program), exported.get("classes"), _stated(exported.get("preprocess"), path))
 
 
 def _stated(reads: Any, path: Path) -> InputFormat:

@@ -64,15 +64,15 @@ def load_student(
     """
     place = found(path)
     file = path if published(place) else weights_in(place)
-    beside = config_beside(Path(file))
+    exported = exported_config(Path(file))
     meta: Mapping[str, Any] = {}
     shapes: Mapping[str, tuple[int, ...]] = {}
     if published(file) is None:
         checkpoint = read_checkpoint(file)
         meta, shapes = checkpoint.meta, recorded_shapes(file)
         spec = model_dict[infer_arch(file, checkpoint, model, [*model_dict, *model_dict.aliases], flag)]
-        if "input_shape" in beside or spec.input not in shapes:
-            shapes = {spec.input: tuple(beside.get("input_shape", spec.input_shape))}
+        if "input_shape" in exported or spec.input not in shapes:
+            shapes = {spec.input: tuple(exported.get("input_shape", spec.input_shape))}
     network = network_without_heads(load_network(file, model, None, shapes, flag=flag), shapes)
     if network.spec.headless:
         raise UserError(f"{path} has no classifier ({network.lacks}), so it predicts nothing: use it as a teacher")
@@ -80,12 +80,12 @@ def load_student(
     shape = shapes.get(kind, network.spec.input_shape)
     if image_size is not None:
         shape = (*shape[:-2], image_size, image_size)
-    if "preprocess" in beside and image_size is None:
-        reads = InputFormat.from_dict(beside["preprocess"])
+    if "preprocess" in exported and image_size is None:
+        reads = InputFormat.from_dict(exported["preprocess"])
     else:  # networks for large images that do not say where they were trained are taken for those of ImageNet
         large = network.spec.input_shape[-1] > SMALL_IMAGE
         reads = InputFormat.of(kind, shape, {"dataset": "imagenet", **meta} if large else meta)
-    names = meta.get("classes") or beside.get("classes")
+    names = meta.get("classes") or exported.get("classes")
     return Student(network, taps, None if names is None else tuple(map(str, names)), reads)
 
 
@@ -121,7 +121,7 @@ def weights_in(place: Path) -> Path:
     return choice[0]
 
 
-def config_beside(path: Path) -> dict[str, Any]:
+def exported_config(path: Path) -> dict[str, Any]:
     """config.json of the exported folder that a file lies in; {} elsewhere."""
     if path.name not in EXPORTED or not (file := path.with_name("config.json")).is_file():
         return {}

@@ -84,7 +84,7 @@ class LossConfig(Config):
             raise UserError("--logit_stand and --norm_kd both choose the scale of the logits: give one of them")
 
 
-# what --protocol modern changes, beside the weights of --protocol simkd; for batches of 256
+# what --protocol modern changes, next to the weights of --protocol simkd; for batches of 256
 MODERN: Mapping[str, Any] = {
     "optimizer": "adamw",
     "learning_rate": 1e-3,

@@ -32,7 +32,9 @@ class TrackerConfig(Config):
     heading = "tracker of experiments"
 
     tracker: str = option(
-        "none", "where the run also reports, beside its event files", choices=("none", "wandb", "trackio", "mlflow")
+        "none",
+        "where the run also reports, in addition to its event files",
+        choices=("none", "wandb", "trackio", "mlflow"),
     )
     tracker_project: str = option("retort", "project of the tracker (of MLflow: experiment)")
     tracker_artifacts: bool = option(False, "give the tracker the best checkpoint at the end of the run")
@@ -134,7 +136,7 @@ class _Trackio:
 
 
 class _Mlflow:
-    """Its store is MLFLOW_TRACKING_URI, or a database beside the runs, which `mlflow ui --backend-store-uri` shows."""
+    """Its store is MLFLOW_TRACKING_URI, or a database next to the runs, which `mlflow ui --backend-store-uri` shows."""
 
     def __init__(self, place: Place):
         from mlflow import MlflowClient

@@ -1,4 +1,4 @@
-"""The looks of curves and points: a method has one colour in every picture and page, whatever stands beside it."""
+"""The looks of curves and points: a method has one colour in every picture and page, whatever else is shown."""
 
 from __future__ import annotations
 

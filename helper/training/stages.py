@@ -23,7 +23,7 @@ from helper.machine import distributed
 from helper.machine.devices import to_device
 from helper.networks.load import Network
 from helper.training.ema import EmaConfig
-from helper.training.fake_quant import QuantizeConfig, make_rounding
+from helper.training.fake_quant import QuantizeConfig
 from helper.training.optim import OptimConfig, regroup, tsm_multipliers
 from helper.training.schedule import ScheduleConfig
 from helper.training.step import DistillStep, StepSetup
@@ -227,9 +227,6 @@ def build_stages(
             ctx = dataclasses.replace(ctx, previous=previous.requires_grad_(False))
         current = to_device(stage(cfg, ctx), device, last)
         refuse_lone_samples(current, full)
-        if setup.quantize:
-            deployed = current.deployment()
-            make_rounding([s_net.model, *([] if deployed is None else [deployed])])
         step = DistillStep(
             s_net,
             t_source,

@@ -20,7 +20,7 @@ from distiller_zoo.base import Distiller
 from helper.machine import distributed
 from helper.machine.kernels import PLAIN, Kernels, begin_step, maybe_compiled
 from helper.training.ema import Average, EmaConfig
-from helper.training.fake_quant import QuantizeConfig
+from helper.training.fake_quant import QuantizeConfig, make_rounding
 from helper.training.optim import MakeOptimizer, OptimConfig, PartedSGD
 
 
@@ -79,6 +79,8 @@ class DistillStep:
         self.setup, kernels = setup, setup.kernels
         self.student, self.teacher, self.peer, self.method = student, teacher, peer, method
         self.rng = rng
+        if setup.quantize:
+            make_rounding([m for m in (student.model, peer, method.deployment()) if m is not None])
         self.trained = Trained(student, peer, method)
         self.objective = Objective(self.trained, teacher, (needs or Needs()).teacher)
         self.main_params = self.objective.params

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from models import model_dict
 from tests.commands.test_documented_commands import PAGES, TRAIN, commands_of
@@ -97,6 +98,8 @@ def place(tmp_path_factory, commands):
     image_sets.stl10(work / "data")
     image_sets.tiny_imagenet(work / "data")
     utd(work / "UTD")
+    (work / "pictures").mkdir()
+    Image.new("RGB", (40, 32), "teal").save(work / "pictures" / "a.png")
     for subject in (1, 2):
         write_inertial(work / f"a1_s{subject}_t1_inertial.mat", subject)
     for name in ("DIR", "DATA"):

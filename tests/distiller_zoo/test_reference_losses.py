@@ -129,7 +129,7 @@ def test_semckd(size_s, size_t, soft):
 @pytest.mark.parametrize(("size_s", "size_t"), SIZES)
 def test_simkd(size_s, size_t, factor):
     method, s, t, head = prepared("simkd", [(3, 8, 8), (4, *size_s)], [(5, 8, 8), (6, *size_t)], factor=factor)
-    w = arrays(method.transfer, "transfer.")
+    w = arrays(method.deployment().transfer, "transfer.")
     loss, logits = reference.simkd(maps(s)[-1], maps(t)[-1], w, arrays(head, "fc."))
     terms, s, t = run(method, s, t, batch_of(torch.arange(B) % K))
     assert terms["simkd"].item() == pytest.approx(loss, **TOLERANCE)

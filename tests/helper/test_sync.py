@@ -56,8 +56,8 @@ def test_no_step_waits(case, monkeypatch):
     step = make_step(method, cfg, student, teacher, data, B)
     step.train()
     if not step.method.follows_time:
-        terms = step._terms
-        step._terms = lambda size, s, t, part, progress, weights: terms(size, s, t, part, Timeless(), weights)
+        terms = step.objective.terms
+        step.objective.terms = lambda size, s, t, part, progress, weights: terms(size, s, t, part, Timeless(), weights)
     refuse_copies_to_the_host(monkeypatch)
     meter, batch = Meter(torch.device("cpu")), data.batch()
     for i in range(2):

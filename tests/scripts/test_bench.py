@@ -206,7 +206,7 @@ def test_baseline_and_our_float32_step_follow_the_literal_loop(method):
     stage.step.student.model.load_state_dict(student.state_dict())
     usual = UsualStep(method, copy.deepcopy(student), spec_s, copy.deepcopy(teacher), spec_t, CPU)
     if projector is not None:
-        stage.step.method.transfer.load_state_dict(projector.state_dict())
+        stage.step.method.deployment().transfer.load_state_dict(projector.state_dict())
         usual.projector.load_state_dict(projector.state_dict())
     batches = list(itertools.islice(data.train_loader(16, seed=0, device=CPU), 3))
     plain = [normalised(batch, spec_s) for batch in batches]

@@ -31,13 +31,13 @@ def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
     """A worker kills itself once, in the second epoch; --overwrite must not delete what the restart continues."""
     script = tmp_path / "script.py"
     script.write_text(
-        f"import os, sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import nursery\n"
+        f"import os, sys; sys.path[:0] = [{str(ROOT)!r}]\n"
+        "from tests.support import nursery\n"
         "if os.environ['RANK'] == '1' and os.environ['TORCHELASTIC_RESTART_COUNT'] == '0':\n"
         "    nursery.at_step(6, lambda: os.kill(os.getpid(), 9))\n"
         "from helper.machine.program import run_script\n"
-        "import train_teacher\n"
-        "run_script(train_teacher.main)\n"
+        "import train_student\n"
+        "run_script(lambda argv: train_student.main(argv, is_teacher=True))\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
     argv = [*SHORT, "--epochs", "3", "--lr_decay_epochs", "", "--overwrite", "--save_root", str(tmp_path / "save")]

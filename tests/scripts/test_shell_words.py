@@ -15,10 +15,7 @@ ALL = sorted(str(p.relative_to(ROOT / "scripts")) for p in (ROOT / "scripts").rg
 HANDED_ON = {"run_table.sh", "test.sh", "teachers/fetch_teachers.sh"}  # to a program with a --help of its own
 HELPED = [name for name in ALL if name not in SOURCED | HANDED_ON]
 TRAINING = {name: given for name, (given, _) in RECIPES.items()} | {
-    "quickstart.sh": (),
-    "cifar100/methods/kd.sh": ("T.pth",),
-    "cifar100/methods/hkd.sh": ("T.pth",),
-    "cifar100/simkd_table.sh": (),
+    "quickstart.sh": ("-v",),
     "teachers/train_teachers.sh": (),
     **{
         f"hsakd/{name}.sh": (".",)

@@ -74,7 +74,7 @@ def at_step(count: int, action) -> None:
 
 def signal_in_evaluation(number: int) -> None:
     """A signal to this process as the first evaluation begins."""
-    import helper.training.loops as loops
+    import helper.training.run as loops
 
     real = loops.evaluate
 
