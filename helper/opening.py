@@ -155,13 +155,13 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
         return None
     log.info("==> loading teacher model")
     networks = [load_teacher(p, settings.model_t, data.classes, data.shapes) for p in settings.path_t]
+    networks = [with_view(n, settings.teacher_image_size, data.shapes) for n in networks]
     weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
     if weights is not None and len(weights) != len(networks):
         raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
     for notice in chain.from_iterable(position_notice(n.spec, data.shapes) for n in networks):
         log.info(notice)
     log.info("==> done")
-    networks = [with_view(n, settings.teacher_image_size, data.shapes) for n in networks]
     if settings.teacher_probe is not None:
         folder = Path(lanes[0].run.save_root) / "teacher_probes"
         networks = [with_probe(n, settings.teacher_probe, data, folder, device) for n in networks]
