@@ -100,10 +100,12 @@ def features_of(net: TappedNet, data: DataSet, device: torch.device) -> tuple[Te
         )
     loader = data.train_loader(min(125 if device.type == "cpu" else 500, count), seed=0, device=device)
     loader.set_epoch(1)
-    x, y, marks = [], [], {len(loader) * k // 4 for k in (1, 2, 3)}
+    x: list[Tensor] = []
+    y: list[Tensor] = []
+    marks = {len(loader) * k // 4 for k in (1, 2, 3)}
     for i, batch in enumerate(loader):
         if i in marks:
-            log.info("features: %d of %d", sum(map(len, y)), count)
+            log.info("features: %d of %d", sum(len(part) for part in y), count)
         x.append(net(batch.inputs)["pooled"].float())
         y.append(batch.target)
     return torch.cat(x), torch.cat(y)
