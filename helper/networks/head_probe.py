@@ -106,10 +106,7 @@ def features_of(net: TappedNet, data: DataSet, device: torch.device) -> tuple[Te
     loader.set_epoch(1)
     x: list[Tensor] = []
     y: list[Tensor] = []
-    marks = {len(loader) * k // 4 for k in (1, 2, 3)}
-    for i, batch in enumerate(loader):
-        if i in marks:
-            log.info("features: %d of %d", sum(map(len, y)), count)
+    for batch in progress(loader, "features of the training set", len(loader)):
         x.append(net(batch.inputs)["pooled"].float())
         y.append(batch.target)
     return torch.cat(x), torch.cat(y)

@@ -128,7 +128,7 @@ def _of_timm(cfg: OptimConfig, lr: float) -> MakeOptimizer:
         from timm.optim import create_optimizer_v2, list_optimizers
     except ImportError as error:
         raise UserError(f"--optimizer {cfg.optimizer} needs the package timm: pip install timm") from error
-    known = [str(n) for n in list_optimizers()]
+    known = [str(one) for one in list_optimizers()]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3) or known[:8]
         raise UserError(f"--optimizer {cfg.optimizer}: timm has no optimizer {name}: try {', '.join(near)}")

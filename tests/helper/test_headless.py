@@ -193,9 +193,10 @@ def test_a_view_is_the_resized_batch():
     torch.manual_seed(0)
     path = SimpleNamespace(path=Path("x"), peer=None)
     spec = dataclasses.replace(model_dict["resnet8"], interpolation="bicubic")
-    network = Network(spec, spec(num_classes=10), path)
+    network = Network(spec, spec(num_classes=10).eval(), path)
     x = torch.rand(2, 3, 16, 16)
-    want = TappedNet(network.model, spec)({"image": F.interpolate(x, (32, 32), mode="bicubic").clamp(0, 1)})["logits"]
+    larger = F.interpolate(x, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)
+    want = TappedNet(network.model, spec)({"image": larger})["logits"]
     seen = with_view(network, 32, {"image": (3, 16, 16)})
     assert torch.allclose(seen.tapped()({"image": x})["logits"], want, atol=1e-5)
     with pytest.raises(UserError, match="resizes images, and sensor_cnn reads"):
