@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-Features = dict[str, Tensor]  # tap name -> tensor; always holds "logits" [B*V, K]
+Features = dict[str, Tensor]  # tap name -> tensor; holds "logits" [B*V, K] unless the network is headless
 
 
 Terms = dict[str, Tensor]  # term name -> unweighted scalar
@@ -44,6 +44,7 @@ class Batch:
     soft_target: [B, K] or None; mixed or smoothed labels, which the classification term then uses.
     teacher_inputs: what the teacher reads where it differs from `inputs`.
     turns: [B*V] int64 or None; by how many quarters each view was turned counter-clockwise.
+    labelled: how many samples, the first of the batch, have a label; None: all. The target of the others is -1.
     """
 
     inputs: Mapping[str, Tensor]
@@ -55,6 +56,7 @@ class Batch:
     soft_target: Tensor | None = None
     teacher_inputs: Mapping[str, Tensor] | None = None
     turns: Tensor | None = None
+    labelled: int | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -94,6 +96,7 @@ class Batch:
                 cut(self.soft_target, lo),
                 teacher(lo),
                 cut(self.turns, lo, self.views),
+                None if self.labelled is None else min(max(self.labelled - lo, 0), size),
             )
             for lo in whole
         ]
@@ -143,6 +146,10 @@ class ModelSpec:
     branches: taps next to the path to the logits (auxiliary heads), which are computed on request alone:
         forward(x, names). The network's parts(name) lists their modules.
     twin: another name whose weights have the same keys and shapes. note: what --list says of it.
+    headless: what stands at `head` passes its input on, so the network has a pooled feature and no logits.
+    published_classes: of the weights its package publishes; 0: they hold no classifier. weights: what identifies them,
+    where the name does not. interpolation: how images were resized for it. view: side in px to which the network
+    resizes the images it is given.
     """
 
     name: str
@@ -162,6 +169,11 @@ class ModelSpec:
     twin: str | None = None
     note: str = ""
     adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None  # key maps of published checkpoints
+    headless: bool = False
+    published_classes: int = 1000
+    weights: str = ""
+    interpolation: str = "bilinear"
+    view: int | None = None
     average_clips: Literal["prob", "score"] = "prob"  # of several views at test time: probabilities, or logits
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
@@ -176,6 +188,10 @@ class ModelSpec:
             return self
         shape = tuple(shapes[self.input])
         return dataclasses.replace(self, build=partial(self.build, shape=shape), input_shape=shape)
+
+    def outputs(self, taps: Sequence[str]) -> tuple[str, ...]:
+        """What the network gives where these taps are asked for: they, and the logits of one that has a classifier."""
+        return tuple(taps) if self.headless else tuple(dict.fromkeys(("logits", *taps)))
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -338,6 +354,7 @@ class DataSet(ABC):
     shapes: modality -> per-sample shape. train_labels: [N] int64, on the CPU. checksum: of pixels and labels.
     num_crops: how many pixel views (crop and flip) a training image has; None where augmentation is open-ended.
     test_checksum: of what the test loader holds, None where it is unknown. evaluated_on: what that is, for tables.
+    full_batches: no batch of an epoch is short. labelled: the part of it whose labels are known.
     streamed: decoded as it is read, instead of resident on the device. videos: a list of videos, whose clips have
     several views in evaluation. notes: sentences that a run prints once. described: entries of a checkpoint's meta, so
     that its network can be evaluated on the same kind of data. full: what --few_ratio chose from, so that all parts of
@@ -355,6 +372,11 @@ class DataSet(ABC):
     videos: bool = False
     notes: Sequence[str] = ()
     full: FullSet | None = None
+    full_batches: bool = False
+
+    @property
+    def labelled(self) -> DataSet:
+        return self
 
     @property
     def checksum(self) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -16,8 +17,9 @@ from core.protocols import Features, ModelSpec, Side, Tap, UserError
 class TappedNet(nn.Module):
     """A model, its input normalisation, and hooks on the taps that were asked for.
 
-    forward takes Batch.inputs (images in [0, 1]) and returns {"logits": [B, K], tap name: tensor, ...}. Hooks collect
-    only inside this forward, so a submodule (a reused head, say) may be called again from elsewhere.
+    forward takes Batch.inputs (images in [0, 1]) and returns {"logits": [B, K], tap name: tensor, ...}; without logits
+    where the spec says headless. Hooks collect only inside this forward, so a submodule (a reused head, say) may be
+    called again from elsewhere.
     """
 
     mean: Tensor
@@ -95,6 +97,8 @@ class TappedNet(nn.Module):
         """branches: which of the wanted ones next to the path to the logits to compute; None: all of them."""
         asked = [b for b in self.spec.branches if b in self.want and (branches is None or b in branches)]
         x = inputs[self.spec.input]
+        if self.spec.view is not None:
+            x = resized(x, self.spec.view, self.spec.interpolation)
         if self.spec.mean is not None:
             x = (x - self.mean) / self.std
         self._kept, self._collecting, self._clips = {}, True, x.shape[0]
@@ -106,7 +110,14 @@ class TappedNet(nn.Module):
         silent = [name for name in self.want if name not in kept and name not in skipped]
         if silent:
             raise RuntimeError(f"taps that never fired in {self.spec.name}: {sorted(silent)}")
-        return {"logits": logits, **kept}
+        return kept if self.spec.headless else {"logits": logits, **kept}
+
+
+def resized(x: Tensor, size: int, mode: str) -> Tensor:
+    """Images [B, C, H, W] in [0, 1] at another size, antialiased where they shrink; channels_last stays."""
+    if x.shape[2:] == (size, size):
+        return x
+    return F.interpolate(x, (size, size), mode=mode, align_corners=False, antialias=True).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -139,7 +150,7 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
 def _pools_last(net: TappedNet, features: Features) -> bool:
     """Side.pools_last, of features in eval mode."""
     tap = net.spec.last_map
-    if tap not in features or features[tap].ndim != 4 or features[tap].is_meta:
+    if net.spec.headless or tap not in features or features[tap].ndim != 4 or features[tap].is_meta:
         return True
     logits = features["logits"]
     try:

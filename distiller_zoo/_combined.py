@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,6 +58,14 @@ class Combined(Distiller):
         self.reads_logits = any(m.reads_logits for m in self.each())  # some know when they are built
         self.follows_time = any(m.follows_time for m in self.each())
         self.by_index = any(m.by_index for m in self.each())
+
+    @classmethod
+    def needs_labels(cls, cfg: CombinedConfig) -> bool:
+        return any(m.needs_labels(c) for m, c in cfg.members)
+
+    @classmethod
+    def needs_classifier(cls, cfg: CombinedConfig) -> bool:
+        return bool(cfg.div) or any(m.needs_classifier(dataclasses.replace(c, div=0.0)) for m, c in cfg.members)
 
     @staticmethod
     def check(cfg: CombinedConfig) -> None:

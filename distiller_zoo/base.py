@@ -88,6 +88,9 @@ class Distiller(nn.Module):
     before: ClassVar[type[Distiller] | None] = None
     relational: ClassVar[bool] = False  # compares the samples of a batch, and learns nothing from one alone
     reads_logits: bool = False  # whether `terms` or the deployment depend on the student's own logits
+    reads_teacher_head: bool = False  # whether `terms` apply the teacher's classifier or compare its logits alone
+    reads_labels: bool = False  # whether `terms` depend on the labels of the batch
+    several_teachers: bool = False  # whether features of further teachers are read, which bear "@1", "@2", ...
     by_index: bool = False  # whether something is kept of every training sample, found by batch.index
     weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach
     follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled again all the time
@@ -118,6 +121,16 @@ class Distiller(nn.Module):
     @classmethod
     def needs(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         return Needs()
+
+    @classmethod
+    def needs_labels(cls, cfg: Any) -> bool:
+        """Whether the method's own terms need a label of every sample, or keep something of every labelled one."""
+        return cls.reads_labels or cls.by_index
+
+    @classmethod
+    def needs_classifier(cls, cfg: Any) -> bool:
+        """Whether the teacher must have a classifier: the method compares logits, or applies that classifier."""
+        return bool(cfg.div) or cls.reads_logits or cls.reads_teacher_head
 
     @classmethod
     def notes(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
@@ -258,7 +271,7 @@ class Distiller(nn.Module):
         terms: Terms = {}
         if weights.get("cls"):
             target = batch.target if batch.soft_target is None else batch.soft_target
-            terms["cls"] = F.cross_entropy(logits[:: batch.views], target)
+            terms["cls"] = F.cross_entropy(logits[:: batch.views][: batch.labelled], target[: batch.labelled])
         if weights.get("div") and "logits" in t:
             z_s, z_t = (s[FRAME_LOGITS], t[FRAME_LOGITS]) if self.cfg.frame_logits else (logits, t["logits"])
             terms["div"] = self._div(z_s, z_t)

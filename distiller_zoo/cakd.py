@@ -252,6 +252,10 @@ class CAKD(Distiller):
             self.critic = MapCritic() if self.code else token_critic(width)
 
     @classmethod
+    def needs_classifier(cls, cfg: Config) -> bool:
+        return super().needs_classifier(cfg) or cfg.variant == "code"
+
+    @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         if not student.stages:
             raise UserError(

@@ -25,6 +25,7 @@ class CRLD(Distiller):
     """
 
     name = "crld"
+    reads_labels = True
     reads_logits = True
     weighs_rows = True
 

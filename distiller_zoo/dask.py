@@ -79,6 +79,7 @@ class DASK(Distiller):
     """
 
     name = "dask"
+    reads_labels = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

@@ -60,6 +60,7 @@ class DeepKD(Distiller):
     """
 
     name = "deepkd"
+    reads_labels = True
     reads_logits = True
 
     @dataclass(frozen=True)

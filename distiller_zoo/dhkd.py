@@ -41,6 +41,7 @@ class DHKD(Distiller):
     """
 
     name = "dhkd"
+    reads_teacher_head = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

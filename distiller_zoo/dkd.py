@@ -18,6 +18,7 @@ class DKD(Distiller):
     """
 
     name = "dkd"
+    reads_labels = True
     reads_logits = True
     weighs_rows = True
 

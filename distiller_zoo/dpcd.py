@@ -62,6 +62,7 @@ class DPCD(WithHeads):
     """
 
     name = "dpcd"
+    reads_labels = True
     reads_logits = True
     follows_time = True
     memory_confidence: Tensor

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,10 +32,12 @@ class Embed(Distiller):
     cosine: 1 - cos, mean over B. smooth_l1 (threshold 1) and mse: mean over all elements; their size follows that of
     the embedding, unless it is whitened: every teacher vector with mean 0 and variance 1, a layer norm without
     parameters.
+    Several teachers (--path_t A B): a projector for each, and the mean of their losses.
     The paper compares whitened maps of equal width with smooth L1; here pooled vectors of any widths are compared.
     """
 
     name = "embed"
+    several_teachers = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):
@@ -57,18 +60,27 @@ class Embed(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        (d_s,), (d_t,) = ctx.student.shapes["pooled"], ctx.teacher.shapes["pooled"]
-        hidden = cfg.hidden or 2 * d_t
+        (d_s,), shapes = ctx.student.shapes["pooled"], ctx.teacher.shapes
+        self.teachers = [name for name in shapes if name.partition("@")[0] == "pooled"]
+        self.proj, *more = (self._projector(d_s, *shapes[name]) for name in self.teachers)
+        self.more = nn.ModuleList(more)
+
+    def _projector(self, d_s: int, d_t: int) -> nn.Module:
+        hidden = self.cfg.hidden or 2 * d_t
         layers = [nn.Linear(d_s, hidden), nn.GELU(), nn.Linear(hidden, d_t)]
-        self.proj = nn.Linear(d_s, d_t) if cfg.projector == "linear" else nn.Sequential(*layers)
+        return nn.Linear(d_s, d_t) if self.cfg.projector == "linear" else nn.Sequential(*layers)
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
-        return {**s, "embed.projected": self.proj(s["pooled"])}, t
+        projectors = zip(self.teachers, (self.proj, *self.more), strict=True)
+        return {**s, **{f"embed.{name}": proj(s["pooled"]) for name, proj in projectors}}, t
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        target = F.layer_norm(t["pooled"], t["pooled"].shape[1:]) if self.cfg.whiten else t["pooled"]
-        return {"embed": LOSSES[self.cfg.loss](s["embed.projected"], target)}
+        losses = []
+        for name in self.teachers:
+            target = F.layer_norm(t[name], t[name].shape[1:]) if self.cfg.whiten else t[name]
+            losses.append(LOSSES[self.cfg.loss](s[f"embed.{name}"], target))
+        return {"embed": losses[0] if len(losses) == 1 else torch.stack(losses).mean()}

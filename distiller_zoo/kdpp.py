@@ -39,6 +39,7 @@ class KDPP(Distiller):
     """
 
     name = "kdpp"
+    reads_labels = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

@@ -53,6 +53,7 @@ class MLKD(Distiller):
     """
 
     name = "mlkd"
+    reads_labels = True
     reads_logits = True
     weighs_rows = True
 

@@ -18,6 +18,7 @@ class NKD(Distiller):
     """
 
     name = "nkd"
+    reads_labels = True
     reads_logits = True
     weighs_rows = True
 

@@ -109,7 +109,7 @@ class NORM(Distiller):
         return self.levelled
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
-        return s, {**t, "logits": levelled(t["logits"])}
+        return s, {**t, "logits": levelled(t["logits"])} if "logits" in t else t
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         expanded, f_t = s["norm.expanded"], t[self.last_t]

@@ -48,6 +48,7 @@ class OFAKD(Distiller):
     """
 
     name = "ofa_kd"
+    reads_labels = True
     reads_logits = True
     weighs_rows = True
 

@@ -28,6 +28,7 @@ class PLD(Distiller):
     """
 
     name = "pld"
+    reads_labels = True
     reads_logits = True
     weighs_rows = True
 

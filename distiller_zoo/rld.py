@@ -41,6 +41,7 @@ class RLD(Distiller):
     """
 
     name = "rld"
+    reads_labels = True
     reads_logits = True
     weighs_rows = True
 

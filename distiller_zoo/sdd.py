@@ -39,6 +39,7 @@ class SDD(Distiller):
     """
 
     name = "sdd"
+    reads_labels = True
     reads_logits = True  # through the classifier's weights
     weighs_rows = True
 

@@ -73,6 +73,7 @@ class SimKD(Distiller):
     """
 
     name = "simkd"
+    reads_teacher_head = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

@@ -19,6 +19,7 @@ class SRRL(Distiller):
     """
 
     name = "srrl"
+    reads_teacher_head = True
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):

@@ -89,6 +89,7 @@ class WKDL(Distiller):
     """
 
     name = "wkd_l"
+    reads_labels = True
     reads_logits = True
     weighs_rows = True
 

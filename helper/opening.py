@@ -23,6 +23,7 @@ from core.protocols import Batch, DataSet, FullSet, Loader, ModelSpec, TeacherSo
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from dataset.clips.video import DATA as VIDEO_DATA
+from dataset.images.unlabelled import with_unlabelled
 from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import Distiller
 from helper.evaluation.evaluate import TestBatches, evaluate, near_chance, open_test
@@ -31,10 +32,12 @@ from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.kernels import Hardware, Kernels, tune_allocator
 from helper.machine.seeding import seed_everything
 from helper.networks.classes import matched
+from helper.networks.head_probe import with_probe
+from helper.networks.headless import load_teacher, refuse_headless, with_view
 from helper.networks.load import (
     Network,
     evaluation_notice,
-    load_network,
+    joined,
     position_notice,
     started_from,
     with_normalisation,
@@ -116,6 +119,7 @@ def open_data(settings: Settings) -> DataSet:
                 folder.rmdir()  # unless something was put there
     if data.num_classes < 2:
         raise UserError(f"{data.name} holds one class, {data.classes[0]}: a classifier needs at least two")
+    data = with_unlabelled(data, settings.data.unlabelled)
     if (size := settings.training.loop.batch_size) > len(data.train_labels):
         raise UserError(f"--batch_size {size} is larger than the training set ({len(data.train_labels)} samples)")
     for note in data.notes:
@@ -123,7 +127,26 @@ def open_data(settings: Settings) -> DataSet:
     return data
 
 
-def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
+def refuse_unlabelled(lanes: Sequence[Settings]) -> None:
+    """UserError where images without labels meet what needs a label of every image."""
+    first = lanes[0]
+    if first.data.unlabelled.unlabelled is None:
+        return
+    if first.data.mixing:
+        raise UserError("--mixup, --cutmix and --label_smoothing need labels: drop them, or --unlabelled")
+    if first.training.loop.accumulate > 1:
+        raise UserError("--unlabelled needs whole batches: drop --accumulate")
+    for lane in lanes:
+        if any(stage.needs_labels(lane.config) for stage in chain_of(lane.method)):
+            raise UserError(
+                f"--distill {lane.distill} reads the label of every image, and those of --unlabelled have none: choose "
+                "a method that does not, such as kd, dist or embed"
+            )
+        if lane.method.teacher_mode == "absent":
+            raise UserError(f"--distill {lane.distill} learns from labels alone: leave --unlabelled out")
+
+
+def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device) -> Network | None:
     """The teacher of --path_t, if a method wants one."""
     wanting = [lane for lane in lanes if lane.method.teacher_mode == "frozen"]
     settings = lanes[0].teacher
@@ -141,9 +164,11 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
             lane.without_effect["path_t"] = f"--distill {lane.distill} uses no teacher"
         return None
     log.info("==> loading teacher model")
-    networks = [load_network(p, settings.model_t, data.num_classes, data.shapes) for p in settings.path_t]
-    networks = [matched(network, data.classes, settings.match_classes) for network in networks]
+    networks = [load_teacher(p, settings.model_t, data.classes, data.shapes) for p in settings.path_t]
+    if settings.teacher_probe is None:  # which replaces the classifier
+        networks = [n if n.spec.headless else matched(n, data.classes, settings.match_classes) for n in networks]
     networks = [with_normalisation(n, settings.mean_t, settings.std_t, ("--mean_t", "--std_t")) for n in networks]
+    networks = [with_view(n, settings.teacher_image_size, data.shapes) for n in networks]
     weights = None if settings.teacher_weight is None else tuple(settings.teacher_weight)
     if weights is not None and len(weights) != len(networks):
         raise UserError(f"--teacher_weight has {len(weights)} values, --path_t {len(networks)}")
@@ -151,13 +176,22 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet) -> Network | None:
     for notice in chain.from_iterable(notices):
         log.info(notice)
     log.info("==> done")
-    return dataclasses.replace(networks[0], others=tuple(networks[1:]), weights=weights)
+    if settings.teacher_probe is not None:
+        folder = Path(lanes[0].run.save_root) / "teacher_probes"
+        networks = [with_probe(n, settings.teacher_probe, data, folder, device) for n in networks]
+    teacher = joined(networks, weights, all(lane.method.several_teachers for lane in wanting))
+    for lane in wanting:
+        refuse_headless(teacher, lane.distill, lane.method, lane.config)
+    return teacher
 
 
 def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
     """Evaluate in float32 once, remember it next to the runs, and compare with what the file says of itself."""
     if settings.teacher.skip_validation:
         log.info("Skipping teacher validation.")
+        return None
+    if teacher.spec.headless:
+        log.info("teacher accuracy:  none, as it has no classifier (%s)", teacher.lacks)
         return None
     memory = Path(settings.run.save_root) / "teacher_accuracy.json"
     images = data.test_checksum or data.checksum
@@ -228,6 +262,8 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
     if alone:
         no_teacher = (
             "model_t",
+            "teacher_image_size",
+            "teacher_probe",
             "mean_t",
             "std_t",
             "match_classes",
@@ -245,6 +281,8 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
         why["cache_device"] = "the cache is mapped into memory"
     if settings.machine.kernels.compile == "none":
         why["compile_parts"] = "nothing is compiled"
+    if settings.data.unlabelled.unlabelled is None:
+        why["label_ratio"] = "there is no --unlabelled"
     if len(settings.teacher.path_t or ()) < 2:
         why["teacher_weight"] = "there is no ensemble to weigh"
     if settings.method.terms is Distiller.terms:
@@ -304,6 +342,8 @@ def shared_source(
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
     net = to_device(teacher.tapped(taps), device, kernels.channels_last)
     folder = None if lanes[0].run.dry_run else cfg.teacher_cache
+    if teacher.by_features and folder is not None:
+        raise UserError("--teacher_cache keeps one teacher's features, and --path_t names several: drop one")
     if dropout and folder is not None:
         raise UserError(
             "--teacher_dropout draws new values for every batch, which --teacher_cache cannot keep: drop one"
@@ -313,7 +353,7 @@ def shared_source(
         raise UserError(
             "--mixup and --cutmix make new images of every batch, which --teacher_cache cannot keep: drop one"
         )
-    kept = ("logits", "pooled") if cfg.cache_pooled else ("logits",)
+    kept = ("pooled",) if teacher.spec.headless else ("logits", "pooled") if cfg.cache_pooled else ("logits",)
     deeper = [tap for tap in taps if tap not in kept]
     if folder is None or deeper:
         if folder is not None:
@@ -333,12 +373,11 @@ def shared_source(
         source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
         if data.num_crops is None:
             raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
-        layout = source_layout(source, teacher.spec, data, device, taps if cfg.cache_pooled else ())
+        layout = source_layout(source, teacher.spec, data, device, taps if "pooled" in kept else ())
         who = teacher.checksum + ("" if teacher.weights is None else f" {teacher.weights}")
         whole = data.full or FullSet(data.checksum, len(data.train_labels), None)
         key = cache_key(who, whole.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name)
-        logits, pooled = layout["logits"][1], layout.get("pooled")
-        kept_layout = CacheLayout(whole.count, data.num_crops, data.num_classes, logits, pooled, whole.positions)
+        kept_layout = CacheLayout(whole.count, data.num_crops, *layout, whole.positions)
         open_cache = partial(CachedTeacher, source, cfg, key, kept_layout, device)
         rebuild = cfg.rebuild_cache and machine.is_main()
         source = cache = distributed.main_first(lambda: open_cache(rebuild))
@@ -347,12 +386,18 @@ def shared_source(
 
 def source_layout(
     source: TeacherSource, spec: ModelSpec, data: DataSet, device: torch.device, taps: Sequence[str]
-) -> dict[str, tuple[int, torch.dtype]]:
-    """Tap -> (width, dtype) of it and of the logits, as the teacher computes them."""
+) -> tuple[int, torch.dtype, tuple[int, torch.dtype] | None]:
+    """(width, dtype) of the logits and of the taps, as the teacher computes them; of one without a classifier, width 0
+    and the taps in half precision."""
     none = torch.zeros(2, dtype=torch.int64, device=device)
     noise = torch.rand(2, *data.shapes[spec.input], generator=torch.Generator().manual_seed(0))
     images = noise.to(device, memory_format=torch.channels_last) if noise.ndim == 4 else noise.to(device)
     features = source.features(Batch({spec.input: images}, none, none), taps)
     if any(v.ndim != 2 for v in features.values()):
         raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is no vector, leave the flag out")
-    return {k: (v.shape[1], v.dtype) for k, v in features.items()}
+    half, pooled = torch.float16, features.get("pooled")
+    if spec.headless:
+        assert pooled is not None, "a method without logits and without taps"
+        return 0, half, (pooled.shape[1], half)
+    logits = features["logits"]
+    return logits.shape[1], logits.dtype, None if pooled is None else (pooled.shape[1], pooled.dtype)

@@ -35,6 +35,7 @@ from helper.opening import (
     notice_without_effect,
     open_data,
     open_teacher,
+    refuse_unlabelled,
     seed_of,
     setup,
     shared_source,
@@ -106,8 +107,9 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     require_backend(settings.run.tb_backend)
     require_tracker(settings.configs.tracker)
     device, autocast = setup(settings)
+    refuse_unlabelled(lanes)
     data = open_data(settings)
-    teacher = None if settings.is_teacher else open_teacher(lanes, data)
+    teacher = None if settings.is_teacher else open_teacher(lanes, data, device)
     for lane in lanes:
         notice_without_effect(lane, data, device)
     notice_of_decays(lanes)

@@ -121,6 +121,9 @@ model_dict = Registry(
     resolvers={
         "torchvision": "models.external:torchvision_spec",
         "timm": "models.external:timm_spec",
+        "hf_hub": "models._hub:hub_spec",
+        "open_clip": "models._hub:open_clip_spec",
+        "hf_folder": "models._hub:folder_spec",
         "trn": "models.trn:trn_spec",
         "tsn": "models.temporal:tsn_spec",
         "tsm": "models.temporal:tsm_spec",

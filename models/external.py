@@ -87,9 +87,20 @@ def timm_spec(name: str) -> ModelSpec:
     if name not in known:
         raise _unknown("timm", name, known)
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    build = partial(_timm, name)
+    build = partial(timm_build, name)
     mean, std = (cfg.mean, cfg.std) if cfg else (IMAGENET_MEAN, IMAGENET_STD)
-    return _spec(f"timm:{name}", build, cfg.input_size if cfg else (3, 224, 224), mean, std)
+    spec = _spec(f"timm:{name}", build, cfg.input_size if cfg else (3, 224, 224), mean, std)
+    if cfg is None:
+        return spec
+    classes = _timm_classes(name, cfg.num_classes)
+    return dataclasses.replace(spec, published_classes=classes, interpolation=cfg.interpolation)
+
+
+def _timm_classes(name: str, outputs: int) -> int:
+    """Of a network's published weights. timm counts as classes what is the projection of an image-text model, whose
+    outputs are no classes."""
+    projection = ("clip" in name or "pe_core" in name) and outputs < 2048 and outputs != CLASSES
+    return 0 if projection else outputs
 
 
 def published_evaluation(name: str) -> tuple[int, str]:
@@ -132,15 +143,18 @@ def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str =
     return model
 
 
-def _timm(name: str, num_classes: int = CLASSES, pretrained: bool = False, **options: Any) -> nn.Module:
-    import timm
+def timm_build(name: str, num_classes: int = CLASSES, pretrained: bool = False, **options: Any) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"{name} needs the package timm: pip install timm") from error
 
     if isinstance(pretrained, str):
         raise UserError(
             f"timm's weights '{pretrained}' of {name} cannot be asked for so: its networks are named after them, as "
             "timm:resnet50.a1_in1k, and --pretrained imagenet takes those"
         )
-    if timm.models.is_model_in_modules(name, ("vision_transformer", "vision_transformer_hybrid", "deit")):
+    if timm.models.is_model_in_modules(name, ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")):
         options = {"dynamic_img_size": True, **options}
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **options)
@@ -167,6 +181,8 @@ def load_published(model: nn.Module, name: str, which: bool | str, head: str) ->
         state = weights[wanted].get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         raise UserError(f"cannot download the weights of {name} ({weights[wanted].url}): {error}") from error
+    if not any(k.startswith(f"{head}.") for k in state):
+        raise UserError(f"the weights {wanted} of {name} hold no classifier ({head}), which would stay random")
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     left = {k for k in own if k not in fits and not k.startswith(f"{head}.")}

@@ -6,7 +6,6 @@ Shape letters: N images, D width of the feature, K classes.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from core.protocols import Tap, UserError
 from core.taps import TappedNet
 from dataset.images.resident import scaled
 from helper.evaluation.metrics import Meter
+from helper.networks.head_probe import logistic
 from helper.networks.load import Network
 from helper.training.schedule import StepDecay
 
@@ -136,29 +136,10 @@ def fit_sgd(
 def fit_lbfgs(
     train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], num_classes: int, *, iterations: int, weight_decay: float
 ) -> Fitted:
-    """Multinomial logistic regression by L-BFGS on all features at once, each standardised over the training set.
-
-    Minimises mean cross-entropy + weight_decay / 2 * |W|^2: convex, so no seed and no schedule.
-    """
+    """The optimum of logistic()."""
     (x, y), started = train, time.monotonic()
-    mean, std = x.mean(0), x.std(0, unbiased=False).clamp_min(1e-6)
+    layer, mean, std, done = logistic(x, y, num_classes, iterations, weight_decay)
     x, x_test = (x - mean) / std, (test[0] - mean) / std
-    layer = nn.Linear(x.shape[1], num_classes).to(x.device)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
-
-    evaluations = iter(progress(itertools.count(), "evaluations of L-BFGS"))
-
-    def closure() -> Tensor:
-        next(evaluations)
-        optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(layer(x), y) + weight_decay / 2 * layer.weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    done = int(optimizer.state[layer.weight]["n_iter"])
     top = accuracy(layer, x_test, test[1])
     return Fitted(*top, accuracy(layer, x, y)[0], top[0], done, done, time.monotonic() - started)
 

@@ -62,17 +62,20 @@ def load_student(
     it. taps: what features() returns next to the logits. image_size: side of the images, where the file does not say
     it. flag: what sets `model`, for messages. Raises UserError.
     """
-    file = path if published(path) else weights_in(found(path))
+    place = found(path)
+    file = path if published(place) else weights_in(place)
     exported = exported_config(Path(file))
     meta: Mapping[str, Any] = {}
     shapes: Mapping[str, tuple[int, ...]] = {}
-    if published(path) is None:
+    if published(file) is None:
         checkpoint = read_checkpoint(file)
         meta, shapes = checkpoint.meta, recorded_shapes(file)
         spec = model_dict[infer_arch(file, checkpoint, model, [*model_dict, *model_dict.aliases], flag)]
         if "input_shape" in exported or spec.input not in shapes:
             shapes = {spec.input: tuple(exported.get("input_shape", spec.input_shape))}
     network = network_without_heads(load_network(file, model, None, shapes, flag=flag), shapes)
+    if network.spec.headless:
+        raise UserError(f"{path} has no classifier ({network.lacks}), so it predicts nothing: use it as a teacher")
     kind = network.spec.input
     shape = shapes.get(kind, network.spec.input_shape)
     if image_size is not None:
@@ -93,7 +96,8 @@ def found(path: str | Path) -> Path:
     name = str(path).removeprefix(HUB)
     hub = needs("huggingface_hub")
     try:
-        return Path(hub.snapshot_download(name))
+        repository, _, revision = name.partition("@")
+        return Path(hub.snapshot_download(repository, revision=revision or None))
     except Exception as error:  # the client raises its own, requests' and httpx's errors
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(

@@ -23,8 +23,9 @@ from distiller_zoo.base import Deployment
 from helper.machine.devices import to_device
 from helper.machine.kernels import PLAIN, Kernels
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
-from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher
+from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher, SeveralTeachers
 from models import model_dict, model_in, without_heads
+from models._hub import is_folder
 from models.external import input_options
 
 
@@ -73,6 +74,7 @@ class StudentNetwork(StartConfig):
 def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """A sentence where a transformer meets images of a size its position embedding was not made for."""
     shape = shapes.get(spec.input, spec.input_shape)
+    shape = shape if spec.view is None else (shape[0], spec.view, spec.view)
     if spec.patch is None or shape == spec.input_shape:
         return []
     made, needed = ("x".join(str(side // spec.patch) for side in s[1:]) for s in (spec.input_shape, shape))
@@ -84,18 +86,21 @@ def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> l
 def evaluation_notice(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """A sentence where published weights meet images of another size, or another interpolation, than their publisher
     evaluates them with."""
-    name, shape = network.spec.name, shapes.get(network.spec.input, ())
-    if published(network.checkpoint.path) is None or len(shape) != 3:
+    spec, shape = network.spec, shapes.get(network.spec.input, ())
+    named = published(network.checkpoint.path)
+    if named is None or len(shape) != 3:
         return []
     from models.external import published_evaluation
 
-    size, how = published_evaluation(name)
-    if (size, how) == (shape[-1], "bilinear"):
+    of_a_package = named.partition(":")[0] in ("torchvision", "timm")
+    size, how = published_evaluation(named) if of_a_package else (spec.input_shape[-1], spec.interpolation)
+    seen, used = (shape[-1], "bilinear") if spec.view is None else (spec.view, spec.interpolation)
+    if (size, how) == (seen, used):
         return []
-    advice = "" if size == shape[-1] else f" (--image_size {size})"
+    advice = "" if size == seen else f" (--image_size {size})"
     return [
-        f"{name}: its publisher evaluates it on images of {size} px, {how}{advice}; here they have {shape[-1]} px, "
-        "bilinear where they are resized, and its accuracy differs"
+        f"{spec.name}: its publisher evaluates it on images of {size} px, {how}{advice}; here they have {seen} px, "
+        f"{used} where they are resized, and its accuracy differs"
     ]
 
 
@@ -144,9 +149,9 @@ def composite_spec(student: ModelSpec, deployment: Deployment) -> ModelSpec:
 
 
 def file_checksum(path: str | Path) -> str:
-    """First 16 hex digits of the SHA-256; of published weights, their name."""
+    """First 16 hex digits of the SHA-256; of published weights, what identifies them."""
     if (named := published(path)) is not None:
-        return named
+        return model_dict[named].weights or named
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -156,7 +161,8 @@ class Network:
     """A network read from a checkpoint, ready to be tapped; with `others`, the first of an ensemble.
 
     weights: of the members' probabilities, one each; None for equal ones. changes: what was made other than the file
-    says, such as the order of classes.
+    says, such as the order of classes or a fitted classifier. lacks: why a headless one has no classifier ("its file
+    holds no fc.weight"). by_features: whether the features of `others` are read, too.
     """
 
     spec: ModelSpec
@@ -165,6 +171,8 @@ class Network:
     others: tuple[Network, ...] = ()
     weights: tuple[float, ...] | None = None
     changes: str = ""
+    lacks: str = ""
+    by_features: bool = False
 
     @property
     def name(self) -> str:
@@ -177,7 +185,7 @@ class Network:
         return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") + changes for c, changes in members)
 
     def tapped(self, want: Sequence[str] = ()) -> TappedNet:
-        if want and self.others:
+        if want and self.others and not self.by_features:
             raise UserError(
                 f"the method reads {', '.join(sorted(want))} of its teacher, and an ensemble ({self.name}) has only "
                 "logits: give one --path_t, or choose a method of logits alone"
@@ -196,33 +204,80 @@ class Network:
         first = LiveTeacher(net, autocast, kernels, full)
         if not self.others:
             return first
+        want = tuple(net.want) if self.by_features else ()
         rest = [
-            LiveTeacher(to_device(n.tapped(), device, kernels.channels_last), autocast, kernels, full)
+            LiveTeacher(to_device(n.tapped(want), device, kernels.channels_last), autocast, kernels, full)
             for n in self.others
         ]
-        return EnsembleTeacher([first, *rest], self.weights)
+        kind = SeveralTeachers if self.by_features else EnsembleTeacher
+        return kind([first, *rest], self.weights)
+
+    def side(self, net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
+        """What a method may know of it; net: this network, tapped."""
+        side = probe(net, shapes)
+        if not self.by_features:
+            return side
+        more = [probe(n.tapped(tuple(net.want)).eval(), shapes).shapes for n in self.others]
+        others = {f"{tap}@{i}": of_one[tap] for i, of_one in enumerate(more, 1) for tap in net.want}
+        return dataclasses.replace(side, shapes={**side.shapes, **others})
 
 
-PUBLISHED_CLASSES = 1000  # of the weights that torchvision and timm publish
+def joined(networks: Sequence[Network], weights: tuple[float, ...] | None, by_features: bool) -> Network:
+    """Several teachers as one: their logits alone, or their features as well; then all must have a classifier for the
+    whole to have logits."""
+    first, by_features = networks[0], by_features and len(networks) > 1
+    if by_features:
+        bare = next((n for n in networks if n.spec.headless), first)
+        first = dataclasses.replace(
+            first, spec=dataclasses.replace(first.spec, headless=bare.spec.headless), lacks=bare.lacks
+        )
+    return dataclasses.replace(first, others=tuple(networks[1:]), weights=weights, by_features=by_features)
+
+
+PUBLISHERS = ("torchvision", "timm", "hf_hub", "open_clip")
 
 
 def published(path: str | Path) -> str | None:
-    """The registry name if `path` names a network with published weights (torchvision:NAME, timm:NAME) and no file."""
+    """The registry name if `path` names published weights (timm:NAME, ...) and no file, or a folder as the Hub has."""
     name = str(path)
-    known = name.partition(":")[0] in ("torchvision", "timm") and not Path(name).exists()
-    return name if known else None
+    if Path(name).exists():
+        return f"hf_folder:{Path(name).absolute()}" if is_folder(name) else None
+    return name if name.partition(":")[0] in PUBLISHERS else None
 
 
 def named_network(name: str, num_classes: int | None) -> Network:
-    """A network with the weights its package publishes. UserError: another number of classes, no download."""
+    """A network with the weights its package publishes. num_classes: None takes theirs, which may have no classifier.
+
+    UserError: another number of classes, no download.
+    """
     spec = model_dict[name]
-    if num_classes not in (None, PUBLISHED_CLASSES):
+    known = spec.published_classes
+    if num_classes not in (None, known):
+        has = f"weights for {known} classes" if known else "weights without a classifier"
         raise UserError(
-            f"{name} comes with weights for ImageNet's {PUBLISHED_CLASSES} classes, the data set has {num_classes}: "
-            f"train a teacher on it (train_teacher.py --model {name}) and pass its checkpoint"
+            f"{spec.name} comes with {has}, the data set has {num_classes}: train a teacher on it "
+            f"(train_teacher.py --model {name}) and pass its checkpoint"
         )
-    model = spec(pretrained=True, num_classes=PUBLISHED_CLASSES)
-    return Network(spec, model, Checkpoint(Path(name), model.state_dict(), {"arch": name}))
+    model = spec(pretrained=True, num_classes=known)
+    path = Path(name.removeprefix("hf_folder:"))
+    network = Network(spec, model, Checkpoint(path, model.state_dict(), {"arch": name}))
+    return network if known else without_classifier(network, "its published weights hold none")
+
+
+def without_classifier(network: Network, why: str) -> Network:
+    """The same backbone, whose classifier is gone: its input is passed on. why: as Network.lacks."""
+    spec, model = network.spec, network.model
+    model.set_submodule(spec.head, nn.Identity())
+    return dataclasses.replace(network, spec=dataclasses.replace(spec, headless=True), lacks=why)
+
+
+def headless_network(path: str | Path, checkpoint: Checkpoint, spec: ModelSpec) -> Network:
+    """A network from weights that hold no classifier."""
+    network = without_classifier(
+        Network(spec, spec(num_classes=1), checkpoint), f"its file holds no {spec.head}.weight"
+    )
+    load_weights(network.model, checkpoint.state, f"{path} as {spec.name} without a classifier")
+    return network
 
 
 def load_network(
@@ -239,6 +294,13 @@ def load_network(
     """
     if (named := published(path)) is not None:
         return named_network(named, num_classes)
+    return assembled(path, *identified(path, explicit, shapes, flag), num_classes, shapes)
+
+
+def identified(
+    path: str | Path, explicit: str | None, shapes: Mapping[str, tuple[int, ...]], flag: str
+) -> tuple[Checkpoint, ModelSpec]:
+    """A checkpoint, with the keys of the network that it is of; arguments as load_network() has them."""
     checkpoint = read_checkpoint(path)
     explicit = None if explicit is None else model_dict.resolve(explicit)
     if explicit and model_in(explicit, checkpoint.state).name == checkpoint.meta.get("arch"):
@@ -250,10 +312,10 @@ def load_network(
         spec = dataclasses.replace(spec, build=partial(spec.build, **options))
     if spec.adapt is not None:
         checkpoint = dataclasses.replace(checkpoint, state=spec.adapt(checkpoint.state))
-    return _assembled(path, checkpoint, spec, num_classes, shapes)
+    return checkpoint, spec
 
 
-def _assembled(
+def assembled(
     path: str | Path,
     checkpoint: Checkpoint,
     spec: ModelSpec,
@@ -284,7 +346,7 @@ def network_without_heads(network: Network, shapes: Mapping[str, tuple[int, ...]
     checkpoint = network.checkpoint
     state = {k.removeprefix("backbone."): v for k, v in checkpoint.state.items() if k.startswith("backbone.")}
     bare = dataclasses.replace(checkpoint, state=state, meta={**checkpoint.meta, "arch": plain.name})
-    return _assembled(bare.path, bare, plain, None, shapes)
+    return assembled(bare.path, bare, plain, None, shapes)
 
 
 def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -> None:

@@ -206,11 +206,16 @@ def _raw(rows: Tensor) -> np.ndarray:
     return rows.contiguous().view(torch.uint8).numpy()
 
 
+def given(values: Tensor) -> Tensor:
+    """Rows that were kept in half precision, as the float32 that methods compute with; others as they are."""
+    return values.float() if values.dtype == torch.float16 else values
+
+
 @dataclass(frozen=True)
 class CacheLayout:
-    """samples, views: how many the data set has. classes, dtype: of the logits. pooled: (D, dtype) of the pooled
-    feature, if that is kept as well; it may be added to a cache of logits later. positions: of a run's samples in the
-    data set, where it trains on a part."""
+    """samples, views: how many the data set has. classes, dtype: of the logits; 0 classes: a teacher without. pooled:
+    (D, dtype) of the pooled feature, if that is kept as well; it may be added to a cache of logits later. positions: of
+    a run's samples in the data set, where it trains on a part."""
 
     samples: int
     views: int
@@ -224,7 +229,7 @@ class CachedTeacher:
     """Answers for the teacher from disk where it can, and runs the live one for the views not seen yet.
 
     key: as cache_key(); kept in key.json, with shape and dtype. Rows are kept in the dtype the teacher answers in, so
-    nothing is lost.
+    nothing is lost; the pooled features of a teacher without a classifier in float16, from the first answer on.
 
     A batch whose pixels were changed in another way than crop and flip (crop is None), or a method that reads taps that
     are not kept, goes to the live teacher. UserError: a cache of another teacher, data set or precision; no room.
@@ -250,7 +255,8 @@ class CachedTeacher:
         }
         self.in_quarters = device.type != "cpu"
         self.hits = self.asked = 0
-        kept = {"logits": (layout.classes, layout.dtype)} | ({} if layout.pooled is None else {"pooled": layout.pooled})
+        kept = {"logits": (layout.classes, layout.dtype)} if layout.classes else {}
+        kept |= {} if layout.pooled is None else {"pooled": layout.pooled}
         self.stores = {k: Store(self.folder, k, layout.samples * layout.views, *v) for k, v in kept.items()}
         make_folder(self.folder, "teacher cache")
         with alone(self.folder):
@@ -261,8 +267,8 @@ class CachedTeacher:
 
     @property
     def filled(self) -> np.ndarray:
-        """bool [N * Q]: where the logits of a view are on disk."""
-        return self.stores["logits"].sums != 0
+        """bool [N * Q]: where a view is on disk, its logits if they are kept."""
+        return next(iter(self.stores.values())).sums != 0
 
     def _open_folder(self, rebuild: bool) -> None:
         record = self.folder / "key.json"
@@ -316,7 +322,7 @@ class CachedTeacher:
         if batch.view_id is None or batch.crop is None or not set(taps) <= self.stores.keys():
             return self.live.features(batch, taps)
         view_id = batch.view_id
-        wanted = {name: self.stores[name] for name in dict.fromkeys(("logits", *taps))}
+        wanted = {name: self.stores[name] for name in self.spec.outputs(taps)}
         known = np.logical_and.reduce([store.known(view_id) for store in wanted.values()])
         missing = np.flatnonzero(~known)
         self.hits += len(batch) - len(missing)
@@ -327,14 +333,14 @@ class CachedTeacher:
         index = batch.index if self.positions is None else self.positions[batch.index]
         rows = index * self.num_views + batch.crop
         if not len(missing):
-            return {name: store.read(rows) for name, store in wanted.items()}
+            return {name: given(store.read(rows)) for name, store in wanted.items()}
         return self._fill(batch, rows, torch.from_numpy(missing), wanted)
 
     def _fill(self, batch: Batch, rows: Tensor, missing: Tensor, wanted: Mapping[str, Store]) -> Features:
         """Ask the teacher for the views at the positions `missing` [M], keep what it says, and put all together."""
         assert batch.view_id is not None
         whole, view_id = len(missing) == len(batch), batch.view_id
-        out = {} if whole else {name: store.read(rows) for name, store in wanted.items()}
+        out = {} if whole else {name: given(store.read(rows)) for name, store in wanted.items()}
         if not whole:
             positions = (missing.pin_memory() if rows.is_cuda else missing).to(rows.device, non_blocking=True)
             inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
@@ -347,9 +353,9 @@ class CachedTeacher:
             values = answer[name].detach().to(store.dtype)
             store.write(view_id, rows, values)
             if whole:
-                out[name] = values
+                out[name] = given(values)
             else:
-                out[name][positions] = values
+                out[name][positions] = given(values)
         return out
 
     def flush(self) -> None:

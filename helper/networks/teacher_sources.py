@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from core.option import RESULT, Config, option
+from core.option import RESULT, Config, at_least, option
 from core.protocols import Batch, Features, TeacherSource, UserError
 from core.taps import TappedNet
 from helper.machine.kernels import PLAIN, Kernels, folded, maybe_compiled, with_cast_weights
@@ -34,6 +34,19 @@ class TeacherConfig(Config):
     model_t: str | None = option(None, "teacher network, where neither the checkpoint nor its path tells")
     teacher_weight: list[float] | None = option(
         None, "weight of each teacher's probabilities in an ensemble (default: equal)", role=RESULT
+    )
+    teacher_image_size: int | None = option(
+        None,
+        "side of the images the teacher sees, resized from those of the student (default: as the student's)",
+        check=at_least(1),
+        role=RESULT,
+    )
+    teacher_probe: str | None = option(
+        None,
+        "fit a classifier to the teacher's frozen features of the training set, in place of its own if it has one: "
+        "linear (logistic regression) or means (the nearest class mean)",
+        choices=("linear", "means"),
+        role=RESULT,
     )
     mean_t: list[float] | None = option(
         None,
@@ -83,18 +96,19 @@ class LiveTeacher:
             if self.dropout:  # what is prepared below is fixed in eval mode
                 with noisy(self.net.model):
                     features = self.net(inputs)
-                self._check(features["logits"])
-                return {k: features[k] for k in ("logits", *taps)}
+                self._check(features.get("logits"))
+                return {k: features[k] for k in self.spec.outputs(taps)}
             if self._run is None:
                 self._run = self._prepared(inputs)
             features = self._run(len(batch), inputs)
-            self._check(features["logits"])
+            self._check(features.get("logits"))
             # what a CUDA graph wrote is overwritten by its next replay; students of one batch may ask for it later
-            return {k: features[k].clone() if self.kernels.graphs else features[k] for k in ("logits", *taps)}
+            copies = self.kernels.graphs
+            return {k: features[k].clone() if copies else features[k] for k in self.spec.outputs(taps)}
 
-    def _check(self, logits: Tensor) -> None:
+    def _check(self, logits: Tensor | None) -> None:
         """UserError where the logits of the first batch teach nothing; the device is waited for that once."""
-        if self.checked:
+        if self.checked or logits is None:
             return
         self.checked = True
         largest = float(logits.detach().abs().max())  # NaN, if one of them is
@@ -130,6 +144,12 @@ def keep_dropout(source: TeacherSource) -> None:
         member.dropout = True
 
 
+def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """log of the weighted mean of the probabilities; weights: above 0."""
+    parts = [z.float().log_softmax(1) + math.log(w) for z, w in zip(logits, weights, strict=True)]
+    return torch.stack(parts).logsumexp(0)
+
+
 class EnsembleTeacher:
     """Several frozen networks as one: logits = log of the weighted mean of their probabilities (at temperature 1).
 
@@ -149,12 +169,23 @@ class EnsembleTeacher:
 
     def features(self, batch: Batch, taps: Sequence[str]) -> Features:
         assert not taps, "an ensemble answers for logits alone"
-        parts = [
-            source.features(batch, ())["logits"].float().log_softmax(1) + math.log(weight)
-            for source, weight in zip(self.sources, self.weights, strict=True)
-            if weight > 0
-        ]
-        return {"logits": torch.stack(parts).logsumexp(0)}
+        asked = [(s, w) for s, w in zip(self.sources, self.weights, strict=True) if w > 0]
+        return {"logits": mean_logits([s.features(batch, ())["logits"] for s, _ in asked], [w for _, w in asked])}
+
+
+class SeveralTeachers(EnsembleTeacher):
+    """Several frozen networks whose features stay apart: a tap of teacher i > 0 bears the name TAP@i.
+
+    Logits, where all have a classifier, are those of the ensemble.
+    """
+
+    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
+        answers = [source.features(batch, taps) for source in self.sources]
+        found = {tap if i == 0 else f"{tap}@{i}": a[tap] for i, a in enumerate(answers) for tap in taps}
+        if self.spec.headless:
+            return found
+        counted = [(a["logits"], w) for a, w in zip(answers, self.weights, strict=True) if w > 0]
+        return {"logits": mean_logits([z for z, _ in counted], [w for _, w in counted]), **found}
 
 
 class SharedTeacher:
@@ -175,4 +206,5 @@ class SharedTeacher:
         assert not missing, f"taps {sorted(missing)} were not announced to the shared teacher"
         if self._batch is not batch:
             self._batch, self._features = batch, self.source.features(batch, self.taps)
-        return {k: self._features[k] for k in ("logits", *taps)}
+        wanted = self.spec.outputs(taps)
+        return {k: v for k, v in self._features.items() if k.partition("@")[0] in wanted}

@@ -21,6 +21,7 @@ from distiller_zoo.base import Distiller
 from helper.machine.seeding import trial_seed
 from helper.options.config_file import FileSettings, read_file, text
 from helper.options.method_flags import (
+    MODERN,
     _config,
     _flag_of_field,
     _method_weights,
@@ -303,6 +304,8 @@ def _resolve(
     spec = model_dict[chosen.get(network, values[network])]
     if spec.learning_rate is not None:
         layer({"learning_rate": spec.learning_rate}, "model recipe")
+    if chosen.get("protocol") == "modern":
+        layer(MODERN, "protocol")
     if not teacher:
         layer(_method_weights(methods, chosen.get("protocol", values["protocol"])), "method")
     defaults = dict(values)

@@ -9,6 +9,7 @@ from typing import Any
 from core.option import Flag, flags_in, flat
 from dataset.base import RecordingConfig, SourceConfig, StreamConfig
 from dataset.clips.video import VideoConfig
+from dataset.images.unlabelled import UnlabelledConfig
 from dataset.mixing import MixingConfig
 from distiller_zoo.base import Distiller
 from helper.machine.devices import DeviceConfig
@@ -31,6 +32,7 @@ class DataConfig:
     recordings: RecordingConfig
     video: VideoConfig
     mixing: MixingConfig
+    unlabelled: UnlabelledConfig
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,8 @@ class Settings:
 
     method, config: class and configuration of the method. method_flags: dest -> value of its own flags.
     defaults: flag -> value that holds unless given. sources: flag -> "command line", "file", "model recipe", "data set
-    recipe", "method" or "default". without_effect: flag -> why; notices add to it. label: of this student among those
-    that are trained together.
+    recipe", "protocol", "method" or "default". without_effect: flag -> why; notices add to it. label: of this student
+    among those that are trained together.
     """
 
     configs: Configs

@@ -25,7 +25,7 @@ OF_A_NETWORK = {"model", "model_s", "modality", "modality_s", "modality_t", "pre
 OF_A_METHOD = {"distill", "weight", "cls", "div", "beta", "kd_T", "init_epochs", "frame_logits", *LOGIT_FLAGS}
 
 
-OF_A_TEACHER = {"teacher_weight", "fold_teacher", "teacher_dropout"}
+OF_A_TEACHER = {"teacher_weight", "fold_teacher", "teacher_dropout", "teacher_probe", "teacher_image_size"}
 
 
 APART = {*REPETITION, "deterministic", "dali", "nesterov", "eval_precision"}  # the last two: see protocol()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +18,24 @@ from core.protocols import Gradients, Part, UserError
 
 MakeOptimizer = Callable[[Sequence[nn.Parameter], float], Optimizer]  # parameters, lr scale
 OPTIMIZERS = ("sgd", "nesterov", "adam", "adamw", "rmsprop")
+TIMM = "timm:"
+
+
+def _known(flag: str, value: str) -> None:
+    if value not in OPTIMIZERS and not value.startswith(TIMM):
+        raise UserError(f"{flag} {value} is unknown: choose {', '.join(OPTIMIZERS)}, or timm:NAME, as timm:lamb")
 
 
 @dataclass(frozen=True)
 class OptimConfig(Config):
     heading = "optimisation"
 
-    optimizer: str = option("sgd", "optimizer of everything that trains", choices=OPTIMIZERS, role=RESULT)
+    optimizer: str = option(
+        "sgd",
+        f"optimizer of everything that trains: {', '.join(OPTIMIZERS)}, or one of timm's, as timm:lamb",
+        check=_known,
+        role=RESULT,
+    )
     momentum: float = option(0.9, "momentum of SGD", check=share, role=RESULT)
     nesterov: bool = option(False, "short for --optimizer nesterov, as HSAKD and DPCD train on CIFAR", role=RESULT)
     weight_decay: float = option(
@@ -83,6 +95,8 @@ def optimizer(cfg: OptimConfig, lr: float, fused: bool = True) -> MakeOptimizer:
     norm_weight_decay: of parameters with one dimension (normalisation layers and biases); None treats all alike.
     fused: in one kernel, where torch has one; otherwise as torch does it by default.
     """
+    if cfg.optimizer.startswith(TIMM):
+        return _of_timm(cfg, lr)
     fast = fused or None
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "sgd": partial(torch.optim.SGD, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=fast),
@@ -93,12 +107,35 @@ def optimizer(cfg: OptimConfig, lr: float, fused: bool = True) -> MakeOptimizer:
     }
 
     def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
-        groups: list[dict[str, Any]] = [{"params": list(params), "lr_scale": scale}]
-        if cfg.norm_weight_decay is not None:
-            flat = [p for p in params if p.ndim <= 1]
-            groups[0]["params"] = [p for p in params if p.ndim > 1]
-            groups.append({"params": flat, "lr_scale": scale, "weight_decay": cfg.norm_weight_decay})
-        return kinds[cfg.optimizer](groups, lr=lr * scale, weight_decay=cfg.weight_decay)
+        return kinds[cfg.optimizer](_groups(cfg, params, scale), lr=lr * scale, weight_decay=cfg.weight_decay)
+
+    return make
+
+
+def _groups(cfg: OptimConfig, params: Sequence[nn.Parameter], scale: float) -> list[dict[str, Any]]:
+    groups: list[dict[str, Any]] = [{"params": list(params), "lr_scale": scale}]
+    if cfg.norm_weight_decay is not None:
+        flat = [p for p in params if p.ndim <= 1]
+        groups[0]["params"] = [p for p in params if p.ndim > 1]
+        groups.append({"params": flat, "lr_scale": scale, "weight_decay": cfg.norm_weight_decay})
+    return groups
+
+
+def _of_timm(cfg: OptimConfig, lr: float) -> MakeOptimizer:
+    """An optimiser of timm's factory; UserError where there is none of that name."""
+    name = cfg.optimizer.removeprefix(TIMM)
+    try:
+        from timm.optim import create_optimizer_v2, list_optimizers
+    except ImportError as error:
+        raise UserError(f"--optimizer {cfg.optimizer} needs the package timm: pip install timm") from error
+    known = [str(one) for one in list_optimizers()]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3) or known[:8]
+        raise UserError(f"--optimizer {cfg.optimizer}: timm has no optimizer {name}: try {', '.join(near)}")
+
+    def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
+        options: dict[str, Any] = {"lr": lr * scale, "weight_decay": cfg.weight_decay, "momentum": cfg.momentum}
+        return create_optimizer_v2(_groups(cfg, params, scale), opt=name, **options)
 
     return make
 

@@ -85,7 +85,11 @@ class TrainingRun:
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
         self.ended, self.rng = False, rng_state()
-        steps = len(self.data.train_labels) // self.cfg.batch_size if self.full_batches else len(self.loader)
+        steps = (
+            len(self.data.train_labels) // self.cfg.batch_size
+            if self.full_batches and not self.data.full_batches
+            else len(self.loader)
+        )
         self.steps = min(steps, self.cfg.max_steps or steps)
         self.last_row: dict[str, Any] = {}
         self.rows: list[dict[str, Any]] = []  # of metrics.jsonl, on rank 0

@@ -190,8 +190,7 @@ def build_stages(
     source: who answers for a frozen teacher; None runs `teacher` live.
     """
     device, batch_size, accumulate = setup.device, plan.batch_size, setup.accumulate
-    chain = chain_of(method)
-    mode = method.teacher_mode
+    chain, mode = chain_of(method), method.teacher_mode
     if mode == "frozen" and teacher is None:
         raise UserError(f"--distill {method.name} needs a teacher: pass its checkpoint with --path_t")
     peer_spec = student if mode == "trained" else None
@@ -207,8 +206,9 @@ def build_stages(
         # eval before anything else: a new wrapper is in training mode, and would take the teacher there
         t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device, last)
         t_source = source or teacher.source(t_net, device, setup.autocast, setup.kernels, full)
-        t_side = probe(t_net, data.shapes)
+        t_side = teacher.side(t_net, data.shapes)
     rng = torch.Generator(device).manual_seed(plan.seed + 1)
+    full_batches = needs.full_batches or data.full_batches
     ctx = Context(
         data.num_classes,
         data.train_labels.to(device),
@@ -217,7 +217,7 @@ def build_stages(
         t_side,
         device=device,
         init_rng=torch.Generator().manual_seed(plan.seed),
-        smallest_batch=checked_smallest(s_net, data, batch_size, accumulate, needs.full_batches),
+        smallest_batch=checked_smallest(s_net, data, batch_size, accumulate, full_batches),
         rng=rng,
     )
     previous: Distiller | None = None

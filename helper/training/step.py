@@ -53,7 +53,7 @@ def entries_of(method: Distiller) -> dict[str, dict[str, Tensor]]:
 class StepResult:
     loss: Tensor  # weighted sum of the main phase, mean over the batch
     terms: Terms  # unweighted, of every phase
-    logits: Tensor  # [B, K] of view 0, as deployed
+    logits: Tensor  # [B, K] of view 0, as deployed; of samples with a label
     target: Tensor  # [B]
 
 
@@ -139,8 +139,8 @@ class DistillStep:
                     gradients = self._add_parts(gradients, done, len(part) / len(batch))
                 else:
                     (done.loss if len(micro) == 1 else done.loss * (len(part) / len(batch))).backward()
-            logits = done.s["logits"].detach()[:: part.views]
-            results.append(StepResult(done.loss.detach(), done.terms, logits, part.target))
+            logits = done.s["logits"].detach()[:: part.views][: part.labelled]
+            results.append(StepResult(done.loss.detach(), done.terms, logits, part.target[: part.labelled]))
             if self.method.looks_back:  # or the maps of all micro-batches would stay
                 kept.append((detached(done.s), detached(done.t), part))
         if self.parts:

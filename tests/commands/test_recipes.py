@@ -1,6 +1,7 @@
 """What torchvision's reference recipes need: schedules, optimisers, averages, mixed labels. Against torch's own."""
 
 import copy
+import dataclasses
 import json
 import signal
 import urllib.error
@@ -16,6 +17,7 @@ from core.protocols import UserError
 from dataset.mixing import MixedLoader, MixingConfig
 from distiller_zoo import method_dict
 from helper.networks.load import load_network
+from helper.options.parse import parse
 from helper.training import optim, stages
 from helper.training.ema import EmaConfig
 from helper.training.schedule import ScheduleConfig, make_schedule
@@ -86,6 +88,33 @@ def test_optimisers_are_those_of_torch(name):
         )
         == 1
     )
+
+
+def test_an_optimiser_of_timm():
+    pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
+    params = [nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(3))]
+    cfg = optim.OptimConfig(optimizer="timm:lamb", weight_decay=0.1, norm_weight_decay=0.0)
+    optimizer = optim.optimizer(cfg, 0.5)(params, 2.0)
+    assert type(optimizer).__name__ == "Lamb" and [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+    assert [g["lr"] for g in optimizer.param_groups] == [1.0, 1.0]
+    params[0].sum().backward()
+    optimizer.step()
+    assert not torch.equal(params[0], torch.ones(3, 2))
+    with pytest.raises(UserError, match="timm has no optimizer lambb: try .*lamb"):
+        optim.optimizer(optim.OptimConfig(optimizer="timm:lambb"), 0.5)
+    with pytest.raises(UserError, match="--optimizer lion is unknown: choose sgd, .* or timm:NAME"):
+        optim.OptimConfig(optimizer="lion")
+
+
+def test_the_modern_protocol_gives_way_to_flags():
+    plain = parse(["--distill", "kd"], teacher=False)
+    modern = parse(["--distill", "kd", "--protocol", "modern", "--learning_rate", "0.002"], teacher=False)
+    assert modern.training.optim.optimizer == "adamw" and modern.training.schedule.schedule == "cosine"
+    assert modern.training.schedule.learning_rate == 0.002 and modern.training.ema.ema == 0.999
+    assert modern.data.mixing.label_smoothing == 0.1 and modern.loss == dataclasses.replace(
+        plain.loss, protocol="modern"
+    )
+    assert modern.off_default() == {"protocol": "modern", "learning_rate": 0.002}
 
 
 def kd_step(**kwargs):

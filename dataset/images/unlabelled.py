@@ -1,0 +1,196 @@
+"""Images without labels next to a labelled set: every batch holds both, those with labels first.
+
+Shape letters: N labelled images, M others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.option import RESULT, Config, option
+from core.protocols import Batch, DataSet, FullSet, Loader, UserError
+from dataset.base import Split, check_memory
+from dataset.images.files import is_image
+from dataset.images.folder import decode_all
+from dataset.images.resident import ResidentData
+from dataset.order import PositionedLoader
+
+NONE = -1  # the target of an image without a label
+
+
+def _inside(flag: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise UserError(f"{flag} {value} must lie between 0 and 1, both excluded")
+
+
+@dataclass(frozen=True)
+class UnlabelledConfig(Config):
+    heading = "images without labels"
+
+    unlabelled: str | None = option(
+        None,
+        "folder of images without labels, any tree; every term of the loss but the cross-entropy learns from them",
+        role=RESULT,
+    )
+    label_ratio: float | None = option(
+        None, "share of each batch that has labels, with --unlabelled (default 0.5)", check=_inside, role=RESULT
+    )
+
+
+def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
+    """The data set with the images of --unlabelled, if there is one."""
+    if cfg.unlabelled is None:
+        return data
+    if "image" not in data.shapes or data.videos:
+        raise UserError(f"--unlabelled adds images, and {data.name} holds none: leave it out")
+    size, flips = data.shapes["image"][-1], getattr(data, "flips", True)
+    images = _read(Path(cfg.unlabelled), size)
+    empty = Split(images[:0], torch.empty(0, dtype=torch.int64))
+    train = Split(images, torch.full((len(images),), NONE))
+    return SemiLabelled(
+        data, ResidentData("unlabelled", data.classes, train, empty, flips=flips), cfg.label_ratio or 0.5
+    )
+
+
+def _read(folder: Path, size: int) -> Tensor:
+    """uint8 [M, size, size, 3] of every image below the folder, in sorted order."""
+    if not folder.is_dir():
+        raise UserError(f"--unlabelled {folder} is no folder: name one that holds images")
+    found = sorted(
+        Path(place) / name
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if is_image(Path(name)) and not name.startswith(".")
+    )
+    if not found:
+        raise UserError(f"--unlabelled {folder} holds no image: name a folder of images, in any tree")
+    check_memory({"train": len(found)}, size)
+    return decode_all([(path, NONE) for path in found], size).images
+
+
+class SemiLabelled(DataSet):
+    """`labelled`, and other images whose target is NONE; those are N, N + 1, ... in `train_labels` and in the index."""
+
+    full_batches = True
+
+    def __init__(self, labelled: DataSet, others: ResidentData, ratio: float):
+        self._labelled, self.others, self.ratio = labelled, others, ratio
+        self.name, self.classes, self.num_classes = labelled.name, labelled.classes, labelled.num_classes
+        self.shapes, self.evaluated_on = labelled.shapes, labelled.evaluated_on
+        self.streamed, self.videos = labelled.streamed, labelled.videos
+        self.train_labels = torch.cat([labelled.train_labels, others.train_labels])
+        self.num_crops = labelled.num_crops if labelled.num_crops == others.num_crops else None
+        self.full = _joined_full(labelled.full, others)
+        counts = f"{len(labelled.train_labels)} images with labels and {len(others.train_labels)} without"
+        self.notes = [*labelled.notes, f"{counts}; {ratio:g} of each batch has labels"]
+
+    @property
+    def labelled(self) -> DataSet:
+        return self._labelled
+
+    @property
+    def checksum(self) -> str:
+        return _both(self._labelled.checksum, self.others.checksum)
+
+    @property
+    def test_checksum(self) -> str | None:
+        return self._labelled.test_checksum
+
+    @property
+    def described(self) -> Mapping[str, Any]:
+        return self._labelled.described
+
+    def train_loader(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Loader:
+        """Every batch is full, so drop_last changes nothing."""
+        share = batch_size // world_size
+        if share < 2:
+            raise UserError(f"--batch_size {batch_size} leaves no room for images with and without labels: raise it")
+        with_labels = min(max(round(share * self.ratio), 1), share - 1) * world_size
+        how: dict[str, Any] = {"device": device, "drop_last": True, "rank": rank, "world_size": world_size}
+        return SemiLoader(
+            self._labelled.train_loader(with_labels, seed=seed, **how),
+            self.others.train_loader(batch_size - with_labels, seed=seed, **how),
+            len(self._labelled.train_labels),
+            self.num_crops,
+            self._labelled.full,
+        )
+
+    def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Loader:
+        return self._labelled.test_loader(batch_size, device=device, rank=rank, world_size=world_size)
+
+
+def _joined_full(full: FullSet | None, others: ResidentData) -> FullSet | None:
+    """The set that the images with labels are a part of, and the others behind it."""
+    if full is None or full.positions is None:
+        return None
+    count = len(others.train_labels)
+    positions = torch.cat([full.positions, torch.arange(full.count, full.count + count)])
+    return FullSet(_both(full.checksum, others.checksum), full.count + count, positions)
+
+
+def _both(*checksums: str) -> str:
+    return hashlib.sha256(" ".join(checksums).encode()).hexdigest()[:16]
+
+
+def endless(loader: Loader, start: int) -> Iterator[Batch]:
+    """Epoch after epoch, from the batch of that number on."""
+    epoch, step = divmod(start, len(loader))
+    while True:
+        loader.set_epoch(epoch + 1, step)
+        yield from loader
+        epoch, step = epoch + 1, 0
+
+
+class SemiLoader(PositionedLoader):
+    """Batches of both loaders side by side. An epoch is one pass over the longer one; the other starts again."""
+
+    def __init__(
+        self, labelled: Loader, others: Loader, count: int, num_crops: int | None, full: FullSet | None = None
+    ):
+        """count: of the images with labels. full: what these are a part of, whose places the view ids have."""
+        super().__init__(max(len(labelled), len(others)))
+        self.parts, self.count, self.num_crops = (labelled, others), count, num_crops
+        self.first_view = (count if full is None else full.count) * (num_crops or 0)
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        first = (self.epoch - 1) * self.steps
+        pairs = zip(*(endless(part, first + start) for part in self.parts), strict=True)
+        for _, (one, two) in zip(range(start, self.steps), pairs, strict=False):
+            yield self.joined(one, two)
+
+    def joined(self, one: Batch, two: Batch) -> Batch:
+        known = self.num_crops is not None and one.crop is not None and two.crop is not None
+        crop = torch.cat([one.crop, two.crop]) if known else None  # type: ignore[list-item]
+        view_id = None
+        if known and one.view_id is not None and two.view_id is not None:
+            view_id = torch.cat([one.view_id, two.view_id + self.first_view])
+        image = torch.cat([one.inputs["image"], two.inputs["image"]])
+        return replace(
+            one,
+            inputs={"image": image.contiguous(memory_format=torch.channels_last)},
+            target=torch.cat([one.target, two.target]),
+            index=torch.cat([one.index, two.index + self.count]),
+            crop=crop,
+            view_id=view_id,
+            labelled=len(one),
+        )
+
+    def end_epoch(self) -> dict[str, Any]:
+        return self.parts[0].end_epoch()

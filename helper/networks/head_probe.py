@@ -1,0 +1,162 @@
+"""A classifier for a teacher without one: fitted once to its frozen features of the training set, and kept in a file.
+
+Shape letters: N samples, D width of the feature, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.files import atomic_save, make_folder
+from core.log import log, progress
+from core.machine import free
+from core.protocols import DataSet, UserError
+from core.taps import TappedNet, probe
+from helper.machine import distributed
+from helper.machine.devices import to_device
+from helper.networks.checkpoint import load_file
+from helper.networks.load import Network, without_classifier
+
+ITERATIONS, WEIGHT_DECAY = 200, 1e-3  # of the logistic regression
+SCALES = 2.0 ** torch.arange(-12, 13)  # of the distances to the class means
+CALIBRATED = 10_000  # samples at most that choose the scale
+
+
+def logistic(
+    x: Tensor, y: Tensor, num_classes: int, iterations: int, weight_decay: float
+) -> tuple[nn.Linear, Tensor, Tensor, int]:
+    """Multinomial logistic regression by L-BFGS on all features [N, D] at once, each standardised over the samples.
+
+    Minimises mean cross-entropy + weight_decay / 2 * |W|^2: convex, so no seed and no schedule.
+    Returns the layer of standardised features, their mean and standard deviation [D], and the iterations it took.
+    """
+    mean, std = x.mean(0), x.std(0, unbiased=False).clamp_min(1e-6)
+    x = (x - mean) / std
+    layer = nn.Linear(x.shape[1], num_classes).to(x.device)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
+
+    evaluations = iter(progress(itertools.count(), "evaluations of L-BFGS"))
+
+    def closure() -> Tensor:
+        next(evaluations)
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(layer(x), y) + weight_decay / 2 * layer.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return layer, mean, std, int(optimizer.state[layer.weight]["n_iter"])
+
+
+def linear_head(x: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Weight [K, D] and bias [K] of logistic() for features as they are."""
+    layer, mean, std, _ = logistic(x, y, num_classes, ITERATIONS, WEIGHT_DECAY)
+    with torch.no_grad():
+        weight = layer.weight / std
+        return weight, layer.bias - weight @ mean
+
+
+@torch.no_grad()
+def means_head(x: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Weight [K, D] and bias [K] of logits -scale * |x - mean of the class|^2, up to a constant of each sample.
+
+    The scale decides no class, only how sure the head is: of SCALES over the mean squared norm, the one with the lowest
+    cross-entropy of at most CALIBRATED samples, those at even distances.
+    """
+    counts = torch.bincount(y, minlength=num_classes).clamp_min(1)
+    means = torch.zeros(num_classes, x.shape[1], device=x.device).index_add_(0, y, x) / counts[:, None]
+    some = slice(None, None, -(-len(x) // CALIBRATED))
+    logits = 2 * x[some] @ means.T - means.square().sum(1)
+    scales = SCALES.to(x.device) / (x - means[y]).square().sum(1).mean().clamp_min(1e-12)
+    losses = torch.stack([F.cross_entropy(scale * logits, y[some]) for scale in scales])
+    scale = scales[losses.argmin()]
+    return 2 * scale * means, -scale * means.square().sum(1)
+
+
+HEADS = {"linear": linear_head, "means": means_head}
+
+
+@torch.no_grad()
+def features_of(net: TappedNet, data: DataSet, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Pooled features [N, D] and labels [N] of one pass over the training set, in views that training would draw."""
+    side = probe(net, data.shapes)
+    if len(side.shapes["pooled"]) != 1:
+        raise UserError(
+            f"the pooled feature of {net.spec.name} is {list(side.shapes['pooled'])} and no vector, so --teacher_probe "
+            "has nothing to fit a classifier to: choose another teacher"
+        )
+    count, width = len(data.train_labels), side.shapes["pooled"][0]
+    if (needed := 3 * 4 * count * width) > (left := free(device)):
+        raise UserError(
+            f"--teacher_probe needs {needed} bytes for {count} features of width {width}, {left} are free: pass "
+            "--few_ratio, or a smaller teacher"
+        )
+    loader = data.train_loader(min(125 if device.type == "cpu" else 500, count), seed=0, device=device)
+    loader.set_epoch(1)
+    x: list[Tensor] = []
+    y: list[Tensor] = []
+    for batch in progress(loader, "features of the training set", len(loader)):
+        x.append(net(batch.inputs)["pooled"].float())
+        y.append(batch.target)
+    return torch.cat(x), torch.cat(y)
+
+
+def with_probe(network: Network, kind: str, data: DataSet, folder: Path, device: torch.device) -> Network:
+    """The network with a classifier for this data, read from `folder` where an earlier run has fitted it.
+
+    kind: of HEADS. A classifier of the network's own is replaced.
+    """
+    if not network.spec.headless:
+        network = without_classifier(network, "--teacher_probe replaces it")
+    spec, data = network.spec, data.labelled
+    key = {
+        "teacher": network.checksum,
+        "network": spec.name,
+        "data": data.checksum,
+        "normalisation": [list(spec.mean or ()), list(spec.std or ())],
+        "kind": kind,
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    path = folder / f"{kind}_{digest}.pth"
+    found = distributed.main_first(lambda: _found(path) or _fitted(network, key, data, path, device))
+    weight, bias = found["weight"], found["bias"]
+    log.info("%s probe of %s: %.2f on the training set, %s", kind, spec.name, found["train_acc"], path)
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    network.model.set_submodule(spec.head, head)
+    checkpoint = dataclasses.replace(network.checkpoint, best_acc=None)  # that of a file is its own classifier's
+    spec = dataclasses.replace(spec, headless=False)
+    return dataclasses.replace(
+        network, spec=spec, checkpoint=checkpoint, lacks="", changes=f"{network.changes} {kind} probe {digest}"
+    )
+
+
+def _found(path: Path) -> dict[str, Any] | None:
+    return load_file(path, "delete it, and the probe is fitted again") if path.exists() else None
+
+
+def _fitted(network: Network, key: dict[str, Any], data: DataSet, path: Path, device: torch.device) -> dict[str, Any]:
+    net = to_device(network.tapped(("pooled",)).eval(), device)
+    log.info("==> fitting a %s probe to %s on %d samples", key["kind"], network.spec.name, len(data.train_labels))
+    x, y = features_of(net, data, device)
+    weight, bias = HEADS[key["kind"]](x, y, data.num_classes)
+    right = sum(
+        int(((a @ weight.T + bias).argmax(1) == b).sum()) for a, b in zip(x.split(4096), y.split(4096), strict=True)
+    )
+    found = {"weight": weight.cpu(), "bias": bias.cpu(), "train_acc": 100 * right / len(y), "key": key}
+    make_folder(path.parent, "folder of probes")
+    atomic_save(found, path)
+    return found

@@ -1,0 +1,429 @@
+"""Networks from files: `hf_hub:USER/NAME[@REVISION]`, a local folder of the same files, and `open_clip:NAME/WEIGHTS`.
+
+The files are a config.json and weights, of a timm network or of transformers' ViT, DINOv2 and SigLIP, whose keys are
+mapped to timm's VisionTransformer. The classifier is kept where it is a linear layer of the pooled feature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.protocols import ModelSpec, Tap, UserError
+from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
+from models.external import CLASSES, _spec, timm_build
+
+State = dict[str, Tensor]
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+HALF = (0.5, 0.5, 0.5)
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # as PIL numbers them
+
+
+@dataclass(frozen=True)
+class Files:
+    """name: what the network is called. config: of config.json. weights: the file. preprocessing: of
+    preprocessor_config.json, {} where there is none. identity: what tells these weights from others."""
+
+    name: str
+    config: Mapping[str, Any]
+    weights: Path
+    preprocessing: Mapping[str, Any]
+    identity: str
+
+
+@cache
+def hub_spec(name: str) -> ModelSpec:
+    """A network of the Hub, read from the local cache where it is there; the revision that was read is recorded."""
+    try:
+        from huggingface_hub import constants, hf_hub_download
+    except ImportError as error:
+        raise UserError(f"hf_hub:{name} needs the package huggingface_hub: pip install huggingface_hub") from error
+    repo, _, revision = name.partition("@")
+
+    def fetch(file: str) -> Path:
+        return Path(hf_hub_download(repo, file, revision=revision or None))
+
+    try:
+        config = fetch("config.json")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"cannot read hf_hub:{name}: it is not in the cache {constants.HF_HUB_CACHE} and the Hub did not give it "
+            f"({str(error).splitlines()[0][:120]}): check the name, or copy the cache of a machine that has it"
+        ) from error
+    weights = _first(fetch, f"hf_hub:{name}")
+    for more in ("preprocessor_config.json",):
+        try:
+            fetch(more)
+        except (OSError, ValueError, RuntimeError):  # not every repository has one
+            continue
+    commit = config.parent.name
+    return _spec_of_files(_files(f"hf_hub:{repo}", config.parent, weights, f"hf_hub:{repo}@{commit}"))
+
+
+def _first(fetch: Any, name: str) -> Path:
+    for file in WEIGHTS:
+        try:
+            return fetch(file)
+        except (OSError, ValueError, RuntimeError) as error:
+            last = error
+    raise UserError(f"{name} has no weights {' or '.join(WEIGHTS)}: {str(last).splitlines()[0][:120]}")
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a path names such files: a folder with their config.json, or a safetensors file in one."""
+    path = Path(path)
+    config = (path.parent if path.suffix == ".safetensors" else path) / "config.json"
+    if not (path.exists() and config.is_file()):
+        return False
+    found = _read(config)
+    return not _is_export(found) and bool({"model_type", "architecture"} & found.keys())
+
+
+def _is_export(config: Mapping[str, Any]) -> bool:
+    """Whether scripts/export_student.py wrote it."""
+    return {"architecture", "deploys", "macs"} <= config.keys()
+
+
+@cache
+def folder_spec(path: str) -> ModelSpec:
+    """A network of a local folder, or of one weights file in it."""
+    given = Path(path)
+    folder = given if given.is_dir() else given.parent
+    weights = given if given.is_file() else next((folder / w for w in WEIGHTS if (folder / w).is_file()), None)
+    if weights is None:
+        raise UserError(f"{folder} holds a config.json and no weights: put {' or '.join(WEIGHTS)} there")
+    return _spec_of_files(_files(f"hf:{folder.resolve().name}", folder, weights, ""))
+
+
+def _files(name: str, folder: Path, weights: Path, identity: str) -> Files:
+    config = _read(folder / "config.json")
+    more = folder / "preprocessor_config.json"
+    with open(weights, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    settings = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    identity = f"{identity} {digest}+{settings}".strip()
+    return Files(name, config, weights, _read(more) if more.is_file() else {}, identity)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read '{path}' ({error}): copy or export it again") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no settings of a network")
+    return found
+
+
+def _state(files: Files) -> State:
+    path = files.weights
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError as error:
+        raise UserError(f"reading {path} needs the package safetensors: pip install safetensors") from error
+    except Exception as error:  # on foreign bytes the unpickler raises nearly anything
+        raise UserError(f"{path} is truncated or no file of weights: {str(error).splitlines()[0][:120]}") from error
+
+
+def _spec_of_files(files: Files) -> ModelSpec:
+    if _is_export(files.config):
+        raise UserError(
+            f"{files.name} is a network that scripts/export_student.py wrote: download it and name its {WEIGHTS[0]}"
+        )
+    kind = _transformers if "model_type" in files.config else _timm
+    if kind is _timm and "architecture" not in files.config:
+        raise UserError(f"the config.json of {files.name} names neither a timm architecture nor a model_type")
+    return kind(files)
+
+
+def _filled(files: Files, model: nn.Module, state: Mapping[str, Tensor], head: str) -> nn.Module:
+    """The model with these weights; its classifier keeps its own where theirs has another shape or is absent."""
+    own = model.state_dict()
+    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
+    left = [k for k in own if k not in fits and not k.startswith(f"{head}.")]
+    stray = [k for k in state if k not in own and not k.startswith(f"{head}.")]
+    if left or stray:
+        raise UserError(
+            f"the weights of {files.name} do not fit its config.json: {len(left)} are missing or of another shape, "
+            f"{len(stray)} are unknown ({', '.join((left + stray)[:3])})"
+        )
+    model.load_state_dict(fits, strict=False)
+    return model
+
+
+def _timm(files: Files) -> ModelSpec:
+    config = files.config
+    architecture, cfg = str(config["architecture"]), config.get("pretrained_cfg", config)
+    build = partial(timm_build, architecture, **config.get("model_args", {}))
+    shape = tuple(cfg.get("input_size", (3, 224, 224)))
+    mean, std = tuple(cfg.get("mean", IMAGENET_MEAN)), tuple(cfg.get("std", IMAGENET_STD))
+    spec = _spec(files.name, build, shape, mean, std)
+    state = _state(files)
+    classifier = state.get(f"{spec.head}.weight")
+    return dataclasses.replace(
+        spec,
+        build=partial(_built, files, build, None, spec.head),
+        published_classes=0 if classifier is None else len(classifier),
+        weights=files.identity,
+        interpolation=cfg.get("interpolation", "bicubic"),
+    )
+
+
+def _built(
+    files: Files, build: Any, convert: Any, head: str, num_classes: int = CLASSES, pretrained: bool = False, **more: Any
+) -> nn.Module:
+    model = build(num_classes=num_classes, **more)
+    if not pretrained:
+        return model
+    state = _state(files)
+    return _filled(files, model, state if convert is None else convert(files.config, state), head)
+
+
+def _transformers(files: Files) -> ModelSpec:
+    kind = str(files.config["model_type"])
+    if kind not in LAYOUTS:
+        raise UserError(f"{files.name} is a {kind} of transformers; of those, {', '.join(sorted(LAYOUTS))} can be read")
+    config = {**files.config, **files.config.get("vision_config", {})}
+    files = dataclasses.replace(files, config=config)
+    arguments, convert, mean, std, interpolation = LAYOUTS[kind]
+    missing = [k for k in ("hidden_size", "num_hidden_layers", "num_attention_heads") if k not in config]
+    if missing:
+        raise UserError(f"the config.json of {files.name} does not say {', '.join(missing)}")
+    if config.get("use_swiglu_ffn"):
+        raise UserError(f"{files.name} has gated layers (use_swiglu_ffn), which this reader does not know")
+    build = partial(_vision_transformer, {**_common(config), **arguments(config)})
+    seen = files.preprocessing
+    mean, std = tuple(seen.get("image_mean", mean)), tuple(seen.get("image_std", std))
+    shape = (3, *2 * (int(config.get("image_size", 224)),))
+    spec = _spec(files.name, build, shape, mean, std)
+    classifier = convert(config, _state(files)).get("head.weight")
+    return dataclasses.replace(
+        spec,
+        build=partial(_built, files, build, convert, "head"),
+        published_classes=0 if classifier is None else len(classifier),
+        weights=files.identity,
+        interpolation=RESAMPLE.get(seen.get("resample", 0), interpolation),
+    )
+
+
+def _common(config: Mapping[str, Any]) -> dict[str, Any]:
+    width = config["hidden_size"]
+    hidden = config["mlp_ratio"] * width if "mlp_ratio" in config else config.get("intermediate_size", 4 * width)
+    return {
+        "img_size": config.get("image_size", 224),
+        "patch_size": config.get("patch_size", 16),
+        "embed_dim": width,
+        "depth": config["num_hidden_layers"],
+        "num_heads": config["num_attention_heads"],
+        "mlp_ratio": hidden / width,
+        "qkv_bias": config.get("qkv_bias", True),
+    } | {"eps": config.get("layer_norm_eps", 1e-6), "act": config.get("hidden_act", "gelu")}
+
+
+def _vision_transformer(arguments: Mapping[str, Any], num_classes: int = CLASSES, **more: Any) -> nn.Module:
+    try:
+        from timm.models.vision_transformer import VisionTransformer
+    except ImportError as error:
+        raise UserError("networks of transformers are read into timm's: pip install timm") from error
+    options = dict(arguments)
+    norm = partial(nn.LayerNorm, eps=options.pop("eps"))
+    act = partial(nn.GELU, approximate="tanh" if "tanh" in options.pop("act") else "none")
+    model = VisionTransformer(
+        **options, num_classes=num_classes, norm_layer=norm, act_layer=act, dynamic_img_size=True, **more
+    )
+    return without_inplace(model)
+
+
+def _stripped(state: Mapping[str, Tensor]) -> State:
+    """Keys of the image encoder, as its own class writes them."""
+    for prefix in ("vision_model.", "vit.", "dinov2.", "dinov2_with_registers.", "siglip.vision_model."):
+        if any(k.startswith(prefix) for k in state):
+            inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            return inside | {k: v for k, v in state.items() if k.startswith("classifier.")}
+    return dict(state)
+
+
+def _block(state: State, source: str, names: Mapping[str, str], qkv: tuple[str, str, str], target: str) -> State:
+    """One layer: `names` maps their parts to timm's, and queries, keys and values become one layer."""
+    out: State = {}
+    for theirs, ours in names.items():
+        for key in [k for k in state if k.startswith(f"{source}.{theirs}.")]:
+            out[f"{target}.{ours}.{key.rpartition('.')[2]}"] = state[key]
+    for end in ("weight", "bias"):
+        parts = [state.get(f"{source}.{part}.{end}") for part in qkv]
+        if all(p is not None for p in parts):
+            out[f"{target}.attn.qkv.{end}"] = torch.cat(parts)  # type: ignore[arg-type]
+    return out
+
+
+VIT_NAMES = {
+    "layernorm_before": "norm1",
+    "attention.output.dense": "attn.proj",
+    "layernorm_after": "norm2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+DINO_NAMES = {
+    "norm1": "norm1",
+    "attention.output.dense": "attn.proj",
+    "norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+SIGLIP_NAMES = {
+    "layer_norm1": "norm1",
+    "self_attn.out_proj": "attn.proj",
+    "layer_norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+SPLIT = tuple(f"attention.attention.{part}" for part in ("query", "key", "value"))
+
+
+def _of_vit(config: Mapping[str, Any], given: Mapping[str, Tensor], names: Mapping[str, str] = VIT_NAMES) -> State:
+    state = _stripped(given)
+    out = {
+        "cls_token": state["embeddings.cls_token"],
+        "pos_embed": state["embeddings.position_embeddings"],
+        "patch_embed.proj.weight": state["embeddings.patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": state["embeddings.patch_embeddings.projection.bias"],
+        "norm.weight": state["layernorm.weight"],
+        "norm.bias": state["layernorm.bias"],
+    }
+    for i in range(config["num_hidden_layers"]):
+        out |= _block(state, f"encoder.layer.{i}", names, SPLIT, f"blocks.{i}")  # type: ignore[arg-type]
+    if "classifier.weight" in state and names is VIT_NAMES:  # DINOv2's reads more than the pooled feature
+        out |= {f"head.{end}": state[f"classifier.{end}"] for end in ("weight", "bias")}
+    return out
+
+
+def _of_dinov2(config: Mapping[str, Any], given: Mapping[str, Tensor]) -> State:
+    state, out = _stripped(given), _of_vit(config, given, DINO_NAMES)
+    for i in range(config["num_hidden_layers"]):
+        for n in (1, 2):
+            out[f"blocks.{i}.ls{n}.gamma"] = state[f"encoder.layer.{i}.layer_scale{n}.lambda1"]
+    if config.get("num_register_tokens"):  # they have no position; timm adds the class token's to the token itself
+        out["reg_token"] = state["embeddings.register_tokens"]
+        out["cls_token"] = out["cls_token"] + out["pos_embed"][:, :1]
+        out["pos_embed"] = out["pos_embed"][:, 1:]
+    return out
+
+
+def _of_siglip(config: Mapping[str, Any], given: Mapping[str, Tensor]) -> State:
+    state = _stripped(given)
+    out = {
+        "pos_embed": state["embeddings.position_embedding.weight"][None],
+        "patch_embed.proj.weight": state["embeddings.patch_embedding.weight"],
+        "patch_embed.proj.bias": state["embeddings.patch_embedding.bias"],
+        "norm.weight": state["post_layernorm.weight"],
+        "norm.bias": state["post_layernorm.bias"],
+        "attn_pool.latent": state["head.probe"],
+    }
+    split = tuple(f"self_attn.{part}_proj" for part in "qkv")
+    for i in range(config["num_hidden_layers"]):
+        out |= _block(state, f"encoder.layers.{i}", SIGLIP_NAMES, split, f"blocks.{i}")  # type: ignore[arg-type]
+    width = config["hidden_size"]
+    for end in ("weight", "bias"):
+        together = state[f"head.attention.in_proj_{end}"]
+        out[f"attn_pool.q.{end}"], out[f"attn_pool.kv.{end}"] = together[:width], together[width:]
+        out[f"attn_pool.proj.{end}"] = state[f"head.attention.out_proj.{end}"]
+        out[f"attn_pool.norm.{end}"] = state[f"head.layernorm.{end}"]
+        for layer in ("fc1", "fc2"):
+            out[f"attn_pool.mlp.{layer}.{end}"] = state[f"head.mlp.{layer}.{end}"]
+    return out
+
+
+def _checked(convert: Any) -> Any:
+    """The same key map; UserError names a key that is missing."""
+
+    def converted(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> State:
+        try:
+            return convert(config, state)
+        except KeyError as error:
+            kind = config["model_type"]
+            raise UserError(f"the weights have no {error.args[0]}, so they are no {kind} of transformers") from error
+
+    return converted
+
+
+def _dino_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    registers = config.get("num_register_tokens", 0)
+    return {"init_values": 1.0, "reg_tokens": registers, "no_embed_class": bool(registers)}
+
+
+_DINO = (_dino_arguments, _checked(_of_dinov2), IMAGENET_MEAN, IMAGENET_STD, "bicubic")
+_SIGLIP = (lambda config: {"class_token": False, "global_pool": "map"}, _checked(_of_siglip), HALF, HALF, "bicubic")
+# model_type -> arguments of timm's VisionTransformer, key map, mean, std, interpolation
+LAYOUTS: dict[str, Any] = {
+    "vit": (lambda config: {}, _checked(_of_vit), HALF, HALF, "bilinear"),
+    "dinov2": _DINO,
+    "dinov2_with_registers": _DINO,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+}
+
+
+class Embedder(nn.Module):
+    """An image encoder that gives a vector [B, D], and a classifier behind it."""
+
+    def __init__(self, encoder: nn.Module, width: int, num_classes: int):
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x))
+
+
+@cache
+def open_clip_spec(name: str) -> ModelSpec:
+    """The image encoder of an open_clip network, NAME/WEIGHTS; its embedding is what text would be compared with."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UserError(f"open_clip:{name} needs the package open_clip: pip install open_clip_torch") from error
+    architecture, _, tag = name.partition("/")
+    known = open_clip.list_pretrained()
+    if (architecture, tag) not in known:
+        tags = [t for a, t in known if a == architecture]
+        raise UserError(
+            f"open_clip has no weights '{tag}' of {architecture}: "
+            + (f"it has {', '.join(tags)}" if tags else "name it as open_clip:ViT-B-32/openai")
+        )
+    config = open_clip.get_model_config(architecture)
+    size = config["vision_cfg"].get("image_size", 224)
+
+    def build(num_classes: int = CLASSES, pretrained: bool = False, **_: Any) -> nn.Module:
+        try:
+            model = open_clip.create_model(architecture, pretrained=tag if pretrained else None)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"cannot read the weights of open_clip:{name}: {str(error).splitlines()[0]}") from error
+        return Embedder(without_inplace(model.visual), config["embed_dim"], num_classes)
+
+    taps = {"pooled": Tap("head", "vector", "input")}
+    cfg = open_clip.get_pretrained_cfg(architecture, tag) or {}
+    return ModelSpec(
+        f"open_clip:{name}",
+        build,
+        taps,
+        ("pooled",),
+        "head",
+        input_shape=(3, size, size),
+        mean=tuple(cfg.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        std=tuple(cfg.get("std", open_clip.OPENAI_DATASET_STD)),
+        published_classes=0,
+        interpolation="bicubic",
+    )

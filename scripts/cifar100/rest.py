@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""A folder for --unlabelled: python scripts/cifar100/rest.py --few_ratio 0.1 --out DIR
+
+The training images that a run with this --few_ratio and --seed leaves out, as PNG files without labels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from core.files import make_folder  # noqa: E402 (a script: the path comes first)
+from core.protocols import UserError  # noqa: E402
+from dataset import dataset_dict  # noqa: E402
+from dataset.base import DataOptions, few  # noqa: E402
+from dataset.images.resident import ResidentData  # noqa: E402
+from helper.machine.program import run_script  # noqa: E402
+from helper.options.parse import normalised  # noqa: E402
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="cifar100", help="a set of images held in memory (default cifar100)")
+    parser.add_argument("--data_folder", "--data", default="../data/", help="where it lies (default ../data/)")
+    parser.add_argument("--few_ratio", type=float, required=True, help="as the run has it")
+    parser.add_argument("--seed", type=int, default=0, help="as the run has it (default 0)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the images")
+    return parser.parse_args(normalised(argv))
+
+
+def main(argv=None):
+    from PIL import Image
+
+    args = parse(argv)
+    data = dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder)))
+    if not isinstance(data, ResidentData):
+        raise UserError(f"--dataset {args.dataset} is no set of images held in memory: choose cifar100 or cifar10")
+    left = torch.ones(len(data.train_labels), dtype=torch.bool)
+    left[few(data.train_labels, args.few_ratio, args.seed)] = False
+    make_folder(args.out, "folder of images")
+    for place in left.nonzero().flatten().tolist():
+        Image.fromarray(data.train_images[place].numpy()).save(args.out / f"{place:06d}.png")
+    print(f"{int(left.sum())} images in {args.out}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,151 @@
+"""Images without labels: what a batch holds, what learns from them, and what refuses."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.protocols import UserError
+from dataset.base import Split
+from dataset.images.resident import ResidentData
+from dataset.images.unlabelled import UnlabelledConfig, with_unlabelled
+from distiller_zoo import method_dict
+from tests.support.cases import registry_cases
+from tests.support.contract import PROGRESS, make_step
+from tests.support.toys import B
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Fifty grey squares in a tree, and a file that is none."""
+    root = tmp_path_factory.mktemp("unlabelled")
+    for i in range(50):
+        place = root / f"part{i % 3}"
+        place.mkdir(exist_ok=True)
+        Image.fromarray(np.full((20, 24), 100 + i, np.uint8)).save(place / f"{i:02d}.png")
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+def data(folder, ratio=0.5, count=20):
+    images = torch.zeros(count, 16, 16, 3, dtype=torch.uint8)
+    labels = torch.arange(count) % 4
+    base = ResidentData("toy", "abcd", Split(images, labels), Split(images[:4], labels[:4]), flips=False)
+    return with_unlabelled(base, UnlabelledConfig(str(folder), ratio))
+
+
+def test_a_batch_holds_both_and_an_epoch_every_image(folder):
+    both = data(folder)
+    loader = both.train_loader(8, seed=0, device=CPU)
+    assert len(loader) == 12  # fifty in fours
+    seen = []
+    for batch in loader:
+        assert batch.labelled == 4 and len(batch) == 8
+        assert (batch.target[:4] >= 0).all() and (batch.target[4:] == -1).all()
+        assert (batch.index[:4] < 20).all() and (batch.index[4:] >= 20).all()
+        assert torch.equal(batch.view_id, batch.index * both.num_crops + batch.crop)
+        assert not batch.inputs["image"][:4].any() and batch.inputs["image"][4:].max() > 0.3
+        seen += batch.index.tolist()
+    assert len({i for i in seen if i >= 20}) == 48 and {i for i in seen if i < 20} == set(range(20))
+    assert both.num_crops == both.others.num_crops and len(both.train_labels) == 70
+    assert both.labelled.name == "toy" and both.checksum != both.labelled.checksum
+
+
+def test_the_share_of_labels_and_parts_of_ranks(folder):
+    assert [next(iter(data(folder, r).train_loader(8, seed=0, device=CPU))).labelled for r in (0.01, 0.25, 0.99)] == [
+        1,
+        2,
+        7,
+    ]
+    both = data(folder)
+    ranks = [both.train_loader(8, seed=0, device=CPU, rank=r, world_size=2) for r in (0, 1)]
+    one, two = (next(iter(loader)) for loader in ranks)
+    assert one.labelled == two.labelled == 2 and not set(one.index.tolist()) & set(two.index.tolist())
+
+
+def test_an_epoch_goes_on_where_it_was_stopped(folder):
+    loader = data(folder).train_loader(8, seed=0, device=CPU)
+    loader.set_epoch(3)
+    whole = [batch.view_id.tolist() for batch in loader]
+    loader.set_epoch(3, 5)
+    assert [batch.view_id.tolist() for batch in loader] == whole[5:]
+    loader.set_epoch(4)
+    assert next(iter(loader)).view_id.tolist() != whole[0]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
+def test_the_ratio_lies_between_0_and_1(value):
+    with pytest.raises(UserError, match="--label_ratio .* must lie between 0 and 1"):
+        UnlabelledConfig("x", value)
+
+
+def test_bad_folders(folder, tmp_path):
+    with pytest.raises(UserError, match="is no folder"):
+        data(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="holds no image"):
+        data(tmp_path)
+    (tmp_path / "torn.png").write_bytes(b"not a picture")
+    with pytest.raises(UserError, match="torn.png' is corrupt or not an image"):
+        data(tmp_path)
+    with pytest.raises(UserError, match="--batch_size 1 leaves no room"):
+        data(folder).train_loader(1, seed=0, device=CPU)
+
+
+@pytest.mark.parametrize("name", [n for n in method_dict if method_dict[n].teacher_mode == "frozen"])
+def test_methods_that_read_labels_say_so(name):
+    """Other targets change no term but cls, unless the method says that it needs labels."""
+    case = next(key for key in registry_cases() if key.startswith(f"{name}-"))
+    method, cfg, student, teacher, toy = registry_cases()[case]
+    if method.needs_labels(cfg):
+        return
+
+    def terms(batch):
+        step = make_step(method, cfg, student, teacher, toy, B)
+        step.train()
+        torch.manual_seed(1)
+        return {k: v for k, v in step(batch, PROGRESS).terms.items() if k != "cls"}
+
+    batch = toy.batch()
+    other = dataclasses.replace(batch, target=(batch.target + 1) % toy.num_classes)
+    one, two = terms(batch), terms(other)
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_cls_is_computed_on_labelled_rows_only():
+    method, cfg, student, teacher, toy = registry_cases()["kd-resnet8-resnet8x4"]
+    batch = toy.batch()
+    half = dataclasses.replace(batch, target=torch.cat([batch.target[:3], batch.target[3:] * 0 - 1]), labelled=3)
+    make = lambda: make_step(method, cfg, student, teacher, toy, B)  # noqa: E731
+    step = make()
+    s, t = step.objective.features(half)
+    terms = step.objective.main_terms(s, t, half, PROGRESS)
+    assert torch.equal(terms["cls"], torch.nn.functional.cross_entropy(s["logits"][:3], batch.target[:3]))
+    assert torch.equal(terms["div"], step.objective.main_terms(s, t, batch, PROGRESS)["div"])
+    result = make()(half, PROGRESS)
+    assert result.logits.shape == (3, toy.num_classes) and torch.equal(result.target, batch.target[:3])
+
+
+def test_a_run_with_a_tenth_of_the_labels(commands, teacher, folder, tmp_path):
+    argv = ["--path_t", teacher, "--few_ratio", 0.1, "--unlabelled", folder, "--epochs", 2, "--batch_size", 16]
+    argv += ["--save_root", tmp_path, "--tb_backend", "none", "--teacher_cache", tmp_path / "cache"]
+    done = commands.student("--distill", "kd", *argv).finished()
+    (count,) = re.findall(r"(\d+) images with labels and 50 without; 0.5 of each batch has labels", done.out)
+    (run,) = (tmp_path / "students" / "models").iterdir()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= row["train_acc"] <= 100 and row["train_loss"] > 0 for row in rows) and len(rows) == 2
+    shape = json.loads((tmp_path / "cache" / "key.json").read_text())["shape"]
+    assert 130 < int(count) < 160 and shape[0] == 50 + int(count)
+    for flags, words in (
+        (["--distill", "dkd"], ["--distill dkd reads the label of every image"]),
+        (["--distill", "crd"], ["--distill crd reads the label of every image"]),
+        (["--distill", "kd", "--mixup", 0.2], ["need labels"]),
+        (["--distill", "kd", "--accumulate", 2], ["whole batches"]),
+    ):
+        commands.student(*flags, *argv).refused(*words)
