@@ -281,6 +281,8 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
         why["cache_device"] = "the cache is mapped into memory"
     if settings.machine.kernels.compile == "none":
         why["compile_parts"] = "nothing is compiled"
+    if settings.teacher.teacher_probe is not None:
+        why["match_classes"] = "--teacher_probe replaces the classifier"
     if settings.data.unlabelled.unlabelled is None:
         why["label_ratio"] = "there is no --unlabelled"
     if len(settings.teacher.path_t or ()) < 2:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core.protocols import UserError
+from core.protocols import FullSet, UserError
 from dataset.base import Split
 from dataset.images.resident import ResidentData
 from dataset.images.unlabelled import UnlabelledConfig, with_unlabelled
@@ -56,6 +56,20 @@ def test_a_batch_holds_both_and_an_epoch_every_image(folder):
     assert len({i for i in seen if i >= 20}) == 48 and {i for i in seen if i < 20} == set(range(20))
     assert both.num_crops == both.others.num_crops and len(both.train_labels) == 70
     assert both.labelled.name == "toy" and both.checksum != both.labelled.checksum
+
+
+def test_places_in_the_set_that_the_labelled_part_was_drawn_from(folder):
+    """One teacher cache for all parts: rows of the labelled images where the whole set has them, the others behind."""
+    kept = torch.tensor([1, 4, 5, 9, 12, 13, 16, 17, 18, 19])
+    images, labels = torch.zeros(10, 16, 16, 3, dtype=torch.uint8), torch.arange(10) % 4
+    splits, full = (Split(images, labels), Split(images[:4], labels[:4])), FullSet("whole", 20, kept)
+    part = ResidentData("toy", "abcd", *splits, flips=False, full=full)
+    both = with_unlabelled(part, UnlabelledConfig(str(folder), 0.5))
+    assert both.full.count == 70 and both.full.checksum != "whole"
+    for batch in both.train_loader(8, seed=0, device=CPU):
+        places = both.full.positions[batch.index]
+        assert torch.equal(batch.view_id, places * both.num_crops + batch.crop)
+        assert set(places[:4].tolist()) <= set(kept.tolist()) and (places[4:] >= 20).all()
 
 
 def test_the_share_of_labels_and_parts_of_ranks(folder):
@@ -141,7 +155,7 @@ def test_a_run_with_a_tenth_of_the_labels(commands, teacher, folder, tmp_path):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= row["train_acc"] <= 100 and row["train_loss"] > 0 for row in rows) and len(rows) == 2
     shape = json.loads((tmp_path / "cache" / "key.json").read_text())["shape"]
-    assert 130 < int(count) < 160 and shape[0] == 50 + int(count)
+    assert 130 < int(count) < 160 and 10 * (shape[0] - 50) == pytest.approx(100 * int(count), rel=0.05)  # of all trials
     for flags, words in (
         (["--distill", "dkd"], ["--distill dkd reads the label of every image"]),
         (["--distill", "crd"], ["--distill crd reads the label of every image"]),

@@ -102,6 +102,15 @@ def test_from_the_local_cache_of_a_hub(exported, tmp_path, monkeypatch):
         load_student("hf_hub:ann/other")
 
 
+def test_a_network_without_a_classifier_is_refused(tmp_path):
+    timm = pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
+    files = pytest.importorskip("safetensors.torch", reason="needs safetensors, of requirements-extra.txt")
+    files.save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit"}))
+    with pytest.raises(UserError, match="has no classifier .its published weights hold none., so it predicts nothing"):
+        load_student(tmp_path)
+
+
 def test_a_damaged_config(exported, tmp_path):
     for file in ("model.safetensors", "config.json"):
         shutil.copy(exported / file, tmp_path / file)
