@@ -124,6 +124,9 @@ def draw_cost(args: argparse.Namespace) -> None:
 
 def label_points(figure: Any, axis: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
     """Each text next to its point, moved up or down until it covers no other text."""
+    from matplotlib.text import Text
+
+    extent = Text.get_window_extent
     figure.canvas.draw()
     middle = sum(axis.get_xlim()) / 2 if axis.get_xscale() == "linear" else math.prod(axis.get_xlim()) ** 0.5
     taken: list[Any] = []
@@ -140,10 +143,10 @@ def label_points(figure: Any, axis: Any, points: Sequence[tuple[float, float, st
             fontsize=8,
             arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour},
         )
-        while any(shown.get_window_extent().overlaps(box) for box in taken):
+        while any(extent(shown).overlaps(box) for box in taken):  # of the text: lines meet where two points are one
             across, down = shown.get_position()
             shown.set_position((across, down - 3))
-        taken.append(shown.get_window_extent())
+        taken.append(extent(shown))
 
 
 @torch.no_grad()

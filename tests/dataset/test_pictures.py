@@ -19,6 +19,7 @@ from dataset.images import files
 from dataset.images.files import PictureError, picture
 from tests.dataset.test_imagenet import dali_or_skip
 from tests.dataset.test_video import write_video
+from tests.support.logs import records
 
 SIDE = 32
 CPU = torch.device("cpu")
@@ -101,7 +102,7 @@ def test_every_reader_sees_the_same_pixels(odd, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "retort")
     names = sorted(wanted)
     resident = dataset_dict["folder"](DataOptions(root, image_size=SIDE))
-    said = {record.getMessage().partition(", such as")[0] for record in caplog.records}
+    said = {record.getMessage().partition(", such as")[0] for record in records(caplog)}
     assert said == {
         "images with more than 8 bits per channel (mode I;16), scaled to 8",
         "images with more than 8 bits per channel (mode I), scaled to 8",
@@ -123,7 +124,7 @@ def test_every_reader_sees_the_same_pixels(odd, monkeypatch, caplog):
         close(np.asarray(opened), wanted[name], name)
         expected = np.asarray(test_transform(SIDE)(opened)).astype(np.float32) / 255
         assert np.array_equal(seen[i].permute(1, 2, 0).numpy(), expected), name
-    assert len(caplog.records) == len(said), "each kind is logged once"
+    assert len(records(caplog)) == len(said), "each kind is logged once"
 
 
 def test_workers_pass_on_what_is_unusual(odd, monkeypatch, caplog):
@@ -134,7 +135,7 @@ def test_workers_pass_on_what_is_unusual(odd, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "retort")
     data = dataset_dict["imagenet"](DataOptions(root, image_size=SIDE, num_workers=2))
     list(data.test_loader(4, device=CPU))
-    assert len(caplog.records) == 6 and "images with transparency, dropped, such as" in caplog.text
+    assert len(records(caplog)) == 6 and "images with transparency, dropped, such as" in caplog.text
 
 
 def test_dali_reads_depth_and_orientation_as_evaluation_does(tmp_path):

@@ -104,7 +104,7 @@ def test_cached_equals_uncached_and_a_second_run_asks_the_cache_alone(commands, 
 
 def test_trials_on_parts_of_a_set_share_one_cache(commands, teacher, tmp_path):
     """Two draws of half of the digits: the same rows as without a cache, and the second finds views of the first."""
-    argv = ("--path_t", teacher, "--distill", "kd", "--epochs", 8, "--few_ratio", 0.5, "--trials", 2, *SHORT[2:])
+    argv = ("--path_t", teacher, "--distill", "kd", "--epochs", 2, "--few_ratio", 0.5, "--trials", 2, *SHORT[4:])
     commands.student(*argv, "--save_root", tmp_path / "without").finished()
     cached = ("--teacher_cache", tmp_path / "cache", "--save_root", tmp_path / "with")
     commands.student(*argv, *cached).finished()
