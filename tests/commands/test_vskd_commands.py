@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.protocols import Batch, UserError
+from core.protocols import Batch, DataSet, UserError
 from dataset.recordings.utd_mhad import CLASSES
 from distiller_zoo import method_dict
 from helper.deploy.export import export_onnx, load_classifier, onnx_session, report
@@ -23,7 +23,7 @@ QUICK = ("--batch_size", 6, "--epochs", 1, "--lr_decay_epochs", 1, "--precision"
 SHAPES = {"video": (2, 3, 32, 32), "sensor": (3, 32)}
 
 
-class Pairs:
+class Pairs(DataSet):
     """Clips and windows of noise, side by side."""
 
     name, num_classes, shapes = "pairs", 5, SHAPES
@@ -35,6 +35,11 @@ class Pairs:
         inputs = {k: torch.rand(size, *shape, generator=g) for k, shape in SHAPES.items()}
         return Batch(inputs, self.train_labels[index], index)
 
+    def train_loader(self, *args, **kwargs):
+        raise AssertionError("pairs hand out batches")
+
+    test_loader = train_loader
+
 
 def teacher():
     return network(model_dict["trn:resnet8"].fitted(SHAPES), 5)
@@ -42,6 +47,8 @@ def teacher():
 
 SETTINGS = {"crd": {"nce_k": 8, "feat_dim": 4}, "cc": {"feat_dim": 4}, "ldrld": {"top": 3}}
 REFUSED = {  # what this pair cannot give: a linear classifier behind the last map, equal widths, an image
+    "deit": "sensor_cnn has none",
+    "fcfd": "choose two with equally many",
     "srrl": "feeds the classifier of trn:resnet8",
     "simkd": "reuses the classifier of trn:resnet8",
     "cat_kd": "applies the classifier of sensor_cnn to its last map",
