@@ -60,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--row", nargs="+", action="append", required=True, metavar="WORD", help="a label, then its checkpoints"
     )
-    parser.add_argument("--dataset", default="cifar100")
     parser.add_argument("--data_folder", default="../data/")
     parser.add_argument("--image_size", type=int, help="side of the images (default: as in training)")
     add_as_trained(parser)

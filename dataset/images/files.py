@@ -71,7 +71,7 @@ def pillow() -> Any:
 def picture(path: Path) -> Any:
     """The image of a file as Pillow's, in RGB; see the table above. PictureError: damaged, or without a meaning."""
     image_class = pillow()
-    from PIL import ImageOps
+    from PIL import ImageOps  # which comes with it
 
     try:
         with image_class.open(path) as file:

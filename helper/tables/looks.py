@@ -12,8 +12,18 @@ from helper.tables.runs import Run
 # Okabe and Ito, 2008, without the yellow that fades on paper, then three that stay apart from them
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#A6263F", "#7A4B2A", "#6A3D9A", "#8A9A00")
 TEACHER = "#707070"
-LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 2, 1, 2, 1, 2)), (0, (1, 3)), (0, (9, 3)))  # of matplotlib
-DASHES = ("", "7 3", "9 3 2 3", "2 3", "6 2 1 2 1 2", "1 3", "9 3")  # the same in SVG
+LINES: tuple[Any, ...] = (  # of matplotlib
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (6, 2, 1, 2, 1, 2)),
+    (0, (1, 3)),
+    (0, (9, 3)),
+    (0, (4, 4)),
+    (0, (12, 2)),
+)
+DASHES = ("", "7 3", "9 3 2 3", "2 3", "6 2 1 2 1 2", "1 3", "9 3", "4 4", "12 2")  # the same in SVG
 FIRST = ("vanilla", "kd", "simkd", "crd", "dkd", "fitnet", "at", "reviewkd", "sp", "hsakd")  # compared most often
 
 

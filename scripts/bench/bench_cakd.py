@@ -70,6 +70,7 @@ class Photos:
     name: str = "random"
     num_classes: int = CLASSES
     train_labels: Tensor = field(default_factory=lambda: torch.arange(4 * CLASSES) % CLASSES)
+    full_batches: bool = False
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

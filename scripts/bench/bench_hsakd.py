@@ -66,6 +66,7 @@ class Data:
 
     name, num_classes, shapes = "random", CLASSES, {"image": (3, 32, 32)}
     train_labels = torch.arange(1000) % CLASSES
+    full_batches = False
 
 
 def step_of(method: str, kind: str, dtype: str, batch_size: int, device: torch.device) -> Any:

@@ -43,6 +43,7 @@ SHORTER = {  # program -> what is said last
 ELSEWHERE = {  # program -> where it is run
     "scripts/slurm/submit.py": "scripts/test_hosts.py, which starts its jobs",
     "scripts/sort_imagenet_val.py": "dataset/test_imagenet.py",
+    "scripts/compare.py": "scripts/test_compare.py, whose runs have predictions",
     "helper/options/listing.py": "helper/test_listing.py, for it writes into the repository",
 }
 SHORT_TRAINING = "--epochs 2 --lr_decay_epochs 1 --max_steps 1"  # of tune.py, behind its --
@@ -99,7 +100,9 @@ def place(tmp_path_factory, commands):
     image_sets.tiny_imagenet(work / "data")
     utd(work / "UTD")
     (work / "pictures").mkdir()
-    Image.new("RGB", (40, 32), "teal").save(work / "pictures" / "a.png")
+    (work / "photos").mkdir()
+    for picture in ("pictures/a.png", "photos/a.png", "photo.jpg"):
+        Image.new("RGB", (40, 32), "teal").save(work / picture)
     for subject in (1, 2):
         write_inertial(work / f"a1_s{subject}_t1_inertial.mat", subject)
     for name in ("DIR", "DATA"):

@@ -21,7 +21,7 @@ from PIL import Image
 from core.protocols import UserError
 from dataset import base, dataset_dict, recipe
 from dataset.base import DataOptions, Split, resize, stratified
-from dataset.images import folder
+from dataset.images import files, folder
 from dataset.images.resident import ResidentData, view
 
 CPU = torch.device("cpu")
@@ -406,6 +406,7 @@ def test_missing_optional_package_is_one_sentence(monkeypatch, tmp_path):
     for name, package in (("digits", "scikit-learn"), ("cifar100", "torchvision")):
         with pytest.raises(UserError, match=package):
             dataset_dict[name](DataOptions(tmp_path))
+    monkeypatch.setattr(files, "pillow", files.pillow.__wrapped__)  # which remembers that it was there
     with pytest.raises(UserError, match="Pillow"):
         folder.decode(tmp_path / "a.png", 32)
 

@@ -524,7 +524,7 @@ def test_averaged_weights_are_read_on_request(tmp_path, caplog):
     path = saved(tmp_path, {"model": W, "model_ema": averaged, "best_acc": 70})
     with caplog.at_level("INFO"):
         assert_same(read_checkpoint(path).state, W)
-    assert f"averaged weights (model_ema) beside those it trained (model), which are read: {path}@ema" in caplog.text
+    assert f"averaged weights (model_ema) next to those it trained (model), which are read: {path}@ema" in caplog.text
     checkpoint = read_checkpoint(f"{path}@ema")
     assert_same(checkpoint.state, {k: v / 2 for k, v in W.items()})
     assert (checkpoint.peer, checkpoint.path, checkpoint.best_acc) == ("ema", path, None)

@@ -140,7 +140,7 @@ def test_a_run_continues_a_student(commands, teacher, tmp_path):
     argv += ("--epochs", 1, "--max_steps", 2, "--learning_rate", 0.001, "--tb_backend", "none", "--save_root", tmp_path)
     commands.student(*argv).finished()
     (path,) = tmp_path.rglob("resnet8_best.pth")
-    assert "quantize" in path.parent.name
+    assert json.loads((path.parent / "args.json").read_text())["settings"]["quantize"] == "int8"
     images = torch.rand(4, 3, 32, 32)
     gap = (load_student(path)(images) - load_student(teacher)(images)).abs().mean().item()
     assert 0 < gap < 1 and np.isfinite(gap)

@@ -325,6 +325,9 @@ CANNOT = {  # method -> why it does not run on a pair of videos
     **dict.fromkeys(("hsakd", "hsakd_teacher", "hsakd_online", "dpcd", "dpcd_teacher"), HEADS),
     "cakd": "attention, which is no mean over frames",
     "crld": "an image to augment",
+    "deit": "a distillation token",
+    "norm": "layers inside, which would read the frames one by one",
+    "fcfd": "the rest of a network, run on in another",
 }
 
 
@@ -365,7 +368,10 @@ def test_methods_on_video_pairs(method):
 def test_methods_that_images_keep(method):
     """Refused in a sentence, not by a shape deep inside."""
     teacher = "tsn:vit_micro_cifar" if method == "cakd" else "tsn:resnet14"
-    with pytest.raises(UserError, match="auxiliary heads|attention|crld augments images"):
+    with pytest.raises(
+        UserError,
+        match="auxiliary heads|attention|crld augments images|distillation token|frames of a clip|runs a part",
+    ):
         step_of(method, teacher=teacher)[0]()
 
 

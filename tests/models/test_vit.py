@@ -122,7 +122,7 @@ def tiny(name):
 def normed():
     """A ViT of timm that normalises queries and keys, as the dry run finds it."""
     size = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "qk_norm": True}
-    build_normed = partial(external._timm, "vit_tiny_patch16_224", **size)
+    build_normed = partial(external.timm_build, "vit_tiny_patch16_224", **size)
     spec = external._spec(QK_NORM, build_normed, (3, 32, 32), external.IMAGENET_MEAN, external.IMAGENET_STD)
     model = spec(num_classes=7)
     for part in ("q_norm", "k_norm"):  # else an identity up to scale

@@ -26,7 +26,8 @@ def test_the_command_is_the_published_one(method):
     *_, settings = settings_of(method)
     assert settings.distill == method
     network = settings.model.replace("32", "8") if settings.is_teacher else settings.model
-    assert network.removesuffix("_dpcd").removesuffix("_aux") == "resnet8x4"
+    usual = "vit_tiny_cifar_distilled" if method == "deit" else "resnet8x4"
+    assert network.removesuffix("_dpcd").removesuffix("_aux") == usual
     assert (settings.data.source.dataset, settings.training.schedule.epochs) == ("cifar100", 240)
     assert settings.training.loop.batch_size == 64 and settings.training.optim.weight_decay == 5e-4
     assert settings.training.schedule.lr_decay_epochs == "150,180,210"

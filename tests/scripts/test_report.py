@@ -170,7 +170,10 @@ def test_on_a_phone_by_link_and_compared(report, browser):
         colour = script("return getComputedStyle(document.body).backgroundColor")
         comes(lambda colour=colour, dark=dark: (sum(map(int, re.findall(r"\d+", colour)[:3])) < 150) == dark)
 
-    labels = [option.text for option in browser.find_element("id", "one").find_elements("css selector", "option")]
+    labels = [
+        option.get_attribute("textContent")
+        for option in browser.find_element("id", "one").find_elements("css selector", "option")
+    ]
     places = [next(i for i, label in enumerate(labels) if label.startswith(name)) for name in ("simkd", "kd")]
     browser.get("about:blank")
     browser.get(report.as_uri() + "#tab=compare&one={}&other={}".format(*places))
