@@ -95,8 +95,8 @@ class NORM(Distiller):
         self.last_s, self.last_t = (last_stage(side.spec, self.name) for side in (ctx.student, ctx.teacher))
         if ctx.student.spec.taps[self.last_s].per_frame:
             raise UserError(
-                f"norm puts layers inside the student, and {ctx.student.spec.name} reads the frames of a clip one by one: "
-                "choose a network of images"
+                f"norm puts layers inside the student, and {ctx.student.spec.name} reads the frames of a clip one by "
+                "one: choose a network of images"
             )
         for side, last in ((ctx.student, self.last_s), (ctx.teacher, self.last_t)):
             if len(side.shapes[last]) != 3:

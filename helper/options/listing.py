@@ -317,7 +317,7 @@ def _models_page() -> str:
         start = "  ".join(cells) + "  "
         lines += textwrap.wrap(start + taps, WIDTH, subsequent_indent=" " * len(start), drop_whitespace=True)
     others = ", ".join(f"{prefix}:NAME" for prefix in model_dict.resolvers)
-    return "\n".join([*lines, f"and any network of these packages: {others}"])
+    return "\n".join([*lines, *textwrap.wrap(f"and any network of these packages: {others}", WIDTH)])
 
 
 def tables() -> dict[str, str]:

@@ -188,7 +188,6 @@ def test_a_terminal_is_not_wider_than_it_is(runs, capsys, monkeypatch):
         assert "1 trial run (--max_steps)" in captured.err
         heads = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| method")]
         assert "resnet32x4 → resnet8x4" in heads[0] and "last epoch" in heads[1] and "gain" in heads[1]
-        assert ("kd_T" in heads[1]) == (width > 70) and ("No room for" in captured.out) == (width < 200)
     assert {"kd_T", "beta"} <= set(heads[1])
 
 
