@@ -23,7 +23,7 @@ from core.log import log, start_log
 from core.option import at_least, not_negative, positive
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import LARGEST_IMAGE, DataOptions
+from dataset.base import LARGEST_IMAGE, data_options
 from dataset.images.resident import ResidentData
 from helper.deploy.as_trained import CHOSEN, add_data_set, dataset_of
 from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
@@ -117,7 +117,7 @@ def main(argv=None):
     chosen = {k: v for k in CHOSEN if (v := getattr(args, k)) is not None}
     if network.checkpoint.meta.get("dataset") == dataset_dict.resolve(args.dataset):
         chosen = {k: v for k in CHOSEN if (v := network.checkpoint.meta.get(k))} | chosen
-    options = DataOptions(root=Path(args.data), few_ratio=args.few_ratio, seed=args.manual_seed, **chosen)
+    options = data_options(args.data, few_ratio=args.few_ratio, seed=args.manual_seed, **chosen)
     if network.spec.input != "image":
         raise UserError(f"{network.spec.name} reads {network.spec.input}, and a probe shows it single images")
     data = dataset_dict[args.dataset](options)

@@ -53,7 +53,7 @@ def options_of(args):
         num_segments=args.num_segments,
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
-        more={f.dest: getattr(args, f.dest) for f in AS_TRAINED},
+        **{f.dest: getattr(args, f.dest) for f in AS_TRAINED},
         num_workers=min(-(-args.num_workers // machine.local_world_size()), usable_cores()),
     )
 
@@ -156,7 +156,7 @@ def report(args, device):
     share = {"rank": machine.rank(), "world_size": distributed.world_size()}
     views = {"views": data.clip_views(**given)} if given else {}
     loader = data.test_loader(args.batch_size, device=device, **share, **views)
-    how = args.average_clips or network.spec.average_clips
+    how = args.average_clips or network.spec.published.average_clips
     if args.report is not None and distributed.world_size() > 1:
         raise UserError(f"--report {args.report} is written by one process: leave the flags of several processes out")
     seen = Seen(network.spec.input)

@@ -22,7 +22,9 @@ def train(students):
     """Train students that share a teacher and the order of the data; usually one."""
     session.begin()
     shared = session.open_shared(students)  # device, data, loader, teacher
-    lanes = [session.build_lane(settings, shared) for settings in students]  # refuses what does not fit; writes nothing
+    lanes = [
+        session.build_lane(settings, shared) for settings in shared.lanes
+    ]  # refuses what does not fit; writes nothing
     if students[0].run.dry_run:
         return session.try_out(lanes, shared.loader)
     with session.listening() as stopper:

@@ -133,23 +133,40 @@ class Tap:
 
 
 @dataclass(frozen=True)
+class Published:
+    """What its publisher says of a network.
+
+    classes: of the weights its package publishes; 0: they hold no classifier. weights: what identifies them, where the
+    name does not. adapt: key map of published checkpoints. interpolation: how images were resized for it.
+    learning_rate: where it differs from the data set's recipe. average_clips: of several views at test time the
+    probabilities or the logits (score). twin: another name whose weights have the same keys and shapes.
+    note: what --list says of it.
+    """
+
+    classes: int = 1000
+    weights: str = ""
+    adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    interpolation: str = "bilinear"
+    learning_rate: float | None = None
+    average_clips: Literal["prob", "score"] = "prob"
+    twin: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """One public model name: how to build it and where to look inside it.
 
     Calling the spec builds the network: `spec(num_classes=100, **options)`, an nn.Module with `forward(x) -> logits`.
     feats: tap names in the order of the published `is_feat=True` list; `stages` are its [1:-1], the last is pooled.
     head: dotted path of the classifier. mean, std: the pixel normalisation (of values in [0, 1]) it was trained with.
-    learning_rate: the published default where it differs from the data set's recipe.
     patch: side in px of a transformer's patches, whose position embedding is interpolated to other image sizes.
     chain: module paths that, run one after another, are the network (a linear layer reads a flattened map); () where
         its forward does more, so that the rest of it cannot be run from a stage on.
     branches: taps next to the path to the logits (auxiliary heads), which are computed on request alone:
         forward(x, names). The network's parts(name) lists their modules.
-    twin: another name whose weights have the same keys and shapes. note: what --list says of it.
     headless: what stands at `head` passes its input on, so the network has a pooled feature and no logits.
-    published_classes: of the weights its package publishes; 0: they hold no classifier. weights: what identifies them,
-    where the name does not. interpolation: how images were resized for it. view: side in px to which the network
-    resizes the images it is given.
+    view: side in px to which the network resizes the images it is given.
     """
 
     name: str
@@ -161,20 +178,13 @@ class ModelSpec:
     input_shape: tuple[int, ...] = (3, 32, 32)  # what it was designed for; a data set may have another
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    learning_rate: float | None = None
     patch: int | None = None
     fits: bool = False  # whether `build` takes `shape`, the per-sample shape of its input in the data set
     chain: tuple[str, ...] = ()
     branches: tuple[str, ...] = ()
-    twin: str | None = None
-    note: str = ""
-    adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None  # key maps of published checkpoints
     headless: bool = False
-    published_classes: int = 1000
-    weights: str = ""
-    interpolation: str = "bilinear"
     view: int | None = None
-    average_clips: Literal["prob", "score"] = "prob"  # of several views at test time: probabilities, or logits
+    published: Published = Published()
 
     def __call__(self, num_classes: int = 100, **options: Any) -> nn.Module:
         network = self.build(num_classes=num_classes, **options)

@@ -98,7 +98,7 @@ class TappedNet(nn.Module):
         asked = [b for b in self.spec.branches if b in self.want and (branches is None or b in branches)]
         x = inputs[self.spec.input]
         if self.spec.view is not None:
-            x = resized(x, self.spec.view, self.spec.interpolation)
+            x = resized(x, self.spec.view, self.spec.published.interpolation)
         if self.spec.mean is not None:
             x = (x - self.mean) / self.std
         self._kept, self._collecting, self._clips = {}, True, x.shape[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from core.registry import Registry
-from dataset.recipes import RECIPES, Value
+from dataset.recipes import RECIPES, SMALL, Value
 
 dataset_dict = Registry(
     "data set",
@@ -29,4 +29,4 @@ dataset_dict = Registry(
 
 def recipe(name: str) -> Mapping[str, Value]:
     """Command-line defaults of a data set (flag name -> value), without importing its loader; UserError if unknown."""
-    return RECIPES[dataset_dict.resolve(name)]
+    return RECIPES.get(dataset_dict.resolve(name), SMALL)

@@ -5,9 +5,9 @@ Shape letters: N samples, H W space, C channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.machine import free
-from core.option import NAMED, RESULT, Config, at_least, option, probability, share, share_above_0
+from core.option import (
+    NAMED,
+    RESULT,
+    Config,
+    at_least,
+    flags_in,
+    option,
+    parts_of,
+    probability,
+    read,
+    share,
+    share_above_0,
+)
 from core.protocols import UserError
 
 LARGEST_IMAGE = 4096
@@ -90,27 +102,54 @@ class RecordingConfig(Config):
         role=RESULT,
     )
     window: int | None = option(None, "samples of a sensor window (default 224)", check=at_least(8), role=RESULT)
-    clip_cache: str = option("./cache/clips", "folder for decoded frames of videos")
+    clip_cache: str | None = option("./cache/clips", "folder for decoded frames of videos; None: memory")
+
+
+@dataclass(frozen=True)
+class VideoConfig(Config):
+    """Lists of videos."""
+
+    heading = "video"
+
+    train_list: str | None = option(None, "list of training videos (default: the published name, or train.txt)")
+    test_list: str | None = option(None, "list of test videos (default: the published name, or test.txt)")
+    short_side: int | None = option(None, "shorter side of frames before the crop (default 256 at 224)", role=RESULT)
+    sampling: str = option(
+        "uniform",
+        "frames from the whole video, or dense: from 64 successive ones, in evaluation from frame 0 on",
+        choices=("uniform", "dense"),
+        role=RESULT,
+    )
+    train_crop: str = option(
+        "multiscale13",
+        "crop of training clips: MultiScaleCrop at 13 places (TSM) or 5 (TSN), RandomResizedCrop, or the centre",
+        choices=("multiscale13", "multiscale5", "resized", "centre"),
+        role=RESULT,
+    )
+    no_flip: bool = option(False, "never mirror clips", role=RESULT)
+    flip_pairs: str = option(
+        "", "classes that change places in a mirrored clip, as 86:87,93:94,166:167 (default: none)", role=RESULT
+    )
+    frame_template: str = option("img_{:05}.jpg", "file name of an extracted frame")
+    frame_cache: str | None = option(None, "folder that keeps decoded frames, resized to --short_side, as uint8")
+    decoder: str = option(
+        "av", "decoder of videos: PyAV, or OpenCV (opencv-python-headless)", choices=("av", "opencv"), role=RESULT
+    )
+    seek: bool = option(
+        False, "go to the key frame before a wanted frame instead of decoding up to it; the same pixels"
+    )
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What the command line says about the data. Raises UserError on a value out of range.
+    """How to open a data set. Raises UserError on a value out of range.
 
     root: where the files lie. image_size: side in pixels of the square image the network sees; None takes the data
     set's own. download: whether missing files may be fetched. val_fraction: share of the training set, stratified and
     fixed by seed 0, that is held out and replaces the test set, so that nothing is selected on test images.
     few_ratio: share of the (remaining) training set to keep, stratified and fixed by `seed`; smaller ratios are
-    subsets of larger ones.
-
-    For sets that are decoded as they are read: num_workers: processes that decode for this rank, or threads of DALI.
-    dali: "cpu" or "gpu", DALI instead of them. classes_subset: a number of classes or their names, separated by commas.
-    skip_corrupt: skip and count images that cannot be read. augment: none, randaugment, trivialaugment, autoaugment.
-    random_erase: probability. repeated_augmentation: copies of each drawn sample in an epoch.
-    Of action recordings: modality: names of what is read, first that of the network that is tested, then the teacher's.
-    data_split: a published protocol, None for the first. num_segments: frames of a clip. window: samples of a sensor
-    window, None for 224. clip_cache: folder of decoded frames, None for memory.
-    more: settings of single data sets, by the names of their flags; one that is absent has its default.
+    subsets of larger ones. num_workers: processes that decode for this rank, or threads of DALI.
+    modality: of action recordings, what the network that is tested reads, then what its teacher reads.
     """
 
     root: Path
@@ -120,34 +159,26 @@ class DataOptions:
     few_ratio: float = 1.0
     seed: int = 0
     num_workers: int = 0
-    dali: str | None = None
-    classes_subset: str | None = None
-    skip_corrupt: bool = False
-    augment: str = "none"
-    random_erase: float = 0.0
-    repeated_augmentation: int = 1
     modality: tuple[str, ...] = ()
-    data_split: str | None = None
-    num_segments: int = 8
-    window: int | None = None
-    clip_cache: Path | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
+    stream: StreamConfig = StreamConfig()
+    recordings: RecordingConfig = RecordingConfig(clip_cache=None)
+    video: VideoConfig = VideoConfig()
 
     def __post_init__(self) -> None:
         if self.image_size is not None and not 1 <= self.image_size <= LARGEST_IMAGE:
             raise UserError(f"image_size is {self.image_size}; give a side of 1 to {LARGEST_IMAGE} pixels")
-        if not 0 <= self.val_fraction < 1:
-            raise UserError(f"val_fraction is {self.val_fraction}; give a share of the training set in [0, 1)")
-        if not 0 < self.few_ratio <= 1:
-            raise UserError(f"few_ratio is {self.few_ratio}; give a share of the training set in (0, 1]")
-        if not 0 <= self.random_erase <= 1:
-            raise UserError(f"--random_erase {self.random_erase} must be a probability")
-        if self.repeated_augmentation < 1:
-            raise UserError(f"--repeated_augmentation {self.repeated_augmentation} must be at least 1")
-        if self.num_segments < 1:
-            raise UserError(f"--num_segments {self.num_segments} must be at least 1")
-        if self.window is not None and self.window < 8:
-            raise UserError(f"--window {self.window} must be at least 8 samples")
+        share("--val_fraction", self.val_fraction)
+        share_above_0("--few_ratio", self.few_ratio)
+
+
+def data_options(root: str | Path, **values: Any) -> DataOptions:
+    """DataOptions from flags and their values, those of streams, recordings and videos included; None: the default."""
+    given = {k: v for k, v in values.items() if v is not None}
+    parts: dict[str, Any] = {
+        name: read(kind, {"clip_cache": None} | {f.dest: given.pop(f.dest) for f in flags_in(kind) if f.dest in given})
+        for name, kind in parts_of(DataOptions).items()
+    }
+    return DataOptions(Path(root), **parts, **given)
 
 
 @contextmanager

@@ -49,17 +49,11 @@ PAIRED: Mapping[str, Value] = MappingProxyType(
 
 RECIPES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {
-        "cifar100": SMALL,
-        "cifar10": SMALL,
-        "folder": SMALL,
-        "digits": SMALL,
         "imagenet": LARGE,
         "utd_mhad": PAIRED,
         "berkeley_mhad": PAIRED,
         "mmact": PAIRED,
-        "stl10": SMALL,
-        "tinyimagenet": SMALL,
         "kinetics400": VIDEO,
         "video": VIDEO,
     }
-)
+)  # of every other data set: SMALL

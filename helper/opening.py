@@ -7,7 +7,6 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -18,11 +17,10 @@ from core import machine
 from core.files import remember, remembered
 from core.log import log
 from core.machine import usable_cores
-from core.option import flat
-from core.protocols import Batch, DataSet, FullSet, Loader, ModelSpec, TeacherSource, UserError
+from core.option import flags_in
+from core.protocols import Batch, DataSet, Loader, ModelSpec, TeacherSource, UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions
-from dataset.clips.video import DATA as VIDEO_DATA
+from dataset.base import DataOptions, VideoConfig
 from dataset.images.unlabelled import with_unlabelled
 from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import Distiller
@@ -42,7 +40,14 @@ from helper.networks.load import (
     started_from,
     with_normalisation,
 )
-from helper.networks.teacher_cache import CachedTeacher, CacheLayout, cache_key
+from helper.networks.teacher_cache import (
+    CachedTeacher,
+    cache_key,
+    cache_layout,
+    idle_cache_flags,
+    not_kept,
+    refuse_new_answers,
+)
 from helper.networks.teacher_sources import SharedTeacher, keep_dropout
 from helper.options.settings import Settings
 from helper.training.schedule import parse_decay_epochs
@@ -90,7 +95,7 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
 
 
 def open_data(settings: Settings) -> DataSet:
-    source, recordings = settings.data.source, settings.data.recordings
+    source = settings.data.source
     folder, made = Path(source.data_folder), False
     if "data_folder" not in settings.given and not folder.exists():
         with contextlib.suppress(OSError):  # the data set says what it misses, if it misses anything
@@ -103,13 +108,10 @@ def open_data(settings: Settings) -> DataSet:
         few_ratio=source.few_ratio,
         seed=seed_of(settings),
         num_workers=min(-(-source.num_workers // machine.local_world_size()), usable_cores()),
-        **flat(settings.data.stream),
         modality=settings.modalities,
-        data_split=recordings.data_split,
-        num_segments=recordings.num_segments,
-        window=recordings.window,
-        clip_cache=Path(recordings.clip_cache),
-        more=flat(settings.data.video),
+        stream=settings.data.stream,
+        recordings=settings.data.recordings,
+        video=settings.data.video,
     )
     try:
         data = distributed.main_first(lambda: dataset_dict[source.dataset](options))  # rank 0 downloads
@@ -160,8 +162,6 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
                 f"--distill {online[0]} trains two peers that teach each other, and --path_t "
                 f"{' '.join(settings.path_t)} would be ignored: leave it out"
             )
-        for lane in lanes:
-            lane.without_effect["path_t"] = f"--distill {lane.distill} uses no teacher"
         return None
     log.info("==> loading teacher model")
     networks = [load_teacher(p, settings.model_t, data.classes, data.shapes) for p in settings.path_t]
@@ -233,18 +233,31 @@ def accuracy_of(teacher: Network, data: DataSet, device: torch.device, channels_
     return evaluate(predict, open_test(data, device), device)["teacher"]["acc"]
 
 
-def notice_without_effect(settings: Settings, data: DataSet, device: torch.device) -> None:
-    """Name, in one line, the flags given that do nothing in this run."""
-    given = settings.given
+def with_idle_flags(settings: Settings, data: DataSet, device: torch.device, has_teacher: bool) -> Settings:
+    """The settings with the flags named that were given and do nothing in this run, which the log says in one line."""
+    why = idle_flags(settings, data, device)
+    if not has_teacher:
+        why["path_t"] = f"--distill {settings.distill} uses no teacher"
+    without_effect = {**settings.without_effect, **{k: reason for k, reason in why.items() if k in settings.given}}
+    if without_effect:
+        log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in without_effect.items()))
+    own_term = settings.method.terms is not Distiller.terms and "+" not in str(settings.distill)
+    if own_term and not settings.is_teacher and settings.loss.beta == 0:
+        log.info("the term of --distill %s has weight 0, so nothing learns from it: -b is its weight", settings.distill)
+    return dataclasses.replace(settings, without_effect=without_effect)
+
+
+def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[str, str]:
+    """Flag -> why it does nothing in this run, whether it was given or not."""
     distill, alone = settings.distill, settings.method.teacher_mode == "absent"
-    dataset, cache = settings.data.source.dataset, settings.cache.teacher_cache
-    why = {}
+    dataset = settings.data.source.dataset
+    why: dict[str, str] = {}
     if not data.streamed:
         why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is resident on the device")
     if data.name in ("folder", "tinyimagenet"):  # decoded once, when they are opened
         why.pop("skip_corrupt", None)
     if not data.videos:
-        why |= {f.dest: f"{dataset} is no list of videos" for f in VIDEO_DATA}
+        why |= {f.dest: f"{dataset} is no list of videos" for f in flags_in(VideoConfig)}
     else:
         why.pop("num_workers", None)
     if distributed.world_size() == 1:
@@ -275,10 +288,7 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
         why |= dict.fromkeys(no_teacher, f"--distill {distill} uses no teacher")
     elif not settings.loss.div:
         why["kd_T"] = "the logit KL has weight 0"
-    if not cache:
-        why |= dict.fromkeys(("cache_pooled", "cache_device", "rebuild_cache"), "there is no --teacher_cache")
-    elif device.type == "cpu":
-        why["cache_device"] = "the cache is mapped into memory"
+    why |= idle_cache_flags(settings.cache, device)
     if settings.machine.kernels.compile == "none":
         why["compile_parts"] = "nothing is compiled"
     if settings.teacher.teacher_probe is not None:
@@ -289,12 +299,7 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
         why["teacher_weight"] = "there is no ensemble to weigh"
     if settings.method.terms is Distiller.terms:
         why["beta"] = f"--distill {distill} has no term of its own"
-    settings.without_effect.update({k: reason for k, reason in why.items() if k in given})
-    if settings.without_effect:
-        log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in settings.without_effect.items()))
-    own_term = settings.method.terms is not Distiller.terms and "+" not in str(distill)
-    if own_term and not settings.is_teacher and settings.loss.beta == 0:
-        log.info("the term of --distill %s has weight 0, so nothing learns from it: -b is its weight", distill)
+    return why
 
 
 def notice_of_decays(lanes: Sequence[Settings]) -> None:
@@ -340,66 +345,23 @@ def shared_source(
         if s.method.teacher_mode == "frozen"
     ]
     device, autocast, kernels = hardware.device, hardware.autocast, hardware.kernels
-    cfg, dropout = lanes[0].cache, lanes[0].teacher.teacher_dropout
+    cfg, dropout, mixing = lanes[0].cache, lanes[0].teacher.teacher_dropout, lanes[0].data.mixing
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
     net = to_device(teacher.tapped(taps), device, kernels.channels_last)
-    folder = None if lanes[0].run.dry_run else cfg.teacher_cache
-    if teacher.by_features and folder is not None:
-        raise UserError("--teacher_cache keeps one teacher's features, and --path_t names several: drop one")
-    if dropout and folder is not None:
-        raise UserError(
-            "--teacher_dropout draws new values for every batch, which --teacher_cache cannot keep: drop one"
-        )
-    mixing = lanes[0].data.mixing
-    if folder is not None and (mixing.mixup or mixing.cutmix):
-        raise UserError(
-            "--mixup and --cutmix make new images of every batch, which --teacher_cache cannot keep: drop one"
-        )
-    kept = ("pooled",) if teacher.spec.headless else ("logits", "pooled") if cfg.cache_pooled else ("logits",)
-    deeper = [tap for tap in taps if tap not in kept]
-    if folder is None or deeper:
-        if folder is not None:
-            hint = " (--cache_pooled keeps it)" if deeper == ["pooled"] else ""
-            log.info(
-                "--teacher_cache holds %s; these methods read %s and run the teacher%s",
-                " and ".join(kept),
-                ", ".join(deeper),
-                hint,
-            )
+    kept = cfg.teacher_cache is not None and not lanes[0].run.dry_run
+    if kept:
+        refuse_new_answers(teacher.by_features, dropout, bool(mixing.mixup or mixing.cutmix))
+    if not kept or not_kept(cfg, taps, teacher.spec.headless):
         loop = lanes[0].training.loop
         full = -(-loop.batch_size // distributed.world_size() // loop.accumulate)
-        source, cache = teacher.source(net, device, autocast, kernels, full), None
+        source = teacher.source(net, device, autocast, kernels, full)
         if dropout:
             keep_dropout(source)
-    else:
-        source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
-        if data.num_crops is None:
-            raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
-        layout = source_layout(source, teacher.spec, data, device, taps if "pooled" in kept else ())
-        who = teacher.checksum + ("" if teacher.weights is None else f" {teacher.weights}")
-        whole = data.full or FullSet(data.checksum, len(data.train_labels), None)
-        key = cache_key(who, whole.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name)
-        kept_layout = CacheLayout(whole.count, data.num_crops, *layout, whole.positions)
-        open_cache = partial(CachedTeacher, source, cfg, key, kept_layout, device)
-        rebuild = cfg.rebuild_cache and machine.is_main()
-        source = cache = distributed.main_first(lambda: open_cache(rebuild))
-    return SharedTeacher(source, taps, cache)
-
-
-def source_layout(
-    source: TeacherSource, spec: ModelSpec, data: DataSet, device: torch.device, taps: Sequence[str]
-) -> tuple[int, torch.dtype, tuple[int, torch.dtype] | None]:
-    """(width, dtype) of the logits and of the taps, as the teacher computes them; of one without a classifier, width 0
-    and the taps in half precision."""
-    none = torch.zeros(2, dtype=torch.int64, device=device)
-    noise = torch.rand(2, *data.shapes[spec.input], generator=torch.Generator().manual_seed(0))
-    images = noise.to(device, memory_format=torch.channels_last) if noise.ndim == 4 else noise.to(device)
-    features = source.features(Batch({spec.input: images}, none, none), taps)
-    if any(v.ndim != 2 for v in features.values()):
-        raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is no vector, leave the flag out")
-    half, pooled = torch.float16, features.get("pooled")
-    if spec.headless:
-        assert pooled is not None, "a method without logits and without taps"
-        return 0, half, (pooled.shape[1], half)
-    logits = features["logits"]
-    return logits.shape[1], logits.dtype, None if pooled is None else (pooled.shape[1], pooled.dtype)
+        return SharedTeacher(source, taps, None)
+    source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
+    whole, layout = cache_layout(source, data, device, taps if teacher.spec.headless or cfg.cache_pooled else ())
+    who = teacher.checksum + ("" if teacher.weights is None else f" {teacher.weights}")
+    key = cache_key(who, whole.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name)
+    rebuild = cfg.rebuild_cache and machine.is_main()
+    cache = distributed.main_first(lambda: CachedTeacher(source, cfg, key, layout, device, rebuild))
+    return SharedTeacher(cache, taps, cache)

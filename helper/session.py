@@ -32,7 +32,6 @@ from helper.networks.teacher_sources import SharedTeacher
 from helper.opening import (
     Opened,
     notice_of_decays,
-    notice_without_effect,
     open_data,
     open_teacher,
     refuse_unlabelled,
@@ -41,6 +40,7 @@ from helper.opening import (
     shared_source,
     student_spec,
     teacher_accuracy,
+    with_idle_flags,
 )
 from helper.options.naming import before_extension, folder_of
 from helper.options.settings import Settings
@@ -110,8 +110,7 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     refuse_unlabelled(lanes)
     data = open_data(settings)
     teacher = None if settings.is_teacher else open_teacher(lanes, data, device)
-    for lane in lanes:
-        notice_without_effect(lane, data, device)
+    lanes = [with_idle_flags(lane, data, device, teacher is not None) for lane in lanes]
     notice_of_decays(lanes)
     loader: Loader = data.train_loader(
         loop.batch_size,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.protocols import ModelSpec, Tap
+from core.protocols import ModelSpec, Published, Tap
 
 CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
 
@@ -76,8 +76,8 @@ def cifar_spec(
         head=head,
         mean=CIFAR_MEAN,
         std=CIFAR_STD,
-        learning_rate=learning_rate,
         chain=tuple(chain),
+        published=Published(learning_rate=learning_rate),
     )
 
 

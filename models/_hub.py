@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.protocols import ModelSpec, Tap, UserError
+from core.protocols import ModelSpec, Published, Tap, UserError
 from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
 from models.external import CLASSES, _spec, timm_build
 
@@ -176,9 +176,7 @@ def _timm(files: Files) -> ModelSpec:
     return dataclasses.replace(
         spec,
         build=partial(_built, files, build, None, spec.head),
-        published_classes=0 if classifier is None else len(classifier),
-        weights=files.identity,
-        interpolation=cfg.get("interpolation", "bicubic"),
+        published=_published(classifier, files, cfg.get("interpolation", "bicubic")),
     )
 
 
@@ -213,10 +211,13 @@ def _transformers(files: Files) -> ModelSpec:
     return dataclasses.replace(
         spec,
         build=partial(_built, files, build, convert, "head"),
-        published_classes=0 if classifier is None else len(classifier),
-        weights=files.identity,
-        interpolation=RESAMPLE.get(seen.get("resample", 0), interpolation),
+        published=_published(classifier, files, RESAMPLE.get(seen.get("resample", 0), interpolation)),
     )
+
+
+def _published(classifier: Tensor | None, files: Files, interpolation: str) -> Published:
+    classes = 0 if classifier is None else len(classifier)
+    return Published(classes, weights=files.identity, interpolation=interpolation)
 
 
 def _common(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -424,6 +425,5 @@ def open_clip_spec(name: str) -> ModelSpec:
         input_shape=(3, size, size),
         mean=tuple(cfg.get("mean", open_clip.OPENAI_DATASET_MEAN)),
         std=tuple(cfg.get("std", open_clip.OPENAI_DATASET_STD)),
-        published_classes=0,
-        interpolation="bicubic",
+        published=Published(classes=0, interpolation="bicubic"),
     )

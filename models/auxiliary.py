@@ -267,7 +267,8 @@ def _spec(name: str, family: Family, per_class: int) -> ModelSpec:
         head=f"backbone.{base.head}",
         chain=tuple(f"backbone.{path}" for path in base.chain),
         branches=tuple(f"aux{i}" for i in levels),
-        twin=None,  # the number of outputs of its heads tells a file of HSAKD from one of DPCD
+        # no twin: the number of outputs of its heads tells a file of HSAKD from one of DPCD
+        published=dataclasses.replace(base.published, twin=None),
     )
 
 

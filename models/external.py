@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.protocols import ModelSpec, Tap, UserError
+from core.protocols import ModelSpec, Published, Tap, UserError
 from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
 from models._transformer import (
     read_class_token,
@@ -56,7 +56,7 @@ def torchvision_spec(name: str) -> ModelSpec:
     transforms = models.get_model_weights(name).DEFAULT.transforms()
     shape = (3, *2 * (transforms.crop_size[0],))
     spec = _spec(f"torchvision:{name}", partial(_torchvision, name), shape, transforms.mean, transforms.std)
-    return dataclasses.replace(spec, adapt=without_auxiliary) if name in AUXILIARY else spec
+    return dataclasses.replace(spec, published=Published(adapt=without_auxiliary)) if name in AUXILIARY else spec
 
 
 # networks whose auxiliary heads serve their training alone -> the modules of these
@@ -93,7 +93,7 @@ def timm_spec(name: str) -> ModelSpec:
     if cfg is None:
         return spec
     classes = _timm_classes(name, cfg.num_classes)
-    return dataclasses.replace(spec, published_classes=classes, interpolation=cfg.interpolation)
+    return dataclasses.replace(spec, published=Published(classes, interpolation=cfg.interpolation))
 
 
 def _timm_classes(name: str, outputs: int) -> int:

@@ -105,7 +105,8 @@ def _spec(name: str, width: float, head: str = "classifier.0", **options: Any) -
 def _flat(name: str, stem_stride: int, twin: str, owner: str) -> ModelSpec:
     """The plain network of HSAKD or DPCD: same keys, another stride of the stem."""
     spec = _spec(name, 0.5, "classifier", stem_stride=stem_stride, nested=False)
-    return dataclasses.replace(spec, twin=twin, note=f"stem of stride {stem_stride}, as {owner} has it")
+    note = f"stem of stride {stem_stride}, as {owner} has it"
+    return dataclasses.replace(spec, published=dataclasses.replace(spec.published, twin=twin, note=note))
 
 
 mobilenetv2_0_5 = _spec("MobileNetV2", 0.5)

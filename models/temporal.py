@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.protocols import ModelSpec, Tap, UserError
+from core.protocols import ModelSpec, Published, Tap, UserError
 from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
 from models._transformer import read_channels_last
 from models._video_keys import FAMILY_OF, adapted
@@ -235,14 +235,16 @@ def _over(kind: str, backbone: ModelSpec, name: str) -> ModelSpec:
         mean=backbone.mean,
         std=backbone.std,
         fits=True,
-        adapt=partial(adapted, FAMILY_OF.get(backbone.name, "plain"), partial(_own_keys, build)),
-        average_clips="prob" if kind == "tsm" else "score",
+        published=Published(
+            adapt=partial(adapted, FAMILY_OF.get(backbone.name, "plain"), partial(_own_keys, build)),
+            average_clips="prob" if kind == "tsm" else "score",
+        ),
     )
 
 
 def family_of(spec: ModelSpec) -> str | None:
     """Whose names the keys of a segment network follow (models._video_keys); None where there is no map."""
-    family = spec.adapt.args[0] if isinstance(spec.adapt, partial) else "plain"
+    family = adapt.args[0] if isinstance(adapt := spec.published.adapt, partial) else "plain"
     return None if family == "plain" else family
 
 

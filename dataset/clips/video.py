@@ -22,55 +22,16 @@ from torch import Tensor
 from torch.utils import data as torch_data
 
 from core.log import log
-from core.option import RESULT, Config, flags_in, option
 from core.protocols import Batch, DataSet, UserError
 from dataset.base import DataOptions, few, hold_out
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import UnreadableError
 from dataset.clips.frame_reader import FrameReader
-from dataset.clips.lists import TEMPLATE, Entry, check_labels, describe_oddities, read_entries, require_files
+from dataset.clips.lists import Entry, check_labels, describe_oddities, read_entries, require_files
 from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
 from dataset.images.files import say_unusual, unusual
 from dataset.order import Plan, PositionedLoader
 from dataset.workers import TIMEOUT, start_worker
-
-
-@dataclass(frozen=True)
-class VideoConfig(Config):
-    """Lists of videos (DataOptions.more)."""
-
-    heading = "video"
-
-    train_list: str | None = option(None, "list of training videos (default: the published name, or train.txt)")
-    test_list: str | None = option(None, "list of test videos (default: the published name, or test.txt)")
-    short_side: int | None = option(None, "shorter side of frames before the crop (default 256 at 224)", role=RESULT)
-    sampling: str = option(
-        "uniform",
-        "frames from the whole video, or dense: from 64 successive ones, in evaluation from frame 0 on",
-        choices=("uniform", "dense"),
-        role=RESULT,
-    )
-    train_crop: str = option(
-        "multiscale13",
-        "crop of training clips: MultiScaleCrop at 13 places (TSM) or 5 (TSN), RandomResizedCrop, or the centre",
-        choices=("multiscale13", "multiscale5", "resized", "centre"),
-        role=RESULT,
-    )
-    no_flip: bool = option(False, "never mirror clips", role=RESULT)
-    flip_pairs: str = option(
-        "", "classes that change places in a mirrored clip, as 86:87,93:94,166:167 (default: none)", role=RESULT
-    )
-    frame_template: str = option("img_{:05}.jpg", "file name of an extracted frame")
-    frame_cache: str | None = option(None, "folder that keeps decoded frames, resized to --short_side, as uint8")
-    decoder: str = option(
-        "av", "decoder of videos: PyAV, or OpenCV (opencv-python-headless)", choices=("av", "opencv"), role=RESULT
-    )
-    seek: bool = option(
-        False, "go to the key frame before a wanted frame instead of decoding up to it; the same pixels"
-    )
-
-
-DATA = flags_in(VideoConfig)
 
 LARGEST_TEST_BATCH = 32  # clips; a clip of eight frames takes 5 MB as float
 
@@ -258,7 +219,7 @@ class VideoData(DataSet):
         def view(epoch: int, entry: Entry, place: int) -> tuple[Tensor, int]:
             return self.settings.train_view(self.reader, entry, np.random.default_rng([seed, epoch, place]))
 
-        skip = "replace" if self.options.skip_corrupt else None
+        skip = "replace" if self.options.stream.skip_corrupt else None
         reading = Reading(1, self.settings.num_segments, skip, self.options.num_workers)
         identity = {"seed": seed, "batch_size": batch_size, "train_clips": plan.count}
         return ClipLoader(self.train, view, batches, reading, device, identity)
@@ -287,7 +248,7 @@ class VideoData(DataSet):
         def view(epoch: int, entry: Entry, place: int) -> tuple[Tensor, int]:
             return self.settings.test_views(self.reader, entry, chosen)
 
-        skip = "leave out" if self.options.skip_corrupt else None
+        skip = "leave out" if self.options.stream.skip_corrupt else None
         frames = chosen.num_segments or self.settings.num_segments
         reading = Reading(chosen.count, frames, skip, self.options.num_workers)
         return ClipLoader(self.test, view, lambda epoch: plan, reading, device)
@@ -295,12 +256,12 @@ class VideoData(DataSet):
 
 def load_kinetics400(options: DataOptions) -> VideoData:
     """Kinetics-400 in OpenMMLab's layout: lists and videos_train, videos_val (or rawframes_*) in the data folder."""
-    more = options.more
+    given = {"train_list": options.video.train_list, "test_list": options.video.test_list}
     lists: list[Path] = []
     roots: list[Path] = []
     for part, flag in (("train", "train_list"), ("val", "test_list")):
         usual = [options.root / name for name in KINETICS[part]]
-        path = Path(more[flag]) if more.get(flag) else next((p for p in usual if p.is_file()), None)
+        path = Path(named) if (named := given[flag]) else next((p for p in usual if p.is_file()), None)
         if path is None:
             raise UserError(
                 f"'{options.root}' holds neither {KINETICS[part][0]} nor {KINETICS[part][1]}; put one there or name a "
@@ -320,24 +281,23 @@ def load_kinetics400(options: DataOptions) -> VideoData:
 
 def load_video(options: DataOptions) -> VideoData:
     """Any lists: --train_list and --test_list, train.txt and test.txt in the data folder by default."""
-    more = options.more
-    paths = [Path(more.get(f"{part}_list") or options.root / f"{part}.txt") for part in ("train", "test")]
+    named = (options.video.train_list, options.video.test_list)
+    paths = [Path(given or options.root / f"{part}.txt") for part, given in zip(("train", "test"), named, strict=True)]
     return _load("video", options, paths[0], paths[1], [options.root] * 2, None)
 
 
 def _load(
     name: str, options: DataOptions, train_list: Path, test_list: Path, roots: Sequence[Path], classes: list[str] | None
 ) -> VideoData:
-    more = options.more
-    template = more.get("frame_template") or TEMPLATE
-    train = read_entries(train_list, roots[0], template)
+    cfg = options.video
+    train = read_entries(train_list, roots[0], cfg.frame_template)
     evaluated_on = "test"
     if options.val_fraction:
         rest, held = hold_out(torch.tensor([e.label for e in train]), options.val_fraction, "clip")
         train, test = ([train[i] for i in part.tolist()] for part in (rest, held))
         evaluated_on = f"held-out {options.val_fraction:g} of train"
     else:
-        test = read_entries(test_list, roots[1], template)
+        test = read_entries(test_list, roots[1], cfg.frame_template)
     if classes is None:
         classes = [str(i) for i in range(1 + max(e.label for e in train))]
     check_labels([*train, *test], len(classes))
@@ -347,22 +307,21 @@ def _load(
         kept = few(torch.tensor([e.label for e in train]), options.few_ratio, options.seed, "clip")
         train = [train[i] for i in kept.tolist()]
     size = options.image_size or SIDE
-    short_side = more.get("short_side") or round(size * SHORT_SIDE / SIDE)
+    short_side = cfg.short_side or round(size * SHORT_SIDE / SIDE)
     if short_side < size:
         raise UserError(f"--short_side {short_side} is less than --image_size {size}, which is cropped out of it")
     settings = ClipSettings(
-        num_segments=options.num_segments,
+        num_segments=options.recordings.num_segments,
         size=size,
         short_side=short_side,
-        sampling=more.get("sampling") or "uniform",
-        train_crop=more.get("train_crop") or "multiscale13",
-        flip=not more.get("no_flip"),
-        pairs=ct.flip_pairs(more.get("flip_pairs") or ""),
+        sampling=cfg.sampling,
+        train_crop=cfg.train_crop,
+        flip=not cfg.no_flip,
+        pairs=ct.flip_pairs(cfg.flip_pairs),
     )
-    cache = more.get("frame_cache")
-    decoder = more.get("decoder") or "av"
-    reader = FrameReader(short_side, None if cache is None else Path(cache), bool(more.get("seek")), decoder)
-    if not options.skip_corrupt:
+    cache = None if cfg.frame_cache is None else Path(cfg.frame_cache)
+    reader = FrameReader(short_side, cache, cfg.seek, cfg.decoder)
+    if not options.stream.skip_corrupt:
         require_files([*train, *test])
     return VideoData(
         name,

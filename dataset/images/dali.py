@@ -111,14 +111,14 @@ class DaliLoader(PositionedLoader):
     """Training batches from DALI. UserError: no DALI, no GPU for it, augmentations that only the workers have."""
 
     def __init__(self, files: Files, plan: Plan, size: int, device: torch.device, options: DataOptions):
-        kind = str(options.dali)
+        kind = str(options.stream.dali)
         require(kind, device)
-        if options.augment != "none" or options.random_erase:
+        if options.stream.augment != "none" or options.stream.random_erase:
             raise UserError(f"--dali {kind} crops and flips only: leave out --augment and --random_erase, or --dali")
         super().__init__(plan.steps)
         self.files, self.plan, self.size, self.device, self.kind = files, plan, size, device, kind
         self.labels = files.labels.to(device)
-        self.allowed, self.threads = options.skip_corrupt, max(1, options.num_workers)
+        self.allowed, self.threads = options.stream.skip_corrupt, max(1, options.num_workers)
         self.unreadable: dict[int, str] = {}  # position -> why
         self.set_epoch(1)
 

@@ -54,7 +54,7 @@ def load(options: DataOptions) -> ResidentData:
     if not options.val_fraction:
         found["test"] = _samples(matching_classes(root, classes), classes)
     check_memory({part: len(samples) for part, samples in found.items()}, size)
-    splits = {part: decode_all(samples, size, options.skip_corrupt) for part, samples in found.items()}
+    splits = {part: decode_all(samples, size, options.stream.skip_corrupt) for part, samples in found.items()}
     return resident("folder", classes, splits["train"], splits.get("test"), options, flips=True)
 
 

@@ -48,9 +48,9 @@ Item = tuple[Tensor, int, str]  # uint8 [H, W, 3], position, why it could not be
 def load(options: DataOptions) -> StreamedData:
     """List the tree. UserError: no such folder, classes that differ between train and val, a flat val/."""
     root = find_root(options.root)
-    train, classes = listed(root / "train", options.classes_subset)
+    train, classes = listed(root / "train", options.stream.classes_subset)
     val_folder = None if options.val_fraction else matching_classes(root, class_names(root / "train"), flat_val)
-    val = None if val_folder is None else listed(val_folder, options.classes_subset)[0]
+    val = None if val_folder is None else listed(val_folder, options.stream.classes_subset)[0]
     if options.val_fraction:
         rest, held = hold_out(train.labels, options.val_fraction)
         train, val = train.take(rest), train.take(held)
@@ -221,14 +221,14 @@ def train_transform(size: int, options: DataOptions) -> Any:
     from torchvision.transforms import v2
 
     steps: list[Any] = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
-    if options.augment == "randaugment":
+    if options.stream.augment == "randaugment":
         steps.append(v2.RandAugment())
-    elif options.augment == "trivialaugment":
+    elif options.stream.augment == "trivialaugment":
         steps.append(v2.TrivialAugmentWide())
-    elif options.augment == "autoaugment":
+    elif options.stream.augment == "autoaugment":
         steps.append(v2.AutoAugment())
-    if options.random_erase:
-        steps += [v2.PILToTensor(), Erased(options.random_erase)]
+    if options.stream.random_erase:
+        steps += [v2.PILToTensor(), Erased(options.stream.random_erase)]
     return v2.Compose(steps)
 
 
@@ -295,12 +295,14 @@ class StreamedData(DataSet):
     ) -> Loader:
         """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
         options = self.options
-        plan = Plan(len(self.train), batch_size, seed, drop_last, rank, world_size, options.repeated_augmentation)
-        if options.dali:
+        plan = Plan(
+            len(self.train), batch_size, seed, drop_last, rank, world_size, options.stream.repeated_augmentation
+        )
+        if options.stream.dali:
             from dataset.images.dali import DaliLoader
 
             return DaliLoader(self.train, plan, self.size, device, options)
-        skipped = Skipped(options.skip_corrupt)
+        skipped = Skipped(options.stream.skip_corrupt)
         return Worked(self.train, train_transform(self.size, options), device, options.num_workers, skipped, plan)
 
     def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Loader:
@@ -308,5 +310,5 @@ class StreamedData(DataSet):
         count, batch_size = len(self.val), min(batch_size, 256)
         positions = range(count * rank // world_size, count * (rank + 1) // world_size)
         batches = [[(i, 0) for i in positions[at : at + batch_size]] for at in range(0, len(positions), batch_size)]
-        skipped = Skipped(self.options.skip_corrupt)
+        skipped = Skipped(self.options.stream.skip_corrupt)
         return Worked(self.val, test_transform(self.size), device, self.options.num_workers, skipped, batches)

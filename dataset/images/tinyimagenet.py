@@ -38,7 +38,7 @@ def load(options: DataOptions) -> ResidentData:
     test = _validation(root / "val", classes)
     size = options.image_size or SIDE
     check_memory({"train": len(train), "test": len(test)}, size)
-    decoded = [decode_all(part, size, options.skip_corrupt) for part in (train, test)]
+    decoded = [decode_all(part, size, options.stream.skip_corrupt) for part in (train, test)]
     return resident("tinyimagenet", classes, decoded[0], decoded[1], options, flips=True)
 
 

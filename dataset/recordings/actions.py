@@ -285,7 +285,7 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
             f"{first} and {second} are both read as '{entries[first]}', and teacher and student would read the same "
             "input: choose one of them, or a video and a sensor"
         )
-    split = options.data_split or next(iter(layout.protocols))
+    split = options.recordings.data_split or next(iter(layout.protocols))
     if split not in layout.protocols:
         raise UserError(f"{layout.name} has no split '{split}': choose {', '.join(layout.protocols)}")
     protocol = layout.protocols[split]
@@ -298,10 +298,11 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
     for name, recordings in found.items():
         if not recordings:
             raise UserError(f"'{options.root}' holds no {name} recordings of {layout.name}")
-    samples, left_out = pair(found, wanted[0], options.skip_corrupt, protocol.trains)
-    resolved = ActionOptions(options.num_segments, options.image_size or DEFAULT_SIDE, options.window or DEFAULT_SIDE)
-    cache = FrameCache(options.clip_cache, max(1, resolved.side * 256 // 224))
-    samples, notes = _readable(samples, entries, cache, resolved.num_segments, options.skip_corrupt, left_out)
+    samples, left_out = pair(found, wanted[0], options.stream.skip_corrupt, protocol.trains)
+    cfg = options.recordings
+    resolved = ActionOptions(cfg.num_segments, options.image_size or DEFAULT_SIDE, cfg.window or DEFAULT_SIDE)
+    cache = FrameCache(None if cfg.clip_cache is None else Path(cfg.clip_cache), max(1, resolved.side * 256 // 224))
+    samples, notes = _readable(samples, entries, cache, resolved.num_segments, options.stream.skip_corrupt, left_out)
     sides: dict[bool, list[Sample]] = {True: [], False: []}
     for s in samples:
         sides[protocol.trains(s.files[wanted[0]])].append(s)

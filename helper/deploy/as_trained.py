@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from core.log import log
-from dataset.base import DataOptions
-from dataset.clips.video import DATA
+from core.option import flags_in, flat
+from dataset.base import DataOptions, VideoConfig, data_options
 from helper.networks.checkpoint import read_checkpoint
 
 CHOSEN = ("val_fraction", "classes_subset")  # what else chose the data of a training
@@ -21,7 +20,7 @@ AS_TRAINED = tuple(
     dataclasses.replace(f, default=None, help=f"{f.help} (default: as in training, else {f.default})")
     if f.dest == "sampling"
     else f
-    for f in DATA
+    for f in flags_in(VideoConfig)
 )
 
 
@@ -60,7 +59,7 @@ def clip_options(args: argparse.Namespace) -> dict[str, Any]:
     """What add_as_trained() was given, for helper.deploy.as_trained.options_as_trained."""
     names = ("num_segments", "num_workers", "skip_corrupt", "val_fraction", "classes_subset")
     same = {k: getattr(args, k) for k in names}
-    return {**same, "more": {f.dest: getattr(args, f.dest) for f in AS_TRAINED}}
+    return same | {f.dest: getattr(args, f.dest) for f in AS_TRAINED}
 
 
 def recorded_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
@@ -77,31 +76,25 @@ def options_as_trained(path: str | Path, root: Path, image_size: int | None = No
     meta, shapes = read_checkpoint(path).meta, recorded_shapes(path)
     read, image, video, sensor = (shapes.get(k or "") for k in (meta.get("reads"), "image", "video", "sensor"))
     modality = given.pop("modality", None) or (meta.get("modalities", {}).get(meta["reads"]) if read else None)
-    segments = given.pop("num_segments", None) or (video[0] if video else None)
+    given = {k: v for k, v in given.items() if v is not None}
     for name in CHOSEN:
-        if given.get(name) is None:
-            given.pop(name, None)
-            if meta.get(name):
-                log.info("as in training: --%s %s", name, meta[name])
-                given[name] = meta[name]
-    given["more"] = as_sampled(meta, given.get("more", {}), image_size in (None, video[-1] if video else None))
-    return DataOptions(
-        root=root,
+        if name not in given and meta.get(name):
+            log.info("as in training: --%s %s", name, meta[name])
+            given[name] = meta[name]
+    recorded = {
+        "num_segments": video[0] if video else None,
+        "window": sensor[-1] if sensor else None,
+        "data_split": meta.get("data_split"),
+        "sampling": meta.get("sampling"),
+    }
+    if image_size in (None, video[-1] if video else None):  # clips are cropped to the side of training
+        recorded["short_side"] = meta.get("short_side")
+    return data_options(
+        root,
         image_size=image_size or next((shape[-1] for shape in (video, image) if shape), None),
         modality=(modality,) if modality else (),
-        data_split=given.pop("data_split", None) or meta.get("data_split"),
-        window=sensor[-1] if sensor else None,
-        **(given | ({"num_segments": segments} if segments else {})),
+        **(recorded | given),
     )
-
-
-def as_sampled(meta: Mapping[str, Any], more: Mapping[str, Any], same_size: bool) -> dict[str, Any]:
-    """Settings of lists of videos, those that are None or absent as the checkpoint recorded them.
-
-    same_size: whether clips are cropped to the side of training; the shorter side of frames goes with that.
-    """
-    recorded = {k: meta[k] for k in ("sampling", "short_side") if k in meta and (same_size or k == "sampling")}
-    return {**more, **{k: v for k, v in recorded.items() if more.get(k) is None}}
 
 
 def clip_settings_notice(path: str | Path, options: DataOptions) -> str | None:
@@ -112,7 +105,7 @@ def clip_settings_notice(path: str | Path, options: DataOptions) -> str | None:
         return None
     frames, *_, side = shapes["video"]
     trained = {"num_segments": frames, "image_size": side} | {k: meta[k] for k in ("sampling", "short_side")}
-    now = {"num_segments": options.num_segments, "image_size": options.image_size, **options.more}
+    now = {"image_size": options.image_size, **flat(options.recordings), **flat(options.video)}
     others = [f"--{k} {now[k]} (trained with {v})" for k, v in trained.items() if now.get(k) not in (None, v)]
     if others:
         return f"evaluated otherwise than trained: {', '.join(others)}"

@@ -40,7 +40,7 @@ def load_teacher(
     """
     num_classes = classes_of if isinstance(classes_of, int) else len(classes_of)
     if (named := published(path)) is not None:
-        network, classes = named_network(named, None), model_dict[named].published_classes
+        network, classes = named_network(named, None), model_dict[named].published.classes
     else:
         checkpoint, spec = identified(path, explicit, shapes, "--model_t")
         if not any(key.startswith(f"{spec.head}.") for key in checkpoint.state):
@@ -89,7 +89,7 @@ def with_view(network: Network, size: int | None, shapes: Mapping[str, tuple[int
         )
     if size is None:
         return network
-    changes = f"{network.changes} at {size} px, {spec.interpolation}"
+    changes = f"{network.changes} at {size} px, {spec.published.interpolation}"
     return dataclasses.replace(network, spec=dataclasses.replace(spec, view=size), changes=changes)
 
 

@@ -93,8 +93,8 @@ def evaluation_notice(network: Network, shapes: Mapping[str, tuple[int, ...]]) -
     from models.external import published_evaluation
 
     of_a_package = named.partition(":")[0] in ("torchvision", "timm")
-    size, how = published_evaluation(named) if of_a_package else (spec.input_shape[-1], spec.interpolation)
-    seen, used = (shape[-1], "bilinear") if spec.view is None else (spec.view, spec.interpolation)
+    size, how = published_evaluation(named) if of_a_package else (spec.input_shape[-1], spec.published.interpolation)
+    seen, used = (shape[-1], "bilinear") if spec.view is None else (spec.view, spec.published.interpolation)
     if (size, how) == (seen, used):
         return []
     advice = "" if size == seen else f" (--image_size {size})"
@@ -151,7 +151,7 @@ def composite_spec(student: ModelSpec, deployment: Deployment) -> ModelSpec:
 def file_checksum(path: str | Path) -> str:
     """First 16 hex digits of the SHA-256; of published weights, what identifies them."""
     if (named := published(path)) is not None:
-        return model_dict[named].weights or named
+        return model_dict[named].published.weights or named
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -251,7 +251,7 @@ def named_network(name: str, num_classes: int | None) -> Network:
     UserError: another number of classes, no download.
     """
     spec = model_dict[name]
-    known = spec.published_classes
+    known = spec.published.classes
     if num_classes not in (None, known):
         has = f"weights for {known} classes" if known else "weights without a classifier"
         raise UserError(
@@ -310,8 +310,8 @@ def identified(
     warn_of_twins(path, spec, model_dict[arch], checkpoint.meta.get("arch"), flag)
     if options := input_options(spec.name, checkpoint.meta, checkpoint.state):
         spec = dataclasses.replace(spec, build=partial(spec.build, **options))
-    if spec.adapt is not None:
-        checkpoint = dataclasses.replace(checkpoint, state=spec.adapt(checkpoint.state))
+    if spec.published.adapt is not None:
+        checkpoint = dataclasses.replace(checkpoint, state=spec.published.adapt(checkpoint.state))
     return checkpoint, spec
 
 
@@ -383,22 +383,23 @@ def warn_of_twins(
 
     transferred: whether the weights are taken over by the network named, whatever they were trained in.
     """
-    if transferred and spec.note and named.note and spec.note != named.note:
+    ours, theirs, twin = spec.published.note, named.published.note, spec.published.twin
+    if transferred and ours and theirs and ours != theirs:
         log.warning(
             "warning: %s holds a %s (%s) and its weights now serve a %s (%s), for which they were not trained; choose "
             "a %s that fits",
-            *(path, spec.name, spec.note, named.name, named.note, flag),
+            *(path, spec.name, ours, named.name, theirs, flag),
         )
-    elif spec.note and named.note and spec.note != named.note:
+    elif ours and theirs and ours != theirs:
         log.warning(
             "warning: %s holds a %s (%s) and is read as that, not as the %s (%s) it was called",
-            *(path, spec.name, spec.note, named.name, named.note),
+            *(path, spec.name, ours, named.name, theirs),
         )
-    elif spec.twin and recorded is None:
+    elif twin and recorded is None:
         log.warning(
             "warning: %s fits %s (%s) and %s (%s) alike and is read as the first; if its accuracy is far off, name "
             "the second with %s",
-            *(path, spec.name, spec.note, spec.twin, model_dict[spec.twin].note, flag),
+            *(path, spec.name, ours, twin, model_dict[twin].published.note, flag),
         )
 
 
@@ -465,7 +466,7 @@ def _from_imagenet(spec: ModelSpec, name: str, **options: Any) -> nn.Module:
 
 def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Module:
     model = spec.build(**options, **input_options(spec.name, checkpoint.meta, checkpoint.state))
-    state = checkpoint.state if spec.adapt is None else spec.adapt(checkpoint.state)
+    state = checkpoint.state if spec.published.adapt is None else spec.published.adapt(checkpoint.state)
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     left = [k for k in own if k not in fits and not k.startswith(f"{spec.head}.") and "num_batches" not in k]

@@ -24,7 +24,7 @@ from core.files import atomic_write_json, make_folder, read_json, row_checksums
 from core.log import log, progress
 from core.machine import free
 from core.option import Config, option
-from core.protocols import Batch, Features, TeacherSource, UserError
+from core.protocols import Batch, DataSet, Features, FullSet, TeacherSource, UserError
 
 CACHEABLE = ("logits", "pooled")  # taps of one vector per view; maps are hundreds of times larger
 
@@ -43,6 +43,68 @@ class CacheConfig(Config):
         choices=("auto", "disk", "gpu"),
     )
     rebuild_cache: bool = option(False, "replace what --teacher_cache holds")
+
+
+def idle_cache_flags(cfg: CacheConfig, device: torch.device) -> dict[str, str]:
+    """Flag -> why it does nothing."""
+    if not cfg.teacher_cache:
+        return dict.fromkeys(("cache_pooled", "cache_device", "rebuild_cache"), "there is no --teacher_cache")
+    return {"cache_device": "the cache is mapped into memory"} if device.type == "cpu" else {}
+
+
+def refuse_new_answers(several: bool, dropout: float, mixes: bool) -> None:
+    """UserError where a teacher's answer is not one per view: several teachers, its dropout, mixed images."""
+    if several:
+        raise UserError("--teacher_cache keeps one teacher's features, and --path_t names several: drop one")
+    if dropout:
+        raise UserError(
+            "--teacher_dropout draws new values for every batch, which --teacher_cache cannot keep: drop one"
+        )
+    if mixes:
+        raise UserError(
+            "--mixup and --cutmix make new images of every batch, which --teacher_cache cannot keep: drop one"
+        )
+
+
+def not_kept(cfg: CacheConfig, taps: Sequence[str], headless: bool) -> list[str]:
+    """The taps that a cache does not keep, so that the teacher runs for them; the log names them."""
+    kept = ("pooled",) if headless else ("logits", "pooled") if cfg.cache_pooled else ("logits",)
+    deeper = [tap for tap in taps if tap not in kept]
+    if deeper:
+        hint = " (--cache_pooled keeps it)" if deeper == ["pooled"] else ""
+        words = (" and ".join(kept), ", ".join(deeper), hint)
+        log.info("--teacher_cache holds %s; these methods read %s and run the teacher%s", *words)
+    return deeper
+
+
+def cache_layout(
+    source: TeacherSource, data: DataSet, device: torch.device, taps: Sequence[str]
+) -> tuple[FullSet, CacheLayout]:
+    """The complete training set, and the layout of a cache for it: widths and types as the teacher computes them; of
+    one without a classifier, 0 classes and the taps in half precision."""
+    if data.num_crops is None:
+        raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
+    whole = data.full or FullSet(data.checksum, len(data.train_labels), None)
+    return whole, CacheLayout(whole.count, data.num_crops, *widths(source, data, device, taps), whole.positions)
+
+
+def widths(
+    source: TeacherSource, data: DataSet, device: torch.device, taps: Sequence[str]
+) -> tuple[int, torch.dtype, tuple[int, torch.dtype] | None]:
+    """(K, dtype) of the logits and (D, dtype) of the pooled feature, found by a batch of noise."""
+    spec = source.spec
+    none = torch.zeros(2, dtype=torch.int64, device=device)
+    noise = torch.rand(2, *data.shapes[spec.input], generator=torch.Generator().manual_seed(0))
+    images = noise.to(device, memory_format=torch.channels_last) if noise.ndim == 4 else noise.to(device)
+    features = source.features(Batch({spec.input: images}, none, none), taps)
+    if any(v.ndim != 2 for v in features.values()):
+        raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is no vector, leave the flag out")
+    half, pooled = torch.float16, features.get("pooled")
+    if spec.headless:
+        assert pooled is not None, "a method without logits and without taps"
+        return 0, half, (pooled.shape[1], half)
+    logits = features["logits"]
+    return logits.shape[1], logits.dtype, None if pooled is None else (pooled.shape[1], pooled.dtype)
 
 
 def cache_key(

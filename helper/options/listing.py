@@ -158,7 +158,7 @@ def models(recount: bool = False) -> tuple[Model, ...]:
 
 def model(spec: ModelSpec, known: Sequence[int] | None = None) -> Model:
     parameters, cost = known or count_model(spec)
-    about = f"; {spec.note}" if spec.note else ""
+    about = f"; {spec.published.note}" if spec.published.note else ""
     return Model(spec.name, parameters, cost, spec.input_shape, grouped(spec.taps) + about)
 
 

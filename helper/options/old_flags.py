@@ -23,9 +23,7 @@ OLD = {
     **dict.fromkeys(("--model_ema", "--model_ema_decay", "--model_ema_steps"), "--ema and --ema_every (docs/cakd.md)"),
     **dict.fromkeys(("--evaluate", "--test_only"), "a program of its own, test_model.py --path FILE"),
     **dict.fromkeys(("--launcher", "--gpus"), "--gpu_id 0,1,2,3 --multiprocessing_distributed, or torchrun"),
-    **dict.fromkeys(
-        ("--partition", "--gpus_per_node"), "sbatch's own: scripts/video/slurm.sh, scripts/slurm/submit.py"
-    ),
+    **dict.fromkeys(("--partition", "--gpus_per_node"), "scripts/slurm/submit.py --partition NAME --gpus N -- COMMAND"),
     **dict.fromkeys(("--sgdr_t", "--lr_warmup_method", "--start_epoch"), "not needed: leave it out"),
     **dict.fromkeys(("--consensus_type", "--img_feature_dim"), "part of the network: --model trn_bninception_256"),
     "--tarch": "--model_t, or nothing: the checkpoint of --path_t names its network",

@@ -302,8 +302,8 @@ def _resolve(
     layer(recipe(name), "data set recipe")
     network = "model" if teacher else "model_s"
     spec = model_dict[chosen.get(network, values[network])]
-    if spec.learning_rate is not None:
-        layer({"learning_rate": spec.learning_rate}, "model recipe")
+    if spec.published.learning_rate is not None:
+        layer({"learning_rate": spec.published.learning_rate}, "model recipe")
     if chosen.get("protocol") == "modern":
         layer(MODERN, "protocol")
     if not teacher:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.option import Flag, flags_in, flat
-from dataset.base import RecordingConfig, SourceConfig, StreamConfig
-from dataset.clips.video import VideoConfig
+from dataset.base import RecordingConfig, SourceConfig, StreamConfig, VideoConfig
 from dataset.images.unlabelled import UnlabelledConfig
 from dataset.mixing import MixingConfig
 from distiller_zoo.base import Distiller
@@ -116,7 +115,7 @@ class Settings:
 
     method, config: class and configuration of the method. method_flags: dest -> value of its own flags.
     defaults: flag -> value that holds unless given. sources: flag -> "command line", "file", "model recipe", "data set
-    recipe", "protocol", "method" or "default". without_effect: flag -> why; notices add to it. label: of this student
+    recipe", "protocol", "method" or "default". without_effect: flag -> why. label: of this student
     among those that are trained together.
     """
 
@@ -127,7 +126,7 @@ class Settings:
     defaults: Mapping[str, Any]
     sources: Mapping[str, str]
     command: list[str] = field(default_factory=list)
-    without_effect: dict[str, str] = field(default_factory=dict)
+    without_effect: Mapping[str, str] = field(default_factory=dict)
     label: str = ""
 
     @property

@@ -29,7 +29,7 @@ from core.files import atomic_write_json
 from core.machine import usable_cores
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions
+from dataset.base import data_options
 from dataset.images.files import Files, find_root
 from helper.machine.devices import pick_device
 from helper.machine.kernels import tune_allocator
@@ -39,7 +39,7 @@ from models._common import IMAGENET_MEAN, IMAGENET_STD
 
 
 def ours(args: argparse.Namespace, device: torch.device, dali: str | None) -> Callable[[int], Iterator[int]]:
-    options = DataOptions(args.data_folder, image_size=args.size, num_workers=args.workers, dali=dali)
+    options = data_options(args.data_folder, image_size=args.size, num_workers=args.workers, dali=dali)
     data = dataset_dict["imagenet"](options)
     files = data.train
     data.train = Files(files.root, files.paths * args.passes, files.labels.repeat(args.passes))

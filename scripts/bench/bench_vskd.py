@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_text
 from core.protocols import Progress, UserError
-from dataset.base import DataOptions
+from dataset.base import data_options
 from dataset.clips.decode import ClipSource, read_video
 from dataset.clips.frame_cache import FrameCache
 from dataset.recordings.utd_mhad import load_utd_mhad
@@ -105,7 +105,7 @@ def fields(watch: Stopwatch, batch: int, length: int) -> float:
 def loader_share(root: Path, watch: Stopwatch, side: int, steps: int) -> tuple[float, float]:
     """(seconds a step waits for its batch, seconds of the step itself), medians over an epoch of cached clips."""
     device = watch.device
-    options = DataOptions(root, image_size=side, window=side, modality=("accel", "video"), clip_cache=root / "cache")
+    options = data_options(root, image_size=side, window=side, modality=("accel", "video"), clip_cache=root / "cache")
     data = load_utd_mhad(options)
     teacher = model_dict["trn_bninception"].fitted(data.shapes)
     network = Network(

@@ -3,9 +3,11 @@
 
     python scripts/slurm/submit.py --nodes 2 --gpus 4 --time 2880 -- train_student.py --path_t T.pth --distill simkd
     python scripts/slurm/submit.py --gpus 1 --grid table.txt        # one command per line, # for comments
+    KINETICS=DIR python scripts/slurm/submit.py --gpus 8 --cpus 64 -- scripts/video/tsm_distil.sh TEACHER.pth
 
-Every job starts torchrun on each of its nodes. A job that SLURM takes away or that runs out of time is queued again and
-resumes from its last checkpoint. --cluster local runs the same on this machine, --cluster debug in this process.
+Every job starts torchrun on each of its nodes; a shell script starts its own processes, one for each GPU of $GPUS. A
+job that SLURM takes away or that runs out of time is queued again and resumes from its last checkpoint. --cluster local
+runs the same on this machine, --cluster debug in this process.
 """
 
 from __future__ import annotations
@@ -35,8 +37,14 @@ class Run:
         self.command, self.nodes, self.processes = list(command), nodes, processes
         self.child: subprocess.Popen | None = None
 
+    @property
+    def is_shell(self) -> bool:
+        return self.command[0].endswith(".sh")
+
     def torchrun(self) -> list[str]:
         script = [str(ROOT / self.command[0]), *self.command[1:]]
+        if self.is_shell:
+            return ["bash", *script]
         if self.nodes == self.processes == 1:
             return [sys.executable, *script]
         launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={self.processes}"]
@@ -53,6 +61,8 @@ class Run:
         try:
             # with a store shared between rounds, nodes do not find each other again after one was replaced
             env = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+            if self.is_shell:
+                env["GPUS"] = ",".join(map(str, range(self.processes)))
             self.child = subprocess.Popen(self.torchrun(), cwd=ROOT, env=env)
             code = self.child.wait()
         finally:
@@ -93,6 +103,8 @@ def submit(args: argparse.Namespace) -> list[Any]:
     for command in commands:
         if not command or not (ROOT / command[0]).is_file():
             raise UserError(f"'{shlex.join(command)}' must begin with a script, such as train_student.py")
+        if command[0].endswith(".sh") and args.nodes > 1:
+            raise UserError(f"{command[0]} starts the processes of one node: leave --nodes out")
     try:
         import submitit
     except ImportError as error:

@@ -182,7 +182,7 @@ def classes_in(path: Path, name: str) -> int:
     """How many classes the weights in a file tell apart, read as the network `name`. UserError: they are of another."""
     state = read_checkpoint(path).state
     spec = model_in(name.partition("@")[0], state)
-    return num_classes_of(state if spec.adapt is None else spec.adapt(state), spec)
+    return num_classes_of(state if spec.published.adapt is None else spec.published.adapt(state), spec)
 
 
 def publisher_prefix(url: str) -> str | None:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.files import atomic_write_text
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions
+from dataset.base import data_options
 from dataset.recordings.actions import ActionData
 from dataset.recordings.pairs import SENSOR
 from helper.deploy.export import MEASURED, export_onnx, load_classifier, report
@@ -124,7 +124,7 @@ def opened(name: str, folder: Path, runs: Sequence[Run], cache: Path | None) -> 
     """The data of the runs, with every modality one of them reads."""
     first = next((r for r in runs if not r.is_teacher), runs[0]).identity
     read = [first.get(k) for k in ("modality", "modality_s", "modality_t")]
-    options = DataOptions(
+    options = data_options(
         folder,
         image_size=first["image_size"],
         modality=tuple(m for m in read if m),

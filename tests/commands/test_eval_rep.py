@@ -11,7 +11,7 @@ import test_model
 from core.protocols import UserError
 from core.taps import TappedNet
 from dataset import dataset_dict
-from dataset.base import DataOptions
+from dataset.base import data_options
 from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd, random_crops
 from helper.evaluation.evaluate import evaluate
 from helper.networks.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ def tiny(tmp_path_factory):
 
 
 def open_data(name, root, **options):
-    return dataset_dict[name](DataOptions(root=root, **options))
+    return dataset_dict[name](data_options(root=root, **options))
 
 
 def test_stl10_is_read_pixel_by_pixel(stl10):

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from PIL import Image
 import predict
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions
+from dataset.base import DataOptions, data_options
 from dataset.single_file import InputFormat
 from helper.deploy.predictor import open_predictor
 from models import load_student, model_dict
@@ -99,7 +102,7 @@ def test_videos_are_read_as_in_evaluation(sampling, real, tmp_path):
             write_video(file, left_bright(12 + i, i, (48, 64)))
     video_list(tmp_path, files)
     more = {"sampling": sampling, "short_side": 40}
-    data = dataset_dict["video"](DataOptions(tmp_path, image_size=32, num_segments=3, more=more))
+    data = dataset_dict["video"](data_options(tmp_path, image_size=32, num_segments=3, **more))
     path = saved(tmp_path / "net_best.pth", data, "tsn:resnet8", "video")
     found = list(open_predictor(path)(files, 1))
     expected = torch.cat([b.inputs["video"] for b in data.test_loader(2, device=CPU, views=data.clip_views(clips=1))])
@@ -110,7 +113,7 @@ def test_action_recordings_are_read_as_in_evaluation(tmp_path):
     root = utd(tmp_path / "utd")
     for modality, name, kind in (("gyro", "sensor_cnn", "sensor"), ("video", "trn:resnet8", "video")):
         data = dataset_dict["utd_mhad"](
-            DataOptions(root, image_size=32, modality=(modality,), window=48, num_segments=3)
+            data_options(root, image_size=32, modality=(modality,), window=48, num_segments=3)
         )
         path = saved(tmp_path / f"{kind}_best.pth", data, name, kind)
         files = [s.files[modality].path for s in data.test]
@@ -167,6 +170,29 @@ def test_from_an_export(form, tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="damaged|truncated"):
         open_predictor(file)
+
+
+def test_an_int8_sensor_network_runs_without_torch(tmp_path):
+    """examples/sensor_without_torch.py, in a process that cannot import torch, says of a .mat what predict.py says."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
+    from scripts.export_student import main as export
+
+    real = SHARED / "utd_mhad"
+    root = real if real.exists() else utd(tmp_path / "utd", video=False)
+    data = dataset_dict["utd_mhad"](data_options(root, modality=("accel",), window=48))
+    path, out = saved(tmp_path / "sensor_cnn_best.pth", data, "sensor_cnn", "sensor"), tmp_path / "out"
+    export(["--path", str(path), "--data_folder", str(root), "--out", str(out), "--forms", "onnx", "--int8"])
+    (tmp_path / "torch.py").write_text("raise ImportError('this program runs without torch')")
+    for recording in [s.files["accel"].path for s in data.test[:2]]:
+        command = [sys.executable, ROOT / "examples" / "sensor_without_torch.py", out / "model_int8.onnx", recording]
+        env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (expected,) = open_predictor(out / "model_int8.onnx")([recording])
+        for line, (name, share) in zip(done.stdout.splitlines(), expected.top, strict=False):
+            assert line.rpartition("  ")[0] == name
+            assert float(line.split()[-2]) == pytest.approx(100 * share, abs=0.2)
 
 
 def test_one_sentence_each(tmp_path):

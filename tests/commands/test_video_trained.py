@@ -41,11 +41,11 @@ def network(videos, commands, tmp_path_factory):
 def test_a_checkpoint_of_videos_says_how_its_clips_were_made(network, videos):
     meta = read_checkpoint(network).meta
     assert (meta["shapes"], meta["sampling"], meta["short_side"]) == ({"video": [4, 3, 32, 32]}, "dense", 40)
-    found = options_as_trained(network, videos, more={"sampling": None, "short_side": None, "seek": True})
+    found = options_as_trained(network, videos, sampling=None, short_side=None, seek=True)
     assert (found.num_segments, found.image_size) == (4, 32)
     assert found.more == {"sampling": "dense", "short_side": 40, "seek": True}
     assert clip_settings_notice(network, found) == "as trained: 4 frames of 32 px, dense sampling, shorter side 40"
-    other = options_as_trained(network, videos, 64, num_segments=7, more={"sampling": "uniform", "short_side": None})
+    other = options_as_trained(network, videos, 64, num_segments=7, sampling="uniform", short_side=None)
     assert other.more == {"sampling": "uniform", "short_side": None}  # the side of frames goes with that of crops
     told = clip_settings_notice(network, other)
     assert all(f"{flag} (trained with {was})" in told for flag, was in (
@@ -84,7 +84,7 @@ def test_a_network_of_videos_is_taken_away(network, videos, tmp_path, capsys):
 
 def test_skipping_bad_files_hides_no_mistake(videos, tmp_path):
     for options in ({}, {"skip_corrupt": True}):
-        data = load(videos, more={"short_side": 16}, **options)
+        data = load(videos, short_side=16, **options)
         for views, words in (
             (TestViews(clips=4), "4 clips need --sampling dense"),
             (TestViews(clips=0), "--clips 0"),
@@ -94,7 +94,7 @@ def test_skipping_bad_files_hides_no_mistake(videos, tmp_path):
             with pytest.raises(UserError, match=words):
                 data.test_loader(4, device=CPU, views=views)
     (tmp_path / "file").write_text("")
-    full = load(videos, skip_corrupt=True, more={"frame_cache": tmp_path / "file"})
+    full = load(videos, skip_corrupt=True, frame_cache=tmp_path / "file")
     with pytest.raises(UserError, match="point --frame_cache at"):
         list(full.test_loader(2, device=CPU))
 
@@ -130,7 +130,7 @@ def test_opencv_reads_the_same_frames(videos, tmp_path):
     assert np.array_equal(cached["av"].read(source, index), wanted)
     assert len(list((tmp_path / "cache").glob("bilinear_*.npy"))) == 2
 
-    data = load(videos, more={"decoder": "opencv"})
+    data = load(videos, decoder="opencv")
     assert next(iter(data.test_loader(2, device=CPU))).inputs["video"].shape == (2, 4, 3, 16, 16)
     assert data.checksum != load(videos).checksum
     for name, content, words in (("empty.avi", b"", "empty"), ("text.avi", b"no video" * 99, "OpenCV cannot open it")):
@@ -138,7 +138,7 @@ def test_opencv_reads_the_same_frames(videos, tmp_path):
         with pytest.raises(UserError, match=words):
             theirs.count(ClipSource(tmp_path / name))
     with pytest.raises(UserError, match="--seek is PyAV's"):
-        load(videos, more={"decoder": "opencv", "seek": True})
+        load(videos, decoder="opencv", seek=True)
 
 
 def test_opencv_is_optional(videos, monkeypatch):
@@ -152,6 +152,6 @@ def test_opencv_is_optional(videos, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match="needs the package opencv-python-headless: pip install"):
         FrameReader(16, decoder="opencv").count(ClipSource(videos / "0.avi"))
-    data = load(videos, skip_corrupt=True, more={"decoder": "opencv"})
+    data = load(videos, skip_corrupt=True, decoder="opencv")
     with pytest.raises(UserError, match="opencv-python-headless"):  # nobody's bad file
         list(data.test_loader(2, device=torch.device("cpu")))

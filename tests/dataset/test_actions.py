@@ -11,7 +11,7 @@ import torch
 from scipy.io import savemat
 
 from core.protocols import UserError
-from dataset.base import DataOptions
+from dataset.base import data_options
 from dataset.clips.clip_transforms import centre_box, crop_boxes, render
 from dataset.clips.decode import ClipSource, read_clip, read_video
 from dataset.clips.frame_cache import FrameCache
@@ -54,7 +54,7 @@ def root(tmp_path_factory):
 
 def options(root, *modality, **kwargs):
     kwargs = {"num_segments": 4, "image_size": 16, "window": 24, "clip_cache": None, **kwargs}
-    return DataOptions(root, modality=modality, **kwargs)
+    return data_options(root, modality=modality, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +289,7 @@ def test_protocol_counts_of_utd_mhad():
 def test_all_of_utd_mhad():
     root = shared("utd_mhad")
     for split, counts in (("cross_subject", (431, 430)), ("trial", (432, 429))):
-        data = load_utd_mhad(DataOptions(root, modality=("accel",), data_split=split))
+        data = load_utd_mhad(data_options(root, modality=("accel",), data_split=split))
         assert (len(data.train), len(data.test)) == counts and data.num_classes == 27
         assert all(s.label == s.key[0] - 1 for s in (*data.train, *data.test))
         assert {s.key for s in (*data.train, *data.test)}.isdisjoint(utd_mhad.MISSING)
@@ -437,7 +437,7 @@ def test_a_clip_shorter_than_the_segments_is_named_or_left_out(root):
 )
 def test_options_that_do_not_fit(root, wrong, words):
     with pytest.raises(UserError, match=words):
-        load_utd_mhad(dataclasses.replace(options(root, "accel"), **wrong))
+        load_utd_mhad(data_options(**{"root": root, "modality": ("accel",), "image_size": 16, **wrong}))
 
 
 def test_a_subject_on_both_sides_is_refused():
@@ -521,7 +521,7 @@ def test_berkeley(tmp_path):
 
 
 def test_real_files_of_berkeley():
-    data = load_berkeley_mhad(DataOptions(shared("berkeley_mhad"), modality=("accel",), window=32))
+    data = load_berkeley_mhad(data_options(shared("berkeley_mhad"), modality=("accel",), window=32))
     assert len(data.train) + len(data.test) == 658 and data.num_classes == 11
     assert {s.subject for s in data.train} == set(range(1, 8)) and {s.subject for s in data.test} == set(range(8, 13))
     assert data.windows("test").shape == (len(data.test), 3, 32) and data.windows("test").isfinite().all()

@@ -6,7 +6,6 @@ import shutil
 import signal
 import sys
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from scipy.io import savemat
 
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions
+from dataset.base import DataOptions, data_options
 from scripts import sort_imagenet_val
 from tests.support.commands import ROOT
 
@@ -56,7 +55,7 @@ def own_tree(tree, tmp_path):
 
 
 def load(root, **options):
-    return dataset_dict["imagenet"](DataOptions(Path(root), image_size=SIZE, **options))
+    return dataset_dict["imagenet"](data_options(root, image_size=SIZE, **options))
 
 
 def images(batches):
@@ -300,7 +299,7 @@ def test_on_a_gpu_the_batches_are_those_of_the_cpu(tree, dali):
 def test_real_photographs(dali):
     if not PHOTOS.is_dir():
         pytest.skip("shared data is absent: imagenette_small")
-    data = dataset_dict["imagenet"](DataOptions(PHOTOS, image_size=64, dali=dali_or_skip(dali)))
+    data = dataset_dict["imagenet"](data_options(PHOTOS, image_size=64, dali=dali_or_skip(dali)))
     assert data.num_classes == 10 and len(data.train_labels) == 600 and len(data.test.labels) == 200
     loader = data.train_loader(64, rank=1, world_size=2, **TRAINING)
     batch = next(iter(loader))

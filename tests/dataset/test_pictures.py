@@ -12,7 +12,7 @@ from PIL import Image
 
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions
+from dataset.base import DataOptions, data_options
 from dataset.clips.decode import ClipSource, read_image, read_video
 from dataset.clips.frame_reader import FrameReader
 from dataset.images import files
@@ -147,7 +147,7 @@ def test_dali_reads_depth_and_orientation_as_evaluation_does(tmp_path):
             Image.fromarray(pixels).save(tmp_path / "train" / name / part)
         turned(tmp_path / "train" / name / "turned.jpg", 6)
     shutil.copytree(tmp_path / "train", tmp_path / "val")
-    data = dataset_dict["imagenet"](DataOptions(tmp_path, image_size=SIDE, dali="cpu"))
+    data = dataset_dict["imagenet"](data_options(tmp_path, image_size=SIDE, dali="cpu"))
     means: dict[str, list[float]] = {"8.png": [], "16.png": [], "turned.jpg": []}
     loader = data.train_loader(6, seed=0, device=CPU)
     for epoch in range(1, 7):
@@ -208,7 +208,7 @@ def test_folder_leaves_out_what_it_cannot_read(tmp_path, monkeypatch, caplog):
     (tmp_path / "train" / "b" / "list.csv").write_text("x")
     with pytest.raises(UserError, match=r"1\.png' is corrupt.*--skip_corrupt"):
         dataset_dict["folder"](DataOptions(tmp_path))
-    data = dataset_dict["folder"](DataOptions(tmp_path, skip_corrupt=True))
+    data = dataset_dict["folder"](data_options(tmp_path, skip_corrupt=True))
     assert data.train_labels.tolist() == [0, 0, 1, 1, 1]
     assert np.array_equal(data.train_images[1].numpy(), scene() + 2)
     assert "left out 1 images: the image" in caplog.text
@@ -219,7 +219,7 @@ def test_folder_leaves_out_what_it_cannot_read(tmp_path, monkeypatch, caplog):
     for path in (tmp_path / "val" / "b").iterdir():
         path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"not one image of '.*val/b' can be read"):
-        dataset_dict["folder"](DataOptions(tmp_path, skip_corrupt=True))
+        dataset_dict["folder"](data_options(tmp_path, skip_corrupt=True))
 
 
 def test_phone_videos_are_turned_in_both_decoders(tmp_path):

@@ -11,7 +11,7 @@ import torch
 
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions
+from dataset.base import StreamConfig, data_options
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import ClipSource
 from dataset.clips.frame_reader import FrameReader, layout
@@ -58,8 +58,7 @@ def folder(tmp_path_factory):
 
 
 def load(root, name="video", **options):
-    more = {"num_workers": 0, **options.pop("more", {})}
-    return dataset_dict[name](DataOptions(root, image_size=16, num_segments=4, more=more, **options))
+    return dataset_dict[name](data_options(root, image_size=16, num_segments=4, **options))
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -315,7 +314,7 @@ def test_lines_that_do_not_parse(tmp_path, line, words):
 
 def test_bad_lists(folder, tmp_path):
     with pytest.raises(UserError, match=r"cannot read the list of videos '.*absent.txt'"):
-        load(folder, more={"train_list": tmp_path / "absent.txt"})
+        load(folder, train_list=tmp_path / "absent.txt")
     for name, text, words in (
         ("empty.txt", "\n", "names no videos"),
         ("high.txt", "clip 0.mp4 2\n", r"high.txt, line 1: the class 2 is out of range, the data set has 0 to 1"),
@@ -323,9 +322,9 @@ def test_bad_lists(folder, tmp_path):
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(UserError, match=words):
-            load(folder, more={"test_list": tmp_path / name})
+            load(folder, test_list=tmp_path / name)
     with pytest.raises(UserError, match="--short_side 8 is less than --image_size 16"):
-        load(folder, more={"short_side": 8})
+        load(folder, short_side=8)
 
 
 def test_loaders(folder):
@@ -361,7 +360,7 @@ def test_loaders(folder):
 def test_workers_cache_and_seeking_change_nothing(folder, tmp_path):
     wanted = [b.inputs["video"] for b in load(folder).train_loader(2, seed=0, device=CPU)]
     state = torch.random.get_rng_state()
-    data = load(folder, more={"seek": True, "frame_cache": tmp_path})
+    data = load(folder, seek=True, frame_cache=tmp_path)
     data.workers = 1
     for _ in range(2):
         got = [b.inputs["video"] for b in data.train_loader(2, seed=0, device=CPU)]
@@ -372,7 +371,7 @@ def test_workers_cache_and_seeking_change_nothing(folder, tmp_path):
 
 def test_test_views(folder):
     """Three crops, two clips: crop by crop, frames of a clip side by side."""
-    data = load(folder, more={"short_side": 16})
+    data = load(folder, short_side=16)
     one = next(iter(data.test_loader(8, device=CPU)))
     assert one.views == 1 and one.inputs["video"].shape == (2, 4, 3, 16, 16)
     batch = next(iter(data.test_loader(12, device=CPU, views=TestViews(clips=2, crops="three"))))
@@ -386,7 +385,7 @@ def test_test_views(folder):
     assert longer.inputs["video"].shape == (2, 7, 3, 16, 16)
     with pytest.raises(UserError, match="--sampling dense"):
         next(iter(data.test_loader(8, device=CPU, views=TestViews(clips=3))))
-    dense = load(folder, more={"sampling": "dense"})
+    dense = load(folder, sampling="dense")
     batch = next(iter(dense.test_loader(10, device=CPU, views=TestViews(clips=10))))
     assert batch.views == 10
 
@@ -406,13 +405,13 @@ def test_corrupt_videos_are_reported_and_skipped(folder, tmp_path):
     with pytest.warns(UserWarning, match="clip 5.mp4"):
         (batch,) = data.test_loader(8, device=CPU)
     assert batch.index.tolist() == [0]
-    data.options = dataclasses.replace(data.options, skip_corrupt=False)
+    data.options = dataclasses.replace(data.options, stream=StreamConfig(skip_corrupt=False))
     with pytest.raises(UserError, match="clip 5.mp4.*not a video"):
         list(data.test_loader(8, device=CPU))
 
 
 def test_directions_change_with_the_picture(folder):
-    data = load(folder, more={"flip_pairs": "0:1", "train_crop": "centre"})
+    data = load(folder, flip_pairs="0:1", train_crop="centre")
     loader, seen = data.train_loader(4, seed=0, device=CPU), set()
     straight = dataclasses.replace(data.settings, flip=False)
     for epoch in range(1, 7):
@@ -477,7 +476,7 @@ def test_mean_class_accuracy_over_the_union():
 
 
 def test_evaluation_over_views(folder):
-    data = load(folder, more={"short_side": 16})
+    data = load(folder, short_side=16)
     loader = data.test_loader(8, device=CPU, views=TestViews(crops="three"))
 
     def predict(inputs):

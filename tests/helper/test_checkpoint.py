@@ -606,7 +606,7 @@ def test_odd_headers_of_safetensors(tmp_path, meta):
 def test_auxiliary_heads_of_torchvision_networks():
     """Files in torchvision's layout normalise as torchvision trained them; those of a run as the run recorded."""
     spec = model_dict["torchvision:googlenet"]
-    assert spec.adapt({"aux1.fc2.weight": 1, "fc.weight": 2}) == {"fc.weight": 2}
+    assert spec.published.adapt({"aux1.fc2.weight": 1, "fc.weight": 2}) == {"fc.weight": 2}
     both = {"aux2.fc2.weight": torch.ones(1), "fc.weight": torch.ones(1)}
     for meta, state, wanted in (({}, both, True), ({}, W, False), ({"transform_input": True}, W, True)):
         assert input_options(spec.name, meta, state) == {"transform_input": wanted}

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core.protocols import UserError
+from core.protocols import Published, UserError
 from core.taps import TappedNet
 from distiller_zoo import method_dict
 from helper.networks.head_probe import linear_head, means_head
@@ -192,7 +192,7 @@ def test_an_imagenet_teacher_of_some_of_its_classes(sources, monkeypatch):
 def test_a_view_is_the_resized_batch():
     torch.manual_seed(0)
     path = SimpleNamespace(path=Path("x"), peer=None)
-    spec = dataclasses.replace(model_dict["resnet8"], interpolation="bicubic")
+    spec = dataclasses.replace(model_dict["resnet8"], published=Published(interpolation="bicubic"))
     network = Network(spec, spec(num_classes=10).eval(), path)
     x = torch.rand(2, 3, 16, 16)
     larger = F.interpolate(x, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)

@@ -19,9 +19,8 @@ from core.taps import TappedNet
 from helper.machine import lane_memory
 from helper.networks import teacher_cache as under_test
 from helper.networks.checkpoint import load_file
-from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, alone, cache_key
+from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, alone, cache_key, widths
 from helper.networks.teacher_sources import LiveTeacher
-from helper.opening import source_layout
 from helper.options.parse import parse_students
 from tests.support.commands import ROOT
 from tests.support.toys import ToyData, cnn
@@ -444,7 +443,7 @@ def test_rows_are_kept_as_the_teacher_answers():
     spec = dataclasses.replace(cnn(4), taps={}, feats=())
     for wrap, dtype in ((torch.nn.Sequential, torch.bfloat16), (Exact, torch.float32)):
         net = TappedNet(wrap(spec(num_classes=K)), spec)
-        found = source_layout(LiveTeacher(net, torch.bfloat16), spec, ToyData(), torch.device("cpu"), ())
+        found = widths(LiveTeacher(net, torch.bfloat16), ToyData(), torch.device("cpu"), ())
         assert found == (K, dtype, None)
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from core import lock
-from core.protocols import UserError
+from core.protocols import Published, UserError
 from core.registry import Registry
 from helper.networks.checkpoint import read_checkpoint
 from helper.options.naming import folder_of, run_name
@@ -296,7 +296,7 @@ def test_runs_that_differ_share_no_folder():
 
 
 def test_explicit_learning_rate_beats_the_recipe(monkeypatch):
-    slow = dataclasses.replace(model_dict["resnet8"], learning_rate=0.01)
+    slow = dataclasses.replace(model_dict["resnet8"], published=Published(learning_rate=0.01))
     real = Registry.__getitem__
     monkeypatch.setattr(Registry, "__getitem__", lambda self, k: slow if k == "resnet8" else real(self, k))
     for argv, rate, source in (

@@ -92,7 +92,7 @@ def test_the_normalisation_is_what_the_files_say(packages, tmp_path):
     folder = saved(made(packages, "dinov2")[0], tmp_path / "net")
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1] * 3, "resample": 2}))
     spec = folder_spec(str(folder))
-    assert (spec.mean, spec.interpolation) == ((0.1, 0.1, 0.1), "bilinear")
+    assert (spec.mean, spec.published.interpolation) == ((0.1, 0.1, 0.1), "bilinear")
 
 
 def test_checksums_tell_weights_and_settings_apart(packages, tmp_path):

@@ -171,14 +171,14 @@ def test_shufflenets_keep_the_default_initialisation(name):
 
 
 def test_learning_rate_is_the_published_override():
-    slow = {name for name in model_dict if model_dict[name].learning_rate == 0.01}
+    slow = {name for name in model_dict if model_dict[name].published.learning_rate == 0.01}
     plain = {name for name in slow if not model_dict[name].branches}
     assert plain == {"MobileNetV2", "MobileNetV2_1_0", "ShuffleV1", "ShuffleV2", "ShuffleV2_1_5"} | {
         "mobilenetV2",
         "mobilenetV2_dpcd",
     }
     assert {name.split("_")[0] for name in slow - plain} == {"mobilenetV2", "ShuffleV1", "ShuffleV2"}
-    assert {model_dict[name].learning_rate for name in model_dict} == {None, 0.01}
+    assert {model_dict[name].published.learning_rate for name in model_dict} == {None, 0.01}
 
 
 @pytest.mark.parametrize("spec", SPECS)

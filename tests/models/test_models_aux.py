@@ -154,7 +154,10 @@ def test_every_network_has_both_kinds_of_heads():
         assert spec.branches == tuple(f"aux{i}" for i in range(1, len(spec.branches) + 1))
         plain = AUXILIARY[name.removesuffix("_dpcd").removesuffix("_aux")]
         if plain is not None and "mobilenet" not in name:
-            assert spec.feats == model_dict[plain].feats and spec.learning_rate == model_dict[plain].learning_rate
+            assert (
+                spec.feats == model_dict[plain].feats
+                and spec.published.learning_rate == model_dict[plain].published.learning_rate
+            )
     assert all(model_dict[pair].branches for pair in PAIRS)
 
 

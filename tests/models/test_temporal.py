@@ -217,7 +217,7 @@ def test_openmmlab_keys(name):
         assert list(theirs)[0] == "backbone.conv1.conv.weight"
         assert [k for k in theirs if k.startswith("backbone.")][-1] == "backbone.layer4.2.conv3.bn.num_batches_tracked"
     ours = model.state_dict()
-    mapped = spec.adapt(theirs)
+    mapped = spec.published.adapt(theirs)
     assert mapped.keys() == ours.keys()
     if "mobile" in name:
         assert list(mapped) == list(ours)
@@ -226,7 +226,7 @@ def test_openmmlab_keys(name):
     assert back.keys() == theirs.keys()
     assert all(back[k] is theirs[k] for k in theirs)
     wrapped = {f"architecture.{k}": v for k, v in theirs.items()} | {f"teacher.{k}": v for k, v in theirs.items()}
-    student = spec.adapt(wrapped)
+    student = spec.published.adapt(wrapped)
     assert all(student[k] is mapped[k] for k in ours)
 
 
@@ -235,17 +235,17 @@ def test_temporal_shift_modules_keys():
     spec = model_dict["tsm_mobilenetv2"]
     with torch.device("meta"):
         theirs = openmmlab.mit_mobilenet_v2(400).state_dict()
-    mapped, ours = spec.adapt(theirs), on_meta("tsm_mobilenetv2").state_dict()
+    mapped, ours = spec.published.adapt(theirs), on_meta("tsm_mobilenetv2").state_dict()
     assert list(mapped) == list(ours)
     assert "base_model.features.3.conv.0.net.0.weight" in mapped
     renamed = {k.replace("new_fc", "base_model.classifier"): v for k, v in theirs.items()}
-    assert list(spec.adapt(renamed)) == list(ours)
+    assert list(spec.published.adapt(renamed)) == list(ours)
     own = on_meta("tsm_resnet50").state_dict()
-    assert list(model_dict["tsm_resnet50"].adapt(own)) == list(own)
+    assert list(model_dict["tsm_resnet50"].published.adapt(own)) == list(own)
 
 
 def fits(name, state):
-    ours, mapped = on_meta(name).state_dict(), model_dict[name].adapt(state)
+    ours, mapped = on_meta(name).state_dict(), model_dict[name].published.adapt(state)
     assert mapped.keys() == ours.keys(), sorted(mapped.keys() ^ ours.keys())[:4]
     return [k for k in ours if mapped[k].shape != ours[k].shape]
 
@@ -276,7 +276,7 @@ def test_image_weights_fit_by_shape(name, torchvision_name, timm_name):
         old["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
         old["layers.0.blocks.1.attn_mask"] = torch.zeros(1)
         assert fits(name, old) == ["new_fc.weight", "new_fc.bias"]
-        to_timm = to_openmmlab("swin", model_dict[name].adapt(files[1]))
+        to_timm = to_openmmlab("swin", model_dict[name].published.adapt(files[1]))
         kept = {k for k in to_timm if k.startswith("backbone.")}
         assert {k.removeprefix("backbone.") for k in kept} == {k for k in files[1] if not k.startswith("head.")}
 

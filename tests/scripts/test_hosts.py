@@ -84,9 +84,20 @@ def test_a_table_as_a_job_array_on_this_machine(tmp_path):
     assert table.returncode == 0
 
 
+def test_a_shell_script_as_a_job_gets_the_devices_of_its_node(tmp_path):
+    pytest.importorskip("submitit", reason="needs submitit, of requirements-extra.txt")
+    script = tmp_path / "show.sh"
+    script.write_text('echo "on $GPUS: $1" >' + str(tmp_path / "said"))
+    argv = ("--cluster", "local", "--gpus", 0, "--logs", tmp_path / "logs", "--wait", "--processes", 2)
+    done = submit(*argv, "--", script, "word", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "said").read_text() == "on 0,1: word\n"
+
+
 def test_what_slurm_cannot_run_is_refused(tmp_path):
     for argv, words in (
         (("--cluster", "local"), "give one command"),
+        (("--nodes", 2, "--", "scripts/video/tsm_distil.sh"), "starts the processes of one node"),
         (("--cluster", "local", "--", "no_script.py"), "must begin with a script"),
         (("--cluster", "local", "--grid", tmp_path / "none.txt"), "cannot read --grid"),
     ):

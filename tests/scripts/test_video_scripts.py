@@ -1,14 +1,10 @@
 """scripts/video: what is tested is the run that was trained, and the weights a network starts from are named."""
 
-import os
-import subprocess
-
 import pytest
 
 from core.protocols import UserError
 from helper.networks.load import started_from
 from models import model_dict
-from tests.support.commands import ROOT
 from tests.support.interpreter import Interpreter
 
 RESULT = 'case "$1" in train_*) echo "training"; echo "%s" ;; esac'
@@ -45,16 +41,6 @@ def test_a_finished_run_is_tested_again_and_no_run_is_an_error(tmp_path):
     assert "SAVE/one/tsn_resnet50_best.pth" in test
     done = interpreter(tmp_path / "b", "stopped").bash("video/tsn_student.sh", KINETICS="DATA", SAVE="SAVE")
     assert done.returncode and "names no folder" in done.stderr
-
-
-def test_a_slurm_step_gets_the_cores_of_its_job(tmp_path):
-    (tmp_path / "srun").write_text('#!/bin/bash\necho "$@"\n')
-    (tmp_path / "srun").chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT)}
-    command = ["bash", str(ROOT / "scripts/video/slurm.sh"), "tsn_student", "--trial", "1"]
-    for cores, given in (("16", {"SLURM_CPUS_PER_TASK": "16"}), ("64", {})):
-        said = subprocess.run(command, env={**env, **given}, capture_output=True, text=True, check=True).stdout
-        assert f"--cpus-per-task={cores} bash scripts/video/tsn_student.sh --trial 1" in said
 
 
 def test_unknown_weights_are_refused_with_those_there_are():

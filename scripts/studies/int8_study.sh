@@ -2,9 +2,9 @@
 # What int8 costs, and what training against it wins back: resnet20 on complete CIFAR-100 (continued for 150 steps, alone
 # and under resnet56), and a sensor network of UTD-MHAD (trained here, then continued alone and under itself in float32);
 # two seeds each. Writes results/int8_cifar100.md and results/int8_utd_mhad.md.
-#   bash scripts/int8_study.sh STUDENT_RESNET20.pth TEACHER_RESNET56.pth CIFAR_FOLDER UTD_FOLDER SAVE_ROOT
+#   bash scripts/studies/int8_study.sh STUDENT_RESNET20.pth TEACHER_RESNET56.pth CIFAR_FOLDER UTD_FOLDER SAVE_ROOT
 # Cost: about 15 minutes of one core.
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 student=${1:?path of a resnet20 checkpoint}
 teacher=${2:?path of a resnet56 checkpoint}
 cifar=${3:?folder with cifar100.npz or the official files}
@@ -21,7 +21,7 @@ for trial in 0 1; do
     "$PYTHON" train_student.py "${sensor[@]}" --save_root "$save/utd_under" --distill kd --path_t "$float" --trial "$trial"
 done
 last=students/models/*/*_last.pth
-"$PYTHON" scripts/int8_table.py --dataset utd_mhad --data_folder "$utd" --title "UTD-MHAD, accelerometer: sensor_cnn in int8" \
+"$PYTHON" scripts/studies/int8_table.py --dataset utd_mhad --data_folder "$utd" --title "UTD-MHAD, accelerometer: sensor_cnn in int8" \
     --out results/int8_utd_mhad.md --row "float32 training" "$float" --row "continued in int8, alone" "$save"/utd_alone/$last \
     --row "continued in int8, under the float32 network (kd)" "$save"/utd_under/$last
 
@@ -30,6 +30,6 @@ for trial in 0 1; do
     "$PYTHON" train_student.py "${image[@]}" --save_root "$save/cifar_alone" --distill vanilla --trial "$trial"
     "$PYTHON" train_student.py "${image[@]}" --save_root "$save/cifar_under" --distill kd --path_t "$teacher" --skip_validation --trial "$trial"
 done
-"$PYTHON" scripts/int8_table.py --dataset cifar100 --data_folder "$cifar" --title "CIFAR-100: resnet20 in int8" \
+"$PYTHON" scripts/studies/int8_table.py --dataset cifar100 --data_folder "$cifar" --title "CIFAR-100: resnet20 in int8" \
     --out results/int8_cifar100.md --row "float32 training" "$student" --row "continued in int8, alone" "$save"/cifar_alone/$last \
     --row "continued in int8, under resnet56 (kd)" "$save"/cifar_under/$last

@@ -2,10 +2,10 @@
 # End to end in two processes, on real JPEGs: a torchvision:resnet34 teacher trained here, then torchvision:resnet18 alone
 # and distilled from it (kd), decoded by Pillow's workers and by DALI; two seeds. In one run a process is killed and
 # torchrun restarts all from the last checkpoint.
-#   bash scripts/imagenette_study.sh DATA_FOLDER SAVE_ROOT [further flags of every run]
+#   bash scripts/studies/imagenette_study.sh DATA_FOLDER SAVE_ROOT [further flags of every run]
 # DATA_FOLDER holds train/<class> and val/<class>, such as a reduced Imagenette (600 + 200 images of 10 classes): a test of
 # the way, not of the methods. Runs that are finished are kept. The table lands in results/imagenette_small_resnet34_resnet18.md.
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 data=${1:?folder with train/ and val/}
 save=${2:?folder for the runs}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

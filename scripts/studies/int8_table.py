@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""What int8 costs networks: python scripts/int8_table.py --dataset cifar100 --out TABLE.md --row LABEL FILE FILE ...
+"""What int8 costs networks.
+
+    python scripts/studies/int8_table.py --dataset cifar100 --out TABLE.md --row LABEL FILE FILE ...
 
 Each FILE (a repetition of the row) is exported to ONNX, quantised after training with calibration on training samples,
 and tested on the whole test set in float32 and in int8, through onnxruntime.
@@ -17,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_text, make_folder
 from core.protocols import DataSet, UserError
@@ -91,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"scale for each channel, int8 activations) with {args.calibration} training samples; rows differ in how the "
         "network was trained.",
         "",
-        f"Written by scripts/int8_table.py from the runs of scripts/int8_study.sh. Hardware: {environment()['cpu']}.",
+        "Written by scripts/studies/int8_table.py from the runs of scripts/studies/int8_study.sh. Hardware: "
+        f"{environment()['cpu']}.",
         "",
     ]
     make_folder(args.out.parent)
