@@ -11,6 +11,7 @@ import shutil
 import tomllib
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,10 @@ def _replace(path: Path, content: bytes | memoryview, previous: Path | None = No
 
 
 def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out: str) -> dict[str, Any]:
-    """A JSON object with the fields of `shape`, each of its type. Raises UserError, which ends in way_out."""
+    """A JSON object with the fields of `shape`, each of its type, and the content that its checksum is of.
+
+    Raises UserError, which ends in way_out. A file without a checksum is read, which the log says once.
+    """
     if not path.is_file():
         raise UserError(f"{path} is no file: {way_out}")
     try:
@@ -132,7 +136,20 @@ def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out:
         if not isinstance(found.get(name), kind):
             what = f"its {name} is a {type(found[name]).__name__}" if name in found else f"it has no {name}"
             raise UserError(f"{path} is damaged ({what}): {way_out}")
+    if (checksum := found.pop("checksum", None)) is None:
+        _say_unsealed(path)
+    elif checksum != _checksum(found):
+        raise UserError(f"{path} is damaged (its content does not match its checksum): {way_out}")
     return found
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    log.info("%s", sentence)
+
+
+def _say_unsealed(path: Path) -> None:
+    _say_once(f"{path} carries no checksum, as an older version wrote it: damage inside would not be noticed")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -175,8 +192,9 @@ def _checksum(entries: Mapping[str, Any]) -> str:
 
 
 def remember(entries: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON object for remembered(), with a checksum; all or nothing."""
-    atomic_write_json({**entries, "checksum": _checksum(entries)}, path)
+    """Write a JSON object for read_json() and remembered(), with a checksum; all or nothing."""
+    plain = json.loads(json.dumps(entries, default=str))
+    atomic_write_json({**plain, "checksum": _checksum(plain)}, path)
 
 
 def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, Any]:
@@ -187,8 +205,5 @@ def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, 
         found = read_json(path, {}, "what it remembers is not used")
     except UserError as error:
         log.info("%s", error)
-        return {}
-    if found.pop("checksum", None) not in (None, _checksum(found)):
-        log.info("%s does not match its checksum: what it remembers is not used", path)
         return {}
     return {k: v for k, v in found.items() if isinstance(v, kind)}

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -90,6 +90,28 @@ def probability(flag: str, value: float) -> None:
         raise UserError(f"{flag} {value} must be a probability")
 
 
+LARGEST = 1e12  # in size, of a setting; seeds and other whole numbers may have 63 bits
+
+
+def plausible(flag: str, value: float) -> None:
+    """UserError for a number that no setting can mean: not finite, or absurdly large."""
+    if not abs(value) <= (2**63 if isinstance(value, int) else LARGEST):  # NaN is not, either
+        raise UserError(f"{flag} {value} must be a finite number of a sensible size")
+
+
+def checked(check: Check) -> type[argparse.Action]:
+    """An `action` of argparse: numbers that pass a check, each."""
+
+    class Checked(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+            for value in values if isinstance(values, list) else [values]:
+                plausible(self.option_strings[0], value)
+                check(self.option_strings[0], value)
+            setattr(namespace, self.dest, values)
+
+    return Checked
+
+
 @dataclass(frozen=True)
 class Config:
     """Base of the settings of one component. heading: of its group of flags in --help."""
@@ -168,6 +190,15 @@ def flags_in(config: type) -> tuple[Flag, ...]:
     """The flags of a Config, or of all Configs of a group."""
     own = tuple(flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata)
     return own + tuple(flag for part in parts_of(config).values() for flag in flags_in(part))
+
+
+def refuse_absurd(flags: Iterable[Flag], values: Mapping[str, Any]) -> None:
+    """UserError for the first of these flags with a number that is not plausible()."""
+    for flag in flags:
+        value = values.get(flag.dest)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, int | float):
+                plausible(flag.names[0], one)
 
 
 def read(config: type[C], values: Mapping[str, Any]) -> C:

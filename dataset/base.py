@@ -20,6 +20,8 @@ from core.option import NAMED, RESULT, Config, at_least, option, probability, sh
 from core.protocols import UserError
 
 LARGEST_IMAGE = 4096
+image_side = at_least(8, LARGEST_IMAGE)
+few_workers = at_least(0, 1024)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class SourceConfig(Config):
     image_size: int | None = option(
         None,
         "side of the images (default: 224 of imagenet and of clips, else 32)",
-        check=at_least(8, LARGEST_IMAGE),
+        check=image_side,
         role=RESULT,
     )
     val_fraction: float = option(
@@ -43,7 +45,7 @@ class SourceConfig(Config):
     num_workers: int = option(
         8,
         "loader processes (threads of DALI) per machine, for data that is not resident on the device",
-        check=at_least(0, 1024),
+        check=few_workers,
     )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from core.log import log
-from dataset.base import DataOptions
+from core.option import add_flags, at_least, checked, share
+from dataset.base import DataOptions, few_workers
 from dataset.clips.video import DATA
 from helper.networks.checkpoint import read_checkpoint
 
@@ -31,7 +32,10 @@ def add_data_set(parser: argparse._ActionsContainer, otherwise: str = "cifar100"
         "--dataset", help=f"data set (default: that of the checkpoint's training, else {otherwise}), see --list"
     )
     parser.add_argument(
-        "--val_fraction", type=float, help="evaluate on this share of train (default: as in training; 0: the test set)"
+        "--val_fraction",
+        type=float,
+        action=checked(share),
+        help="evaluate on this share of train (default: as in training; 0: the test set)",
     )
     parser.add_argument("--classes_subset", help="classes of ImageNet (default: as in training)")
 
@@ -46,12 +50,21 @@ def dataset_of(path: str | Path, given: str | None, otherwise: str = "cifar100")
 
 def add_as_trained(parser: argparse._ActionsContainer) -> None:
     """For scripts that look at a trained network: its data set and how clips are read, by default as in training."""
-    from core.option import add_flags
-
     add_data_set(parser)
     clips = parser.add_argument_group("lists of videos")
-    clips.add_argument("--num_segments", type=int, help="frames of a clip (default: as in training, else 8)")
-    clips.add_argument("--num_workers", type=int, default=0, help="loader processes, for data read from disk")
+    clips.add_argument(
+        "--num_segments",
+        type=int,
+        action=checked(at_least(1, 1000)),
+        help="frames of a clip (default: as in training, else 8)",
+    )
+    clips.add_argument(
+        "--num_workers",
+        type=int,
+        action=checked(few_workers),
+        default=0,
+        help="loader processes, for data read from disk",
+    )
     clips.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="leave out what cannot be read")
     add_flags(clips, AS_TRAINED)
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.option import UNSET, Flag, add_flag, add_groups, at_least, not_negative, read
+from core.option import UNSET, Flag, add_flag, add_groups, at_least, not_negative, read, refuse_absurd
 from core.protocols import UserError
 from dataset import recipe
 from distiller_zoo import method_dict
@@ -325,6 +325,7 @@ def _resolve(
     values[network] = spec.name
     configs = read(kind, values)
     config = _config(values, own, methods, teacher)
+    refuse_absurd(flags.values(), values)
     method = methods[0] if len(methods) == 1 else Combined
     by_user = given_by_user(values, defaults, sources)
     without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if k in by_user}

@@ -19,8 +19,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_text
+from core.option import checked, not_negative
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
+from dataset.base import image_side
 from distiller_zoo._multiview import multi_view
 from helper.deploy.as_trained import add_data_set, dataset_of, options_as_trained
 from helper.evaluation.evaluate import evaluate
@@ -54,8 +56,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
     add_data_set(parser)
     parser.add_argument("--data_folder", default="../data/")
-    parser.add_argument("--image_size", type=int, help="default: as each network was trained")
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="standard deviations")
+    parser.add_argument(
+        "--image_size", type=int, action=checked(image_side), help="default: as each network was trained"
+    )
+    parser.add_argument(
+        "--noise",
+        type=float,
+        action=checked(not_negative),
+        nargs="+",
+        default=[0.05, 0.1, 0.2],
+        help="standard deviations",
+    )
     parser.add_argument("--gpu_id", default="0")
     parser.add_argument("--out", type=Path, help="write the table here, too")
     args = parser.parse_args(normalised(argv))
