@@ -162,6 +162,7 @@ class Attack:
             self.counts.setdefault((part, case), Counter())[outcome] += 1
             if outcome not in GOOD:
                 self.examples.append(f"{part}, {case}: {outcome}. {said.strip()[-600:]}")
+                print(self.examples[-1], file=sys.stderr, flush=True)
 
     def judge(self, done: Done) -> str:
         """ "" of a command that finished, refused, or what went wrong."""
