@@ -289,6 +289,9 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
         why["teacher_weight"] = "there is no ensemble to weigh"
     if settings.method.terms is Distiller.terms:
         why["beta"] = f"--distill {distill} has no term of its own"
+    counts = data.train_labels.bincount(minlength=data.num_classes)
+    if settings.configs.labels.class_weight == "balanced" and len(counts.unique()) == 1:
+        why["class_weight"] = f"every class of {dataset} has {int(counts[0])} samples"
     settings.without_effect.update({k: reason for k, reason in why.items() if k in given})
     if settings.without_effect:
         log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in settings.without_effect.items()))
@@ -344,14 +347,14 @@ def shared_source(
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
     net = to_device(teacher.tapped(taps), device, kernels.channels_last)
     folder = None if lanes[0].run.dry_run else cfg.teacher_cache
-    if teacher.by_features and folder is not None:
+    if teacher.by_features and cfg.teacher_cache is not None:
         raise UserError("--teacher_cache keeps one teacher's features, and --path_t names several: drop one")
-    if dropout and folder is not None:
+    if dropout and cfg.teacher_cache is not None:
         raise UserError(
             "--teacher_dropout draws new values for every batch, which --teacher_cache cannot keep: drop one"
         )
     mixing = lanes[0].data.mixing
-    if folder is not None and (mixing.mixup or mixing.cutmix):
+    if cfg.teacher_cache is not None and (mixing.mixup or mixing.cutmix):
         raise UserError(
             "--mixup and --cutmix make new images of every batch, which --teacher_cache cannot keep: drop one"
         )

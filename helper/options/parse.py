@@ -341,6 +341,8 @@ def idle_logit_flags(
 ) -> dict[str, str]:
     """Flag -> why, of the flags about logit losses that do nothing next to these methods."""
     why: dict[str, str] = {}
+    if not config.cls and "class_weight" in by_user:
+        why["class_weight"] = "cross-entropy has weight 0"
     if not config.div and not any(m.reads_logits for m in methods):
         reason = f"{values['distill']} compares no logits with -d 0"
         why |= {flag: reason for flag in ("logit_stand", "norm_kd", "frame_logits") if values[flag]}

@@ -115,7 +115,7 @@ def odd_files(teacher: Path, folder: Path) -> Iterator[tuple[str, Path, str]]:
     yield write("nan", with_weight(weights["fc.weight"] * float("nan")), "holds NaN")
     yield write("too large", with_weight(torch.ones(1).expand(10**12)), "more memory than is free")
     yield write("another shape", with_weight(torch.ones(10, 7)), "of another shape")
-    yield write("other classes", with_weight(torch.ones(7, 64)), "7 classes")
+    yield write("other classes", with_weight(torch.ones(7, 64)), " 7 ")
     yield write("another order", {**good, "meta": {**good["meta"], "classes": list("9876543210")}}, "another order")
 
 
@@ -247,7 +247,7 @@ def _tried(module: str, argv: tuple[object, ...], action: argparse.Action, root:
         return (*argv[:cut], f"{flag}={value}", *argv[cut:])
 
     for value in NUMBERS.get(action.type, ()):
-        may_run = value in ("-1", "0", "1e300") or (value == "inf" and False)
+        may_run = value in ("-1", "0", "1e300")
         yield Wrong(f"{script} {flag} {value!r}", script, command(value), flag.lstrip("-"), may_run)
     if action.choices:
         yield Wrong(f"{script} {flag} misspelt", script, command("misspelt"), "misspelt")
@@ -327,7 +327,7 @@ def pictures(known: Known) -> Iterator[Wrong]:
         brief = ("--batch_size", 4, "--epochs", 1, "--max_steps", 2, "--tb_backend", "none", "--num_workers", 0)
         for dataset in ("folder", "imagenet"):
             model = ("--model", "resnet8", "--dataset", dataset, "--data_folder", root, "--image_size", 16)
-            argv = (*model, *brief, "--save_root", known.root / "never")
+            argv = (*model, *brief, "--save_root", known.root / "save" / dataset / name)
             yield Wrong(f"{dataset}: {name}", "train_teacher.py", argv, name, may_run=dataset == "imagenet")
             yield Wrong(f"{dataset}: {name} skipped", "train_teacher.py", (*argv, "--skip_corrupt"), "", may_run=True)
         argv = (root / "train" / "a" / name, "--path", known.teacher)
@@ -394,7 +394,14 @@ def clips(known: Known) -> Iterator[Wrong]:
         path = root / f"{name.replace(' ', '_')}.txt"
         path.write_bytes(content)
         for more in ((), ("--skip_corrupt",), ("--decoder", "opencv")):
-            argv = (*brief, "--train_list", path, "--save_root", known.root / "never", *more)
+            argv = (
+                *brief,
+                "--train_list",
+                path,
+                "--save_root",
+                known.root / "save" / f"{name} {' '.join(more)}",
+                *more,
+            )
             yield Wrong(f"list: {name} {' '.join(more)}", "train_teacher.py", argv, "", may_run=bool(more))
     for kind, path in bad_paths(known.root / "paths", ".txt").items():
         yield Wrong(f"list: {kind}", "train_teacher.py", (*brief, "--train_list", path, "--dry_run"), "")
