@@ -51,6 +51,7 @@ def options_of(args):
         data_split=args.data_split,
         val_fraction=args.val_fraction,
         classes_subset=args.classes_subset,
+        val_dir=args.val_dir,
         num_segments=args.num_segments,
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,

@@ -117,6 +117,17 @@ def _replace(path: Path, content: bytes | memoryview, previous: Path | None = No
             os.close(folder)
 
 
+def read_text(path: Path, what: str, encoding: str = "utf-8") -> str:
+    """The text of a regular file. what: as messages call it."""
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe or a device may never end
+            raise UserError(f"the {what} '{path}' is a pipe, a socket or a device: name a regular file")
+        return path.read_text(encoding)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the {what} '{path}': {reason}") from error
+
+
 def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out: str) -> dict[str, Any]:
     """A JSON object with the fields of `shape`, each of its type, and the content that its checksum is of.
 
@@ -157,10 +168,7 @@ def read_config(path: Path) -> dict[str, Any]:
     kind = path.suffix.lower()
     if kind not in (".toml", ".json", ".yaml", ".yml"):
         raise UserError(f"{path} must be a file that ends in .toml, .json, .yaml or .yml")
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    content = read_text(path, "file of settings")
     try:
         if kind == ".toml":
             found: Any = tomllib.loads(content)

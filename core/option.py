@@ -148,6 +148,7 @@ class Flag:
     choices: tuple[Any, ...] | None = None
     role: str | None = None
     nargs: str | None = None
+    check: Check | None = None
 
     @property
     def dest(self) -> str:
@@ -172,7 +173,8 @@ def flag_of(f: dataclasses.Field[Any], prefix: str = "") -> Flag:
     kind = _KINDS.get(several[1] if several else annotation, type(f.default))
     names = (meta["flag"] or f"--{prefix}{f.name}", *meta["short"])
     choices = None if meta["choices"] is None else tuple(meta["choices"])
-    return Flag(names, f.default, meta["help"], kind, choices, meta["role"], "+" if several else None)
+    nargs = "+" if several else None
+    return Flag(names, f.default, meta["help"], kind, choices, meta["role"], nargs, meta["check"])
 
 
 def parts_of(config: type) -> dict[str, type]:
@@ -216,9 +218,9 @@ def flat(config: Any) -> dict[str, Any]:
     return own
 
 
-def add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
+def add_flag(parser: argparse._ActionsContainer, flag: Flag, **kwargs: Any) -> None:
     """To an argparse parser or group; a flag that is not given parses as UNSET."""
-    kwargs: dict[str, Any] = {"dest": flag.dest, "help": flag.help, "default": UNSET}
+    kwargs |= {"dest": flag.dest, "help": flag.help, "default": UNSET}
     if flag.type is bool:
         parser.add_argument(*flag.names, action="store_const", const=True, **kwargs)
         return
@@ -241,7 +243,8 @@ def add_groups(parser: argparse.ArgumentParser, config: type) -> None:
 
 
 def add_flags(parser: argparse._ActionsContainer, flags: Sequence[Flag]) -> None:
-    """Some flags for another script's parser, with their defaults."""
+    """Some flags for another script's parser, with their defaults and checks."""
     for flag in flags:
-        add_flag(parser, flag)
+        is_number = flag.type in (int, float)
+        add_flag(parser, flag, **({"action": checked(flag.check or plausible)} if is_number else {}))
         parser.set_defaults(**{flag.dest: flag.default})

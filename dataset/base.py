@@ -41,6 +41,11 @@ class SourceConfig(Config):
     val_fraction: float = option(
         0.0, "hold out this share of train, stratified, and evaluate on it", check=share, role=RESULT
     )
+    val_dir: str | None = option(
+        None,
+        "folder of an image tree that is evaluated on, next to train/ (default: val, else test)",
+        role=RESULT,
+    )
     few_ratio: float = option(1.0, "train on this share of every class", check=share_above_0, role=RESULT)
     num_workers: int = option(
         8,
@@ -102,6 +107,7 @@ class DataOptions:
     root: where the files lie. image_size: side in pixels of the square image the network sees; None takes the data
     set's own. download: whether missing files may be fetched. val_fraction: share of the training set, stratified and
     fixed by seed 0, that is held out and replaces the test set, so that nothing is selected on test images.
+    val_dir: of an image tree, the folder that is the test set; None takes val/, else test/.
     few_ratio: share of the (remaining) training set to keep, stratified and fixed by `seed`; smaller ratios are
     subsets of larger ones.
 
@@ -119,6 +125,7 @@ class DataOptions:
     image_size: int | None = None
     download: bool = True
     val_fraction: float = 0.0
+    val_dir: str | None = None
     few_ratio: float = 1.0
     seed: int = 0
     num_workers: int = 0
@@ -140,6 +147,8 @@ class DataOptions:
             raise UserError(f"image_size is {self.image_size}; give a side of 1 to {LARGEST_IMAGE} pixels")
         if not 0 <= self.val_fraction < 1:
             raise UserError(f"val_fraction is {self.val_fraction}; give a share of the training set in [0, 1)")
+        if self.val_fraction and self.val_dir:
+            raise UserError(f"--val_fraction and --val_dir {self.val_dir} both choose what is evaluated: drop one")
         if not 0 < self.few_ratio <= 1:
             raise UserError(f"few_ratio is {self.few_ratio}; give a share of the training set in (0, 1]")
         if not 0 <= self.random_erase <= 1:

@@ -38,7 +38,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.option import RESULT, Config, option
-
 from core.protocols import (
     Batch,
     Context,

@@ -100,6 +100,7 @@ def open_data(settings: Settings) -> DataSet:
         root=folder,
         image_size=source.image_size,
         val_fraction=source.val_fraction,
+        val_dir=source.val_dir,
         few_ratio=source.few_ratio,
         seed=seed_of(settings),
         num_workers=min(-(-source.num_workers // machine.local_world_size()), usable_cores()),
@@ -243,6 +244,8 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
         why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is resident on the device")
     if data.name in ("folder", "tinyimagenet"):  # decoded once, when they are opened
         why.pop("skip_corrupt", None)
+    if data.name not in ("folder", "imagenet"):
+        why["val_dir"] = f"{dataset} is no tree of images"
     if not data.videos:
         why |= {f.dest: f"{dataset} is no list of videos" for f in VIDEO_DATA}
     else:

@@ -259,6 +259,7 @@ def build_run(
             "classes": list(map(str, data.classes)),
             "dataset": data.name,
             "val_fraction": settings.data.source.val_fraction,
+            "val_dir": settings.data.source.val_dir,
             "classes_subset": settings.data.stream.classes_subset,
             "shapes": {k: list(shape) for k, shape in data.shapes.items() if k == "image"},
             **data.described,

@@ -28,7 +28,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write, atomic_write_json, atomic_write_text, make_folder, read_json
-from core.log import log, progress
+from core.log import log, progress, start_log
 from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
@@ -364,6 +364,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--push_to", help="repository on a model hub, as user/name (huggingface_hub)")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     args = parser.parse_args(normalised(argv))
+    start_log()
     if stray := set(args.forms) - set(FORMS):
         raise UserError(f"--forms {', '.join(sorted(stray))}: known are {', '.join(FORMS)}")
     warnings.filterwarnings("ignore", category=UserWarning)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from core.log import start_log
 from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
@@ -318,6 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for sub in kinds.choices.values():
         sub.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(normalised(argv))
+    start_log()
     args.draw(args)
 
 

@@ -24,7 +24,7 @@ from torch.utils import data as torch_data
 from core.log import log
 from core.option import RESULT, Config, flags_in, option
 from core.protocols import Batch, DataSet, UserError
-from dataset.base import DataOptions, few, hold_out
+from dataset.base import DataOptions, few, hold_out, image_side
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import UnreadableError
 from dataset.clips.frame_reader import FrameReader
@@ -43,7 +43,9 @@ class VideoConfig(Config):
 
     train_list: str | None = option(None, "list of training videos (default: the published name, or train.txt)")
     test_list: str | None = option(None, "list of test videos (default: the published name, or test.txt)")
-    short_side: int | None = option(None, "shorter side of frames before the crop (default 256 at 224)", role=RESULT)
+    short_side: int | None = option(
+        None, "shorter side of frames before the crop (default 256 at 224)", check=image_side, role=RESULT
+    )
     sampling: str = option(
         "uniform",
         "frames from the whole video, or dense: from 64 successive ones, in evaluation from frame 0 on",
@@ -71,6 +73,8 @@ class VideoConfig(Config):
 
 
 DATA = flags_in(VideoConfig)
+LISTS = ("train_list", "test_list")  # files that say which clips there are
+FOUND_BY = ("frame_template", "decoder")  # how their frames are read
 
 LARGEST_TEST_BATCH = 32  # clips; a clip of eight frames takes 5 MB as float
 
@@ -218,6 +222,8 @@ class VideoData(DataSet):
             "shapes": {entry: list(shape) for entry, shape in self.shapes.items()},
             "sampling": self.settings.sampling,
             "short_side": self.settings.short_side,
+            **{k: v for k in FOUND_BY if (v := self.options.more.get(k)) not in (None, getattr(VideoConfig, k))},
+            **{k: str(Path(v).resolve()) for k in LISTS if (v := self.options.more.get(k))},
         }
 
     @cached_property

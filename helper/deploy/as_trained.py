@@ -11,16 +11,16 @@ from typing import Any
 from core.log import log
 from core.option import add_flags, at_least, checked, share
 from dataset.base import DataOptions, few_workers
-from dataset.clips.video import DATA
+from dataset.clips.video import DATA, FOUND_BY, LISTS
 from helper.networks.checkpoint import read_checkpoint
 
-CHOSEN = ("val_fraction", "classes_subset")  # what else chose the data of a training
+CHOSEN = ("val_fraction", "val_dir", "classes_subset")  # what else chose the data of a training
 
 
 # the same of a network that is trained already: what its checkpoint recorded is its default
 AS_TRAINED = tuple(
     dataclasses.replace(f, default=None, help=f"{f.help} (default: as in training, else {f.default})")
-    if f.dest == "sampling"
+    if f.dest in ("sampling", *LISTS, *FOUND_BY)
     else f
     for f in DATA
 )
@@ -37,6 +37,7 @@ def add_data_set(parser: argparse._ActionsContainer, otherwise: str = "cifar100"
         action=checked(share),
         help="evaluate on this share of train (default: as in training; 0: the test set)",
     )
+    parser.add_argument("--val_dir", help="folder of an image tree to evaluate on (default: as in training)")
     parser.add_argument("--classes_subset", help="classes of ImageNet (default: as in training)")
 
 
@@ -71,7 +72,7 @@ def add_as_trained(parser: argparse._ActionsContainer) -> None:
 
 def clip_options(args: argparse.Namespace) -> dict[str, Any]:
     """What add_as_trained() was given, for helper.deploy.as_trained.options_as_trained."""
-    names = ("num_segments", "num_workers", "skip_corrupt", "val_fraction", "classes_subset")
+    names = ("num_segments", "num_workers", "skip_corrupt", *CHOSEN)
     same = {k: getattr(args, k) for k in names}
     return {**same, "more": {f.dest: getattr(args, f.dest) for f in AS_TRAINED}}
 
@@ -80,6 +81,17 @@ def recorded_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Entry of Batch.inputs -> per-sample shape, as the checkpoint's run recorded them; {} where it did not."""
     shapes = read_checkpoint(path).meta.get("shapes", {})
     return {k: tuple(v) for k, v in shapes.items()}
+
+
+def chosen_as_trained(meta: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What chose the data: as given, else as a checkpoint recorded it, which the log says."""
+    chosen = {k: v for k in CHOSEN if (v := given.get(k)) is not None}
+    evaluated = [k for k in ("val_fraction", "val_dir") if k in chosen]  # one of them replaces the other
+    for name in CHOSEN:
+        if meta.get(name) and name not in chosen and not (evaluated and name.startswith("val_")):
+            log.info("as in training: --%s %s", name, meta[name])
+            chosen[name] = meta[name]
+    return chosen
 
 
 def options_as_trained(path: str | Path, root: Path, image_size: int | None = None, **given: Any) -> DataOptions:
@@ -91,13 +103,9 @@ def options_as_trained(path: str | Path, root: Path, image_size: int | None = No
     read, image, video, sensor = (shapes.get(k or "") for k in (meta.get("reads"), "image", "video", "sensor"))
     modality = given.pop("modality", None) or (meta.get("modalities", {}).get(meta["reads"]) if read else None)
     segments = given.pop("num_segments", None) or (video[0] if video else None)
-    for name in CHOSEN:
-        if given.get(name) is None:
-            given.pop(name, None)
-            if meta.get(name):
-                log.info("as in training: --%s %s", name, meta[name])
-                given[name] = meta[name]
-    given["more"] = as_sampled(meta, given.get("more", {}), image_size in (None, video[-1] if video else None))
+    given = {k: v for k, v in given.items() if k not in CHOSEN} | chosen_as_trained(meta, given)
+    more = as_sampled(meta, given.get("more", {}), image_size in (None, video[-1] if video else None))
+    given["more"] = lists_as_trained(meta, more, root)
     return DataOptions(
         root=root,
         image_size=image_size or next((shape[-1] for shape in (video, image) if shape), None),
@@ -113,8 +121,21 @@ def as_sampled(meta: Mapping[str, Any], more: Mapping[str, Any], same_size: bool
 
     same_size: whether clips are cropped to the side of training; the shorter side of frames goes with that.
     """
-    recorded = {k: meta[k] for k in ("sampling", "short_side") if k in meta and (same_size or k == "sampling")}
-    return {**more, **{k: v for k, v in recorded.items() if more.get(k) is None}}
+    names = ("sampling", *(["short_side"] if same_size else []), *FOUND_BY)
+    return {**more, **{k: meta[k] for k in names if k in meta and more.get(k) is None}}
+
+
+def lists_as_trained(meta: Mapping[str, Any], more: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The lists of videos that training named, where they still lie or in the data folder; those given stay."""
+    found = dict(more)
+    for name in (k for k in LISTS if k in meta and more.get(k) is None):
+        places = Path(meta[name]), root / Path(meta[name]).name
+        if path := next((p for p in places if p.is_file()), None):
+            log.info("as in training: --%s %s", name, path)
+            found[name] = str(path)
+        else:
+            log.info("--%s of training, %s, is not there: the data folder's own list is read", name, meta[name])
+    return found
 
 
 def clip_settings_notice(path: str | Path, options: DataOptions) -> str | None:

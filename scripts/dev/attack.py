@@ -213,6 +213,12 @@ class Attack:
         self.note("damage", f"table, {place.name}, {how}", self.judge(done) or ("same" if same else "DIFFERENT"))
         shutil.rmtree(root)
 
+    def inputs(self) -> list[Wrong]:
+        """Every wrong input; makes the files that they name."""
+        self.reference("kd")
+        (other,) = (path.parent for path in (self.root / "whole kd").rglob("metrics.jsonl"))
+        return every(Known(_made(self.root / "known"), self.teacher, self.root / "t", other))
+
     def wrong(self, wrong: Wrong) -> None:
         done = self.command(wrong.script, *wrong.argv, memory=6 * 2**30)
         outcome = self.judge(done) or "accepted"
@@ -311,9 +317,6 @@ def hash_of(number: int, how: str) -> int:
 
 def attack_all(attack: Attack, jobs: int, kills: int, damaged: int, inputs: int) -> None:
     """As many of each as asked for, mixed, until the time is over."""
-    known = Known(_made(attack.root / "known"), attack.teacher, attack.root / "t")
-    cases = every(known)
-    chosen = cases if inputs >= len(cases) else random.Random(attack.seed).sample(cases, inputs)
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(attack.reference, KINDS))
         list(pool.map(attack.half, (CACHED, "two students", "clips", "simkd")))
@@ -330,6 +333,8 @@ def attack_all(attack: Attack, jobs: int, kills: int, damaged: int, inputs: int)
             if time.monotonic() < attack.until:
                 case()
 
+        cases = attack.inputs()
+        chosen = cases if inputs >= len(cases) else random.Random(attack.seed).sample(cases, inputs)
         list(pool.map(one, (partial(attack.wrong, case) for case in chosen)))
         list(pool.map(one, itertools.islice(damages(attack), damaged)))
         list(pool.map(chain, range(jobs)))

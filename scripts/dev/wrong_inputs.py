@@ -137,11 +137,13 @@ def bad_paths(folder: Path, suffix: str) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Known:
-    """What the commands need to be right but for one thing. root: where files may be written."""
+    """What the commands need to be right but for one thing. root: where files may be written. runs: a root of finished
+    ones. other: a finished run that is not the teacher's."""
 
     root: Path
     teacher: Path
     runs: Path
+    other: Path
 
     @property
     def student(self) -> tuple[object, ...]:
@@ -158,7 +160,7 @@ class Known:
             "scripts.plot": ("reliability", *model, "--out", self.root / "a.png"),
             "scripts.make_table": ("--root", self.runs),
             "scripts.report": ("--root", self.runs, "--out", self.root / "r.html"),
-            "scripts.compare": (self.teacher.parent, self.teacher.parent),
+            "scripts.compare": (self.teacher.parent, self.other),
             "scripts.cakd.robustness": (*model, "--dataset", "digits"),
             "scripts.class_distances": ("--path_t", self.teacher, "--dataset", "digits", "--out", self.root / "d.pt"),
             "scripts.convert_kd_ckpt_to_student": (self.teacher, "--out_path", self.root),
