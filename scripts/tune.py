@@ -99,6 +99,8 @@ def trained(argv: Sequence[str], log: Path) -> float:
     if code:
         raise FailedTrial(f"exit code {code}: {lines[-1] if lines else 'nothing was logged'} (log {log})")
     folders = [line for line in lines if line.startswith("result in ") or line.startswith("already finished: ")]
+    if not folders:
+        raise UserError(f"a trial left no result, as with --dry_run (log {log}): leave that out")
     folder = Path(
         folders[-1].removeprefix("result in ").removeprefix("already finished: ").split(" holds the result")[0]
     )

@@ -78,15 +78,15 @@ def matching_classes(
     name = chosen or next((name for name in there if name in HELD_OUT[:2]), None)
     if name is None or not (root / name).is_dir():
         what = f"no folder {name}/ (--val_dir)" if name else "neither val/ nor test/"
-        others = f"choose --val_dir {there[0]}, " if there else ""
+        instead = f"choose --val_dir {there[0]}, " if there else ""
         raise UserError(
-            f"'{root}' has {what}; {others}add val/<class>/<image> or hold out a slice of train/ with --val_fraction"
+            f"'{root}' has {what}; {instead}add val/<class>/<image> or hold out a slice of train/ with --val_fraction"
         )
     folder = root / name
-    if others := [other for other in there if other != name]:
+    if unread := [other for other in there if other != name]:
         log.info(
             "%s/ decides which epoch is best, and is reported; not read: %s (--val_dir %s evaluates on that)",
-            *(name, ", ".join(f"{other}/" for other in others), others[0]),
+            *(name, ", ".join(f"{other}/" for other in unread), unread[0]),
         )
     names = class_names(folder)
     if names == classes:

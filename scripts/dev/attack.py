@@ -335,9 +335,9 @@ def attack_all(attack: Attack, jobs: int, kills: int, damaged: int, inputs: int)
 
         cases = attack.inputs()
         chosen = cases if inputs >= len(cases) else random.Random(attack.seed).sample(cases, inputs)
-        list(pool.map(one, (partial(attack.wrong, case) for case in chosen)))
-        list(pool.map(one, itertools.islice(damages(attack), damaged)))
         list(pool.map(chain, range(jobs)))
+        list(pool.map(one, itertools.islice(damages(attack), damaged)))
+        list(pool.map(one, (partial(attack.wrong, case) for case in chosen)))
 
 
 def cost_of_checks(attack: Attack) -> str:
