@@ -20,12 +20,12 @@ import torch
 
 from core.files import atomic_write_json
 from core.log import log, start_log
-from core.option import at_least, not_negative, positive
+from core.option import at_least, not_negative, plausible, positive
 from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import LARGEST_IMAGE, data_options
 from dataset.images.resident import ResidentData
-from helper.deploy.as_trained import CHOSEN, add_data_set, dataset_of
+from helper.deploy.as_trained import add_data_set, chosen_as_trained, dataset_of
 from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
 from helper.machine.devices import pick_autocast, pick_device, to_device
 from helper.machine.program import run_script
@@ -39,6 +39,7 @@ from helper.training.schedule import StepDecay
 PUBLISHED = {"stl10": ((0.5,) * 3, (0.5,) * 3), "tinyimagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 CHECKS = {
     "epochs": at_least(1),
+    "milestones": at_least(0),
     "batch_size": at_least(1),
     "views": at_least(1, 1000),
     "image_size": at_least(8, LARGEST_IMAGE),
@@ -97,8 +98,10 @@ def parse(argv):
         if getattr(args, name) is None:
             setattr(args, name, value)
     for name, check in CHECKS.items():
-        if getattr(args, name) is not None:
-            check(f"--{name}", getattr(args, name))
+        value = getattr(args, name)
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
+            plausible(f"--{name}", one)
+            check(f"--{name}", one)
     if args.json and not Path(args.json).resolve().parent.is_dir():
         raise UserError(f"--json {args.json}: its folder does not exist")
     return args
@@ -114,9 +117,8 @@ def main(argv=None):
     seen = {"image": (3, args.image_size or 32, args.image_size or 32)}  # by a student that deploys a projector
     network = load_network(args.s_path, args.arch, None, seen, flag="--arch")
     args.dataset = dataset_of(args.s_path, args.dataset, "STL-10")
-    chosen = {k: v for k in CHOSEN if (v := getattr(args, k)) is not None}
-    if network.checkpoint.meta.get("dataset") == dataset_dict.resolve(args.dataset):
-        chosen = {k: v for k in CHOSEN if (v := network.checkpoint.meta.get(k))} | chosen
+    same = network.checkpoint.meta.get("dataset") == dataset_dict.resolve(args.dataset)
+    chosen = chosen_as_trained(network.checkpoint.meta if same else {}, vars(args))
     options = data_options(args.data, few_ratio=args.few_ratio, seed=args.manual_seed, **chosen)
     if network.spec.input != "image":
         raise UserError(f"{network.spec.name} reads {network.spec.input}, and a probe shows it single images")

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from core.files import atomic_write_text, make_folder
 from core.log import log, start_log
-from core.protocols import UserError
+from core.option import at_least, checked
+from dataset.base import image_side
 from helper.deploy.pictures import grid, save
 from helper.deploy.predictor import Prediction, open_predictor
 from helper.machine.devices import pick_device
@@ -54,8 +55,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("files", nargs="+", type=Path, help="files, or folders whose files are read")
     parser.add_argument("--path", required=True, help="the network: a checkpoint, a folder, an exported file")
     parser.add_argument("--model", help="architecture, where neither the file nor its path says it")
-    parser.add_argument("--image_size", type=int, help="side of the images, where the file does not say it")
-    parser.add_argument("--top", type=int, default=3, help="how many classes of each file (default 3)")
+    parser.add_argument(
+        "--image_size", type=int, action=checked(image_side), help="side of the images, where the file does not say it"
+    )
+    parser.add_argument(
+        "--top", type=int, action=checked(at_least(1)), default=3, help="how many classes of each file (default 3)"
+    )
     parser.add_argument("--csv", type=Path, help="write them here: file, rank, class, probability")
     parser.add_argument("--json", type=Path, help="write them here")
     parser.add_argument("--show", type=Path, help=f"draw the first {SHOWN} files with their classes, as a .png")
@@ -64,8 +69,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(normalised(argv))
     start_log()
     load_plugins(args.plugin)
-    if args.top < 1:
-        raise UserError(f"--top {args.top} must be at least 1")
     predictor = open_predictor(args.path, args.model, args.image_size, pick_device(args.gpu_id)[0])
     found = []
     for one in predictor(predictor.files(args.files), args.top):

@@ -23,9 +23,10 @@ from core import machine
 from core.files import atomic_write_text, make_folder
 from core.log import log, start_log
 from core.machine import usable_cores
-from core.option import add_flags, read
+from core.option import add_flags, at_least, checked, plausible, positive, read
 from core.protocols import UserError
 from dataset import dataset_dict
+from dataset.base import few_workers, image_side
 from helper.deploy.as_trained import AS_TRAINED, add_data_set, clip_settings_notice, dataset_of, options_as_trained
 from helper.deploy.checkpoint_page import Seen, page
 from helper.deploy.cost import deployed_count, macs
@@ -50,6 +51,7 @@ def options_of(args):
         data_split=args.data_split,
         val_fraction=args.val_fraction,
         classes_subset=args.classes_subset,
+        val_dir=args.val_dir,
         num_segments=args.num_segments,
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
@@ -70,31 +72,58 @@ def parser():
         "--path", "--student_weights", required=True, help="checkpoint: a student, a teacher, or a plain state dict"
     )
     parser.add_argument("--model", "--arch", help="architecture, where neither the file nor its path tells")
-    parser.add_argument("--mean", type=float, nargs="+", help="of the pixels in [0, 1] (default: the network's)")
-    parser.add_argument("--std", type=float, nargs="+", help="likewise; 0.5 for both is [-1, 1]")
+    parser.add_argument(
+        "--mean",
+        type=float,
+        action=checked(plausible),
+        nargs="+",
+        help="of the pixels in [0, 1] (default: the network's)",
+    )
+    parser.add_argument(
+        "--std", type=float, action=checked(positive), nargs="+", help="likewise; 0.5 for both is [-1, 1]"
+    )
     parser.add_argument(
         "--match_classes", action="store_true", help="bring its logits into the data set's order of classes"
     )
     add_data_set(parser)
     parser.add_argument("--data_folder", "--data", default="../data/")
-    parser.add_argument("--image_size", type=int)
+    parser.add_argument("--image_size", type=int, action=checked(image_side))
     parser.add_argument("--file", type=Path, help="name the action in this sensor recording, with no data set at all")
     parser.add_argument("--modality", help="what the network reads of action recordings (default: as it was trained)")
     parser.add_argument("--data_split", help="published split of action recordings")
     parser.add_argument("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames")
     parser.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="leave out damaged recordings")
-    parser.add_argument("--num_segments", type=int, help="frames of a clip (default: as in training, else 8)")
-    parser.add_argument("--batch_size", type=int, default=500, help="samples at a time, in each process")
+    parser.add_argument(
+        "--num_segments",
+        type=int,
+        action=checked(at_least(1, 1000)),
+        help="frames of a clip (default: as in training, else 8)",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, action=checked(at_least(1)), default=500, help="samples at a time, in each process"
+    )
     parser.add_argument("--gpu_id", help="GPU to use, or several (default 0; with torchrun one a process)")
     parser.add_argument("--manual_seed", "--seed", help="accepted for old commands: nothing is random here")
     parser.add_argument(
-        "--num_workers", type=int, default=8, help="loader processes of a machine, for data read from disk"
+        "--num_workers",
+        type=int,
+        action=checked(few_workers),
+        default=8,
+        help="loader processes of a machine, for data read from disk",
     )
     parser.add_argument("--average_clips", choices=("prob", "score"), help="of several views (default: the network's)")
     views = parser.add_argument_group("views of a video")
-    views.add_argument("--clips", type=int, default=1, help="temporal clips: 2 with uniform sampling, any with dense")
+    views.add_argument(
+        "--clips",
+        type=int,
+        action=checked(at_least(1, 1000)),
+        default=1,
+        help="temporal clips: 2 with uniform sampling, any with dense",
+    )
     views.add_argument("--crops", default="one", choices=("one", "three", "ten"))
-    views.add_argument("--crop_size", type=int, help="side of the crops (default --image_size)")
+    views.add_argument(
+        "--crop_size", type=int, action=checked(image_side), help="side of the crops (default --image_size)"
+    )
     add_flags(views, AS_TRAINED)
     add_flags(parser.add_argument_group("several processes"), LAUNCH)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")

@@ -11,6 +11,7 @@ import shutil
 import tomllib
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,22 @@ def _replace(path: Path, content: bytes | memoryview, previous: Path | None = No
             os.close(folder)
 
 
+def read_text(path: Path, what: str, encoding: str = "utf-8") -> str:
+    """The text of a regular file. what: as messages call it."""
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe or a device may never end
+            raise UserError(f"the {what} '{path}' is a pipe, a socket or a device: name a regular file")
+        return path.read_text(encoding)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the {what} '{path}': {reason}") from error
+
+
 def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out: str) -> dict[str, Any]:
-    """A JSON object with the fields of `shape`, each of its type. Raises UserError, which ends in way_out."""
+    """A JSON object with the fields of `shape`, each of its type, and the content that its checksum is of.
+
+    Raises UserError, which ends in way_out. A file without a checksum is read, which the log says once.
+    """
     if not path.is_file():
         raise UserError(f"{path} is no file: {way_out}")
     try:
@@ -132,7 +147,20 @@ def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out:
         if not isinstance(found.get(name), kind):
             what = f"its {name} is a {type(found[name]).__name__}" if name in found else f"it has no {name}"
             raise UserError(f"{path} is damaged ({what}): {way_out}")
+    if (checksum := found.pop("checksum", None)) is None:
+        _say_unsealed(path)
+    elif checksum != _checksum(found):
+        raise UserError(f"{path} is damaged (its content does not match its checksum): {way_out}")
     return found
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    log.info("%s", sentence)
+
+
+def _say_unsealed(path: Path) -> None:
+    _say_once(f"{path} carries no checksum, as an older version wrote it: damage inside would not be noticed")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -140,10 +168,7 @@ def read_config(path: Path) -> dict[str, Any]:
     kind = path.suffix.lower()
     if kind not in (".toml", ".json", ".yaml", ".yml"):
         raise UserError(f"{path} must be a file that ends in .toml, .json, .yaml or .yml")
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    content = read_text(path, "file of settings")
     try:
         if kind == ".toml":
             found: Any = tomllib.loads(content)
@@ -175,8 +200,9 @@ def _checksum(entries: Mapping[str, Any]) -> str:
 
 
 def remember(entries: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON object for remembered(), with a checksum; all or nothing."""
-    atomic_write_json({**entries, "checksum": _checksum(entries)}, path)
+    """Write a JSON object for read_json() and remembered(), with a checksum; all or nothing."""
+    plain = json.loads(json.dumps(entries, default=str))
+    atomic_write_json({**plain, "checksum": _checksum(plain)}, path)
 
 
 def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, Any]:
@@ -187,8 +213,5 @@ def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, 
         found = read_json(path, {}, "what it remembers is not used")
     except UserError as error:
         log.info("%s", error)
-        return {}
-    if found.pop("checksum", None) not in (None, _checksum(found)):
-        log.info("%s does not match its checksum: what it remembers is not used", path)
         return {}
     return {k: v for k, v in found.items() if isinstance(v, kind)}

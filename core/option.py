@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -90,6 +90,28 @@ def probability(flag: str, value: float) -> None:
         raise UserError(f"{flag} {value} must be a probability")
 
 
+LARGEST = 1e12  # in size, of a setting; seeds and other whole numbers may have 63 bits
+
+
+def plausible(flag: str, value: float) -> None:
+    """UserError for a number that no setting can mean: not finite, or absurdly large."""
+    if not abs(value) <= (2**63 if isinstance(value, int) else LARGEST):  # NaN is not, either
+        raise UserError(f"{flag} {value} must be a finite number of a sensible size")
+
+
+def checked(check: Check) -> type[argparse.Action]:
+    """An `action` of argparse: numbers that pass a check, each."""
+
+    class Checked(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+            for value in values if isinstance(values, list) else [values]:
+                plausible(self.option_strings[0], value)
+                check(self.option_strings[0], value)
+            setattr(namespace, self.dest, values)
+
+    return Checked
+
+
 @dataclass(frozen=True)
 class Config:
     """Base of the settings of one component. heading: of its group of flags in --help."""
@@ -126,6 +148,7 @@ class Flag:
     choices: tuple[Any, ...] | None = None
     role: str | None = None
     nargs: str | None = None
+    check: Check | None = None
 
     @property
     def dest(self) -> str:
@@ -150,7 +173,8 @@ def flag_of(f: dataclasses.Field[Any], prefix: str = "") -> Flag:
     kind = _KINDS.get(several[1] if several else annotation, type(f.default))
     names = (meta["flag"] or f"--{prefix}{f.name}", *meta["short"])
     choices = None if meta["choices"] is None else tuple(meta["choices"])
-    return Flag(names, f.default, meta["help"], kind, choices, meta["role"], "+" if several else None)
+    nargs = "+" if several else None
+    return Flag(names, f.default, meta["help"], kind, choices, meta["role"], nargs, meta["check"])
 
 
 def parts_of(config: type) -> dict[str, type]:
@@ -170,6 +194,15 @@ def flags_in(config: type) -> tuple[Flag, ...]:
     return own + tuple(flag for part in parts_of(config).values() for flag in flags_in(part))
 
 
+def refuse_absurd(flags: Iterable[Flag], values: Mapping[str, Any]) -> None:
+    """UserError for the first of these flags with a number that is not plausible()."""
+    for flag in flags:
+        value = values.get(flag.dest)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, int | float):
+                plausible(flag.names[0], one)
+
+
 def read(config: type[C], values: Mapping[str, Any]) -> C:
     """The Config (or group of Configs) from parsed values; a flag that is absent keeps its default."""
     own = {f.name: flag_of(f).dest for f in _fields(config) if "help" in f.metadata}
@@ -185,9 +218,9 @@ def flat(config: Any) -> dict[str, Any]:
     return own
 
 
-def add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
+def add_flag(parser: argparse._ActionsContainer, flag: Flag, **kwargs: Any) -> None:
     """To an argparse parser or group; a flag that is not given parses as UNSET."""
-    kwargs: dict[str, Any] = {"dest": flag.dest, "help": flag.help, "default": UNSET}
+    kwargs |= {"dest": flag.dest, "help": flag.help, "default": UNSET}
     if flag.type is bool:
         parser.add_argument(*flag.names, action="store_const", const=True, **kwargs)
         return
@@ -210,7 +243,8 @@ def add_groups(parser: argparse.ArgumentParser, config: type) -> None:
 
 
 def add_flags(parser: argparse._ActionsContainer, flags: Sequence[Flag]) -> None:
-    """Some flags for another script's parser, with their defaults."""
+    """Some flags for another script's parser, with their defaults and checks."""
     for flag in flags:
-        add_flag(parser, flag)
+        is_number = flag.type in (int, float)
+        add_flag(parser, flag, **({"action": checked(flag.check or plausible)} if is_number else {}))
         parser.set_defaults(**{flag.dest: flag.default})

@@ -32,6 +32,8 @@ from core.option import (
 from core.protocols import UserError
 
 LARGEST_IMAGE = 4096
+image_side = at_least(8, LARGEST_IMAGE)
+few_workers = at_least(0, 1024)
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,22 @@ class SourceConfig(Config):
     image_size: int | None = option(
         None,
         "side of the images (default: 224 of imagenet and of clips, else 32)",
-        check=at_least(8, LARGEST_IMAGE),
+        check=image_side,
         role=RESULT,
     )
     val_fraction: float = option(
         0.0, "hold out this share of train, stratified, and evaluate on it", check=share, role=RESULT
     )
+    val_dir: str | None = option(
+        None,
+        "folder of an image tree that is evaluated on, next to train/ (default: val, else test)",
+        role=RESULT,
+    )
     few_ratio: float = option(1.0, "train on this share of every class", check=share_above_0, role=RESULT)
     num_workers: int = option(
         8,
         "loader processes (threads of DALI) per machine, for data that is not resident on the device",
-        check=at_least(0, 1024),
+        check=few_workers,
     )
 
 
@@ -113,7 +120,9 @@ class VideoConfig(Config):
 
     train_list: str | None = option(None, "list of training videos (default: the published name, or train.txt)")
     test_list: str | None = option(None, "list of test videos (default: the published name, or test.txt)")
-    short_side: int | None = option(None, "shorter side of frames before the crop (default 256 at 224)", role=RESULT)
+    short_side: int | None = option(
+        None, "shorter side of frames before the crop (default 256 at 224)", check=image_side, role=RESULT
+    )
     sampling: str = option(
         "uniform",
         "frames from the whole video, or dense: from 64 successive ones, in evaluation from frame 0 on",
@@ -147,6 +156,7 @@ class DataOptions:
     root: where the files lie. image_size: side in pixels of the square image the network sees; None takes the data
     set's own. download: whether missing files may be fetched. val_fraction: share of the training set, stratified and
     fixed by seed 0, that is held out and replaces the test set, so that nothing is selected on test images.
+    val_dir: of an image tree, the folder that is the test set; None takes val/, else test/.
     few_ratio: share of the (remaining) training set to keep, stratified and fixed by `seed`; smaller ratios are
     subsets of larger ones. num_workers: processes that decode for this rank, or threads of DALI.
     modality: of action recordings, what the network that is tested reads, then what its teacher reads.
@@ -156,6 +166,7 @@ class DataOptions:
     image_size: int | None = None
     download: bool = True
     val_fraction: float = 0.0
+    val_dir: str | None = None
     few_ratio: float = 1.0
     seed: int = 0
     num_workers: int = 0
@@ -169,6 +180,8 @@ class DataOptions:
             raise UserError(f"image_size is {self.image_size}; give a side of 1 to {LARGEST_IMAGE} pixels")
         share("--val_fraction", self.val_fraction)
         share_above_0("--few_ratio", self.few_ratio)
+        if self.val_fraction and self.val_dir:
+            raise UserError(f"--val_fraction and --val_dir {self.val_dir} both choose what is evaluated: drop one")
 
 
 def data_options(root: str | Path, **values: Any) -> DataOptions:

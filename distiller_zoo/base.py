@@ -33,9 +33,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.option import RESULT, Config, option
 from core.protocols import (
     Batch,
     Context,
@@ -55,6 +57,27 @@ from distiller_zoo._stages import paired_stages, unequal_stages, unreached
 
 FRAME_LOGITS = "frame_logits"  # tap of networks that score every frame of a clip: [B*T, K]
 OWN_LOGITS = "own_logits"  # those of the student's own classifier, where a deployment has another: [B*V, K]
+
+
+@dataclass(frozen=True)
+class LabelLossConfig(Config):
+    """Of cross-entropy, in the training of teachers and of students."""
+
+    heading = "loss"
+
+    class_weight: str = option(
+        "none",
+        "cross-entropy counts every sample alike, or balanced: by the inverse frequency of its class in training",
+        choices=("none", "balanced"),
+        role=RESULT,
+    )
+
+
+def inverse_frequencies(labels: Tensor, num_classes: int) -> Tensor:
+    """[K] N / (K * count of the class), 1 on average over the samples; 0 of a class without one. Labels of -1, of
+    samples without a label, do not count."""
+    counts = torch.bincount(labels[labels >= 0], minlength=num_classes)
+    return torch.where(counts > 0, counts.sum() / (num_classes * counts.clamp_min(1)), 0.0)
 
 
 class Deployment(nn.Module):
@@ -112,11 +135,16 @@ class Distiller(nn.Module):
         ea_T: float = 3.0  # noqa: N815 (as kd_T); temperature of those entropies
         ea_as_published: bool = False  # whether the bound of the student's entropy is K, not log K
         frame_logits: bool = False  # whether logit losses compare the scores of every frame of a clip
+        class_weight: str = "none"  # whether cross-entropy weighs classes by their inverse frequency
         authors: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, cfg: Any, ctx: Context):
         super().__init__()
         self.cfg = cfg
+        balanced = cfg.class_weight == "balanced"
+        weights = inverse_frequencies(ctx.train_labels, ctx.num_classes) if balanced else None
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.class_weights: Tensor | None
 
     @classmethod
     def needs(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
@@ -263,6 +291,13 @@ class Distiller(nn.Module):
         """[V] how much each view of a sample counts in div, where they do not count alike."""
         return None
 
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Mean over rows [R], each times the weight of its class; target: labels [R], or soft ones [R, K], whose every
+        class has its own weight."""
+        if self.class_weights is None:
+            return F.cross_entropy(logits, target)
+        return F.cross_entropy(logits, target, self.class_weights, reduction="sum") / len(target)
+
     def common_terms(self, s: Features, t: Features, batch: Batch, weights: Mapping[str, float]) -> Terms:
         """cls: cross-entropy of view 0, mean over B. div: the KL, or div_rows(), times row_weights(); mean
         over all views (all frames, with --frame_logits).
@@ -271,7 +306,7 @@ class Distiller(nn.Module):
         terms: Terms = {}
         if weights.get("cls"):
             target = batch.target if batch.soft_target is None else batch.soft_target
-            terms["cls"] = F.cross_entropy(logits[:: batch.views][: batch.labelled], target[: batch.labelled])
+            terms["cls"] = self.cross_entropy(logits[:: batch.views][: batch.labelled], target[: batch.labelled])
         if weights.get("div") and "logits" in t:
             z_s, z_t = (s[FRAME_LOGITS], t[FRAME_LOGITS]) if self.cfg.frame_logits else (logits, t["logits"])
             terms["div"] = self._div(z_s, z_t)

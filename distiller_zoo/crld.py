@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from core.option import check_range, option
@@ -82,7 +81,7 @@ class CRLD(Distiller):
         terms = {"crld": (self.cfg.within * within + self.cfg.across * across).mean()}
         if self.cfg.cls:
             target = batch.target if batch.soft_target is None else batch.soft_target
-            terms["crld_cls"] = F.cross_entropy(strong_s, target)
+            terms["crld_cls"] = self.cross_entropy(strong_s, target)
         return terms
 
     def weights(self, progress: Progress) -> dict[str, float]:

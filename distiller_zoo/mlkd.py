@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from core.option import check_range, option
@@ -102,7 +101,7 @@ class MLKD(Distiller):
         terms = {"mlkd": weak * views[0] + sum(views[1:])}
         if num > 1 and self.cfg.cls:
             target = batch.target if batch.soft_target is None else batch.soft_target
-            terms["mlkd_cls"] = F.cross_entropy(s["logits"][1::num], target)
+            terms["mlkd_cls"] = self.cross_entropy(s["logits"][1::num], target)
         return terms
 
     def weights(self, progress: Progress) -> dict[str, float]:

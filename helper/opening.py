@@ -105,6 +105,7 @@ def open_data(settings: Settings) -> DataSet:
         root=folder,
         image_size=source.image_size,
         val_fraction=source.val_fraction,
+        val_dir=source.val_dir,
         few_ratio=source.few_ratio,
         seed=seed_of(settings),
         num_workers=min(-(-source.num_workers // machine.local_world_size()), usable_cores()),
@@ -256,6 +257,8 @@ def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[
         why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is resident on the device")
     if data.name in ("folder", "tinyimagenet"):  # decoded once, when they are opened
         why.pop("skip_corrupt", None)
+    if data.name not in ("folder", "imagenet"):
+        why["val_dir"] = f"{dataset} is no tree of images"
     if not data.videos:
         why |= {f.dest: f"{dataset} is no list of videos" for f in flags_in(VideoConfig)}
     else:
@@ -299,6 +302,9 @@ def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[
         why["teacher_weight"] = "there is no ensemble to weigh"
     if settings.method.terms is Distiller.terms:
         why["beta"] = f"--distill {distill} has no term of its own"
+    counts = data.train_labels.bincount(minlength=data.num_classes)
+    if settings.configs.labels.class_weight == "balanced" and len(counts.unique()) == 1:
+        why["class_weight"] = f"every class of {dataset} has {int(counts[0])} samples"
     return why
 
 
@@ -349,7 +355,7 @@ def shared_source(
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
     net = to_device(teacher.tapped(taps), device, kernels.channels_last)
     kept = cfg.teacher_cache is not None and not lanes[0].run.dry_run
-    if kept:
+    if cfg.teacher_cache is not None:
         refuse_new_answers(teacher.by_features, dropout, bool(mixing.mixup or mixing.cutmix))
     if not kept or not_kept(cfg, taps, teacher.spec.headless):
         loop = lanes[0].training.loop

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from core import lock, machine
-from core.files import atomic_write_json
+from core.files import remember
 from core.log import log, open_run_log, start_log
 from core.protocols import DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
 from dataset.mixing import MixedLoader
@@ -258,6 +258,7 @@ def build_run(
             "classes": list(map(str, data.classes)),
             "dataset": data.name,
             "val_fraction": settings.data.source.val_fraction,
+            "val_dir": settings.data.source.val_dir,
             "classes_subset": settings.data.stream.classes_subset,
             "shapes": {k: list(shape) for k, shape in data.shapes.items() if k == "image"},
             **data.described,
@@ -464,7 +465,7 @@ def complete(lane: Lane, opened: Opened, teacher_acc: float | None, together: Se
         "last": dict(run.last_row),
         "best": {"test_acc": run.best_acc, "epoch": run.best_epoch},
     }
-    atomic_write_json(settings.as_dict() | facts, folder.finished)
+    remember(settings.as_dict() | facts, folder.finished)
     run.log.info(summary(run.last_row, run.best_acc, run.best_epoch, run.seconds, data.evaluated_on))
     run.log.info("result in %s", folder.models)
     if run.reports is not None:

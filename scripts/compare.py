@@ -19,6 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from core.option import at_least, checked
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.runs.folder import file_name
@@ -90,7 +91,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
     parser.add_argument("--out", type=Path, help="picture of the curves: png, pdf or svg")
-    parser.add_argument("--classes", type=int, default=5, help="so many classes from either end (default 5; 0: none)")
+    parser.add_argument(
+        "--classes",
+        type=int,
+        action=checked(at_least(0)),
+        default=5,
+        help="so many classes from either end (default 5; 0: none)",
+    )
     parser.add_argument("--data_folder", help="where data sets lie (default: as in training)")
     parser.add_argument("--gpu_id", default="0")
     args = parser.parse_args(argv)

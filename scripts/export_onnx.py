@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text
+from core.option import at_least, checked
 from helper.deploy.export import MEASURED, export_onnx, load_classifier, onnx_session, report
 from helper.machine.program import run_script
 from helper.runs.folder import environment, file_name
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the .onnx files")
     parser.add_argument("--file", type=Path, help="a sensor recording to classify with the exported graph")
     parser.add_argument("--report", type=Path, help="write the table here as well")
-    parser.add_argument("--repetitions", type=int, default=30, help="calls that are timed")
+    parser.add_argument("--repetitions", type=int, action=checked(at_least(1)), default=30, help="calls that are timed")
     args = parser.parse_args(argv)
     rows = []
     for path in args.path:

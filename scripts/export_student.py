@@ -27,10 +27,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.files import atomic_write, atomic_write_json, atomic_write_text, make_folder
-from core.log import progress
+from core.files import atomic_write, atomic_write_json, atomic_write_text, make_folder, read_json
+from core.log import log, progress, start_log
+from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
+from dataset.base import image_side
 from dataset.single_file import InputFormat
 from helper.deploy.as_trained import add_as_trained, clip_options, clip_settings_notice, dataset_of, options_as_trained
 from helper.deploy.cost import deployed_count, macs
@@ -135,12 +137,16 @@ def int8_lines(rows: Sequence[Measured], calibration: int) -> list[str]:
 def numbers_of(folder: Path) -> dict[str, Any]:
     """What the run says of itself: {} where the checkpoint lies in no run folder."""
     try:
-        args, env = (json.loads((folder / f"{n}.json").read_text()) for n in ("args", "env"))
+        args, env = (read_json(folder / f"{n}.json", {}, "the card leaves its numbers out") for n in ("args", "env"))
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        finished = folder / "parameters.json"
+        parameters = read_json(finished, {}, "the card leaves its numbers out") if finished.exists() else {}
+    except UserError as error:
+        if (folder / "args.json").exists():
+            log.info("%s", error)
+        return {}
     except (OSError, ValueError):
         return {}
-    finished = folder / "parameters.json"
-    parameters = json.loads(finished.read_text()) if finished.exists() else {}
     tested = [row for row in rows if "test_acc" in row]
     if not tested:
         return {}
@@ -332,22 +338,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--path", required=True, help="checkpoint, _best.pth or _last.pth of a run")
     parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
     parser.add_argument("--data_folder", default="../data/", help="where data sets lie (default ../data/)")
-    parser.add_argument("--image_size", type=int, help="side of the images (default: as in training)")
+    parser.add_argument(
+        "--image_size", type=int, action=checked(image_side), help="side of the images (default: as in training)"
+    )
     add_as_trained(parser)
-    parser.add_argument("--images", type=int, default=1000, help="test samples to compare on (default 1000)")
+    parser.add_argument(
+        "--images",
+        type=int,
+        action=checked(at_least(1, 10**9)),
+        default=1000,
+        help="test samples to compare on (default 1000)",
+    )
     parser.add_argument(
         "--forms", nargs="+", default=list(FORMS), help=f"what is written, of {', '.join(FORMS)} (default: all)"
     )
     parser.add_argument("--int8", action="store_true", help="also write model_int8.onnx, and measure what int8 costs")
     parser.add_argument(
-        "--calibration", type=int, default=512, help="training samples that set its scales (default 512)"
+        "--calibration",
+        type=int,
+        action=checked(at_least(1, 10**9)),
+        default=512,
+        help="training samples that set its scales (default 512)",
     )
     parser.add_argument("--name", help="heading of the model card (default: NETWORK on DATA SET)")
     parser.add_argument("--push_to", help="repository on a model hub, as user/name (huggingface_hub)")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     args = parser.parse_args(normalised(argv))
-    if args.calibration < 1:
-        raise UserError(f"--calibration {args.calibration} must be at least 1")
+    start_log()
     if stray := set(args.forms) - set(FORMS):
         raise UserError(f"--forms {', '.join(sorted(stray))}: known are {', '.join(FORMS)}")
     warnings.filterwarnings("ignore", category=UserWarning)

@@ -25,8 +25,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from core.log import start_log
+from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
+from dataset.base import image_side
 from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
 from helper.deploy.pictures import pyplot, save
 from helper.evaluation.metrics import calibration
@@ -292,20 +295,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         sub = kinds.add_parser(kind)
         sub.add_argument("--path", type=Path, nargs="+", required=True, help="checkpoints")
         sub.add_argument("--data_folder", default="../data/")
-        sub.add_argument("--image_size", type=int)
+        sub.add_argument("--image_size", type=int, action=checked(image_side))
         add_as_trained(sub)
         sub.add_argument("--gpu_id", default="0")
-        sub.add_argument("--images", type=int, help="stop after this many test images")
+        sub.add_argument(
+            "--images", type=int, action=checked(at_least(1, 10**9)), help="stop after this many test images"
+        )
         sub.set_defaults(draw=draw)
         if kind == "correlation":
             sub.add_argument("--path_t", type=Path, required=True, help="the teacher's checkpoint")
         if kind == "tsne":
-            sub.add_argument("--classes", type=int, default=10, help="how many classes to show (default 10)")
+            sub.add_argument(
+                "--classes",
+                type=int,
+                action=checked(at_least(1)),
+                default=10,
+                help="how many classes to show (default 10)",
+            )
         if kind == "reliability":
-            sub.add_argument("--bins", type=int, default=15, help="bins of equal width (default 15)")
+            sub.add_argument(
+                "--bins", type=int, action=checked(at_least(1)), default=15, help="bins of equal width (default 15)"
+            )
     for sub in kinds.choices.values():
         sub.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(normalised(argv))
+    start_log()
     args.draw(args)
 
 

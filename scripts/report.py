@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.files import atomic_write_text, make_folder
+from core.files import atomic_write_text, make_folder, read_json
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.options.parse import normalised
@@ -44,7 +44,7 @@ def script_of(run: Run) -> str:
 
 def words_of(run: Run) -> list[str]:
     """What stood behind the script on the command line that trained it, from args.json."""
-    return list(map(str, json.loads((run.folder / "args.json").read_text()).get("command", [])))
+    return list(map(str, read_json(run.folder / "args.json", {"command": list}, "train the run again")["command"]))
 
 
 def command_of(run: Run) -> str:

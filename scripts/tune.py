@@ -14,7 +14,6 @@ the command of the final training, on the whole training set.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.files import atomic_write_text, make_folder
+from core.files import atomic_write_text, make_folder, read_json, remember
+from core.option import at_least, checked, share_above_0
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.machine.stopper import Interrupted
@@ -99,10 +99,12 @@ def trained(argv: Sequence[str], log: Path) -> float:
     if code:
         raise FailedTrial(f"exit code {code}: {lines[-1] if lines else 'nothing was logged'} (log {log})")
     folders = [line for line in lines if line.startswith("result in ") or line.startswith("already finished: ")]
+    if not folders:
+        raise UserError(f"a trial left no result, as with --dry_run (log {log}): leave that out")
     folder = Path(
         folders[-1].removeprefix("result in ").removeprefix("already finished: ").split(" holds the result")[0]
     )
-    parameters = json.loads((folder / "parameters.json").read_text())
+    parameters = read_json(folder / "parameters.json", {"last": dict}, "delete its folder")
     if parameters["evaluated_on"] == "test":
         raise UserError("this data set held out no slice, so the search would look at the test set")
     return float(parameters["last"]["test_acc"])
@@ -132,9 +134,9 @@ def search(
     study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
     record = args.study / "search.json"
     described = {"given": list(given), "search": args.search, "val_fraction": args.val_fraction}
-    if record.exists() and json.loads(record.read_text()) != described:
+    if record.exists() and read_json(record, {}, "delete it, or choose another --study") != described:
         raise UserError(f"{args.study} holds another search: choose another --study, or delete it")
-    atomic_write_text(record, json.dumps(described))
+    remember(described, record)
 
     def ended() -> tuple[list[Any], list[Any]]:
         """(trials that completed, trials that failed)."""
@@ -184,16 +186,26 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--search", nargs="+", required=True, help="NAME=LOW:HIGH[:log] or NAME=A,B,C")
     parser.add_argument(
-        "--trials", type=int, default=20, help="in all, failed ones and those of an interrupted search too"
+        "--trials",
+        type=int,
+        action=checked(at_least(1)),
+        default=20,
+        help="in all, failed ones and those of an interrupted search too",
     )
-    parser.add_argument("--val_fraction", type=float, default=0.1, help="share of train to judge by (default 0.1)")
+    parser.add_argument(
+        "--val_fraction",
+        type=float,
+        action=checked(share_above_0),
+        default=0.1,
+        help="share of train to judge by (default 0.1)",
+    )
     parser.add_argument(
         "--study", type=Path, default=Path("save/tune"), help="folder of the search (default save/tune, here)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the search")
+    parser.add_argument("--seed", type=int, action=checked(at_least(0, 2**32 - 1)), default=0, help="of the search")
     args = parser.parse_args(normalised(argv))
-    if args.trials < 1 or not 0 < args.val_fraction < 1:
-        raise UserError("--trials must be at least 1, and --val_fraction lie between 0 and 1")
+    if args.val_fraction == 1:
+        raise UserError("--val_fraction 1 leaves nothing to train on: give less")
     for flag in ("--val_fraction", "--save_root"):
         if any(token.split("=")[0].replace("-", "_").lstrip("_") == flag[2:] for token in given):
             raise UserError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.files import read_text
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource
 from dataset.images.files import a_few
@@ -16,11 +17,7 @@ LARGEST_LABEL = 99_999  # a larger one is a mistake, and as many classes would b
 
 def read_lines(path: Path, what: str) -> list[str]:
     """Of a list in UTF-8, with or without a byte-order mark."""
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the {what} '{path}': {reason}") from error
+    return read_text(path, what, "utf-8-sig").splitlines()
 
 
 def check_label(where: str, label: int) -> None:

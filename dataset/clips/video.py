@@ -23,7 +23,7 @@ from torch.utils import data as torch_data
 
 from core.log import log
 from core.protocols import Batch, DataSet, UserError
-from dataset.base import DataOptions, few, hold_out
+from dataset.base import DataOptions, VideoConfig, few, hold_out
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import UnreadableError
 from dataset.clips.frame_reader import FrameReader
@@ -32,6 +32,9 @@ from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
 from dataset.images.files import say_unusual, unusual
 from dataset.order import Plan, PositionedLoader
 from dataset.workers import TIMEOUT, start_worker
+
+LISTS = ("train_list", "test_list")  # files that say which clips there are
+FOUND_BY = ("frame_template", "decoder")  # how their frames are read
 
 LARGEST_TEST_BATCH = 32  # clips; a clip of eight frames takes 5 MB as float
 
@@ -179,6 +182,8 @@ class VideoData(DataSet):
             "shapes": {entry: list(shape) for entry, shape in self.shapes.items()},
             "sampling": self.settings.sampling,
             "short_side": self.settings.short_side,
+            **{k: v for k in FOUND_BY if (v := getattr(self.options.video, k)) != getattr(VideoConfig, k)},
+            **{k: str(Path(v).resolve()) for k in LISTS if (v := getattr(self.options.video, k))},
         }
 
     @cached_property

@@ -64,6 +64,7 @@ def pillow() -> Any:
         raise UserError(
             f"reading images needs Pillow, which cannot be imported ({error}); install it with: pip install pillow"
         ) from error
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # on oddities of headers; what cannot be read is raised
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # half of what is refused
     return Image
 

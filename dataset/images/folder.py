@@ -1,4 +1,5 @@
-"""Any image-folder tree: `<root>/train/<class>/**` and `<root>/val/<class>/**` (or test/), decoded once into memory.
+"""Any image-folder tree: `<root>/train/<class>/**` and `<root>/val/<class>/**` (or test/, or --val_dir), decoded once
+into memory.
 
 Every image becomes RGB (dataset/images/files.py says how), its shorter side is resized to `image_size` (32 by default)
 and the centre is cropped.
@@ -52,7 +53,7 @@ def load(options: DataOptions) -> ResidentData:
         raise UserError(f"'{root / 'train'}' holds one class folder, {classes[0]}; a classifier needs at least two")
     found = {"train": _samples(root / "train", classes)}
     if not options.val_fraction:
-        found["test"] = _samples(matching_classes(root, classes), classes)
+        found["test"] = _samples(matching_classes(root, classes, chosen=options.val_dir), classes)
     check_memory({part: len(samples) for part, samples in found.items()}, size)
     splits = {part: decode_all(samples, size, options.stream.skip_corrupt) for part, samples in found.items()}
     return resident("folder", classes, splits["train"], splits.get("test"), options, flips=True)
@@ -65,13 +66,27 @@ def unsorted(folder: Path, place: Path) -> str:
     )
 
 
-def matching_classes(root: Path, classes: list[str], flat: Callable[[Path, Path], str] = unsorted) -> Path:
-    """val/ or test/, with the classes of train/. flat: what to say of images outside class folders."""
-    folder = next((root / name for name in ("val", "test") if (root / name).is_dir()), None)
-    if folder is None:
+HELD_OUT = ("val", "test", "valid", "validation", "dev")  # folders next to train/; the first two are read by themselves
+
+
+def matching_classes(
+    root: Path, classes: list[str], flat: Callable[[Path, Path], str] = unsorted, chosen: str | None = None
+) -> Path:
+    """The folder that is evaluated on, val/ or test/ unless chosen, with the classes of train/. flat: what to say of
+    images outside class folders. Folders like it that are not read are named."""
+    there = [name for name in HELD_OUT if (root / name).is_dir()]
+    name = chosen or next((name for name in there if name in HELD_OUT[:2]), None)
+    if name is None or not (root / name).is_dir():
+        what = f"no folder {name}/ (--val_dir)" if name else "neither val/ nor test/"
+        instead = f"choose --val_dir {there[0]}, " if there else ""
         raise UserError(
-            f"'{root}' has neither val/ nor test/; add val/<class>/<image> or hold out a slice of train/ "
-            "with --val_fraction"
+            f"'{root}' has {what}; {instead}add val/<class>/<image> or hold out a slice of train/ with --val_fraction"
+        )
+    folder = root / name
+    if unread := [other for other in there if other != name]:
+        log.info(
+            "%s/ decides which epoch is best, and is reported; not read: %s (--val_dir %s evaluates on that)",
+            *(name, ", ".join(f"{other}/" for other in unread), unread[0]),
         )
     names = class_names(folder)
     if names == classes:

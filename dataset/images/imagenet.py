@@ -49,7 +49,8 @@ def load(options: DataOptions) -> StreamedData:
     """List the tree. UserError: no such folder, classes that differ between train and val, a flat val/."""
     root = find_root(options.root)
     train, classes = listed(root / "train", options.stream.classes_subset)
-    val_folder = None if options.val_fraction else matching_classes(root, class_names(root / "train"), flat_val)
+    names = class_names(root / "train")
+    val_folder = None if options.val_fraction else matching_classes(root, names, flat_val, options.val_dir)
     val = None if val_folder is None else listed(val_folder, options.stream.classes_subset)[0]
     if options.val_fraction:
         rest, held = hold_out(train.labels, options.val_fraction)
@@ -273,7 +274,8 @@ class StreamedData(DataSet):
         self.shapes: Mapping[str, tuple[int, ...]] = {"image": (3, self.size, self.size)}
         self.train_labels = train.labels
         self.test = Evaluated(val.labels)
-        self.evaluated_on = f"held-out {options.val_fraction:g} of train" if options.val_fraction else "val"
+        held_out = f"held-out {options.val_fraction:g} of train" if options.val_fraction else None
+        self.evaluated_on = held_out or options.val_dir or "val"
 
     @cached_property
     def checksum(self) -> str:

@@ -212,7 +212,7 @@ def resident(
     name: str, classes: Sequence[str], train: Split, test: Split | None, options: DataOptions, *, flips: bool
 ) -> ResidentData:
     """Apply val_fraction and few_ratio, then keep the rest resident. `test` may be None if a slice is held out."""
-    evaluated_on = "test"
+    evaluated_on = options.val_dir or "test"
     if options.val_fraction:
         rest, held = hold_out(train.labels, options.val_fraction)
         train, test = train.take(rest), train.take(held)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from core.protocols import UserError
 from dataset.base import DataOptions, check_memory
-from dataset.images.files import is_image
+from dataset.images.files import class_names, is_image
 from dataset.images.folder import Sample, decode_all
 from dataset.images.resident import ResidentData, resident
 
@@ -66,6 +66,11 @@ def _refuse_lost(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
 def _validation(folder: Path, classes: list[str]) -> list[Sample]:
     annotations, number = folder / "val_annotations.txt", {name: i for i, name in enumerate(classes)}
     if not annotations.exists():
+        strange = sorted(set(class_names(folder)) ^ set(classes))
+        if len(strange) < len(classes):
+            for name in strange:
+                where = "val/" if name in classes else "train/"
+                raise UserError(f"'{folder.parent}': {where} has no class {name}; unpack {URL} again")
         found = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
         if not found:
             raise UserError(

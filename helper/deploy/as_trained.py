@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from core.log import log
-from core.option import flags_in, flat
-from dataset.base import DataOptions, VideoConfig, data_options
+from core.option import add_flags, at_least, checked, flags_in, flat, share
+from dataset.base import DataOptions, VideoConfig, data_options, few_workers
+from dataset.clips.video import FOUND_BY, LISTS
 from helper.networks.checkpoint import read_checkpoint
 
-CHOSEN = ("val_fraction", "classes_subset")  # what else chose the data of a training
+CHOSEN = ("val_fraction", "val_dir", "classes_subset")  # what else chose the data of a training
 
 
 # the same of a network that is trained already: what its checkpoint recorded is its default
 AS_TRAINED = tuple(
     dataclasses.replace(f, default=None, help=f"{f.help} (default: as in training, else {f.default})")
-    if f.dest == "sampling"
+    if f.dest in ("sampling", *LISTS, *FOUND_BY)
     else f
     for f in flags_in(VideoConfig)
 )
@@ -30,8 +32,12 @@ def add_data_set(parser: argparse._ActionsContainer, otherwise: str = "cifar100"
         "--dataset", help=f"data set (default: that of the checkpoint's training, else {otherwise}), see --list"
     )
     parser.add_argument(
-        "--val_fraction", type=float, help="evaluate on this share of train (default: as in training; 0: the test set)"
+        "--val_fraction",
+        type=float,
+        action=checked(share),
+        help="evaluate on this share of train (default: as in training; 0: the test set)",
     )
+    parser.add_argument("--val_dir", help="folder of an image tree to evaluate on (default: as in training)")
     parser.add_argument("--classes_subset", help="classes of ImageNet (default: as in training)")
 
 
@@ -45,19 +51,28 @@ def dataset_of(path: str | Path, given: str | None, otherwise: str = "cifar100")
 
 def add_as_trained(parser: argparse._ActionsContainer) -> None:
     """For scripts that look at a trained network: its data set and how clips are read, by default as in training."""
-    from core.option import add_flags
-
     add_data_set(parser)
     clips = parser.add_argument_group("lists of videos")
-    clips.add_argument("--num_segments", type=int, help="frames of a clip (default: as in training, else 8)")
-    clips.add_argument("--num_workers", type=int, default=0, help="loader processes, for data read from disk")
+    clips.add_argument(
+        "--num_segments",
+        type=int,
+        action=checked(at_least(1, 1000)),
+        help="frames of a clip (default: as in training, else 8)",
+    )
+    clips.add_argument(
+        "--num_workers",
+        type=int,
+        action=checked(few_workers),
+        default=0,
+        help="loader processes, for data read from disk",
+    )
     clips.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="leave out what cannot be read")
     add_flags(clips, AS_TRAINED)
 
 
 def clip_options(args: argparse.Namespace) -> dict[str, Any]:
     """What add_as_trained() was given, for helper.deploy.as_trained.options_as_trained."""
-    names = ("num_segments", "num_workers", "skip_corrupt", "val_fraction", "classes_subset")
+    names = ("num_segments", "num_workers", "skip_corrupt", *CHOSEN)
     same = {k: getattr(args, k) for k in names}
     return same | {f.dest: getattr(args, f.dest) for f in AS_TRAINED}
 
@@ -68,6 +83,17 @@ def recorded_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
     return {k: tuple(v) for k, v in shapes.items()}
 
 
+def chosen_as_trained(meta: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What chose the data: as given, else as a checkpoint recorded it, which the log says."""
+    chosen = {k: v for k in CHOSEN if (v := given.get(k)) is not None}
+    evaluated = [k for k in ("val_fraction", "val_dir") if k in chosen]  # one of them replaces the other
+    for name in CHOSEN:
+        if meta.get(name) and name not in chosen and not (evaluated and name.startswith("val_")):
+            log.info("as in training: --%s %s", name, meta[name])
+            chosen[name] = meta[name]
+    return chosen
+
+
 def options_as_trained(path: str | Path, root: Path, image_size: int | None = None, **given: Any) -> DataOptions:
     """The data of a checkpoint: whatever is None or absent in `given` is as its training recorded it, if it did.
 
@@ -76,16 +102,13 @@ def options_as_trained(path: str | Path, root: Path, image_size: int | None = No
     meta, shapes = read_checkpoint(path).meta, recorded_shapes(path)
     read, image, video, sensor = (shapes.get(k or "") for k in (meta.get("reads"), "image", "video", "sensor"))
     modality = given.pop("modality", None) or (meta.get("modalities", {}).get(meta["reads"]) if read else None)
-    given = {k: v for k, v in given.items() if v is not None}
-    for name in CHOSEN:
-        if name not in given and meta.get(name):
-            log.info("as in training: --%s %s", name, meta[name])
-            given[name] = meta[name]
+    given = {k: v for k, v in given.items() if k not in CHOSEN and v is not None} | chosen_as_trained(meta, given)
     recorded = {
         "num_segments": video[0] if video else None,
         "window": sensor[-1] if sensor else None,
         "data_split": meta.get("data_split"),
-        "sampling": meta.get("sampling"),
+        **{name: meta.get(name) for name in ("sampling", *FOUND_BY)},
+        **lists_as_trained(meta, given, root),
     }
     if image_size in (None, video[-1] if video else None):  # clips are cropped to the side of training
         recorded["short_side"] = meta.get("short_side")
@@ -95,6 +118,19 @@ def options_as_trained(path: str | Path, root: Path, image_size: int | None = No
         modality=(modality,) if modality else (),
         **(recorded | given),
     )
+
+
+def lists_as_trained(meta: Mapping[str, Any], given: Mapping[str, Any], root: Path) -> dict[str, Any]:
+    """The lists of videos that training named and that are not given, where they still lie or in the data folder."""
+    found = {}
+    for name in (k for k in LISTS if k in meta and k not in given):
+        places = Path(meta[name]), root / Path(meta[name]).name
+        if path := next((p for p in places if p.is_file()), None):
+            log.info("as in training: --%s %s", name, path)
+            found[name] = str(path)
+        else:
+            log.info("--%s of training, %s, is not there: the data folder's own list is read", name, meta[name])
+    return found
 
 
 def clip_settings_notice(path: str | Path, options: DataOptions) -> str | None:

@@ -31,7 +31,7 @@ from torch import nn
 
 from core.log import log_to_file
 from core.machine import is_main, launched, local_world_size
-from core.option import RESULT, Config, check_range, flags_in, option
+from core.option import RESULT, Config, at_least, check_range, flags_in, option
 from core.protocols import UserError
 from helper.machine.heartbeat import Heartbeat
 
@@ -45,8 +45,8 @@ class LaunchConfig(Config):
     multiprocessing_distributed: bool = option(False, "one process per GPU of --gpu_id")
     dist_url: str = option("tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed")
     dist_backend: str | None = option(None, "nccl or gloo (default: by device)", choices=("nccl", "gloo"))
-    world_size: int | None = option(None, "number of nodes of --multiprocessing_distributed")
-    rank: int | None = option(None, "rank of this node, from 0")
+    world_size: int | None = option(None, "number of nodes of --multiprocessing_distributed", check=at_least(1))
+    rank: int | None = option(None, "rank of this node, from 0", check=at_least(0))
     dist_timeout: float = option(
         50.0,
         "seconds to wait for the other processes to come; in training, also for a step of theirs",

@@ -50,8 +50,11 @@ PEERS = ("net1", "net2")  # of an online run: the student, and its peer
 AVERAGE = "ema"  # FILE@ema: the averaged weights of a file that holds both
 
 
-META: dict[str, Any] = dict.fromkeys(("arch", "arch_t", "classes_subset", "dataset", "deploys", "method"), str)
+META: dict[str, Any] = dict.fromkeys(
+    ("arch", "arch_t", "classes_subset", "dataset", "deploys", "method", "val_dir"), str
+)
 META |= dict.fromkeys(("config", "shapes", "shapes_t", "modalities"), Mapping)
+META |= dict.fromkeys(("train_list", "test_list", "frame_template", "decoder", "sampling"), str)
 META |= {"num_classes": int, "val_fraction": int | float}
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.files import atomic_write_json, make_folder, read_json, row_checksums
+from core.files import make_folder, read_json, remember, row_checksums
 from core.log import log, progress
 from core.machine import free
 from core.option import Config, option
@@ -346,7 +346,7 @@ class CachedTeacher:
                     f"{self.folder} is not empty and no teacher cache: give --teacher_cache a folder of its own"
                 )
             self._check_room(new=True)
-            atomic_write_json(self.key, record)
+            remember(self.key, record)
             return
         found = read_json(record, {}, "pass --rebuild_cache to start the cache from scratch")
         # what an older cache does not say of itself was off, or is taken for granted

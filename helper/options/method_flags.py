@@ -169,8 +169,8 @@ def _config(
         return {f.name: values[k] for k, users in own.items() for m, f in users if m is method}
 
     if teacher:
-        return methods[0].Config(**fields_of(methods[0]))
-    common = {k: values[k] for k in ("cls", "div", "kd_T", "frame_logits", *LOGIT_FLAGS)}
+        return methods[0].Config(class_weight=values["class_weight"], **fields_of(methods[0]))
+    common = {k: values[k] for k in ("cls", "div", "kd_T", "frame_logits", "class_weight", *LOGIT_FLAGS)}
     if len(methods) == 1:
         return methods[0].Config(beta=values["beta"], **common, **fields_of(methods[0]))
     weights = {m.name: m.Config.beta * values["beta"] for m in methods} | {

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.option import UNSET, Flag, add_flag, add_groups, at_least, not_negative, read
+from core.option import UNSET, Flag, add_flag, add_groups, at_least, not_negative, read, refuse_absurd
 from core.protocols import UserError
 from dataset import recipe
 from distiller_zoo import method_dict
@@ -325,6 +325,7 @@ def _resolve(
     values[network] = spec.name
     configs = read(kind, values)
     config = _config(values, own, methods, teacher)
+    refuse_absurd(flags.values(), values)
     method = methods[0] if len(methods) == 1 else Combined
     by_user = given_by_user(values, defaults, sources)
     without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if k in by_user}
@@ -340,6 +341,8 @@ def idle_logit_flags(
 ) -> dict[str, str]:
     """Flag -> why, of the flags about logit losses that do nothing next to these methods."""
     why: dict[str, str] = {}
+    if not config.cls and "class_weight" in by_user:
+        why["class_weight"] = "cross-entropy has weight 0"
     if not config.div and not any(m.reads_logits for m in methods):
         reason = f"{values['distill']} compares no logits with -d 0"
         why |= {flag: reason for flag in ("logit_stand", "norm_kd", "frame_logits") if values[flag]}

@@ -10,7 +10,7 @@ from core.option import Flag, flags_in, flat
 from dataset.base import RecordingConfig, SourceConfig, StreamConfig, VideoConfig
 from dataset.images.unlabelled import UnlabelledConfig
 from dataset.mixing import MixingConfig
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Distiller, LabelLossConfig
 from helper.machine.devices import DeviceConfig
 from helper.machine.distributed import LaunchConfig, RanksConfig
 from helper.machine.kernels import KernelConfig
@@ -49,6 +49,7 @@ class Configs:
     run: RunConfig
     data: DataConfig
     training: TrainingConfig
+    labels: LabelLossConfig
     machine: MachineConfig
     tracker: TrackerConfig
 
@@ -79,7 +80,7 @@ NAME_ORDER = (
     *("label_smoothing", "mixup", "cutmix", "weight_decay", "momentum", "nesterov", "accumulate", "seed", "precision"),
     *("eval_precision", "deterministic", "max_steps", "classes_subset", "augment", "random_erase"),
     *("repeated_augmentation", "sync_bn", "short_side", "sampling", "train_crop", "no_flip", "flip_pairs", "decoder"),
-    *("param_groups", "pretrained", "frame_logits", "teacher_dropout", "quantize"),
+    *("param_groups", "pretrained", "frame_logits", "teacher_dropout", "quantize", "class_weight"),
 )
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from core import lock
-from core.files import atomic_write, atomic_write_json, atomic_write_text, read_json, remembered
+from core.files import atomic_write, atomic_write_text, read_json, remember, remembered
 from core.option import NAMED, RESULT, Config, at_least, option
 from core.protocols import UserError
 from core.registry import loaded_plugins
@@ -167,8 +167,8 @@ class RunFolder:
             if not self.finished.exists():
                 self._note_continuation()
         else:
-            atomic_write_json(environment(), self.models / "env.json")
-            atomic_write_json(described, args)
+            remember(environment(), self.models / "env.json")
+            remember(described, args)
         return self.finished.exists()
 
     def _note_continuation(self) -> None:
@@ -180,7 +180,7 @@ class RunFolder:
         noted = first.get("continued")
         noted = noted if isinstance(noted, list) else []
         if other and other not in noted:
-            atomic_write_json(first | {"continued": [*noted, other]}, path)
+            remember(first | {"continued": [*noted, other]}, path)
 
     def adopt(self, other: Path) -> None:
         """Bring in the rows and the best checkpoint of a run that continues here from its folder `other`."""

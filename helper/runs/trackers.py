@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from core.files import atomic_write_json, remembered
+from core.files import remember, remembered
 from core.log import log
 from core.option import Config, option
 from core.protocols import UserError
@@ -270,4 +270,4 @@ class Reports:
     def _remember(self, rows: int) -> None:
         self.known = rows
         mine = {self.cfg.tracker: {"id": self.identifier, "rows": rows}}
-        atomic_write_json(remembered(self.note) | mine, self.note)
+        remember(remembered(self.note) | mine, self.note)

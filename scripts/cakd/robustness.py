@@ -19,10 +19,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_text
+from core.log import start_log
+from core.option import checked, not_negative
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
+from dataset.base import image_side
 from distiller_zoo._multiview import multi_view
-from helper.deploy.as_trained import add_data_set, dataset_of, options_as_trained
+from helper.deploy.as_trained import CHOSEN, add_data_set, dataset_of, options_as_trained
 from helper.evaluation.evaluate import evaluate
 from helper.machine.devices import pick_device, to_device
 from helper.machine.program import run_script
@@ -54,19 +57,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
     add_data_set(parser)
     parser.add_argument("--data_folder", default="../data/")
-    parser.add_argument("--image_size", type=int, help="default: as each network was trained")
-    parser.add_argument("--noise", type=float, nargs="+", default=[0.05, 0.1, 0.2], help="standard deviations")
+    parser.add_argument(
+        "--image_size", type=int, action=checked(image_side), help="default: as each network was trained"
+    )
+    parser.add_argument(
+        "--noise",
+        type=float,
+        action=checked(not_negative),
+        nargs="+",
+        default=[0.05, 0.1, 0.2],
+        help="standard deviations",
+    )
     parser.add_argument("--gpu_id", default="0")
     parser.add_argument("--out", type=Path, help="write the table here, too")
     args = parser.parse_args(normalised(argv))
+    start_log()
     device, _ = pick_device(args.gpu_id)
     kinds = columns(args.noise)
     lines = ["| checkpoint | px | " + " | ".join(kinds) + " |", "|---|---|" + "---|" * len(kinds)]
     sets: dict[object, DataSet] = {}  # what was asked for -> the test images
     for path in args.path:
-        given = {"val_fraction": args.val_fraction, "classes_subset": args.classes_subset}
+        given = {name: getattr(args, name) for name in CHOSEN}
         options, name = options_as_trained(path, Path(args.data_folder), args.image_size, **given), args.dataset
-        key = (name := dataset_of(path, name), options.image_size, options.val_fraction, options.classes_subset)
+        key = (name := dataset_of(path, name), options.image_size, *(getattr(options, k) for k in CHOSEN))
         if key not in sets:
             sets[key] = dataset_dict[name](options)
         data = sets[key]

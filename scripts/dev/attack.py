@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Is anything lost, or different without a word? python scripts/dev/attack.py --minutes 15 --out results/attack.md
+"""Is anything lost, or different without a word? python scripts/dev/attack.py --out results/attack.md
 
-  kills    runs of every kind are killed at random writes until they finish; they must equal a run that was left alone
-  damage   one file that a run reads back is flipped, cut, zeroed or deleted; the run must end with the same numbers, or
-           be refused in one sentence
-  inputs   wrong files and settings, each with the words of the sentence expected
+  kills    runs of every kind are killed at random writes and steps until they finish; they must equal a run that was
+           left alone
+  damage   one file of a run is flipped, cut, zeroed or deleted; the run that continues must end with the same numbers,
+           or be refused in one sentence; a table of a finished run must be the same, or refused
+  inputs   wrong files and settings (wrong_inputs.py), each with words of the sentence expected
+  cost     what the checks of one epoch of resnet8 on digits take
 
-Prints counts by outcome; exit code 1 if a run lost something, differed without a word, or ended in a traceback.
+Prints counts by outcome; exit code 1 if a run lost something, differed without a word, hung, or ended in a traceback.
 """
 
 from __future__ import annotations
@@ -14,13 +16,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import queue
 import random
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,125 +35,230 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_write_text
+from core.files import atomic_save, atomic_write_text
 from helper.networks.checkpoint import load_file
+from scripts.dev.wrong_inputs import BRIEF, Known, Wrong, every
 from tests.support.commands import Commands, Done
+from tests.support.recordings import left_bright, write_video
 
-TIMING = ("seconds_", "img_per_s", "cache_hit_rate")
-BRIEF = ("--epochs", 2, "--max_steps", 2, "--batch_size", 32, "--tb_backend", "none")
-# kinds of runs -> flags behind those of train_student.py; None: train_teacher.py
-KINDS: dict[str, tuple[object, ...] | None] = {
-    "teacher": None,
-    "kd": ("--distill", "kd"),
-    "kd, teacher cache": ("--distill", "kd", "--teacher_cache", "CACHE"),
-    "crd": ("--distill", "crd", "--nce_k", 16),
-    "two stages (ab)": ("--distill", "ab", "--init_epochs", 1),
-    "two students": ("--distill", "kd,at"),
-    "average of weights": ("--distill", "kd", "--ema", 0.9),
+TIMING = ("seconds_", "img_per_s", "cache_hit_rate", "Total time")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of run. argv: behind the script; TEACHER, CACHE and CLIPS stand for paths. ranks: processes."""
+
+    script: str
+    argv: tuple[object, ...]
+    ranks: int = 0
+
+
+def _digits(*argv: object, script: str = "train_student.py") -> Kind:
+    model = ("--model_s", "resnet8", "--path_t", "TEACHER") if script == "train_student.py" else ("--model", "resnet8")
+    return Kind(script, ("--dataset", "digits", *model, *BRIEF, *argv))
+
+
+CACHED = "kd, teacher cache"
+KINDS = {
+    "teacher": _digits(script="train_teacher.py"),
+    "kd": _digits("--distill", "kd"),
+    CACHED: _digits("--distill", "kd", "--teacher_cache", "CACHE"),
+    "simkd": _digits("--distill", "simkd"),
+    "crd": _digits("--distill", "crd", "--nce_k", 16),
+    "two stages (ab)": _digits("--distill", "ab", "--init_epochs", 1),
+    "two students": _digits("--distill", "kd,at"),
+    "parts of the loss (dot)": _digits("--distill", "dot"),
+    "average of weights": _digits("--distill", "kd", "--ema", 0.9),
+    "mixed images, micro-batches": _digits("--distill", "kd", "--mixup", 0.5, "--accumulate", 2),
+    "two processes": Kind("train_teacher.py", _digits(script="train_teacher.py").argv, ranks=2),
+    "clips": Kind(
+        "train_teacher.py",
+        (
+            *("--model", "tsm:resnet8", "--dataset", "video", "--data_folder", "CLIPS", "--image_size", 16),
+            *("--num_segments", 2, "--batch_size", 2, "--num_workers", 0, "--epochs", 2, "--max_steps", 2),
+            *("--frame_cache", "CACHE", "--tb_backend", "none"),
+        ),
+    ),
 }
 DAMAGE = ("flip", "half", "zeros", "missing")
-GOOD = ("same", "refused", "as expected")
-KILLED = 137
+UNREAD = ("log.txt", "lock.json", ".lock", "test_best_metrics.json")  # written for people, or empty
+GOOD = ("same", "refused", "as expected", "accepted")
+KILLED, SLOW = 137, 120.0
+ENOUGH = 40  # kills of one run; then it may finish
 
 
 class Attack:
-    """Counts outcomes by (part, case). root: an empty folder. until: time.monotonic() at which no new case begins."""
+    """Counts outcomes by (part, case). root: an empty folder. jobs: cases at a time."""
 
-    def __init__(self, root: Path, seed: int, until: float):
-        self.root, self.rng, self.until = root, random.Random(seed), until
-        self.commands = Commands(root)
+    def __init__(self, root: Path, seed: int = 0, jobs: int = 1, until: float = float("inf")):
+        self.root, self.seed, self.until = root, seed, until
+        self.idle: queue.Queue[Commands] = queue.Queue()
+        self.commands = [Commands(_made(root / f"commands{i}")) for i in range(jobs)]
+        for commands in self.commands:
+            self.idle.put(commands)
         self.counts: dict[tuple[str, str], Counter[str]] = {}
-        self.killed = 0
         self.examples: list[str] = []
-        self.number = 0
-        self.run(root / "t", None).finished()
-        (self.teacher,) = (root / "t").rglob("resnet8_best.pth")
+        self.killed = 0
+        self.lock = threading.Lock()
+        self.clips = clip_lists(root / "clips")
+        teacher = root / "t"
+        self.finish(self.run(teacher, KINDS["teacher"], teacher=None))
+        (self.teacher,) = teacher.rglob("resnet8_best.pth")
         self.whole: dict[str, dict[str, Any]] = {}
+        self.halves: dict[str, Path] = {}
 
-    def folder(self) -> Path:
-        self.number += 1
-        return self.root / str(self.number)
+    def close(self) -> None:
+        for commands in self.commands:
+            commands.close()
 
-    def run(self, root: Path, flags: tuple[object, ...] | None, **hooks: object) -> Done:
+    def command(self, script: str, *argv: object, **hooks: object) -> Done:
+        """One command in one of the processes that wait for them; ended by force after SLOW seconds."""
+        commands = self.idle.get()
+        try:
+            process = commands.start(script, *argv, **hooks)
+            slow = threading.Timer(SLOW, process.kill)
+            slow.start()
+            done = process.wait()
+            late = not slow.is_alive()
+            slow.cancel()
+        finally:
+            self.idle.put(commands)
+        return Done(124, done.out, done.err) if late else done
+
+    def run(self, root: Path, kind: Kind, teacher: Path | None, **hooks: object) -> Done:
         """One command, whose runs and caches lie below `root`."""
-        if flags is None:
-            return self.commands.teacher(*BRIEF, "--save_root", root, **hooks)
-        argv = [root / "cache" if word == "CACHE" else word for word in flags]
-        return self.commands.student("--path_t", self.teacher, *BRIEF, "--save_root", root, *argv, **hooks)
+        places = {"TEACHER": teacher, "CACHE": root / "cache", "CLIPS": self.clips}
+        argv = [places.get(word, word) if isinstance(word, str) else word for word in kind.argv]
+        if kind.ranks:
+            victim = {"in_rank": [random.Random(repr(hooks)).randrange(kind.ranks), hooks]} if hooks else {}
+            hooks = {"ranks": kind.ranks, **victim}
+        return self.command(kind.script, *argv, "--save_root", root, **hooks)
+
+    @staticmethod
+    def finish(done: Done) -> None:
+        if done.code:
+            raise RuntimeError(f"a run that was left alone ended with {done.code}: {done.out} {done.err}")
 
     def reference(self, kind: str) -> dict[str, Any]:
         """What a run of this kind comes to when it is left alone."""
         if kind not in self.whole:
-            root = self.folder()
-            self.run(root, KINDS[kind]).finished()
+            root = self.root / f"whole {kind}"
+            self.finish(self.run(root, KINDS[kind], self.teacher))
             self.whole[kind] = results(root)
         return self.whole[kind]
 
+    def half(self, kind: str) -> Path:
+        """The folder of a run of this kind that was stopped after its first epoch."""
+        if kind not in self.halves:
+            root = self.root / f"half {kind}"
+            done = self.run(root, KINDS[kind], self.teacher, signals=[[3, 15]])
+            if done.code != 143:
+                raise RuntimeError(f"{kind} was not stopped: {done.out} {done.err}")
+            self.halves[kind] = root
+        return self.halves[kind]
+
     def note(self, part: str, case: str, outcome: str, said: str = "") -> None:
-        self.counts.setdefault((part, case), Counter())[outcome] += 1
-        if outcome not in GOOD:
-            self.examples.append(f"{part}, {case}: {outcome}. {said.strip()[-600:]}")
+        with self.lock:
+            self.counts.setdefault((part, case), Counter())[outcome] += 1
+            if outcome not in GOOD:
+                self.examples.append(f"{part}, {case}: {outcome}. {said.strip()[-600:]}")
+                print(self.examples[-1], file=sys.stderr, flush=True)
 
-    def open(self) -> bool:
-        return time.monotonic() < self.until
-
-    def judge(self, done: Done, root: Path, kind: str) -> str:
-        """same, refused, or what went wrong."""
+    def judge(self, done: Done) -> str:
+        """ "" of a command that finished, refused, or what went wrong."""
         if "Traceback" in done.err + done.out:
             return "traceback"
-        if done.code == 2 and len(done.err.strip().splitlines()) == 1:
+        if done.code == 124:
+            return f"not ended after {SLOW:g} s"
+        lines = done.err.strip().splitlines()
+        if done.code == 2 and (len(lines) == 1 or lines[:1] and ("usage:" in done.err or "--help" in lines[-1])):
             return "refused"
-        if done.code:
-            return f"exit code {done.code}"
-        return "same" if results(root) == self.reference(kind) else "DIFFERENT"
+        return f"exit code {done.code}" if done.code else ""
 
     # ---- the parts
 
-    def kill(self, kind: str) -> None:
-        """One chain: killed at random writes, resumed, until it finishes."""
-        root, done = self.folder(), None
+    def kill(self, kind: str, number: int) -> None:
+        """One chain: killed at random places, resumed, until it finishes."""
+        rng, root, done = random.Random(f"{self.seed} {kind} {number}"), self.root / f"killed {kind} {number}", None
+        count = 0
         while done is None or done.code == KILLED:
-            hook = {self.rng.choice(("fsync", "torn")): self.rng.randint(1, 12)}
-            done = self.run(root, KINDS[kind], **hook)
-            self.killed += done.code == KILLED
-        outcome = self.judge(done, root, kind)
+            where = rng.choice(("fsync", "fsync", "torn", "step"))
+            hook = {"signals": [[rng.randint(1, 4), 9]]} if where == "step" else {where: rng.randint(1, 12)}
+            done = self.run(root, KINDS[kind], self.teacher, **(hook if count < ENOUGH else {}))
+            count += done.code == KILLED
+        outcome = self.judge(done) or ("same" if results(root) == self.reference(kind) else "DIFFERENT")
         self.note("kills", kind, "lost: refused" if outcome == "refused" else outcome, done.err)
+        with self.lock:
+            self.killed += count
         shutil.rmtree(root)
 
-    def damage(self, name: str, how: str) -> None:
-        """A run of a cached teacher, stopped after its first epoch; one of its files is damaged."""
-        kind = "kd, teacher cache"
-        base = self.root / "half"
-        if not base.exists():
-            self.reference(kind)
-            self.run(base, KINDS[kind], signals=[[3, 15]])
-        root = self.folder()
-        shutil.copytree(base, root, symlinks=True)
-        (path,) = (p for p in root.rglob(name) if p.is_file())
-        spoil(path, how, self.rng)
-        done = self.run(root, KINDS[kind])
-        self.note("damage", f"{name}, {how}", self.judge(done, root, kind), done.err)
+    def damage(self, kind: str, place: Path, how: str, number: int) -> None:
+        """A run that was stopped after its first epoch; one of its files is damaged. place: below its root."""
+        root = self.root / f"damaged {kind} {number}"
+        shutil.copytree(self.half(kind), root, symlinks=True)
+        spoil(root / place, how, random.Random(f"{self.seed} {kind} {place} {number}"))
+        done = self.run(root, KINDS[kind], self.teacher)
+        outcome = self.judge(done) or ("same" if results(root) == self.reference(kind) else "DIFFERENT")
+        self.note("damage", f"{kind}: {place.name}, {how}", outcome, done.err)
         shutil.rmtree(root)
 
-    def wrong(self, case: str, script: str, argv: tuple[object, ...], words: str) -> None:
-        done = self.commands(script, *argv)
-        outcome = self.judge(done, self.root / "none", "teacher")
-        said = words in " ".join(done.err.split())
-        self.note(
-            "inputs", case, "as expected" if outcome == "refused" and said else f"{outcome}, not {words!r}", done.err
-        )
+    def damage_finished(self, kind: str, place: Path, how: str, number: int) -> None:
+        """A run that has finished; one of its files is damaged, and a table is made."""
+        whole, root = self.root / f"whole {kind}", self.root / f"tabled {kind} {number}"
+        shutil.copytree(whole, root, symlinks=True)
+        good = self.command("scripts/make_table.py", "--root", root)
+        spoil(root / place, how, random.Random(f"{self.seed} {kind} {place} {number} table"))
+        done = self.command("scripts/make_table.py", "--root", root)
+        same = done.out == good.out or "unfinished" in done.err or how == "missing"
+        self.note("damage", f"table, {place.name}, {how}", self.judge(done) or ("same" if same else "DIFFERENT"))
+        shutil.rmtree(root)
+
+    def inputs(self) -> list[Wrong]:
+        """Every wrong input; makes the files that they name."""
+        self.reference("kd")
+        (other,) = (path.parent for path in (self.root / "whole kd").rglob("metrics.jsonl"))
+        return every(Known(_made(self.root / "known"), self.teacher, self.root / "t", other))
+
+    def wrong(self, wrong: Wrong) -> None:
+        done = self.command(wrong.script, *wrong.argv, memory=6 * 2**30)
+        outcome = self.judge(done) or "accepted"
+        if outcome == "refused":
+            told = wrong.words in " ".join(done.err.split())
+            outcome = "as expected" if told else f"refused, without {wrong.words!r}"
+        elif outcome == "accepted" and not wrong.may_run:
+            outcome = "ACCEPTED"
+        self.note("inputs", wrong.case, outcome, done.err)
 
     def report(self) -> str:
         total = Counter[str]()
-        lines = ["| part | case | trials | outcomes |", "|---|---|---|---|"]
+        grouped: dict[tuple[str, str], Counter[str]] = {}
         for (part, case), found in sorted(self.counts.items()):
             total.update({f"{part}: {k}": v for k, v in found.items()})
+            name = case.split(":")[0] if part == "inputs" else case
+            grouped.setdefault((part, name.split(" ")[0] if part == "inputs" else name), Counter()).update(found)
+        lines = ["| part | case | trials | outcomes |", "|---|---|---|---|"]
+        for (part, case), found in grouped.items():
             outcomes = ", ".join(f"{v} {k}" for k, v in sorted(found.items()))
             lines.append(f"| {part} | {case.replace('|', '/')} | {sum(found.values())} | {outcomes} |")
-        summary = [f"- {k}: {v}" for k, v in sorted(total.items())]
+        trials = Counter(part for (part, _), found in self.counts.items() for _ in range(sum(found.values())))
+        head = f"{self.killed} SIGKILLs in {trials['kills']} runs, {trials['damage']} damaged files, "
+        head += f"{trials['inputs']} wrong inputs; {len(self.examples)} faults."
         faults = [f"- {' '.join(e.split())}" for e in self.examples]
-        parts = [f"SIGKILLs: {self.killed}", "\n".join(summary), "\n".join(lines)]
+        parts = [head, "\n".join(f"- {k}: {v}" for k, v in sorted(total.items())), "\n".join(lines)]
         return "\n\n".join(parts + (["Faults:", "\n".join(faults)] if faults else [])) + "\n"
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
+
+
+def clip_lists(root: Path) -> Path:
+    for i in range(6):
+        write_video(root / f"{i}.avi", left_bright(6, i))
+    (root / "train.txt").write_text("".join(f"{i}.avi {i % 2}\n" for i in range(4)))
+    (root / "test.txt").write_text("4.avi 0\n5.avi 1\n")
+    return root
 
 
 def results(root: Path) -> dict[str, Any]:
@@ -181,111 +292,113 @@ def spoil(path: Path, how: str, rng: random.Random) -> None:
     path.write_bytes(content)
 
 
-FILES = ("resnet8_last.pth", "args.json", "metrics.jsonl", "teacher_accuracy.json", "key.json")
-FILES += ("logits.bin", "logits_sums.bin", "resnet8_best.pth", "env.json", "test_best_metrics.json")
+def files_of(root: Path) -> list[Path]:
+    """What a run may read back, below its root."""
+    files = (p for p in sorted(root.rglob("*")) if p.is_file() and not p.is_symlink() and p.stat().st_size)
+    return [p.relative_to(root) for p in files if p.name not in UNREAD and "tensorboard" not in p.parts]
 
 
-def odd_files(teacher: Path, folder: Path) -> Iterator[tuple[str, Path, str]]:
-    """(case, file, words of the sentence expected), of checkpoints that are none."""
-    good = load_file(teacher)
-    weights = good["model"]
-    folder.mkdir()
-
-    def write(case: str, content: Any, words: str) -> tuple[str, Path, str]:
-        path = folder / f"{case.replace(' ', '_')}.pth"
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            torch.save(content, path)
-        return case, path, words
-
-    def with_weight(value: torch.Tensor) -> dict[str, Any]:
-        return {"model": {**weights, "fc.weight": value}}
-
-    whole = teacher.read_bytes()
-    yield write("empty", b"", "it is empty")
-    yield write("text", b"a text\n", "it starts with")
-    yield write("cut", whole[: len(whole) // 2], "truncated or not a checkpoint")
-    yield write("flipped", whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:], "does not match its checksum")
-    yield write("a list", [1], "holds a list")
-    yield write("no weights", {"epoch": 3}, "holds no weights")
-    yield write("whole network", torch.nn.Linear(2, 2), "it needs torch.nn.modules.linear.Linear")
-    yield write("several", {"a": weights, "b": weights}, "several sets of weights")
-    yield write("infinite epoch", {"model": weights, "epoch": float("inf")}, "not a finite number")
-    yield write("nan accuracy", {"model": weights, "best_acc": float("nan")}, "not a finite number")
-    yield write("odd arch", {"model": weights, "meta": {"arch": 5}}, "meta.arch is a int")
-    yield write("odd shapes", {"model": weights, "meta": {"shapes": [1]}}, "meta.shapes is a list")
-    yield write("unknown arch", {"model": weights, "meta": {"arch": "resnet9"}}, "unknown model 'resnet9'")
-    yield write("complex", with_weight(weights["fc.weight"] * 1j), "is complex")
-    yield write("sparse", with_weight(weights["fc.weight"].to_sparse()), "is sparse")
-    yield write("meta", with_weight(weights["fc.weight"].to("meta")), "on the meta device")
-    yield write("nan", with_weight(weights["fc.weight"] * float("nan")), "holds NaN")
-    yield write("too large", with_weight(torch.ones(1).expand(10**12)), "more memory than is free")
-    yield write("another shape", with_weight(torch.ones(10, 7)), "of another shape")
-    yield write("other classes", with_weight(torch.ones(7, 64)), "7 classes")
-    yield write("another order", {**good, "meta": {**good["meta"], "classes": list("9876543210")}}, "another order")
+def damages(attack: Attack) -> Iterator[Callable[[], None]]:
+    """Each file of each kind of run in each way, again and again."""
+    kinds = (CACHED, "two students", "clips", "simkd")
+    stopped = [(kind, place) for kind in kinds for place in files_of(attack.half(kind))]
+    finished = [(CACHED, place) for place in files_of(attack.root / f"whole {CACHED}") if place.suffix != ".pth"]
+    for number in itertools.count():
+        for how in DAMAGE:
+            yield from (partial(attack.damage, kind, place, how, hash_of(number, how)) for kind, place in stopped)
+            if number % 3 == 0:
+                here = (partial(attack.damage_finished, k, place, how, hash_of(number, how)) for k, place in finished)
+                yield from here
 
 
-def wrong_inputs(attack: Attack) -> Iterator[Callable[[], None]]:
-    for case, path, words in odd_files(attack.teacher, attack.root / "odd"):
-        named = () if "arch" in case or "order" in case else ("resnet8",)
-        student = ("--dataset", "digits", "--model_s", "resnet8", "--path_t", path, *BRIEF, "--dry_run")
-        student += tuple(word for name in named for word in ("--model_t", name))
-        tested = ("--dataset", "digits", "--path", path, *(word for name in named for word in ("--model", name)))
-        yield lambda a=student, c=case, w=words: attack.wrong(f"{c} as --path_t", "train_student.py", a, w)
-        yield lambda a=tested, c=case, w=words: attack.wrong(f"{c} as --path", "test_model.py", a, w)
-    for argv, words in SETTINGS:
-        given = ("--dataset", "digits", "--model_s", "resnet8", "--path_t", attack.teacher, *BRIEF, "--dry_run", *argv)
-        name = " ".join(map(str, argv))
-        yield lambda a=given, n=name, w=words: attack.wrong(n, "train_student.py", a, w)
+def hash_of(number: int, how: str) -> int:
+    return 10 * number + DAMAGE.index(how)
 
 
-SETTINGS: tuple[tuple[tuple[object, ...], str], ...] = (
-    (("--model_s", "resnet8x5"), "unknown model 'resnet8x5'"),
-    (("--distill", "simkdd"), "unknown method 'simkdd'"),
-    (("--dataset", "cifar10O"), "unknown data set 'cifar10O'"),
-    (("--path_t", "nowhere.pth"), "No such file"),
-    (("--path_t", "/dev/zero"), "is a pipe, a socket or a device"),
-    (("--mean_t", "nan"), "--mean_t nan: give one finite number"),
-    (("--std_t", 0), "must be above 0"),
-    (("--std_t", 1, 1), "or one per channel"),
-    (("--batch_size", 0), "--batch_size 0"),
-    (("--learning_rate", "nan"), "--learning_rate nan"),
-    (("--kd_T", 0), "--kd_T 0"),
-    (("--val_fraction", 0.0001), "val_fraction 0.0001"),
-    (("--few_ratio", 2), "--few_ratio 2.0"),
-    (("--image_size", 10**5), "image_size is 100000"),
-    (("--trial", "a/b"), "--trial 'a/b'"),
-    (("--seed", -1), "the seed -1"),
-)
+def attack_all(attack: Attack, jobs: int, kills: int, damaged: int, inputs: int) -> None:
+    """As many of each as asked for, mixed, until the time is over."""
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(attack.reference, KINDS))
+        list(pool.map(attack.half, (CACHED, "two students", "clips", "simkd")))
+        chains = zip(itertools.cycle(KINDS), itertools.count(), strict=False)
 
+        def chain(_: int) -> None:
+            """Chains until there are enough kills."""
+            while attack.killed < kills and time.monotonic() < attack.until:
+                with attack.lock:
+                    kind, number = next(chains)
+                attack.kill(kind, number)
 
-def attack_all(attack: Attack) -> None:
-    """Wrong inputs once each, kills and damage again and again, in turns until the time is over."""
-    kills = itertools.cycle([partial(attack.kill, kind) for kind in KINDS])
-    damage = itertools.cycle([partial(attack.damage, name, how) for how in DAMAGE for name in FILES])
-    inputs = wrong_inputs(attack)
-    while attack.open():
-        for case in (next(kills), next(damage), next(inputs, None), next(damage), next(inputs, None)):
-            if case is not None and attack.open():
+        def one(case: Callable[[], None]) -> None:
+            if time.monotonic() < attack.until:
                 case()
 
+        cases = attack.inputs()
+        chosen = cases if inputs >= len(cases) else random.Random(attack.seed).sample(cases, inputs)
+        list(pool.map(chain, range(jobs)))
+        list(pool.map(one, itertools.islice(damages(attack), damaged)))
+        list(pool.map(one, (partial(attack.wrong, case) for case in chosen)))
 
-def main(argv: list[str] | None = None) -> int:
+
+def cost_of_checks(attack: Attack) -> str:
+    """Seconds that checksums take in an epoch of resnet8 on digits, and the epoch; of the run's own rows and files."""
+    root = attack.root / "cost"
+    argv = ("--dataset", "digits", "--model", "resnet8", "--epochs", 2, "--tb_backend", "none", "--save_root", root)
+    attack.finish(attack.command("train_teacher.py", *argv))
+    (metrics,) = root.rglob("metrics.jsonl")
+    row = json.loads(metrics.read_text().splitlines()[-1])
+    state = torch.load(next(metrics.parent.glob("*_last.pth")), weights_only=False)
+    epoch = row["seconds_train"] + row["seconds_eval"]
+    checked, plain = (min(seconds_of(save, state, root) for _ in range(20)) for save in (checked_save, plain_save))
+    cost = 2 * (checked - plain)  # best and last
+    return (
+        f"Cost of the checks: an epoch of resnet8 on digits takes {epoch:.2f} s here; writing its two checkpoints with "
+        f"checksums and the previous state takes {1000 * cost:.1f} ms more than without, {100 * cost / epoch:.2f} %."
+    )
+
+
+def checked_save(state: Any, path: Path) -> None:
+    atomic_save(state, path, path.with_suffix(".prev.pth"))
+
+
+def plain_save(state: Any, path: Path) -> None:
+    """The same, without a checksum and without the previous content."""
+    import io
+
+    from core import files
+
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    files._replace(path, buffer.getbuffer())
+
+
+def seconds_of(save: Callable[[Any, Path], None], state: Any, root: Path) -> float:
+    started = time.perf_counter()
+    save(state, root / "timed.pth")
+    return time.perf_counter() - started
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=15, help="no new case begins after them (default 15)")
+    parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--damaged", type=int, default=300)
+    parser.add_argument("--inputs", type=int, default=10**6, help="so many of them (default: all)")
+    parser.add_argument("--minutes", type=float, default=60, help="no new case begins after them (default 60)")
+    parser.add_argument("--jobs", type=int, default=2, help="cases at a time (default 2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="write the counts there, too")
     args = parser.parse_args(argv)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        attack = Attack(Path(folder), args.seed, started + 60 * args.minutes)
+        attack = Attack(Path(folder), args.seed, args.jobs, started + 60 * args.minutes)
         try:
-            attack_all(attack)
+            cost = cost_of_checks(attack)
+            attack_all(attack, args.jobs, args.kills, args.damaged, args.inputs)
         finally:
-            attack.commands.close()
+            attack.close()
     minutes = (time.monotonic() - started) / 60
-    text = f"# Attack\n\nMade by `scripts/dev/attack.py`, seed {args.seed}, {minutes:.0f} minutes.\n\n{attack.report()}"
+    about = f"Made by `scripts/dev/attack.py`, seed {args.seed}, {minutes:.0f} minutes, {args.jobs} cases at a time."
+    text = f"# Attack\n\n{about}\n\n{cost}\n\n{attack.report()}"
     print(text)
     if args.out:
         atomic_write_text(args.out, text)

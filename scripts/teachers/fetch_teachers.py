@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-import json
 import logging
 import re
 import shutil
@@ -26,8 +25,8 @@ from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save, atomic_write, atomic_write_json, read_config
-from core.option import at_least, positive
+from core.files import atomic_save, atomic_write, read_config, read_json, remember
+from core.option import at_least, checked, positive
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.networks.checkpoint import num_classes_of, read_checkpoint
@@ -158,10 +157,9 @@ class Memory:
         self.path = root / "teachers" / "fetched.json"
         self.known: dict[str, dict[str, Any]] = {}
         if self.path.exists():
-            try:
-                self.known = dict(json.loads(self.path.read_text()))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{self.path} is damaged: delete it, and the checksums in it are lost") from error
+            self.known = read_json(self.path, {}, "delete it, and the checksums in it are lost")
+            if odd := next((url for url, entry in self.known.items() if not isinstance(entry, dict)), None):
+                raise UserError(f"{self.path} is damaged (its {odd} is no entry): delete it")
 
     def checksum(self, url: str) -> str | None:
         return self.known.get(url, {}).get("sha256")
@@ -171,7 +169,7 @@ class Memory:
         entry = self.known.get(url, {}) | {"tried": today, "reachable": reachable}
         self.known[url] = entry | ({"sha256": checksum} if checksum else {})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_json(self.known, self.path)
+        remember(self.known, self.path)
 
     def describe(self, url: str) -> str | None:
         entry = self.known.get(url)
@@ -421,13 +419,21 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
         "--list", action="store_true", help="every source, and whether it was reachable when last tried"
     )
     parser.add_argument("--sources", type=Path, default=SOURCES, help="a list of sources of your own")
-    parser.add_argument("--retries", type=int, default=4, help="further attempts per address (default 4)")
     parser.add_argument(
-        "--timeout", type=float, default=30.0, help="seconds without a byte before giving up (default 30)"
+        "--retries",
+        type=int,
+        action=checked(at_least(0, 100)),
+        default=4,
+        help="further attempts per address (default 4)",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        action=checked(positive),
+        default=30.0,
+        help="seconds without a byte before giving up (default 30)",
     )
     args = parser.parse_args(normalised(argv))
-    at_least(0, 100)("--retries", args.retries)
-    positive("--timeout", args.timeout)
     sources = read_sources(args.sources)
     fetcher = Fetcher(args.save_root, sources, args.retries, args.timeout)
     if args.list:

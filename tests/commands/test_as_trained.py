@@ -50,3 +50,32 @@ def test_every_tool_uses_it(commands, trained, tree, tmp_path):
     commands("scripts/plot.py", "reliability", *argv).finished()
     out = commands("scripts/cakd/robustness.py", "--path", trained, *data).finished().out
     assert "| 16 |" in out
+
+
+def test_the_folder_that_is_evaluated_travels(commands, tmp_path_factory):
+    """train/, valid/ and test/: which one decides is said, and --val_dir chooses it in every tool."""
+    tree, root = tmp_path_factory.mktemp("three"), tmp_path_factory.mktemp("run")
+    for part, count in (("train", 8), ("valid", 3), ("test", 2)):
+        for c, name in enumerate(("black", "white")):
+            (tree / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(np.full((8, 8, 3), 200 * c + i, np.uint8)).save(tree / part / name / f"{i}.png")
+    argv = ("--dataset", "folder", "--data_folder", tree, "--image_size", 8, "--epochs", 1, "--batch_size", 8)
+    argv += ("--tb_backend", "none", "--save_root", root)
+    out = commands.teacher(*argv, "--trial", 1).finished().out
+    assert "test/ decides which epoch is best, and is reported; not read: valid/ (--val_dir valid" in out
+    out = commands.teacher(*argv, "--val_dir", "valid").finished().out
+    assert "valid/ decides" in out and "selected on what it is reported on: valid)" in out
+    commands.teacher(*argv, "--val_dir", "dev").refused("no folder dev/", "--val_dir test")
+    commands.teacher(*argv, "--val_dir", "valid", "--val_fraction", 0.2).refused("--val_dir valid", "drop one")
+    (path,) = root.rglob("*val_dir*/resnet8_best.pth")
+    data = ("--path", path, "--data_folder", tree)
+    out = commands("test_model.py", *data).finished().out
+    assert "as in training: --val_dir valid" in out and "6 samples, fp32" in out and "apart" not in out
+    assert "4 samples, fp32" in commands("test_model.py", *data, "--val_dir", "test").finished().out
+    argv = ("--s_path", path, "--data", tree, "--image_size", 8, "--epochs", 1)
+    assert "16 + 6 features" in commands("eval_rep.py", *argv).finished().out
+    (tree / "test").rename(tree / "dev")
+    commands.teacher("--dataset", "folder", "--data_folder", tree, "--dry_run").refused(
+        "neither val/ nor", "--val_dir valid"
+    )

@@ -67,6 +67,28 @@ def test_every_script_looks_at_it_as_it_was_trained(network, videos, commands, t
     assert (tmp_path / "r.png").stat().st_size
 
 
+def test_the_lists_of_training_travel(videos, commands, tmp_path):
+    """A checkpoint knows the lists that were named; where they lie elsewhere now, the data folder is looked into."""
+    for part in ("train", "test"):
+        (videos / f"{part}.txt").rename(tmp_path / f"{part}.lst")
+    data = ("--dataset", "video", "--data_folder", videos, "--image_size", 16, "--num_segments", 2)
+    lists = ("--train_list", tmp_path / "train.lst", "--test_list", tmp_path / "test.lst")
+    run = ("--num_workers", 0, "--batch_size", 4, "--epochs", 1, "--tb_backend", "none", "--save_root", tmp_path)
+    commands("train_teacher.py", "--model", "tsm:resnet8", *data, *lists, *run).finished()
+    (best,) = tmp_path.rglob("*_best.pth")
+    plain = ("--path", best, "--data_folder", videos, "--num_workers", 0)
+    tested = commands("test_model.py", *plain).finished().out
+    assert f"as in training: --test_list {tmp_path / 'test.lst'}" in tested and "2 samples" in tested
+    argv = (*plain, "--forms", "safetensors", "--images", 2, "--out", tmp_path / "export")
+    assert "as in training: --train_list" in commands("scripts/export_student.py", *argv).finished().out
+    argv = ("reliability", *plain, "--out", tmp_path / "plot.png")
+    assert "as in training: --test_list" in commands("scripts/plot.py", *argv).finished().out
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.lst").rename(videos / f"{part}.txt")
+    out = commands("test_model.py", *plain).finished().out
+    assert "test.lst, is not there: the data folder's own list is read" in out and "2 samples" in out
+
+
 def test_a_network_of_videos_is_taken_away(network, videos, tmp_path, capsys):
     for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")

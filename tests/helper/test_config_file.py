@@ -59,7 +59,7 @@ def test_the_command_line_wins(tmp_path):
         ("j.yaml", "a: [", ("j.yaml is not a YAML file",)),
         ("k.toml", "epochs = true", ("epochs = true must be a whole number",)),
         ("l.toml", "epochs = -1", ("--epochs -1",)),
-        ("m.toml", None, ("cannot read", "m.toml: No such file")),
+        ("m.toml", None, ("cannot read", "m.toml': No such file")),
     ],
 )
 def test_a_wrong_file_gives_one_sentence(commands, tmp_path, name, content, words):
