@@ -64,10 +64,12 @@ class StreamConfig(Config):
     )
     augment: str = option(
         "none",
-        "augmentation next to crop and flip, where images are decoded as they are read",
+        "augmentation next to crop and flip: randaugment, and where images are decoded as they are read, the others",
         choices=("none", "randaugment", "trivialaugment", "autoaugment"),
         role=RESULT,
     )
+    augment_ops: int = option(2, "operations of RandAugment on an image", check=at_least(1, 14), role=RESULT)
+    augment_magnitude: int = option(9, "magnitude of RandAugment, 0 to 30", check=at_least(0, 30), role=RESULT)
     random_erase: float = option(
         0.0, "probability of a blank rectangle in a training image", check=probability, role=RESULT
     )
@@ -105,7 +107,8 @@ class DataOptions:
 
     For sets that are decoded as they are read: num_workers: processes that decode for this rank, or threads of DALI.
     dali: "cpu" or "gpu", DALI instead of them. classes_subset: a number of classes or their names, separated by commas.
-    skip_corrupt: skip and count images that cannot be read. augment: none, randaugment, trivialaugment, autoaugment.
+    skip_corrupt: skip and count images that cannot be read. augment: none, randaugment (with augment_ops and
+    augment_magnitude), trivialaugment, autoaugment.
     random_erase: probability. repeated_augmentation: copies of each drawn sample in an epoch.
     Of action recordings: modality: names of what is read, first that of the network that is tested, then the teacher's.
     data_split: a published protocol, None for the first. num_segments: frames of a clip. window: samples of a sensor
@@ -124,6 +127,8 @@ class DataOptions:
     classes_subset: str | None = None
     skip_corrupt: bool = False
     augment: str = "none"
+    augment_ops: int = 2
+    augment_magnitude: int = 9
     random_erase: float = 0.0
     repeated_augmentation: int = 1
     modality: tuple[str, ...] = ()

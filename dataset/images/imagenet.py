@@ -222,7 +222,7 @@ def train_transform(size: int, options: DataOptions) -> Any:
 
     steps: list[Any] = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
     if options.augment == "randaugment":
-        steps.append(v2.RandAugment())
+        steps.append(v2.RandAugment(options.augment_ops, options.augment_magnitude))
     elif options.augment == "trivialaugment":
         steps.append(v2.TrivialAugmentWide())
     elif options.augment == "autoaugment":
