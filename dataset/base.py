@@ -83,10 +83,12 @@ class StreamConfig(Config):
     )
     augment: str = option(
         "none",
-        "augmentation next to crop and flip, where images are decoded as they are read",
+        "augmentation next to crop and flip: randaugment, and where images are decoded as they are read, the others",
         choices=("none", "randaugment", "trivialaugment", "autoaugment"),
         role=RESULT,
     )
+    augment_ops: int = option(2, "operations of RandAugment on an image", check=at_least(1, 14), role=RESULT)
+    augment_magnitude: int = option(9, "magnitude of RandAugment, 0 to 30", check=at_least(0, 30), role=RESULT)
     random_erase: float = option(
         0.0, "probability of a blank rectangle in a training image", check=probability, role=RESULT
     )

@@ -1,12 +1,13 @@
-"""Mixed and smoothed labels: MixUp (Zhang et al., ICLR 2018), CutMix (Yun et al., ICCV 2019), label smoothing.
+"""What changes batches that lie on the device already: RandAugment, mixed and smoothed labels.
 
-torchvision's transforms on whole batches that lie on the device already; any loader may stand behind it.
+MixUp (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019) are torchvision's. Any loader may stand behind them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from core.option import RESULT, Config, not_negative, option, share
 from core.protocols import Batch, Loader
 from dataset.base import seeded
+from dataset.images.randaugment import rand_augment
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,19 @@ class MixingConfig(Config):
         return bool(self.label_smoothing or self.mixup or self.cutmix)
 
 
-class MixedLoader(Loader):
-    """The batches of `loader` with soft targets [B, K]: (1 - smoothing) * label + smoothing / K.
+class ChangedLoader(Loader):
+    """The batches of `loader`, each changed by changed(). What is drawn is a function of (seed, epoch, step, rank)."""
 
-    mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, every batch draws one of them. `target` stays
-    the label of the first of two mixed images. What is drawn is a function of (seed, epoch, step, rank).
-    """
+    def __init__(self, loader: Loader, seed: int, rank: int):
+        self.loader, self.seed, self.rank, self.epoch, self.first = loader, seed, rank, 1, 0
 
-    def __init__(self, loader: Loader, num_classes: int, cfg: MixingConfig, seed: int, rank: int):
-        mixup, cutmix = cfg.mixup, cfg.cutmix
-        self.loader, self.num_classes, self.smoothing = loader, num_classes, cfg.label_smoothing
-        self.seed, self.rank, self.epoch, self.first = seed, rank, 1, 0
-        self.mixes = []
-        if mixup or cutmix:
-            from torchvision.transforms import v2
+    @abstractmethod
+    def changed(self, batch: Batch, step: int) -> Batch: ...
 
-            self.mixes = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
-            self.mixes += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
+    def digest(self, purpose: str, step: int) -> int:
+        """A seed for this batch."""
+        text = f"{purpose} {self.seed} {self.epoch} {step} {self.rank}"
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -57,20 +55,7 @@ class MixedLoader(Loader):
     def __iter__(self) -> Iterator[Batch]:
         first, self.first = self.first, 0
         for step, batch in enumerate(self.loader, first):
-            yield self.mixed(batch, step)
-
-    def mixed(self, batch: Batch, step: int) -> Batch:
-        soft = F.one_hot(batch.target, self.num_classes).float()
-        if self.mixes and len(batch) > 1:
-            text = f"mix {self.seed} {self.epoch} {step} {self.rank}"
-            digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
-            with seeded(digest):
-                mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
-                image, soft = mix(batch.inputs["image"], batch.target)
-            image = image.contiguous(memory_format=torch.channels_last)
-            batch = batch.with_inputs({**batch.inputs, "image": image})
-        soft = soft * (1 - self.smoothing) + self.smoothing / self.num_classes
-        return dataclasses.replace(batch, soft_target=soft)
+            yield self.changed(batch, step)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         self.epoch, self.first = epoch, start_step
@@ -84,3 +69,47 @@ class MixedLoader(Loader):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.loader.load_state_dict(state)
+
+
+class AugmentedLoader(ChangedLoader):
+    """The batches of `loader` after RandAugment: num_ops operations on every image, each image with its own."""
+
+    def __init__(self, loader: Loader, num_ops: int, magnitude: int, seed: int, rank: int):
+        super().__init__(loader, seed, rank)
+        self.num_ops, self.magnitude = num_ops, magnitude
+
+    def changed(self, batch: Batch, step: int) -> Batch:
+        x = batch.inputs["image"]
+        rng = torch.Generator(x.device).manual_seed(self.digest("augment", step))
+        image = rand_augment(x, rng, self.num_ops, self.magnitude).contiguous(memory_format=torch.channels_last)
+        return batch.with_inputs({**batch.inputs, "image": image})
+
+
+class MixedLoader(ChangedLoader):
+    """The batches of `loader` with soft targets [B, K]: (1 - smoothing) * label + smoothing / K.
+
+    mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, every batch draws one of them. `target` stays
+    the label of the first of two mixed images.
+    """
+
+    def __init__(self, loader: Loader, num_classes: int, cfg: MixingConfig, seed: int, rank: int):
+        super().__init__(loader, seed, rank)
+        mixup, cutmix = cfg.mixup, cfg.cutmix
+        self.num_classes, self.smoothing = num_classes, cfg.label_smoothing
+        self.mixes = []
+        if mixup or cutmix:
+            from torchvision.transforms import v2
+
+            self.mixes = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
+            self.mixes += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
+
+    def changed(self, batch: Batch, step: int) -> Batch:
+        soft = F.one_hot(batch.target, self.num_classes).float()
+        if self.mixes and len(batch) > 1:
+            with seeded(self.digest("mix", step)):
+                mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
+                image, soft = mix(batch.inputs["image"], batch.target)
+            image = image.contiguous(memory_format=torch.channels_last)
+            batch = batch.with_inputs({**batch.inputs, "image": image})
+        soft = soft * (1 - self.smoothing) + self.smoothing / self.num_classes
+        return dataclasses.replace(batch, soft_target=soft)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distiller_zoo._randaugment import grey
+from dataset.images.randaugment import grey
 
 JITTER = 0.4  # brightness, contrast and saturation are multiplied by 1 -+ this
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from core.option import check_range, option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from dataset.images.randaugment import cutout, rand_augment
 from distiller_zoo._math import kl_rows, with_strong_view
-from distiller_zoo._randaugment import cutout, rand_augment
 from distiller_zoo.base import Distiller
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from core.option import check_range, option
 from core.protocols import Batch, Context, Features, Progress, Terms, UserError
+from dataset.images.randaugment import rand_augment
 from distiller_zoo._math import kl, with_strong_view
-from distiller_zoo._randaugment import rand_augment
 from distiller_zoo.base import Distiller
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)

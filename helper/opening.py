@@ -52,9 +52,13 @@ from helper.networks.teacher_sources import SharedTeacher, keep_dropout
 from helper.options.settings import Settings
 from helper.training.schedule import parse_decay_epochs
 from models import model_for
+from models._common import with_drop_path
 
 # what only data that is decoded as it is read knows
-STREAMED = ("dali", "classes_subset", "skip_corrupt", "augment", "random_erase", "repeated_augmentation")
+STREAMED = ("dali", "classes_subset", "skip_corrupt", "random_erase", "repeated_augmentation")
+
+
+AUGMENT = ("augment", "augment_ops", "augment_magnitude")
 
 
 # flags that are about action recordings
@@ -234,6 +238,22 @@ def accuracy_of(teacher: Network, data: DataSet, device: torch.device, channels_
     return evaluate(predict, open_test(data, device), device)["teacher"]["acc"]
 
 
+def augmented(settings: Settings, data: DataSet) -> bool:
+    """Whether RandAugment changes batches on the device; data that is decoded as it is read augments itself."""
+    return settings.data.stream.augment == "randaugment" and "image" in data.shapes and not data.streamed
+
+
+def augment_without_effect(settings: Settings, data: DataSet) -> dict[str, str]:
+    """Flag -> why, of AUGMENT."""
+    kind = settings.data.stream.augment
+    if "image" not in data.shapes:
+        return dict.fromkeys(AUGMENT, f"{data.name} holds no images")
+    if kind == "randaugment":
+        return {}
+    why = {} if data.streamed else {"augment": f"{data.name} is resident on the device, where randaugment alone works"}
+    return why | dict.fromkeys(AUGMENT[1:], "--augment is not randaugment")
+
+
 def with_idle_flags(settings: Settings, data: DataSet, device: torch.device, has_teacher: bool) -> Settings:
     """The settings with the flags named that were given and do nothing in this run, which the log says in one line."""
     why = idle_flags(settings, data, device)
@@ -259,6 +279,7 @@ def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[
         why.pop("skip_corrupt", None)
     if data.name not in ("folder", "imagenet"):
         why["val_dir"] = f"{dataset} is no tree of images"
+    why |= augment_without_effect(settings, data)
     if not data.videos:
         why |= {f.dest: f"{dataset} is no list of videos" for f in flags_in(VideoConfig)}
     else:
@@ -300,6 +321,10 @@ def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[
         why["label_ratio"] = "there is no --unlabelled"
     if len(settings.teacher.path_t or ()) < 2:
         why["teacher_weight"] = "there is no ensemble to weigh"
+    if (rate := settings.network.drop_path) and with_drop_path(network_of(settings, data), rate) is None:
+        why["drop_path"] = f"{settings.model} has no residual branch that can be skipped"
+        if "drop_path" not in settings.given:
+            log.info("--protocol modern: no drop path, as %s", why["drop_path"])
     if settings.method.terms is Distiller.terms:
         why["beta"] = f"--distill {distill} has no term of its own"
     counts = data.train_labels.bincount(minlength=data.num_classes)
@@ -324,9 +349,16 @@ def notice_of_decays(lanes: Sequence[Settings]) -> None:
         log.info(line)
 
 
+def network_of(settings: Settings, data: DataSet) -> ModelSpec:
+    """The network to train; a name that means two networks is resolved by the size of the images."""
+    return model_for(settings.model, data.shapes.get("image", ())).fitted(data.shapes)
+
+
 def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
-    """What is trained; a name that means two networks is resolved by the size of the images."""
-    spec = model_for(settings.model, data.shapes.get("image", ())).fitted(data.shapes)
+    """What is trained: the network, and what the settings change of it."""
+    spec = network_of(settings, data)
+    if settings.network.drop_path is not None:
+        spec = with_drop_path(spec, settings.network.drop_path) or spec
     if settings.network.pretrained is not None:
         spec = started_from(spec, settings.network.pretrained)
     if settings.machine.ranks.sync_bn and distributed.world_size() > 1:
@@ -356,7 +388,9 @@ def shared_source(
     net = to_device(teacher.tapped(taps), device, kernels.channels_last)
     kept = cfg.teacher_cache is not None and not lanes[0].run.dry_run
     if cfg.teacher_cache is not None:
-        refuse_new_answers(teacher.by_features, dropout, bool(mixing.mixup or mixing.cutmix))
+        refuse_new_answers(
+            teacher.by_features, dropout, bool(mixing.mixup or mixing.cutmix) or augmented(lanes[0], data)
+        )
     if not kept or not_kept(cfg, taps, teacher.spec.headless):
         loop = lanes[0].training.loop
         full = -(-loop.batch_size // distributed.world_size() // loop.accumulate)

@@ -16,7 +16,7 @@ from core import lock, machine
 from core.files import remember
 from core.log import log, open_run_log, start_log
 from core.protocols import DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
-from dataset.mixing import MixedLoader
+from dataset.mixing import AugmentedLoader, MixedLoader
 from distiller_zoo._combined import Combined
 from distiller_zoo._task import union_of_needs
 from distiller_zoo.base import Distiller
@@ -31,6 +31,7 @@ from helper.networks.load import Network, file_checksum, load_backbone, position
 from helper.networks.teacher_sources import SharedTeacher
 from helper.opening import (
     Opened,
+    augmented,
     notice_of_decays,
     open_data,
     open_teacher,
@@ -119,6 +120,11 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
         rank=machine.rank(),
         world_size=distributed.world_size(),
     )
+    if augmented(settings, data):
+        stream = settings.data.stream
+        loader = AugmentedLoader(
+            loader, stream.augment_ops, stream.augment_magnitude, seed_of(settings), machine.rank()
+        )
     if mixing := settings.data.mixing:
         if (mixing.mixup or mixing.cutmix) and "image" not in data.shapes:
             raise UserError(f"--mixup and --cutmix mix images, and {data.name} holds none: leave them out")

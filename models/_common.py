@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -103,6 +104,23 @@ def imagenet_spec(
     feats = ("stem", *names, "pooled")
     shape, norm = (3, 224, 224), {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     return ModelSpec(name, build, taps, feats, head, input_shape=shape, chain=tuple(chain), **norm)
+
+
+def with_drop_path(spec: ModelSpec, rate: float) -> ModelSpec | None:
+    """The network whose residual branches are skipped in training, the deepest with this probability (stochastic depth,
+    Huang et al., ECCV 2016); None where it has no branch that can be."""
+    argument = "stochastic_depth_prob" if spec.name.startswith("torchvision:") else "drop_path_rate"
+    build = partial(spec.build, **{argument: rate})
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                model = build(num_classes=2)
+        except TypeError:  # it has no such argument
+            return None
+        except (NotImplementedError, RuntimeError):  # it needs real numbers to be built
+            model = build(num_classes=2)
+    kinds = {type(module).__name__ for module in model.modules()}
+    return dataclasses.replace(spec, build=build) if kinds & {"DropPath", "StochasticDepth"} else None
 
 
 def without_inplace(model: nn.Module) -> nn.Module:

@@ -17,11 +17,13 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from core.protocols import ModelSpec, Tap, UserError
 from models._common import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from models._transformer import read_class_token, read_map, read_patches, read_qkv, resized_positions, split_heads
 
+MLP_RATIO = 4
 PREFIX = 1  # the class token; *_distilled networks have a distillation token behind it
 
 
@@ -67,21 +69,25 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each behind a norm and next to a shortcut."""
+    """Attention and a two-layer perceptron, each behind a norm and next to a shortcut.
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int):
+    drop_path: probability with which an image skips one of them in training (Huang et al., ECCV 2016).
+    """
+
+    def __init__(self, width: int, heads: int, drop_path: float = 0.0):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = nn.Sequential()
-        self.mlp.add_module("fc1", nn.Linear(width, mlp_ratio * width))
+        self.mlp.add_module("fc1", nn.Linear(width, MLP_RATIO * width))
         self.mlp.add_module("act", nn.GELU())
-        self.mlp.add_module("fc2", nn.Linear(mlp_ratio * width, width))
+        self.mlp.add_module("fc2", nn.Linear(MLP_RATIO * width, width))
+        self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class VisionTransformer(nn.Module):
@@ -95,9 +101,10 @@ class VisionTransformer(nn.Module):
         depth: int,
         heads: int,
         num_classes: int = 100,
-        mlp_ratio: int = 4,
         distilled: bool = False,
+        drop_path_rate: float = 0.0,
     ):
+        """drop_path_rate: of the last block; those before it rise to it evenly from 0."""
         super().__init__()
         grid = size // patch
         self.prefix = PREFIX + distilled
@@ -105,7 +112,8 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, PREFIX, width))
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if distilled else None
         self.pos_embed = nn.Parameter(torch.zeros(1, self.prefix + grid * grid, width))
-        self.blocks = nn.Sequential(*[Block(width, heads, mlp_ratio) for _ in range(depth)])
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nn.Sequential(*[Block(width, heads, rate) for rate in rates])
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, num_classes)
         self.head_dist = nn.Linear(width, num_classes) if distilled else None

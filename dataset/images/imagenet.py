@@ -223,7 +223,7 @@ def train_transform(size: int, options: DataOptions) -> Any:
 
     steps: list[Any] = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
     if options.stream.augment == "randaugment":
-        steps.append(v2.RandAugment())
+        steps.append(v2.RandAugment(options.stream.augment_ops, options.stream.augment_magnitude))
     elif options.stream.augment == "trivialaugment":
         steps.append(v2.TrivialAugmentWide())
     elif options.stream.augment == "autoaugment":

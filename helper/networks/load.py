@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from core.log import log
-from core.option import NAMED, RESULT, Config, option
+from core.option import NAMED, RESULT, Config, option, share
 from core.protocols import Context, ModelSpec, Side, Tap, TeacherSource, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
@@ -39,6 +39,13 @@ class StartConfig(Config):
         None,
         "weights to start from, all but the classifier: a checkpoint of a known layout, or torchvision's, imagenet for "
         "IMAGENET1K_V1 and others by name, as imagenet:IMAGENET1K_V2",
+        role=RESULT,
+    )
+    drop_path: float | None = option(
+        None,
+        "probability with which an image skips the deepest residual branch in training, falling to 0 at the first "
+        "(stochastic depth): ViTs, networks of timm and torchvision that have it",
+        check=share,
         role=RESULT,
     )
 

@@ -62,7 +62,8 @@ def refuse_new_answers(several: bool, dropout: float, mixes: bool) -> None:
         )
     if mixes:
         raise UserError(
-            "--mixup and --cutmix make new images of every batch, which --teacher_cache cannot keep: drop one"
+            "--mixup, --cutmix and --augment make new images of every batch, which --teacher_cache cannot keep: pass "
+            "--mixup 0 --cutmix 0 --augment none, or leave the cache out"
         )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from core.option import NAMED, RESULT, UNSET, Config, Flag, flag_of, not_negative, option, positive
 from core.protocols import UserError
+from dataset import recipe
+from dataset.recipes import LARGE, SMALL
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined, CombinedConfig, common_weights
 from distiller_zoo.base import Distiller
@@ -73,7 +75,8 @@ class LossConfig(Config):
     protocol: str = option(
         "simkd",
         "what holds unless given: simkd keeps cross-entropy and KL next to every method, authors takes each "
-        "publication's own weights, modern trains with AdamW, a cosine with warm-up, smoothed labels and an average",
+        "publication's own weights, modern trains with AdamW, a cosine with warm-up, drop path, RandAugment, MixUp and "
+        "CutMix, smoothed labels and an average",
         choices=("simkd", "authors", "modern"),
         role=RESULT,
     )
@@ -84,8 +87,14 @@ class LossConfig(Config):
             raise UserError("--logit_stand and --norm_kd both choose the scale of the logits: give one of them")
 
 
-# what --protocol modern changes, next to the weights of --protocol simkd; for batches of 256
+# what --protocol modern changes, next to the weights of --protocol simkd; for batches of 256. What needs a label of
+# every sample, and what needs images, holds only where there are
+MODERN_LABELS: Mapping[str, Any] = {"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0}
+MODERN_IMAGES = ("augment", "mixup", "cutmix")
 MODERN: Mapping[str, Any] = {
+    **MODERN_LABELS,
+    "augment": "randaugment",
+    "drop_path": 0.1,
     "optimizer": "adamw",
     "learning_rate": 1e-3,
     "weight_decay": 0.05,
@@ -93,10 +102,17 @@ MODERN: Mapping[str, Any] = {
     "schedule": "cosine",
     "warmup_epochs": 5,
     "batch_size": 256,
-    "label_smoothing": 0.1,
     "ema": 0.999,
     "clip_grad": 5.0,
 }
+
+
+def modern(dataset: str, unlabelled: bool) -> dict[str, Any]:
+    """MODERN as far as the data allows. unlabelled: whether some images have no label."""
+    left_out = set(MODERN_LABELS) if unlabelled else set()
+    left_out |= set() if recipe(dataset) in (SMALL, LARGE) else set(MODERN_IMAGES)
+    return {k: v for k, v in MODERN.items() if k not in left_out}
+
 
 # settings of every logit loss, which stand in each method's Config too
 LOGIT_FLAGS = ("logit_stand", "norm_kd", "ea_weight", "ea_T", "ea_as_published")

@@ -14,14 +14,13 @@ from typing import Any
 
 from core.option import UNSET, Flag, add_flag, add_groups, at_least, not_negative, read, refuse_absurd
 from core.protocols import UserError
-from dataset import recipe
+from dataset import dataset_dict, recipe
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined
 from distiller_zoo.base import Distiller
 from helper.machine.seeding import trial_seed
 from helper.options.config_file import FileSettings, read_file, text
 from helper.options.method_flags import (
-    MODERN,
     _config,
     _flag_of_field,
     _method_weights,
@@ -31,6 +30,7 @@ from helper.options.method_flags import (
     _spellings,
     _weights_of,
     flags_of,
+    modern,
     term_weights,
 )
 from helper.options.old_flags import Parser
@@ -305,7 +305,8 @@ def _resolve(
     if spec.published.learning_rate is not None:
         layer({"learning_rate": spec.published.learning_rate}, "model recipe")
     if chosen.get("protocol") == "modern":
-        layer(MODERN, "protocol")
+        unlabelled = chosen.get("unlabelled") is not None or dataset_dict.resolve(name) == "unlabelled"
+        layer(modern(name, unlabelled), "protocol")
     if not teacher:
         layer(_method_weights(methods, chosen.get("protocol", values["protocol"])), "method")
     defaults = dict(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,7 @@ from helper.options.naming import published_name
 from helper.runs.folder import is_row, rows_checksum, wrong_rows
 
 REPETITION = ("trial", "seed")  # what two runs of one cell may differ in
+PROBE = re.compile("(linear|means) probe [0-9a-f]+")  # of a teacher, with the digest of what it was fitted to
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,14 @@ class Run:
 
     @property
     def cell(self) -> str:
-        """What repetitions share. A share of the training set is drawn by seed, so its checksum is no part of it."""
-        own = {*REPETITION, "data"} if self.identity.get("few_ratio", 1) < 1 else REPETITION
-        return json.dumps({k: v for k, v in self.identity.items() if k not in own}, sort_keys=True)
+        """What repetitions share. A share of the training set is drawn by seed, so its checksum, that of a probe fitted
+        to it and the folder of the remaining images are no part of it."""
+        shared = {k: v for k, v in self.identity.items() if k not in REPETITION}
+        if self.identity.get("few_ratio", 1) < 1:
+            shared.pop("data", None)
+            shared["teacher"] = PROBE.sub(r"\1 probe", shared.get("teacher") or "")
+            shared["unlabelled"] = bool(shared.get("unlabelled"))
+        return json.dumps(shared, sort_keys=True)
 
 
 # the fields that tables cannot do without

@@ -23,6 +23,7 @@ OF_A_NETWORK = {"model", "model_s", "modality", "modality_s", "modality_t", "pre
 
 
 OF_A_METHOD = {"distill", "weight", "cls", "div", "beta", "kd_T", "init_epochs", "frame_logits", *LOGIT_FLAGS}
+OF_A_METHOD |= {"unlabelled", "label_ratio"}
 
 
 OF_A_TEACHER = {"teacher_weight", "fold_teacher", "teacher_dropout", "teacher_probe", "teacher_image_size"}
@@ -65,7 +66,9 @@ def method_settings(identity: dict[str, Any]) -> str:
     if "model" in identity:
         return "teacher"
     name = "student alone" if identity["distill"] == "vanilla" else published_name(identity["distill"])
-    return name + "".join(f", {setting_text(identity, k)}" for k in off_default(identity))
+    of_teacher = [k for k in ("teacher_probe", "teacher_image_size") if identity.get(k) is not None]
+    settings = "".join(f", {setting_text(identity, k)}" for k in (*off_default(identity), *of_teacher))
+    return name + settings + (", images without labels" if identity.get("unlabelled") else "")
 
 
 def setting_text(identity: dict[str, Any], name: str) -> str:
@@ -179,7 +182,8 @@ def tell_apart(groups: list[list[Run]]) -> list[str]:
     for i, group in enumerate(groups):
         alike = [groups[j][0].identity for j in range(len(groups)) if labels[j] == labels[i]]
         mine = group[0].identity
-        different = [k for k in mine if k not in REPETITION and any(other.get(k) != mine[k] for other in alike)]
+        named = {*REPETITION, "unlabelled"}  # the folder; the label says that there is one
+        different = [k for k in mine if k not in named and any(other.get(k) != mine[k] for other in alike)]
         different = [k for k in different if mine[k] is not None and f", {setting_text(mine, k)}" not in labels[i][0]]
         out.append(labels[i][0] + "".join(f", {setting_text(mine, k)}" for k in different))
     return out
@@ -213,11 +217,10 @@ def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str
         first, p = group[0], group[0].parameters
         base = alone.get((network(first), json.dumps(protocol(first))))
         comparable = base is not None and not first.is_teacher and first.identity["distill"] != "vanilla"
-        teacher = (
-            ""
-            if first.is_teacher or not p.get("arch_t")
-            else p["arch_t"] + (f" {acc:.2f}" if (acc := p.get("teacher_acc")) is not None else "")
-        )
+        accs = [acc for run in group if (acc := run.parameters.get("teacher_acc")) is not None]
+        teacher = "" if first.is_teacher else p.get("arch_t") or ""
+        if teacher and len(accs) == len(group):
+            teacher += f" {statistics.mean(accs):.2f}"
         row = [
             label,
             network(first),

@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from core.protocols import UserError
-from dataset.mixing import MixedLoader, MixingConfig
+from dataset.mixing import AugmentedLoader, MixedLoader, MixingConfig
 from distiller_zoo import method_dict
 from helper.networks.load import load_network
 from helper.options.parse import parse
@@ -115,6 +115,48 @@ def test_the_modern_protocol_gives_way_to_flags():
         plain.loss, protocol="modern"
     )
     assert modern.off_default() == {"protocol": "modern", "learning_rate": 0.002}
+    assert modern.data.stream.augment == "randaugment" and modern.network.drop_path == 0.1
+    assert (modern.data.mixing.mixup, modern.data.mixing.cutmix) == (0.2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "mixing", "augment"),
+    [
+        ("--dataset utd_mhad", MixingConfig(label_smoothing=0.1), "none"),
+        ("--dataset cifar100 --unlabelled x", MixingConfig(), "randaugment"),
+        ("--dataset imagenet --cutmix 0", MixingConfig(label_smoothing=0.1, mixup=0.2), "randaugment"),
+    ],
+)
+def test_the_modern_protocol_leaves_out_what_the_data_does_not_allow(flags, mixing, augment):
+    modern = parse(["--distill", "kd", "--protocol", "modern", *flags.split()], teacher=False)
+    assert modern.data.mixing == mixing and modern.data.stream.augment == augment
+
+
+def test_augmented_batches():
+    """Every image has operations of its own, a function of seed, epoch, step and rank."""
+    data = make()
+
+    def augmented(magnitude=9, seed=1, rank=0):
+        return AugmentedLoader(resident_loader(data), 2, magnitude, seed, rank)
+
+    plain, batches = list(resident_loader(data)), list(augmented())
+    changes = 0
+    for batch, source in zip(batches, plain, strict=True):
+        image = batch.inputs["image"]
+        assert batch.crop is None and batch.view_id is None and torch.equal(batch.target, source.target)
+        assert image.min() >= 0 and image.max() <= 1 and image.is_contiguous(memory_format=torch.channels_last)
+        moved = (image - source.inputs["image"]).abs().flatten(1).amax(1) > 0.01
+        changes += int(moved.sum())
+    assert len(data.train_labels) / 2 < changes < len(data.train_labels), "all images alike"
+    later = augmented()
+    later.set_epoch(1, 2)
+    assert torch.equal(next(iter(later)).inputs["image"], batches[2].inputs["image"])
+    for other in (augmented(seed=2), augmented(rank=1), augmented(magnitude=20)):
+        assert not torch.equal(next(iter(other)).inputs["image"], batches[0].inputs["image"])
+    later.set_epoch(2)
+    again = augmented()
+    again.set_epoch(2)
+    assert torch.equal(next(iter(later)).inputs["image"], next(iter(again)).inputs["image"])
 
 
 def kd_step(**kwargs):
@@ -208,6 +250,7 @@ def test_mixed_batches():
 RECIPE = ("--optimizer", "adamw", "--schedule", "cosine", "--warmup_epochs", 1, "--learning_rate", 0.003)
 RECIPE += ("--ema", 0.8, "--label_smoothing", 0.1, "--mixup", 0.2, "--cutmix", 1.0, "--clip_grad", 1.0)
 RECIPE += ("--norm_weight_decay", 0, "--epochs", 3, "--few_ratio", 0.2, "--tb_backend", "none")
+RECIPE += ("--model", "vit_micro_cifar", "--drop_path", 0.3, "--augment", "randaugment", "--augment_magnitude", 5)
 
 
 def rows(root):
@@ -227,7 +270,7 @@ def test_a_whole_recipe_resumes_with_the_same_numbers_and_saves_the_average(comm
     assert [r["lr"] for r in found] == pytest.approx([0.00003, 0.003, 0.0015])
     assert any(r["test_acc"] != r["test_acc_trained"] for r in found)
     best = max(found, key=lambda r: r["test_acc"])
-    done = commands("test_model.py", "--path", folder / "resnet8_best.pth", "--dataset", "digits").finished()
+    done = commands("test_model.py", "--path", folder / "vit_micro_cifar_best.pth", "--dataset", "digits").finished()
     assert f"top-1 {best['test_acc']:.2f}" in done.out
     for argv, words in (
         (("--ema", 1), "--ema 1.0"),

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from core.protocols import Batch, Context, Progress, UserError
+from dataset.images.randaugment import cutout, rand_augment
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined
 from distiller_zoo._math import entropy_weights, standardised
-from distiller_zoo._randaugment import cutout, rand_augment
 from distiller_zoo.base import Distiller
 from distiller_zoo.pld import label_first
 from distiller_zoo.skd import direction

@@ -14,9 +14,9 @@ from tests.support.run_folders import write_run
 
 @pytest.fixture
 def add(tmp_path):
-    """Writes one finished run of twenty classes; returns its folder's name."""
+    """Writes one finished run of twenty classes; returns its folder's name. checksums: of data and teacher."""
 
-    def add(command, name, acc=10.0, lanes=(), terms=(), stages=1, **more):
+    def add(command, name, acc=10.0, lanes=(), terms=(), stages=1, checksums=(), **more):
         settings = parse(command.split(), teacher=False)
         folder = tmp_path / "students" / "models" / name
         folder.mkdir(parents=True)
@@ -30,7 +30,7 @@ def add(tmp_path):
         parameters = {"Deployed params": 1, "Deployed MACs": 2, "Total time": 0.1, "best": {"test_acc": acc}}
         parameters |= {"num_classes": 20, "lanes": list(lanes) or [name], **more}
         (folder / "parameters.json").write_text(json.dumps(parameters))
-        (folder / "args.json").write_text(json.dumps({"identity": settings.identity}))
+        (folder / "args.json").write_text(json.dumps({"identity": settings.identity | dict(checksums)}))
         (folder / "env.json").write_text(json.dumps({"cpu": "a CPU", "cpu_threads": 1, "gpus": []}))
         return name
 
@@ -92,6 +92,25 @@ def test_settings_off_their_default_stand_beside_the_method(add, table):
         "simkd, factor 4",
     }
     assert sum("protocol authors" in note for note in notes) == 1
+
+
+def test_repetitions_on_parts_of_the_data_stand_in_one_row(add, table):
+    """Every seed draws a part of its own, fits a probe of its own, and leaves images of its own without labels."""
+    for trial in (0, 1):
+        part = f"--few_ratio 0.1 --trial {trial}"
+        teacher = {"arch_t": "resnet20", "teacher_acc": 60.0 + trial}
+        add(f"--distill vanilla {part}", f"a{trial}", checksums={"data": f"{trial}"})
+        add(f"--distill kd {part}", f"b{trial}", checksums={"data": f"{trial}", "teacher": "t"}, **teacher)
+        fitted = {"data": f"{trial}", "teacher": f"t linear probe 0{trial}"}
+        add(f"--distill kd {part} --teacher_probe linear", f"c{trial}", checksums=fitted, **teacher)
+        add(f"--distill kd {part} --unlabelled rest_{trial}", f"d{trial}", acc=20, checksums={"data": f"{trial}+"})
+    rows, notes = table()
+    wanted = {"student alone", "kd", "kd, teacher_probe linear", "kd, images without labels"}
+    assert {row["method"] for row in rows} == wanted and {row["runs"] for row in rows} == {"2"}
+    by_name = {row["method"]: row for row in rows}
+    assert by_name["kd, teacher_probe linear"]["teacher"] == "resnet20 60.50"
+    assert by_name["kd, images without labels"]["gain"] == "+10.00"
+    assert sum(note.startswith("Protocol") for note in notes) == 1 and "rest_" not in str(notes)
 
 
 def test_the_protocol_names_recipe_and_processes(add, table):

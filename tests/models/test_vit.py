@@ -15,6 +15,7 @@ from distiller_zoo import method_dict
 from distiller_zoo.cakd import CAKD
 from helper.networks.load import position_notice
 from models import external, model_dict
+from models._common import with_drop_path
 from models._external_vit import any_size
 from models._transformer import read_normed_qkv, read_qkv, resized_positions
 from tests.golden.rule import rand
@@ -48,6 +49,48 @@ def test_taps_of_teachers_are_found(name):
     assert {k: tuple(out[k].shape[1:]) for k in want} == {
         k: v for k, v in (("qkv", qkv), ("patches", patches), ("class_token", class_token)) if v is not None
     }
+
+
+def test_drop_path_skips_branches_in_training_alone():
+    spec = with_drop_path(model_dict["vit_micro_cifar"], 0.9)
+    torch.manual_seed(0)
+    plain, dropped = model_dict["vit_micro_cifar"](num_classes=5).eval(), spec(num_classes=5).eval()
+    dropped.load_state_dict(plain.state_dict())
+    assert [getattr(block.drop_path, "p", 0) for block in dropped.blocks] == pytest.approx([0, 0.3, 0.6, 0.9])
+    x = torch.rand(8, 3, 32, 32)
+    assert torch.equal(plain(x), dropped(x))
+    tokens = torch.rand(64, 5, 96)
+    last = dropped.blocks[-1].train()
+    skipped = (last(tokens) == tokens).flatten(1).all(1).float().mean()
+    assert 0.6 < skipped < 0.95  # both branches of an image: 0.81
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        one = last(tokens)
+        torch.manual_seed(3)
+        assert torch.equal(one, last(tokens))
+
+
+@pytest.mark.parametrize(
+    ("name", "has"),
+    [
+        ("resnet8", False),
+        ("vgg8", False),
+        ("vit_tiny_cifar_distilled", True),
+        ("torchvision:convnext_tiny", True),
+        ("torchvision:resnet18", False),
+        ("timm:resnet18", True),
+        ("timm:vit_tiny_patch16_224", True),
+        ("timm:vgg11", False),
+    ],
+)
+def test_which_networks_have_branches_to_skip(name, has):
+    before = torch.get_rng_state()
+    spec = with_drop_path(model_dict[name], 0.2)
+    assert (spec is not None) == has and torch.equal(torch.get_rng_state(), before)
+    if spec is not None:
+        with torch.device("meta"):
+            rates = [getattr(m, "drop_prob", getattr(m, "p", None)) for m in spec(num_classes=2).modules()]
+        assert max(rate for rate in rates if rate is not None) == pytest.approx(0.2)
 
 
 NO_ATTENTION = (

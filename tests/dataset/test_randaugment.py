@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as tv
 
-from distiller_zoo._randaugment import OPERATIONS, TRANSLATION, augment, rand_augment
+from dataset.images.randaugment import OPERATIONS, TRANSLATION, augment, rand_augment
 
 B, SIDE = 6, 16
 
