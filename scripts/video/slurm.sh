@@ -10,7 +10,7 @@
 #SBATCH --requeue
 #SBATCH --signal=TERM@120
 set -euo pipefail
-case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
+case ${1:-} in -h | --help) sed -n '/^#SBATCH/d; 2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 name=${1:?tsm_teacher, tsm_student, tsm_distil, tsn_teacher, tsn_student or tsn_distil}
 shift
 cd "${SLURM_SUBMIT_DIR:-.}"
