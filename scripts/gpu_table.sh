@@ -27,7 +27,8 @@ extra=("${@:3}")
 data=$(cd "$data" && pwd) || exit 2
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 save=${SAVE_ROOT:-./save}
-mkdir -p "$save"
+case $phase in bench | table) end_of_dry_run ;; esac
+[ -n "$dry_run" ] || mkdir -p "$save"
 limit=${LIMIT:-480}
 common=(--data_folder "$data" --save_root "$save" ${extra[@]+"${extra[@]}"})
 
@@ -54,6 +55,7 @@ case $phase in
         ;;
     *)
         teacher=$(ls "$save"/teachers/models/resnet32x4_vanilla*/resnet32x4_best.pth 2>/dev/null | head -n 1 || true)
+        [ -n "$teacher" ] || end_of_dry_run
         [ -n "$teacher" ] || { echo "no teacher below $save/teachers: run the phase teacher first" >&2 && exit 2; }
         limited "$PYTHON" scripts/run_table.py simkd --only "$phase" --lanes 11 -- --path_t "$teacher" "${common[@]}"
         ;;

@@ -25,7 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.log import start_log
+from core.log import progress, start_log
 from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
@@ -160,7 +160,7 @@ def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, T
     tap = loaded.spec.feats[-1]
     net = to_device(loaded.tapped((tap,)), device).eval()
     logits, features, labels = [], [], []
-    for batch in data.test_loader(500, device=device):
+    for batch in progress(data.test_loader(500, device=device), "predictions"):
         found = net(batch.inputs)
         logits.append(found["logits"].float().cpu())
         features.append(found[tap].flatten(1).float().cpu())

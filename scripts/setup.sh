@@ -12,8 +12,13 @@ cd "$root"
 dry_run=""
 # A script that hands all its words on to one program leaves --help and the order of words to that program. Others print their
 # header, and take flags before, between and behind their words: here the words come first, then the flags with their values.
+# The header is printed first, all the same: nothing is installed for a question.
 if ! grep -q '^exec .*"\$@"$' "$0"; then
     source "$root/scripts/words.sh"
+elif [[ " $* " =~ " -h "|" --help " ]]; then
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+    echo
+    [ -e "${VIRTUAL_ENV:-$root/.venv}/.retort-requirements.txt" ] || exit 0
 fi
 if [ -n "${VIRTUAL_ENV:-}" ]; then
     PYTHON="$VIRTUAL_ENV/bin/python"
@@ -61,8 +66,21 @@ result_of() {
         tail -n 1
 }
 
-# run_or_skip PROGRAM FLAGS...: in a dry run, what starts from a teacher or backbone that is not trained yet is skipped
+# into FILE: what is printed is appended to a file; a dry run shows it. It outlives a signal that a training answers by saving.
+into() (
+    trap '' TERM INT
+    [ -z "$dry_run" ] || exec cat
+    mkdir -p "$(dirname "$1")"
+    exec cat >>"$1"
+)
+
+# run_or_skip PROGRAM FLAGS...: in a dry run, what starts from a teacher or backbone that is not trained yet is skipped, and
+# what trains nothing is left out
 run_or_skip() {
+    if [ -n "$dry_run" ] && [[ $1 != train_* ]]; then
+        echo "dry run: left out, as $1 trains nothing"
+        return
+    fi
     local word before=""
     for word in "$@"; do
         if [ -n "$dry_run" ] && [[ $before =~ ^--(path_t|pretrained.backbone)$ ]] && [ ! -e "$word" ] && [[ $word != t*:* ]]; then

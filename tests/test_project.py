@@ -1,6 +1,7 @@
 """The files around the code agree with each other: requirements, pyproject, workflow, set-up script."""
 
 import os
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -27,7 +28,7 @@ def test_every_package_of_the_clone_is_installed():
     packages = {word.rstrip("*") for word in found["packages"]["find"]["include"]}
     assert packages == {p.parent.name for p in ROOT.glob("*/__init__.py")} - {"tests", "scripts"} | packages
     assert all((ROOT / package).is_dir() for package in packages)
-    assert all((ROOT / f"{module}.py").is_file() for module in found["py-modules"])
+    assert {path.stem for path in ROOT.glob("*.py")} == set(found["py-modules"])
 
 
 INDEX = "https://example.org/cpu"
@@ -64,6 +65,18 @@ def test_workflow_runs_the_script_on_both_pythons():
     (job,) = jobs.values()
     assert job["strategy"]["matrix"]["python"] == ["3.11", "3.12"]
     assert any(".ci/run" in step.get("run", "") for step in job["steps"])
-    yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert all(
+        (ROOT / word).is_file() for step in job["steps"] for word in re.findall(r"bash (\S+)", step.get("run", ""))
+    )
     for form in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
         yaml.safe_load(form.read_text())
+
+
+def test_a_commit_is_checked_like_a_pull_request():
+    """pre-commit's hooks run what check.sh runs."""
+    yaml = pytest.importorskip("yaml", reason="needs pyyaml, of requirements-extra.txt")
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repo["repo"] == "local", "nothing is downloaded"
+    modules = [re.search(r"-m (\S+)( check| format)?", hook["entry"]).group() for hook in repo["hooks"]]
+    script = (ROOT / "scripts" / "check.sh").read_text()
+    assert modules == [m.group() for m in re.finditer(r"-m (\S+)( check| format)?", script)]

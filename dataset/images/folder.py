@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core.log import log
+from core.log import log, progress
 from core.protocols import UserError
 from dataset.base import DataOptions, Split, check_memory
 from dataset.images.files import (
@@ -147,7 +147,8 @@ def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
 
     pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
     try:
-        reasons = list(pool.map(decode_into, range(len(samples))))
+        decoded = pool.map(decode_into, range(len(samples)))
+        reasons = list(progress(decoded, "decoding images", len(samples)))
     finally:  # the first bad image ends it, without decoding the rest
         pool.shutdown(cancel_futures=True)
     say_unusual(unusual())

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core.log import progress
 from core.protocols import DataSet, UserError
 from helper.deploy.export import latency, needs, onnx_session
 
@@ -27,7 +28,8 @@ def calibration_samples(data: DataSet, entry: str, count: int) -> Iterator[Tenso
     """Batches of training inputs, augmented as in training, `count` samples in all."""
     size = min(32, count, len(data.train_labels))
     done = 0
-    for batch in data.train_loader(size, seed=0, device=torch.device("cpu")):
+    batches = data.train_loader(size, seed=0, device=torch.device("cpu"))
+    for batch in progress(batches, "calibration", -(-count // size)):
         x = batch.inputs[entry][: count - done]
         yield x.contiguous()
         done += len(x)
@@ -110,7 +112,7 @@ def _overflows(path: Path, x: Tensor) -> bool:
 def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, int]:
     """(top-1 in percent, samples)."""
     right = count = 0
-    for x, labels in batches:
+    for x, labels in progress(batches, "evaluation, batches of the test set"):
         right += int((predict(x).argmax(1) == labels).sum())
         count += len(labels)
     return 100 * right / count, count

@@ -126,6 +126,8 @@ def _from_home(value: str) -> str:
 def answer(script: str) -> None:
     """What an entry script calls before it imports torch: prints the help that is asked for and exits, or completes a
     command line for the shell. Returns otherwise, also where flags.json may not know every flag (--plugin)."""
+    if not (sys.stderr is not None and sys.stderr.isatty()):
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries' downloads; tqdm reads this when it is imported
     argv = normalised(None)
     completes = "_ARGCOMPLETE" in os.environ
     if not (completes or {"-h", "--help", "--help_all"} & set(argv)) or "--plugin" in argv:

@@ -193,7 +193,9 @@ def numbers_of(name: str, cells: Sequence[str]) -> list[list[str]]:
 
 
 def as_csv(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
-    """Plain numbers: mean, standard deviation and number of runs have columns of their own, and no cell has a unit."""
+    """Plain numbers: settings, mean, standard deviation and number of runs have columns of their own, and no cell has a
+    unit."""
+    header, rows = own_columns(header, rows)
     columns = [c for i, name in enumerate(header) for c in numbers_of(name, [row[i] for row in rows])]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([list(map(csv_cell, row)) for row in zip(*columns, strict=True)])

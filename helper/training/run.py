@@ -16,7 +16,7 @@ from torch import nn
 
 from core import machine
 from core.files import atomic_save, atomic_write_json
-from core.log import clock, log
+from core.log import clock, log, progress
 from core.protocols import Batch, DataSet, Loader, Progress, UserError
 from helper.evaluation.evaluate import TestBatches, evaluate
 from helper.evaluation.metrics import Meter
@@ -131,7 +131,7 @@ class TrainingRun:
         """One pass over the training set, in an order and in views that no epoch has."""
         started = time.monotonic()
         self.loader.set_epoch(0)
-        self.stage.step.objective.prepare_teacher(lambda: self.loader)
+        self.stage.step.objective.prepare_teacher(lambda: progress(self.loader, "the teacher's features"))
         self.log.info("read the teacher's features of the training set in %s", clock(time.monotonic() - started))
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ cells() {
         return
     fi
     "$PYTHON" "${command[@]}"
+    [ -z "$dry_run" ] || return 0
     "$PYTHON" scripts/make_table.py --root "$save" --dataset cifar100 --out "$out" \
         --published repdistiller_same scripts/cifar100/full_cells/dkd.toml scripts/cifar100/full_cells/dist.toml \
         --title "CIFAR-100 under the full protocol: resnet56 ($(basename "$teacher")) teaches resnet20"

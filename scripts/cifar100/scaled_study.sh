@@ -15,10 +15,10 @@ jobs=${4:-1}
 extra=("${@:5}")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-mkdir -p "$save"
 printf '%s\n' 0 1 2 | xargs -P "$jobs" -I{} "$PYTHON" train_student.py --dataset cifar100 --data_folder "$data" \
     --path_t "$teacher" --model_t resnet20 --distill vanilla,kd,dist,hint,similarity,simkd --model_s resnet8 \
-    --epochs 10 --lr_decay_epochs 6,8 --trial {} --save_root "$save" ${extra[@]+"${extra[@]}"} >>"$save/study.log"
+    --epochs 10 --lr_decay_epochs 6,8 --trial {} --save_root "$save" ${extra[@]+"${extra[@]}"} | into "$save/study.log"
+end_of_dry_run
 out=results/cifar100_scaled_resnet20_resnet8
 title="CIFAR-100, scaled study: resnet20 teaches resnet8, 10 epochs, three seeds"
 "$PYTHON" scripts/make_table.py --root "$save" --out "$out.md" --title "$title"

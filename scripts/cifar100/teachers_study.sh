@@ -22,10 +22,10 @@ student() {
 for trial in 0 1 2; do
     if [ "$study" = labels ]; then
         rest="$save/rest_$trial"
-        [ -d "$rest" ] || "$PYTHON" scripts/cifar100/rest.py --data_folder "$data" --few_ratio 0.1 --seed "$trial" --out "$rest"
+        [ -d "$rest" ] || run_or_skip scripts/cifar100/rest.py --data_folder "$data" --few_ratio 0.1 --seed "$trial" --out "$rest"
         student --distill vanilla --few_ratio 0.1 --trial "$trial"
         student --distill kd --few_ratio 0.1 --trial "$trial"
-        student --distill kd --few_ratio 0.1 --unlabelled "$rest" --trial "$trial"
+        [ -n "$dry_run" ] && [ ! -d "$rest" ] || student --distill kd --few_ratio 0.1 --unlabelled "$rest" --trial "$trial"
     else
         student --distill vanilla --trial "$trial"
         student --distill kd --trial "$trial"
@@ -34,4 +34,5 @@ for trial in 0 1 2; do
         student --distill embed -d 0 --trial "$trial"
     fi
 done
+end_of_dry_run
 "$PYTHON" scripts/make_table.py --root "$save" --dataset cifar100 --out "$save/$study.md"

@@ -3,7 +3,7 @@
 # a published WRN-16-2, an HSAKD student ResNet20, a few-shot one with a twentieth (2,500 images, 25 a class), the student
 # alone next to both, and a linear probe of each on TinyImageNet. Ten epochs with two decays, two seeds, two rotations a
 # step instead of the published four (--rotations 2, half the arithmetic); CIFAR's complete test set.
-#   bash scripts/hsakd/short_study.sh WRN_16_2.pth CIFAR_FOLDER TINYIMAGENET_FOLDER SAVE_ROOT [JOBS]
+#   bash scripts/hsakd/short_study.sh WRN_16_2.pth CIFAR_FOLDER TINYIMAGENET_FOLDER SAVE_ROOT [JOBS [flags of every training]]
 # Cost: about 115 minutes on one core with native bf16, reckoned from single steps of 64 images: teacher forward 0.35 s and
 # student 0.57 s (125,000 images of each HSAKD student: 30 minutes; few-shot 6), teacher's heads 0.76 s (50,000 images: 10),
 # student alone 0.13 s (4 and 1), evaluation in float32 10 s an epoch.
@@ -17,6 +17,7 @@ data=${2:?folder with cifar100.npz or the official files}
 tiny=${3:?tiny-imagenet-200 as unpacked}
 save=${4:?folder for the runs}
 jobs=${5:-1}
+extra=("${@:6}")
 results=results
 train=""
 probe=""
@@ -24,7 +25,6 @@ if [ -n "${TRY:-}" ]; then
     results=$save train='--epochs 1 --max_steps 2' probe='--few_ratio 0.1 --epochs 2'
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHON data tiny save train probe
-mkdir -p "$save/probes"
 common="--dataset cifar100 --nesterov --tb_backend none"
 export common
 
@@ -40,7 +40,9 @@ only() { # FOLDER NAME: the one file of that name below it; short names of runs 
 # shellcheck disable=SC2086 (lists of flags)
 "$PYTHON" train_teacher.py $common --data_folder "$data" --save_root "$save/teacher" --model wrn_16_2_aux --distill hsakd_teacher \
     --freeze_backbone --pretrained_backbone "$backbone" --few_ratio 0.25 --rotations 2 --epochs 4 --lr_decay_epochs 3 \
-    --report_heads --trial 0 $train >"$save/teacher.log"
+    --report_heads --trial 0 $train ${extra[@]+"${extra[@]}"} | into "$save/teacher.log"
+end_of_dry_run
+mkdir -p "$save/probes"
 teacher=$(only "$save/teacher" wrn_16_2_aux_last.pth)
 export teacher
 
@@ -49,7 +51,7 @@ run() { # METHOD RATIO TRIAL: train, then probe with both solvers
     [ "$method" = vanilla ] || hsakd=(--path_t "$teacher" --rotations 2)
     # shellcheck disable=SC2086 (lists of flags)
     "$PYTHON" train_student.py $common --data_folder "$data" --save_root "$own" --model_s resnet20_aux \
-        --distill "$method" ${hsakd[@]+"${hsakd[@]}"} --few_ratio "$ratio" --epochs 10 --lr_decay_epochs 6,8 --trial "$trial" $train
+        --distill "$method" ${hsakd[@]+"${hsakd[@]}"} --few_ratio "$ratio" --epochs 10 --lr_decay_epochs 6,8 --trial "$trial" $train "${@:4}"
     student=$(only "$own" resnet20_aux_last.pth)
     for solver in sgd lbfgs; do
         # shellcheck disable=SC2086 (a list of flags)
@@ -59,7 +61,7 @@ run() { # METHOD RATIO TRIAL: train, then probe with both solvers
 }
 export -f run only
 printf '%s\n' {hsakd,vanilla}' '{0.25,0.05}' '0 {hsakd,vanilla}' '{0.25,0.05}' '1 |
-    xargs -P "$jobs" -I{} bash -c 'set -euo pipefail; run {}' >>"$save/study.log"
+    xargs -P "$jobs" -I{} bash -c 'set -euo pipefail; run {} "$@"' run ${extra[@]+"${extra[@]}"} | into "$save/study.log"
 "$PYTHON" scripts/make_table.py --root "$save"/teacher "$save"/{hsakd,vanilla}_{0.25,0.05}_{0,1} \
     --out "$results/hsakd_short.md" \
     --title "HSAKD on a quarter and a twentieth of CIFAR-100, short schedule: WRN-16-2 teaches ResNet20"

@@ -15,6 +15,7 @@ common=(--dataset imagenet --data_folder "$data" --image_size 48 --batch_size 32
 run=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node 2 --max_restarts 1)
 
 "${run[@]}" train_teacher.py "${common[@]}" --model torchvision:resnet34
+end_of_dry_run
 teacher=("$save"/teachers/models/*/torchvision*resnet34_best.pth)
 killed() { compgen -G "$save/students/models/*_kd_*_b:0.0_1_image_size*/$1"; } # a file of the run that is killed
 for seed in 0 1; do
@@ -25,7 +26,7 @@ for seed in 0 1; do
         "${run[@]}" "${student[@]}" "${kd[@]}" &
         launcher=$!
         until grep -q '"epoch": 3' "$(killed metrics.jsonl)" 2>/dev/null; do
-            kill -0 "$launcher" || exit 1
+            kill -0 "$launcher" 2>/dev/null || wait "$launcher" || exit
             sleep 0.2
         done
         victim=$(pgrep -P "$launcher" | tail -1)

@@ -4,7 +4,7 @@
 # 430 of the other four test), 8 frames of 48 px, from scratch with AdamW and two decays; 48 epochs for the teacher, 24 for
 # the students, two seeds, last epoch. Then the student of the first seed is written as a distillation checkpoint under
 # OpenMMLab's keys, extracted from it again, and tested with three crops.
-#   bash scripts/video/short_study.sh FOLDER_OF_CLIPS SAVE_ROOT [EPOCHS of a student, at least 4]
+#   bash scripts/video/short_study.sh FOLDER_OF_CLIPS SAVE_ROOT [EPOCHS of a student, at least 4 [flags of every training]]
 # SGD with the published rates (0.02, classifier fivefold) stays at chance on so few clips. Cost: 70 minutes on one core
 # with native bf16. An interrupted study resumes where it stopped. Depth, not RGB, and far from Kinetics
 # in size: no line belongs next to a published number.
@@ -12,20 +12,28 @@ source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 clips=${1:?folder of the clips aA_sS_tT_color.avi}
 save=${2:?folder for the runs}
 epochs=${3:-24}
+extra=("${@:4}")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-mkdir -p "$save"
-"$PYTHON" scripts/video/utd_lists.py "$clips" "$save/lists"
-data=(--dataset video --data_folder "$clips" --train_list "$save/lists/train.txt" --test_list "$save/lists/test.txt"
+lists=$save/lists
+if [ -n "$dry_run" ]; then
+    lists=$(mktemp -d)
+    trap 'rm -rf "$lists"' EXIT
+fi
+mkdir -p "$lists"
+"$PYTHON" scripts/video/utd_lists.py "$clips" "$lists"
+data=(--dataset video --data_folder "$clips" --train_list "$lists/train.txt" --test_list "$lists/test.txt"
     --image_size 48 --short_side 54 --num_segments 8 --no_flip --frame_cache "$save/frames" --num_workers 0)
 recipe=(--batch_size 8 --optimizer adamw --learning_rate 5e-4 --weight_decay 0.01 --clip_grad 5 --train_crop multiscale5
     --tb_backend none)
 "$PYTHON" train_teacher.py "${data[@]}" "${recipe[@]}" --epochs "$((2 * epochs))" \
-    --lr_decay_epochs "$((epochs * 4 / 3)),$((epochs * 5 / 3))" --model tsm:ResNet18 --save_root "$save"
+    --lr_decay_epochs "$((epochs * 4 / 3)),$((epochs * 5 / 3))" --model tsm:ResNet18 --save_root "$save" ${extra[@]+"${extra[@]}"}
+end_of_dry_run
 teacher=$(find "$save/teachers/models" -name '*_best.pth' | head -n 1)
 for trial in 0 1; do
     "$PYTHON" train_student.py "${data[@]}" "${recipe[@]}" --epochs "$epochs" \
         --lr_decay_epochs "$((epochs * 2 / 3)),$((epochs * 5 / 6))" --model_s tsm_mobilenetv2 --path_t "$teacher" \
-        --distill vanilla,dist --weight dist=1 div=0 --dist_tau 1 --frame_logits --trial "$trial" --save_root "$save"
+        --distill vanilla,dist --weight dist=1 div=0 --dist_tau 1 --frame_logits --trial "$trial" --save_root "$save" \
+        ${extra[@]+"${extra[@]}"}
 done
 for student in "$save"/students/models/*_dist_r:*_b:*_0_*/*_last.pth; do
     "$PYTHON" scripts/video/to_kd_checkpoint.py "$student" "$teacher" "$save/epoch_$epochs.pth"

@@ -2,15 +2,22 @@
 
 import io
 import json
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from core.files import ROOT
 from core.log import progress
+from dataset import dataset_dict
+from dataset.base import DataOptions
 from dataset.clips.frame_cache import FrameCache
+from dataset.images.folder import decode_all
 from helper.deploy.linear_probe import extract, fit_lbfgs, fit_sgd
+from helper.deploy.quantize import accuracy, calibration_samples
 from helper.evaluation.evaluate import LEAST, evaluate, open_test
 from helper.networks.teacher_cache import _moved
 from helper.tables.runs import find_runs
@@ -57,6 +64,24 @@ def test_quiet_elsewhere(capsys, monkeypatch):
     monkeypatch.setattr("core.machine.is_main", lambda: False)
     assert progress(parts, "letters") is parts, "another rank"
     assert capsys.readouterr().err == ""
+
+
+def test_bars_of_libraries_stay_out_of_a_file():
+    """As torchvision's of a download."""
+    program = "from helper.options.quick import answer; answer('train_student.py'); import tqdm; list(tqdm.tqdm('abc'))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == done.stdout == ""
+
+
+def test_waits_of_images_and_calibration(shown, tmp_path):
+    screen = shown()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    assert len(decode_all([(tmp_path / "a.png", 0)], 8).labels) == 1
+    accuracy(lambda x: x, [(torch.eye(2), torch.arange(2))])
+    data = dataset_dict["digits"](DataOptions(tmp_path, image_size=8))
+    assert sum(map(len, calibration_samples(data, "image", 40))) == 40
+    for words in ("decoding images", "evaluation, batches", "calibration"):
+        assert words in screen.getvalue()
 
 
 def test_waits_of_the_probe(shown):

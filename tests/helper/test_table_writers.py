@@ -174,6 +174,14 @@ def test_csv_keeps_every_column(runs, tmp_path):
     assert [kd[f"{pair} {part}"] for part in ("mean", "std", "best", "n")] == ["73.50", "0.71", "74.50", "2"]
 
 
+def test_csv_gives_a_setting_a_column(runs, tmp_path):
+    write_run(runs, "--distill kd --kd_T 8 --mixup 0.2", [60, 71], teacher="resnet32x4")
+    out = tmp_path / "t.csv"
+    main(["--root", str(runs), "--format", "csv", "--out", str(out)])
+    rows = list(csv.DictReader(out.open()))
+    assert {(r["method"], r["kd_T"]) for r in rows} == {("kd", ""), ("kd", "8.0"), ("simkd", ""), ("student alone", "")}
+
+
 def test_a_terminal_is_not_wider_than_it_is(runs, capsys, monkeypatch):
     """Methods against pairs first; settings have columns; a trial is left out and counted."""
     write_run(runs, "--distill kd --kd_T 8 --beta 2", [60, 71], teacher="resnet32x4")

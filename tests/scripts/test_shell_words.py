@@ -1,6 +1,7 @@
 """What shell scripts have in common: --help, the order of words and flags, --dry_run, output into a file."""
 
 import os
+import re
 import subprocess
 
 import pytest
@@ -21,6 +22,23 @@ TRAINING = {name: given for name, (given, _) in RECIPES.items()} | {
         f"hsakd/{name}.sh": (".",)
         for name in ("few_shot", "teachers", "online_cifar", "same_style", "dpcd", "imagenet")
     },
+}
+STUDIES = {  # that print into a file of their own
+    "cakd/short_study.sh": ("CNN.pth", "DATA", "IMAGES", "SAVE", "1"),
+    "cifar100/full_cells.sh": ("T.pth", "DATA", "SAVE"),
+    "cifar100/scaled_study.sh": ("T.pth", "DATA", "SAVE", "2"),
+    "cifar100/short_study.sh": ("T.pth", "DATA", "SAVE"),
+    "cifar100/teachers_study.sh": ("labels", "T.pth", "DATA", "SAVE"),
+    "cifar100/zoo_study.sh": ("T.pth", "DATA", "SAVE"),
+    "gpu_table.sh": ("teacher", "scripts"),
+    "hsakd/short_study.sh": ("T.pth", "DATA", "TINY", "SAVE"),
+    "hsakd/different_style.sh": (".",),
+    "hsakd/online_imagenet.sh": (".",),
+    "hsakd/transfer.sh": (".",),
+    "imagenette_study.sh": ("DATA", "SAVE"),
+    "int8_study.sh": ("S.pth", "T.pth", "DATA", "UTD", "SAVE"),
+    "video/short_study.sh": ("CLIPS", "SAVE"),
+    "vskd/short_study.sh": ("UTD", "BERKELEY", "SAVE"),
 }
 RESULT = """case "$1 $*" in train_*--dry_run*) echo dry ;; train_*) mkdir -p save/x; echo "result in save/x" ;; esac"""
 
@@ -75,15 +93,35 @@ def test_optional_words_may_be_left_out(interpreter):
     assert call[call.index("--model_t") + 1] == "torchvision:vit_b_16"
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", [*TRAINING, *STUDIES])
 def test_a_dry_run_ends_well(name, interpreter):
-    done = interpreter.bash(name, *TRAINING[name], "--dry_run", KINETICS="DATA", SAVE="SAVE", GPUS="0")
-    assert done.returncode == 0, done.stderr
-    lines = (interpreter.venv / "asked").read_text().splitlines()
-    calls = [line.split("\0")[:-1] for line in lines]
-    assert all("--dry_run" in call for call in calls if call[0].startswith("train_")), calls
-    assert calls or "is not trained yet" in done.stdout
-    assert all(call[0].startswith("train_") for call in calls), "nothing reads what was not written"
+    words, there = (TRAINING | STUDIES)[name], set(interpreter.tree.iterdir())
+    done = interpreter.bash(name, *words, "--max_steps", "3", "--dry_run", KINETICS="DATA", SAVE="SAVE", GPUS="0")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    calls = [line.split("\0")[:-1] for line in (interpreter.venv / "asked").read_text().splitlines()]
+    calls = [call[call.index("--standalone") :] if call[0] == "-m" else call for call in calls]  # of torchrun
+    trainings = [call for call in calls if any(re.match(r"train_\w+\.py", word) for word in call)]
+    assert all({"--dry_run", "--max_steps"} <= set(call) for call in trainings), trainings
+    assert trainings or "is not trained yet" in done.stdout or "trains nothing" in done.stdout
+    others = {call[0] for call in calls if call not in trainings}
+    assert others <= {"scripts/video/utd_lists.py"}, "nothing reads what was not written"
+    assert set(interpreter.tree.iterdir()) == there, "nothing is written"
+
+
+def test_no_script_that_trains_is_left_out():
+    elsewhere = {"bench/bench_cpu.sh", "bench/bench_gpu.sh", "check.sh", "dev/two_hosts.sh", "video/slurm.sh"}
+    assert set(HELPED) - elsewhere == TRAINING.keys() | STUDIES.keys()
+
+
+@pytest.mark.parametrize("name", sorted(HANDED_ON))
+def test_a_question_installs_nothing(name, tmp_path):
+    interpreter = Interpreter(tmp_path)
+    (interpreter.venv / ".retort-requirements.txt").unlink()
+    header = (ROOT / "scripts" / name).read_text().split("\n")[1]
+    for flag in ("-h", "--help"):
+        done = interpreter.bash(name, flag)
+        assert done.returncode == 0 and done.stdout.startswith(header.removeprefix("# ")), done
+        assert not (interpreter.venv / "asked").read_text()
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -102,3 +140,14 @@ def test_output_goes_to_a_file_without_loss(name, interpreter, tmp_path):
     text = log.read_text()
     trainings = sum(line.startswith("train_") for line in (interpreter.venv / "asked").read_text().splitlines())
     assert text.startswith("before\n") and text.count("result in save/x") == trainings > 0
+
+
+@pytest.mark.parametrize("name", ["scaled", "short", "zoo"])
+def test_a_study_appends_to_its_log(name, tmp_path):
+    """An interrupted study that resumes keeps the log of its first part."""
+    interpreter = Interpreter(tmp_path, "echo trained")
+    for times in (1, 2):
+        assert interpreter.bash(f"cifar100/{name}_study.sh", "T.pth", "DATA", "SAVE", "1").returncode == 0
+        log = (interpreter.tree / "SAVE" / "study.log").read_text()
+        trainings = (interpreter.venv / "asked").read_text().count("train_student.py")
+        assert log.count("trained") == times * trainings > 0
