@@ -53,6 +53,11 @@ def check_range(
     raise UserError(f"{flag} {value} must be {wanted or 'a finite number'}")
 
 
+def within(*, above: float | None = None, least: float | None = None, most: float | None = None) -> Check:
+    """A number in a range; see check_range()."""
+    return lambda flag, value: check_range(flag, value, above=above, least=least, most=most)
+
+
 def at_least(low: float, most: float = 10**6) -> Check:
     """A whole number of at least `low`; one above `most` is a slip that would take all memory or never end."""
 
@@ -117,15 +122,26 @@ class Config:
     """Base of the settings of one component. heading: of its group of flags in --help."""
 
     heading: ClassVar[str] = ""
+    prefix: ClassVar[str] = ""  # of the flags that have no spelling of their own
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            check, value, flag = f.metadata.get("check"), getattr(self, f.name), f.metadata.get("flag") or f"--{f.name}"
+            meta, value = declared(type(self), f.name), getattr(self, f.name)
+            flag, check, choices = (meta.get(key) for key in ("flag", "check", "choices"))
+            flag = flag or f"--{self.prefix}{f.name}"
             words = value if isinstance(value, list | tuple) else [value]
             if check is None and f.default != value and any(isinstance(w, str) and not w.strip() for w in words):
                 raise UserError(f"{flag} is empty: give a value, or leave the flag out")
+            if choices and value is not None and (wrong := [w for w in words if w not in choices]):
+                raise UserError(f"{flag} {wrong[0]} is unknown: choose from {', '.join(map(str, choices))}")
             if check is not None and value is not None:
                 check(flag, value)
+
+
+def declared(config: type, name: str) -> Mapping[str, Any]:
+    """What option() says of a field; a subclass that redeclares it with another default leaves that out."""
+    fields = (kind.__dict__.get("__dataclass_fields__", {}).get(name) for kind in config.__mro__)
+    return next((f.metadata for f in fields if f is not None and f.metadata), {})
 
 
 class _Unset:

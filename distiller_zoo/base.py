@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import RESULT, Config, option
+from core.option import NAMED, RESULT, Config, not_negative, option, positive
 from core.protocols import (
     Batch,
     Context,
@@ -51,6 +51,7 @@ from core.protocols import (
     Tap,
     Tapped,
     Terms,
+    UserError,
 )
 from distiller_zoo._math import STD_EPS, detached, entropy_weights, kl, kl_rows, over_views, standardised
 from distiller_zoo._stages import paired_stages, unequal_stages, unreached
@@ -71,6 +72,88 @@ class LabelLossConfig(Config):
         choices=("none", "balanced"),
         role=RESULT,
     )
+
+
+@dataclass(frozen=True)
+class LossConfig(Config):
+    """What every method's loss has. The defaults are those of `--protocol simkd`."""
+
+    heading = "loss"
+
+    cls: float = option(
+        1.0,
+        "weight of cross-entropy (default: the method's)",
+        short=("-c", "-r", "--gamma"),
+        check=not_negative,
+        role=NAMED,
+        flag="--cls",
+    )
+    div: float = option(
+        1.0,
+        "weight of the logit KL (default: the method's)",
+        short=("-d", "-a", "--alpha"),
+        check=not_negative,
+        role=NAMED,
+        flag="--div",
+    )
+    beta: float = option(
+        0.0,
+        "weight of the method's own term (default: the method's)",
+        short="-b",
+        check=not_negative,
+        role=NAMED,
+        flag="--beta",
+    )
+    kd_T: float = option(4.0, "temperature of the logit KL", check=positive, role=RESULT, flag="--kd_T")  # noqa: N815
+    logit_stand: bool = option(
+        False,
+        "compare z-scored logits in every logit loss (LSKD; published next to kd with -c 0.1 -d 9 --kd_T 2)",
+        role=RESULT,
+        flag="--logit_stand",
+    )
+    norm_kd: bool = option(
+        False,
+        "temperatures of logit losses are multiples of each row's standard deviation (NormKD; published with kd, "
+        "-c 0.1 -d 0.9 --kd_T 2)",
+        role=RESULT,
+        flag="--norm_kd",
+    )
+    ea_weight: bool = option(
+        False,
+        "weigh each sample of a logit loss by the entropies of teacher and student (EA-KD; published with kd, "
+        "-c 0.1 -d 0.9)",
+        role=RESULT,
+        flag="--ea_weight",
+    )
+    ea_T: float = option(  # noqa: N815
+        3.0,
+        "temperature of the entropies of --ea_weight; published 2 on ImageNet",
+        check=positive,
+        role=RESULT,
+        flag="--ea_T",
+    )
+    ea_as_published: bool = option(
+        False,
+        "bound the student's entropy in --ea_weight by the number of classes, as the code for kd and dkd on CIFAR-100 "
+        "does, not by its logarithm",
+        role=RESULT,
+        flag="--ea_as_published",
+    )
+    frame_logits: bool = option(
+        False,
+        "compare the scores of every frame, not of the clip, in every logit loss",
+        role=RESULT,
+        flag="--frame_logits",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.logit_stand and self.norm_kd:
+            raise UserError("--logit_stand and --norm_kd both choose the scale of the logits: give one of them")
+
+
+# those of them that every logit loss reads
+LOGIT_FLAGS = ("logit_stand", "norm_kd", "ea_weight", "ea_T", "ea_as_published")
 
 
 def inverse_frequencies(labels: Tensor, num_classes: int) -> Tensor:
@@ -119,24 +202,18 @@ class Distiller(nn.Module):
     follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled again all the time
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(LossConfig, LabelLossConfig):
         """Settings of a method. Subclasses override beta (and cls, div where published so) and add their own.
 
-        Defaults are those of `--protocol simkd`; `authors` lists what differs in the method's own publication.
+        `authors` lists what differs in the method's own publication.
         """
 
-        cls: float = 1.0  # weight of cross-entropy
-        div: float = 1.0  # weight of the logit KL
-        beta: float = 0.0  # weight of the method's own term
-        kd_T: float = 4.0  # noqa: N815 (the published flag); temperature of the logit KL
-        logit_stand: bool = False  # whether logit losses compare z-scored logits (LSKD)
-        norm_kd: bool = False  # whether temperatures are multiples of each row's standard deviation (NormKD)
-        ea_weight: bool = False  # whether rows count by the entropies of both networks (EA-KD)
-        ea_T: float = 3.0  # noqa: N815 (as kd_T); temperature of those entropies
-        ea_as_published: bool = False  # whether the bound of the student's entropy is K, not log K
-        frame_logits: bool = False  # whether logit losses compare the scores of every frame of a clip
-        class_weight: str = "none"  # whether cross-entropy weighs classes by their inverse frequency
         authors: ClassVar[Mapping[str, float]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "Config" in cls.__dict__ and "name" in cls.__dict__:
+            cls.Config.prefix = f"{cls.name}_"
 
     def __init__(self, cfg: Any, ctx: Context):
         super().__init__()

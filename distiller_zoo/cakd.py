@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive, probability, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Phase, Progress, Side, Terms, UserError
 from distiller_zoo._multiview import multi_view
 from distiller_zoo._stages import pooled_tap, shown
@@ -186,27 +186,20 @@ class CAKD(Distiller):
             "gl+pca+mv", "what trains: gl, gl+pca, gl+pca+mv (the ablation)", choices=("gl", "gl+pca", "gl+pca+mv")
         )
         stage: str = option("auto", "stage map of the student; auto: the one nearest to stride 16")
-        replace: float = option(0.5, "paper: share of the entries of Q, K, V that are the teacher's")
-        dropout: float = option(0.1, "paper: dropout of the group-wise linear projector")
-        views: float = option(0.5, "paper: share of the images that the student sees transformed")
-        adv: float = option(0.1, "paper: weight of the generator term")
-        every: int = option(0, "steps from one update of the discriminator to the next; 0: paper 5, code 1")
-        critic_lr: float = option(0.01, "learning rate of the discriminator, of the run's")
-        start: int = option(25, "code: epochs before the terms begin to count")
-        ramp: int = option(50, "code: epochs in which their weight would grow from 0 to 1")
-        most: float = option(0.2, "code: where their weight stops growing")
+        replace: float = option(0.5, "paper: share of the entries of Q, K, V that are the teacher's", check=probability)
+        dropout: float = option(
+            0.1, "paper: dropout of the group-wise linear projector", check=within(least=0, most=0.99)
+        )
+        views: float = option(0.5, "paper: share of the images that the student sees transformed", check=probability)
+        adv: float = option(0.1, "paper: weight of the generator term", check=not_negative)
+        every: int = option(
+            0, "steps from one update of the discriminator to the next; 0: paper 5, code 1", check=not_negative
+        )
+        critic_lr: float = option(0.01, "learning rate of the discriminator, of the run's", check=positive)
+        start: int = option(25, "code: epochs before the terms begin to count", check=not_negative)
+        ramp: int = option(50, "code: epochs in which their weight would grow from 0 to 1", check=within(least=1))
+        most: float = option(0.2, "code: where their weight stops growing", check=positive)
         vv_scaled: bool = option(False, "code: give the teacher's value relations the scale of the student's")
-
-        def __post_init__(self) -> None:
-            check_range("--cakd_replace", self.replace, least=0, most=1)
-            check_range("--cakd_dropout", self.dropout, least=0, most=0.99)
-            check_range("--cakd_views", self.views, least=0, most=1)
-            check_range("--cakd_adv", self.adv, least=0)
-            check_range("--cakd_every", self.every, least=0)
-            check_range("--cakd_critic_lr", self.critic_lr, above=0)
-            check_range("--cakd_start", self.start, least=0)
-            check_range("--cakd_ramp", self.ramp, least=1)
-            check_range("--cakd_most", self.most, above=0)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import option, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Terms, UserError
 from distiller_zoo._stages import classified_map, linear_head
 from distiller_zoo.base import Distiller
@@ -37,12 +37,9 @@ class CATKD(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 300.0
-        resolution: int = option(2, "side of the pooled class maps", "--cat_kd_resolution")
+        resolution: int = option(2, "side of the pooled class maps", "--cat_kd_resolution", check=within(least=1))
         raw: bool = option(False, "compare the class maps without bringing them to unit length", "--cat_kd_raw")
         authors: ClassVar[Mapping[str, float]] = {"cls": 0.0, "div": 0.0}
-
-        def __post_init__(self) -> None:
-            check_range("--cat_kd_resolution", self.resolution, least=1)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

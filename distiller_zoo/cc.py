@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from core.option import check_range, option
+from core.option import option, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._stages import pooled_tap
 from distiller_zoo.base import Distiller
@@ -27,11 +27,8 @@ class CC(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 0.02
-        feat_dim: int = option(128, "width of the embeddings", "--feat_dim")
+        feat_dim: int = option(128, "width of the embeddings", "--feat_dim", check=within(least=1, most=2**20))
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-        def __post_init__(self) -> None:
-            check_range("--feat_dim", self.feat_dim, least=1, most=2**20)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import option, positive, probability, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from crd.criterion import NCECriterion
 from crd.memory import ContrastSampler, MemoryBank
@@ -39,20 +39,14 @@ class CRD(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 0.8
-        feat_dim: int = option(128, "width of the embeddings", "--feat_dim")
+        feat_dim: int = option(128, "width of the embeddings", "--feat_dim", check=within(least=1, most=2**20))
         mode: str = option(
             "exact", "the positive: the anchor itself, or any sample of its class", "--mode", choices=("exact", "relax")
         )
-        nce_k: int = option(16384, "negatives per anchor", "--nce_k")
-        nce_t: float = option(0.07, "temperature of the scores", "--nce_t")
-        nce_m: float = option(0.5, "momentum of the memory banks", "--nce_m")
+        nce_k: int = option(16384, "negatives per anchor", "--nce_k", check=within(least=1, most=2**24))
+        nce_t: float = option(0.07, "temperature of the scores", "--nce_t", check=positive)
+        nce_m: float = option(0.5, "momentum of the memory banks", "--nce_m", check=probability)
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-        def __post_init__(self) -> None:
-            check_range("--feat_dim", self.feat_dim, least=1, most=2**20)
-            check_range("--nce_k", self.nce_k, least=1, most=2**24)
-            check_range("--nce_t", self.nce_t, above=0)
-            check_range("--nce_m", self.nce_m, least=0, most=1)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive, probability
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 from dataset.images.randaugment import cutout, rand_augment
 from distiller_zoo._math import kl_rows, with_strong_view
@@ -33,19 +33,17 @@ class CRLD(Distiller):
         div: float = 0.0
         beta: float = 1.0
         within: float = option(
-            2.0, "weight a_w of the pairs of one view; published 0.5 to 2 by pair of networks", "--crld_within"
+            2.0,
+            "weight a_w of the pairs of one view; published 0.5 to 2 by pair of networks",
+            "--crld_within",
+            check=not_negative,
         )
-        across: float = option(0.5, "weight a_c of the pairs of two views", "--crld_across")
-        weak_threshold: float = option(0.9, "confidence that the weak view needs", "--crld_tau_w")
-        strong_threshold: float = option(0.2, "confidence that the strong view needs", "--crld_tau_s")
-        temperature: float = option(4.0, "temperature; published 1 on ImageNet", "--crld_T")
-
-        def __post_init__(self) -> None:
-            check_range("--crld_within", self.within, least=0)
-            check_range("--crld_across", self.across, least=0)
-            check_range("--crld_tau_w", self.weak_threshold, least=0, most=1)
-            check_range("--crld_tau_s", self.strong_threshold, least=0, most=1)
-            check_range("--crld_T", self.temperature, above=0)
+        across: float = option(0.5, "weight a_c of the pairs of two views", "--crld_across", check=not_negative)
+        weak_threshold: float = option(0.9, "confidence that the weak view needs", "--crld_tau_w", check=probability)
+        strong_threshold: float = option(
+            0.2, "confidence that the strong view needs", "--crld_tau_s", check=probability
+        )
+        temperature: float = option(4.0, "temperature; published 1 on ImageNet", "--crld_T", check=positive)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import option, positive, within
 from core.protocols import Batch, Context, Features, Progress, Terms
 from distiller_zoo._math import kl
 from distiller_zoo.base import Distiller
@@ -36,14 +36,11 @@ class CTKD(Distiller):
         cls: float = 0.1
         div: float = 0.0
         beta: float = 0.9
-        start: float = option(1.0, "lowest temperature", "--ctkd_start")
-        span: float = option(20.0, "how far the temperature can rise above the lowest", "--ctkd_range")
-        epochs: int = option(10, "epochs over which the reversed gradient grows to full strength", "--ctkd_epochs")
-
-        def __post_init__(self) -> None:
-            check_range("--ctkd_start", self.start, above=0)
-            check_range("--ctkd_range", self.span, above=0)
-            check_range("--ctkd_epochs", self.epochs, least=1)
+        start: float = option(1.0, "lowest temperature", "--ctkd_start", check=positive)
+        span: float = option(20.0, "how far the temperature can rise above the lowest", "--ctkd_range", check=positive)
+        epochs: int = option(
+            10, "epochs over which the reversed gradient grows to full strength", "--ctkd_epochs", check=within(least=1)
+        )
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

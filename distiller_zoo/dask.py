@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import not_negative, option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 from distiller_zoo._math import angles, distances
 from distiller_zoo._stages import pooled_tap
@@ -90,15 +90,13 @@ class DASK(Distiller):
             "paper: all terms; committed: cross-entropy and soft targets, which is what the published code computes",
             choices=("paper", "committed"),
         )
-        distance: float = option(1.0, "weight of the distances inside the term")
-        angle: float = option(1.0, "weight of the angles inside the term")
-        semantic: float = option(1.0, "weight of the semantic term inside the term")
+        distance: float = option(1.0, "weight of the distances inside the term", check=not_negative)
+        angle: float = option(1.0, "weight of the angles inside the term", check=not_negative)
+        semantic: float = option(1.0, "weight of the semantic term inside the term", check=not_negative)
         glove: str = option("", "class vectors [classes, width] in a .npy file; without it they are learned if needed")
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        for flag, value in (("distance", cfg.distance), ("angle", cfg.angle), ("semantic", cfg.semantic)):
-            check_range(f"--dask_{flag}", value, least=0)
         assert ctx.teacher is not None
         self.tap_s, self.tap_t = (feature_tap(side.spec, self.name) for side in (ctx.student, ctx.teacher))
         self.shared: Shared | None = None

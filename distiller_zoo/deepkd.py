@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive, within
 from core.protocols import Batch, Context, Features, Part, Progress, Terms, UserError
 from distiller_zoo._math import kl_rows, labels_of, log_binary, non_target, warmed_up
 from distiller_zoo.base import Distiller
@@ -68,31 +68,43 @@ class DeepKD(Distiller):
         div: float = 0.0
         beta: float = 1.0
         form: str = option("kd", "how the parts of the loss are weighed", "--deepkd_form", choices=("kd", "dkd"))
-        alpha: float = option(1.0, "with dkd: weight of the target-class part", "--deepkd_alpha")
-        others: float = option(8.0, "with dkd: weight of the part of the other classes", "--deepkd_beta")
-        temperature: float = option(4.0, "temperature; published 1 on ImageNet", "--deepkd_T")
-        task: float = option(0.075, "difference of the momentum of cross-entropy", "--deepkd_task")
-        target: float = option(-0.075, "difference of the momentum of the target-class part", "--deepkd_target")
-        other: float = option(0.075, "difference of the momentum of the other classes' part", "--deepkd_other")
-        topk: int = option(0, "of the other classes, only the teacher's largest count; 0: all", "--deepkd_topk")
+        alpha: float = option(1.0, "with dkd: weight of the target-class part", "--deepkd_alpha", check=not_negative)
+        others: float = option(
+            8.0, "with dkd: weight of the part of the other classes", "--deepkd_beta", check=not_negative
+        )
+        temperature: float = option(4.0, "temperature; published 1 on ImageNet", "--deepkd_T", check=positive)
+        task: float = option(
+            0.075, "difference of the momentum of cross-entropy", "--deepkd_task", check=within(least=-1, most=1)
+        )
+        target: float = option(
+            -0.075,
+            "difference of the momentum of the target-class part",
+            "--deepkd_target",
+            check=within(least=-1, most=1),
+        )
+        other: float = option(
+            0.075,
+            "difference of the momentum of the other classes' part",
+            "--deepkd_other",
+            check=within(least=-1, most=1),
+        )
+        topk: int = option(
+            0, "of the other classes, only the teacher's largest count; 0: all", "--deepkd_topk", check=not_negative
+        )
         phases: tuple[int, ...] = option(
             (),
             "two epochs: the mask widens from 5 % of the classes to --deepkd_topk until the first, and from the second "
             "on to all classes; none: it stays",
             "--deepkd_phases",
         )
-        warmup: int = option(20, "with dkd: epochs over which the weights rise from 0", "--deepkd_warmup")
+        warmup: int = option(
+            20, "with dkd: epochs over which the weights rise from 0", "--deepkd_warmup", check=not_negative
+        )
         as_published: bool = option(False, "the published optimiser, which mixes up two momenta")
         authors: ClassVar[Mapping[str, float]] = {"cls": 0.5}
 
         def __post_init__(self) -> None:
-            check_range("--deepkd_alpha", self.alpha, least=0)
-            check_range("--deepkd_beta", self.others, least=0)
-            check_range("--deepkd_T", self.temperature, above=0)
-            check_range("--deepkd_topk", self.topk, least=0)
-            check_range("--deepkd_warmup", self.warmup, least=0)
-            for name in ("task", "target", "other"):
-                check_range(f"--deepkd_{name}", getattr(self, name), least=-1, most=1)
+            super().__post_init__()
             if self.phases and not (self.topk and len(self.phases) == 2 and 0 < self.phases[0] <= self.phases[1]):
                 given = " ".join(map(str, self.phases))
                 raise UserError(f"--deepkd_phases {given} must be two epochs in order, and needs --deepkd_topk")

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import option, positive
 from core.protocols import Batch, Features, ModelSpec, Needs, Progress, Terms, UserError
 from distiller_zoo._math import kl_rows
 from distiller_zoo.base import OWN_LOGITS, Distiller
@@ -41,12 +41,9 @@ class DeiT(Distiller):
         div: float = 0.0
         beta: float = 0.5
         kind: str = option("hard", "what the distillation token learns", "--deit_kind", choices=("hard", "soft"))
-        temperature: float = option(3.0, "temperature of the soft loss", "--deit_T")
+        temperature: float = option(3.0, "temperature of the soft loss", "--deit_T", check=positive)
         as_published: bool = option(False, "divide the soft loss by the number of classes, as the published code does")
         authors: ClassVar[Mapping[str, float]] = {}
-
-        def __post_init__(self) -> None:
-            check_range("--deit_T", self.temperature, above=0)
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:

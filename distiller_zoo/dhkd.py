@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import option, positive
 from core.protocols import Batch, Context, Features, Gradients, ModelSpec, Needs, Part, Progress, Terms
 from distiller_zoo._stages import Dropout, pooled_tap, refuse_single_samples
 from distiller_zoo.base import Distiller
@@ -51,11 +51,8 @@ class DHKD(Distiller):
             "norm", "KL of every class by itself, of differences or plain", "--dhkd_loss", choices=LOSSES
         )
         head: str = option("mlp", "the second classifier", "--dhkd_head", choices=("mlp", "linear"))
-        temperature: float = option(2.0, "temperature", "--dhkd_T")
+        temperature: float = option(2.0, "temperature", "--dhkd_T", check=positive)
         plain: bool = option(False, "leave gradients that point apart as they are", "--dhkd_plain")
-
-        def __post_init__(self) -> None:
-            check_range("--dhkd_T", self.temperature, above=0)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

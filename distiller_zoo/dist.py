@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo.base import Distiller
 
@@ -30,14 +30,13 @@ class DIST(Distiller):
     class Config(Distiller.Config):
         div: float = 0.0
         beta: float = 2.0
-        inter: float = option(1.0, "weight of the relation between the classes of a sample", "--dist_beta")
-        intra: float = option(1.0, "weight of the relation between the samples of a class", "--dist_gamma")
-        tau: float = option(4.0, "temperature of both softmaxes", "--dist_tau")
-
-        def __post_init__(self) -> None:
-            check_range("--dist_beta", self.inter, least=0)
-            check_range("--dist_gamma", self.intra, least=0)
-            check_range("--dist_tau", self.tau, above=0)
+        inter: float = option(
+            1.0, "weight of the relation between the classes of a sample", "--dist_beta", check=not_negative
+        )
+        intra: float = option(
+            1.0, "weight of the relation between the samples of a class", "--dist_gamma", check=not_negative
+        )
+        tau: float = option(4.0, "temperature of both softmaxes", "--dist_tau", check=positive)
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         tau = self.cfg.tau

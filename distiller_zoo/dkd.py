@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import labels_of, warmed_up
 from distiller_zoo._rows import dkd_rows
@@ -26,18 +26,17 @@ class DKD(Distiller):
     class Config(Distiller.Config):
         div: float = 0.0
         beta: float = 1.0
-        tckd: float = option(1.0, "weight of the target-class part", "--dkd_alpha")
+        tckd: float = option(1.0, "weight of the target-class part", "--dkd_alpha", check=not_negative)
         nckd: float = option(
-            8.0, "weight of the non-target part; published 2 for resnet56 and 110, 6 for wrn and vgg", "--dkd_beta"
+            8.0,
+            "weight of the non-target part; published 2 for resnet56 and 110, 6 for wrn and vgg",
+            "--dkd_beta",
+            check=not_negative,
         )
-        temperature: float = option(4.0, "temperature of both parts", "--dkd_T")
-        warmup: int = option(20, "epochs over which the weight rises from 0; 0 for none", "--dkd_warmup")
-
-        def __post_init__(self) -> None:
-            check_range("--dkd_alpha", self.tckd, least=0)
-            check_range("--dkd_beta", self.nckd, least=0)
-            check_range("--dkd_T", self.temperature, above=0)
-            check_range("--dkd_warmup", self.warmup, least=0)
+        temperature: float = option(4.0, "temperature of both parts", "--dkd_T", check=positive)
+        warmup: int = option(
+            20, "epochs over which the weight rises from 0; 0 for none", "--dkd_warmup", check=not_negative
+        )
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t = self.comparable(s["logits"]), self.comparable(t["logits"])

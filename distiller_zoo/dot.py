@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from core.option import check_range, option
+from core.option import option, probability
 from core.protocols import Part
 from distiller_zoo.base import Distiller
 
@@ -22,11 +22,10 @@ class DOT(Distiller):
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):
-        delta: float = option(0.075, "difference of the momenta; published 0.09 on ImageNet", "--dot_delta")
+        delta: float = option(
+            0.075, "difference of the momenta; published 0.09 on ImageNet", "--dot_delta", check=probability
+        )
         authors: ClassVar[Mapping[str, float]] = {"cls": 0.1, "div": 0.9}
-
-        def __post_init__(self) -> None:
-            check_range("--dot_delta", self.delta, least=0, most=1)
 
     def parts(self) -> tuple[Part, ...]:
         return Part("task", ("cls",), -self.cfg.delta, decays=True), Part("distillation", None, self.cfg.delta)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import check_range, not_negative, option, positive
 from core.protocols import Batch, Context, Features, Progress, Terms, UserError
 from crd.memory import gathered
 from distiller_zoo._heads import WithHeads, stacked
@@ -72,31 +72,34 @@ class DPCD(WithHeads):
     @dataclass(frozen=True)
     class Config(WithHeads.Config):
         div: float = 0.0
-        temperature: float = option(3.0, "temperature of path 1; published 1 for ImageNet", "--dpcd_T")
-        base: float = option(6.0, "beta before confidence changes it; published 0.5 for ImageNet", "--dpcd_beta")
+        temperature: float = option(3.0, "temperature of path 1; published 1 for ImageNet", "--dpcd_T", check=positive)
+        base: float = option(
+            6.0, "beta before confidence changes it; published 0.5 for ImageNet", "--dpcd_beta", check=not_negative
+        )
         least: float = option(
             5.0,
             "smallest beta; published notes: 5 for vgg and wrn, 6 for resnet32x4 and ResNet50, 1 for resnet56",
             "--dpcd_beta_min",
+            check=not_negative,
         )
         most: float = option(8.0, "largest beta; in the same notes 8, 10 and 4", "--dpcd_beta_max")
-        ramp: int = option(20, "epochs over which the weight of path 1 rises from 0; 0 for none", "--dpcd_ramp")
+        ramp: int = option(
+            20, "epochs over which the weight of path 1 rises from 0; 0 for none", "--dpcd_ramp", check=not_negative
+        )
         history: int = option(2000, "confidences that are remembered; published 20000 for ImageNet", "--dpcd_history")
         tiers: tuple[int, ...] = option((200, 500), "steps at which tau's next tier begins", "--dpcd_tiers")
-        ced_T: float = option(3.0, "temperature of path 2", "--dpcd_ced_T")  # noqa: N815 (paper letter)
-        ced_nckd: float = option(8.0, "weight of the non-target part of path 2; 2 for ImageNet", "--dpcd_ced_beta")
+        ced_T: float = option(3.0, "temperature of path 2", "--dpcd_ced_T", check=positive)  # noqa: N815 (paper letter)
+        ced_nckd: float = option(
+            8.0, "weight of the non-target part of path 2; 2 for ImageNet", "--dpcd_ced_beta", check=not_negative
+        )
         detach: bool = option(False, "stop the gradient into the teaching head everywhere", "--dpcd_detach")
         as_published: bool = option(
             False, "the schedule as the published code runs it: at step 0 for good", "--dpcd_as_published"
         )
 
         def __post_init__(self) -> None:
-            for flag, value in (("T", self.temperature), ("ced_T", self.ced_T)):
-                check_range(f"--dpcd_{flag}", value, above=0)
-            for flag, value in (("beta", self.base), ("beta_min", self.least), ("ced_beta", self.ced_nckd)):
-                check_range(f"--dpcd_{flag}", value, least=0)
+            super().__post_init__()
             check_range("--dpcd_beta_max", self.most, least=self.least)
-            check_range("--dpcd_ramp", self.ramp, least=0)
             if len(self.tiers) != len(THRESHOLDS) - 1 or sorted(self.tiers) != list(self.tiers):
                 raise UserError(f"--dpcd_tiers {' '.join(map(str, self.tiers))} must be two increasing steps")
 

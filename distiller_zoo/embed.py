@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import not_negative, option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._stages import pooled_tap
 from distiller_zoo.base import Distiller
@@ -50,13 +50,13 @@ class Embed(Distiller):
             choices=("linear", "mlp"),
         )
         hidden: int = option(
-            0, "hidden width of the two-layer projector (default 0: twice the teacher's width)", "--embed_hidden"
+            0,
+            "hidden width of the two-layer projector (default 0: twice the teacher's width)",
+            "--embed_hidden",
+            check=not_negative,
         )
         whiten: bool = option(False, "whiten the teacher's vectors", "--embed_whiten")
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-        def __post_init__(self) -> None:
-            check_range("--embed_hidden", self.hidden, least=0)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from core.option import check_range, option
+from core.option import not_negative, option, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Tapped, Terms, UserError
 from distiller_zoo._math import kl, warmed_up
 from distiller_zoo._stages import paired_stages, shown
@@ -82,16 +82,14 @@ class FCFD(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 5.0
-        mixed: float = option(1.0, "weight of the KL of the mixed networks", "--fcfd_mixed")
-        paths: int = option(2, "mixed networks a step", "--fcfd_paths")
+        mixed: float = option(1.0, "weight of the KL of the mixed networks", "--fcfd_mixed", check=not_negative)
+        paths: int = option(2, "mixed networks a step", "--fcfd_paths", check=within(least=1))
         warmup: int = option(
-            20, "epochs over which the weight of the maps rises from 0; 5 on ImageNet", "--fcfd_warmup"
+            20,
+            "epochs over which the weight of the maps rises from 0; 5 on ImageNet",
+            "--fcfd_warmup",
+            check=not_negative,
         )
-
-        def __post_init__(self) -> None:
-            check_range("--fcfd_mixed", self.mixed, least=0)
-            check_range("--fcfd_paths", self.paths, least=1)
-            check_range("--fcfd_warmup", self.warmup, least=0)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._stages import pooled_tap, refuse_single_samples
 from distiller_zoo.base import Distiller
@@ -52,19 +52,20 @@ class ITRD(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 1.0
-        correlation_weight: float = option(2.0, "weight of the correlation term", "--itrd_correlation")
+        correlation_weight: float = option(2.0, "weight of the correlation term", "--itrd_correlation", check=positive)
         mutual_weight: float = option(
-            1.0, "weight of the mutual-information term; 0.05 is the default of the published code", "--itrd_mutual"
+            1.0,
+            "weight of the mutual-information term; 0.05 is the default of the published code",
+            "--itrd_mutual",
+            check=not_negative,
         )
         alpha: float = option(
-            1.01, "half the exponent of the correlation term; 1.5 is the default of the published code", "--itrd_alpha"
+            1.01,
+            "half the exponent of the correlation term; 1.5 is the default of the published code",
+            "--itrd_alpha",
+            check=within(least=0.5),
         )
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-        def __post_init__(self) -> None:
-            check_range("--itrd_correlation", self.correlation_weight, above=0)
-            check_range("--itrd_mutual", self.mutual_weight, least=0)
-            check_range("--itrd_alpha", self.alpha, least=0.5)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import not_negative, option, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._math import labels_of, summed_over_ranks, warmed_up
 from distiller_zoo._stages import Dropout, pooled_tap, refuse_single_samples
@@ -44,17 +44,18 @@ class KDPP(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 1.0
-        direction: float = option(2.0, "weight of the norm-and-direction term; published 0.5 to 4", "--kdpp_nd")
-        dropout: float = option(0.5, "share that dropout sets to 0 where widths differ", "--kdpp_dropout")
+        direction: float = option(
+            2.0, "weight of the norm-and-direction term; published 0.5 to 4", "--kdpp_nd", check=not_negative
+        )
+        dropout: float = option(
+            0.5, "share that dropout sets to 0 where widths differ", "--kdpp_dropout", check=within(least=0, most=0.99)
+        )
         warmup: int = option(
-            20, "epochs over which the weight of the KL rises from 0; 0 for none; published 5 on ImageNet"
+            20,
+            "epochs over which the weight of the KL rises from 0; 0 for none; published 5 on ImageNet",
+            check=not_negative,
         )
         authors: ClassVar[Mapping[str, float]] = {"div": 3.5}
-
-        def __post_init__(self) -> None:
-            check_range("--kdpp_nd", self.direction, least=0)
-            check_range("--kdpp_dropout", self.dropout, least=0, most=0.99)
-            check_range("--kdpp_warmup", self.warmup, least=0)
 
     class_means: Tensor
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive, within
 from core.protocols import Batch, Context, Features, Progress, Terms, UserError
 from distiller_zoo._math import kl_rows
 from distiller_zoo.base import Distiller
@@ -51,19 +51,15 @@ class LDRLD(Distiller):
     class Config(Distiller.Config):
         div: float = 0.0
         beta: float = 1.0
-        local: float = option(10.5, "weight of the pairs and the whole of the top classes", "--ldrld_alpha")
-        rest: float = option(7.0, "weight of the other classes", "--ldrld_beta")
-        top: int = option(7, "number of top classes", "--ldrld_d")
-        temperature: float = option(4.0, "temperature of every softmax", "--ldrld_T")
+        local: float = option(
+            10.5, "weight of the pairs and the whole of the top classes", "--ldrld_alpha", check=not_negative
+        )
+        rest: float = option(7.0, "weight of the other classes", "--ldrld_beta", check=not_negative)
+        top: int = option(7, "number of top classes", "--ldrld_d", check=within(least=2))
+        temperature: float = option(4.0, "temperature of every softmax", "--ldrld_T", check=positive)
         as_published: bool = option(
             False, "average pairs and whole, as the published code does, in place of the paper's sum"
         )
-
-        def __post_init__(self) -> None:
-            check_range("--ldrld_alpha", self.local, least=0)
-            check_range("--ldrld_beta", self.rest, least=0)
-            check_range("--ldrld_d", self.top, least=2)
-            check_range("--ldrld_T", self.temperature, above=0)
 
     omega: Tensor
 

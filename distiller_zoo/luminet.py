@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import kl_rows, warmed_up
 from distiller_zoo.base import Distiller
@@ -36,16 +36,21 @@ class LumiNet(Distiller):
         cls: float = 2.0
         div: float = 0.0
         beta: float = 1.0
-        alpha: float = option(33.0, "its square multiplies the divergence; published 2 on ImageNet", "--luminet_alpha")
-        temperature: float = option(
-            4.0, "temperature of both softmaxes; published 8 for vgg, 0.7 on ImageNet", "--luminet_T"
+        alpha: float = option(
+            33.0,
+            "its square multiplies the divergence; published 2 on ImageNet",
+            "--luminet_alpha",
+            check=not_negative,
         )
-        warmup: int = option(20, "epochs over which the weight rises from 0; 0 for none", "--luminet_warmup")
-
-        def __post_init__(self) -> None:
-            check_range("--luminet_alpha", self.alpha, least=0)
-            check_range("--luminet_T", self.temperature, above=0)
-            check_range("--luminet_warmup", self.warmup, least=0)
+        temperature: float = option(
+            4.0,
+            "temperature of both softmaxes; published 8 for vgg, 0.7 on ImageNet",
+            "--luminet_T",
+            check=positive,
+        )
+        warmup: int = option(
+            20, "epochs over which the weight rises from 0; 0 for none", "--luminet_warmup", check=not_negative
+        )
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         x_s, x_t = perceived(self.comparable(s["logits"])), perceived(self.comparable(t["logits"]))

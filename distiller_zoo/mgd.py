@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from core.option import check_range, option
+from core.option import option, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._math import pool_to_smaller
 from distiller_zoo._stages import last_stage
@@ -30,11 +30,10 @@ class MGD(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 7e-5
-        mask: float = option(0.15, "share of the student's channels that is hidden", "--mgd_mask")
+        mask: float = option(
+            0.15, "share of the student's channels that is hidden", "--mgd_mask", check=within(least=0, most=0.99)
+        )
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-        def __post_init__(self) -> None:
-            check_range("--mgd_mask", self.mask, least=0, most=0.99)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

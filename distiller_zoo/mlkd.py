@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import option, within
 from core.protocols import Batch, Context, Features, Progress, Terms, UserError
 from dataset.images.randaugment import rand_augment
 from distiller_zoo._math import kl, with_strong_view
@@ -61,14 +61,17 @@ class MLKD(Distiller):
         cls: float = 0.1
         div: float = 0.0
         beta: float = 0.9
-        views: int = option(2, "1: the batch alone; 2: a strongly augmented view next to it", "--mlkd_views", (1, 2))
+        views: int = option(
+            2,
+            "1: the batch alone; 2: a strongly augmented view next to it",
+            "--mlkd_views",
+            (1, 2),
+            check=within(least=1, most=2),
+        )
         halved: bool = option(False, "weigh the weak view's alignment 0.5, as the published code does", "--mlkd_halved")
         weak_relations: bool = option(
             False, "leave the strong view's correlations out, as the published code does", "--mlkd_weak_relations"
         )
-
-        def __post_init__(self) -> None:
-            check_range("--mlkd_views", self.views, least=1, most=2)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

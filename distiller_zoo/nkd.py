@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import labels_of, non_target
 from distiller_zoo._rows import soft_cross_entropy, target_rows
@@ -26,12 +26,12 @@ class NKD(Distiller):
     class Config(Distiller.Config):
         div: float = 0.0
         beta: float = 1.0
-        gamma: float = option(3.5, "weight of the non-target part; published 1.5 on ImageNet", "--nkd_gamma")
-        temperature: float = option(3.0, "temperature of the non-target part; published 1 on ImageNet", "--nkd_T")
-
-        def __post_init__(self) -> None:
-            check_range("--nkd_gamma", self.gamma, least=0)
-            check_range("--nkd_T", self.temperature, above=0)
+        gamma: float = option(
+            3.5, "weight of the non-target part; published 1.5 on ImageNet", "--nkd_gamma", check=not_negative
+        )
+        temperature: float = option(
+            3.0, "temperature of the non-target part; published 1 on ImageNet", "--nkd_T", check=positive
+        )
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t, labels = self.comparable(s["logits"]), self.comparable(t["logits"]), labels_of(batch)

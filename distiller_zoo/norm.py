@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import option, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Terms, UserError
 from distiller_zoo._stages import last_stage, shown
 from distiller_zoo.base import Deployment, Distiller
@@ -76,7 +76,7 @@ class NORM(Distiller):
         cls: float = 0.1
         div: float = 0.0
         beta: float = 1.0
-        copies: int = option(8, "copies N of the teacher's map", "--norm_copies")
+        copies: int = option(8, "copies N of the teacher's map", "--norm_copies", check=within(least=1))
         ramp: tuple[int, ...] = option(
             (10, 20, 180, 210),
             f"epochs between which the term counts {', '.join(map(str, RAMP))} times; published 5 15 60 80 on ImageNet",
@@ -85,7 +85,7 @@ class NORM(Distiller):
         authors: ClassVar[Mapping[str, float]] = {}
 
         def __post_init__(self) -> None:
-            check_range("--norm_copies", self.copies, least=1)
+            super().__post_init__()
             if len(self.ramp) != len(RAMP) - 1 or list(self.ramp) != sorted(self.ramp):
                 given = " ".join(map(str, self.ramp))
                 raise UserError(f"--norm_ramp {given} must be {len(RAMP) - 1} epochs in order, such as 10 20 180 210")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import option, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 from distiller_zoo._math import labels_of
 from distiller_zoo.base import Distiller
@@ -56,10 +56,9 @@ class OFAKD(Distiller):
     class Config(Distiller.Config):
         div: float = 0.0
         beta: float = 1.0
-        eps: float = option(1.0, "exponent that enhances the label; published 1 to 1.5", "--ofa_kd_eps")
-
-        def __post_init__(self) -> None:
-            check_range("--ofa_kd_eps", self.eps, least=1)
+        eps: float = option(
+            1.0, "exponent that enhances the label; published 1 to 1.5", "--ofa_kd_eps", check=within(least=1)
+        )
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import labels_of
 from distiller_zoo.base import Distiller
@@ -37,10 +37,9 @@ class PLD(Distiller):
         cls: float = 0.0
         div: float = 0.0
         beta: float = 1.0
-        tau: float = option(4.0, "temperature of the teacher's weights; published 1 on ImageNet", "--pld_tau")
-
-        def __post_init__(self) -> None:
-            check_range("--pld_tau", self.tau, above=0)
+        tau: float = option(
+            4.0, "temperature of the teacher's weights; published 1 on ImageNet", "--pld_tau", check=positive
+        )
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t = self.comparable(s["logits"]), self.comparable(t["logits"])

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._math import kl
 from distiller_zoo._stages import classified_map, pooled_tap
@@ -48,15 +48,13 @@ class Queue(Distiller):
         div: float = 0.0
         beta: float = 1.0
         size: int = option(
-            0, "rows of the queue (default 0: by the number of training images, 8192 above 20000)", "--queue_size"
+            0,
+            "rows of the queue (default 0: by the number of training images, 8192 above 20000)",
+            "--queue_size",
+            check=not_negative,
         )
-        temperature: float = option(0.07, "temperature of the similarities", "--queue_T")
-        local: float = option(1.0, "weight of the term on maps; 0 needs no maps", "--queue_local")
-
-        def __post_init__(self) -> None:
-            check_range("--queue_size", self.size, least=0)
-            check_range("--queue_T", self.temperature, above=0)
-            check_range("--queue_local", self.local, least=0)
+        temperature: float = option(0.07, "temperature of the similarities", "--queue_T", check=positive)
+        local: float = option(1.0, "weight of the term on maps; 0 needs no maps", "--queue_local", check=not_negative)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 
-from core.option import check_range, option
+from core.option import not_negative, option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._math import angles, distances
 from distiller_zoo._stages import pooled_tap
@@ -24,13 +24,9 @@ class RKD(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 1.0
-        distance: float = option(25.0, "weight of the distances inside the term")
-        angle: float = option(50.0, "weight of the angles inside the term")
+        distance: float = option(25.0, "weight of the distances inside the term", check=not_negative)
+        angle: float = option(50.0, "weight of the angles inside the term", check=not_negative)
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-        def __post_init__(self) -> None:
-            check_range("--rkd_distance", self.distance, least=0)
-            check_range("--rkd_angle", self.angle, least=0)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

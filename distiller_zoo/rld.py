@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import labels_of, log_binary, warmed_up
 from distiller_zoo.base import Distiller
@@ -49,20 +49,20 @@ class RLD(Distiller):
     class Config(Distiller.Config):
         div: float = 0.0
         beta: float = 1.0
-        confidence: float = option(1.0, "weight of the sample confidence", "--rld_alpha")
+        confidence: float = option(1.0, "weight of the sample confidence", "--rld_alpha", check=not_negative)
         correlation: float = option(
-            8.0, "weight of the masked correlation; published 0.5 and 2 on ImageNet", "--rld_beta"
+            8.0,
+            "weight of the masked correlation; published 0.5 and 2 on ImageNet",
+            "--rld_beta",
+            check=not_negative,
         )
-        temperature: float = option(4.0, "temperature of the correlation; published 1 on ImageNet", "--rld_T")
-        alpha_T: float = option(1.0, "temperature of the confidence", "--rld_alpha_T")  # noqa: N815 (as kd_T)
-        warmup: int = option(20, "epochs over which the weight rises from 0; 0 for none", "--rld_warmup")
-
-        def __post_init__(self) -> None:
-            check_range("--rld_alpha", self.confidence, least=0)
-            check_range("--rld_beta", self.correlation, least=0)
-            check_range("--rld_T", self.temperature, above=0)
-            check_range("--rld_alpha_T", self.alpha_T, above=0)
-            check_range("--rld_warmup", self.warmup, least=0)
+        temperature: float = option(
+            4.0, "temperature of the correlation; published 1 on ImageNet", "--rld_T", check=positive
+        )
+        alpha_T: float = option(1.0, "temperature of the confidence", "--rld_alpha_T", check=positive)  # noqa: N815 (as kd_T)
+        warmup: int = option(
+            20, "epochs over which the weight rises from 0; 0 for none", "--rld_warmup", check=not_negative
+        )
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t, labels = self.comparable(s["logits"]), self.comparable(t["logits"]), labels_of(batch)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 from distiller_zoo._math import kl_rows, labels_of, non_target, warmed_up
 from distiller_zoo._rows import dkd_rows, soft_cross_entropy, target_rows
@@ -50,24 +50,24 @@ class SDD(Distiller):
         beta: float = 0.9
         base: str = option("kd", "the loss on every region", "--sdd_base", choices=("kd", "dkd", "nkd"))
         scales: tuple[int, ...] = option((1, 2), "regions along each side: 1 and any of 2 and 4", "--sdd_scales")
-        temperature: float = option(4.0, "temperature; published 1 on ImageNet", "--sdd_T")
-        tckd: float = option(1.0, "weight of the target-class part, with dkd", "--sdd_alpha")
-        nckd: float = option(8.0, "weight of the non-target part, with dkd; published 2 to 8", "--sdd_beta")
-        gamma: float = option(8.0, "weight of the non-target part, with nkd", "--sdd_gamma")
-        warmup: int = option(0, "epochs over which the weight rises from 0; 0 for none", "--sdd_warmup")
+        temperature: float = option(4.0, "temperature; published 1 on ImageNet", "--sdd_T", check=positive)
+        tckd: float = option(1.0, "weight of the target-class part, with dkd", "--sdd_alpha", check=not_negative)
+        nckd: float = option(
+            8.0, "weight of the non-target part, with dkd; published 2 to 8", "--sdd_beta", check=not_negative
+        )
+        gamma: float = option(8.0, "weight of the non-target part, with nkd", "--sdd_gamma", check=not_negative)
+        warmup: int = option(
+            0, "epochs over which the weight rises from 0; 0 for none", "--sdd_warmup", check=not_negative
+        )
         as_published: bool = option(
             False, "with nkd: keep the label among the non-target classes, as the published code does"
         )
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if 1 not in self.scales or not set(self.scales) <= {1, 2, 4} or len(set(self.scales)) < len(self.scales):
                 given = " ".join(map(str, self.scales))
                 raise UserError(f"--sdd_scales {given} must be different numbers of 1, 2 and 4, and contain 1")
-            check_range("--sdd_T", self.temperature, above=0)
-            check_range("--sdd_alpha", self.tckd, least=0)
-            check_range("--sdd_beta", self.nckd, least=0)
-            check_range("--sdd_gamma", self.gamma, least=0)
-            check_range("--sdd_warmup", self.warmup, least=0)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import option, positive
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 from distiller_zoo._math import pool_to_smaller
 from distiller_zoo.base import Distiller
@@ -60,10 +60,9 @@ class SemCKD(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 400.0
-        soft: float = option(1.0, "temperature of the attention over teacher stages", "--soft", short="-s")
-
-        def __post_init__(self) -> None:
-            check_range("--soft", self.soft, above=0)
+        soft: float = option(
+            1.0, "temperature of the attention over teacher stages", "--soft", short="-s", check=positive
+        )
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

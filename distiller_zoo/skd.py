@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import kl_rows
 from distiller_zoo.base import Distiller
@@ -49,16 +49,10 @@ class SKD(Distiller):
         cls: float = 0.5
         div: float = 0.0
         beta: float = 0.5
-        kl: float = option(0.5, "weight mu_1 of the KL", "--skd_kl")
-        direction: float = option(0.5, "weight mu_2 of the direction", "--skd_direction")
-        ridge: float = option(0.1, "what is added to the diagonal of the covariance", "--skd_ridge")
-        temperature: float = option(4.0, "temperature of the KL; published 1 on ImageNet", "--skd_T")
-
-        def __post_init__(self) -> None:
-            check_range("--skd_kl", self.kl, least=0)
-            check_range("--skd_direction", self.direction, least=0)
-            check_range("--skd_ridge", self.ridge, above=0)
-            check_range("--skd_T", self.temperature, above=0)
+        kl: float = option(0.5, "weight mu_1 of the KL", "--skd_kl", check=not_negative)
+        direction: float = option(0.5, "weight mu_2 of the direction", "--skd_direction", check=not_negative)
+        ridge: float = option(0.1, "what is added to the diagonal of the covariance", "--skd_ridge", check=positive)
+        temperature: float = option(4.0, "temperature of the KL; published 1 on ImageNet", "--skd_T", check=positive)
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t = self.comparable(s["logits"]), self.comparable(t["logits"])

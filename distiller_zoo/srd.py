@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from core.option import check_range, option
+from core.option import option, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._stages import pooled_tap, refuse_single_samples
 from distiller_zoo.base import Distiller
@@ -30,11 +30,10 @@ class SRD(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 1.0
-        exponent: float = option(4.0, "power of the differences inside the logarithm", "--srd_exponent")
+        exponent: float = option(
+            4.0, "power of the differences inside the logarithm", "--srd_exponent", check=within(least=1)
+        )
         authors: ClassVar[Mapping[str, float]] = {"kd_T": 1.0}
-
-        def __post_init__(self) -> None:
-            check_range("--srd_exponent", self.exponent, least=1)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from core.option import check_range, option
+from core.option import not_negative, option, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 from distiller_zoo._stages import classified_map, resizing_conv
 from distiller_zoo.base import Distiller
@@ -59,23 +59,17 @@ class WKDF(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 0.08
-        ratio: float = option(4.0, "weight of the means against the deviations", "--wkd_f_ratio")
-        grid: int = option(1, "cells along each side of the map", "--wkd_f_grid")
+        ratio: float = option(4.0, "weight of the means against the deviations", "--wkd_f_ratio", check=not_negative)
+        grid: int = option(1, "cells along each side of the map", "--wkd_f_grid", check=within(least=1))
         projector: str = option(
             "conv1x1",
             "the projector: one convolution, of a kernel that fits both sizes, or three (published for ImageNet)",
             "--wkd_f_projector",
             choices=("conv1x1", "bottleneck"),
         )
-        hidden: int = option(256, "hidden width of the bottleneck", "--wkd_f_hidden")
-        constant: int = option(150, "epochs before the weight falls", "--wkd_f_constant")
+        hidden: int = option(256, "hidden width of the bottleneck", "--wkd_f_hidden", check=within(least=1))
+        constant: int = option(150, "epochs before the weight falls", "--wkd_f_constant", check=not_negative)
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-        def __post_init__(self) -> None:
-            check_range("--wkd_f_ratio", self.ratio, least=0)
-            check_range("--wkd_f_grid", self.grid, least=1)
-            check_range("--wkd_f_hidden", self.hidden, least=1)
-            check_range("--wkd_f_constant", self.constant, least=0)
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

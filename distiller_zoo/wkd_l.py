@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.option import check_range, option
+from core.option import not_negative, option, positive
 from core.protocols import Batch, Context, Features, Progress, Side, Terms, UserError
 from distiller_zoo._math import labels_of
 from distiller_zoo._rows import target_rows
@@ -97,13 +97,18 @@ class WKDL(Distiller):
     class Config(Distiller.Config):
         div: float = 0.0
         beta: float = 600.0
-        target: float = option(1.0, "weight of the target-class part", "--wkd_l_target")
-        temperature: float = option(8.0, "temperature of the transport; published 2 on ImageNet", "--wkd_l_T")
-        kappa: float = option(1.0, "sharpness of the costs; 0: the distances themselves", "--wkd_l_kappa")
+        target: float = option(1.0, "weight of the target-class part", "--wkd_l_target", check=not_negative)
+        temperature: float = option(
+            8.0, "temperature of the transport; published 2 on ImageNet", "--wkd_l_T", check=positive
+        )
+        kappa: float = option(
+            1.0, "sharpness of the costs; 0: the distances themselves", "--wkd_l_kappa", check=not_negative
+        )
         constant: int = option(
             150,
             "epochs after which the transport's weight begins to fall; published 0 and 30 on ImageNet",
             "--wkd_l_constant",
+            check=not_negative,
         )
         cost: str = option(
             "classifier",
@@ -111,12 +116,6 @@ class WKDL(Distiller):
             "features of n images per class",
             "--wkd_l_cost",
         )
-
-        def __post_init__(self) -> None:
-            check_range("--wkd_l_target", self.target, least=0)
-            check_range("--wkd_l_T", self.temperature, above=0)
-            check_range("--wkd_l_kappa", self.kappa, least=0)
-            check_range("--wkd_l_constant", self.constant, least=0)
 
     cost: Tensor
 

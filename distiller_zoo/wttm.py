@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from core.option import check_range, option
+from core.option import option, within
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo.base import Distiller
 
@@ -26,10 +26,9 @@ class WTTM(Distiller):
     class Config(Distiller.Config):
         div: float = 0.0
         beta: float = 4.0
-        gamma: float = option(0.2, "exponent of the teacher's probabilities", "--wttm_gamma")
-
-        def __post_init__(self) -> None:
-            check_range("--wttm_gamma", self.gamma, above=0, most=1)
+        gamma: float = option(
+            0.2, "exponent of the teacher's probabilities", "--wttm_gamma", check=within(above=0, most=1)
+        )
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         log_p_s = F.log_softmax(self.comparable(s["logits"]), 1)

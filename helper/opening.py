@@ -41,6 +41,7 @@ from helper.networks.load import (
     with_normalisation,
 )
 from helper.networks.teacher_cache import (
+    CacheConfig,
     CachedTeacher,
     cache_key,
     cache_layout,
@@ -48,7 +49,7 @@ from helper.networks.teacher_cache import (
     not_kept,
     refuse_new_answers,
 )
-from helper.networks.teacher_sources import SharedTeacher, keep_dropout
+from helper.networks.teacher_sources import SharedTeacher, TeacherConfig, keep_dropout
 from helper.options.settings import Settings
 from helper.training.schedule import parse_decay_epochs
 from models import model_for
@@ -297,22 +298,12 @@ def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[
     if len(chain_of(settings.method)) == 1:
         why["init_epochs"] = f"--distill {distill} has no first stage"
     if alone:
-        no_teacher = (
-            "model_t",
-            "teacher_image_size",
-            "teacher_probe",
-            "mean_t",
-            "std_t",
-            "match_classes",
-            "skip_validation",
-            "div",
-            "kd_T",
-            "teacher_dropout",
-        )
-        why |= dict.fromkeys(no_teacher, f"--distill {distill} uses no teacher")
+        of_a_teacher = (f.dest for config in (TeacherConfig, CacheConfig) for f in flags_in(config))
+        why |= dict.fromkeys((*of_a_teacher, "div", "kd_T"), f"--distill {distill} uses no teacher")
+        del why["path_t"]  # which another student of the process may use
     elif not settings.loss.div:
         why["kd_T"] = "the logit KL has weight 0"
-    why |= idle_cache_flags(settings.cache, device)
+    why = idle_cache_flags(settings.cache, device) | why
     if settings.machine.kernels.compile == "none":
         why["compile_parts"] = "nothing is compiled"
     if settings.teacher.teacher_probe is not None:

@@ -402,9 +402,11 @@ def find_resume(lane: Lane, restarted: bool) -> Mapping[str, Any] | None:
     if chosen is None and not folder.last.exists():
         return None
     path = folder.last if chosen is None else Path(chosen.get("path", lane.settings.run.resume))
-    state = read_last(folder.last) if chosen is None else chosen
-    refuse_differences(path, state["identity"], lane.described["identity"])
-    if chosen is not None:
+    if chosen is None:
+        state = read_last(folder.last)
+        refuse_differences(path, state["identity"], lane.described["identity"], lane.settings.off_default())
+    else:  # chosen_state() has compared it
+        state = chosen
         folder.adopt(path.parent)
     where = f"epoch {state['epoch'] + 1}" + (f", step {state['step'] + 1}" if state["step"] else "")
     lane.run.log.info("continuing from %s at %s", path, where)

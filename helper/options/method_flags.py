@@ -7,70 +7,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.option import NAMED, RESULT, UNSET, Config, Flag, flag_of, not_negative, option, positive
+from core.option import RESULT, UNSET, Flag, flag_of, option
 from core.protocols import UserError
 from dataset import recipe
 from dataset.recipes import LARGE, SMALL
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined, CombinedConfig, common_weights
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Distiller, LossConfig
 
 
 @dataclass(frozen=True)
-class LossConfig(Config):
-    """The weights of the loss, whatever the method."""
-
-    heading = "loss"
+class WeightConfig(LossConfig):
+    """The weights of the loss, whatever the methods."""
 
     weight: list[str] | None = option(
         None, "weights of terms by name in a combination, as crd=0.8 at=500 (default: the methods')", role=RESULT
-    )
-    cls: float = option(
-        1.0,
-        "weight of cross-entropy (default: the method's)",
-        short=("-c", "-r", "--gamma"),
-        check=not_negative,
-        role=NAMED,
-    )
-    div: float = option(
-        1.0,
-        "weight of the logit KL (default: the method's)",
-        short=("-d", "-a", "--alpha"),
-        check=not_negative,
-        role=NAMED,
-    )
-    beta: float = option(
-        0.0, "weight of the method's own term (default: the method's)", short="-b", check=not_negative, role=NAMED
-    )
-    kd_T: float = option(4.0, "temperature of the logit KL", check=positive, role=RESULT)  # noqa: N815
-    logit_stand: bool = option(
-        False,
-        "compare z-scored logits in every logit loss (LSKD; published next to kd with -c 0.1 -d 9 --kd_T 2)",
-        role=RESULT,
-    )
-    norm_kd: bool = option(
-        False,
-        "temperatures of logit losses are multiples of each row's standard deviation (NormKD; published with kd, "
-        "-c 0.1 -d 0.9 --kd_T 2)",
-        role=RESULT,
-    )
-    ea_weight: bool = option(
-        False,
-        "weigh each sample of a logit loss by the entropies of teacher and student (EA-KD; published with kd, "
-        "-c 0.1 -d 0.9)",
-        role=RESULT,
-    )
-    ea_T: float = option(  # noqa: N815
-        3.0, "temperature of the entropies of --ea_weight; published 2 on ImageNet", check=positive, role=RESULT
-    )
-    ea_as_published: bool = option(
-        False,
-        "bound the student's entropy in --ea_weight by the number of classes, as the code for kd and dkd on CIFAR-100 "
-        "does, not by its logarithm",
-        role=RESULT,
-    )
-    frame_logits: bool = option(
-        False, "compare the scores of every frame, not of the clip, in every logit loss", role=RESULT
     )
     protocol: str = option(
         "simkd",
@@ -80,11 +31,6 @@ class LossConfig(Config):
         choices=("simkd", "authors", "modern"),
         role=RESULT,
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.logit_stand and self.norm_kd:
-            raise UserError("--logit_stand and --norm_kd both choose the scale of the logits: give one of them")
 
 
 # what --protocol modern changes, next to the weights of --protocol simkd; for batches of 256. What needs a label of
@@ -112,10 +58,6 @@ def modern(dataset: str, unlabelled: bool) -> dict[str, Any]:
     left_out = set(MODERN_LABELS) if unlabelled else set()
     left_out |= set() if recipe(dataset) in (SMALL, LARGE) else set(MODERN_IMAGES)
     return {k: v for k, v in MODERN.items() if k not in left_out}
-
-
-# settings of every logit loss, which stand in each method's Config too
-LOGIT_FLAGS = ("logit_stand", "norm_kd", "ea_weight", "ea_T", "ea_as_published")
 
 
 def _field_flag(method: str, f: dataclasses.Field[Any]) -> str:
@@ -186,7 +128,7 @@ def _config(
 
     if teacher:
         return methods[0].Config(class_weight=values["class_weight"], **fields_of(methods[0]))
-    common = {k: values[k] for k in ("cls", "div", "kd_T", "frame_logits", "class_weight", *LOGIT_FLAGS)}
+    common = {f.name: values[f.name] for f in dataclasses.fields(Distiller.Config) if f.name != "beta"}
     if len(methods) == 1:
         return methods[0].Config(beta=values["beta"], **common, **fields_of(methods[0]))
     weights = {m.name: m.Config.beta * values["beta"] for m in methods} | {

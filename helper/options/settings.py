@@ -18,7 +18,7 @@ from helper.machine.seeding import trial_seed
 from helper.networks.load import StudentNetwork, TeacherNetwork
 from helper.networks.teacher_cache import CacheConfig
 from helper.networks.teacher_sources import TeacherConfig
-from helper.options.method_flags import LossConfig
+from helper.options.method_flags import WeightConfig
 from helper.runs.folder import RunConfig
 from helper.runs.trackers import TrackerConfig
 from helper.training.stages import TrainingConfig
@@ -66,7 +66,7 @@ class StudentConfigs(Configs):
     """Of train_student.py."""
 
     network: StudentNetwork
-    loss: LossConfig
+    loss: WeightConfig
     teacher: TeacherConfig
     cache: CacheConfig
 
@@ -166,9 +166,9 @@ class Settings:
         return self.configs.network
 
     @property
-    def loss(self) -> LossConfig:
+    def loss(self) -> WeightConfig:
         """Of a teacher's training: the defaults."""
-        return self.configs.loss if isinstance(self.configs, StudentConfigs) else LossConfig()
+        return self.configs.loss if isinstance(self.configs, StudentConfigs) else WeightConfig()
 
     @property
     def teacher(self) -> TeacherConfig:

@@ -10,7 +10,7 @@ from typing import Any
 from core.log import clock
 from distiller_zoo import method_dict
 from distiller_zoo._task import chain_of
-from helper.options.method_flags import LOGIT_FLAGS
+from distiller_zoo.base import LOGIT_FLAGS
 from helper.options.naming import published_name
 from helper.options.parse import parse
 from helper.options.settings import StudentConfigs, TeacherConfigs, common_flags

@@ -50,7 +50,12 @@ class OptimConfig(Config):
         check=not_negative,
         role=RESULT,
     )
-    clip_grad: float = option(0.0, "largest gradient norm; 0: no limit", check=not_negative, role=RESULT)
+    clip_grad: float = option(
+        0.0,
+        "largest gradient norm of the main loss, or of each of its parts; 0: no limit",
+        check=not_negative,
+        role=RESULT,
+    )
     param_groups: str = option(
         "one",
         "tsm: biases at twice the rate, no decay on biases and batch norm; tsm_fc5: also the classifier at five times",

@@ -30,7 +30,6 @@ from helper.runs.progress import ProgressLine
 from helper.runs.trackers import Reports
 from helper.training.schedule import undiminished
 from helper.training.stages import LoopConfig, Stage, describe_method
-from helper.training.step import entries_of
 
 
 def all_finite(module: nn.Module) -> bool:
@@ -328,20 +327,9 @@ class TrainingRun:
         if not machine.is_main():
             return
         self.log.info("saving the best model!")
-        step = self.stage.step
         meta = self._meta() | {"evaluated_in": "bf16" if self._eval_autocast(epoch) else "fp32"}
-        with step.averaged():
-            atomic_save(
-                {
-                    "epoch": epoch,
-                    "model": step.student.model.state_dict(),
-                    "best_acc": self.best_acc,
-                    **({} if step.peer is None else {"peer": step.peer.model.state_dict()}),
-                    **entries_of(step.method),
-                    "meta": meta,
-                },
-                self.folder.best,
-            )
+        content = {"epoch": epoch, **self.stage.step.deployed_state(), "best_acc": self.best_acc, "meta": meta}
+        atomic_save(content, self.folder.best)
         atomic_write_json(
             {k: row[k] for k in ("test_loss", "test_acc", "test_acc_top5")} | {"epoch": epoch},
             self.folder.best_metrics,

@@ -186,6 +186,8 @@ class DistillStep:
         """What a checkpoint holds of what is deployed; a copy of its moving average, if there is one."""
         with self.averaged():
             state = {"model": self.student.model.state_dict(), **entries_of(self.method)}
+            if self.peer is not None:
+                state["peer"] = self.peer.model.state_dict()
             return state if self.ema is None else copy.deepcopy(state)
 
     def rng_state(self) -> Tensor | None:

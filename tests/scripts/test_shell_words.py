@@ -109,7 +109,7 @@ def test_a_dry_run_ends_well(name, interpreter):
 
 
 def test_no_script_that_trains_is_left_out():
-    elsewhere = {"bench/bench_cpu.sh", "bench/bench_gpu.sh", "check.sh", "dev/two_hosts.sh", "video/slurm.sh"}
+    elsewhere = {"bench/bench_cpu.sh", "bench/bench_gpu.sh", "check.sh", "dev/two_hosts.sh"}
     assert set(HELPED) - elsewhere == TRAINING.keys() | STUDIES.keys()
 
 
