@@ -202,19 +202,19 @@ def build_chain(
         opened.data,
         StepSetup(
             optimizer(training.optim, training.schedule.learning_rate, hardware.kernels.fused_optimizer),
-            hardware.device,
-            hardware.autocast,
-            training.loop.accumulate,
-            hardware.kernels,
-            training.optim,
-            training.ema,
-            training.quantize,
+            device=hardware.device,
+            autocast=hardware.autocast,
+            accumulate=training.loop.accumulate,
+            kernels=hardware.kernels,
+            optim=training.optim,
+            ema=training.ema,
+            quantize=training.quantize,
         ),
         StagePlan(
-            training.loop.batch_size // distributed.world_size(),
-            training.schedule.epochs,
-            training.schedule.init_epochs,
-            seed,
+            batch_size=training.loop.batch_size // distributed.world_size(),
+            epochs=training.schedule.epochs,
+            init_epochs=training.schedule.init_epochs,
+            seed=seed,
         ),
         source,
     )
@@ -256,9 +256,9 @@ def build_run(
         folder,
         data,
         opened.hardware.device,
-        make_schedule(settings.training.schedule),
-        partial(event_writer, settings.run.tb_backend if machine.is_main() else "none", folder.tensorboard),
-        {
+        schedule=make_schedule(settings.training.schedule),
+        open_writer=partial(event_writer, settings.run.tb_backend if machine.is_main() else "none", folder.tensorboard),
+        describe={
             "arch": student.name,
             "num_classes": data.num_classes,
             "classes": list(map(str, data.classes)),
@@ -269,11 +269,11 @@ def build_run(
             "shapes": {k: list(shape) for k, shape in data.shapes.items() if k == "image"},
             **data.described,
         },
-        settings.training.loop,
-        loader,
-        opened.test_loader,
-        identity,
-        full_batches,
+        cfg=settings.training.loop,
+        loader=loader,
+        test_loader=opened.test_loader,
+        identity=identity,
+        full_batches=full_batches,
         after_epoch=partial(end_of_epoch, [part.end_epoch for part in (cached, loader) if part is not None]),
         shown=settings is opened.lanes[0] and machine.is_main(),
         autocast=opened.hardware.autocast,
@@ -403,7 +403,7 @@ def find_resume(lane: Lane, restarted: bool) -> Mapping[str, Any] | None:
         return None
     path = folder.last if chosen is None else Path(chosen.get("path", lane.settings.run.resume))
     if chosen is None:
-        state = read_last(folder.last)
+        state: Mapping[str, Any] = read_last(folder.last)
         refuse_differences(path, state["identity"], lane.described["identity"], lane.settings.off_default())
     else:  # chosen_state() has compared it
         state = chosen

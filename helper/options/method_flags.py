@@ -60,33 +60,33 @@ def modern(dataset: str, unlabelled: bool) -> dict[str, Any]:
     return {k: v for k, v in MODERN.items() if k not in left_out}
 
 
-def _field_flag(method: str, f: dataclasses.Field[Any]) -> str:
+def flag_spelling(method: str, f: dataclasses.Field[Any]) -> str:
     return f.metadata.get("flag") or f"--{method}_{f.name}"
 
 
-def _own_fields(method: type[Distiller]) -> list[dataclasses.Field[Any]]:
+def own_fields(method: type[Distiller]) -> list[dataclasses.Field[Any]]:
     common = {f.name for f in dataclasses.fields(Distiller.Config)}
     return [f for f in dataclasses.fields(method.Config) if f.name not in common]
 
 
-def _spellings(method: type[Distiller]) -> list[tuple[str, ...]]:
-    return [_flag_of_field(method.name, f).names for f in _own_fields(method)]
+def spellings(method: type[Distiller]) -> list[tuple[str, ...]]:
+    return [method_flag(method.name, f).names for f in own_fields(method)]
 
 
 def flags_of(method: type[Distiller]) -> list[Flag]:
     """The flags that exist once --distill names the method."""
-    return [_flag_of_field(method.name, f) for f in _own_fields(method)]
+    return [method_flag(method.name, f) for f in own_fields(method)]
 
 
-def _flag_of_field(method: str, f: dataclasses.Field[Any]) -> Flag:
+def method_flag(method: str, f: dataclasses.Field[Any]) -> Flag:
     return dataclasses.replace(flag_of(f, prefix=f"{method}_"), role=RESULT)
 
 
-def _methods(name: str) -> list[type[Distiller]]:
+def methods_named(name: str) -> list[type[Distiller]]:
     return [method_dict[part] for part in name.split("+")]
 
 
-def _weights_of(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
+def share_of_weight_flag(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
     """The part of --weight that is about these methods, or about cls and div."""
     if pairs is UNSET:
         return UNSET
@@ -96,14 +96,14 @@ def _weights_of(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
     return mine or UNSET
 
 
-def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
+def default_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
     """Weights of the method's own row, and its own settings as far as the protocol changes them.
 
     A combination: common_weights().
     """
     rows = [
         {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
-        | ({_dest(m, k): v for k, v in m.Config.authors.items()} if protocol == "authors" else {})
+        | ({parsed_name(m, k): v for k, v in m.Config.authors.items()} if protocol == "authors" else {})
         for m in methods
     ]
     if len(rows) == 1:
@@ -111,13 +111,13 @@ def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[s
     return {k: v for row in rows for k, v in row.items()} | common_weights(methods, rows)
 
 
-def _dest(method: type[Distiller], name: str) -> str:
+def parsed_name(method: type[Distiller], name: str) -> str:
     """The name under which a Config field is parsed."""
-    own = {f.name: f for f in _own_fields(method)}
-    return _field_flag(method.name, own[name]).lstrip("-") if name in own else name
+    own = {f.name: f for f in own_fields(method)}
+    return flag_spelling(method.name, own[name]).lstrip("-") if name in own else name
 
 
-def _config(
+def method_config(
     values: Mapping[str, Any],
     own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field[Any]]]],
     methods: Sequence[type[Distiller]],
@@ -157,7 +157,7 @@ def term_weights(pairs: Sequence[str] | None) -> dict[str, float]:
     return weights
 
 
-def _named_weights(values: Mapping[str, Any], methods: Sequence[type[Distiller]]) -> dict[str, float]:
+def weights_from_flag(values: Mapping[str, Any], methods: Sequence[type[Distiller]]) -> dict[str, float]:
     """--weight sets cls and div, and beta where there is one method; members of a combination read it themselves."""
     weights = term_weights(values["weight"])
     names = [m.name for m in methods]

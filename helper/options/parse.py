@@ -21,17 +21,17 @@ from distiller_zoo.base import Distiller
 from helper.machine.seeding import trial_seed
 from helper.options.config_file import FileSettings, read_file, text
 from helper.options.method_flags import (
-    _config,
-    _flag_of_field,
-    _method_weights,
-    _methods,
-    _named_weights,
-    _own_fields,
-    _spellings,
-    _weights_of,
+    default_weights,
     flags_of,
+    method_config,
+    method_flag,
+    methods_named,
     modern,
+    own_fields,
+    share_of_weight_flag,
+    spellings,
     term_weights,
+    weights_from_flag,
 )
 from helper.options.old_flags import Parser
 from helper.options.plugins import load_plugins
@@ -58,7 +58,7 @@ class _Parser(Parser):
     """Answers a flag of another method with that method's name."""
 
     def hint(self, token: str) -> str:
-        owners = [m for m in method_dict if any(token in names for names in _spellings(method_dict[m]))]
+        owners = [m for m in method_dict if any(token in names for names in spellings(method_dict[m]))]
         if owners:
             return f" ({token} belongs to --distill {' and '.join(owners)})"
         return super().hint(token)
@@ -144,7 +144,7 @@ def parse_students(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Se
     print_config = given.values.pop("print_config")
     lanes = given.lanes()
     if len(lanes) > 1:
-        methods = list(dict.fromkeys(m for distill in given.distills for m in _methods(distill)))
+        methods = list(dict.fromkeys(m for distill in given.distills for m in methods_named(distill)))
         _check_lanes(given.values, given.distills, methods)
     if given.values["name"] is not UNSET and (count := len(lanes) * len(given.trials())) > 1:
         raise UserError(f"--name names one run, and this command trains {count}: leave it out")
@@ -172,7 +172,7 @@ def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
     if named is None:
         named = file.text("distill") or flags["distill"].default
     distills = _listed(named, "--distill")
-    methods = list(dict.fromkeys(m for distill in distills for m in _methods(distill)))
+    methods = list(dict.fromkeys(m for distill in distills for m in methods_named(distill)))
     if kind is TeacherConfigs and (len(methods) != 1 or methods[0].teacher_mode != "absent"):
         raise UserError(
             f"--distill {','.join(distills)} needs a teacher, and train_teacher.py has none: use train_student.py"
@@ -180,8 +180,8 @@ def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
     own: dict[str, list[tuple[type[Distiller], dataclasses.Field[Any]]]] = {}
     for method in methods:
         group = parser.add_argument_group(f"flags of {method.name}")
-        for f in _own_fields(method):
-            flag = _flag_of_field(method.name, f)
+        for f in own_fields(method):
+            flag = method_flag(method.name, f)
             if flag.dest not in own:  # two methods of a combination may share a published flag (--feat_dim)
                 flags[flag.dest] = flag
                 add_flag(group, flag)
@@ -207,14 +207,14 @@ def _others(methods: Sequence[type[Distiller]]) -> list[str]:
 
 def _settings(given: _Given, trial: str, student: str | None, distill: str, argv: Sequence[str]) -> Settings:
     """Of one student of one trial."""
-    mine, several = _methods(distill), len(given.lanes()) > 1
+    mine, several = methods_named(distill), len(given.lanes()) > 1
     used = {k: [(m, f) for m, f in users if m in mine] for k, users in given.own.items()}
     others = {k for k, users in used.items() if not users}
     chosen = {k: v for k, v in given.values.items() if k not in others} | {"trial": trial}
     if "model_s" in given.flags:
         chosen |= {"distill": distill} | ({"model_s": student} if student else {})
         if several:
-            chosen["weight"] = _weights_of(given.values["weight"], mine)
+            chosen["weight"] = share_of_weight_flag(given.values["weight"], mine)
     flags = {k: f for k, f in given.flags.items() if k not in others}
     own = {k: users for k, users in used.items() if users}
     label = f"{student} {distill}" if len({s for s, _ in given.lanes()}) > 1 else distill
@@ -240,8 +240,8 @@ def _config_of(given: _Given, trials: Sequence[Sequence[Settings]]) -> str:
 
 def flags_of_run(settings: Settings) -> dict[str, Flag]:
     """Flag name -> flag, of a run's script and its method."""
-    methods = _methods(settings.distill)
-    own = [_flag_of_field(m.name, f) for m in methods for f in _own_fields(m)]
+    methods = methods_named(settings.distill)
+    own = [method_flag(m.name, f) for m in methods for f in own_fields(m)]
     return {f.dest: f for f in (*common_flags(type(settings.configs)), *own)}
 
 
@@ -308,7 +308,7 @@ def _resolve(
         unlabelled = chosen.get("unlabelled") is not None or dataset_dict.resolve(name) == "unlabelled"
         layer(modern(name, unlabelled), "protocol")
     if not teacher:
-        layer(_method_weights(methods, chosen.get("protocol", values["protocol"])), "method")
+        layer(default_weights(methods, chosen.get("protocol", values["protocol"])), "method")
     defaults = dict(values)
     recorded = source.file.recorded
     if all(recorded.get(k) == chosen.get(k, values.get(k)) for k in ("dataset", network, "distill", "protocol")):
@@ -319,13 +319,13 @@ def _resolve(
     if values["seed"] is None:
         values["seed"] = trial_seed(values["trial"])
     if not teacher:
-        layer(_named_weights(values, methods), "command line")
+        layer(weights_from_flag(values, methods), "command line")
         for term, weight in term_weights(values["weight"]).items():
             not_negative(f"--weight {term}", weight)
     values["distill"] = "+".join(m.name for m in methods)
     values[network] = spec.name
     configs = read(kind, values)
-    config = _config(values, own, methods, teacher)
+    config = method_config(values, own, methods, teacher)
     refuse_absurd(flags.values(), values)
     method = methods[0] if len(methods) == 1 else Combined
     by_user = given_by_user(values, defaults, sources)
