@@ -135,7 +135,7 @@ class Task(nn.Module):
         progress = Progress(epoch, max(epoch, epochs), seen, max(seen + 1, steps_per_epoch))
         batch = self.method.prepare(batch)
         done = self._objective(batch, progress, self.method.weights(progress))
-        if self.method.looks_back:
+        if self.method.wants_after_step:
             self._kept.append((detached(done.s), detached(done.t), batch))
         return {"loss": done.loss, "logits": done.s["logits"].detach()[:: batch.views], "terms": done.terms}
 

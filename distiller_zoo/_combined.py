@@ -152,13 +152,13 @@ class Combined(Distiller):
     def weights_of_views(self) -> Tensor | None:
         return next((w for m in self.each() if (w := m.weights_of_views()) is not None), None)
 
-    def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
+    def after_step(self, s: Features, t: Features, batch: Batch) -> None:
         for m in self.each():
-            m.after_backward(s, t, batch)
+            m.after_step(s, t, batch)
 
     @property
-    def looks_back(self) -> bool:
-        return any(m.looks_back for m in self.each())
+    def wants_after_step(self) -> bool:
+        return any(m.wants_after_step for m in self.each())
 
     def _dividing(self) -> Distiller | None:
         return next((m for m in self.each() if m.parts()), None)

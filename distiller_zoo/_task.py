@@ -178,9 +178,9 @@ class Computed:
 class Objective:
     """The loss of a method, and the isolated phases that train next to it.
 
-    Freezes what the method leaves out of training. run: what computes the features, `trained` or a wrapper of it,
-    called as run(batch size, inputs, teacher's features); terms: what computes the terms, called as
-    terms(batch size, s, t, batch, progress, weights). optimizers: phase -> optimiser, of the isolated phases.
+    Freezes what the method leaves out of training. forward: what computes the features, `trained` or a wrapper of it,
+    called as forward(batch size, inputs, teacher's features); loss_terms: what computes the terms, called as
+    loss_terms(batch size, s, t, batch, progress, weights). optimizers: phase -> optimiser, of the isolated phases.
     """
 
     def __init__(self, trained: Trained, teacher: TeacherSource | None, taps: Sequence[str]):
@@ -200,8 +200,8 @@ class Objective:
                 p.requires_grad_(False)  # DDP skips what is frozen when it wraps
         self.params = [p for p in trained.parameters() if p.requires_grad]
         self.optimizers: dict[str, Optimizer] = {}
-        self.run: Callable[..., tuple[Features, Features]] = lambda size, inputs, t: trained(inputs, t)
-        self.terms: Callable[..., Terms] = lambda size, *args: self.main_terms(*args)
+        self.forward: Callable[..., tuple[Features, Features]] = lambda size, inputs, t: trained(inputs, t)
+        self.loss_terms: Callable[..., Terms] = lambda size, *args: self.main_terms(*args)
 
     def train(self) -> None:
         """Training mode, except for what never trains."""
@@ -232,7 +232,7 @@ class Objective:
     def features(self, batch: Batch) -> tuple[Features, Features]:
         """Features of student and teacher, projected and in float32."""
         t = self.teacher.features(batch, self.taps) if self.teacher is not None else {}
-        s, t = self.run(len(batch), batch.inputs, t)
+        s, t = self.forward(len(batch), batch.inputs, t)
         return full_precision(s), full_precision(t)
 
     def __call__(self, batch: Batch, progress: Progress, weights: Mapping[str, float]) -> Computed:
@@ -240,7 +240,7 @@ class Objective:
         s, t = self.features(batch)
         with torch.autocast(batch.target.device.type, enabled=False):
             seen = self._isolated_terms(s, t, batch, progress, weights)
-            terms = self.terms(len(batch), s, t, batch, progress, weights)
+            terms = self.loss_terms(len(batch), s, t, batch, progress, weights)
             parts = parts_of(terms, weights, self.method.parts())
         return Computed(weighted_sum(terms, weights), seen | detached(terms), s, t, parts)
 
@@ -264,4 +264,4 @@ class Objective:
     @torch.no_grad()
     def after_step(self, computed: Sequence[tuple[Features, Features, Batch]]) -> None:
         for s, t, batch in computed:
-            self.method.after_backward(s, t, batch)
+            self.method.after_step(s, t, batch)

@@ -13,7 +13,7 @@
 | terms | named, unweighted float32 scalars; owns no parameters | none |
 | weights | term name -> weight, over time | cls, div and beta |
 | unused | student parameters the method leaves out of training | none |
-| after_backward | memory banks that follow the features; without gradient, after the optimiser's step | nothing |
+| after_step | memory banks that follow the features; without gradient, after the optimiser's step | nothing |
 | parts | terms whose gradients are computed one by one, with a momentum each or none | one gradient of all |
 | join_gradients | what becomes of those gradients before the optimiser sees them | as they are |
 | extra_phases | further optimisers (a discriminator) | none |
@@ -290,13 +290,13 @@ class Distiller(nn.Module):
         """Whether what is evaluated never changes, as a frozen backbone; the latest epoch is then the best."""
         return False
 
-    def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
+    def after_step(self, s: Features, t: Features, batch: Batch) -> None:
         return None
 
     @property
-    def looks_back(self) -> bool:
-        """Whether features are kept until after the optimiser's step, for after_backward()."""
-        return type(self).after_backward is not Distiller.after_backward
+    def wants_after_step(self) -> bool:
+        """Whether features are kept until after the optimiser's step, for after_step()."""
+        return type(self).after_step is not Distiller.after_step
 
     def parts(self) -> tuple[Part, ...]:
         """In the order in which the optimiser applies them; (): one gradient of the whole loss."""

@@ -68,7 +68,7 @@ class CRD(Distiller):
         v_s, v_t = self._first_view(s["crd.v_s"], batch), self._first_view(t["crd.v_t"], batch)
         return {"crd": self.criterion(*self.memory(v_s, v_t, self.contrast(batch.index)))}
 
-    def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
+    def after_step(self, s: Features, t: Features, batch: Batch) -> None:
         self.memory.update(batch.index, self._first_view(s["crd.v_s"], batch), self._first_view(t["crd.v_t"], batch))
 
     @staticmethod

@@ -98,5 +98,5 @@ class Queue(Distiller):
             loss = loss + self.cfg.local * divergence(l_s.mT @ l_s, l_t.mT @ l_t, temperature)
         return {"queue": loss}
 
-    def after_backward(self, s: Features, t: Features, batch: Batch) -> None:
+    def after_step(self, s: Features, t: Features, batch: Batch) -> None:
         self.rows_kept.copy_(self._updated(t))

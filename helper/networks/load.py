@@ -51,7 +51,7 @@ class StartConfig(Config):
 
 
 @dataclass(frozen=True)
-class TeacherNetwork(StartConfig):
+class TrainTeacherNetwork(StartConfig):
     """What train_teacher.py trains."""
 
     model: str = option("resnet32x4", "network to train, see --list", role=NAMED)
@@ -65,7 +65,7 @@ class TeacherNetwork(StartConfig):
 
 
 @dataclass(frozen=True)
-class StudentNetwork(StartConfig):
+class TrainStudentNetwork(StartConfig):
     """What train_student.py trains."""
 
     model_s: str = option(

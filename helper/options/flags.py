@@ -14,13 +14,13 @@ from distiller_zoo import method_dict
 from helper.options.method_flags import flags_of
 from helper.options.parse import script_parser
 from helper.options.quick import FLAGS, described
-from helper.options.settings import COMMON, StudentConfigs, TeacherConfigs, common_flags
+from helper.options.settings import COMMON, TrainStudentConfigs, TrainTeacherConfigs, common_flags
 from models import model_dict
 
 
 def flags() -> dict[str, Any]:
     """The content of flags.json: what quick.py answers from."""
-    kinds = {"train_teacher.py": TeacherConfigs, "train_student.py": StudentConfigs}
+    kinds = {"train_teacher.py": TrainTeacherConfigs, "train_student.py": TrainStudentConfigs}
     scripts = {
         name: described(script_parser(kind), COMMON)
         | {"distill": next(f.default for f in common_flags(kind) if f.dest == "distill")}

@@ -40,8 +40,8 @@ from helper.options.settings import (
     COMMON,
     Configs,
     Settings,
-    StudentConfigs,
-    TeacherConfigs,
+    TrainStudentConfigs,
+    TrainTeacherConfigs,
     common_flags,
     given_by_user,
 )
@@ -80,7 +80,7 @@ def _named_before(argv: Sequence[str], flag: str, shortest: int, nargs: str | No
 
 def script_parser(kind: type[Configs]) -> _Parser:
     """The parser of a script, without the flags of a method."""
-    teacher = kind is TeacherConfigs
+    teacher = kind is TrainTeacherConfigs
     prog = "train_teacher.py" if teacher else "train_student.py"
     about = (
         "Train a network on labels alone, with --distill on auxiliary heads too."
@@ -140,7 +140,7 @@ def parse_students(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Se
     code 2); everything else raises UserError.
     """
     argv = normalised(argv)
-    given = _read(argv, TeacherConfigs if teacher else StudentConfigs)
+    given = _read(argv, TrainTeacherConfigs if teacher else TrainStudentConfigs)
     print_config = given.values.pop("print_config")
     lanes = given.lanes()
     if len(lanes) > 1:
@@ -173,7 +173,7 @@ def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
         named = file.text("distill") or flags["distill"].default
     distills = _listed(named, "--distill")
     methods = list(dict.fromkeys(m for distill in distills for m in methods_named(distill)))
-    if kind is TeacherConfigs and (len(methods) != 1 or methods[0].teacher_mode != "absent"):
+    if kind is TrainTeacherConfigs and (len(methods) != 1 or methods[0].teacher_mode != "absent"):
         raise UserError(
             f"--distill {','.join(distills)} needs a teacher, and train_teacher.py has none: use train_student.py"
         )
@@ -287,7 +287,7 @@ def _resolve(
     methods: Sequence[type[Distiller]],
     source: _Given,
 ) -> Settings:
-    kind = StudentConfigs if "model_s" in flags else TeacherConfigs
+    kind = TrainStudentConfigs if "model_s" in flags else TrainTeacherConfigs
     values = {k: f.default for k, f in flags.items()}
     sources = dict.fromkeys(values, "default")
 
@@ -295,7 +295,7 @@ def _resolve(
         for k, v in updates.items():
             values[k], sources[k] = v, source
 
-    teacher = kind is TeacherConfigs
+    teacher = kind is TrainTeacherConfigs
     chosen = {k: v for k, v in given.items() if v is not UNSET}
     chosen = {k: tuple(v) if isinstance(values.get(k), tuple) else v for k, v in chosen.items()}
     name = chosen.get("dataset", values["dataset"])

@@ -15,7 +15,7 @@ from helper.machine.devices import DeviceConfig
 from helper.machine.distributed import LaunchConfig, RanksConfig
 from helper.machine.kernels import KernelConfig
 from helper.machine.seeding import trial_seed
-from helper.networks.load import StudentNetwork, TeacherNetwork
+from helper.networks.load import TrainStudentNetwork, TrainTeacherNetwork
 from helper.networks.teacher_cache import CacheConfig
 from helper.networks.teacher_sources import TeacherConfig
 from helper.options.method_flags import WeightConfig
@@ -55,23 +55,24 @@ class Configs:
 
 
 @dataclass(frozen=True)
-class TeacherConfigs(Configs):
+class TrainTeacherConfigs(Configs):
     """Of train_teacher.py."""
 
-    network: TeacherNetwork
+    network: TrainTeacherNetwork
 
 
 @dataclass(frozen=True)
-class StudentConfigs(Configs):
+class TrainStudentConfigs(Configs):
     """Of train_student.py."""
 
-    network: StudentNetwork
+    network: TrainStudentNetwork
     loss: WeightConfig
     teacher: TeacherConfig
     cache: CacheConfig
 
 
-# the order in which settings stand in a run's name; newer ones follow in the order of their Configs
+# the order of settings in the names of existing runs, which stays; never add to it: newer settings follow in the order of
+# their Configs
 NAME_ORDER = (
     *("modality", "modality_s", "modality_t", "teacher_weight", "weight", "kd_T", "logit_stand", "protocol"),
     *("fold_teacher", "init_epochs", "image_size", "data_split", "num_segments", "window", "val_fraction", "few_ratio"),
@@ -80,7 +81,7 @@ NAME_ORDER = (
     *("label_smoothing", "mixup", "cutmix", "weight_decay", "momentum", "nesterov", "accumulate", "seed", "precision"),
     *("eval_precision", "deterministic", "max_steps", "classes_subset", "augment", "random_erase"),
     *("repeated_augmentation", "sync_bn", "short_side", "sampling", "train_crop", "no_flip", "flip_pairs", "decoder"),
-    *("param_groups", "pretrained", "frame_logits", "teacher_dropout", "quantize", "class_weight"),
+    *("param_groups", "pretrained", "frame_logits", "teacher_dropout", "quantize"),
 )
 
 
@@ -148,42 +149,42 @@ class Settings:
 
     @property
     def is_teacher(self) -> bool:
-        return isinstance(self.configs, TeacherConfigs)
+        return isinstance(self.configs, TrainTeacherConfigs)
 
     @property
     def model(self) -> str:
         """The registry name of what is trained."""
         network = self.network
-        return network.model if isinstance(network, TeacherNetwork) else network.model_s
+        return network.model if isinstance(network, TrainTeacherNetwork) else network.model_s
 
     @property
     def distill(self) -> str:
         return self.network.distill
 
     @property
-    def network(self) -> TeacherNetwork | StudentNetwork:
-        assert isinstance(self.configs, TeacherConfigs | StudentConfigs)
+    def network(self) -> TrainTeacherNetwork | TrainStudentNetwork:
+        assert isinstance(self.configs, TrainTeacherConfigs | TrainStudentConfigs)
         return self.configs.network
 
     @property
     def loss(self) -> WeightConfig:
         """Of a teacher's training: the defaults."""
-        return self.configs.loss if isinstance(self.configs, StudentConfigs) else WeightConfig()
+        return self.configs.loss if isinstance(self.configs, TrainStudentConfigs) else WeightConfig()
 
     @property
     def teacher(self) -> TeacherConfig:
         """Of a teacher's training: none."""
-        return self.configs.teacher if isinstance(self.configs, StudentConfigs) else TeacherConfig()
+        return self.configs.teacher if isinstance(self.configs, TrainStudentConfigs) else TeacherConfig()
 
     @property
     def cache(self) -> CacheConfig:
-        return self.configs.cache if isinstance(self.configs, StudentConfigs) else CacheConfig()
+        return self.configs.cache if isinstance(self.configs, TrainStudentConfigs) else CacheConfig()
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """What is read of recordings of several modalities: by the network that is trained, then by its teacher."""
         network = self.network
-        if isinstance(network, TeacherNetwork):
+        if isinstance(network, TrainTeacherNetwork):
             named: tuple[str | None, ...] = (network.modality,)
         else:
             named = (network.modality_s, network.modality_t)
@@ -192,7 +193,7 @@ class Settings:
     @property
     def pretrained_backbone(self) -> str | None:
         network = self.network
-        return network.pretrained_backbone if isinstance(network, TeacherNetwork) else None
+        return network.pretrained_backbone if isinstance(network, TrainTeacherNetwork) else None
 
     def as_dict(self) -> dict[str, Any]:
         """Flag -> value, the method's own included."""

@@ -13,7 +13,7 @@ from distiller_zoo._task import chain_of
 from distiller_zoo.base import LOGIT_FLAGS
 from helper.options.naming import published_name
 from helper.options.parse import parse
-from helper.options.settings import StudentConfigs, TeacherConfigs, common_flags
+from helper.options.settings import TrainStudentConfigs, TrainTeacherConfigs, common_flags
 from helper.tables.published import Cell
 from helper.tables.runs import REPETITION, Run, best, grouped, last, mean_std, network, num_classes
 from helper.tables.writers import add_published, pivot
@@ -34,7 +34,7 @@ APART = {*REPETITION, "deterministic", "dali", "nesterov", "eval_precision"}  # 
 
 SHARED = {  # setting of the protocol -> its default, which is what a run did that is older than the setting
     f.dest: f.default
-    for f in (*common_flags(TeacherConfigs), *common_flags(StudentConfigs))
+    for f in (*common_flags(TrainTeacherConfigs), *common_flags(TrainStudentConfigs))
     if f.result and f.dest not in OF_A_NETWORK | OF_A_METHOD | OF_A_TEACHER | APART
 }
 

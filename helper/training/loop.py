@@ -14,11 +14,13 @@ from helper.machine.stopper import Interrupted, Stopper
 from helper.training.run import EpochPlace, TrainingRun
 from helper.training.stages import Stage
 
+LATER_STAGE = 100_000  # added to the epoch of a later stage, which so draws another order and other crops
+
 
 def train(lanes: Lanes, loader: Loader) -> None:
     """Train until every student has ended; raise the first exception that ended one of them early."""
     while (place := lanes.next_epoch()) is not None:
-        loader.set_epoch(place.epoch + place.stage * 100_000, place.start_step)
+        loader.set_epoch(place.epoch + place.stage * LATER_STAGE, place.start_step)
         lanes.start_epoch()
         for i, batch in enumerate(loader, place.start_step):
             lanes.train_step(i, batch)

@@ -85,12 +85,12 @@ class DistillStep:
         self.objective = Objective(self.trained, teacher, (needs or Needs()).teacher)
         self.main_params = self.objective.params
         self.device = next(student.parameters()).device
-        self.run = setup.wrap(self.trained)
+        self.root = setup.wrap(self.trained)
         # the modules themselves stay as they are: state dicts, evaluation and DDP know nothing of a compiler
-        self._features = maybe_compiled("student", self.run, kernels, full)
-        self.objective.run = self._run
+        self._compiled_root = maybe_compiled("student", self.root, kernels, full)
+        self.objective.forward = self._forward
         plain = PLAIN if method.follows_time else kernels
-        self.objective.terms = maybe_compiled("loss", self.objective.main_terms, plain, full)
+        self.objective.loss_terms = maybe_compiled("loss", self.objective.main_terms, plain, full)
         isolated = self.objective.isolated
         self.objective.optimize_phases(
             lambda phase: (
@@ -109,9 +109,9 @@ class DistillStep:
         self.ema = Average(averaged, setup.ema) if setup.ema else None
         self._scheduled = ["main", *(phase.name for phase in isolated if phase.optimizer is None)]
 
-    def _run(self, size: int, inputs: Mapping[str, Tensor], t: Features) -> tuple[Features, Features]:
+    def _forward(self, size: int, inputs: Mapping[str, Tensor], t: Features) -> tuple[Features, Features]:
         with torch.autocast(self.device.type, self.setup.autocast, enabled=self.setup.autocast is not None):
-            return self._features(size, inputs, t)
+            return self._compiled_root(size, inputs, t)
 
     def train(self) -> None:
         """Training mode, except for what never trains. Once an epoch."""
@@ -141,7 +141,7 @@ class DistillStep:
                     (done.loss if len(micro) == 1 else done.loss * (len(part) / len(batch))).backward()
             logits = done.s["logits"].detach()[:: part.views][: part.labelled]
             results.append(StepResult(done.loss.detach(), done.terms, logits, part.target[: part.labelled]))
-            if self.method.looks_back:  # or the maps of all micro-batches would stay
+            if self.method.wants_after_step:  # or the maps of all micro-batches would stay
                 kept.append((detached(done.s), detached(done.t), part))
         if self.parts:
             self._step_parts(gradients)
@@ -173,7 +173,7 @@ class DistillStep:
         main.step()
 
     def _no_sync(self, wanted: bool) -> AbstractContextManager[Any]:
-        return self.run.no_sync() if wanted and isinstance(self.run, DistributedDataParallel) else nullcontext()
+        return self.root.no_sync() if wanted and isinstance(self.root, DistributedDataParallel) else nullcontext()
 
     def averaged(self) -> AbstractContextManager[Any]:
         """Inside, what is deployed holds its moving average, if there is one."""

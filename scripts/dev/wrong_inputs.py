@@ -24,7 +24,7 @@ from core.option import Flag
 from distiller_zoo import method_dict
 from helper.networks.checkpoint import load_file
 from helper.options.method_flags import flags_of
-from helper.options.settings import StudentConfigs, common_flags
+from helper.options.settings import TrainStudentConfigs, common_flags
 
 BRIEF = ("--epochs", 2, "--max_steps", 2, "--batch_size", 32, "--image_size", 8, "--tb_backend", "none")
 NUMBERS: dict[Any, tuple[str, ...]] = {
@@ -205,7 +205,7 @@ def checkpoints(known: Known) -> Iterator[Wrong]:
 
 def settings(known: Known) -> Iterator[Wrong]:
     """Numbers of train_student.py and of every method."""
-    common = common_flags(StudentConfigs)
+    common = common_flags(TrainStudentConfigs)
     for flag in common:
         yield from _numbers(flag, "train_student.py", known.student)
     for name in method_dict:

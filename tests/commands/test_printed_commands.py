@@ -9,7 +9,7 @@ import torch
 from helper.options.old_flags import ARCH, OLD, ONLY
 from helper.options.parse import parse, script_parser
 from helper.options.quick import normalised
-from helper.options.settings import StudentConfigs, TeacherConfigs
+from helper.options.settings import TrainStudentConfigs, TrainTeacherConfigs
 from tests.commands.test_documented_runs import fixtures, kind_of_network, reduced, teachers_of, without  # noqa: F401
 from tests.support.commands import ROOT
 from tests.support.interpreter import Interpreter
@@ -139,14 +139,16 @@ def test_validation_images_are_sorted(commands, tmp_path):
 
 # flags on the command line
 
-KNOWN = {kind: set(script_parser(kind).known()) for kind in (StudentConfigs, TeacherConfigs)}
+KNOWN = {kind: set(script_parser(kind).known()) for kind in (TrainStudentConfigs, TrainTeacherConfigs)}
 
 
 def test_every_answer_names_flags_that_exist():
     answers = [*OLD.values(), *ARCH.values()]
     named = {flag for text in answers for flag in re.findall(r"--\w+", text)} - {"--path"}
-    assert named <= KNOWN[StudentConfigs] | KNOWN[TeacherConfigs]
-    assert not OLD.keys() & (KNOWN[StudentConfigs] & KNOWN[TeacherConfigs]), "a flag that works needs no answer"
+    assert named <= KNOWN[TrainStudentConfigs] | KNOWN[TrainTeacherConfigs]
+    assert not OLD.keys() & (KNOWN[TrainStudentConfigs] & KNOWN[TrainTeacherConfigs]), (
+        "a flag that works needs no answer"
+    )
     for path in (p for text in answers for p in re.findall(r"[\w/]+\.(?:md|py|sh)", text)):
         assert (ROOT / path).exists(), path
 

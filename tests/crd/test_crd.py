@@ -166,7 +166,7 @@ def test_the_bank_follows_view_0():
     terms, s, t = run(method, s, t, batch)
     assert terms["crd"].ndim == 0
     before = method.memory.memory_v1.clone()
-    method.after_backward({k: v.detach() for k, v in s.items()}, {k: v.detach() for k, v in t.items()}, batch)
+    method.after_step({k: v.detach() for k, v in s.items()}, {k: v.detach() for k, v in t.items()}, batch)
     expected = torch.nn.functional.normalize(0.5 * before[batch.index] + 0.5 * s["crd.v_s"][::2].detach())
     torch.testing.assert_close(method.memory.memory_v1[batch.index], expected)
 
@@ -198,7 +198,7 @@ def test_no_intermediate_is_large(n, k, batch_size):
     with Largest(known) as largest:
         terms, s_all, t_all = run(method, s, dict(s), batch)
         terms["crd"].backward()
-        method.after_backward(s_all, t_all, batch)
+        method.after_step(s_all, t_all, batch)
     print(f"n={n}: largest {largest.bytes / 2**20:.1f} MB, {time.perf_counter() - start:.2f} s")
     assert torch.isfinite(terms["crd"])
     assert largest.bytes <= 64 * 2**20

@@ -183,7 +183,7 @@ def test_features_of_past_parts_are_kept_for_those_who_look_back(names, looks_ba
     """Else the maps of all accumulated parts would stay in memory until the step."""
     cfg, seen = combined(*names.split("+")), []
     step = make_step(Combined, cfg, cnn(4), lambda: network(cnn(6)), ToyData(), B, accumulate=2)
-    monkeypatch.setattr(step.method, "after_backward", lambda s, t, batch: seen.append(len(batch)))
+    monkeypatch.setattr(step.method, "after_step", lambda s, t, batch: seen.append(len(batch)))
     step.train()
     step(ToyData().batch(), PROGRESS)
     assert seen == ([B // 2, B // 2] if looks_back else [])

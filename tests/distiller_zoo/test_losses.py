@@ -185,7 +185,7 @@ def test_crd():
         logits = torch.zeros(8, 100)
         terms, s, t = run(method, {"logits": logits, "pooled": x["s"]}, {"logits": logits, "pooled": x["t"]}, batch)
         check(case, terms["crd"], x)
-        method.after_backward(s, t, batch)
+        method.after_step(s, t, batch)
 
 
 # ------------------------------------------------------------------ the float64 table
@@ -386,7 +386,7 @@ def test_table_crd():
         assert torch.autograd.grad(terms["crd"], v_s)[0].norm().item() == pytest.approx(grad, **GRAD)
         assert method.criterion.z1.item() == pytest.approx(292687.384, **TIGHT)
         assert method.criterion.z2.item() == pytest.approx(263772.716, **TIGHT)
-        method.after_backward(s, t, batch)
+        method.after_step(s, t, batch)
     torch.testing.assert_close(
         method.memory.memory_v1[3, :3], torch.tensor([0.573137, -0.254932, -0.205730]).double(), rtol=0, atol=1e-6
     )

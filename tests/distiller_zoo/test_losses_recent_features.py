@@ -269,7 +269,7 @@ def test_queue(size):
         terms, made_s, made_t = run(method, s, t, batch_of(TARGET))
         assert terms["queue"].item() == pytest.approx(expected, **TOLERANCE)
         with torch.no_grad():
-            method.after_backward(made_s, made_t, batch_of(TARGET))
+            method.after_step(made_s, made_t, batch_of(TARGET))
         rows = np.concatenate([[reference.unit(v) for v in t["pooled"].numpy()], rows])[:size]
         t["pooled"] = t["pooled"].flip(0) + 1
 

@@ -154,6 +154,6 @@ def test_crd(nce_k):
         reference.crd_update(bank, index.numpy(), v.detach().numpy(), 0.5)
         for bank, v in ((bank_1, s_all["crd.v_s"]), (bank_2, t_all["crd.v_t"]))
     ]
-    method.after_backward(s_all, t_all, batch)
+    method.after_step(s_all, t_all, batch)
     for bank, expected_bank in zip((method.memory.memory_v1, method.memory.memory_v2), wanted, strict=True):
         torch.testing.assert_close(bank, torch.from_numpy(expected_bank), rtol=1e-10, atol=1e-12)

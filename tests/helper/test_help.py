@@ -11,7 +11,7 @@ import pytest
 from helper.options import flags as flag_list
 from helper.options import quick
 from helper.options.parse import parse, script_parser
-from helper.options.settings import COMMON, StudentConfigs, TeacherConfigs, common_flags
+from helper.options.settings import COMMON, TrainStudentConfigs, TrainTeacherConfigs, common_flags
 from tests.support.commands import ENV, ROOT
 
 SCRIPTS = ("train_teacher.py", "train_student.py", "test_model.py", "eval_rep.py")
@@ -48,14 +48,14 @@ def test_short_and_long():
         for text in (short, everything)
     )
     assert 30 <= len(shown) <= 42 and shown < flags and {"--path_t", "--distill"} <= shown
-    names = {f.names[0] for f in common_flags(StudentConfigs)}
+    names = {f.names[0] for f in common_flags(TrainStudentConfigs)}
     assert names <= flags
     assert f"--help_all shows {len(flags) - len(shown)} more flags" in " ".join(short.split())
     assert "--schedule {step,cosine}" in short and "(default step)" in short
 
 
 def test_every_common_flag_exists():
-    known = {f.dest for kind in (StudentConfigs, TeacherConfigs) for f in common_flags(kind)}
+    known = {f.dest for kind in (TrainStudentConfigs, TrainTeacherConfigs) for f in common_flags(kind)}
     assert {name for names in COMMON.values() for name in names} <= known
 
 
@@ -98,4 +98,4 @@ def test_completion(line, offered, others, tmp_path):
 
 
 def test_a_parser_of_a_script_needs_no_method():
-    assert script_parser(StudentConfigs).prog == "train_student.py"
+    assert script_parser(TrainStudentConfigs).prog == "train_student.py"

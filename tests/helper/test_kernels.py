@@ -85,8 +85,8 @@ def test_the_compiler_itself_agrees_too():
 
 def test_only_whole_batches_are_compiled(monkeypatch):
     step = toy_step(kernels=TRACED)
-    fast, seen = step._features.fast, []
-    monkeypatch.setattr(step._features, "fast", lambda *args: (seen.append(1), fast(*args))[1])
+    fast, seen = step._compiled_root.fast, []
+    monkeypatch.setattr(step._compiled_root, "fast", lambda *args: (seen.append(1), fast(*args))[1])
     losses(step, [*batches(2), ToyData().batch(3)])
     assert len(seen) == 2
 

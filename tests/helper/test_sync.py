@@ -56,8 +56,10 @@ def test_no_step_waits(case, monkeypatch):
     step = make_step(method, cfg, student, teacher, data, B)
     step.train()
     if not step.method.follows_time:
-        terms = step.objective.terms
-        step.objective.terms = lambda size, s, t, part, progress, weights: terms(size, s, t, part, Timeless(), weights)
+        terms = step.objective.loss_terms
+        step.objective.loss_terms = lambda size, s, t, part, progress, weights: terms(
+            size, s, t, part, Timeless(), weights
+        )
     meter, batch = Meter(torch.device("cpu")), data.batch()
     step(batch, PROGRESS)  # a live teacher looks at its first logits once
     refuse_copies_to_the_host(monkeypatch)
