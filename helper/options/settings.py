@@ -71,8 +71,8 @@ class TrainStudentConfigs(Configs):
     cache: CacheConfig
 
 
-# the order of settings in the names of existing runs, which stays; never add to it: newer settings follow in the order of
-# their Configs
+# the order of settings in the names of existing runs, which stays: never add to it, newer settings follow in the order
+# of their Configs
 NAME_ORDER = (
     *("modality", "modality_s", "modality_t", "teacher_weight", "weight", "kd_T", "logit_stand", "protocol"),
     *("fold_teacher", "init_epochs", "image_size", "data_split", "num_segments", "window", "val_fraction", "few_ratio"),
