@@ -59,6 +59,7 @@ RECIPES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
         "mmact": PAIRED,
         "stl10": SMALL,
         "tinyimagenet": SMALL,
+        "unlabelled": SMALL,
         "kinetics400": VIDEO,
         "video": VIDEO,
     }

@@ -1,13 +1,14 @@
-"""Images without labels next to a labelled set: every batch holds both, those with labels first.
+"""Images without labels: next to a labelled set, where every batch holds both, those with labels first; or alone.
 
 Shape letters: N labelled images, M others.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from torch import Tensor
 
 from core.option import RESULT, Config, option
 from core.protocols import Batch, DataSet, FullSet, Loader, UserError
-from dataset.base import Split, check_memory
+from dataset import dataset_dict
+from dataset.base import DataOptions, Split, check_memory
 from dataset.images.files import is_image
 from dataset.images.folder import decode_all
-from dataset.images.resident import ResidentData
+from dataset.images.resident import ResidentData, TrainLoader
 from dataset.order import PositionedLoader
 
 NONE = -1  # the target of an image without a label
@@ -43,16 +45,74 @@ class UnlabelledConfig(Config):
     label_ratio: float | None = option(
         None, "share of each batch that has labels, with --unlabelled (default 0.5)", check=_inside, role=RESULT
     )
+    eval_probe: str | None = option(
+        None, "labelled set that evaluates a student of --dataset unlabelled, by its frozen features", role=RESULT
+    )
+    eval_probe_folder: str = option("../data/", "folder that holds the set of --eval_probe")
+    eval_probe_head: str = option(
+        "knn",
+        "what --eval_probe fits to the features: knn (20 neighbours) or linear (logistic regression)",
+        choices=("knn", "linear"),
+        role=RESULT,
+    )
+
+
+def load(options: DataOptions) -> UnlabelledData:
+    """Every image below options.root, and the labelled set of --eval_probe."""
+    name = options.more.get("eval_probe")
+    if options.val_fraction or options.few_ratio < 1:
+        raise UserError(
+            "--val_fraction and --few_ratio choose among labelled images, and --dataset unlabelled has none"
+        )
+    if name is None:
+        raise UserError("--dataset unlabelled is evaluated on a labelled set: name one with --eval_probe, as cifar10")
+    size = options.image_size or 32
+    images = _read(options.root, size, "--dataset unlabelled: the data folder")
+    probe = dataset_dict[name](DataOptions(Path(options.more["eval_probe_folder"]), image_size=size))
+    if not isinstance(probe, ResidentData) or isinstance(probe, UnlabelledData):
+        raise UserError(
+            f"--eval_probe {name} is no set of labelled images held in memory: choose cifar100, cifar10, stl10, "
+            "tinyimagenet, digits, or folder for a tree of images"
+        )
+    return UnlabelledData(images, probe, options.more["eval_probe_head"])
+
+
+class UnlabelledData(ResidentData):
+    """Images whose target is NONE. probe, head: what evaluates a student, and how."""
+
+    def __init__(self, images: Tensor, probe: ResidentData, head: str):
+        train = Split(images, torch.full((len(images),), NONE))
+        empty = Split(images[:0], torch.empty(0, dtype=torch.int64))
+        super().__init__("unlabelled", (), train, empty, flips=True, evaluated_on=f"{head} probe on {probe.name}")
+        self.probe, self.head = probe, head
+        self.notes = [f"{len(images)} images without labels; the test accuracy is that of a {self.evaluated_on}"]
+
+    @property
+    def test_checksum(self) -> str:  # type: ignore[override]
+        return _both(self.probe.checksum, self.probe.test_checksum)
+
+    def taught(self, classes: Sequence[str]) -> UnlabelledData:
+        """The same images, for a student that puts out these classes of its teacher."""
+        other = copy.copy(self)
+        other.classes, other.num_classes = tuple(classes), len(classes)
+        return other
+
+    def train_loader(self, batch_size: int, **how: Any) -> TrainLoader:  # type: ignore[override]
+        loader = super().train_loader(batch_size, **how)
+        loader.labelled = 0
+        return loader
 
 
 def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
     """The data set with the images of --unlabelled, if there is one."""
     if cfg.unlabelled is None:
         return data
+    if isinstance(data, UnlabelledData):
+        raise UserError("--unlabelled adds images to a labelled set, and --dataset unlabelled has no labels: drop one")
     if "image" not in data.shapes or data.videos:
         raise UserError(f"--unlabelled adds images, and {data.name} holds none: leave it out")
     size, flips = data.shapes["image"][-1], getattr(data, "flips", True)
-    images = _read(Path(cfg.unlabelled), size)
+    images = _read(Path(cfg.unlabelled), size, "--unlabelled")
     empty = Split(images[:0], torch.empty(0, dtype=torch.int64))
     train = Split(images, torch.full((len(images),), NONE))
     return SemiLabelled(
@@ -60,10 +120,10 @@ def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
     )
 
 
-def _read(folder: Path, size: int) -> Tensor:
-    """uint8 [M, size, size, 3] of every image below the folder, in sorted order."""
+def _read(folder: Path, size: int, flag: str) -> Tensor:
+    """uint8 [M, size, size, 3] of every image below the folder, in sorted order. flag: what names it."""
     if not folder.is_dir():
-        raise UserError(f"--unlabelled {folder} is no folder: name one that holds images")
+        raise UserError(f"{flag} {folder} is no folder: name one that holds images")
     found = sorted(
         Path(place) / name
         for place, _, names in os.walk(folder, followlinks=True)
@@ -71,7 +131,7 @@ def _read(folder: Path, size: int) -> Tensor:
         if is_image(Path(name)) and not name.startswith(".")
     )
     if not found:
-        raise UserError(f"--unlabelled {folder} holds no image: name a folder of images, in any tree")
+        raise UserError(f"{flag} {folder} holds no image: name a folder of images, in any tree")
     check_memory({"train": len(found)}, size)
     return decode_all([(path, NONE) for path in found], size).images
 
