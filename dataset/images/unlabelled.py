@@ -1,4 +1,5 @@
-"""Images without labels: next to a labelled set, where every batch holds both, those with labels first; or alone.
+"""Images, or clips, without labels: next to a labelled set, every batch then holds both, those with labels first; or
+alone.
 
 Shape letters: N labelled images, M others.
 """
@@ -20,6 +21,7 @@ from core.option import RESULT, Config, option
 from core.protocols import Batch, DataSet, FullSet, Loader, UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions, Split, check_memory
+from dataset.clips.video import VideoData
 from dataset.images.files import is_image
 from dataset.images.folder import decode_all
 from dataset.images.resident import ResidentData, TrainLoader
@@ -39,7 +41,8 @@ class UnlabelledConfig(Config):
 
     unlabelled: str | None = option(
         None,
-        "folder of images without labels, any tree; every term of the loss but the cross-entropy learns from them",
+        "folder of images (for videos by list, of videos) without labels, any tree; every term of the loss but the "
+        "cross-entropy learns from them",
         role=RESULT,
     )
     label_ratio: float | None = option(
@@ -88,7 +91,7 @@ class UnlabelledData(ResidentData):
         self.notes = [f"{len(images)} images without labels; the test accuracy is that of a {self.evaluated_on}"]
 
     @property
-    def test_checksum(self) -> str:  # type: ignore[override]
+    def test_checksum(self) -> str:
         return _both(self.probe.checksum, self.probe.test_checksum)
 
     def taught(self, classes: Sequence[str]) -> UnlabelledData:
@@ -97,20 +100,22 @@ class UnlabelledData(ResidentData):
         other.classes, other.num_classes = tuple(classes), len(classes)
         return other
 
-    def train_loader(self, batch_size: int, **how: Any) -> TrainLoader:  # type: ignore[override]
+    def train_loader(self, batch_size: int, **how: Any) -> TrainLoader:
         loader = super().train_loader(batch_size, **how)
         loader.labelled = 0
         return loader
 
 
 def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
-    """The data set with the images of --unlabelled, if there is one."""
+    """The data set with the images or videos of --unlabelled, if there is one."""
     if cfg.unlabelled is None:
         return data
     if isinstance(data, UnlabelledData):
         raise UserError("--unlabelled adds images to a labelled set, and --dataset unlabelled has no labels: drop one")
-    if "image" not in data.shapes or data.videos:
-        raise UserError(f"--unlabelled adds images, and {data.name} holds none: leave it out")
+    if isinstance(data, VideoData):
+        return SemiLabelled(data, data.without_labels(Path(cfg.unlabelled), NONE), cfg.label_ratio or 0.5)
+    if "image" not in data.shapes:
+        raise UserError(f"--unlabelled adds images or videos, and {data.name} holds recordings: leave it out")
     size, flips = data.shapes["image"][-1], getattr(data, "flips", True)
     images = _read(Path(cfg.unlabelled), size, "--unlabelled")
     empty = Split(images[:0], torch.empty(0, dtype=torch.int64))
@@ -137,11 +142,11 @@ def _read(folder: Path, size: int, flag: str) -> Tensor:
 
 
 class SemiLabelled(DataSet):
-    """`labelled`, and other images whose target is NONE; those are N, N + 1, ... in `train_labels` and in the index."""
+    """`labelled`, and others whose target is NONE; those are N, N + 1, ... in `train_labels` and in the index."""
 
     full_batches = True
 
-    def __init__(self, labelled: DataSet, others: ResidentData, ratio: float):
+    def __init__(self, labelled: DataSet, others: DataSet, ratio: float):
         self._labelled, self.others, self.ratio = labelled, others, ratio
         self.name, self.classes, self.num_classes = labelled.name, labelled.classes, labelled.num_classes
         self.shapes, self.evaluated_on = labelled.shapes, labelled.evaluated_on
@@ -149,7 +154,8 @@ class SemiLabelled(DataSet):
         self.train_labels = torch.cat([labelled.train_labels, others.train_labels])
         self.num_crops = labelled.num_crops if labelled.num_crops == others.num_crops else None
         self.full = _joined_full(labelled.full, others)
-        counts = f"{len(labelled.train_labels)} images with labels and {len(others.train_labels)} without"
+        what = "videos" if labelled.videos else "images"
+        counts = f"{len(labelled.train_labels)} {what} with labels and {len(others.train_labels)} without"
         self.notes = [*labelled.notes, f"{counts}; {ratio:g} of each batch has labels"]
 
     @property
@@ -181,7 +187,7 @@ class SemiLabelled(DataSet):
         """Every batch is full, so drop_last changes nothing."""
         share = batch_size // world_size
         if share < 2:
-            raise UserError(f"--batch_size {batch_size} leaves no room for images with and without labels: raise it")
+            raise UserError(f"--batch_size {batch_size} leaves no room for samples with and without labels: raise it")
         with_labels = min(max(round(share * self.ratio), 1), share - 1) * world_size
         how: dict[str, Any] = {"device": device, "drop_last": True, "rank": rank, "world_size": world_size}
         return SemiLoader(
@@ -196,7 +202,7 @@ class SemiLabelled(DataSet):
         return self._labelled.test_loader(batch_size, device=device, rank=rank, world_size=world_size)
 
 
-def _joined_full(full: FullSet | None, others: ResidentData) -> FullSet | None:
+def _joined_full(full: FullSet | None, others: DataSet) -> FullSet | None:
     """The set that the images with labels are a part of, and the others behind it."""
     if full is None or full.positions is None:
         return None
@@ -241,10 +247,11 @@ class SemiLoader(PositionedLoader):
         view_id = None
         if known and one.view_id is not None and two.view_id is not None:
             view_id = torch.cat([one.view_id, two.view_id + self.first_view])
-        image = torch.cat([one.inputs["image"], two.inputs["image"]])
+        inputs = {name: torch.cat([x, two.inputs[name]]) for name, x in one.inputs.items()}
+        order = torch.channels_last if "image" in inputs else torch.contiguous_format
         return replace(
             one,
-            inputs={"image": image.contiguous(memory_format=torch.channels_last)},
+            inputs={name: x.contiguous(memory_format=order) for name, x in inputs.items()},
             target=torch.cat([one.target, two.target]),
             index=torch.cat([one.index, two.index + self.count]),
             crop=crop,

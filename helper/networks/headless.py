@@ -43,6 +43,9 @@ def load_teacher(
     has are kept.
     """
     num_classes = len(classes_of) if isinstance(classes_of, Sequence) else classes_of
+    exported = Path(path) / "model.safetensors"
+    if published(path) is None and exported.is_file():  # a folder of scripts/export_student.py
+        path = exported
     if (named := published(path)) is not None:
         network, classes = named_network(named, None), model_dict[named].published_classes
     else:
