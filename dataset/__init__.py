@@ -20,6 +20,7 @@ dataset_dict = Registry(
         "mmact": "dataset.recordings.mmact:load_mmact",
         "stl10": "dataset.images.stl10:load",
         "tinyimagenet": "dataset.images.tinyimagenet:load",
+        "unlabelled": "dataset.images.unlabelled:load",
         "kinetics400": "dataset.clips.video:load_kinetics400",
         "video": "dataset.clips.video:load_video",
     },

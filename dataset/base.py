@@ -151,6 +151,36 @@ class VideoConfig(Config):
     )
 
 
+def _inside(flag: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise UserError(f"{flag} {value} must lie between 0 and 1, both excluded")
+
+
+@dataclass(frozen=True)
+class UnlabelledConfig(Config):
+    heading = "images without labels"
+
+    unlabelled: str | None = option(
+        None,
+        "folder of images (for videos by list, of videos) without labels, any tree; every term of the loss but the "
+        "cross-entropy learns from them",
+        role=RESULT,
+    )
+    label_ratio: float | None = option(
+        None, "share of each batch that has labels, with --unlabelled (default 0.5)", check=_inside, role=RESULT
+    )
+    eval_probe: str | None = option(
+        None, "labelled set that evaluates a student of --dataset unlabelled, by its frozen features", role=RESULT
+    )
+    eval_probe_folder: str = option("../data/", "folder that holds the set of --eval_probe")
+    eval_probe_head: str = option(
+        "knn",
+        "what --eval_probe fits to the features: knn (20 neighbours) or linear (logistic regression)",
+        choices=("knn", "linear"),
+        role=RESULT,
+    )
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """How to open a data set. Raises UserError on a value out of range.
@@ -176,6 +206,7 @@ class DataOptions:
     stream: StreamConfig = StreamConfig()
     recordings: RecordingConfig = RecordingConfig(clip_cache=None)
     video: VideoConfig = VideoConfig()
+    unlabelled: UnlabelledConfig = UnlabelledConfig()
 
     def __post_init__(self) -> None:
         if self.image_size is not None and not 1 <= self.image_size <= LARGEST_IMAGE:

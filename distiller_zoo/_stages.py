@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -49,6 +50,16 @@ def last_stage(spec: ModelSpec | None, method: str) -> str:
 def classified_map(spec: ModelSpec | None, method: str) -> str:
     """Name of the map whose mean the classifier reads: the last stage's, unless the network names another."""
     return (spec and spec.last_map) or last_stage(spec, method)
+
+
+def places_tap(spec: ModelSpec | None, method: str) -> str:
+    """Name of what has a vector for every place of an image: a transformer's patch tokens, else classified_map()."""
+    return "patches" if spec is not None and "patches" in spec.taps else classified_map(spec, method)
+
+
+def as_map(x: Tensor) -> Tensor:
+    """Patch tokens of a square grid [B, P, D] as a map [B, D, g, g]; a map as it is."""
+    return x if x.ndim == 4 else x.mT.unflatten(2, (math.isqrt(x.shape[1]), -1))
 
 
 def preact(spec: ModelSpec | None, stages: Sequence[str], method: str) -> tuple[str, ...]:

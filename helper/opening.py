@@ -21,7 +21,7 @@ from core.option import flags_in
 from core.protocols import Batch, DataSet, Loader, ModelSpec, TeacherSource, UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions, VideoConfig
-from dataset.images.unlabelled import with_unlabelled
+from dataset.images.unlabelled import UnlabelledData, with_unlabelled
 from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import Distiller
 from helper.evaluation.evaluate import TestBatches, evaluate, near_chance, open_test
@@ -118,6 +118,7 @@ def open_data(settings: Settings) -> DataSet:
         stream=settings.data.stream,
         recordings=settings.data.recordings,
         video=settings.data.video,
+        unlabelled=settings.data.unlabelled,
     )
     try:
         data = distributed.main_first(lambda: dataset_dict[source.dataset](options))  # rank 0 downloads
@@ -125,7 +126,7 @@ def open_data(settings: Settings) -> DataSet:
         if made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # unless something was put there
-    if data.num_classes < 2:
+    if data.num_classes < 2 and not isinstance(data, UnlabelledData):
         raise UserError(f"{data.name} holds one class, {data.classes[0]}: a classifier needs at least two")
     data = with_unlabelled(data, settings.data.unlabelled)
     if (size := settings.training.loop.batch_size) > len(data.train_labels):
@@ -138,20 +139,31 @@ def open_data(settings: Settings) -> DataSet:
 def refuse_unlabelled(lanes: Sequence[Settings]) -> None:
     """UserError where images without labels meet what needs a label of every image."""
     first = lanes[0]
-    if first.data.unlabelled.unlabelled is None:
+    alone = dataset_dict.resolve(first.data.source.dataset) == "unlabelled"
+    flag = "--dataset unlabelled" if alone else "--unlabelled"
+    if first.data.unlabelled.eval_probe is not None and not alone:
+        raise UserError(
+            "--eval_probe evaluates a student of --dataset unlabelled; of another data set it is evaluated on the test "
+            "images, and eval_rep.py probes it afterwards: leave it out"
+        )
+    if first.data.unlabelled.unlabelled is None and not alone:
         return
     if first.data.mixing:
-        raise UserError("--mixup, --cutmix and --label_smoothing need labels: drop them, or --unlabelled")
-    if first.training.loop.accumulate > 1:
+        raise UserError(f"--mixup, --cutmix and --label_smoothing need labels: drop them, or {flag}")
+    if alone and first.teacher.teacher_probe is not None:
+        raise UserError("--teacher_probe fits a classifier to labels, and --dataset unlabelled has none: leave it out")
+    if first.training.loop.accumulate > 1 and not alone:
         raise UserError("--unlabelled needs whole batches: drop --accumulate")
     for lane in lanes:
+        if lane.method.teacher_mode == "absent":
+            raise UserError(f"--distill {lane.distill} learns from labels alone: leave {flag} out")
         if any(stage.needs_labels(lane.config) for stage in chain_of(lane.method)):
             raise UserError(
-                f"--distill {lane.distill} reads the label of every image, and those of --unlabelled have none: choose "
+                f"--distill {lane.distill} reads the label of every image, and those of {flag} have none: choose "
                 "a method that does not, such as kd, dist or embed"
             )
-        if lane.method.teacher_mode == "absent":
-            raise UserError(f"--distill {lane.distill} learns from labels alone: leave --unlabelled out")
+        if alone and lane.config.cls:
+            raise UserError("--dataset unlabelled has no labels for a cross-entropy: pass -c 0")
 
 
 def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device) -> Network | None:
@@ -170,8 +182,10 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
             )
         return None
     log.info("==> loading teacher model")
-    networks = [load_teacher(p, settings.model_t, data.classes, data.shapes) for p in settings.path_t]
-    if settings.teacher_probe is None:  # which replaces the classifier
+    labelled = not isinstance(data, UnlabelledData)
+    known = data.classes if labelled else None
+    networks = [load_teacher(p, settings.model_t, known, data.shapes) for p in settings.path_t]
+    if settings.teacher_probe is None and labelled:  # a probe replaces the classifier
         networks = [n if n.spec.headless else matched(n, data.classes, settings.match_classes) for n in networks]
     networks = [with_normalisation(n, settings.mean_t, settings.std_t, ("--mean_t", "--std_t")) for n in networks]
     networks = [with_view(n, settings.teacher_image_size, data.shapes) for n in networks]
@@ -191,10 +205,32 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
     return teacher
 
 
+def for_student(data: DataSet, teacher: Network | None, lanes: Sequence[Settings]) -> DataSet:
+    """The data; of images without labels, with the classes that the student puts out: those of the teacher whose logits
+    it learns, else a single one, which no data set has, so that no classifier that nothing trained passes for one."""
+    if not isinstance(data, UnlabelledData):
+        return data
+    assert teacher is not None, "refuse_unlabelled() lets no method without a teacher pass"
+    if not any(stage.needs_classifier(lane.config) for lane in lanes for stage in chain_of(lane.method)):
+        return data.taught(["none"])
+    networks = (teacher, *teacher.others)
+    counts = {len(network.model.get_submodule(network.spec.head).weight) for network in networks}  # type: ignore[arg-type]
+    if len(counts) > 1:
+        raise UserError(
+            f"the teachers of {teacher.name} have {' and '.join(map(str, sorted(counts)))} classes: name others"
+        )
+    (count,) = counts
+    names = teacher.checkpoint.meta.get("classes") or ()
+    return data.taught(list(map(str, names if len(names) == count else range(count))))
+
+
 def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
     """Evaluate in float32 once, remember it next to the runs, and compare with what the file says of itself."""
     if settings.teacher.skip_validation:
         log.info("Skipping teacher validation.")
+        return None
+    if isinstance(data, UnlabelledData):
+        log.info("teacher accuracy:  none, as the images have no labels")
         return None
     if teacher.spec.headless:
         log.info("teacher accuracy:  none, as it has no classifier (%s)", teacher.lacks)

@@ -16,11 +16,13 @@ from core import lock, machine
 from core.files import remember
 from core.log import log, open_run_log, start_log
 from core.protocols import DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
+from dataset.images.unlabelled import UnlabelledData
 from dataset.mixing import AugmentedLoader, MixedLoader
 from distiller_zoo._combined import Combined
 from distiller_zoo._task import union_of_needs
 from distiller_zoo.base import Distiller
 from helper.deploy.cost import deployed_parameters, macs
+from helper.deploy.linear_probe import EvalProbe
 from helper.evaluation.evaluate import open_test
 from helper.machine import distributed
 from helper.machine.kernels import Hardware, pick_kernels
@@ -32,6 +34,7 @@ from helper.networks.teacher_sources import SharedTeacher
 from helper.opening import (
     Opened,
     augmented,
+    for_student,
     notice_of_decays,
     open_data,
     open_teacher,
@@ -111,6 +114,7 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     refuse_unlabelled(lanes)
     data = open_data(settings)
     teacher = None if settings.is_teacher else open_teacher(lanes, data, device)
+    data = for_student(data, teacher, lanes)
     lanes = [with_idle_flags(lane, data, device, teacher is not None) for lane in lanes]
     notice_of_decays(lanes)
     loader: Loader = data.train_loader(
@@ -277,7 +281,15 @@ def build_run(
         after_epoch=partial(end_of_epoch, [part.end_epoch for part in (cached, loader) if part is not None]),
         shown=settings is opened.lanes[0] and machine.is_main(),
         autocast=opened.hardware.autocast,
+        probe=eval_probe(data, opened.hardware.device),
     )
+
+
+def eval_probe(data: DataSet, device: torch.device) -> EvalProbe | None:
+    """What evaluates students of images without labels; None for other data."""
+    if not isinstance(data, UnlabelledData):
+        return None
+    return EvalProbe(data.probe, data.head, data.shapes["image"][-1], device)
 
 
 def chosen_state(
@@ -466,7 +478,7 @@ def complete(lane: Lane, opened: Opened, teacher_acc: float | None, together: Se
         "evaluated_on": data.evaluated_on,
         "Total time": run.seconds / 3600,
         "lanes": list(together),
-        "num_classes": data.num_classes,
+        "num_classes": data.probe.num_classes if isinstance(data, UnlabelledData) else data.num_classes,
         "processes": distributed.world_size(),
         "teacher_acc": teacher_acc if uses_teacher else None,
         "rows": run.rows_checksum,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,9 @@ def read_list(path: Path) -> list[ListRow]:
     return rows
 
 
+VIDEOS = frozenset(
+    (".mp4", ".m4v", ".avi", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".ts", ".3gp")
+)
 TEMPLATE = "img_{:05}.jpg"
 
 
@@ -115,6 +119,21 @@ def _entry(line: str, root: Path, template: str, where: str) -> Entry:
     if count < 1:
         raise UserError(f"{where}: '{name}' has {count} frames; leave the line out or extract them again")
     return Entry(ClipSource(root / name, template, first=1 + offset, count=count), label, where)
+
+
+def videos_below(folder: Path, label: int) -> list[Entry]:
+    """Every video file of a tree in sorted order, all of one label. UserError where there is none."""
+    if not folder.is_dir():
+        raise UserError(f"--unlabelled {folder} is no folder: name one that holds videos")
+    found = sorted(
+        Path(place) / name
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if Path(name).suffix.lower() in VIDEOS and not name.startswith(".")
+    )
+    if not found:
+        raise UserError(f"--unlabelled {folder} holds no video: name a folder of videos, in any tree")
+    return [Entry(ClipSource(path), label, str(path)) for path in found]
 
 
 def _is_number(text: str) -> bool:

@@ -27,7 +27,14 @@ from dataset.base import DataOptions, VideoConfig, few, hold_out
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import UnreadableError
 from dataset.clips.frame_reader import FrameReader
-from dataset.clips.lists import Entry, check_labels, describe_oddities, read_entries, require_files
+from dataset.clips.lists import (
+    Entry,
+    check_labels,
+    describe_oddities,
+    read_entries,
+    require_files,
+    videos_below,
+)
 from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
 from dataset.images.files import say_unusual, unusual
 from dataset.order import Plan, PositionedLoader
@@ -62,7 +69,7 @@ class _Items(torch_data.Dataset[Any]):
                     return error  # raised where it becomes one sentence
                 message = message or str(error)
                 if self.skip == "leave out":
-                    return torch.empty(0), -1, position, message
+                    return torch.empty(0), 0, position, message
             else:
                 return clip, label, (position + step) % len(self.entries), message
         return UserError(f"not one of {len(self.entries)} clips can be read, the first because {message}")
@@ -74,7 +81,7 @@ def _collate(items: Sequence[Any]) -> Any:
         return failed
     notes = unusual()
     messages = [m for *_, m in items if m]
-    good = [item for item in items if item[1] >= 0]
+    good = [item for item in items if len(item[0])]
     if not good:
         return None, None, None, messages, notes
     widest = max(clip.shape[1] for clip, *_ in good)
@@ -174,6 +181,11 @@ class VideoData(DataSet):
         side = settings.size
         self.shapes: Mapping[str, tuple[int, ...]] = {"video": (settings.num_segments, 3, side, side)}
         self.train_labels = torch.tensor([e.label for e in self.train], dtype=torch.int64)
+
+    def without_labels(self, folder: Path, label: int) -> VideoData:
+        """The videos below a folder, read as those of this set, all with one label, that of none."""
+        entries = videos_below(folder, label)
+        return VideoData("unlabelled", self.classes, entries, [], self.settings, self.reader, self.options)
 
     @property
     def described(self) -> dict[str, object]:

@@ -49,8 +49,10 @@ def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:
 class TrainLoader(ResidentLoader):
     """The batches of a Plan; crop ids depend on (seed, epoch, place in the epoch), not on the batch size.
 
-    positions: of the samples in the full training set, where they are a part of it.
+    positions: of the samples in the full training set, where they are a part of it. labelled: as in a Batch.
     """
+
+    labelled: int | None = None
 
     def __init__(
         self, padded: Tensor, labels: Tensor, pad: int, flips: bool, plan: Plan, positions: Tensor | None = None
@@ -84,7 +86,7 @@ class TrainLoader(ResidentLoader):
         index, crop = self.order[mine], self.crops[mine]
         image = view(self.padded, index, crop, self.pad)
         target = self.labels.index_select(0, index)
-        return Batch({"image": image}, target, index, crop=crop, view_id=self.view_ids[mine])
+        return Batch({"image": image}, target, index, crop=crop, view_id=self.view_ids[mine], labelled=self.labelled)
 
 
 class TestLoader(ResidentLoader):

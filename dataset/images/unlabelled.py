@@ -1,58 +1,92 @@
-"""Images without labels next to a labelled set: every batch holds both, those with labels first.
+"""Images, or clips, without labels: next to a labelled set, every batch then holds both, those with labels first; or
+alone.
 
 Shape letters: N labelled images, M others.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.option import RESULT, Config, option
 from core.protocols import Batch, DataSet, FullSet, Loader, UserError
-from dataset.base import Split, check_memory
+from dataset import dataset_dict
+from dataset.base import DataOptions, Split, UnlabelledConfig, check_memory
+from dataset.clips.video import VideoData
 from dataset.images.files import is_image
 from dataset.images.folder import decode_all
-from dataset.images.resident import ResidentData
+from dataset.images.resident import ResidentData, TrainLoader
 from dataset.order import PositionedLoader
 
 NONE = -1  # the target of an image without a label
 
 
-def _inside(flag: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise UserError(f"{flag} {value} must lie between 0 and 1, both excluded")
+def load(options: DataOptions) -> UnlabelledData:
+    """Every image below options.root, and the labelled set of --eval_probe."""
+    name = options.unlabelled.eval_probe
+    if options.val_fraction or options.few_ratio < 1:
+        raise UserError(
+            "--val_fraction and --few_ratio choose among labelled images, and --dataset unlabelled has none"
+        )
+    if name is None:
+        raise UserError("--dataset unlabelled is evaluated on a labelled set: name one with --eval_probe, as cifar10")
+    size = options.image_size or 32
+    images = _read(options.root, size, "--dataset unlabelled: the data folder")
+    probe = dataset_dict[name](DataOptions(Path(options.unlabelled.eval_probe_folder), image_size=size))
+    if not isinstance(probe, ResidentData) or isinstance(probe, UnlabelledData):
+        raise UserError(
+            f"--eval_probe {name} is no set of labelled images held in memory: choose cifar100, cifar10, stl10, "
+            "tinyimagenet, digits, or folder for a tree of images"
+        )
+    return UnlabelledData(images, probe, options.unlabelled.eval_probe_head)
 
 
-@dataclass(frozen=True)
-class UnlabelledConfig(Config):
-    heading = "images without labels"
+class UnlabelledData(ResidentData):
+    """Images whose target is NONE. probe, head: what evaluates a student, and how."""
 
-    unlabelled: str | None = option(
-        None,
-        "folder of images without labels, any tree; every term of the loss but the cross-entropy learns from them",
-        role=RESULT,
-    )
-    label_ratio: float | None = option(
-        None, "share of each batch that has labels, with --unlabelled (default 0.5)", check=_inside, role=RESULT
-    )
+    def __init__(self, images: Tensor, probe: ResidentData, head: str):
+        train = Split(images, torch.full((len(images),), NONE))
+        empty = Split(images[:0], torch.empty(0, dtype=torch.int64))
+        super().__init__("unlabelled", (), train, empty, flips=True, evaluated_on=f"{head} probe on {probe.name}")
+        self.probe, self.head = probe, head
+        self.notes = [f"{len(images)} images without labels; the test accuracy is that of a {self.evaluated_on}"]
+
+    @property
+    def test_checksum(self) -> str:
+        return _both(self.probe.checksum, self.probe.test_checksum)
+
+    def taught(self, classes: Sequence[str]) -> UnlabelledData:
+        """The same images, for a student that puts out these classes of its teacher."""
+        other = copy.copy(self)
+        other.classes, other.num_classes = tuple(classes), len(classes)
+        return other
+
+    def train_loader(self, batch_size: int, **how: Any) -> TrainLoader:
+        loader = super().train_loader(batch_size, **how)
+        loader.labelled = 0
+        return loader
 
 
 def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
-    """The data set with the images of --unlabelled, if there is one."""
+    """The data set with the images or videos of --unlabelled, if there is one."""
     if cfg.unlabelled is None:
         return data
-    if "image" not in data.shapes or data.videos:
-        raise UserError(f"--unlabelled adds images, and {data.name} holds none: leave it out")
+    if isinstance(data, UnlabelledData):
+        raise UserError("--unlabelled adds images to a labelled set, and --dataset unlabelled has no labels: drop one")
+    if isinstance(data, VideoData):
+        return SemiLabelled(data, data.without_labels(Path(cfg.unlabelled), NONE), cfg.label_ratio or 0.5)
+    if "image" not in data.shapes:
+        raise UserError(f"--unlabelled adds images or videos, and {data.name} holds recordings: leave it out")
     size, flips = data.shapes["image"][-1], getattr(data, "flips", True)
-    images = _read(Path(cfg.unlabelled), size)
+    images = _read(Path(cfg.unlabelled), size, "--unlabelled")
     empty = Split(images[:0], torch.empty(0, dtype=torch.int64))
     train = Split(images, torch.full((len(images),), NONE))
     return SemiLabelled(
@@ -60,10 +94,10 @@ def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
     )
 
 
-def _read(folder: Path, size: int) -> Tensor:
-    """uint8 [M, size, size, 3] of every image below the folder, in sorted order."""
+def _read(folder: Path, size: int, flag: str) -> Tensor:
+    """uint8 [M, size, size, 3] of every image below the folder, in sorted order. flag: what names it."""
     if not folder.is_dir():
-        raise UserError(f"--unlabelled {folder} is no folder: name one that holds images")
+        raise UserError(f"{flag} {folder} is no folder: name one that holds images")
     found = sorted(
         Path(place) / name
         for place, _, names in os.walk(folder, followlinks=True)
@@ -71,17 +105,17 @@ def _read(folder: Path, size: int) -> Tensor:
         if is_image(Path(name)) and not name.startswith(".")
     )
     if not found:
-        raise UserError(f"--unlabelled {folder} holds no image: name a folder of images, in any tree")
+        raise UserError(f"{flag} {folder} holds no image: name a folder of images, in any tree")
     check_memory({"train": len(found)}, size)
     return decode_all([(path, NONE) for path in found], size).images
 
 
 class SemiLabelled(DataSet):
-    """`labelled`, and other images whose target is NONE; those are N, N + 1, ... in `train_labels` and in the index."""
+    """`labelled`, and others whose target is NONE; those are N, N + 1, ... in `train_labels` and in the index."""
 
     full_batches = True
 
-    def __init__(self, labelled: DataSet, others: ResidentData, ratio: float):
+    def __init__(self, labelled: DataSet, others: DataSet, ratio: float):
         self._labelled, self.others, self.ratio = labelled, others, ratio
         self.name, self.classes, self.num_classes = labelled.name, labelled.classes, labelled.num_classes
         self.shapes, self.evaluated_on = labelled.shapes, labelled.evaluated_on
@@ -89,7 +123,8 @@ class SemiLabelled(DataSet):
         self.train_labels = torch.cat([labelled.train_labels, others.train_labels])
         self.num_crops = labelled.num_crops if labelled.num_crops == others.num_crops else None
         self.full = _joined_full(labelled.full, others)
-        counts = f"{len(labelled.train_labels)} images with labels and {len(others.train_labels)} without"
+        what = "videos" if labelled.videos else "images"
+        counts = f"{len(labelled.train_labels)} {what} with labels and {len(others.train_labels)} without"
         self.notes = [*labelled.notes, f"{counts}; {ratio:g} of each batch has labels"]
 
     @property
@@ -121,7 +156,7 @@ class SemiLabelled(DataSet):
         """Every batch is full, so drop_last changes nothing."""
         share = batch_size // world_size
         if share < 2:
-            raise UserError(f"--batch_size {batch_size} leaves no room for images with and without labels: raise it")
+            raise UserError(f"--batch_size {batch_size} leaves no room for samples with and without labels: raise it")
         with_labels = min(max(round(share * self.ratio), 1), share - 1) * world_size
         how: dict[str, Any] = {"device": device, "drop_last": True, "rank": rank, "world_size": world_size}
         return SemiLoader(
@@ -136,7 +171,7 @@ class SemiLabelled(DataSet):
         return self._labelled.test_loader(batch_size, device=device, rank=rank, world_size=world_size)
 
 
-def _joined_full(full: FullSet | None, others: ResidentData) -> FullSet | None:
+def _joined_full(full: FullSet | None, others: DataSet) -> FullSet | None:
     """The set that the images with labels are a part of, and the others behind it."""
     if full is None or full.positions is None:
         return None
@@ -181,10 +216,11 @@ class SemiLoader(PositionedLoader):
         view_id = None
         if known and one.view_id is not None and two.view_id is not None:
             view_id = torch.cat([one.view_id, two.view_id + self.first_view])
-        image = torch.cat([one.inputs["image"], two.inputs["image"]])
+        inputs = {name: torch.cat([x, two.inputs[name]]) for name, x in one.inputs.items()}
+        order = torch.channels_last if "image" in inputs else torch.contiguous_format
         return replace(
             one,
-            inputs={"image": image.contiguous(memory_format=torch.channels_last)},
+            inputs={name: x.contiguous(memory_format=order) for name, x in inputs.items()},
             target=torch.cat([one.target, two.target]),
             index=torch.cat([one.index, two.index + self.count]),
             crop=crop,

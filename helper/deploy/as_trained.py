@@ -10,6 +10,7 @@ from typing import Any
 
 from core.log import log
 from core.option import add_flags, at_least, checked, flags_in, flat, share
+from core.protocols import UserError
 from dataset.base import DataOptions, VideoConfig, data_options, few_workers
 from dataset.clips.video import FOUND_BY, LISTS
 from helper.networks.checkpoint import read_checkpoint
@@ -44,6 +45,8 @@ def add_data_set(parser: argparse._ActionsContainer, otherwise: str = "cifar100"
 def dataset_of(path: str | Path, given: str | None, otherwise: str = "cifar100") -> str:
     """The name of the data set to use with a checkpoint: the given one, else what its training recorded."""
     if given is None and (recorded := read_checkpoint(path).meta.get("dataset")) is not None:
+        if recorded == "unlabelled":
+            raise UserError(f"{path} was trained on images without labels: name a labelled set with --dataset")
         log.info("data set as in training: %s", recorded)
         return str(recorded)
     return given or otherwise

@@ -1,4 +1,5 @@
-"""Linear evaluation of frozen features: every image passes the network once, then a linear layer is fitted to them.
+"""Frozen features, evaluated: every image passes the network once, then a linear layer is fitted to them, or their
+nearest neighbours vote.
 
 Shape letters: N images, D width of the feature, K classes.
 """
@@ -17,17 +18,19 @@ from torch import Tensor, nn
 from core.log import progress
 from core.protocols import Tap, UserError
 from core.taps import TappedNet
-from dataset.images.resident import scaled
+from dataset.images.resident import ResidentData, scaled
 from helper.evaluation.metrics import Meter
-from helper.networks.head_probe import logistic
+from helper.machine.devices import to_device
+from helper.networks.head_probe import ITERATIONS, WEIGHT_DECAY, logistic
 from helper.networks.load import Network
 from helper.training.schedule import StepDecay
 
+NEIGHBOURS, TEMPERATURE, VOTELESS = 20, 0.07, 1e-4
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random crops, as torchvision's RandomResizedCrop has them
 
 
 def feature_net(
-    network: Network, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
+    network: Network | TappedNet, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
 ) -> TappedNet:
     """The network with a tap on what its classifier reads. mean, std: of the pixels, where not the network's own."""
     spec = dataclasses.replace(network.spec, taps={**network.spec.taps, "probe": Tap(network.spec.head, side="input")})
@@ -142,6 +145,52 @@ def fit_lbfgs(
     x, x_test = (x - mean) / std, (test[0] - mean) / std
     top = accuracy(layer, x_test, test[1])
     return Fitted(*top, accuracy(layer, x, y)[0], top[0], done, done, time.monotonic() - started)
+
+
+@torch.no_grad()
+def neighbours(train: tuple[Tensor, Tensor], x: Tensor, num_classes: int) -> Tensor:
+    """[M, K] probabilities: votes of the NEIGHBOURS most similar training features, weighted by exp(cosine / 0.07), as
+    in Wu et al., CVPR 2018, section 3.3. x: [M, D]."""
+    features, labels = F.normalize(train[0], dim=1), train[1]
+    out = []
+    for part in F.normalize(x, dim=1).split(1024):
+        similarity, nearest = (part @ features.T).topk(min(NEIGHBOURS, len(features)), dim=1)
+        votes = torch.zeros(len(part), num_classes, device=x.device)
+        votes.scatter_add_(1, labels[nearest], (similarity / TEMPERATURE).softmax(1))
+        out.append(votes)
+    return torch.cat(out)
+
+
+@dataclass
+class EvalProbe:
+    """What evaluates a student that learns without labels: a probe of its features on a labelled set.
+
+    head: knn or linear. Called with the student, it gives loss, acc and acc_top5 on the set's test images.
+    """
+
+    data: ResidentData
+    head: str
+    size: int
+    device: torch.device
+    _net: TappedNet | None = None
+
+    def __call__(self, student: TappedNet, autocast: torch.dtype | None) -> dict[str, float]:
+        if self._net is None or self._net.model is not student.model:
+            self._net = to_device(feature_net(student), self.device)
+        parts = ((self.data.train_images, self.data.train_labels), (self.data.test.images, self.data.test.labels))
+        train, test = (
+            (extract(self._net, images, self.size, self.device, autocast=autocast), labels.to(self.device))
+            for images, labels in parts
+        )
+        if self.head == "linear":
+            layer, mean, std, _ = logistic(*train, self.data.num_classes, ITERATIONS, WEIGHT_DECAY)
+            with torch.no_grad():
+                logits = layer((test[0] - mean) / std)
+        else:  # a class without a vote is unlikely, not impossible
+            logits = (neighbours(train, test[0], self.data.num_classes) + VOTELESS).log()
+        meter = Meter(self.device)
+        meter.update(F.cross_entropy(logits, test[1]), logits, test[1], {}, 0)
+        return meter.read()[0]
 
 
 @torch.no_grad()

@@ -27,12 +27,21 @@ class Meter:
         self.count = 0
 
     @torch.no_grad()
-    def update(self, loss: Tensor, logits: Tensor, target: Tensor, terms: Mapping[str, Tensor], step: int) -> None:
-        """loss and terms: scalars, means over B. logits: [B, K]. target: [B]."""
-        n = len(target)
+    def update(
+        self,
+        loss: Tensor,
+        logits: Tensor,
+        target: Tensor,
+        terms: Mapping[str, Tensor],
+        step: int,
+        unlabelled: int = 0,
+    ) -> None:
+        """loss and terms: scalars, means over B. logits: [B, K]. target: [B]. unlabelled: size of a batch without any
+        label, whose logits and targets are empty; it has no accuracy."""
+        n = unlabelled or len(target)
         # counts of right answers are exact in float64: an epoch that is as good as another is not better by rounding
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]  # [B, 5]
-        totals = {"acc": top[:, 0].sum() * 100, "acc_top5": top.any(1).sum() * 100}
+        totals = {} if unlabelled else {"acc": top[:, 0].sum() * 100, "acc_top5": top.any(1).sum() * 100}
         totals |= {name: value.to(torch.float64) * n for name, value in {"loss": loss, **terms}.items()}
         for name in [v for v in totals if v not in self.names]:  # a term that appears late counts from then on
             self.names += (name,)

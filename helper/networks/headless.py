@@ -32,13 +32,20 @@ IMAGENET = 1000  # classes
 
 
 def load_teacher(
-    path: str | Path, explicit: str | None, classes_of: Sequence[str] | int, shapes: Mapping[str, tuple[int, ...]]
+    path: str | Path,
+    explicit: str | None,
+    classes_of: Sequence[str] | int | None,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> Network:
     """As load_network(); a network whose classifier is missing or has other classes comes back without one.
 
-    classes_of: the data set, or how many there are. Of ImageNet's classifiers, those that the data has are kept.
+    classes_of: the data set, or how many there are; None: any number. Of ImageNet's classifiers, those that the data
+    has are kept.
     """
-    num_classes = classes_of if isinstance(classes_of, int) else len(classes_of)
+    num_classes = len(classes_of) if isinstance(classes_of, Sequence) else classes_of
+    exported = Path(path) / "model.safetensors"
+    if published(path) is None and exported.is_file():  # a folder of scripts/export_student.py
+        path = exported
     if (named := published(path)) is not None:
         network, classes = named_network(named, None), model_dict[named].published.classes
     else:
@@ -47,7 +54,7 @@ def load_teacher(
             return headless_network(path, checkpoint, spec)
         classes = num_classes_of(checkpoint.state, spec)
         network = assembled(path, checkpoint, spec, classes, shapes)
-    if classes in (0, num_classes):
+    if classes in (0, num_classes) or classes_of is None:
         return network
     of_imagenet = named is not None or network.checkpoint.meta.get("dataset") == "imagenet"
     if classes == IMAGENET and of_imagenet and not isinstance(classes_of, int):

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.option import Flag, flags_in, flat
-from dataset.base import RecordingConfig, SourceConfig, StreamConfig, VideoConfig
-from dataset.images.unlabelled import UnlabelledConfig
+from dataset.base import RecordingConfig, SourceConfig, StreamConfig, UnlabelledConfig, VideoConfig
 from dataset.mixing import MixingConfig
 from distiller_zoo.base import Distiller, LabelLossConfig
 from helper.machine.devices import DeviceConfig

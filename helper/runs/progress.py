@@ -69,7 +69,8 @@ class ProgressLine:
         rate = done * self.batch_size / elapsed
         left = (self.steps * (self.epochs - self.epoch + 1) - step - 1) * elapsed / done
         total = self.steps * self.epochs * elapsed / done  # training alone, at the speed of this epoch
-        text = f"{rate:.0f} img/s, loss {means['loss']:.4f}, Acc@1 {means['acc']:.2f}, "
+        accuracy = f"Acc@1 {means['acc']:.2f}, " if "acc" in means else ""
+        text = f"{rate:.0f} img/s, loss {means['loss']:.4f}, {accuracy}"
         text += f"left {clock(left)} of {clock(total)}"
         if self.bar is not None:
             self.bar.set_postfix_str(text)

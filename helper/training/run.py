@@ -18,6 +18,7 @@ from core import machine
 from core.files import atomic_save, atomic_write_json
 from core.log import clock, log, progress
 from core.protocols import Batch, DataSet, Loader, Progress, UserError
+from core.taps import TappedNet
 from helper.evaluation.evaluate import TestBatches, evaluate
 from helper.evaluation.metrics import Meter
 from helper.machine import distributed
@@ -62,6 +63,7 @@ class TrainingRun:
     shown: whether progress is shown.
     after_epoch: called before an epoch's row is written; what it returns goes into the row.
     autocast: dtype of the forward pass in training, None for float32.
+    probe: evaluates the student's features, where its images have no labels: (student, autocast) -> as evaluate().
     """
 
     folder: RunFolder
@@ -80,6 +82,7 @@ class TrainingRun:
     shown: bool = True
     autocast: torch.dtype | None = None
     reports: Reports | None = None  # to a tracker of experiments
+    probe: Callable[[TappedNet, torch.dtype | None], dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
         self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
@@ -203,7 +206,8 @@ class TrainingRun:
     def train_step(self, i: int, batch: Batch) -> None:
         stage, epoch = self.stage, self.place.epoch
         result = stage.step(batch, Progress(epoch, stage.epochs, i, self.steps, stage.index))
-        self.meter.update(result.loss, result.logits, result.target, result.terms, i)
+        unlabelled = len(batch) if batch.labelled == 0 else 0
+        self.meter.update(result.loss, result.logits, result.target, result.terms, i, unlabelled)
         number = self.stopper.asked()
         if number and i + 1 < self.steps:
             self.meter = self.meter.merged()
@@ -224,14 +228,8 @@ class TrainingRun:
         means, bad = self.meter.read()
         self._refuse_nan(epoch, self.steps - 1, bad, stage)
         trained = time.monotonic() - self.started
-        self.log.info(
-            " * Epoch %d, train: Acc@1 %.3f, Acc@5 %.3f, Loss %.4f, Time %.2f",
-            epoch,
-            means["acc"],
-            means["acc_top5"],
-            means["loss"],
-            trained,
-        )
+        accuracy = f"Acc@1 {means['acc']:.3f}, Acc@5 {means['acc_top5']:.3f}, " if "acc" in means else ""
+        self.log.info(" * Epoch %d, train: %sLoss %.4f, Time %.2f", epoch, accuracy, means["loss"], trained)
         row: dict[str, Any] = {"stage": stage.index, "epoch": epoch, "lr": self.lr}
         row |= {f"train_{k}": v for k, v in means.items()}
         if stage.final:
@@ -280,9 +278,9 @@ class TrainingRun:
         with stage.step.averaged():
             if stage.step.ema is not None:  # each process averages batch-norm statistics of its own
                 distributed.share_statistics(deployed)
-            found = evaluate(deployed, self.test_loader, self.device, autocast)
+            found = self._evaluated(stage, autocast)
         if stage.step.ema is not None:  # the weights trained, next to their average
-            found["trained"] = next(iter(evaluate(deployed, self.test_loader, self.device, autocast).values()))
+            found["trained"] = next(iter(self._evaluated(stage, autocast).values()))
         for name, result in found.items():
             suffix = "" if not row else f"_{name}"
             row |= {f"test_{k}{suffix}": v for k, v in result.items()}
@@ -293,6 +291,12 @@ class TrainingRun:
                 " ** test of %s: Acc@1 %.3f, Acc@5 %.3f", name, row[f"test_acc_{name}"], row[f"test_acc_top5_{name}"]
             )
         return row
+
+    def _evaluated(self, stage: Stage, autocast: torch.dtype | None) -> dict[str, dict[str, float]]:
+        if self.probe is None:
+            return evaluate(stage.step.deployed().eval(), self.test_loader, self.device, autocast)
+        probe, student = self.probe, stage.step.student
+        return {"student": distributed.by_main(lambda: probe(student, autocast))}
 
     def _refuse_nan(self, epoch: int, step: int, bad_step: int | None, stage: Stage | None = None) -> None:
         """Raise UserError where training has diverged. step: the latest; bad_step: the first with a loss not finite.
@@ -385,7 +389,9 @@ def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The published tags of a row of metrics.jsonl, then the learning rate and every loss term; a first stage, which is
     not evaluated, has init_train_loss in place of the published ones."""
     shown = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
-    published = {tag: row[tag] for tag in shown} if "test_acc" in row else {"init_train_loss": row["train_loss"]}
+    published = (
+        {tag: row[tag] for tag in shown if tag in row} if "test_acc" in row else {"init_train_loss": row["train_loss"]}
+    )
     terms = {k for k in row if k.startswith("train_")} - {"train_acc", "train_acc_top5", "train_loss"}
     prefix = "" if "test_acc" in row else "init_"
     return published | {f"{prefix}lr": row["lr"]} | {f"{prefix}loss/{k[6:]}": row[k] for k in sorted(terms)}

@@ -54,6 +54,7 @@ METHODS = {  # of cifar100/method.py -> kind of teacher, kind of student
 }
 SCRIPTS = {  # script -> (arguments, --distill of the command that is run, kind of teacher, kind of student)
     "cifar100/scaled_study.sh": (("T.pth", "DATA", "SAVE", "1"), "", "plain", "plain"),
+    "cifar100/patient_teachers.sh": (("vanillakd", "T.pth", "DATA", "SAVE"), "kd", "plain", "plain"),
     "quickstart.sh": ((), "vanilla,kd,simkd", "plain", "plain"),
     "teachers/train_teachers.sh": ((), "vanilla", None, "plain"),
     "hsakd/teachers.sh": ((".",), "hsakd_teacher", None, "aux"),
@@ -193,6 +194,7 @@ def test_every_folder_of_training_scripts_is_here():
 
 CIFAR = ("--dataset", "cifar100", "--batch_size", "16", "--few_ratio", "1")
 ARGUMENTS = {**{script: given[0] for script, given in RECIPES.items()}, "hsakd/teachers.sh": (".",)}
+ARGUMENTS |= {"cifar100/patient_teachers.sh": ("vanillakd", "T.pth", "DATA", "SAVE")}
 ARGUMENTS |= {f"hsakd/{name}.sh": (".",) for name in ("same_style", "different_style", "few_shot", "imagenet", "dpcd")}
 ARGUMENTS |= {f"hsakd/online_{data}.sh": (".",) for data in ("cifar", "imagenet")}
 ARGUMENTS |= {f"cifar100/{name}_study.sh": ("T.pth", "DATA", "SAVE", "1") for name in ("short", "zoo", "scaled")}

@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from core.protocols import UserError
+from dataset.base import UnlabelledConfig
 from dataset.clips.decode import ClipSource
 from dataset.clips.frame_reader import FrameReader
 from dataset.clips.lists import read_entries
 from dataset.clips.views import TestViews
+from dataset.images.unlabelled import with_unlabelled
 from helper.deploy.as_trained import clip_settings_notice, options_as_trained
 from helper.networks.checkpoint import read_checkpoint
 from tests.dataset.test_video import CPU, load, write_video
@@ -51,6 +53,32 @@ def test_a_checkpoint_of_videos_says_how_its_clips_were_made(network, videos):
     assert all(f"{flag} (trained with {was})" in told for flag, was in (
         ("--num_segments 7", 4), ("--image_size 64", 32), ("--sampling uniform", "dense")
     ))  # fmt: skip
+
+
+def test_videos_without_labels(network, videos, commands, tmp_path):
+    """Half of each batch; clips are read as those of the list, and a file that is no video is passed over."""
+    more = tmp_path / "more"
+    for i, place in enumerate((more, more / "deep", more / "deep")):
+        place.mkdir(exist_ok=True)
+        write_video(place / f"{i}.MP4", 9)
+    (more / "notes.txt").write_text("no video")
+    settings = UnlabelledConfig(str(more), 0.5)
+    both = with_unlabelled(load(videos), settings)
+    assert both.num_crops is None and both.videos and both.train_labels.tolist() == [0, 1, 0, 1, -1, -1, -1]
+    loader = both.train_loader(4, seed=0, device=CPU)
+    assert len(loader) == 2  # four labelled clips in twos
+    for batch in loader:
+        assert batch.labelled == 2 and batch.inputs["video"].shape == (4, 4, 3, 16, 16)
+        assert batch.target[2:].tolist() == [-1, -1] and (batch.index[2:] >= 4).all()
+    loader.set_epoch(1, 1)
+    assert torch.equal(next(iter(loader)).inputs["video"], batch.inputs["video"])
+    data = ("--dataset", "video", "--data_folder", videos, "--image_size", 32, "--short_side", 40, "--num_segments", 4)
+    run = ("--num_workers", 0, "--batch_size", 4, "--epochs", 1, "--tb_backend", "none", "--save_root", tmp_path)
+    argv = ("--model_s", "tsm:resnet8", "--path_t", network, "--distill", "kd", "--sampling", "dense", *data, *run)
+    done = commands("train_student.py", *argv, "--unlabelled", more).finished()
+    assert "4 videos with labels and 3 without; 0.5 of each batch has labels" in done.out
+    (more / "empty").mkdir()
+    commands("train_student.py", *argv, "--unlabelled", more / "empty").refused("holds no video: name a folder")
 
 
 def test_every_script_looks_at_it_as_it_was_trained(network, videos, commands, tmp_path):

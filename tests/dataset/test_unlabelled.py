@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from core.protocols import FullSet, UserError
-from dataset.base import Split
+from dataset.base import Split, UnlabelledConfig
 from dataset.images.resident import ResidentData
-from dataset.images.unlabelled import UnlabelledConfig, with_unlabelled
+from dataset.images.unlabelled import with_unlabelled
 from distiller_zoo import method_dict
+from helper.deploy.linear_probe import neighbours
 from tests.support.cases import registry_cases
 from tests.support.contract import PROGRESS, make_step
 from tests.support.toys import B
@@ -163,3 +164,51 @@ def test_a_run_with_a_tenth_of_the_labels(commands, teacher, folder, tmp_path):
         (["--distill", "kd", "--accumulate", 2], ["whole batches"]),
     ):
         commands.student(*flags, *argv).refused(*words)
+
+
+def test_a_run_without_any_label(commands, teacher, folder, tmp_path):
+    """The student learns its teacher's logits; neighbours of its features on a labelled set evaluate it."""
+    argv = ["--dataset", "unlabelled", "--data_folder", folder, "--path_t", teacher, "--epochs", 2]
+    argv += ["--batch_size", 16, "--save_root", tmp_path, "--tb_backend", "none", "--eval_probe", "digits"]
+    done = commands.student("--distill", "kd", "-c", 0, *argv).finished()
+    assert "50 images without labels; the test accuracy is that of a knn probe on digits" in done.out
+    (run,) = (tmp_path / "students" / "models").iterdir()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 and all(row["train_loss"] > 0 and "train_acc" not in row for row in rows)
+    assert all(20 < row["test_acc"] <= row["test_acc_top5"] and 0 < row["test_loss"] < 10 for row in rows)
+    facts = json.loads((run / "parameters.json").read_text())
+    assert facts["num_classes"] == 10 and facts["evaluated_on"] == "knn probe on digits"
+    test = ["test_model.py", "--path", run / f"{facts['model_s']}_best.pth"]
+    commands(*test).refused("trained on images without labels: name a labelled set with --dataset")
+    commands(*test, "--dataset", "digits").finished()
+    for flags, words in (
+        (["--distill", "kd"], "no labels for a cross-entropy: pass -c 0"),
+        (["--distill", "crd", "-c", 0], "--distill crd reads the label of every image"),
+        (["--distill", "vanilla", "-c", 0], "learns from labels alone"),
+        (["--distill", "kd", "-c", 0, "--teacher_probe", "means"], "--teacher_probe fits a classifier to labels"),
+        (["--distill", "kd", "-c", 0, "--few_ratio", 0.5], "--few_ratio choose among labelled images"),
+        (["--distill", "kd", "-c", 0, "--eval_probe", "imagenet"], "--eval_probe imagenet|no ImageNet in"),
+        (["--distill", "kd", "-c", 0, "--unlabelled", folder], "--dataset unlabelled has no labels: drop one"),
+        (["--distill", "kd", "--dataset", "digits"], "--eval_probe evaluates a student of --dataset unlabelled"),
+    ):
+        said = commands.student(*argv, *flags)
+        assert said.code == 2 and re.search(words, said.err + said.out), (flags, said.out, said.err)
+
+
+def test_a_student_of_features_has_no_classifier_that_passes_for_one(commands, teacher, folder, tmp_path):
+    argv = ["--dataset", "unlabelled", "--data_folder", folder, "--path_t", teacher, "--epochs", 1, "--batch_size", 16]
+    argv += ["--save_root", tmp_path, "--tb_backend", "none", "--eval_probe", "digits", "--eval_probe_head", "linear"]
+    commands.student("--distill", "embed", "-c", 0, "-d", 0, *argv).finished()
+    (best,) = (tmp_path / "students" / "models").glob("*/*_best.pth")
+    assert len(torch.load(best, weights_only=True)["model"]["fc.weight"]) == 1
+    again = ["--dataset", "digits", "--path_t", best, "--save_root", tmp_path, "--distill", "kd"]
+    commands.student(*again).refused("has no classifier for this data", "it was trained for 1 classes")
+
+
+def test_neighbours_vote_by_similarity():
+    train = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1]]), torch.tensor([0, 1, 0])
+    votes = neighbours(train, torch.tensor([[5.0, 0.0], [1.0, 1.0]]), 3)
+    torch.testing.assert_close(votes.sum(1), torch.ones(2))
+    assert votes[0, 0] > 0.99 and votes[1, 0] > votes[1, 1] and not votes[:, 2].any()
+    similar = torch.tensor([0.5**0.5, 0.5**0.5, 2.1 / (2 * 4.01) ** 0.5]) / 0.07
+    torch.testing.assert_close(votes[1, 1], similar.softmax(0)[1])

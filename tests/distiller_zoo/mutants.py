@@ -271,6 +271,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("1 - F.cosine", "1 + F.cosine"),
         Mutant("if self.cfg.whiten else", "if not self.cfg.whiten else"),
         Mutant("nn.GELU()", "nn.ReLU()"),
+        Mutant("loss + self.cfg.local", "loss - self.cfg.local"),
     ),
     "queue": (
         Mutant("loss + self.cfg.local", "loss - self.cfg.local"),

@@ -12,15 +12,19 @@ import torch
 from core.protocols import Context, Progress, UserError
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined, CombinedConfig
+from distiller_zoo._stages import as_map
 from distiller_zoo.itrd import correlation, mutual
 from distiller_zoo.queue import queue_size
 from helper.options.parse import parse
+from models import model_dict
 from tests.distiller_zoo import test_losses_recent as newer
 from tests.distiller_zoo.test_losses import check
 from tests.distiller_zoo.test_reference_losses import TOLERANCE, B, K, arrays, maps, prepared
 from tests.golden.rule import fill_array, fill_module, rand
 from tests.support import reference_recent_features as reference
+from tests.support.contract import PROGRESS, make_step
 from tests.support.method_context import batch_of, build, run, side
+from tests.support.toys import ToyData, network
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "newer_losses_features.json").read_text())
 LABELS = torch.tensor(GOLDEN["labels"])
@@ -256,6 +260,33 @@ def test_embed(loss, projector, whiten):
     terms, *_ = run(method, s, t, batch_of(TARGET))
     expected = reference.embed(s["pooled"].numpy(), t["pooled"].numpy(), arrays(method), loss, whiten)
     assert terms["embed"].item() == pytest.approx(expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("whiten", [False, True], ids=["", "whitened"])
+def test_embed_at_every_place(whiten):
+    method, s, t, _ = prepared("embed", [(3, 4, 4)], [(5, 4, 4)], loss="mse", whiten=whiten, local=0.5)
+    terms, *_ = run(method, s, t, batch_of(TARGET))
+    w = arrays(method)
+    rows = [m.transpose(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in (maps(s)[0], maps(t)[0])]
+    expected = reference.embed(s["pooled"].numpy(), t["pooled"].numpy(), w, "mse", whiten)
+    local = {"proj.weight": w["locals.0.weight"], "proj.bias": w["locals.0.bias"]}
+    expected += 0.5 * reference.embed(*rows, local, "mse", whiten)
+    assert terms["embed"].item() == pytest.approx(expected, **TOLERANCE)
+
+
+def test_patch_tokens_of_a_transformer_meet_the_last_map():
+    """The student's 8 x 8 places are resized to no other grid here; the teacher's tokens are in rows."""
+    x = rand((2, 5, 4, 4), 0)
+    assert torch.equal(as_map(x.flatten(2).mT), x) and as_map(x) is x
+    data = ToyData(image=(3, 32, 32), num_classes=5)
+    cfg = method_dict["embed"].Config(cls=0.0, local=1.0)
+    step = make_step(
+        method_dict["embed"], cfg, model_dict["resnet8"], lambda: network(model_dict["vit_micro_cifar"], 5), data, 8
+    )
+    step.train()
+    assert (step.method.places_s, step.method.places_t) == ("stage3", "patches")
+    before = step.method.locals[0].weight.detach().clone()
+    assert step(data.batch(), PROGRESS).loss.isfinite() and not torch.equal(before, step.method.locals[0].weight)
 
 
 @pytest.mark.parametrize("size", [5, 8, 20])

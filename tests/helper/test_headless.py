@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from core.protocols import Published, UserError
 from core.taps import TappedNet
@@ -29,13 +30,18 @@ SOURCES = {  # source -> why it has no classifier for ten digits
     NAMED[0]: "its published weights hold none",
     NAMED[1]: "trained for 1000 classes, the data set has 10",
     NAMED[2]: "trained for 1000 classes, the data set has 10",
+    "hf_hub:someone/small": "its published weights hold none",
+    "dinov2": "its published weights hold none",
+    "siglip": "its published weights hold none",
 }
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """Folder with weights of every source: files, and caches that stand for what is published."""
+    """Folder with weights of every source: files, and caches that stand for what is published. Those of DINOv2 and
+    SigLIP have the keys that transformers writes."""
     timm = pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
+    pytest.importorskip("transformers", reason="needs transformers, of requirements-extra.txt")
     pytest.importorskip("safetensors", reason="needs safetensors, of requirements-extra.txt")
     from torchvision import models
 
@@ -48,6 +54,10 @@ def sources(tmp_path_factory):
     headless = timm.create_model("convnextv2_atto", num_classes=0)
     hub.fill(root, "timm/convnextv2_atto.fcmae", headless.state_dict(), {})
     hub.fill(root, "timm/test_vit.r160_in1k", timm.create_model("test_vit").state_dict(), {})
+    config = {"architecture": "test_vit", "num_classes": 0, "pretrained_cfg": {"input_size": [3, 160, 160]}}
+    hub.fill(root, "someone/small", timm.create_model("test_vit", num_classes=0).state_dict(), config)
+    hub.saved(hub.made("dinov2")[0], root / "dinov2")
+    hub.saved(hub.made("siglip_vision_model")[0], root / "siglip", "vision_model.")
     hub.fill_torch(root / "torch", "shufflenet_v2_x0_5", models.shufflenet_v2_x0_5())
     return root
 
@@ -77,7 +87,7 @@ def test_features_alone_need_no_classifier(student, source):
 
 
 @pytest.mark.parametrize("kind", ["linear", "means"])
-@pytest.mark.parametrize("source", ["headless.pth", *NAMED[:2]])
+@pytest.mark.parametrize("source", [NAMED[0], "dinov2", "siglip"])
 def test_a_probe_lets_logits_teach(student, source, kind, tmp_path):
     done = student(source, "--distill", "kd", "--teacher_probe", kind).finished()
     assert f"fitting a {kind} probe" in done.out
@@ -88,6 +98,20 @@ def test_a_probe_lets_logits_teach(student, source, kind, tmp_path):
     assert identity["teacher"].endswith(f" {kind} probe {path.stem.removeprefix(f'{kind}_')}")
     accuracy = json.loads((run / "parameters.json").read_text())["teacher_acc"]
     assert accuracy > 20  # of ten classes, on features of random weights
+
+
+def test_an_exported_student_teaches(commands, teacher, tmp_path):
+    """As the folder or as its file; on other classes it has no classifier."""
+    export = ("--path", teacher, "--dataset", "digits", "--out", tmp_path / "out", "--forms", "safetensors")
+    commands("scripts/export_student.py", *export).finished()
+    argv = ["--epochs", 1, "--max_steps", 2, "--tb_backend", "none", "--distill", "kd"]
+    said = []
+    for i, path in enumerate((teacher, tmp_path / "out", tmp_path / "out" / "model.safetensors")):
+        done = commands.student("--path_t", path, "--save_root", tmp_path / str(i), *argv).finished()
+        said += [line for line in done.out.splitlines() if line.startswith("teacher accuracy")]
+    assert len(said) == 3 and len(set(said)) == 1
+    other = load_teacher(tmp_path / "out", None, 7, {"image": (3, 32, 32)})
+    assert other.spec.headless and other.lacks == "it was trained for 10 classes, the data set has 7"
 
 
 def test_a_probe_is_fitted_once_and_then_read(student, tmp_path):
@@ -187,6 +211,20 @@ def test_an_imagenet_teacher_of_some_of_its_classes(sources, monkeypatch):
         assert torch.allclose(seen.tapped().eval()(x)["logits"], want, atol=1e-6)
     assert not seen.spec.headless and seen.checksum != whole.checksum
     assert load_teacher(NAMED[2], None, ["tench", "zero"], shapes).spec.headless
+
+
+def test_an_imagenet_teacher_of_a_folder_of_wordnet_numbers(student, tmp_path):
+    for part in ("train", "val"):
+        for number in ("n01443537", "n01440764"):
+            place = tmp_path / "tree" / part / number
+            place.mkdir(parents=True)
+            for i in range(8):
+                Image.new("RGB", (32, 32), (30 * i, 100, 50)).save(place / f"{i}.png")
+    argv = ["--dataset", "folder", "--data_folder", tmp_path / "tree", "--few_ratio", 1, "--batch_size", 8]
+    done = student(NAMED[2], "--distill", "kd", *argv).finished()
+    assert "2 of its 1000 classes are those of the data" in done.out
+    (run,) = (tmp_path / "students" / "models").iterdir()
+    assert " classes " in json.loads((run / "args.json").read_text())["identity"]["teacher"]
 
 
 def test_a_view_is_the_resized_batch():

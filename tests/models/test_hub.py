@@ -16,7 +16,6 @@ from models._hub import folder_spec, hub_spec
 from tests.support import hub
 
 SHAPES = {"image": (3, 32, 32)}
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 
 
 @pytest.fixture(scope="module")
@@ -24,27 +23,6 @@ def packages():
     pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
     pytest.importorskip("safetensors", reason="needs safetensors, of requirements-extra.txt")
     return pytest.importorskip("transformers", reason="needs transformers, of requirements-extra.txt")
-
-
-def made(packages, kind):
-    """A small network of transformers, and which of its outputs the classifier would read."""
-    if kind == "vit":
-        return packages.ViTModel(packages.ViTConfig(**SMALL, intermediate_size=64)), "class"
-    if kind == "siglip_vision_model":
-        return packages.SiglipVisionModel(packages.SiglipVisionConfig(**SMALL, intermediate_size=64)), "pooler"
-    name = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}[kind]
-    return getattr(packages, f"{name}Model")(getattr(packages, f"{name}Config")(**SMALL, mlp_ratio=2)), "pooler"
-
-
-def saved(model, folder, prefix=""):
-    """In the layout of published files: transformers' own, under the prefix of the class they were saved from."""
-    from safetensors.torch import load_file, save_file
-
-    model.save_pretrained(folder)
-    if prefix:
-        state = load_file(folder / "model.safetensors")
-        save_file({f"{prefix}{k}": v for k, v in state.items()}, folder / "model.safetensors")
-    return folder
 
 
 @pytest.mark.parametrize(
@@ -59,10 +37,10 @@ def saved(model, folder, prefix=""):
 )
 def test_a_folder_of_transformers_gives_the_features_it_gives_there(packages, kind, prefix, tmp_path):
     torch.manual_seed(0)
-    theirs, reads = made(packages, kind)
+    theirs, reads = hub.made(kind)
     for p in theirs.parameters():  # tokens and scales that start at zero or one would hide a wrong place
         nn.init.normal_(p, std=0.2)
-    folder = saved(theirs, tmp_path / "net", prefix)
+    folder = hub.saved(theirs, tmp_path / "net", prefix)
     network = load_teacher(folder, None, 10, SHAPES)
     assert network.spec.headless and network.spec.name == "hf:net"
     x = torch.rand(2, 3, 32, 32)
@@ -78,8 +56,8 @@ def test_a_folder_of_transformers_gives_the_features_it_gives_there(packages, ki
 
 def test_a_vits_classifier_comes_along_where_it_fits(packages, tmp_path):
     torch.manual_seed(0)
-    theirs = packages.ViTForImageClassification(packages.ViTConfig(**SMALL, intermediate_size=64, num_labels=10))
-    folder = saved(theirs, tmp_path / "net")
+    theirs = packages.ViTForImageClassification(packages.ViTConfig(**hub.SMALL, intermediate_size=64, num_labels=10))
+    folder = hub.saved(theirs, tmp_path / "net")
     network = load_network(folder / "model.safetensors", None, 10, SHAPES)
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
@@ -89,7 +67,7 @@ def test_a_vits_classifier_comes_along_where_it_fits(packages, tmp_path):
 
 
 def test_the_normalisation_is_what_the_files_say(packages, tmp_path):
-    folder = saved(made(packages, "dinov2")[0], tmp_path / "net")
+    folder = hub.saved(hub.made("dinov2")[0], tmp_path / "net")
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1] * 3, "resample": 2}))
     spec = folder_spec(str(folder))
     assert (spec.mean, spec.published.interpolation) == ((0.1, 0.1, 0.1), "bilinear")
@@ -99,7 +77,7 @@ def test_checksums_tell_weights_and_settings_apart(packages, tmp_path):
     marks = set()
     for i in (0, 0, 1):
         torch.manual_seed(i)
-        folder = saved(made(packages, "vit")[0], tmp_path / f"n{len(marks)}{i}" / "net")
+        folder = hub.saved(hub.made("vit")[0], tmp_path / f"n{len(marks)}{i}" / "net")
         marks.add(load_teacher(folder, None, 10, SHAPES).checksum)
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"patch_size": 8', '"patch_size": 8, "note": 1'))
@@ -118,7 +96,7 @@ def test_checksums_tell_weights_and_settings_apart(packages, tmp_path):
     ],
 )
 def test_files_that_do_not_fit_are_refused_in_one_sentence(packages, change, message, tmp_path):
-    folder = saved(made(packages, "dinov2")[0], tmp_path / "net")
+    folder = hub.saved(hub.made("dinov2")[0], tmp_path / "net")
     config = {**json.loads((folder / "config.json").read_text()), **change}
     (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
     with pytest.raises(UserError, match=message):
@@ -126,7 +104,7 @@ def test_files_that_do_not_fit_are_refused_in_one_sentence(packages, change, mes
 
 
 def test_a_folder_without_weights_and_a_torn_file(packages, tmp_path):
-    folder = saved(made(packages, "vit")[0], tmp_path / "net")
+    folder = hub.saved(hub.made("vit")[0], tmp_path / "net")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(UserError, match="truncated or no file of weights"):

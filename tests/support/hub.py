@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -39,3 +40,26 @@ def fill_torch(root: Path, name: str, model: nn.Module) -> None:
 def offline(root: Path) -> dict[str, str]:
     """Environment of a command that finds these caches and asks no server."""
     return {"HF_HOME": str(root), "HF_HUB_OFFLINE": "1", "TORCH_HOME": str(root / "torch")}
+
+
+def made(kind: str) -> tuple[nn.Module, str]:
+    """A small network of transformers, and which of its outputs the classifier would read."""
+    import transformers as packages
+
+    if kind == "vit":
+        return packages.ViTModel(packages.ViTConfig(**SMALL, intermediate_size=64)), "class"
+    if kind == "siglip_vision_model":
+        return packages.SiglipVisionModel(packages.SiglipVisionConfig(**SMALL, intermediate_size=64)), "pooler"
+    name = {"dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}[kind]
+    return getattr(packages, f"{name}Model")(getattr(packages, f"{name}Config")(**SMALL, mlp_ratio=2)), "pooler"
+
+
+def saved(model: Any, folder: Path, prefix: str = "") -> Path:
+    """In the layout of published files: transformers' own, under the prefix of the class they were saved from."""
+    from safetensors.torch import load_file, save_file
+
+    model.save_pretrained(folder)
+    if prefix:
+        state = load_file(folder / "model.safetensors")
+        save_file({f"{prefix}{k}": v for k, v in state.items()}, folder / "model.safetensors")
+    return folder
