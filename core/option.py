@@ -41,21 +41,35 @@ def option(
 
 
 def check_range(
-    flag: str, value: float, *, above: float | None = None, least: float | None = None, most: float | None = None
+    flag: str,
+    value: float,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
 ) -> None:
-    """UserError unless above < value and least <= value <= most, as far as given; NaN and infinity never pass."""
-    fits = math.isfinite(value)
+    """UserError unless above < value, least <= value, value < below, value <= most, as far as given; NaN and infinity
+    never pass."""
+    fits = not isinstance(value, float) or math.isfinite(value)
     fits = fits and (above is None or value > above) and (least is None or value >= least)
-    if fits and (most is None or value <= most):
+    if fits and (below is None or value < below) and (most is None or value <= most):
         return
-    bounds = ((above, "above"), (least, "at least"), (most, "at most"))
+    bounds = ((above, "above"), (least, "at least"), (below, "below"), (most, "at most"))
     wanted = " and ".join(f"{word} {bound:.12g}" for bound, word in bounds if bound is not None)
     raise UserError(f"{flag} {value} must be {wanted or 'a finite number'}")
 
 
-def within(*, above: float | None = None, least: float | None = None, most: float | None = None) -> Check:
-    """A number in a range; see check_range()."""
-    return lambda flag, value: check_range(flag, value, above=above, least=least, most=most)
+def within(**bounds: float) -> Check:
+    """A number in a range; bounds: those of check_range()."""
+    return lambda flag, value: check_range(flag, value, **bounds)
+
+
+positive = within(above=0)
+not_negative = within(least=0)
+probability = within(least=0, most=1)
+share = within(least=0, below=1)
+share_above_0 = within(above=0, most=1)
 
 
 def at_least(low: float, most: float = 10**6) -> Check:
@@ -68,31 +82,6 @@ def at_least(low: float, most: float = 10**6) -> Check:
             raise UserError(f"{flag} {value} must be at most {most:,}")
 
     return check
-
-
-def positive(flag: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise UserError(f"{flag} {value} must be a finite number above 0")
-
-
-def not_negative(flag: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise UserError(f"{flag} {value} must be a finite number and not negative")
-
-
-def share(flag: str, value: float) -> None:
-    if not 0 <= value < 1:
-        raise UserError(f"{flag} {value} must lie in [0, 1)")
-
-
-def share_above_0(flag: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise UserError(f"{flag} {value} must lie in (0, 1]")
-
-
-def probability(flag: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise UserError(f"{flag} {value} must be a probability")
 
 
 LARGEST = 1e12  # in size, of a setting; seeds and other whole numbers may have 63 bits

@@ -263,8 +263,8 @@ def test_wrong_input_is_one_sentence(student, tmp_path):
     torch.save(model_dict["sensor_cnn"](num_classes=3).state_dict(), tmp_path / "sensor_cnn_best.pth")
     given = ("--s_path", student, "--arch", "mobilenetV2", "--data", tmp_path)
     for argv, words in (
-        ((*given, "--init_lr", 0), "--init_lr 0.0 must be a finite number above 0"),
-        ((*given, "--weight_decay", -1), "--weight_decay -1.0 must be a finite number"),
+        ((*given, "--init_lr", 0), "--init_lr 0.0 must be above 0"),
+        ((*given, "--weight_decay", -1), "--weight_decay -1.0 must be at least 0"),
         ((*given, "--image_size", 0), "--image_size 0 must be at least 8"),
         ((*given, "--json", tmp_path / "none" / "x.json"), "its folder does not exist"),
         ((*given, "--dataset", "imagenet"), "imagenet is no set of images held in memory"),

@@ -15,6 +15,7 @@ from distiller_zoo._heads import WithHeads
 from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import OWN_LOGITS
 from helper.deploy.cost import macs
+from helper.options.method_flags import own_fields
 from models import model_dict
 from tests.support.cases import CLASSES, config
 from tests.support.contract import make_step
@@ -95,7 +96,7 @@ def test_published_weights(name, weights, authors):
 
 def test_flags_are_spelled_as_published():
     methods = [method_dict[name] for name in ("fitnet", "semckd", "simkd", "crd", "cc", "irg")]
-    fields = {f.name: f for m in methods for f in dataclasses.fields(m.Config) if f.metadata}
+    fields = {f.name: f for m in methods for f in own_fields(m)}
     flags = {name: (f.metadata["flag"], f.metadata["short"], f.default) for name, f in fields.items()}
     assert flags == {
         "hint_layer": ("--hint_layer", (), 1),
