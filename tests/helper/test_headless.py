@@ -97,7 +97,7 @@ def test_a_probe_lets_logits_teach(student, source, kind, tmp_path):
     assert identity["teacher_probe"] == kind
     assert identity["teacher"].endswith(f" {kind} probe {path.stem.removeprefix(f'{kind}_')}")
     accuracy = json.loads((run / "parameters.json").read_text())["teacher_acc"]
-    assert accuracy > 20  # of ten classes, on features of random weights
+    assert accuracy > {"linear": 20, "means": 13}[kind]  # of ten classes, on features of random weights
 
 
 def test_an_exported_student_teaches(commands, teacher, tmp_path):

@@ -171,6 +171,7 @@ def test_open_clip_is_asked_for_only_where_it_is_named(monkeypatch):
         ),
     )
     network = load_teacher("open_clip:tiny/mine", None, 10, SHAPES)
+    assert network.spec.headless
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(network.tapped(("pooled",))({"image": x})["pooled"], visual(2 * x - 1))
     _hub.open_clip_spec.cache_clear()
