@@ -88,14 +88,13 @@ ENOUGH = 40  # kills of one run; then it may finish
 
 
 class Attack:
-    """Counts outcomes by (part, case). root: an empty folder. jobs: cases at a time."""
+    """Counts outcomes by (part, case). root: an empty folder. commands: as many as cases may run at a time."""
 
-    def __init__(self, root: Path, seed: int = 0, jobs: int = 1, until: float = float("inf")):
+    def __init__(self, root: Path, commands: Sequence[Commands], seed: int = 0, until: float = float("inf")):
         self.root, self.seed, self.until = root, seed, until
         self.idle: queue.Queue[Commands] = queue.Queue()
-        self.commands = [Commands(_made(root / f"commands{i}")) for i in range(jobs)]
-        for commands in self.commands:
-            self.idle.put(commands)
+        for one in commands:
+            self.idle.put(one)
         self.counts: dict[tuple[str, str], Counter[str]] = {}
         self.examples: list[str] = []
         self.killed = 0
@@ -106,10 +105,6 @@ class Attack:
         (self.teacher,) = teacher.rglob("resnet8_best.pth")
         self.whole: dict[str, dict[str, Any]] = {}
         self.halves: dict[str, Path] = {}
-
-    def close(self) -> None:
-        for commands in self.commands:
-            commands.close()
 
     def command(self, script: str, *argv: object, **hooks: object) -> Done:
         """One command in one of the processes that wait for them; ended by force after SLOW seconds."""
@@ -390,12 +385,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        attack = Attack(Path(folder), args.seed, args.jobs, started + 60 * args.minutes)
+        commands = [Commands(_made(Path(folder) / f"commands{i}")) for i in range(args.jobs)]
+        attack = Attack(Path(folder), commands, args.seed, started + 60 * args.minutes)
         try:
             cost = cost_of_checks(attack)
             attack_all(attack, args.jobs, args.kills, args.damaged, args.inputs)
         finally:
-            attack.close()
+            for one in commands:
+                one.close()
     minutes = (time.monotonic() - started) / 60
     about = f"Made by `scripts/dev/attack.py`, seed {args.seed}, {minutes:.0f} minutes, {args.jobs} cases at a time."
     text = f"# Attack\n\n{about}\n\n{cost}\n\n{attack.report()}"

@@ -17,6 +17,7 @@ from dataset.clips.decode import ClipSource, read_image, read_video
 from dataset.clips.frame_reader import FrameReader
 from dataset.images import files
 from dataset.images.files import PictureError, picture
+from dataset.single_file import InputFormat
 from tests.dataset.test_imagenet import dali_or_skip
 from tests.dataset.test_video import write_video
 from tests.support.logs import records
@@ -120,6 +121,8 @@ def test_every_reader_sees_the_same_pixels(odd, monkeypatch, caplog):
         path = root / "train" / "a" / name
         close(resident.train_images[i].numpy(), wanted[name], name)
         close(read_image(ClipSource(path.parent, name.replace("{", "{{")), 0), wanted[name], name)
+        shown = InputFormat("image", (3, SIDE, SIDE)).read(path).permute(1, 2, 0).numpy()  # what predict.py shows
+        assert np.array_equal(shown, resident.train_images[i].numpy().astype(np.float32) / 255), name
         opened = picture(path)
         close(np.asarray(opened), wanted[name], name)
         expected = np.asarray(test_transform(SIDE)(opened)).astype(np.float32) / 255
@@ -195,6 +198,8 @@ def test_a_decompression_bomb_is_one_sentence_in_every_reader(tmp_path, monkeypa
     ):
         with pytest.raises(UserError, match="decompression bomb.*--skip_corrupt"):
             read()
+    with pytest.raises(UserError, match="decompression bomb"):
+        InputFormat("image", (3, SIDE, SIDE)).read(tmp_path / "val" / "a" / "bomb.png")
 
 
 def test_folder_leaves_out_what_it_cannot_read(tmp_path, monkeypatch, caplog):

@@ -1,12 +1,17 @@
 """Numbers and words of the command line that no run can mean, and batches that a network cannot take."""
 
+import argparse
+
 import pytest
 import torch
 
+from core.option import at_least, checked
 from core.protocols import UserError
 from core.taps import TappedNet
 from distiller_zoo import method_dict
+from helper.options.method_flags import flags_of
 from helper.options.parse import parse
+from helper.options.settings import StudentConfigs, TeacherConfigs, common_flags
 from helper.training.stages import StagePlan, build_stages, refuse_single_values
 from helper.training.step import StepSetup
 from models import model_dict
@@ -37,6 +42,33 @@ def test_absurd_values_are_one_sentence(argv, words):
         parse(argv, teacher=True)
     if argv[0] != "--distill":
         assert parse([], teacher=True)
+
+
+@pytest.mark.parametrize("teacher", [True, False])
+def test_no_number_is_absurd(teacher):
+    """Every flag of both scripts refuses what is not finite, or larger than any setting, and names itself."""
+    for flag in common_flags(TeacherConfigs if teacher else StudentConfigs):
+        value = {int: str(10**30), float: "nan"}.get(flag.type)
+        if value is not None:
+            with pytest.raises(UserError, match=flag.dest if flag.dest != "seed" else "the seed"):
+                parse([flag.names[0], value], teacher=teacher)
+
+
+def test_no_number_of_a_method_is_absurd():
+    for name in method_dict:
+        own = [flag for flag in flags_of(method_dict[name]) if flag.type is float and flag.nargs is None]
+        for flag in own[:2]:
+            with pytest.raises(UserError, match=flag.names[0]):
+                parse(["--distill", name, flag.names[0], "inf"], teacher=method_dict[name].teacher_mode == "absent")
+
+
+def test_an_action_of_argparse_checks_numbers():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bins", type=int, nargs="+", action=checked(at_least(1)))
+    assert parser.parse_args(["--bins", "3", "4"]).bins == [3, 4]
+    for words in (["3", "0"], [str(10**30)]):
+        with pytest.raises(UserError, match="--bins"):
+            parser.parse_args(["--bins", *words])
 
 
 def test_empty_words_of_a_student(tmp_path):
