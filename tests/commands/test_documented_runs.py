@@ -73,7 +73,7 @@ SCRIPTS = {  # script -> (arguments, --distill of the command that is run, kind 
 }
 STUDIES = {"cakd/short_study.sh", "hsakd/short_study.sh", "video/short_study.sh", "vskd/short_study.sh"}
 STUDIES |= {"studies/imagenette_study.sh", "dev/two_hosts.sh", "gpu_table.sh", "cifar100/full_cells.sh"}
-STUDIES |= {"studies/int8_study.sh", "cifar100/teachers_study.sh"}
+STUDIES |= {"studies/int8_study.sh", "studies/unlabelled_study.sh", "studies/headless_study.sh"}
 PAGES = {  # page -> words of the command, kind of teacher, kind of student
     "README.md": ("train_teacher.py", None, "plain"),
     "docs/classic.md": ("--distill simkd", "plain", "plain"),
