@@ -28,7 +28,11 @@ ends() {
             if (who == "vanilla") who = "student alone"
             sub(/.*last epoch Acc@1 /, ""); top = $0; sub(/,.*/, "", top); time = $NF
         }
-        /result in / { match($0, /_trial_[^_\/]*/); print who ", seed " substr($0, RSTART + 7, RLENGTH - 7) ": " top " %, " time }
+        /result in / {
+            match($0, /_(trial|r[^_]*_a[^_]*_b[^_]*)_[^_\/]*/)  # of a teacher, of a student
+            seed = substr($0, RSTART, RLENGTH); sub(/.*_/, "", seed)
+            print who ", seed " seed ": " top " %, " time
+        }
         /already finished: / { match($0, /[^\/]* holds the result/); print "finished before: " substr($0, RSTART, RLENGTH - 17) }
         { fflush() }'
 }

@@ -32,9 +32,20 @@ from helper.tables.looks import DASHES, looks, method_of
 from helper.tables.published import read_table
 from helper.tables.runs import Run, chosen_runs, grouped
 from helper.tables.table import table
+from helper.tables.writers import chosen_columns
 
 TEXT = ("method", "network", "teacher", "source", "protocol")
 NARROW = ("method", "last epoch", "gain", "MACs")  # the columns that a phone shows
+FIRST = (
+    "method",
+    "network",
+    "teacher",
+    "last epoch",
+    "gain",
+    "MACs",
+    "parameters",
+    "runs",
+)  # in sight on a wide screen
 FILTERS = ("network", "teacher", "protocol")  # columns with a list to choose from
 
 
@@ -92,11 +103,13 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], groups: Seq
         f'<th scope="col" aria-sort="none"{kind(c)}><button type="button">{html.escape(c)}</button></th>'
         for c in header
     )
+    several = len({row[1] for row in rows}) > 1  # networks, whose column a phone does not show
     body = []
     for i, (row, group) in enumerate(zip(rows, groups, strict=True)):
         cells = "".join(
             f'<td data-v="{html.escape(sort_key(c, text, group))}"{kind(c)}>'
             + (f'<a href="#cell-{i}">{html.escape(text)}</a>' if text else "")
+            + (f'<span class="phone notes"> {html.escape(row[1])}</span>' if c == "method" and several else "")
             + "</td>"
             for c, text in zip(header, row, strict=True)
         )
@@ -167,6 +180,7 @@ def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
     groups = grouped(runs)
     header, rows, notes = table(runs, [cell for name in published for cell in read_table(name).cells])
     labels = [f"{row[0]}, {row[1]}" for row in rows]
+    header, rows = chosen_columns(header, rows, ",".join([*FIRST, *(name for name in header if name not in FIRST)]))
     curves = zip(labels, groups, looks([method_of(group[0]) for group in groups]), strict=True)
     series = [series_of(label, group, look) for label, group, look in curves]
     most = max(2, *(len(group) for group in groups))

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,7 @@ class _Mlflow:
 
         for library in ("mlflow", "alembic"):  # which report how they make a database
             logging.getLogger(library).setLevel(logging.WARNING)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own 7 hold a run up for five minutes
         remote, files = os.environ.get("MLFLOW_TRACKING_URI"), None
         if not remote:
             place.store.mkdir(parents=True, exist_ok=True)
@@ -253,7 +255,7 @@ class Reports:
             self.log.warning(
                 "--tracker %s failed (%s): the run continues without it, and %s is complete",
                 self.cfg.tracker,
-                first,
+                textwrap.shorten(first, 300, placeholder=" ..."),
                 self.folder.metrics,
             )
 

@@ -119,7 +119,9 @@ def test_the_quickstart_reads_its_table_where_it_trained(tmp_path, monkeypatch):
 LOG = """case $1 in train_*) ;; *) exit ;; esac
 echo ' * Epoch 60, Acc@1 99.0'
 case $1 in *student*) echo '[kd] last epoch Acc@1 98.15, best accuracy: 99.00 (epoch 3, selected on test), 0:12'
-echo '[kd] result in S/students/models/kd_trial_1_few_ratio:0.1' ;; esac
+echo '[kd] result in S/students/models/S:resnet8_T:resnet20_digits_kd_r:1.0_a:1.0_b:0.0_1_few_ratio:0.1' ;;
+*) echo 'last epoch Acc@1 97.00, best accuracy: 98.00 (epoch 2, selected on test), 0:03'
+echo 'result in S/teachers/models/resnet20_vanilla_digits_trial_4_image_size:16' ;; esac
 echo 'already finished: S/teachers/models/resnet20_vanilla_digits_trial_0 holds the result (--overwrite)'"""
 
 
@@ -127,6 +129,7 @@ def test_the_quickstart_shows_one_line_a_run(tmp_path):
     said = Interpreter(tmp_path / "a", LOG).bash("quickstart.sh")
     assert said.returncode == 0, said.stderr
     assert "kd, seed 1: 98.15 %, 0:12\n" in said.stdout and "Epoch 60" not in said.stdout
+    assert "teacher, seed 4: 97.00 %, 0:03\n" in said.stdout
     assert "finished before: resnet20_vanilla_digits_trial_0\n" in said.stdout
     loud = Interpreter(tmp_path / "b", LOG).bash("quickstart.sh", "-v")
     assert " * Epoch 60, Acc@1 99.0\n" in loud.stdout

@@ -94,6 +94,9 @@ def test_clicked_through(report, browser):
     browser.get(report.as_uri())
     script = browser.execute_script
     assert len(column(browser, "method")) == 3
+    for name in ("gain", "MACs"):  # without scrolling sideways
+        (head,) = [th for th in browser.find_elements("css selector", "#results th") if th.text.startswith(name)]
+        assert head.rect["x"] + head.rect["width"] <= 1280
     heads = {b.text: b for b in browser.find_elements("css selector", "#results th button")}
     heads["last epoch"].click()
     comes(lambda: [c[:5] for c in column(browser, "last")] == ["77.50", "73.50", "72.00"])
@@ -181,6 +184,11 @@ def test_on_a_phone_by_link_and_compared(report, browser):
     text = browser.find_element("id", "paired").text
     assert "+4.00 points" in text and "2 common seeds, few" in text
     assert "distill" in browser.find_element("id", "differing").text
+    assert len(browser.find_elements("css selector", "#both polyline")) == 2
+    browser.find_element("xpath", "//select[@id='other']/option[starts-with(., 'student alone')]").click()
+    comes(lambda: "+5.00 points (1 common seed: too few" in browser.find_element("id", "paired").text)
+    drawn = {line.get_attribute("data-series") for line in browser.find_elements("css selector", "#both polyline")}
+    assert drawn == {str(places[0]), browser.find_element("id", "other").get_attribute("value")}
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
