@@ -120,6 +120,16 @@ def pooled_tap(spec: ModelSpec | None, method: str) -> str:
     return "pooled"
 
 
+def pooled_width(side: Side, method: str, tap: str = "pooled") -> int:
+    """Length of the pooled vector; UserError where the classifier reads a map."""
+    if len(shape := side.shapes[tap]) != 1:
+        raise UserError(
+            f"{method} compares pooled vectors, and what the classifier of {side.spec.name} reads is a map, "
+            f"{shown(shape)}: choose another network, or a method of maps such as at"
+        )
+    return shape[0]
+
+
 def head_width(side: Side) -> int:
     """How many values the classifier of a network reads per sample; UserError where it is not a linear one."""
     for module in side.head.modules():

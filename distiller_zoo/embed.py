@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from core.option import not_negative, option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
-from distiller_zoo._stages import as_map, places_tap, pooled_tap
+from distiller_zoo._stages import as_map, places_tap, pooled_tap, pooled_width
 from distiller_zoo.base import Distiller
 
 
@@ -70,14 +70,15 @@ class Embed(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        (d_s,), shapes = ctx.student.shapes["pooled"], ctx.teacher.shapes
+        d_s, shapes = pooled_width(ctx.student, self.name), ctx.teacher.shapes
         self.teachers = [name for name in shapes if name.partition("@")[0] == "pooled"]
-        self.proj, *more = (self._projector(d_s, *shapes[name]) for name in self.teachers)
+        widths = [pooled_width(ctx.teacher, self.name, name) for name in self.teachers]
+        self.proj, *more = (self._projector(d_s, width) for width in widths)
         self.more = nn.ModuleList(more)
         if cfg.local:
             self.places_s, self.places_t = (places_tap(side.spec, self.name) for side in (ctx.student, ctx.teacher))
-            widths = [_width(shapes[name.replace("pooled", self.places_t)]) for name in self.teachers]
-            self.locals = nn.ModuleList(nn.Linear(_width(ctx.student.shapes[self.places_s]), d) for d in widths)
+            at_places = [_width(shapes[name.replace("pooled", self.places_t)]) for name in self.teachers]
+            self.locals = nn.ModuleList(nn.Linear(_width(ctx.student.shapes[self.places_s]), d) for d in at_places)
 
     def _projector(self, d_s: int, d_t: int) -> nn.Module:
         hidden = self.cfg.hidden or 2 * d_t

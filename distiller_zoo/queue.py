@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from core.option import not_negative, option, positive
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._math import kl
-from distiller_zoo._stages import classified_map, pooled_tap
+from distiller_zoo._stages import classified_map, pooled_tap, pooled_width
 from distiller_zoo.base import Distiller
 
 SIZES = ((20_000, 8192), (10_000, 4096), (4000, 2048), (2000, 1024), (1000, 512), (500, 256), (250, 128), (100, 64))
@@ -58,7 +58,7 @@ class Queue(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        (d_s,), (d_t,) = ctx.student.shapes["pooled"], ctx.teacher.shapes["pooled"]
+        d_s, d_t = (pooled_width(side, self.name) for side in (ctx.student, ctx.teacher))
         self.globals = nn.Linear(d_s, d_t)
         heads = [self.globals]
         if cfg.local:

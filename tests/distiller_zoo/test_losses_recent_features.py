@@ -289,6 +289,14 @@ def test_patch_tokens_of_a_transformer_meet_the_last_map():
     assert step(data.batch(), PROGRESS).loss.isfinite() and not torch.equal(before, step.method.locals[0].weight)
 
 
+@pytest.mark.parametrize("name", ["embed", "queue"])
+def test_a_pooled_map_is_no_embedding(name):
+    teacher, data = model_dict["torchvision:squeezenet1_1"], ToyData(image=(3, 32, 32), num_classes=5)
+    cfg = method_dict[name].Config(**({"local": 0.0} if name == "queue" else {}))
+    with pytest.raises(UserError, match=f"{name} compares pooled vectors, and .*squeezenet1_1 reads is a map, "):
+        make_step(method_dict[name], cfg, model_dict["resnet8"], lambda: network(teacher, 5), data, 8)
+
+
 @pytest.mark.parametrize("size", [5, 8, 20])
 def test_queue(size):
     method, s, t, _ = prepared("queue", [(3, 4, 4)], [(5, 4, 4)], 3, size=size, local=0.5, temperature=0.1)
