@@ -218,8 +218,8 @@ class Attack:
         done = self.command(wrong.script, *wrong.argv, memory=6 * 2**30)
         outcome = self.judge(done) or "accepted"
         if outcome == "refused":
-            told = wrong.words in " ".join(done.err.split())
-            outcome = "as expected" if told else f"refused, without {wrong.words!r}"
+            named = wrong.words in " ".join(done.err.split())
+            outcome = "as expected" if named else f"refused, without {wrong.words!r}"
         elif outcome == "accepted" and not wrong.may_run:
             outcome = "ACCEPTED"
         self.note("inputs", wrong.case, outcome, done.err)

@@ -448,9 +448,13 @@ def test_a_changed_digit_in_what_is_remembered_is_noticed(tmp_path, caplog):
     path.write_text(path.read_text().replace("71.25", "71.35"))
     with caplog.at_level("INFO"):
         assert remembered(path, (int, float)) == {}
-    assert "does not match its checksum: what it remembers is not used" in caplog.text
+    assert "does not match its checksum): what it remembers is not used" in caplog.text
+    with pytest.raises(UserError, match=r"is damaged \(its content does not match its checksum\): try again"):
+        read_json(path, {}, "try again")
     path.write_text('{"a": 71.25}')  # of an older version
-    assert remembered(path, (int, float)) == {"a": 71.25}
+    with caplog.at_level("INFO"):
+        assert remembered(path, (int, float)) == read_json(path, {}, "") == {"a": 71.25}
+    assert caplog.text.count("carries no checksum") == 1
 
 
 def test_json_that_is_no_file(tmp_path):
