@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from core.files import read_text
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource
-from dataset.images.files import a_few
+from dataset.images.files import a_few, files_below
 
 LARGEST_LABEL = 99_999  # a larger one is a mistake, and as many classes would be made
 
@@ -123,16 +122,7 @@ def _entry(line: str, root: Path, template: str, where: str) -> Entry:
 
 def videos_below(folder: Path, label: int) -> list[Entry]:
     """Every video file of a tree in sorted order, all of one label. UserError where there is none."""
-    if not folder.is_dir():
-        raise UserError(f"--unlabelled {folder} is no folder: name one that holds videos")
-    found = sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if Path(name).suffix.lower() in VIDEOS and not name.startswith(".")
-    )
-    if not found:
-        raise UserError(f"--unlabelled {folder} holds no video: name a folder of videos, in any tree")
+    found = files_below(folder, "--unlabelled", "video", lambda path: path.suffix.lower() in VIDEOS)
     return [Entry(ClipSource(path), label, str(path)) for path in found]
 
 

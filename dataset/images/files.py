@@ -20,8 +20,9 @@ The log names what is unusual once.
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -159,6 +160,22 @@ def class_names(folder: Path) -> list[str]:
 
 def is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS
+
+
+def files_below(folder: Path, flag: str, what: str, fits: Callable[[Path], bool]) -> list[Path]:
+    """Those of a tree that fit, in sorted order, without hidden ones. UserError where there is none; flag: what names
+    the folder, what: it is sought for."""
+    if not folder.is_dir():
+        raise UserError(f"{flag} {folder} is no folder: name one that holds {what}s")
+    found = sorted(
+        Path(place) / name
+        for place, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if fits(Path(name)) and not name.startswith(".")
+    )
+    if not found:
+        raise UserError(f"{flag} {folder} holds no {what}: name a folder of {what}s, in any tree")
+    return found
 
 
 def say_left_out(folder: Path, others: Sequence[Path]) -> None:

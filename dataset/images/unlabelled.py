@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from core.protocols import Batch, DataSet, FullSet, Loader, UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions, Split, UnlabelledConfig, check_memory
 from dataset.clips.video import VideoData
-from dataset.images.files import is_image
+from dataset.images.files import files_below, is_image
 from dataset.images.folder import decode_all
 from dataset.images.resident import ResidentData, TrainLoader
 from dataset.order import PositionedLoader
@@ -96,16 +95,7 @@ def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
 
 def _read(folder: Path, size: int, flag: str) -> Tensor:
     """uint8 [M, size, size, 3] of every image below the folder, in sorted order. flag: what names it."""
-    if not folder.is_dir():
-        raise UserError(f"{flag} {folder} is no folder: name one that holds images")
-    found = sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if is_image(Path(name)) and not name.startswith(".")
-    )
-    if not found:
-        raise UserError(f"{flag} {folder} holds no image: name a folder of images, in any tree")
+    found = files_below(folder, flag, "image", is_image)
     check_memory({"train": len(found)}, size)
     return decode_all([(path, NONE) for path in found], size).images
 
