@@ -189,7 +189,7 @@ class Attack:
 
     def damage(self, kind: str, place: Path, how: str, number: int) -> None:
         """A run that was stopped after its first epoch; one of its files is damaged. place: below its root."""
-        root = self.root / f"damaged {kind} {number}"
+        root = Path(tempfile.mkdtemp(dir=self.root)) / "damaged"
         shutil.copytree(self.half(kind), root, symlinks=True)
         spoil(root / place, how, random.Random(f"{self.seed} {kind} {place} {number}"))
         done = self.run(root, KINDS[kind], self.teacher)
@@ -199,7 +199,7 @@ class Attack:
 
     def damage_finished(self, kind: str, place: Path, how: str, number: int) -> None:
         """A run that has finished; one of its files is damaged, and a table is made."""
-        whole, root = self.root / f"whole {kind}", self.root / f"tabled {kind} {number}"
+        whole, root = self.root / f"whole {kind}", Path(tempfile.mkdtemp(dir=self.root)) / "tabled"
         shutil.copytree(whole, root, symlinks=True)
         good = self.command("scripts/make_table.py", "--root", root)
         spoil(root / place, how, random.Random(f"{self.seed} {kind} {place} {number} table"))
