@@ -16,8 +16,9 @@ from core.protocols import UserError
 Check = Callable[[str, Any], None]  # (flag, value); raises UserError
 C = TypeVar("C")
 
-# Roles of a setting in a run: "result": changes what is computed, so it belongs to the run's identity and, off its
-# default, to the run's name. "named": the same, and the published run-name template shows it already. None: neither.
+# Roles of a setting in a run: "result": it changes what is computed, so it is part of the run's identity and, if it is
+# not at its default, of the run's name. "named": the same, but the published run-name template shows it already. None:
+# neither.
 RESULT, NAMED = "result", "named"
 
 
@@ -30,7 +31,7 @@ def option(
     check: Check | None = None,
     role: str | None = None,
 ) -> Any:
-    """A Config field that is also a flag: `--<field>` (of a method: `--<method>_<field>`), or the spelling `flag`.
+    """A Config field that is also a flag: `--<field>` (of a method: `--<method>_<field>`), or `flag` if given.
 
     The field's annotation gives the flag's type: int, float, str, bool (a switch), or a list or tuple of them (several
     words). short: further spellings.
@@ -43,7 +44,7 @@ def option(
 def check_range(
     flag: str, value: float, *, above: float | None = None, least: float | None = None, most: float | None = None
 ) -> None:
-    """UserError unless above < value and least <= value <= most, as far as given; NaN and infinity never pass."""
+    """UserError unless above < value and least <= value <= most, for the bounds given. NaN and infinity always fail."""
     fits = math.isfinite(value)
     fits = fits and (above is None or value > above) and (least is None or value >= least)
     if fits and (most is None or value <= most):
@@ -54,7 +55,7 @@ def check_range(
 
 
 def at_least(low: float, most: float = 10**6) -> Check:
-    """A whole number of at least `low`; one above `most` is a slip that would take all memory or never end."""
+    """A whole number from `low` to `most`; larger ones are typing errors that would take all memory or never end."""
 
     def check(flag: str, value: float) -> None:
         if not value >= low:
@@ -77,22 +78,22 @@ def not_negative(flag: str, value: float) -> None:
 
 def share(flag: str, value: float) -> None:
     if not 0 <= value < 1:
-        raise UserError(f"{flag} {value} must lie in [0, 1)")
+        raise UserError(f"{flag} {value} must be in [0, 1)")
 
 
 def share_above_0(flag: str, value: float) -> None:
     if not 0 < value <= 1:
-        raise UserError(f"{flag} {value} must lie in (0, 1]")
+        raise UserError(f"{flag} {value} must be in (0, 1]")
 
 
 def probability(flag: str, value: float) -> None:
     if not 0 <= value <= 1:
-        raise UserError(f"{flag} {value} must be a probability")
+        raise UserError(f"{flag} {value} must be a probability, from 0 to 1")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Base of the settings of one component. heading: of its group of flags in --help."""
+    """Base class of the settings of one component. heading: title of its group of flags in --help."""
 
     heading: ClassVar[str] = ""
 
@@ -101,7 +102,7 @@ class Config:
             check, value, flag = f.metadata.get("check"), getattr(self, f.name), f.metadata.get("flag") or f"--{f.name}"
             words = value if isinstance(value, list | tuple) else [value]
             if check is None and f.default != value and any(isinstance(w, str) and not w.strip() for w in words):
-                raise UserError(f"{flag} is empty: give a value, or leave the flag out")
+                raise UserError(f"{flag} is empty: give a value or leave the flag out")
             if check is not None and value is not None:
                 check(flag, value)
 
@@ -116,8 +117,8 @@ UNSET = _Unset()
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag, read off a Config field. default: what holds when neither user, model, method nor data set says
-    otherwise. role: see RESULT and NAMED."""
+    """One flag, made from a Config field. default: used unless the user, the model, the method or the data set gives
+    another value. role: see RESULT and NAMED."""
 
     names: tuple[str, ...]
     default: Any
@@ -144,7 +145,7 @@ _KINDS = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 def flag_of(f: dataclasses.Field[Any], prefix: str = "") -> Flag:
-    """The flag of a field made by option(). prefix: of the name, where `flag` gives no spelling."""
+    """The flag of a field made by option(). prefix: put before the field's name, unless `flag` gives the spelling."""
     meta, annotation = f.metadata, str(f.type).replace(" | None", "")
     several = re.fullmatch(r"(?:list|tuple)\[(\w+)(?:, \.\.\.)?\]", annotation)
     kind = _KINDS.get(several[1] if several else annotation, type(f.default))
@@ -154,7 +155,7 @@ def flag_of(f: dataclasses.Field[Any], prefix: str = "") -> Flag:
 
 
 def parts_of(config: type) -> dict[str, type]:
-    """Field name -> Config class, of the fields of a dataclass that are Configs or groups of Configs themselves."""
+    """Field name -> Config class, for the fields of a dataclass that are Configs or groups of Configs."""
     hints = typing.get_type_hints(config)
     fields = ((f.name, hints[f.name]) for f in dataclasses.fields(config))
     return {name: kind for name, kind in fields if dataclasses.is_dataclass(kind) and isinstance(kind, type)}
@@ -171,14 +172,14 @@ def flags_in(config: type) -> tuple[Flag, ...]:
 
 
 def read(config: type[C], values: Mapping[str, Any]) -> C:
-    """The Config (or group of Configs) from parsed values; a flag that is absent keeps its default."""
+    """Build the Config (or group of Configs) from parsed values; absent flags keep their defaults."""
     own = {f.name: flag_of(f).dest for f in _fields(config) if "help" in f.metadata}
     found = {name: values[dest] for name, dest in own.items() if dest in values}
     return config(**found, **{name: read(part, values) for name, part in parts_of(config).items()})
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """Flag -> value, of a Config or a group of Configs: what read() was given."""
+    """Flag -> value for a Config or a group of Configs; the inverse of read()."""
     own = {flag_of(f).dest: getattr(config, f.name) for f in dataclasses.fields(config) if "help" in f.metadata}
     for name in parts_of(type(config)):
         own |= flat(getattr(config, name))
@@ -186,7 +187,7 @@ def flat(config: Any) -> dict[str, Any]:
 
 
 def add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
-    """To an argparse parser or group; a flag that is not given parses as UNSET."""
+    """Add flags to an argparse parser or group; a flag that is not given parses as UNSET."""
     kwargs: dict[str, Any] = {"dest": flag.dest, "help": flag.help, "default": UNSET}
     if flag.type is bool:
         parser.add_argument(*flag.names, action="store_const", const=True, **kwargs)
@@ -199,7 +200,7 @@ def add_flag(parser: argparse._ActionsContainer, flag: Flag) -> None:
 
 
 def add_groups(parser: argparse.ArgumentParser, config: type) -> None:
-    """One group of --help for each Config of a group of Configs."""
+    """Add one group of --help for each Config of a group of Configs."""
     own = [flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata]
     if own:
         container = parser.add_argument_group(config.heading) if issubclass(config, Config) else parser
@@ -210,7 +211,7 @@ def add_groups(parser: argparse.ArgumentParser, config: type) -> None:
 
 
 def add_flags(parser: argparse._ActionsContainer, flags: Sequence[Flag]) -> None:
-    """Some flags for another script's parser, with their defaults."""
+    """Add some flags, with their defaults, to the parser of another script."""
     for flag in flags:
         add_flag(parser, flag)
         parser.set_defaults(**{flag.dest: flag.default})

@@ -1,4 +1,4 @@
-"""What the image data sets share: their options, a split, stratified choice, resizing.
+"""Shared by the image data sets: options, a split, stratified selection, resizing.
 
 Shape letters: N samples, H W space, C channels, K classes.
 """
@@ -24,47 +24,47 @@ LARGEST_IMAGE = 4096
 
 @dataclass(frozen=True)
 class SourceConfig(Config):
-    """Which data set, and which part of it."""
+    """The data set, and the part of it to use."""
 
     heading = "data"
 
-    dataset: str = option("cifar100", "data set, see --list", role=NAMED)
+    dataset: str = option("cifar100", "data set; --list shows all", role=NAMED)
     data_folder: str = option("../data/", "folder that holds data sets", short="--data")
     image_size: int | None = option(
         None,
-        "side of the images (default: 224 of imagenet and of clips, else 32)",
+        "side of the images in pixels (default: 224 for imagenet and clips, else 32)",
         check=at_least(8, LARGEST_IMAGE),
         role=RESULT,
     )
     val_fraction: float = option(
-        0.0, "hold out this share of train, stratified, and evaluate on it", check=share, role=RESULT
+        0.0, "hold out this stratified share of the training set and evaluate on it", check=share, role=RESULT
     )
     few_ratio: float = option(1.0, "train on this share of every class", check=share_above_0, role=RESULT)
     num_workers: int = option(
         8,
-        "loader processes (threads of DALI) per machine, for data that is not resident on the device",
+        "loader processes (or DALI threads) per machine, for data that is not held in memory",
         check=at_least(0, 1024),
     )
 
 
 @dataclass(frozen=True)
 class StreamConfig(Config):
-    """Data that is decoded as it is read: image folders, clips, recordings."""
+    """Data that is decoded while it is read: image folders, clips, recordings."""
 
-    heading = "data that is decoded as it is read"
+    heading = "data that is decoded while it is read"
 
     dali: str | None = option(
-        None, "decode training images with DALI on the cpu or the gpu", choices=("cpu", "gpu"), role=NAMED
+        None, "decode training images with DALI on the CPU or the GPU", choices=("cpu", "gpu"), role=NAMED
     )
     classes_subset: str | None = option(None, "classes of ImageNet: this many, or these names (a,b,c)", role=RESULT)
     skip_corrupt: bool = option(
         False,
-        "leave out and count what cannot be read (images, videos, recordings, and these without their twin)",
+        "skip and count images, videos and recordings that cannot be read or have no counterpart",
         short="--skip_bad",
     )
     augment: str = option(
         "none",
-        "augmentation next to crop and flip, where images are decoded as they are read",
+        "augmentation in addition to crop and flip, for image folders decoded while they are read",
         choices=("none", "randaugment", "trivialaugment", "autoaugment"),
         role=RESULT,
     )
@@ -85,7 +85,7 @@ class RecordingConfig(Config):
     data_split: str | None = option(None, "published split of action recordings (default: cross_subject)", role=RESULT)
     num_segments: int = option(
         8,
-        "frames of a clip that a network sees; a listed video with fewer repeats some",
+        "frames that a network reads from each clip; a listed video with fewer frames repeats some",
         check=at_least(1, 1000),
         role=RESULT,
     )
@@ -95,22 +95,22 @@ class RecordingConfig(Config):
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What the command line says about the data. Raises UserError on a value out of range.
+    """The settings of the data. Raises UserError on a value out of range.
 
-    root: where the files lie. image_size: side in pixels of the square image the network sees; None takes the data
-    set's own. download: whether missing files may be fetched. val_fraction: share of the training set, stratified and
-    fixed by seed 0, that is held out and replaces the test set, so that nothing is selected on test images.
+    root: the data folder. image_size: side in pixels of the square images; None: the data set's default. download:
+    whether missing files may be fetched. val_fraction: share of the training set, stratified and fixed by seed 0, that
+    is held out and replaces the test set, so that nothing is selected on test images.
     few_ratio: share of the (remaining) training set to keep, stratified and fixed by `seed`; smaller ratios are
     subsets of larger ones.
 
-    For sets that are decoded as they are read: num_workers: processes that decode for this rank, or threads of DALI.
-    dali: "cpu" or "gpu", DALI instead of them. classes_subset: a number of classes or their names, separated by commas.
+    For data decoded while it is read: num_workers: decoding processes of this rank, or DALI threads.
+    dali: "cpu" or "gpu": DALI replaces them. classes_subset: a number of classes or their names, separated by commas.
     skip_corrupt: skip and count images that cannot be read. augment: none, randaugment, trivialaugment, autoaugment.
     random_erase: probability. repeated_augmentation: copies of each drawn sample in an epoch.
-    Of action recordings: modality: names of what is read, first that of the network that is tested, then the teacher's.
-    data_split: a published protocol, None for the first. num_segments: frames of a clip. window: samples of a sensor
-    window, None for 224. clip_cache: folder of decoded frames, None for memory.
-    more: settings of single data sets, by the names of their flags; one that is absent has its default.
+    For action recordings: modality: names of the inputs, first that of the tested network, then the teacher's.
+    data_split: a published protocol; None: the first. num_segments: frames of a clip. window: samples of a sensor
+    window; None: 224. clip_cache: folder of decoded frames; None: memory.
+    more: settings of single data sets, by the names of their flags; absent ones have their defaults.
     """
 
     root: Path
@@ -141,7 +141,7 @@ class DataOptions:
         if not 0 < self.few_ratio <= 1:
             raise UserError(f"few_ratio is {self.few_ratio}; give a share of the training set in (0, 1]")
         if not 0 <= self.random_erase <= 1:
-            raise UserError(f"--random_erase {self.random_erase} must be a probability")
+            raise UserError(f"--random_erase {self.random_erase} must be a probability, from 0 to 1")
         if self.repeated_augmentation < 1:
             raise UserError(f"--repeated_augmentation {self.repeated_augmentation} must be at least 1")
         if self.num_segments < 1:
@@ -152,9 +152,9 @@ class DataOptions:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's CPU generator starts from `seed`; afterwards it is where it was.
+    """Seed torch's CPU generator inside the block and restore its state afterwards.
 
-    torch.manual_seed() would restart those of all accelerators too, and keep a stack trace until one of them is used.
+    torch.manual_seed() would also reseed all accelerators, and keep a stack trace until one of them is used.
     """
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
@@ -183,7 +183,7 @@ class Split:
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Sorted positions [n] int64 of `fraction` of every class, rounded per class; nested in `fraction` for one seed."""
+    """Sorted positions [n] int64 of `fraction` of every class, rounded per class; nested for one seed."""
     rng = torch.Generator().manual_seed(seed)
     chosen = []
     for members in (torch.nonzero(labels == c).flatten() for c in labels.unique().tolist()):
@@ -193,8 +193,8 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def hold_out(labels: Tensor, fraction: float, what: str = "image") -> tuple[Tensor, Tensor]:
-    """Positions of (what remains, the held-out slice) of --val_fraction, stratified and fixed by seed 0; UserError if
-    a class is lost on a side. what: to call a sample."""
+    """Positions of (the remaining part, the held-out slice) of --val_fraction, stratified and fixed by seed 0;
+    UserError if a part has no sample of a class. what: the word for a sample."""
     held = stratified(labels, fraction, seed=0)
     remaining = torch.ones(len(labels), dtype=torch.bool)
     remaining[held] = False
@@ -231,7 +231,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     if images.shape[1:3] == (size, size):
         return images
     out = torch.empty(len(images), size, size, images.shape[3], dtype=torch.uint8)
-    for lo in range(0, len(images), 1024):  # in float the whole set would need four times its memory
+    for lo in range(0, len(images), 1024):  # a float copy of the whole set would need four times its memory
         chunk = images[lo : lo + 1024].permute(0, 3, 1, 2).float()
         chunk = F.interpolate(chunk, (size, size), mode="bilinear", align_corners=False, antialias=True)
         out[lo : lo + 1024] = chunk.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -239,7 +239,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def check_memory(counts: dict[str, int], size: int) -> None:
-    """UserError if the images, those of "train" padded next to them, would take over half of the available memory."""
+    """UserError if the images and the padded copy of "train" would take over half of the available memory."""
     pixels = sum(counts.values()) * size**2 + counts["train"] * (size + 2 * (size // 8)) ** 2
     needed, left = pixels * 3, free()
     if needed > left / 2:

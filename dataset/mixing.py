@@ -1,6 +1,6 @@
 """Mixed and smoothed labels: MixUp (Zhang et al., ICLR 2018), CutMix (Yun et al., ICCV 2019), label smoothing.
 
-torchvision's transforms on whole batches that lie on the device already; any loader may stand behind it.
+torchvision's transforms on whole batches on the device, for any loader.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class MixingConfig(Config):
 class MixedLoader(Loader):
     """The batches of `loader` with soft targets [B, K]: (1 - smoothing) * label + smoothing / K.
 
-    mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, every batch draws one of them. `target` stays
-    the label of the first of two mixed images. What is drawn is a function of (seed, epoch, step, rank).
+    mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, every batch draws one of them. `target` is
+    the label of the first of two mixed images. Draws depend on (seed, epoch, step, rank).
     """
 
     def __init__(self, loader: Loader, num_classes: int, cfg: MixingConfig, seed: int, rank: int):

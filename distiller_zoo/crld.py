@@ -37,8 +37,8 @@ class CRLD(Distiller):
             2.0, "weight a_w of the pairs of one view; published 0.5 to 2 by pair of networks", "--crld_within"
         )
         across: float = option(0.5, "weight a_c of the pairs of two views", "--crld_across")
-        weak_threshold: float = option(0.9, "confidence that the weak view needs", "--crld_tau_w")
-        strong_threshold: float = option(0.2, "confidence that the strong view needs", "--crld_tau_s")
+        weak_threshold: float = option(0.9, "smallest confidence for the weak view", "--crld_tau_w")
+        strong_threshold: float = option(0.2, "smallest confidence for the strong view", "--crld_tau_s")
         temperature: float = option(4.0, "temperature; published 1 on ImageNet", "--crld_T")
 
         def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class CRLD(Distiller):
         self.rng = ctx.rng
         self.image = ctx.student.spec.input
         if len(ctx.student.spec.input_shape) != 3:
-            raise UserError(f"crld augments images, and {ctx.student.spec.name} reads '{self.image}'")
+            raise UserError(f"crld augments images, but {ctx.student.spec.name} reads '{self.image}'")
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:

@@ -45,7 +45,7 @@ class KDPP(Distiller):
     class Config(Distiller.Config):
         beta: float = 1.0
         direction: float = option(2.0, "weight of the norm-and-direction term; published 0.5 to 4", "--kdpp_nd")
-        dropout: float = option(0.5, "share that dropout sets to 0 where widths differ", "--kdpp_dropout")
+        dropout: float = option(0.5, "dropout rate, if widths differ", "--kdpp_dropout")
         warmup: int = option(
             20, "epochs over which the weight of the KL rises from 0; 0 for none; published 5 on ImageNet"
         )

@@ -62,7 +62,7 @@ class MLKD(Distiller):
         cls: float = 0.1
         div: float = 0.0
         beta: float = 0.9
-        views: int = option(2, "1: the batch alone; 2: a strongly augmented view next to it", "--mlkd_views", (1, 2))
+        views: int = option(2, "1: only the batch; 2: also a strongly augmented view of it", "--mlkd_views", (1, 2))
         halved: bool = option(False, "weigh the weak view's alignment 0.5, as the published code does", "--mlkd_halved")
         weak_relations: bool = option(
             False, "leave the strong view's correlations out, as the published code does", "--mlkd_weak_relations"
@@ -77,7 +77,7 @@ class MLKD(Distiller):
         self.image = ctx.student.spec.input
         if cfg.views == 2 and len(ctx.student.spec.input_shape) != 3:
             raise UserError(
-                f"mlkd augments images, and {ctx.student.spec.name} reads '{self.image}'; use --mlkd_views 1"
+                f"mlkd augments images, but {ctx.student.spec.name} reads '{self.image}'; use --mlkd_views 1"
             )
 
     def prepare(self, batch: Batch) -> Batch:

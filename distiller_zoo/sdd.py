@@ -62,7 +62,7 @@ class SDD(Distiller):
         def __post_init__(self) -> None:
             if 1 not in self.scales or not set(self.scales) <= {1, 2, 4} or len(set(self.scales)) < len(self.scales):
                 given = " ".join(map(str, self.scales))
-                raise UserError(f"--sdd_scales {given} must be different numbers of 1, 2 and 4, and contain 1")
+                raise UserError(f"--sdd_scales {given} must be distinct numbers from 1, 2 and 4, including 1")
             check_range("--sdd_T", self.temperature, above=0)
             check_range("--sdd_alpha", self.tckd, least=0)
             check_range("--sdd_beta", self.nckd, least=0)

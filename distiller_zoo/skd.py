@@ -51,7 +51,7 @@ class SKD(Distiller):
         beta: float = 0.5
         kl: float = option(0.5, "weight mu_1 of the KL", "--skd_kl")
         direction: float = option(0.5, "weight mu_2 of the direction", "--skd_direction")
-        ridge: float = option(0.1, "what is added to the diagonal of the covariance", "--skd_ridge")
+        ridge: float = option(0.1, "value added to the diagonal of the covariance", "--skd_ridge")
         temperature: float = option(4.0, "temperature of the KL; published 1 on ImageNet", "--skd_T")
 
         def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a session works with, from its settings: device, data, teacher, and who answers for the teacher."""
+"""Opens device, data, teacher and the source of teacher features, from the settings of a session."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ from helper.options.settings import Settings
 from helper.training.schedule import parse_decay_epochs
 from models import model_for
 
-# what only data that is decoded as it is read knows
+# flags only for data that is decoded while it is read
 STREAMED = ("dali", "classes_subset", "skip_corrupt", "augment", "random_erase", "repeated_augmentation")
 
 
-# flags that are about action recordings
+# flags only for action recordings
 RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What the students of a process share."""
+    """Shared by all students of a process."""
 
     lanes: Sequence[Settings]
     data: DataSet
@@ -84,7 +84,7 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
     torch.backends.cudnn.benchmark = not cfg.deterministic
     seed_everything(seed_of(settings))
     if settings.machine.ranks.sync_bn and device.type != "cuda":
-        raise UserError("--sync_bn exists on CUDA devices only: leave it out")
+        raise UserError("--sync_bn works on CUDA devices only: leave it out")
     tune_allocator()
     return device, pick_autocast(cfg.precision, device)
 
@@ -93,8 +93,8 @@ def open_data(settings: Settings) -> DataSet:
     source, recordings = settings.data.source, settings.data.recordings
     folder, made = Path(source.data_folder), False
     if "data_folder" not in settings.given and not folder.exists():
-        with contextlib.suppress(OSError):  # the data set says what it misses, if it misses anything
-            folder.mkdir(parents=True)  # a fresh clone downloads into it
+        with contextlib.suppress(OSError):  # the data set reports missing files
+            folder.mkdir(parents=True)  # a fresh clone downloads to it
             made = True
     options = DataOptions(
         root=folder,
@@ -118,7 +118,7 @@ def open_data(settings: Settings) -> DataSet:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # unless something was put there
     if data.num_classes < 2:
-        raise UserError(f"{data.name} holds one class, {data.classes[0]}: a classifier needs at least two")
+        raise UserError(f"{data.name} has only one class, {data.classes[0]}: a classifier needs at least two")
     data = with_unlabelled(data, settings.data.unlabelled)
     if (size := settings.training.loop.batch_size) > len(data.train_labels):
         raise UserError(f"--batch_size {size} is larger than the training set ({len(data.train_labels)} samples)")
@@ -128,7 +128,7 @@ def open_data(settings: Settings) -> DataSet:
 
 
 def refuse_unlabelled(lanes: Sequence[Settings]) -> None:
-    """UserError where images without labels meet what needs a label of every image."""
+    """UserError if --unlabelled is combined with a setting that needs a label of every image."""
     first = lanes[0]
     if first.data.unlabelled.unlabelled is None:
         return
@@ -139,15 +139,15 @@ def refuse_unlabelled(lanes: Sequence[Settings]) -> None:
     for lane in lanes:
         if any(stage.needs_labels(lane.config) for stage in chain_of(lane.method)):
             raise UserError(
-                f"--distill {lane.distill} reads the label of every image, and those of --unlabelled have none: choose "
-                "a method that does not, such as kd, dist or embed"
+                f"--distill {lane.distill} reads the label of every image, but those of --unlabelled have none: choose "
+                "a method that needs no labels, such as kd, dist or embed"
             )
         if lane.method.teacher_mode == "absent":
-            raise UserError(f"--distill {lane.distill} learns from labels alone: leave --unlabelled out")
+            raise UserError(f"--distill {lane.distill} learns only from labels: leave --unlabelled out")
 
 
 def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device) -> Network | None:
-    """The teacher of --path_t, if a method wants one."""
+    """The teacher of --path_t, if a method needs one."""
     wanting = [lane for lane in lanes if lane.method.teacher_mode == "frozen"]
     settings = lanes[0].teacher
     if settings.path_t is None:
@@ -186,12 +186,13 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
 
 
 def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
-    """Evaluate in float32 once, remember it next to the runs, and compare with what the file says of itself."""
+    """Evaluate the teacher in float32 once, store the accuracy next to the runs, and compare it with the file's
+    record."""
     if settings.teacher.skip_validation:
         log.info("Skipping teacher validation.")
         return None
     if teacher.spec.headless:
-        log.info("teacher accuracy:  none, as it has no classifier (%s)", teacher.lacks)
+        log.info("teacher accuracy:  none, the teacher has no classifier (%s)", teacher.lacks)
         return None
     memory = Path(settings.run.save_root) / "teacher_accuracy.json"
     images = data.test_checksum or data.checksum
@@ -214,8 +215,8 @@ def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, sett
         log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
         if abs(recorded - acc) > teacher.checkpoint.rounding:
             log.info(
-                "warning: measured and recorded teacher accuracy differ by %.2f points; is this the data set, split "
-                "and normalisation it was trained with?",
+                "warning: measured and recorded teacher accuracy differ by %.2f points; check that data set, split "
+                "and normalisation are those of its training",
                 abs(recorded - acc),
             )
     return acc
@@ -234,17 +235,17 @@ def accuracy_of(teacher: Network, data: DataSet, device: torch.device, channels_
 
 
 def notice_without_effect(settings: Settings, data: DataSet, device: torch.device) -> None:
-    """Name, in one line, the flags given that do nothing in this run."""
+    """Log, in one line, the given flags that have no effect in this run."""
     given = settings.given
     distill, alone = settings.distill, settings.method.teacher_mode == "absent"
     dataset, cache = settings.data.source.dataset, settings.cache.teacher_cache
     why = {}
     if not data.streamed:
-        why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is resident on the device")
+        why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is held on the device")
     if data.name in ("folder", "tinyimagenet"):  # decoded once, when they are opened
         why.pop("skip_corrupt", None)
     if not data.videos:
-        why |= {f.dest: f"{dataset} is no list of videos" for f in VIDEO_DATA}
+        why |= {f.dest: f"{dataset} is not a list of videos" for f in VIDEO_DATA}
     else:
         why.pop("num_workers", None)
     if distributed.world_size() == 1:
@@ -294,11 +295,11 @@ def notice_without_effect(settings: Settings, data: DataSet, device: torch.devic
         log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in settings.without_effect.items()))
     own_term = settings.method.terms is not Distiller.terms and "+" not in str(distill)
     if own_term and not settings.is_teacher and settings.loss.beta == 0:
-        log.info("the term of --distill %s has weight 0, so nothing learns from it: -b is its weight", distill)
+        log.info("the term of --distill %s has weight 0, so it has no effect: set its weight with -b", distill)
 
 
 def notice_of_decays(lanes: Sequence[Settings]) -> None:
-    """Say that the rate will never be lowered, where a shorter run kept the decays of a longer one."""
+    """Warn that the learning rate never drops, if a short run has the decay epochs of a longer one."""
     lines = []
     for s in lanes:
         cfg = s.training.schedule
@@ -306,15 +307,15 @@ def notice_of_decays(lanes: Sequence[Settings]) -> None:
         moved = s.given & {"epochs", "lr_decay_epochs"}
         if moved and cfg.schedule == "step" and decays and decays[0] >= cfg.epochs:
             lines.append(
-                f"--lr_decay_epochs {cfg.lr_decay_epochs}: none comes before --epochs {cfg.epochs} ends, the learning "
-                f"rate stays at {cfg.learning_rate:g}"
+                f"note: training ends (--epochs {cfg.epochs}) before the first learning-rate drop (--lr_decay_epochs "
+                f"{cfg.lr_decay_epochs}): the learning rate stays at {cfg.learning_rate:g}"
             )
     for line in dict.fromkeys(lines):
         log.info(line)
 
 
 def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
-    """What is trained; a name that means two networks is resolved by the size of the images."""
+    """The network to train; a name that means two networks is resolved by the size of the images."""
     spec = model_for(settings.model, data.shapes.get("image", ())).fitted(data.shapes)
     if settings.network.pretrained is not None:
         spec = started_from(spec, settings.network.pretrained)
@@ -345,23 +346,27 @@ def shared_source(
     net = to_device(teacher.tapped(taps), device, kernels.channels_last)
     folder = None if lanes[0].run.dry_run else cfg.teacher_cache
     if teacher.by_features and folder is not None:
-        raise UserError("--teacher_cache keeps one teacher's features, and --path_t names several: drop one")
+        raise UserError(
+            "--teacher_cache stores one teacher's features, but --path_t names several: leave one of them out"
+        )
     if dropout and folder is not None:
         raise UserError(
-            "--teacher_dropout draws new values for every batch, which --teacher_cache cannot keep: drop one"
+            "--teacher_dropout draws new values for every batch, which --teacher_cache cannot store: leave one of "
+            "them out"
         )
     mixing = lanes[0].data.mixing
     if folder is not None and (mixing.mixup or mixing.cutmix):
         raise UserError(
-            "--mixup and --cutmix make new images of every batch, which --teacher_cache cannot keep: drop one"
+            "--mixup and --cutmix make new images of every batch, which --teacher_cache cannot store: leave one of "
+            "them out"
         )
     kept = ("pooled",) if teacher.spec.headless else ("logits", "pooled") if cfg.cache_pooled else ("logits",)
     deeper = [tap for tap in taps if tap not in kept]
     if folder is None or deeper:
         if folder is not None:
-            hint = " (--cache_pooled keeps it)" if deeper == ["pooled"] else ""
+            hint = " (--cache_pooled stores it)" if deeper == ["pooled"] else ""
             log.info(
-                "--teacher_cache holds %s; these methods read %s and run the teacher%s",
+                "--teacher_cache stores %s, but these methods read %s, so the teacher runs%s",
                 " and ".join(kept),
                 ", ".join(deeper),
                 hint,
@@ -374,7 +379,9 @@ def shared_source(
     else:
         source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
         if data.num_crops is None:
-            raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
+            raise UserError(
+                f"--teacher_cache needs data with crop-and-flip views, but {data.name} has none: leave it out"
+            )
         layout = source_layout(source, teacher.spec, data, device, taps if "pooled" in kept else ())
         who = teacher.checksum + ("" if teacher.weights is None else f" {teacher.weights}")
         whole = data.full or FullSet(data.checksum, len(data.train_labels), None)
@@ -389,14 +396,14 @@ def shared_source(
 def source_layout(
     source: TeacherSource, spec: ModelSpec, data: DataSet, device: torch.device, taps: Sequence[str]
 ) -> tuple[int, torch.dtype, tuple[int, torch.dtype] | None]:
-    """(width, dtype) of the logits and of the taps, as the teacher computes them; of one without a classifier, width 0
-    and the taps in half precision."""
+    """(width, dtype) of the teacher's logits and taps; for a teacher without a classifier, width 0 and taps in half
+    precision."""
     none = torch.zeros(2, dtype=torch.int64, device=device)
     noise = torch.rand(2, *data.shapes[spec.input], generator=torch.Generator().manual_seed(0))
     images = noise.to(device, memory_format=torch.channels_last) if noise.ndim == 4 else noise.to(device)
     features = source.features(Batch({spec.input: images}, none, none), taps)
     if any(v.ndim != 2 for v in features.values()):
-        raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is no vector, leave the flag out")
+        raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is not a vector: leave the flag out")
     half, pooled = torch.float16, features.get("pooled")
     if spec.headless:
         assert pooled is not None, "a method without logits and without taps"

@@ -16,12 +16,12 @@ from distiller_zoo.base import Distiller
 
 @dataclass(frozen=True)
 class LossConfig(Config):
-    """The weights of the loss, whatever the method."""
+    """Weights and settings of the loss, for all methods."""
 
     heading = "loss"
 
     weight: list[str] | None = option(
-        None, "weights of terms by name in a combination, as crd=0.8 at=500 (default: the methods')", role=RESULT
+        None, "weights of the terms of a combination, such as crd=0.8 at=500 (default: the methods')", role=RESULT
     )
     cls: float = option(
         1.0,
@@ -48,7 +48,7 @@ class LossConfig(Config):
     )
     norm_kd: bool = option(
         False,
-        "temperatures of logit losses are multiples of each row's standard deviation (NormKD; published with kd, "
+        "multiply the temperatures of logit losses by each row's standard deviation (NormKD; published with kd, "
         "-c 0.1 -d 0.9 --kd_T 2)",
         role=RESULT,
     )
@@ -63,17 +63,18 @@ class LossConfig(Config):
     )
     ea_as_published: bool = option(
         False,
-        "bound the student's entropy in --ea_weight by the number of classes, as the code for kd and dkd on CIFAR-100 "
-        "does, not by its logarithm",
+        "in --ea_weight, bound the student's entropy by the number of classes instead of its logarithm, as the "
+        "published "
+        "code for kd and dkd on CIFAR-100 does",
         role=RESULT,
     )
     frame_logits: bool = option(
-        False, "compare the scores of every frame, not of the clip, in every logit loss", role=RESULT
+        False, "compare the scores of every frame instead of the clip in logit losses", role=RESULT
     )
     protocol: str = option(
         "simkd",
-        "what holds unless given: simkd keeps cross-entropy and KL next to every method, authors takes each "
-        "publication's own weights, modern trains with AdamW, a cosine with warm-up, smoothed labels and an average",
+        "default weights: simkd keeps cross-entropy and KL with every method, authors uses each publication's weights; "
+        "modern also trains with AdamW, a cosine with warm-up, smoothed labels and averaged weights",
         choices=("simkd", "authors", "modern"),
         role=RESULT,
     )
@@ -81,10 +82,10 @@ class LossConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.logit_stand and self.norm_kd:
-            raise UserError("--logit_stand and --norm_kd both choose the scale of the logits: give one of them")
+            raise UserError("--logit_stand and --norm_kd both set the scale of the logits: give one of them")
 
 
-# what --protocol modern changes, next to the weights of --protocol simkd; for batches of 256
+# settings of --protocol modern, in addition to the weights of --protocol simkd; for batches of 256
 MODERN: Mapping[str, Any] = {
     "optimizer": "adamw",
     "learning_rate": 1e-3,
@@ -98,7 +99,7 @@ MODERN: Mapping[str, Any] = {
     "clip_grad": 5.0,
 }
 
-# settings of every logit loss, which stand in each method's Config too
+# settings of every logit loss, which each method's Config also has
 LOGIT_FLAGS = ("logit_stand", "norm_kd", "ea_weight", "ea_T", "ea_as_published")
 
 
@@ -116,7 +117,7 @@ def _spellings(method: type[Distiller]) -> list[tuple[str, ...]]:
 
 
 def flags_of(method: type[Distiller]) -> list[Flag]:
-    """The flags that exist once --distill names the method."""
+    """The flags of a method, which exist if --distill names it."""
     return [_flag_of_field(method.name, f) for f in _own_fields(method)]
 
 
@@ -129,7 +130,7 @@ def _methods(name: str) -> list[type[Distiller]]:
 
 
 def _weights_of(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
-    """The part of --weight that is about these methods, or about cls and div."""
+    """The part of --weight for these methods, and for cls and div."""
     if pairs is UNSET:
         return UNSET
     known = {m.name for m in methods}
@@ -139,10 +140,7 @@ def _weights_of(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
 
 
 def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
-    """Weights of the method's own row, and its own settings as far as the protocol changes them.
-
-    A combination: common_weights().
-    """
+    """Default weights of the method, and its settings that the protocol changes. For combinations: common_weights()."""
     rows = [
         {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
         | ({_dest(m, k): v for k, v in m.Config.authors.items()} if protocol == "authors" else {})
@@ -154,7 +152,7 @@ def _method_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[s
 
 
 def _dest(method: type[Distiller], name: str) -> str:
-    """The name under which a Config field is parsed."""
+    """The parsed name of a Config field."""
     own = {f.name: f for f in _own_fields(method)}
     return _field_flag(method.name, own[name]).lstrip("-") if name in own else name
 
@@ -188,27 +186,30 @@ def term_weights(pairs: Sequence[str] | None) -> dict[str, float]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"--weight takes NAME=NUMBER, as crd=0.8, not {pair}; weight decay is --weight_decay")
+            raise UserError(
+                f"--weight takes NAME=NUMBER, such as crd=0.8, not {pair}; for weight decay use --weight_decay"
+            )
         name = name if name in ("cls", "div") else method_dict.resolve(name)
         if name in weights:
             raise UserError(f"--weight names {name} twice: give it one number")
         try:
             weights[name] = float(value)
         except ValueError:
-            raise UserError(f"--weight {pair} is not of the form NAME=NUMBER, such as crd=0.8") from None
+            raise UserError(f"--weight {pair} must have the form NAME=NUMBER, such as crd=0.8") from None
     return weights
 
 
 def _named_weights(values: Mapping[str, Any], methods: Sequence[type[Distiller]]) -> dict[str, float]:
-    """--weight sets cls and div, and beta where there is one method; members of a combination read it themselves."""
+    """Apply --weight to cls and div, and to beta for a single method; members of a combination read it themselves."""
     weights = term_weights(values["weight"])
     names = [m.name for m in methods]
     stray = weights.keys() - {"cls", "div", *names}
     if stray:
-        raise UserError(f"--weight names {', '.join(sorted(stray))}, the terms are cls, div, {', '.join(names)}")
+        raise UserError(f"--weight names {', '.join(sorted(stray))}, but the terms are cls, div, {', '.join(names)}")
     if silent := [m.name for m in methods if m.name in weights and m.terms is Distiller.terms]:
         raise UserError(
-            f"--weight names {', '.join(silent)}, which has no term of its own: weigh cls (cross-entropy) or div (the "
+            f"--weight names {', '.join(silent)}, which has no own term: give the weight of cls (cross-entropy) or "
+            "div (the "
             "logit KL) instead"
         )
     flags = {k: v for k, v in weights.items() if k in ("cls", "div")}

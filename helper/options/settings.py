@@ -1,4 +1,4 @@
-"""The resolved settings of one run: one frozen Config for each component, and where every value came from."""
+"""The resolved settings of one run: one frozen Config for each component, and the source of every value."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MachineConfig:
 
 @dataclass(frozen=True)
 class Configs:
-    """What both training scripts know."""
+    """Settings of both training scripts."""
 
     run: RunConfig
     data: DataConfig
@@ -56,14 +56,14 @@ class Configs:
 
 @dataclass(frozen=True)
 class TeacherConfigs(Configs):
-    """Of train_teacher.py."""
+    """Settings of train_teacher.py."""
 
     network: TeacherNetwork
 
 
 @dataclass(frozen=True)
 class StudentConfigs(Configs):
-    """Of train_student.py."""
+    """Settings of train_student.py."""
 
     network: StudentNetwork
     loss: LossConfig
@@ -71,7 +71,7 @@ class StudentConfigs(Configs):
     cache: CacheConfig
 
 
-# the order in which settings stand in a run's name; newer ones follow in the order of their Configs
+# the order of settings in a run's name; newer ones follow in the order of their Configs
 NAME_ORDER = (
     *("modality", "modality_s", "modality_t", "teacher_weight", "weight", "kd_T", "logit_stand", "protocol"),
     *("fold_teacher", "init_epochs", "image_size", "data_split", "num_segments", "window", "val_fraction", "few_ratio"),
@@ -84,7 +84,7 @@ NAME_ORDER = (
 )
 
 
-# what --help shows: heading -> flags; --help_all shows every flag under the heading of its Config
+# the page of --help: heading -> flags; --help_all shows every flag under the heading of its Config
 COMMON = {
     "run": ("trial", "trials", "save_root", "name", "resume", "overwrite", "dry_run", "max_steps"),
     "data": ("dataset", "data_folder", "num_workers"),
@@ -99,13 +99,13 @@ COMMON = {
 
 
 def common_flags(kind: type[Configs]) -> tuple[Flag, ...]:
-    """The flags of a script, those of methods aside, in the order of run names."""
+    """The flags of a script without those of methods, in the order of run names."""
     place = {name: i for i, name in enumerate(NAME_ORDER)}
     return tuple(sorted(flags_in(kind), key=lambda flag: place.get(flag.dest, len(place))))
 
 
 def given_by_user(values: Mapping[str, Any], defaults: Mapping[str, Any], sources: Mapping[str, str]) -> set[str]:
-    """Flags given on the command line, and those that a file sets to another value than their default."""
+    """Flags given on the command line, and those that a file sets to a value other than the default."""
     moved = {k for k, source in sources.items() if source == "file" and values.get(k) != defaults.get(k)}
     return moved | {k for k, source in sources.items() if source == "command line"}
 
@@ -115,9 +115,9 @@ class Settings:
     """configs: one Config for each component; its parts are also attributes here (settings.training.optim.momentum).
 
     method, config: class and configuration of the method. method_flags: dest -> value of its own flags.
-    defaults: flag -> value that holds unless given. sources: flag -> "command line", "file", "model recipe", "data set
-    recipe", "protocol", "method" or "default". without_effect: flag -> why; notices add to it. label: of this student
-    among those that are trained together.
+    defaults: flag -> default value. sources: flag -> "command line", "file", "model recipe", "data set
+    recipe", "protocol", "method" or "default". without_effect: flag -> reason; notices add to it. label: of this
+    student among jointly trained ones.
     """
 
     configs: Configs
@@ -152,7 +152,7 @@ class Settings:
 
     @property
     def model(self) -> str:
-        """The registry name of what is trained."""
+        """The registry name of the trained network."""
         network = self.network
         return network.model if isinstance(network, TeacherNetwork) else network.model_s
 
@@ -167,12 +167,12 @@ class Settings:
 
     @property
     def loss(self) -> LossConfig:
-        """Of a teacher's training: the defaults."""
+        """In a teacher's training: the defaults."""
         return self.configs.loss if isinstance(self.configs, StudentConfigs) else LossConfig()
 
     @property
     def teacher(self) -> TeacherConfig:
-        """Of a teacher's training: none."""
+        """In a teacher's training: none."""
         return self.configs.teacher if isinstance(self.configs, StudentConfigs) else TeacherConfig()
 
     @property
@@ -181,7 +181,7 @@ class Settings:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What is read of recordings of several modalities: by the network that is trained, then by its teacher."""
+        """Modalities of recordings: that of the trained network, then that of its teacher."""
         network = self.network
         if isinstance(network, TeacherNetwork):
             named: tuple[str | None, ...] = (network.modality,)
@@ -195,7 +195,7 @@ class Settings:
         return network.pretrained_backbone if isinstance(network, TeacherNetwork) else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Flag -> value, the method's own included."""
+        """Flag -> value, including the method's own."""
         return flat(self.configs) | dict(self.method_flags)
 
     @property
@@ -210,7 +210,7 @@ class Settings:
         return given_by_user(self.as_dict(), self.defaults, self.sources)
 
     def off_default(self) -> dict[str, Any]:
-        """Settings the user moved away from the default that are not part of the published run-name template."""
+        """Settings that the user changed from the default and that the published run-name template lacks."""
         values = self.as_dict()
         counted = [f.dest for f in common_flags(type(self.configs)) if f.result and not f.named]
         given = self.given - set(self.without_effect)
