@@ -1,4 +1,4 @@
-"""Writing files so that an interrupted or failed write leaves the old content."""
+"""Atomic file writes: after an interrupted or failed write the file still has its old content."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ DIGEST = 16  # bytes
 
 
 def atomic_save(obj: Any, path: str | Path, previous: Path | None = None) -> None:
-    """torch.save, all or nothing: whatever happens, `path` holds the old content or the new. UserError if it cannot.
+    """torch.save, atomically: `path` holds either the old or the new content. Raises UserError if writing fails.
 
-    The file ends in a checksum, which torch.load ignores and intact() compares. previous: keeps the old content, unless
-    that is damaged.
+    The file ends with a checksum, which torch.load ignores and intact() compares. previous: the file that keeps the old
+    content, unless that is damaged.
     """
     buffer = io.BytesIO()
     torch.save(obj, buffer)
@@ -41,7 +41,7 @@ def atomic_save(obj: Any, path: str | Path, previous: Path | None = None) -> Non
 
 
 def intact(content: bytes) -> bool | None:
-    """Whether a file of atomic_save has the bytes it was written with; None: it carries no checksum."""
+    """Whether a file of atomic_save still has the bytes that were written; None if it has no checksum."""
     end = len(content) - DIGEST
     if content[max(end - len(SEAL), 0) : end] != SEAL:
         return None
@@ -49,14 +49,14 @@ def intact(content: bytes) -> bool | None:
 
 
 def row_checksums(rows: np.ndarray, places: Iterable[int]) -> np.ndarray:
-    """uint32 [n], never 0: the CRC-32 of every row of [n, ...], which depends on the row's place too."""
+    """uint32 [n], never 0: the CRC-32 of every row of [n, ...], computed from its content and its position."""
     flat = np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
     sums = [zlib.crc32(row.data, place & 0xFFFFFFFF) or 1 for row, place in zip(flat, places, strict=True)]
     return np.array(sums, np.uint32)
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Make `previous` the present content of `path`, which stays; a damaged one replaces nothing."""
+    """Copy the present content of `path` to `previous`, unless it is damaged."""
     if not path.is_file() or intact(path.read_bytes()) is False:
         return
     temporary = path.with_name(f".{previous.name}.{os.getpid()}.tmp")
@@ -71,22 +71,22 @@ def _keep(path: Path, previous: Path) -> None:
 
 
 def atomic_write(content: bytes, path: str | Path) -> None:
-    """Write bytes, all or nothing, as atomic_save does."""
+    """Write bytes atomically, as atomic_save does."""
     _replace(Path(path), content)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text, all or nothing, as atomic_save does."""
+    """Write UTF-8 text atomically, as atomic_save does."""
     _replace(Path(path), text.encode())
 
 
 def atomic_write_json(obj: Any, path: str | Path) -> None:
-    """Write indented JSON, all or nothing. What JSON does not know becomes its str()."""
+    """Write indented JSON atomically. Values that JSON cannot hold are written as str()."""
     atomic_write_text(path, json.dumps(obj, indent=4, default=str))
 
 
 def make_folder(path: Path, what: str = "folder") -> None:
-    """With what is above it; UserError where it cannot be. what: as messages call it."""
+    """Make a folder and its parents; UserError if that fails. what: its name in messages."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -129,12 +129,12 @@ def read_text(path: Path, what: str, encoding: str = "utf-8") -> str:
 
 
 def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out: str) -> dict[str, Any]:
-    """A JSON object with the fields of `shape`, each of its type, and the content that its checksum is of.
+    """Read a JSON object with the fields of `shape`, each of its type, and check its content against its checksum.
 
-    Raises UserError, which ends in way_out. A file without a checksum is read, which the log says once.
+    Errors are UserErrors that end with way_out. A file without a checksum is read, which the log says once.
     """
     if not path.is_file():
-        raise UserError(f"{path} is no file: {way_out}")
+        raise UserError(f"{path} is not a file: {way_out}")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -164,7 +164,7 @@ def _say_unsealed(path: Path) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The mapping in a TOML, JSON or YAML file. UserError where it is another kind of file, or damaged."""
+    """Read the mapping in a TOML, JSON or YAML file. UserError if the file is of another kind or damaged."""
     kind = path.suffix.lower()
     if kind not in (".toml", ".json", ".yaml", ".yml"):
         raise UserError(f"{path} must be a file that ends in .toml, .json, .yaml or .yml")
@@ -180,7 +180,7 @@ def read_config(path: Path) -> dict[str, Any]:
         what = " ".join(str(error).split())
         raise UserError(f"{path} is not a {kind[1:].upper()} file: {what}") from error
     if not isinstance(found, dict) or not all(isinstance(k, str) for k in found):
-        raise UserError(f"{path} must hold names with values, as epochs = 240, not a {type(found).__name__}")
+        raise UserError(f"{path} must hold settings such as epochs = 240, not a {type(found).__name__}")
     return found
 
 
@@ -188,7 +188,7 @@ def _yaml(content: str) -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise UserError("YAML files need the package PyYAML (pip install pyyaml), TOML and JSON files none") from error
+        raise UserError("YAML files need the package PyYAML: pip install pyyaml") from error
     try:
         return yaml.safe_load(content)
     except yaml.YAMLError as error:
@@ -200,13 +200,13 @@ def _checksum(entries: Mapping[str, Any]) -> str:
 
 
 def remember(entries: Mapping[str, Any], path: Path) -> None:
-    """Write a JSON object for read_json() and remembered(), with a checksum; all or nothing."""
+    """Write a JSON object with a checksum, atomically; read_json() and remembered() read it."""
     plain = json.loads(json.dumps(entries, default=str))
     atomic_write_json({**plain, "checksum": _checksum(plain)}, path)
 
 
 def remembered(path: Path, kind: type | tuple[type, ...] = object) -> dict[str, Any]:
-    """The entries of a JSON object that have this type; {} where there is no file. Damage is logged and costs these."""
+    """Entries of a JSON object that have this type; {} if there is no file. A damaged file is logged and ignored."""
     if not path.exists():
         return {}
     try:

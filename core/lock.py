@@ -1,4 +1,4 @@
-"""Which process writes to a folder: a lock that ends with its process, and names it to the next."""
+"""A lock on a run folder: only one process writes to it, and the lock names that process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import psutil
 
 from core.protocols import UserError
 
-NAME = ".lock"  # the file in the folder; what counts is who has locked it
+NAME = ".lock"  # the file in the folder; its lock counts, not its existence
 
 _held: dict[Path, int] = {}  # lock file -> file descriptor
 
 
 def hold(folder: Path) -> None:
-    """Lock a folder for this process; UserError that names the process which holds it.
+    """Lock a folder for this process; if another process holds it, the UserError names that process.
 
-    A dead process frees its lock. Where files cannot be locked, the process number in the file decides, on one machine.
+    When a process ends, its lock is free. If files cannot be locked, the process number in the file decides, on the
+    same machine only.
     """
     path = folder.resolve() / NAME
     if path in _held:
@@ -38,7 +39,7 @@ def hold(folder: Path) -> None:
             )
         if _is_there(handle, path):
             break
-        os.close(handle)  # the process before has just freed and deleted it
+        os.close(handle)  # the previous process has just freed and deleted it
     os.ftruncate(handle, 0)
     os.write(handle, json.dumps({"process": os.getpid(), "host": socket.gethostname()}).encode())
     _held[path] = handle
@@ -82,7 +83,7 @@ def _locked(handle: int) -> bool:
 
 
 def _holder(handle: int) -> dict[str, Any]:
-    """What the holder wrote; {} where that says nothing."""
+    """What the lock's holder wrote; {} if that is unreadable."""
     try:
         found = json.loads(os.pread(handle, 1000, 0))
     except (OSError, ValueError):
@@ -96,7 +97,7 @@ def _described(holder: dict[str, Any]) -> str:
 
 @cache
 def _forget_in_forks() -> None:
-    """A forked process, such as a loader's worker, holds no lock: the run may end before it."""
+    """A forked process, such as a loader's worker, must not hold the lock: the run may end before the worker does."""
 
     def forget() -> None:
         for handle in _held.values():

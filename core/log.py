@@ -28,11 +28,11 @@ class _Console(logging.StreamHandler[Any]):
 
 class _File(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
-        """A log line that cannot be written costs nothing; what matters is saved elsewhere, with errors of its own."""
+        """Ignore a log line that cannot be written: results are saved elsewhere, and their writers report errors."""
 
 
 class _Labelled(logging.Formatter):
-    """Several students in one process: whose line it is."""
+    """Labels each line with its student when several train in one process."""
 
     def format(self, record: logging.LogRecord) -> str:
         label = record.name.removeprefix(log.name).lstrip(".")
@@ -43,7 +43,7 @@ _run_logs: list[logging.Logger] = []
 
 
 def start_log() -> None:
-    """Messages to standard output; the files of earlier runs in this process are closed, their folders are free."""
+    """Send messages to standard output. Close the log files of earlier runs in this process and free their folders."""
     lock.release()
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -59,7 +59,7 @@ def start_log() -> None:
 
 
 def open_run_log(path: Path, label: str | None = None) -> logging.Logger:
-    """A run's own log: messages go to its file and to standard output, there with the label if it has one."""
+    """A run's own log: messages go to its file and to standard output; standard output shows the label, if any."""
     logger = log if label is None else log.getChild(label.replace(".", "_"))
     try:
         file = _File(path)
@@ -72,7 +72,7 @@ def open_run_log(path: Path, label: str | None = None) -> logging.Logger:
 
 
 def log_to_file(message: str) -> None:
-    """A message that the console has seen already."""
+    """Skips messages that were already printed."""
     for logger in _run_logs:
         for handler in logger.handlers:
             if isinstance(handler, logging.FileHandler):
@@ -80,8 +80,8 @@ def log_to_file(message: str) -> None:
 
 
 def progress(parts: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
-    """The same parts, with a bar on a terminal once working through them has taken two seconds; quiet elsewhere.
-    total: their number, where len(parts) does not say it."""
+    """Iterate over parts, with a progress bar on a terminal after two seconds; silent elsewhere.
+    total: the number of parts, if len(parts) does not give it."""
     if not (machine.is_main() and sys.stderr.isatty()):
         return parts
     from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""The machine: free memory, usable cores, and this process's place among those of the run."""
+"""The machine: free memory, usable cores, and the rank of this process in the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 def free(device: torch.device = CPU) -> int:
-    """Bytes of a device's memory that can still be had."""
+    """Free memory of a device, in bytes."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -19,7 +19,7 @@ def free(device: torch.device = CPU) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine had too little memory, which torch says in several ways."""
+    """Whether an error means that a device or the machine ran out of memory; torch has several messages for it."""
     said = ("can't allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in said)
 
@@ -33,7 +33,7 @@ ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launched() -> bool:
-    """Whether this process is one of those that a launcher started."""
+    """Whether a launcher started this process as one of several."""
     return all(name in os.environ for name in ENVIRONMENT)
 
 
@@ -42,7 +42,7 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process writes files and speaks."""
+    """Whether this is rank 0, which alone writes files and logs."""
     return rank() == 0
 
 

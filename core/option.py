@@ -16,8 +16,9 @@ from core.protocols import UserError
 Check = Callable[[str, Any], None]  # (flag, value); raises UserError
 C = TypeVar("C")
 
-# Roles of a setting in a run: "result": changes what is computed, so it belongs to the run's identity and, off its
-# default, to the run's name. "named": the same, and the published run-name template shows it already. None: neither.
+# Roles of a setting in a run: "result": it changes what is computed, so it is part of the run's identity and, if it is
+# not at its default, of the run's name. "named": the same, but the published run-name template shows it already. None:
+# neither.
 RESULT, NAMED = "result", "named"
 
 
@@ -30,7 +31,7 @@ def option(
     check: Check | None = None,
     role: str | None = None,
 ) -> Any:
-    """A Config field that is also a flag: `--<field>` (of a method: `--<method>_<field>`), or the spelling `flag`.
+    """A Config field that is also a flag: `--<field>` (of a method: `--<method>_<field>`), or `flag` if given.
 
     The field's annotation gives the flag's type: int, float, str, bool (a switch), or a list or tuple of them (several
     words). short: further spellings.
@@ -49,8 +50,8 @@ def check_range(
     below: float | None = None,
     most: float | None = None,
 ) -> None:
-    """UserError unless above < value, least <= value, value < below, value <= most, as far as given; NaN and infinity
-    never pass."""
+    """UserError unless above < value, least <= value, value < below, value <= most, for the bounds given. NaN and
+    infinity always fail."""
     fits = not isinstance(value, float) or math.isfinite(value)
     fits = fits and (above is None or value > above) and (least is None or value >= least)
     if fits and (below is None or value < below) and (most is None or value <= most):
@@ -73,7 +74,7 @@ share_above_0 = within(above=0, most=1)
 
 
 def at_least(low: float, most: float = 10**6) -> Check:
-    """A whole number of at least `low`; one above `most` is a slip that would take all memory or never end."""
+    """A whole number from `low` to `most`; larger ones are typing errors that would take all memory or never end."""
 
     def check(flag: str, value: float) -> None:
         if not value >= low:
@@ -108,7 +109,7 @@ def checked(check: Check) -> type[argparse.Action]:
 
 @dataclass(frozen=True)
 class Config:
-    """Base of the settings of one component. heading: of its group of flags in --help."""
+    """Base class of the settings of one component. heading: title of its group of flags in --help."""
 
     heading: ClassVar[str] = ""
     prefix: ClassVar[str] = ""  # of the flags that have no spelling of their own
@@ -120,7 +121,7 @@ class Config:
             flag = flag or f"--{self.prefix}{f.name}"
             words = value if isinstance(value, list | tuple) else [value]
             if check is None and f.default != value and any(isinstance(w, str) and not w.strip() for w in words):
-                raise UserError(f"{flag} is empty: give a value, or leave the flag out")
+                raise UserError(f"{flag} is empty: give a value or leave the flag out")
             if choices and value is not None and (wrong := [w for w in words if w not in choices]):
                 raise UserError(f"{flag} {wrong[0]} is unknown: choose from {', '.join(map(str, choices))}")
             if check is not None and value is not None:
@@ -143,8 +144,8 @@ UNSET = _Unset()
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag, read off a Config field. default: what holds when neither user, model, method nor data set says
-    otherwise. role: see RESULT and NAMED."""
+    """One flag, made from a Config field. default: used unless the user, the model, the method or the data set gives
+    another value. role: see RESULT and NAMED."""
 
     names: tuple[str, ...]
     default: Any
@@ -172,7 +173,7 @@ _KINDS = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 def flag_of(f: dataclasses.Field[Any], prefix: str = "") -> Flag:
-    """The flag of a field made by option(). prefix: of the name, where `flag` gives no spelling."""
+    """The flag of a field made by option(). prefix: put before the field's name, unless `flag` gives the spelling."""
     meta, annotation = f.metadata, str(f.type).replace(" | None", "")
     several = re.fullmatch(r"(?:list|tuple)\[(\w+)(?:, \.\.\.)?\]", annotation)
     kind = _KINDS.get(several[1] if several else annotation, type(f.default))
@@ -183,7 +184,7 @@ def flag_of(f: dataclasses.Field[Any], prefix: str = "") -> Flag:
 
 
 def parts_of(config: type) -> dict[str, type]:
-    """Field name -> Config class, of the fields of a dataclass that are Configs or groups of Configs themselves."""
+    """Field name -> Config class, for the fields of a dataclass that are Configs or groups of Configs."""
     hints = typing.get_type_hints(config)
     fields = ((f.name, hints[f.name]) for f in dataclasses.fields(config))
     return {name: kind for name, kind in fields if dataclasses.is_dataclass(kind) and isinstance(kind, type)}
@@ -209,14 +210,14 @@ def refuse_absurd(flags: Iterable[Flag], values: Mapping[str, Any]) -> None:
 
 
 def read(config: type[C], values: Mapping[str, Any]) -> C:
-    """The Config (or group of Configs) from parsed values; a flag that is absent keeps its default."""
+    """Build the Config (or group of Configs) from parsed values; absent flags keep their defaults."""
     own = {f.name: flag_of(f).dest for f in _fields(config) if "help" in f.metadata}
     found = {name: values[dest] for name, dest in own.items() if dest in values}
     return config(**found, **{name: read(part, values) for name, part in parts_of(config).items()})
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """Flag -> value, of a Config or a group of Configs: what read() was given."""
+    """Flag -> value for a Config or a group of Configs; the inverse of read()."""
     own = {flag_of(f).dest: getattr(config, f.name) for f in dataclasses.fields(config) if "help" in f.metadata}
     for name in parts_of(type(config)):
         own |= flat(getattr(config, name))
@@ -224,7 +225,7 @@ def flat(config: Any) -> dict[str, Any]:
 
 
 def add_flag(parser: argparse._ActionsContainer, flag: Flag, **kwargs: Any) -> None:
-    """To an argparse parser or group; a flag that is not given parses as UNSET."""
+    """Add a flag to an argparse parser or group; a flag that is not given parses as UNSET."""
     kwargs |= {"dest": flag.dest, "help": flag.help, "default": UNSET}
     if flag.type is bool:
         parser.add_argument(*flag.names, action="store_const", const=True, **kwargs)
@@ -237,7 +238,7 @@ def add_flag(parser: argparse._ActionsContainer, flag: Flag, **kwargs: Any) -> N
 
 
 def add_groups(parser: argparse.ArgumentParser, config: type) -> None:
-    """One group of --help for each Config of a group of Configs."""
+    """Add one group of --help for each Config of a group of Configs."""
     own = [flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata]
     if own:
         container = parser.add_argument_group(config.heading) if issubclass(config, Config) else parser
@@ -248,7 +249,7 @@ def add_groups(parser: argparse.ArgumentParser, config: type) -> None:
 
 
 def add_flags(parser: argparse._ActionsContainer, flags: Sequence[Flag]) -> None:
-    """Some flags for another script's parser, with their defaults and checks."""
+    """Add some flags, with their defaults and checks, to the parser of another script."""
     for flag in flags:
         is_number = flag.type in (int, float)
         add_flag(parser, flag, **({"action": checked(flag.check or plausible)} if is_number else {}))

@@ -1,7 +1,7 @@
-"""The vocabulary every part speaks: what a batch, a tapped network, a distiller's context and a loader are.
+"""The types that all parts share: a batch, a tapped network, a distiller's context, a loader.
 
 Shape letters: B samples, V views per sample, C channels, H W space, K classes, N training samples.
-This file imports nothing of the project; everything else may import it.
+This file imports nothing from the project; every other file may import it.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ class UserError(ValueError):
 
 @dataclass(frozen=True)
 class Batch:
-    """What every loader yields, already on the device.
+    """What every loader yields, on the device.
 
     inputs: modality -> [B*V, ...]; images are float32 in [0, 1], [B*V, C, H, W], channels_last in memory.
     target: [B] int64. index: [B] int64, position in the training set.
-    views: V, how many views of each sample `inputs` holds, those of one sample side by side, view 0 first.
+    views: V, the number of views of each sample in `inputs`; views of one sample are adjacent, view 0 first.
     crop: [B] int64 or None; which of the data set's `num_crops` pixel views a sample is,
-        (dy * (2 * pad + 1) + dx) * 2 + flip. None once the pixels were changed in any other way.
-    view_id: [B] int64 on the CPU or None; index * num_crops + crop, for look-ups that must not wait for the device;
-        the index is that of the full training set, where the run trains on a part of it.
-    soft_target: [B, K] or None; mixed or smoothed labels, which the classification term then uses.
-    teacher_inputs: what the teacher reads where it differs from `inputs`.
-    turns: [B*V] int64 or None; by how many quarters each view was turned counter-clockwise.
-    labelled: how many samples, the first of the batch, have a label; None: all. The target of the others is -1.
+        (dy * (2 * pad + 1) + dx) * 2 + flip. None if the pixels were changed in any other way.
+    view_id: [B] int64 on the CPU or None; index * num_crops + crop, for look-ups that must not wait for the device.
+        Its index counts in the full training set, even if the run trains on a part of it.
+    soft_target: [B, K] or None; mixed or smoothed labels; if present, the classification term uses them.
+    teacher_inputs: the teacher's inputs, if they differ from `inputs`.
+    turns: [B*V] int64 or None; the number of counter-clockwise quarter turns of each view.
+    labelled: the number of samples with a label, which come first in the batch; None: all. The other targets are -1.
     """
 
     inputs: Mapping[str, Tensor]
@@ -62,12 +62,12 @@ class Batch:
         return len(self.target)
 
     def with_inputs(self, inputs: Mapping[str, Tensor], views: int | None = None) -> Batch:
-        """The same samples with other pixels; `crop` and `view_id` no longer say which, and are cleared."""
+        """The same samples with changed pixels; `crop` and `view_id` no longer hold and are cleared."""
         views = self.views if views is None else views
         return dataclasses.replace(self, inputs=inputs, views=views, crop=None, view_id=None)
 
     def split(self, parts: int) -> list[Batch]:
-        """Micro-batches of whole samples, in order; at most `parts` of them."""
+        """Split into at most `parts` micro-batches of whole samples, in order."""
         if parts == 1:
             return [self]
         size = -(-len(self) // parts)
@@ -104,7 +104,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands. epoch is 1-based (as in every published schedule); step is 0-based in its epoch."""
+    """The position in training. epoch starts at 1 (as in every published schedule), step at 0 in each epoch."""
 
     epoch: int = 1
     epochs: int = 1
@@ -121,26 +121,26 @@ class Progress:
 class Tap:
     """A named place inside a model: the output (or first input) of one submodule that runs once per forward.
 
-    read: what to make of the tapped tensor, `read(module, tensor)`, where it is not wanted as it is (a transformer's
-        patch tokens as a map, its queries, keys and values); must not write over it.
+    read: `read(module, tensor)` converts the tapped tensor (a transformer's patch tokens to a map, its queries, keys
+        and values); it must not modify the tensor in place. None: the tensor as it is.
     """
 
     module: str  # dotted path inside the model
     kind: Literal["map", "tokens", "vector", "attention", "logits"] = "map"
     side: Literal["output", "input"] = "output"
     read: Callable[[nn.Module, Tensor], Tensor] | None = None
-    per_frame: bool = False  # the module reads the frames of all clips, [B*T, ...]; collected is their mean over T
+    per_frame: bool = False  # the module reads frames of all clips, [B*T, ...]; the tap holds their mean over T
 
 
 @dataclass(frozen=True)
 class Published:
     """What its publisher says of a network.
 
-    classes: of the weights its package publishes; 0: they hold no classifier. weights: what identifies them, where the
-    name does not. adapt: key map of published checkpoints. interpolation: how images were resized for it.
-    learning_rate: where it differs from the data set's recipe. average_clips: of several views at test time the
-    probabilities or the logits (score). twin: another name whose weights have the same keys and shapes.
-    note: what --list says of it.
+    classes: number of classes of the weights its package publishes; 0: they hold no classifier. weights: an identifier
+    of the weights, if the name is not enough. adapt: key map of published checkpoints. interpolation: how its images
+    were resized. learning_rate: the published default, if it differs from the data set's recipe. average_clips: of
+    several views at test time the probabilities or the logits (score). twin: another name whose weights have the same
+    keys and shapes. note: a remark for --list.
     """
 
     classes: int = 1000
@@ -160,13 +160,13 @@ class ModelSpec:
     Calling the spec builds the network: `spec(num_classes=100, **options)`, an nn.Module with `forward(x) -> logits`.
     feats: tap names in the order of the published `is_feat=True` list; `stages` are its [1:-1], the last is pooled.
     head: dotted path of the classifier. mean, std: the pixel normalisation (of values in [0, 1]) it was trained with.
-    patch: side in px of a transformer's patches, whose position embedding is interpolated to other image sizes.
-    chain: module paths that, run one after another, are the network (a linear layer reads a flattened map); () where
-        its forward does more, so that the rest of it cannot be run from a stage on.
-    branches: taps next to the path to the logits (auxiliary heads), which are computed on request alone:
-        forward(x, names). The network's parts(name) lists their modules.
-    headless: what stands at `head` passes its input on, so the network has a pooled feature and no logits.
-    view: side in px to which the network resizes the images it is given.
+    patch: side in px of a transformer's patches; its position embedding is interpolated to other image sizes.
+    chain: module paths which, run in order, are the whole network (a linear layer reads a flattened map); () if its
+        forward does more, so that the rest of the network cannot be run from one of its stages.
+    branches: taps off the path to the logits (auxiliary heads), computed only on request: forward(x, names). The
+        network's parts(name) lists their modules.
+    headless: the module at `head` returns its input, so the network has a pooled feature and no logits.
+    view: side in px to which the network resizes its images.
     """
 
     name: str
@@ -192,15 +192,15 @@ class ModelSpec:
         return network
 
     def fitted(self, shapes: Mapping[str, tuple[int, ...]]) -> ModelSpec:
-        """This network for inputs of a data set's shape (axes of a sensor, frames of a clip); itself if they do not
-        matter to how it is built."""
+        """This network built for inputs of a data set's shape (axes of a sensor, frames of a clip); itself if the shape
+        does not change how it is built."""
         if not self.fits or self.input not in shapes:
             return self
         shape = tuple(shapes[self.input])
         return dataclasses.replace(self, build=partial(self.build, shape=shape), input_shape=shape)
 
     def outputs(self, taps: Sequence[str]) -> tuple[str, ...]:
-        """What the network gives where these taps are asked for: they, and the logits of one that has a classifier."""
+        """What the network returns for these taps: the taps, and the logits if it has a classifier."""
         return tuple(taps) if self.headless else tuple(dict.fromkeys(("logits", *taps)))
 
     @property
@@ -210,16 +210,16 @@ class ModelSpec:
 
     @property
     def last_map(self) -> str | None:
-        """The tap whose mean the classifier reads: `classified` where that is not the last stage's map."""
+        """The tap whose mean the classifier reads: the last stage's map, or `classified` if the network has it."""
         return "classified" if "classified" in self.taps else next(reversed(self.stages), None)
 
 
 class Tapped(Protocol):
-    """A network whose forward returns its logits and the taps that were asked for (core.taps.TappedNet)."""
+    """A network whose forward returns its logits and the requested taps (core.taps.TappedNet)."""
 
     spec: ModelSpec
     model: nn.Module
-    want: frozenset[str]  # the taps that were asked for
+    want: frozenset[str]  # the requested taps
 
     @property
     def head(self) -> nn.Module: ...
@@ -233,7 +233,7 @@ class Tapped(Protocol):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method reads: tap names on either side, and whether a short last batch is of no use to it."""
+    """What a method reads: tap names of both networks, and whether it needs batches of full size."""
 
     student: tuple[str, ...] = ()
     teacher: tuple[str, ...] = ()
@@ -244,15 +244,15 @@ class Needs:
 class Side:
     """Read-only view of one network, handed to a distiller at construction.
 
-    input_shape: per-sample shape of what it reads, of the data set at hand; () where it was not run.
-    pools_last: whether the classifier, applied to the mean over the last map that was tapped, gives the logits; True
-        where it was not run, or that map not tapped.
-    net: the network itself, for methods that put layers into it or run a part of it; None where there is none.
+    input_shape: per-sample shape of its input in the data set; () if it was not run.
+    pools_last: whether the classifier, applied to the mean over the last tapped map, gives the logits; True if the
+        network was not run or that map was not tapped.
+    net: the network itself, for methods that insert layers or run a part of it; None if there is none.
     """
 
     spec: ModelSpec
     head: nn.Module
-    shapes: Mapping[str, tuple[int, ...]]  # per-sample shape of every tap that was asked for, and of "logits"
+    shapes: Mapping[str, tuple[int, ...]]  # per-sample shape of every requested tap, and of "logits"
     input_shape: tuple[int, ...] = ()
     pools_last: bool = True
     net: Tapped | None = None
@@ -260,10 +260,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Context:
-    """Everything a distiller may know when it is built.
+    """Everything that a distiller may know when it is built.
 
-    train_labels: [N] int64 on `device`. batch_size: of one forward in this process (a micro-batch when accumulating).
-    smallest_batch: of an epoch's forwards in this process; None where unknown.
+    train_labels: [N] int64 on `device`. batch_size: samples per forward in this process (a micro-batch with
+    --accumulate). smallest_batch: the smallest batch of an epoch in this process; None if unknown.
     init_rng: CPU generator for parameters and buffers; rng: generator on `device` for draws during training.
     previous: the trained distiller of the stage before, if the method has one.
     """
@@ -282,11 +282,11 @@ class Context:
 
 @dataclass(frozen=True)
 class Phase:
-    """A backward pass and an optimiser step next to those of the main loss.
+    """An additional backward pass and optimiser step, before those of the main loss.
 
-    It trains parameters of its own: they are frozen everywhere else, and the student's features reach the phase
-    detached. Phases run before the main loss, on every n-th step (`every`).
-    optimizer: builds the phase's own optimiser from its parameters; None takes the run's, with lr * lr_scale.
+    It trains parameters of its own, which are frozen everywhere else; the student's features reach the phase detached.
+    Phases run on every n-th step (`every`).
+    optimizer: builds the phase's optimiser from its parameters; None: the run's optimiser, with lr * lr_scale.
     """
 
     name: str
@@ -299,11 +299,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Part:
-    """Terms of the loss whose gradient is computed by itself.
+    """Terms of the loss whose gradient is computed separately.
 
-    terms: None for all that no other part names. momentum: None to join the other parts in one momentum buffer; else
-    this part has a buffer of its own, whose factor is that of the optimiser plus this. decays: whether weight decay
-    goes with this part.
+    terms: None: all terms that no other part names. momentum: None: this part shares one momentum buffer; a number:
+    it has its own buffer, whose factor is the optimiser's momentum plus this number. decays: whether weight decay is
+    applied with this part.
     """
 
     name: str
@@ -312,21 +312,21 @@ class Part:
     decays: bool = False
 
 
-Gradients = list[Tensor | None]  # of every parameter; None where a loss does not reach it
+Gradients = list[Tensor | None]  # one per parameter; None if the loss does not reach it
 
 
 class TeacherSource(Protocol):
-    """Whoever answers for the teacher: a live network, a cache on disk, a memo shared by several students."""
+    """Sources of teacher features: a live network, a cache on disk, or one shared by several students."""
 
     spec: ModelSpec
 
     def features(self, batch: Batch, taps: Sequence[str]) -> Features:
-        """The taps asked for and "logits", without gradient; reads batch.teacher_inputs, else batch.inputs."""
+        """The requested taps and "logits", without gradient. Reads batch.teacher_inputs, or else batch.inputs."""
         ...
 
 
 class Loader(ABC):
-    """Yields finished batches on the device. Order is a function of (seed, epoch), views of (seed, epoch, place)."""
+    """Yields batches on the device. The order depends on (seed, epoch), the views on (seed, epoch, position)."""
 
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
@@ -336,7 +336,7 @@ class Loader(ABC):
 
     @abstractmethod
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Choose the epoch of the next iteration, and how many of its first batches to skip."""
+        """Set the epoch of the next iteration and the number of batches to skip at its start."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]: ...
@@ -345,13 +345,13 @@ class Loader(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
     def end_epoch(self) -> dict[str, Any]:
-        """Entries for the row of the epoch that ended; counts are summed over processes, other numbers are not."""
+        """Entries for the row of the finished epoch; counts are summed over processes, other numbers are not."""
         return {}
 
 
 @dataclass(frozen=True)
 class FullSet:
-    """The training set that a run's samples are a part of, or all of (positions None): checksum, size, places [N]."""
+    """The full training set from which a run's samples come: checksum, size, positions [N] (None: all samples)."""
 
     checksum: str
     count: int
@@ -359,15 +359,15 @@ class FullSet:
 
 
 class DataSet(ABC):
-    """One data set, split, labelled, and able to make its loaders.
+    """One data set with its split and labels; it makes its loaders.
 
     shapes: modality -> per-sample shape. train_labels: [N] int64, on the CPU. checksum: of pixels and labels.
-    num_crops: how many pixel views (crop and flip) a training image has; None where augmentation is open-ended.
-    test_checksum: of what the test loader holds, None where it is unknown. evaluated_on: what that is, for tables.
-    full_batches: no batch of an epoch is short. labelled: the part of it whose labels are known.
-    streamed: decoded as it is read, instead of resident on the device. videos: a list of videos, whose clips have
-    several views in evaluation. notes: sentences that a run prints once. described: entries of a checkpoint's meta, so
-    that its network can be evaluated on the same kind of data. full: what --few_ratio chose from, so that all parts of
+    num_crops: number of pixel views (crop and flip) of a training image; None if augmentation is open-ended.
+    test_checksum: of the test set; None if unknown. evaluated_on: the name of that set in tables.
+    full_batches: every batch of an epoch has full size. labelled: the part of the set that has labels.
+    streamed: decoded while it is read, not resident on the device. videos: a list of videos, whose clips have several
+    views in evaluation. notes: sentences that a run prints once. described: entries of a checkpoint's meta, with which
+    its network is evaluated on the same kind of data. full: the set from which --few_ratio chose, so that all parts of
     a set share one teacher cache.
     """
 

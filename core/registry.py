@@ -1,4 +1,4 @@
-"""Registries: public name -> 'module:attribute', imported when a name is first asked for."""
+"""Registries: public name -> 'module:attribute', imported when the name is first used."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PREFIX = "plugin_"  # of a file's name as a module
 class Registry(Mapping[str, Any]):
     """A mapping of public names.
 
-    kind: what an entry is called in messages ("model", "method", "data set").
+    kind: the word for an entry in messages ("model", "method", "data set").
     table: name -> 'module:attribute'. Iteration and len() see these names only, so every entry is visited once.
-    aliases: other spelling -> name in the table; accepted by lookups, never listed twice.
-    resolvers: prefix -> 'module:function', which answers for every `prefix:NAME` and raises UserError where there is
-        no such NAME. Lookups accept these names; iteration does not list them.
+    aliases: other spelling -> name in the table; lookups accept them, iteration does not list them.
+    resolvers: prefix -> 'module:function', which builds every `prefix:NAME` and raises UserError for an unknown NAME.
+        Lookups accept these names; iteration does not list them.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class Registry(Mapping[str, Any]):
         assert not stray, f"{kind} aliases must be new spellings of known names: {stray}"
 
     def resolve(self, name: str) -> str:
-        """The canonical name behind a spelling; raises UserError with near misses."""
+        """The canonical name of a spelling; UserError with similar names if there is none."""
         if self._resolver(name):
-            self[name]  # raises where there is none
+            self[name]  # raises if there is none
             return name
         name = self.aliases.get(name, name)
         if name not in self.table:
@@ -57,9 +57,9 @@ class Registry(Mapping[str, Any]):
         return name
 
     def add(self, name: str, path: str, origin: str) -> None:
-        """One more name for 'module:attribute'; UserError if it stands for something else. origin: for the message."""
+        """Register a name for 'module:attribute'; UserError if the name is taken. origin: for the message."""
         if name in self.aliases or self.table.get(name, path) != path:
-            raise UserError(f"there is a {self.kind} '{name}' already: give the one in {origin} another name")
+            raise UserError(f"the {self.kind} name '{name}' is already taken: rename the one in {origin}")
         self.table[name] = path
 
     def _resolver(self, name: object) -> str | None:
@@ -91,6 +91,6 @@ def _attribute(path: str) -> Any:
 
 
 def loaded_plugins() -> dict[str, str]:
-    """File name -> SHA-256 of what it holds, for every plugin of this process."""
+    """File name -> SHA-256 of its content, for every plugin of this process."""
     files = [Path(str(m.__file__)) for name, m in list(sys.modules.items()) if name.startswith(PREFIX)]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()}

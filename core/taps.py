@@ -1,4 +1,4 @@
-"""Feature taps by forward hooks: a plain model stays a plain model, and says what it computed inside."""
+"""Feature taps by forward hooks: read intermediate tensors of a plain model without changing it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from core.protocols import Features, ModelSpec, Side, Tap, UserError
 
 
 class TappedNet(nn.Module):
-    """A model, its input normalisation, and hooks on the taps that were asked for.
+    """A model, its input normalisation, and hooks on the requested taps.
 
-    forward takes Batch.inputs (images in [0, 1]) and returns {"logits": [B, K], tap name: tensor, ...}; without logits
-    where the spec says headless. Hooks collect only inside this forward, so a submodule (a reused head, say) may be
-    called again from elsewhere.
+    forward takes Batch.inputs (images in [0, 1]) and returns {"logits": [B, K], tap name: tensor, ...}, without logits
+    if the spec is headless. Hooks collect only during this forward, so other code may call a submodule (such as a
+    reused head) again.
     """
 
     mean: Tensor
@@ -34,7 +34,7 @@ class TappedNet(nn.Module):
             raise UserError(f"{spec.name} has no tap {', '.join(sorted(unknown))}; it has {', '.join(spec.taps)}")
         if spec.mean is not None and spec.std is not None:
             shape = (-1, *[1] * min(2, len(spec.input_shape) - 1))  # frames of a clip come before their channels
-            # not in the state dict: published checkpoints have no such keys, and the spec says it already
+            # not in the state dict: published checkpoints have no such keys, and the spec holds the values
             self.register_buffer("mean", torch.tensor(spec.mean).view(shape), persistent=False)
             self.register_buffer("std", torch.tensor(spec.std).view(shape), persistent=False)
         self._collecting, self._clips = False, 0
@@ -59,10 +59,10 @@ class TappedNet(nn.Module):
         self._kept[name] = value.unflatten(0, (self._clips, -1)).mean(1) if tap.per_frame else value
 
     def insert(self, tap: str, layers: nn.Module) -> None:
-        """Put layers behind a tap, in place of those that were: map -> (map, features to add to the taps).
+        """Insert layers after a tap, replacing earlier ones: map -> (map, features to add to the taps).
 
-        What follows in the network reads their map; the tap itself keeps what its module puts out. They stay a part of
-        whoever made them, so their weights are in no state dict of this network.
+        The rest of the network reads their map; the tap itself keeps the output of its module. The caller owns the
+        layers, so the state dict of this network does not hold their weights.
         """
         if tap in self._inserted:
             self._inserted[tap].remove()
@@ -70,7 +70,7 @@ class TappedNet(nn.Module):
         self._inserted[tap] = module.register_forward_hook(partial(self._run_inserted, layers))
 
     def run_from(self, tap: str, x: Tensor) -> Features:
-        """What the network makes of x in the place of a stage's map: the later stage maps, and "logits"."""
+        """Run the rest of the network with x as the map of a stage: the later stage maps, and "logits"."""
         stages = {self.spec.taps[name].module: name for name in self.spec.stages}
         features: Features = {}
         for path in self.spec.chain[self.spec.chain.index(self.spec.taps[tap].module) + 1 :]:
@@ -87,14 +87,14 @@ class TappedNet(nn.Module):
         return output
 
     def idle(self) -> Iterator[nn.Parameter]:
-        """Parameters of branches that were not asked for."""
+        """Parameters of branches that are not requested."""
         for name in self.spec.branches:
             if name not in self.want:
                 for module in self.model.parts(name):  # type: ignore[operator]
                     yield from module.parameters()
 
     def forward(self, inputs: Mapping[str, Tensor], branches: Collection[str] | None = None) -> Features:
-        """branches: which of the wanted ones next to the path to the logits to compute; None: all of them."""
+        """branches: which of the requested branches to compute; None: all of them."""
         asked = [b for b in self.spec.branches if b in self.want and (branches is None or b in branches)]
         x = inputs[self.spec.input]
         if self.spec.view is not None:
@@ -114,7 +114,7 @@ class TappedNet(nn.Module):
 
 
 def resized(x: Tensor, size: int, mode: str) -> Tensor:
-    """Images [B, C, H, W] in [0, 1] at another size, antialiased where they shrink; channels_last stays."""
+    """Images [B, C, H, W] in [0, 1] at another size, antialiased when they shrink; channels_last is kept."""
     if x.shape[2:] == (size, size):
         return x
     return F.interpolate(x, (size, size), mode=mode, align_corners=False, antialias=True).clamp(0, 1)
@@ -122,9 +122,9 @@ def resized(x: Tensor, size: int, mode: str) -> Tensor:
 
 @torch.no_grad()
 def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
-    """Per-sample shapes by one dry run in eval mode: batch-norm statistics stay as they were.
+    """Per-sample shapes, from one dry run in eval mode: batch-norm statistics do not change.
 
-    shapes: modality -> per-sample input shape of the data set at hand.
+    shapes: modality -> per-sample input shape in the data set.
     """
     if net.spec.input not in shapes:
         raise UserError(f"{net.spec.name} reads '{net.spec.input}', the data set has {', '.join(shapes)}")
@@ -148,7 +148,7 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
 
 
 def _pools_last(net: TappedNet, features: Features) -> bool:
-    """Side.pools_last, of features in eval mode."""
+    """Side.pools_last, from features in eval mode."""
     tap = net.spec.last_map
     if net.spec.headless or tap not in features or features[tap].ndim != 4 or features[tap].is_meta:
         return True

@@ -14,8 +14,8 @@ EPS = 1e-7
 class NCECriterion(nn.Module):
     """-log p_0 / (p_0 + c) - sum over K negatives of log c / (p_k + c), mean over B, both networks added.
 
-    p = exp(score / T) / Z and c = K / N. Z is set on the first batch, to N times the mean of exp(score / T), and stays;
-    under torch.distributed it is the mean over processes.
+    p = exp(score / T) / Z and c = K / N. Z is set on the first batch, to N times the mean of exp(score / T), and then
+    kept; under torch.distributed it is the mean over processes.
     """
 
     z1: Tensor
@@ -24,7 +24,7 @@ class NCECriterion(nn.Module):
     def __init__(self, num_samples: int, temperature: float):
         super().__init__()
         self.num_samples, self.temperature = num_samples, temperature
-        self.register_buffer("z1", torch.tensor(-1.0))  # of the student's anchors; negative: not set yet
+        self.register_buffer("z1", torch.tensor(-1.0))  # for the student's anchors; negative: not set yet
         self.register_buffer("z2", torch.tensor(-1.0))
 
     def forward(self, scores_s: Tensor, scores_t: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ class NCECriterion(nn.Module):
 
     @torch.no_grad()
     def _normalisers(self, scores_s: Tensor, scores_t: Tensor) -> Tensor:
-        """[2]. Every step measures and only the first keeps: asking whether Z is set would stall the device."""
+        """[2]. Every step measures Z and only the first keeps it: testing whether it is set would stall the device."""
         measured = torch.stack([scores_s.exp().mean(), scores_t.exp().mean()]) * self.num_samples
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(measured)
@@ -49,6 +49,6 @@ class NCECriterion(nn.Module):
     def _loss(self, scores: Tensor, z: Tensor) -> Tensor:
         c = (scores.shape[1] - 1) / self.num_samples
         log_p = scores - z.log()
-        # log (p + c) = log c + log1p (p / c): a negative has p near 0, where log (p + c) - log c has lost its digits
+        # log (p + c) = log c + log1p (p / c): for negatives p is near 0, where log (p + c) - log c loses precision
         above_noise = ((log_p.exp() + EPS) / c).log1p()
         return (above_noise.sum(1) - log_p[:, 0]).mean() + math.log(c)

@@ -21,7 +21,7 @@ CHUNK_BYTES = 2**25  # of gathered bank rows beyond that
 
 
 def gathered(x: Tensor) -> Tensor:
-    """[B, ...] of this process -> [R*B, ...] of all R, in rank order. All must hold equally many."""
+    """[B, ...] of this process -> [R*B, ...] of all R, in rank order. All must have the same B."""
     if not (dist.is_available() and dist.is_initialized()):
         return x
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
@@ -33,8 +33,8 @@ class ContrastSampler(nn.Module):
     """Draws [B, 1 + K] positions in the training set; column 0 is the positive, the others are of other classes.
 
     labels: [N] int64. mode: the positive is the anchor itself ("exact") or any sample of its class ("relax").
-    Negatives are uniform over the other classes, and distinct within an anchor as long as N <= DENSE_LIMIT and every
-    class leaves K others; otherwise they may repeat, as in the published ImageNet loader.
+    Negatives are uniform over the other classes. They are distinct within an anchor if N <= DENSE_LIMIT and every class
+    has at least K samples outside it; otherwise they may repeat, as in the published ImageNet loader.
     """
 
     labels: Tensor
@@ -47,15 +47,15 @@ class ContrastSampler(nn.Module):
         count = torch.bincount(labels)
         if int((count > 0).sum()) < 2:
             raise UserError(
-                f"crd draws negatives from other classes, and all {len(labels)} training samples belong to "
-                "one; use data of at least two classes"
+                f"crd draws negatives from other classes, but all {len(labels)} training samples belong to "
+                "one class; use data of at least two classes"
             )
         if num_negatives < 1:
-            raise UserError(f"--nce_k {num_negatives} leaves crd without negatives; use at least 1")
+            raise UserError(f"--nce_k {num_negatives} gives crd no negatives; use at least 1")
         self.num_negatives, self.mode, self.rng = num_negatives, mode, rng
         fewest_others = len(labels) - int(count.max())
         self.distinct = len(labels) <= DENSE_LIMIT and num_negatives <= fewest_others
-        # derived from the data set, so no part of a checkpoint
+        # derived from the data set, so not part of a checkpoint
         self.register_buffer("labels", labels, persistent=False)
         self.register_buffer("order", labels.argsort(stable=True), persistent=False)  # [N], class by class
         self.register_buffer("start", count.cumsum(0) - count, persistent=False)  # of every class in `order`
@@ -82,7 +82,7 @@ class ContrastSampler(nn.Module):
         return keys.topk(self.num_negatives, dim=1, sorted=False).indices
 
     def _others(self, index: Tensor) -> Tensor:
-        """Places in `order` with the anchor's class cut out."""
+        """Positions in `order`, the anchor's class excluded."""
         label = self.labels[index]
         start, count = self.start[label][:, None], self.count[label][:, None]
         place = self._below(len(self.labels) - count[:, 0], self.num_negatives)
@@ -92,8 +92,8 @@ class ContrastSampler(nn.Module):
 def bank_scores(v: Tensor, bank: Tensor, positions: Tensor) -> Tensor:
     """Inner products of v [B, D] with the rows of bank [N, D] at positions [B, P] -> [B, P].
 
-    One matmul and a gather: the same values as gathering rows, without [B, P, D]. A bank too large for [B, N] gathers
-    rows in chunks, again in the backward pass.
+    One matmul and a gather: the same values as gathering rows, without [B, P, D]. For a bank too large for
+    [B, N], rows are gathered in chunks, and again in the backward pass.
     """
     if len(bank) <= DENSE_LIMIT:
         return (v @ bank.T).gather(1, positions)
@@ -122,14 +122,14 @@ class MemoryBank(nn.Module):
             self.register_buffer(name, torch.empty(num_samples, width).uniform_(-bound, bound, generator=init_rng))
 
     def forward(self, v_s: Tensor, v_t: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, D] of one network against the bank of the other: two [B, P]."""
+        """Scores of the embeddings [B, D] of each network against the bank of the other: two [B, P]."""
         return bank_scores(v_s, self.memory_v2, positions), bank_scores(v_t, self.memory_v1, positions)
 
     @torch.no_grad()
     def update(self, index: Tensor, v_s: Tensor, v_t: Tensor) -> None:
-        """Move the rows at index [B] towards the embeddings [B, D] and renormalise, alike in all processes."""
+        """Move the rows at index [B] towards the embeddings [B, D] and renormalise, identically in all processes."""
         index, v_s, v_t = gathered(index), gathered(v_s), gathered(v_t)
-        # a sample that occurs twice: every copy writes what the last one would, so that no write order matters
+        # if a sample occurs twice, every copy writes the value of the last one, so the order of writes does not matter
         place = torch.arange(len(index), device=index.device)
         last = torch.where(index[:, None] == index, place, -1).amax(1)
         for bank, v in ((self.memory_v1, v_s), (self.memory_v2, v_t)):

@@ -1,4 +1,4 @@
-"""What the image data sets share: their options, a split, stratified choice, resizing.
+"""Shared by the image data sets: options, a split, stratified selection, resizing.
 
 Shape letters: N samples, H W space, C channels, K classes.
 """
@@ -38,20 +38,20 @@ few_workers = at_least(0, 1024)
 
 @dataclass(frozen=True)
 class SourceConfig(Config):
-    """Which data set, and which part of it."""
+    """The data set, and the part of it to use."""
 
     heading = "data"
 
-    dataset: str = option("cifar100", "data set, see --list", role=NAMED)
+    dataset: str = option("cifar100", "data set; --list shows all", role=NAMED)
     data_folder: str = option("../data/", "folder that holds data sets", short="--data")
     image_size: int | None = option(
         None,
-        "side of the images (default: 224 of imagenet and of clips, else 32)",
+        "side of the images in pixels (default: 224 for imagenet and clips, else 32)",
         check=image_side,
         role=RESULT,
     )
     val_fraction: float = option(
-        0.0, "hold out this share of train, stratified, and evaluate on it", check=share, role=RESULT
+        0.0, "hold out this stratified share of the training set and evaluate on it", check=share, role=RESULT
     )
     val_dir: str | None = option(
         None,
@@ -61,29 +61,30 @@ class SourceConfig(Config):
     few_ratio: float = option(1.0, "train on this share of every class", check=share_above_0, role=RESULT)
     num_workers: int = option(
         8,
-        "loader processes (threads of DALI) per machine, for data that is not resident on the device",
+        "loader processes (or DALI threads) per machine, for data that is not held in memory",
         check=few_workers,
     )
 
 
 @dataclass(frozen=True)
 class StreamConfig(Config):
-    """Data that is decoded as it is read: image folders, clips, recordings."""
+    """Data that is decoded while it is read: image folders, clips, recordings."""
 
-    heading = "data that is decoded as it is read"
+    heading = "data that is decoded while it is read"
 
     dali: str | None = option(
-        None, "decode training images with DALI on the cpu or the gpu", choices=("cpu", "gpu"), role=NAMED
+        None, "decode training images with DALI on the CPU or the GPU", choices=("cpu", "gpu"), role=NAMED
     )
     classes_subset: str | None = option(None, "classes of ImageNet: this many, or these names (a,b,c)", role=RESULT)
     skip_corrupt: bool = option(
         False,
-        "leave out and count what cannot be read (images, videos, recordings, and these without their twin)",
+        "skip and count images, videos and recordings that cannot be read or have no counterpart",
         short="--skip_bad",
     )
     augment: str = option(
         "none",
-        "augmentation next to crop and flip: randaugment, and where images are decoded as they are read, the others",
+        "augmentation in addition to crop and flip: randaugment, or for image folders decoded while they are read, the "
+        "others",
         choices=("none", "randaugment", "trivialaugment", "autoaugment"),
         role=RESULT,
     )
@@ -106,7 +107,7 @@ class RecordingConfig(Config):
     data_split: str | None = option(None, "published split of action recordings (default: cross_subject)", role=RESULT)
     num_segments: int = option(
         8,
-        "frames of a clip that a network sees; a listed video with fewer repeats some",
+        "frames that a network reads from each clip; a listed video with fewer frames repeats some",
         check=at_least(1, 1000),
         role=RESULT,
     )
@@ -127,33 +128,33 @@ class VideoConfig(Config):
     )
     sampling: str = option(
         "uniform",
-        "frames from the whole video, or dense: from 64 successive ones, in evaluation from frame 0 on",
+        "uniform: frames from the whole video; dense: from 64 successive frames, in evaluation from frame 0 on",
         choices=("uniform", "dense"),
         role=RESULT,
     )
     train_crop: str = option(
         "multiscale13",
-        "crop of training clips: MultiScaleCrop at 13 places (TSM) or 5 (TSN), RandomResizedCrop, or the centre",
+        "crop of training clips: MultiScaleCrop at 13 positions (TSM) or 5 (TSN), RandomResizedCrop, or the centre",
         choices=("multiscale13", "multiscale5", "resized", "centre"),
         role=RESULT,
     )
     no_flip: bool = option(False, "never mirror clips", role=RESULT)
     flip_pairs: str = option(
-        "", "classes that change places in a mirrored clip, as 86:87,93:94,166:167 (default: none)", role=RESULT
+        "", "classes to exchange in a mirrored clip, such as 86:87,93:94,166:167 (default: none)", role=RESULT
     )
     frame_template: str = option("img_{:05}.jpg", "file name of an extracted frame")
-    frame_cache: str | None = option(None, "folder that keeps decoded frames, resized to --short_side, as uint8")
+    frame_cache: str | None = option(None, "folder that stores decoded frames, resized to --short_side, as uint8")
     decoder: str = option(
         "av", "decoder of videos: PyAV, or OpenCV (opencv-python-headless)", choices=("av", "opencv"), role=RESULT
     )
     seek: bool = option(
-        False, "go to the key frame before a wanted frame instead of decoding up to it; the same pixels"
+        False, "seek to the key frame before a wanted frame instead of decoding all frames; the pixels are the same"
     )
 
 
 def _inside(flag: str, value: float) -> None:
     if not 0 < value < 1:
-        raise UserError(f"{flag} {value} must lie between 0 and 1, both excluded")
+        raise UserError(f"{flag} {value} must be above 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -162,12 +163,12 @@ class UnlabelledConfig(Config):
 
     unlabelled: str | None = option(
         None,
-        "folder of images (for videos by list, of videos) without labels, any tree; every term of the loss but the "
-        "cross-entropy learns from them",
+        "folder of images (for videos by list, of videos) without labels, with any subfolders; all loss terms except "
+        "the cross-entropy use them",
         role=RESULT,
     )
     label_ratio: float | None = option(
-        None, "share of each batch that has labels, with --unlabelled (default 0.5)", check=_inside, role=RESULT
+        None, "labelled share of each batch, with --unlabelled (default 0.5)", check=_inside, role=RESULT
     )
     eval_probe: str | None = option(
         None, "labelled set that evaluates a student of --dataset unlabelled, by its frozen features", role=RESULT
@@ -185,13 +186,13 @@ class UnlabelledConfig(Config):
 class DataOptions:
     """How to open a data set. Raises UserError on a value out of range.
 
-    root: where the files lie. image_size: side in pixels of the square image the network sees; None takes the data
-    set's own. download: whether missing files may be fetched. val_fraction: share of the training set, stratified and
-    fixed by seed 0, that is held out and replaces the test set, so that nothing is selected on test images.
-    val_dir: of an image tree, the folder that is the test set; None takes val/, else test/.
+    root: the data folder. image_size: side in pixels of the square images; None: the data set's default. download:
+    whether missing files may be fetched. val_fraction: share of the training set, stratified and fixed by seed 0, that
+    is held out and replaces the test set, so that nothing is selected on test images.
+    val_dir: of an image tree, the folder that is the test set; None: val/, else test/.
     few_ratio: share of the (remaining) training set to keep, stratified and fixed by `seed`; smaller ratios are
-    subsets of larger ones. num_workers: processes that decode for this rank, or threads of DALI.
-    modality: of action recordings, what the network that is tested reads, then what its teacher reads.
+    subsets of larger ones. num_workers: decoding processes of this rank, or DALI threads.
+    modality: for action recordings, names of the inputs, first that of the tested network, then the teacher's.
     """
 
     root: Path
@@ -229,9 +230,9 @@ def data_options(root: str | Path, **values: Any) -> DataOptions:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's CPU generator starts from `seed`; afterwards it is where it was.
+    """Seed torch's CPU generator inside the block and restore its state afterwards.
 
-    torch.manual_seed() would restart those of all accelerators too, and keep a stack trace until one of them is used.
+    torch.manual_seed() would also reseed all accelerators, and keep a stack trace until one of them is used.
     """
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
@@ -260,7 +261,7 @@ class Split:
 
 
 def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Sorted positions [n] int64 of `fraction` of every class, rounded per class; nested in `fraction` for one seed."""
+    """Sorted positions [n] int64 of `fraction` of every class, rounded per class; nested for one seed."""
     rng = torch.Generator().manual_seed(seed)
     chosen = []
     for members in (torch.nonzero(labels == c).flatten() for c in labels.unique().tolist()):
@@ -270,8 +271,8 @@ def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def hold_out(labels: Tensor, fraction: float, what: str = "image") -> tuple[Tensor, Tensor]:
-    """Positions of (what remains, the held-out slice) of --val_fraction, stratified and fixed by seed 0; UserError if
-    a class is lost on a side. what: to call a sample."""
+    """Positions of (the remaining part, the held-out slice) of --val_fraction, stratified and fixed by seed 0;
+    UserError if a part has no sample of a class. what: the word for a sample."""
     held = stratified(labels, fraction, seed=0)
     remaining = torch.ones(len(labels), dtype=torch.bool)
     remaining[held] = False
@@ -308,7 +309,7 @@ def resize(images: Tensor, size: int) -> Tensor:
     if images.shape[1:3] == (size, size):
         return images
     out = torch.empty(len(images), size, size, images.shape[3], dtype=torch.uint8)
-    for lo in range(0, len(images), 1024):  # in float the whole set would need four times its memory
+    for lo in range(0, len(images), 1024):  # a float copy of the whole set would need four times its memory
         chunk = images[lo : lo + 1024].permute(0, 3, 1, 2).float()
         chunk = F.interpolate(chunk, (size, size), mode="bilinear", align_corners=False, antialias=True)
         out[lo : lo + 1024] = chunk.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -316,7 +317,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def check_memory(counts: dict[str, int], size: int) -> None:
-    """UserError if the images, those of "train" padded next to them, would take over half of the available memory."""
+    """UserError if the images and the padded copy of "train" would take over half of the available memory."""
     pixels = sum(counts.values()) * size**2 + counts["train"] * (size + 2 * (size // 8)) ** 2
     needed, left = pixels * 3, free()
     if needed > left / 2:

@@ -1,6 +1,6 @@
 """What changes batches that lie on the device already: RandAugment, mixed and smoothed labels.
 
-MixUp (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019) are torchvision's. Any loader may stand behind them.
+MixUp (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019) are torchvision's, for any loader.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MixingConfig(Config):
 
 
 class ChangedLoader(Loader):
-    """The batches of `loader`, each changed by changed(). What is drawn is a function of (seed, epoch, step, rank)."""
+    """The batches of `loader`, each changed by changed(). Draws depend on (seed, epoch, step, rank)."""
 
     def __init__(self, loader: Loader, seed: int, rank: int):
         self.loader, self.seed, self.rank, self.epoch, self.first = loader, seed, rank, 1, 0
@@ -88,7 +88,7 @@ class AugmentedLoader(ChangedLoader):
 class MixedLoader(ChangedLoader):
     """The batches of `loader` with soft targets [B, K]: (1 - smoothing) * label + smoothing / K.
 
-    mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, every batch draws one of them. `target` stays
+    mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, every batch draws one of them. `target` is
     the label of the first of two mixed images.
     """
 

@@ -20,9 +20,9 @@ def generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
 
 
 class PositionedLoader(Loader):
-    """Steps through an epoch's batches; iteration starts where set_epoch said.
+    """Iterates over an epoch's batches, starting at the step given to set_epoch.
 
-    After each batch `state_dict` points at the next one, so that a run stopped in mid-epoch continues with it.
+    After each batch `state_dict` points to the next one, so that a run stopped within an epoch continues with it.
     """
 
     def __init__(self, steps: int):
@@ -31,7 +31,7 @@ class PositionedLoader(Loader):
 
     @abstractmethod
     def batches(self, start: int) -> Iterator[Batch]:
-        """Those of the epoch from step `start` on."""
+        """The batches of the epoch from step `start` on."""
         ...
 
     def __len__(self) -> int:
@@ -50,14 +50,14 @@ class PositionedLoader(Loader):
         self.epoch, self.step, self._fresh = epoch, start_step, True
 
     def identity(self) -> dict[str, int]:
-        """What must agree for a position in an epoch to mean the same batch."""
+        """Values that must agree for a position in an epoch to mean the same batch."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "step": self.step, **self.identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue at the recorded batch; UserError if it was recorded with other data, seed or batch size."""
+        """Resume at the recorded batch; UserError if it was recorded with other data, seed or batch size."""
         for key, value in self.identity().items():
             if state[key] != value:
                 raise UserError(
@@ -68,7 +68,7 @@ class PositionedLoader(Loader):
 
 
 class ResidentLoader(PositionedLoader):
-    """Batches that are rendered on the device."""
+    """Batches whose images are augmented on the device."""
 
     @abstractmethod
     def batch(self, step: int) -> Batch: ...
@@ -82,13 +82,13 @@ Place = tuple[int, int]  # position in the split, seed of the augmentation
 
 @dataclass(frozen=True)
 class Plan:
-    """Which samples every batch of an epoch holds, in all processes: a function of (seed, epoch) and nothing else.
+    """The samples of every batch of an epoch, in all processes; they depend only on (seed, epoch).
 
-    Global batch k is order[k*B : (k+1)*B], cut into world_size equal slices: a short last batch leaves out what
-    world_size does not divide, fewer than world_size samples and others in every epoch, and is left out altogether
-    where a process would get nothing. repeats: every sample that occurs does so that often, `count` in all (repeated
-    augmentation, Hoffer et al., CVPR 2020). what: how messages call a sample. UserError where batch_size exceeds count
-    or is no multiple of world_size.
+    Global batch k is order[k*B : (k+1)*B], cut into world_size equal slices. If world_size does not divide a short last
+    batch, the remainder is left out (fewer than world_size samples, others in every epoch); if a process would get no
+    sample, the whole batch is left out. repeats: every sample in an epoch occurs this often, `count` in all (repeated
+    augmentation, Hoffer et al., CVPR 2020). what: the word for a sample in messages. UserError if batch_size exceeds
+    count or is not a multiple of world_size.
     """
 
     count: int
@@ -119,20 +119,20 @@ class Plan:
         return whole + (0 if self.drop_last or left < self.world_size else 1)
 
     def order(self, epoch: int) -> Tensor:
-        """[count] int64: the sample at every place of the epoch."""
+        """[count] int64: the sample at every position of the epoch."""
         order = torch.randperm(self.count, generator=generator("order", self.seed, epoch))
         if self.repeats > 1:
             order = order[: -(-self.count // self.repeats)].repeat_interleave(self.repeats)[: self.count]
         return order
 
     def places_of(self, step: int) -> range:
-        """The places of the epoch that this process's part of a batch takes."""
+        """The positions in the epoch of this process's part of a batch."""
         first = step * self.batch_size
         size = min(self.batch_size, self.count - first) // self.world_size
         return range(first + self.rank * size, first + (self.rank + 1) * size)
 
     def places(self, epoch: int, start_step: int) -> list[list[Place]]:
-        """This process's (position, seed of the view) of every batch from start_step on."""
+        """This process's (position, seed of the view) in every batch from start_step on."""
         seeds = torch.randint(2**62, (self.count,), generator=generator("view", self.seed, epoch)).tolist()
         order = self.order(epoch).tolist()
         return [[(order[at], seeds[at]) for at in self.places_of(step)] for step in range(start_step, self.steps)]

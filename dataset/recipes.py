@@ -1,6 +1,6 @@
-"""Published recipe per data set: flag name -> default. An explicit flag wins over it.
+"""Published recipe per data set: flag name -> default. An explicit flag overrides it.
 
-SGD with momentum 0.9 and step decay by 0.1; `lr_decay_epochs` are the last 1-based epochs before each decay.
+SGD with momentum 0.9 and step decay by 0.1; `lr_decay_epochs` are the last epochs, counted from 1, before each decay.
 """
 
 from __future__ import annotations

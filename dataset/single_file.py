@@ -1,4 +1,4 @@
-"""One picture, video or sensor recording as a network reads it, without a data set around it.
+"""One image, video or sensor recording as the input of a network, without a data set.
 
 Shape letters: C channels or axes, T frames, S pixels of a side, L samples of a window.
 """
@@ -25,18 +25,18 @@ from dataset.images.folder import EXTENSIONS, decode
 from dataset.images.resident import scaled
 from dataset.recordings.sensors import MODALITIES, read_sensor, window
 
-WIDER = 256 / 224  # shorter side of a picture of ImageNet, or of a frame, to the side of its centre crop
+WIDER = 256 / 224  # ratio of the shorter side of an ImageNet image or a frame to the side of its centre crop
 VIDEOS = frozenset({".avi", ".mp4", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg"})
 ENDINGS = {"image": EXTENSIONS, "video": VIDEOS, "sensor": frozenset({".mat", ".txt", ".csv"})}
 
 
 @dataclass(frozen=True)
 class InputFormat:
-    """How a file becomes the input of a network; the same as its data set does in evaluation.
+    """How a file becomes the input of a network, as in the evaluation of its data set.
 
-    kind: image, video or sensor. shape: of the input, without the batch. short_side: to which the shorter side of a
-    picture or a frame is resized before the centre crop. sampling: frames of a video, uniform or dense as of listed
-    videos, segments as of action recordings. modality: of an action recording, as accel.
+    kind: image, video or sensor. shape: of the input, without the batch. short_side: size of the shorter side of an
+    image or frame before the centre crop. sampling: of frames: uniform or dense for listed videos, segments for action
+    recordings. modality: of an action recording, such as accel.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class InputFormat:
 
     @classmethod
     def of(cls, kind: str, shape: tuple[int, ...], meta: Mapping[str, Any]) -> InputFormat:
-        """From what a checkpoint recorded of its data set."""
+        """Built from a checkpoint's record of its data set."""
         side, modality = shape[-1], meta.get("modalities", {}).get(kind)
         wider = int(side * WIDER + 1e-9)
         if kind == "image":
@@ -67,12 +67,12 @@ class InputFormat:
 
     @property
     def endings(self) -> frozenset[str]:
-        """Of the files that a folder is searched for."""
+        """Extensions of the files to find in a folder."""
         return ENDINGS[self.kind]
 
     def read(self, path: Path) -> Tensor:
         """float32 of `shape`: a picture [C, S, S] or a clip [T, C, S, S] in [0, 1], a sensor window [C, L]. UserError
-        where the file is not what the network reads."""
+        if the file does not fit the network."""
         if not path.is_file():
             raise UserError(f"there is no file '{path}'")
         if self.kind == "image":
@@ -86,7 +86,7 @@ class InputFormat:
     def _sensor(self, path: Path) -> Tensor:
         values = window(read_sensor(path, self.modality or next(iter(MODALITIES))), self.shape[1])
         if len(values) != self.shape[0]:
-            raise UserError(f"'{path}' has {len(values)} axes, and the network reads {self.shape[0]}")
+            raise UserError(f"'{path}' has {len(values)} axes, but the network reads {self.shape[0]}")
         return values
 
     def _video(self, path: Path) -> Tensor:

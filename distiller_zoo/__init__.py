@@ -1,4 +1,4 @@
-"""Distillation methods by name; a method is imported when it is first asked for."""
+"""Distillation methods by name; a method is imported on first use."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ method_dict = Registry(
     },
 )
 
-# registry name -> the spelling that names a run's folder, where the published toolboxes had another
+# registry name -> its name in run folders, if the published toolboxes used another name
 published_names = {
     "fitnet": "hint",
     "at": "attention",
@@ -97,7 +97,7 @@ published_names = {
 
 
 def __getattr__(name: str) -> Any:
-    """attach() and Task, a method in a training loop of your own, are imported when first asked for, as methods are."""
+    """attach() and Task (a method in your own training loop) are imported on first use."""
     if name in ("attach", "Task"):
         return getattr(importlib.import_module("distiller_zoo._attach"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""A method in a training loop of your own: attach() joins two networks, Task computes the loss of a batch."""
+"""A method in your own training loop: attach() joins two networks, Task computes the loss of a batch."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from distiller_zoo._task import Deployed, Objective, Trained, chain_of, needs_of
 from distiller_zoo.base import Distiller
 
 Inputs = Tensor | Mapping[str, Tensor]  # images [B, C, H, W], or entry of Batch.inputs -> tensor
-BATCH_SIZE = 64  # that is assumed where none is given
+BATCH_SIZE = 64  # the default when none is given
 
 
 class FrozenTeacher:
-    """A network in eval mode without gradient. transform: of its inputs, None to take them as they are."""
+    """A network in eval mode without gradient. transform: applied to its inputs; None: none."""
 
     def __init__(self, net: TappedNet, transform: Callable[[Tensor], Tensor] | None = None):
         self.net, self.spec, self.transform = net.eval().requires_grad_(False), net.spec, transform
@@ -42,10 +42,10 @@ class FrozenTeacher:
 
 
 class Task(nn.Module):
-    """Call it with a batch: the loss of a method, as train_student.py computes it. Made by attach().
+    """Calling it with a batch returns the loss of a method, as train_student.py computes it. Made by attach().
 
-    parameters() is what your optimiser trains: of the student and of the method, never of the teacher. The loss is
-    float32 whatever autocast is around the call. Micro-batches may be added up before a step; DDP(task) works.
+    parameters() are those to optimise: of the student and the method, never of the teacher. The loss is float32 under
+    any autocast. Gradients of several micro-batches may be accumulated before a step; DDP(task) works.
     """
 
     def __init__(self, trained: Trained, objective: Objective, following: Sequence[Any], rng: torch.Generator):
@@ -76,7 +76,7 @@ class Task(nn.Module):
     def prepare_teacher(self, batches: Iterable[tuple[Inputs, Tensor]]) -> None:
         """One pass over the training set, for methods that learn from the teacher before training (kdpp).
 
-        batches: inputs and targets, as a DataLoader gives them; several times, where the methods joined ask for it.
+        batches: (inputs, targets), such as a DataLoader; it is iterated once for each method that needs it.
         """
         device = next(self.student.parameters()).device
 
@@ -88,10 +88,10 @@ class Task(nn.Module):
         self._prepared = True
 
     def own_optimizers(self, make: Callable[..., Optimizer] | None = None) -> list[Optimizer]:
-        """Optimisers of what trains next to the main loss (the discriminator of cakd); the task steps them itself.
+        """Set the optimisers of separately trained parts (the discriminator of cakd); the task steps them itself.
 
-        make: (parameters, scale) -> optimiser, whose learning rate is that of the main one times scale. Needed once,
-        before the first batch, for methods that train such a part.
+        make: (parameters, scale) -> optimiser, with the learning rate of the main one times scale. Call it once before
+        the first batch, for methods with such parts.
         """
         if make is not None:
             self._objective.optimize_phases(
@@ -111,11 +111,11 @@ class Task(nn.Module):
         """loss: scalar, mean over the batch. logits: [B, K] as deployed. terms: name -> unweighted scalar, detached.
 
         images: [B, C, H, W], or modality -> tensor. targets: [B] classes, or [B, K] probabilities. index: [B] positions
-        in the training set, for methods that remember samples (crd). epoch: from 1; epochs, steps_per_epoch: for
-        methods whose weights follow time.
+        in the training set, for methods that store samples (crd). epoch: from 1; epochs, steps_per_epoch: for
+        methods whose weights change over time.
         """
         if self.method.by_index and index is None:
-            raise UserError(f"{self.method.name} remembers every sample: pass index=, its position in the training set")
+            raise UserError(f"{self.method.name} stores every sample: pass index=, the positions in the training set")
         if self.training and not self._prepared:
             raise UserError(
                 f"{self.method.name} reads the teacher's features of the whole training set: call "
@@ -127,7 +127,7 @@ class Task(nn.Module):
             return {"loss": nn.functional.cross_entropy(logits, targets), "logits": logits, "terms": {}}
         if missing := [p.name for p in self._objective.isolated if p.name not in self._objective.optimizers]:
             raise UserError(
-                f"{missing[0]} trains with an optimiser of its own: call task.own_optimizers(lambda params, scale: "
+                f"{missing[0]} needs a separate optimiser: call task.own_optimizers(lambda params, scale: "
                 "torch.optim.SGD(params, lr=0.05 * scale)) first"
             )
         seen = self._place[1] if self._place[0] == epoch else 0
@@ -147,7 +147,7 @@ class Task(nn.Module):
         return Batch(inputs, hard, index, soft_target=soft)
 
     def after_step(self) -> None:
-        """Call it after optimizer.step(): memory banks follow the features."""
+        """Call it after optimizer.step(): it updates memory banks with the features."""
         kept, self._kept = self._kept, []
         self._objective.after_step(kept)
 
@@ -155,14 +155,14 @@ class Task(nn.Module):
         return Deployed(self.student, self.method, bare=True)(inputs)["student"]
 
     def deployed(self) -> nn.Module:
-        """A copy of what is used after training: an nn.Module in eval mode, images [B, C, H, W] -> logits [B, K]."""
+        """A copy of the deployed student: an nn.Module in eval mode, images [B, C, H, W] -> logits [B, K]."""
         if self.method.deployment() is None and self.student.spec.mean is None:
             return without_taps(copy.deepcopy(self.student.model)).eval()
         whole = Classifier(self.student, self.method.deployment())
-        return copy.deepcopy(whole).eval()  # both at once: layers may be in both
+        return copy.deepcopy(whole).eval()  # copied together: they may share layers
 
     def next_stage(self) -> Task | None:
-        """What follows when this task is trained, for methods that train a stage first (ab, ft, fsp), else None.
+        """The task of the next stage, for methods that train a stage first (ab, ft, fsp); None after the last one.
 
         The networks are the same; make a new optimiser.
         """
@@ -187,7 +187,7 @@ class Task(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A student with what is deployed on top of it, or with the normalisation of its pixels: images -> logits."""
+    """A student with its deployed layers or pixel normalisation: images -> logits."""
 
     def __init__(self, student: TappedNet, deployment: nn.Module | None):
         super().__init__()
@@ -220,15 +220,15 @@ def attach(
 ) -> Task:
     """Join two networks by a method: `task = attach("crd", student, teacher, sample=images[:2], train_labels=labels)`.
 
-    method: a name of the registry, or several joined by +. student, teacher: classifiers, already on their device; the
-    teacher is put into eval mode and frozen. For two peers (dml) the second network is passed as the teacher.
-    sample: a few inputs as the training loop will pass them; both networks are run on them once. They read the images
-    as they are; teacher_transform: (images) -> the teacher's images, where its normalisation or size differs.
-    num_classes: taken from the student unless given. train_labels: [N] classes of the training set, for methods that
-    remember samples (crd). taps: {"student": {"stage1": "layer1"}, "teacher": {...}}, module paths of what is not
-    found; "head" names the classifier. settings: fields of the method's Config, as kd_T=2; batch_size: of one call,
-    which semckd must know; pixels=True: images are in [0, 1], and networks of this zoo apply their own normalisation.
-    Random draws follow torch.manual_seed(). Raises UserError where something does not fit.
+    method: a name of the registry, or several joined by +. student, teacher: classifiers, on their device; the teacher
+    is put into eval mode and frozen. For two peers (dml) pass the second network as the teacher.
+    sample: a few inputs of the training loop; both networks are run on them once, without normalisation;
+    teacher_transform: (images) -> the teacher's images, if its normalisation or size differs.
+    num_classes: default: that of the student. train_labels: [N] classes of the training set, for methods that store
+    samples (crd). taps: {"student": {"stage1": "layer1"}, "teacher": {...}}, module paths of taps that are not found;
+    "head" names the classifier. settings: fields of the method's Config, such as kd_T=2; batch_size: of one call, for
+    semckd; pixels=True: images are in [0, 1], and networks of this zoo apply their own normalisation.
+    Random draws follow torch.manual_seed(). Raises UserError if something does not fit.
     """
     batch_size, pixels = settings.pop("batch_size", None), settings.pop("pixels", False)
     cls, cfg = configured(method, settings)
@@ -242,17 +242,17 @@ def attach(
     spec_s, spec_t = specs["student"], specs.get("teacher")
     needs = union_of_needs(cls, cfg, spec_s, spec_t)
     if needs.full_batches and batch_size is None:
-        raise UserError(f"{method} must know the size of a batch: pass batch_size=, and drop the last, smaller one")
+        raise UserError(f"{method} needs batches of one size: pass batch_size=, and drop the last, smaller batch")
     if any(stage.by_index for stage in members_of(cls, cfg)) and train_labels is None:
-        raise UserError(f"{method} remembers every sample: pass train_labels=, the classes of the training set [N]")
+        raise UserError(f"{method} stores every sample: pass train_labels=, the classes [N] of the training set")
     s_net = TappedNet(student, spec_s, needs.student)
     t_net = None if spec_t is None or teacher is None else TappedNet(teacher, spec_t, needs.teacher)
     device = next(student.parameters()).device
-    s_net.to(device)  # the constants of the normalisation
+    s_net.to(device)  # mean and std of the normalisation
     side_s = run_once(s_net, sample)
     classes = side_s.shapes["logits"][-1]
     if num_classes not in (None, classes):
-        raise UserError(f"num_classes is {num_classes}, and the student puts out {classes}")
+        raise UserError(f"num_classes is {num_classes}, but the student has {classes} outputs")
     source, side_t = None, None
     if t_net is not None:
         t_net.to(device)
@@ -278,7 +278,7 @@ def attach(
         built = stage(cfg, dataclasses.replace(context, previous=previous)).to(device)
         if built.parts():
             raise UserError(
-                f"{method} differentiates the parts of its loss one by one and steps an optimiser of its own, which a "
+                f"{method} needs separate gradients of the parts of its loss and its own optimiser, which a "
                 "loop around one loss cannot do: train it with train_student.py"
             )
         trained = Trained(s_net, peer, built)
@@ -294,7 +294,7 @@ def members_of(cls: type[Distiller], cfg: Any) -> list[type[Distiller]]:
 
 
 def configured(method: str, settings: Mapping[str, Any]) -> tuple[type[Distiller], Any]:
-    """A method and its Config; UserError for a field that it has not, with the nearest name."""
+    """A method and its Config; for an unknown field, a UserError with the nearest name."""
     methods = [method_dict[name] for name in method.split("+")]
     fields = {m.name: [f.name for f in dataclasses.fields(m.Config)] for m in methods}
     known = dict.fromkeys(name for names in fields.values() for name in names)
@@ -321,13 +321,16 @@ def inputs_of(images: Inputs, spec: ModelSpec) -> dict[str, Tensor]:
 
 
 def spec_of(net: nn.Module, sample: Inputs, taps: Mapping[str, str], pixels: bool) -> ModelSpec:
-    """Where to look inside a network: as its zoo says, or as found by a run."""
+    """The taps of a network: those of its spec, or found by one run."""
     spec = getattr(net, "model_spec", None)
     if spec is None or taps:
         from models.external import found_spec
 
         if not isinstance(sample, Tensor):
-            raise UserError(f"{type(net).__name__} is of no zoo here, and is looked into with images alone")
+            raise UserError(
+                f"{type(net).__name__} is not a network of this zoo; taps of other networks can be found for images "
+                "only"
+            )
         with torch.no_grad():
             spec = found_spec(net, sample, taps)
         shown = ", ".join(f"{name} {tap.module}" for name, tap in spec.taps.items())
@@ -345,6 +348,6 @@ def run_once(net: TappedNet, sample: Inputs, transform: Callable[[Tensor], Tenso
 def check_classes(teacher: Side, classes: int, method: str) -> None:
     if teacher.shapes["logits"][-1] != classes:
         raise UserError(
-            f"{method}: the teacher puts out {teacher.shapes['logits'][-1]} classes and the student {classes}; both "
+            f"{method}: the teacher has {teacher.shapes['logits'][-1]} classes, but the student has {classes}; both "
             "must have the same"
         )

@@ -1,4 +1,4 @@
-"""Several methods as one: kd+crd."""
+"""Several methods joined: kd+crd."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class CombinedConfig(Distiller.Config):
 
 
 def common_weights(methods: Sequence[type[Distiller]], rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of a combination: the largest cls and the largest div of its members; those of the member that replaces the
-    student's classifier, if one does: the others' are meant for a classifier that will be used.
+    """Weights of a combination: the largest cls and the largest div of its members. If a member replaces the student's
+    classifier, that member's weights, as those of the others assume the student's classifier.
 
     rows: cls, div and kd_T of each method alone.
     """
@@ -55,7 +55,7 @@ class Combined(Distiller):
         self.check(cfg)
         self.name = "+".join(m.name for m, _ in cfg.members)  # type: ignore[misc]
         self.members = nn.ModuleDict({m.name: m(c, ctx) for m, c in cfg.members})
-        self.reads_logits = any(m.reads_logits for m in self.each())  # some know when they are built
+        self.reads_logits = any(m.reads_logits for m in self.each())  # some members set it when they are built
         self.follows_time = any(m.follows_time for m in self.each())
         self.by_index = any(m.by_index for m in self.each())
 
@@ -75,10 +75,10 @@ class Combined(Distiller):
             raise UserError(f"{'+'.join(names)} names a method twice")
         staged = [m.name for m in methods if m.before is not None]
         if staged:
-            raise UserError(f"{', '.join(staged)} trains a stage of its own first and cannot be combined")
+            raise UserError(f"{', '.join(staged)} trains a separate first stage and cannot be combined")
         deploying = [m.name for m in methods if m.deployment is not Distiller.deployment]
         if len(deploying) > 1:
-            raise UserError(f"{' and '.join(deploying)} both change what is deployed; combine at most one of them")
+            raise UserError(f"{' and '.join(deploying)} both change the deployed network: combine at most one of them")
         idle = [m.name for m in methods if m.terms is Distiller.terms and not (cfg.cls or cfg.div)]
         if deploying and idle:
             raise UserError(
@@ -87,7 +87,7 @@ class Combined(Distiller):
             )
         parted = [m.name for m in methods if m.parts is not Distiller.parts]
         if len(parted) > 1:
-            raise UserError(f"{' and '.join(parted)} both divide the gradient; combine at most one of them")
+            raise UserError(f"{' and '.join(parted)} both need separate gradients: combine at most one of them")
         online = [m.name for m in methods if m.teacher_mode == "trained"]
         if online:
             raise UserError(f"{', '.join(online)} trains two peers and cannot be combined")

@@ -1,7 +1,7 @@
-"""What the methods on auxiliary heads share (HSAKD, Yang et al., IJCAI 2021; DPCD): which heads, views, joint labels.
+"""Shared by the methods on auxiliary heads (HSAKD, Yang et al., IJCAI 2021; DPCD): heads, views, joint labels.
 
-Shape letters as in core.protocols; L heads. A head puts out [B*V, K] or, one value per class and rotation, [B*V, 4K].
-No method of its own.
+Shape letters as in core.protocols; L heads. A head returns [B*V, K] or, with one value per class and rotation, [B*V,
+4K]. This file defines no method.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ TURNS = 4
 
 
 def auxiliary_heads(spec: ModelSpec | None, method: str) -> tuple[str, ...]:
-    """Taps of a network's auxiliary heads, the shallowest first; UserError where it has none."""
+    """Taps of a network's auxiliary heads, the shallowest first; UserError if it has none."""
     if spec is None or not spec.branches:
         has = "no teacher" if spec is None else f"{spec.name} has none"
         raise UserError(
-            f"{method} reads auxiliary heads, and {has}: choose a network whose name ends in _aux, see --list"
+            f"{method} reads auxiliary heads, but {has}: choose a network whose name ends in _aux (see --list models)"
         )
     return spec.branches
 
 
 def require_outputs(side: Side, heads: Sequence[str], per_class: int, num_classes: int, method: str) -> None:
-    """UserError unless every head has so many outputs for each class."""
+    """UserError unless every head has this many outputs for each class."""
     for head in heads:
         (outputs,) = side.shapes[head]
         if outputs != per_class * num_classes:
             base = side.spec.name.removesuffix("_dpcd")
             other = base if per_class == TURNS else f"{base}_dpcd"
             raise UserError(
-                f"{method} wants heads of {per_class * num_classes} outputs for {num_classes} classes, and {head} of "
+                f"{method} needs heads with {per_class * num_classes} outputs for {num_classes} classes, but {head} of "
                 f"{side.spec.name} has {outputs}: use {other}"
             )
 
 
 def stacked(features: Features, heads: Sequence[str]) -> Tensor:
-    """[L * B*V, outputs]: the logits of all heads, so that one call of a loss serves them all."""
+    """[L * B*V, outputs]: the logits of all heads, for one call of the loss."""
     return torch.cat([features[head] for head in heads])
 
 
@@ -61,7 +61,7 @@ class WithHeads(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 1.0
-        report_heads: bool = option(False, "evaluate every auxiliary head of the student, too", "--report_heads")
+        report_heads: bool = option(False, "also evaluate every auxiliary head of the student", "--report_heads")
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
@@ -76,13 +76,13 @@ class WithHeads(Distiller):
         return self.heads if self.cfg.report_heads else ()
 
     def readouts(self, features: Features) -> dict[str, Tensor]:
-        """Next to the student's logits those of its heads, if asked for: the sum over a class's outputs, [B, K]."""
+        """The student's logits and, with --report_heads, those of its heads: the sum over a class's outputs, [B, K]."""
         out = super().readouts(features)
         return out | {head: features[head].unflatten(1, (-1, self.per_class)).sum(2) for head in self.reported()}
 
 
 class HeadTeacher(WithHeads):
-    """Trains a network and its heads on labels; with a frozen backbone the heads alone."""
+    """Trains a network and its heads on labels; with a frozen backbone only the heads."""
 
     teacher_mode = "absent"
 
@@ -91,7 +91,7 @@ class HeadTeacher(WithHeads):
         div: float = 0.0
         freeze_backbone: bool = option(
             False,
-            "train the heads alone, on the backbone of --pretrained_backbone",
+            "train only the heads, on the frozen backbone of --pretrained_backbone",
             "--freeze_backbone",
             short="--freezed",
         )
@@ -108,29 +108,29 @@ class HeadTeacher(WithHeads):
         return self.cfg.freeze_backbone
 
     def weights(self, progress: Progress) -> dict[str, float]:
-        """A frozen backbone's cross-entropy is a constant, which published code adds to the loss it reports."""
+        """A frozen backbone's cross-entropy is constant and left out; published code adds it to the reported loss."""
         weights = super().weights(progress)
         return weights | {"cls": 0.0} if self.cfg.freeze_backbone else weights
 
 
-# the last batch that was rotated, so that students trained together share views, and with them the teacher's forward
+# the last rotated batch, so that students trained together share views and the teacher's forward pass
 _last: list[tuple[weakref.ref[Batch], str, Batch]] = []
 
 
 def rotations(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, 4, H, W, C], turned by 0, 90, 180, 270 degrees counter-clockwise; channels last in memory."""
+    """[B, C, H, W] -> [B, 4, H, W, C], rotated counter-clockwise by 0, 90, 180, 270 degrees; channels last."""
     b, c, h, w = x.shape
     if h != w:
-        raise UserError(f"images of {h}x{w} cannot be turned by 90 degrees within one batch: give square ones")
+        raise UserError(f"images of {h}x{w} cannot be rotated by 90 degrees within one batch: use square images")
     pixels = x.permute(0, 2, 3, 1)
     return torch.stack([pixels.rot90(k, (1, 2)) for k in range(TURNS)], 1)
 
 
 class Rotated(WithHeads):
-    """Every image is seen upright and rotated; heads tell class and rotation apart: label 4 * y + k of [K * 4].
+    """Every image is used upright and rotated; heads predict class and rotation: label 4 * y + k of [K * 4].
 
-    With fewer than four rotations per step, the upright view stays and the others are drawn again for each image. The
-    weights of the views keep every term's expectation: a quarter for the upright one, the rest for those drawn.
+    With fewer than four rotations per step, the upright view is kept and the others are drawn for each image. The
+    weights of the views keep every term's expectation: a quarter for the upright view, the rest for the drawn ones.
     """
 
     per_class = TURNS
@@ -141,7 +141,7 @@ class Rotated(WithHeads):
         kd_T: float = 3.0  # noqa: N815 (the published flag)
         rotations: int = option(
             TURNS,
-            "views of each image per step, the upright one and further rotations (published: 4)",
+            "views of each image per step: the upright one and other rotations (published: 4)",
             "--rotations",
             (1, 2, 3, 4),
         )
@@ -152,19 +152,19 @@ class Rotated(WithHeads):
         _, height, width = ctx.student.input_shape or (0, 1, 1)
         if height != width:
             raise UserError(
-                f"{self.name} rotates images by 90 degrees, and those of {shown(ctx.student.input_shape)} are not "
-                "square: give square ones (--image_size)"
+                f"{self.name} rotates images by 90 degrees, but {shown(ctx.student.input_shape)} is not "
+                "square: use square images (--image_size)"
             )
         others = cfg.rotations - 1
         weights = [1.0] if not others else [1 / TURNS, *others * [(1 - 1 / TURNS) / others]]
-        # not in the state dict: a function of the settings
+        # not in the state dict: it follows from the settings
         self.register_buffer("view_weights", torch.tensor(weights), persistent=False)
 
     def prepare(self, batch: Batch) -> Batch:
         if batch.views != 1:
-            raise UserError(f"{self.name} rotates single views, and the batch holds {batch.views} per sample")
+            raise UserError(f"{self.name} rotates single views, but the batch holds {batch.views} per sample")
         if batch.teacher_inputs is not None:
-            raise UserError(f"{self.name} rotates what the teacher sees too: in a combination, name it first")
+            raise UserError(f"{self.name} also rotates the teacher's images: in a combination, put it first")
         if self.cfg.rotations == TURNS and _last and _last[0][0]() is batch and _last[0][1] == self.image:
             return _last[0][2]
         views, b = rotations(batch.inputs[self.image]), len(batch)

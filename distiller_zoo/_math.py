@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.protocols import Batch, Features, Terms, UserError
 
-STD_EPS = 1e-7  # what a standard deviation of logits is raised by, as published for LSKD
+STD_EPS = 1e-7  # added to the standard deviation of logits, as published for LSKD
 
 
 def kl(
@@ -19,8 +19,8 @@ def kl(
 ) -> Tensor:
     """T^2 * KL(softmax(z_t / T) || softmax(z_s / T)), mean over rows (Hinton et al. 2015, sections 2 and 2.1).
 
-    student_logits, teacher_logits: [B, K]. weights: [B], a factor of each row; None: rows count alike. In log space on
-    both sides, so no 0 * log 0.
+    student_logits, teacher_logits: [B, K]. weights: [B], a factor of each row; None: all rows count equally. Both
+    sides are in log space, so there is no 0 * log 0.
     """
     if weights is not None:
         return (kl_rows(student_logits, teacher_logits, temperature) * weights).mean()
@@ -30,19 +30,19 @@ def kl(
 
 
 def kl_rows(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """kl() of every row by itself: [B]."""
+    """kl() of every row: [B]."""
     log_p = F.log_softmax(student_logits / temperature, dim=1)
     log_q = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(log_p, log_q, reduction="none", log_target=True).sum(1) * temperature**2
 
 
 def over_views(rows: Tensor, weights: Tensor) -> Tensor:
-    """Mean over samples of the weighted sum over views; rows: [B*V], those of one sample side by side; weights: [V]."""
+    """Mean over samples of the weighted sum over views; rows: [B*V], views of one sample adjacent; weights: [V]."""
     return (rows.unflatten(0, (-1, len(weights))) @ weights.to(rows.dtype)).mean()
 
 
 def standardised(logits: Tensor) -> Tensor:
-    """[B, K]: every row minus its mean, over its standard deviation (Sun et al., CVPR 2024, algorithm 1).
+    """[B, K]: every row minus its mean, divided by its standard deviation (Sun et al., CVPR 2024, algorithm 1).
 
     The deviation is the unbiased one plus 1e-7, as published.
     """
@@ -54,26 +54,26 @@ def distances(e: Tensor) -> Tensor:
     square = e.pow(2).sum(1)
     others = 1 - torch.eye(len(e), dtype=e.dtype, device=e.device)
     d = (square[:, None] + square - 2 * e @ e.T).clamp_min(1e-12).sqrt() * others
-    return d / (d.sum() / max(len(e) * (len(e) - 1), 1) + (len(e) == 1))  # one sample has no distance
+    return d / (d.sum() / max(len(e) * (len(e) - 1), 1) + (len(e) == 1))  # a single sample has no distance
 
 
 def angles(e: Tensor) -> Tensor:
-    """[B, D] -> [B, B, B] cosine at corner i between the directions to j and to k; 0 where two samples coincide."""
+    """[B, D] -> [B, B, B] cosine at corner i between the directions to j and to k; 0 if two samples coincide."""
     towards = e[None] - e[:, None]  # [B, B, D]
     length = towards.norm(dim=2, keepdim=True)
-    # the mask also stops the gradient of a pair without a direction, which the division would multiply by 1e12
+    # the mask also stops the gradient of coinciding pairs, which the division would multiply by 1e12
     direction = towards / length.clamp_min(1e-12) * (length > 0)
     return direction @ direction.mT
 
 
 def labels_of(batch: Batch) -> Tensor:
-    """[B*V] one label per row of the logits: of mixed images that of the larger share."""
+    """[B*V] one label per row of the logits; for mixed images the label of the larger share."""
     labels = batch.target if batch.soft_target is None else batch.soft_target.argmax(1)
     return labels.repeat_interleave(batch.views)
 
 
 def non_target(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B, K] -> [B, K - 1], without the column of each row's label. No boolean mask: that would wait for the device."""
+    """[B, K] -> [B, K - 1], without the column of each row's label. A boolean mask would wait for the device."""
     columns = torch.arange(logits.shape[1] - 1, device=logits.device)
     return logits.gather(1, columns + (columns >= labels[:, None]))
 
@@ -81,7 +81,7 @@ def non_target(logits: Tensor, labels: Tensor) -> Tensor:
 def log_binary(logits: Tensor, labels: Tensor) -> Tensor:
     """[B, K] -> [B, 2], log of (p_y, 1 - p_y): the label's logit against the log-sum-exp of all others.
 
-    Taking the logarithm of the probabilities, as published, gives -inf where one of them underflows.
+    Taking the logarithm of the probabilities, as published, gives -inf if one of them underflows.
     """
     margin = logits.gather(1, labels[:, None]) - non_target(logits, labels).logsumexp(1, keepdim=True)
     return F.logsigmoid(torch.cat([margin, -margin], 1))
@@ -92,7 +92,7 @@ def detached(features: Features) -> Features:
 
 
 def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps [B, C, H, W]; the taller one is average-pooled to the height and width of the other."""
+    """Two maps [B, C, H, W] of one size: the taller map is average-pooled to the height and width of the other."""
     if a.shape[2] > b.shape[2]:
         return F.adaptive_avg_pool2d(a, (b.shape[2], b.shape[3])), b
     if a.shape[2] < b.shape[2]:
@@ -101,7 +101,7 @@ def pool_to_smaller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weighted_sum(terms: Terms, weights: Mapping[str, float]) -> Tensor:
-    """Sum of weight * term; a term without a weight raises."""
+    """Sum of weight * term; a term without a weight is an error."""
     unweighted = terms.keys() - weights.keys()
     if unweighted:
         raise KeyError(f"terms without a weight: {sorted(unweighted)}; weights exist for {sorted(weights)}")
@@ -122,7 +122,7 @@ def entropy_weights(z_s: Tensor, z_t: Tensor, temperature: float, bound: float) 
 
 
 def summed_over_ranks(x: Tensor) -> Tensor:
-    """The sum of what every process holds; x itself, which may be written over."""
+    """The sum over processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(x)
     return x
@@ -134,11 +134,11 @@ def warmed_up(epoch: int, epochs: int) -> float:
 
 
 def with_strong_view(batch: Batch, image: str, strong: Callable[[Tensor], Tensor], method: str) -> Batch:
-    """Two views per sample, the batch's own and strong() of it; image: the entry of inputs that is augmented."""
+    """Two views per sample: the batch's own view and strong() of it. image: the augmented entry of inputs."""
     if batch.views != 1:
-        raise UserError(f"{method} adds a strong view to single ones, and the batch holds {batch.views} per sample")
+        raise UserError(f"{method} adds a strong view to single views, but the batch holds {batch.views} per sample")
     if batch.teacher_inputs is not None:
-        raise UserError(f"{method} adds a view to what the teacher sees too: in a combination, name it first")
+        raise UserError(f"{method} also adds a view to the teacher's images: in a combination, put it first")
     inputs = {k: x.repeat_interleave(2, 0) for k, x in batch.inputs.items() if k != image}
     x = batch.inputs[image]
     both = torch.stack([x, strong(x)], 1).flatten(0, 1)  # [B * 2, C, H, W], weak first

@@ -1,7 +1,7 @@
-"""Random views of a batch that already lies on the device: colour, crop, rotation, hidden patches; no copy, no sync.
+"""Random views of a batch on the device: colour, crop, rotation, hidden patches; no copy, no sync.
 
-The multi-view generator of cross-architecture distillation (Liu et al., ACCV 2022), which names its transformations
-and gives no ranges: those here are this project's. Images are float in [0, 1], [B, C, H, W]; each draws its own.
+The multi-view generator of cross-architecture distillation (Liu et al., ACCV 2022). The paper names the transformations
+but not their ranges, which are this project's choice. Images are float in [0, 1], [B, C, H, W], with separate draws.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from dataset.images.randaugment import grey
 JITTER = 0.4  # brightness, contrast and saturation are multiplied by 1 -+ this
 
 
-SMALLEST_CROP = 0.75  # side of the crop, of the image's
+SMALLEST_CROP = 0.75  # side of the crop, as a share of the image's side
 
 
 ROTATION = math.radians(15)  # to either side
 
 
-HIDDEN = 0.1  # share of the patches that become black
+HIDDEN = 0.1  # share of the patches that are set to black
 
 
-PATCHES = 14  # along a side, or as many as have at least two pixels
+PATCHES = 14  # patches per side, or fewer, so that each has at least two pixels
 
 
 def multi_view(x: Tensor, rng: torch.Generator, share: float = 0.5) -> Tensor:
-    """Every image is transformed with probability `share`, and else stays as it is, bit for bit."""
+    """Every image is transformed with probability `share`, and otherwise kept bit for bit."""
     chosen = _draw(x, rng, 0.0, 1.0) < share
     view = _hide(_move(_colour(x, rng), rng), rng)
     return torch.where(chosen, view, x).contiguous(memory_format=torch.channels_last)
 
 
 def _draw(x: Tensor, rng: torch.Generator, low: float, high: float, *shape: int) -> Tensor:
-    """Uniform, one per image, [B, 1, 1, 1], or of another shape behind B."""
+    """Uniform draws, one per image, [B, 1, 1, 1], or another shape after B."""
     shape = shape or (1, 1, 1)
     return torch.rand(len(x), *shape, generator=rng, device=x.device, dtype=x.dtype) * (high - low) + low
 
@@ -53,7 +53,7 @@ def _colour(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _move(x: Tensor, rng: torch.Generator) -> Tensor:
-    """A rotated crop, brought back to the image's size in one bilinear gather; the border is mirrored."""
+    """A rotated crop, resized to the image's size in one bilinear gather; the border is mirrored."""
     height, width = x.shape[2:]
     angle, scale, right, down = (
         _draw(x, rng, low, high).flatten()

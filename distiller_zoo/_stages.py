@@ -1,4 +1,4 @@
-"""Which maps of student and teacher belong together, and what refuses to fit."""
+"""Pairs of student and teacher maps, and errors for maps that do not fit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from core.protocols import Context, ModelSpec, Side, Tapped, UserError
 def paired_stages(
     student: ModelSpec, teacher: ModelSpec | None, method: str, deepest: bool = False
 ) -> tuple[tuple[str, str], ...]:
-    """min(n_s, n_t) stages of both networks side by side: the first ones, as published for most methods (zip over
+    """Pairs of min(n_s, n_t) stages of both networks: the first ones, as published for most methods (zip over
     feat[1:-1]), or the deepest ones."""
     stages_t = teacher.stages if teacher is not None else ()
     num = min(len(student.stages), len(stages_t))
     if not num:
         raise UserError(
-            f"{method} pairs stage maps, and there are none to pair: {student.name} has {len(student.stages)}, "
+            f"{method} pairs stage maps, but there are none to pair: {student.name} has {len(student.stages)}, "
             f"{teacher.name if teacher else 'no teacher'} has {len(stages_t)}"
         )
     part = slice(-num, None) if deepest else slice(num)
@@ -30,7 +30,7 @@ def paired_stages(
 def unequal_stages(
     student: ModelSpec, teacher: ModelSpec | None, method: str, deepest: bool = False
 ) -> tuple[str, ...]:
-    """A note on what is paired, where one network has stages that the other lacks."""
+    """A note on the pairs, if one network has more stages than the other."""
     pairs = paired_stages(student, teacher, method, deepest)
     if teacher is None or len(student.stages) == len(teacher.stages):
         return ()
@@ -41,14 +41,14 @@ def unequal_stages(
 
 
 def last_stage(spec: ModelSpec | None, method: str) -> str:
-    """Name of the deepest stage map (the published feat[-2]); UserError where a network has none."""
+    """Name of the deepest stage map (the published feat[-2]); UserError if the network has none."""
     if spec is None or not spec.stages:
-        raise UserError(f"{method} reads the last stage map, and {spec.name if spec else 'no teacher'} has none")
+        raise UserError(f"{method} reads the last stage map, but {spec.name if spec else 'no teacher'} has none")
     return spec.stages[-1]
 
 
 def classified_map(spec: ModelSpec | None, method: str) -> str:
-    """Name of the map whose mean the classifier reads: the last stage's, unless the network names another."""
+    """Name of the map whose mean the classifier reads: the last stage's, unless the spec names another."""
     return (spec and spec.last_map) or last_stage(spec, method)
 
 
@@ -63,7 +63,7 @@ def as_map(x: Tensor) -> Tensor:
 
 
 def preact(spec: ModelSpec | None, stages: Sequence[str], method: str) -> tuple[str, ...]:
-    """Taps of the maps that the ReLU at the end of each stage reads; UserError where a network has none."""
+    """Taps of the inputs of the ReLU at the end of each stage; UserError if the network has none."""
     names = tuple(f"{stage}_preact" for stage in stages)
     if spec is None or (missing := [n for n in names if n not in spec.taps]):
         has = (
@@ -71,7 +71,7 @@ def preact(spec: ModelSpec | None, stages: Sequence[str], method: str) -> tuple[
             if spec is None
             else f"{spec.name} has no tap {', '.join(missing)}; it has {', '.join(spec.taps)}"
         )
-        raise UserError(f"{method} reads stage maps before their ReLU, and {has}")
+        raise UserError(f"{method} reads stage maps before their ReLU, but {has}")
     return names
 
 
@@ -87,11 +87,11 @@ def require_equal_channels(student: Side, teacher: Side, pairs: Sequence[tuple[s
 
 
 def refuse_single_samples(ctx: Context, method: str) -> None:
-    """UserError where a batch of one would reach a batch norm of vectors, which has no statistics of one sample."""
+    """UserError if a batch of one would reach a batch norm of vectors, which needs several samples."""
     if (ctx.batch_size if ctx.smallest_batch is None else ctx.smallest_batch) < 2:
         raise UserError(
-            f"{method} normalises pooled vectors over the batch, and {len(ctx.train_labels)} samples, at most "
-            f"{ctx.batch_size} at a time, leave a batch of one: choose another --batch_size or --accumulate"
+            f"{method} normalises pooled vectors over the batch, but {len(ctx.train_labels)} samples in batches of "
+            f"{ctx.batch_size} leave a batch of one: choose another --batch_size or --accumulate"
         )
 
 
@@ -101,8 +101,8 @@ def shown(shape: Sequence[int]) -> str:
 
 
 def resizing_conv(shape_s: Sequence[int], shape_t: Sequence[int]) -> nn.Module | None:
-    """The convolution that takes a student's map [C, H, W] to the shape of a teacher's, with the published choice of
-    kernel (FitNet, AB); None where the teacher's map is larger, but not twice as large."""
+    """The convolution from a student's map [C, H, W] to the shape of a teacher's, with the published choice of kernel
+    (FitNet, AB); None if the teacher's map is larger, but not twice as large."""
     (c_s, h_s, w_s), (c_t, h_t, w_t) = shape_s, shape_t
     if (h_s, w_s) == (2 * h_t, 2 * w_t):
         return nn.Conv2d(c_s, c_t, kernel_size=3, stride=2, padding=1)
@@ -114,9 +114,9 @@ def resizing_conv(shape_s: Sequence[int], shape_t: Sequence[int]) -> nn.Module |
 
 
 def pooled_tap(spec: ModelSpec | None, method: str) -> str:
-    """Name of the pooled feature that the classifier reads; UserError where a network has none."""
+    """Name of the pooled feature that the classifier reads; UserError if the network has none."""
     if spec is None or "pooled" not in spec.taps:
-        raise UserError(f"{method} reads the pooled feature, and {spec.name if spec else 'no teacher'} has none")
+        raise UserError(f"{method} reads the pooled feature, but {spec.name if spec else 'no teacher'} has none")
     return "pooled"
 
 
@@ -131,15 +131,15 @@ def pooled_width(side: Side, method: str, tap: str = "pooled") -> int:
 
 
 def head_width(side: Side) -> int:
-    """How many values the classifier of a network reads per sample; UserError where it is not a linear one."""
+    """Number of values that the classifier reads per sample; UserError if it is not linear."""
     for module in side.head.modules():
         if isinstance(module, nn.Linear):
             return module.in_features
-    raise UserError(f"the classifier of {side.spec.name} ({side.spec.head}) holds no linear layer to reuse")
+    raise UserError(f"the classifier of {side.spec.name} ({side.spec.head}) has no linear layer to reuse")
 
 
 def require_pooled_head(side: Side, method: str) -> None:
-    """UserError where the classifier reads a transformer's class token, or anything but the mean over the last map."""
+    """UserError if the classifier reads a transformer's class token, or anything but the mean over the last map."""
     if "class_token" in side.spec.taps:
         reads = "reads a class token"
     elif not side.pools_last and head_width(side) == side.shapes[classified_map(side.spec, method)][0]:
@@ -148,15 +148,15 @@ def require_pooled_head(side: Side, method: str) -> None:
         return
     raise UserError(
         f"{method} applies the classifier of {side.spec.name} to its last map, but that classifier {reads}; choose a "
-        "network that only pools in between, e.g. a resnet, a wrn or a vgg"
+        "network that only pools between the two, e.g. a resnet, a wrn or a vgg"
     )
 
 
 def unreached(student: Tapped) -> list[nn.Parameter]:
-    """Parameters that none of the student's taps depends on: a dry run in eval mode, differentiated."""
+    """Parameters on which none of the student's taps depends, found by a backward pass in eval mode."""
     was_trainable = [p.requires_grad for p in student.model.parameters()]
     was_training = student.model.training
-    student.model.requires_grad_(True).eval()  # batch-norm statistics stay as they were
+    student.model.requires_grad_(True).eval()  # batch-norm statistics do not change
     params = list(student.model.parameters())
     zeros = torch.zeros(1, *student.spec.input_shape, device=params[0].device)
     with torch.enable_grad():
@@ -170,20 +170,20 @@ def unreached(student: Tapped) -> list[nn.Parameter]:
 
 
 def linear_head(side: Side, stage: str, method: str) -> nn.Linear:
-    """The classifier, if it can be applied to every place of the map it pools; UserError where it cannot."""
+    """The classifier, if it can be applied to every position of the map that it pools; UserError otherwise."""
     require_pooled_head(side, method)
     channels = side.shapes[stage][0]
     if not isinstance(side.head, nn.Linear) or side.head.in_features != channels:
         reads = f"reads {side.head.in_features} values" if isinstance(side.head, nn.Linear) else "is not a linear layer"
         raise UserError(
             f"{method} applies the classifier of {side.spec.name} to its last map of {channels} channels, but the "
-            f"classifier {reads}; choose a network that only pools in between, e.g. a resnet, a wrn or a vgg"
+            f"classifier {reads}; choose a network that only pools between the two, e.g. a resnet, a wrn or a vgg"
         )
     return side.head
 
 
 class Dropout(nn.Module):
-    """Dropout that draws from the generator of a method, whose state is kept with the run."""
+    """Dropout that draws from the generator of a method, whose state is saved with the run."""
 
     def __init__(self, share: float, rng: torch.Generator):
         super().__init__()

@@ -1,4 +1,4 @@
-"""From a batch to the loss of a method: what train_student.py and a training loop of your own have in common."""
+"""From a batch to the loss of a method: shared by train_student.py and your own training loop."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ def chain_of(method: type[Distiller]) -> tuple[type[Distiller], ...]:
 
 
 def needs_of(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-    """What one stage reads, the scores of every frame included where they are compared."""
+    """The needs of one stage, including the scores of every frame if they are compared."""
     needs = method.needs(cfg, student, teacher)
     if not cfg.frame_logits or teacher is None:
         return needs
     for spec in (student, teacher):
         if FRAME_LOGITS not in spec.taps:
             raise UserError(
-                f"--frame_logits compares the scores of every frame, and {spec.name} has none: leave it out, so that "
-                "scores of clips are compared"
+                f"--frame_logits compares the scores of every frame, but {spec.name} has none: leave it out to "
+                "compare the scores of clips"
             )
     return dataclasses.replace(needs, student=(*needs.student, FRAME_LOGITS), teacher=(*needs.teacher, FRAME_LOGITS))
 
@@ -63,7 +63,7 @@ def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teache
 
 
 class Trained(nn.Module):
-    """Everything that trains, under one root: this is what DDP and torch.compile wrap."""
+    """All trained modules under one root, which DDP and torch.compile wrap."""
 
     def __init__(self, student: TappedNet, peer: TappedNet | None, method: Distiller):
         super().__init__()
@@ -76,9 +76,9 @@ class Trained(nn.Module):
 
 
 class Deployed(nn.Module):
-    """What is evaluated, averaged, exported: the student and whatever of the method survives training.
+    """The network to evaluate, average and export: the student and the deployed part of the method.
 
-    bare: the student's logits alone, without a peer and without heads that are reported.
+    bare: only the student's logits, without a peer and without reported heads.
     """
 
     def __init__(self, student: TappedNet, method: Distiller, peer: TappedNet | None = None, bare: bool = False):
@@ -100,7 +100,7 @@ class Deployed(nn.Module):
 
 
 def parts_of(terms: Terms, weights: Mapping[str, float], parts: Sequence[Part]) -> tuple[Tensor | None, ...]:
-    """The loss of every part; None where none of its terms was computed."""
+    """The loss of every part; None if none of its terms was computed."""
     named = {name for part in parts for name in part.terms or ()}
     losses = []
     for part in parts:
@@ -110,7 +110,7 @@ def parts_of(terms: Terms, weights: Mapping[str, float], parts: Sequence[Part]) 
 
 
 def gradients_of(loss: Tensor | None, params: Sequence[nn.Parameter], share: float, last: bool) -> Gradients:
-    """share: what the loss is multiplied by. last: whether its graph is differentiated no more."""
+    """share: factor of the loss. last: whether this is the last backward pass through its graph."""
     if loss is None:
         return [None] * len(params)
     return list(
@@ -123,7 +123,7 @@ def added(a: Gradients, b: Gradients) -> Gradients:
 
 
 def averaged_over_ranks(gradients: Gradients) -> Gradients:
-    """Mean over processes, in one message; a parameter that a loss does not reach is one in all of them."""
+    """Mean over processes, in one message; a parameter that a loss does not reach is the same one in all processes."""
     there = [g for g in gradients if g is not None]
     if dist.is_initialized() and there:
         flat = torch.cat([g.flatten() for g in there])
@@ -144,7 +144,7 @@ def average_gradients(params: Sequence[nn.Parameter]) -> None:
 
 
 def full_precision(features: Features) -> Features:
-    """Losses are computed in float32, whatever autocast made of the forward pass."""
+    """Losses are computed in float32, even if the forward pass ran under autocast."""
     low = (torch.bfloat16, torch.float16)
     cast = {id(v): v.float() for v in features.values() if v.dtype in low}  # one tensor may have several names
     return {k: cast.get(id(v), v) for k, v in features.items()}
@@ -165,7 +165,7 @@ def thawed(params: Sequence[nn.Parameter]) -> Iterator[None]:
 class Computed:
     """loss: weighted sum of the main phase, with its graph. terms: unweighted and detached, of every phase.
 
-    parts: the same loss by the method's parts(), None for one that has no term at the moment; () without parts.
+    parts: the same loss split by the method's parts(), None for a part without terms at the moment; () without parts.
     """
 
     loss: Tensor
@@ -176,10 +176,10 @@ class Computed:
 
 
 class Objective:
-    """The loss of a method, and the isolated phases that train next to it.
+    """The loss of a method, and its isolated phases.
 
-    Freezes what the method leaves out of training. forward: what computes the features, `trained` or a wrapper of it,
-    called as forward(batch size, inputs, teacher's features); loss_terms: what computes the terms, called as
+    Freezes the parameters that the method does not train. forward: computes the features (`trained` or a wrapper of
+    it), called as forward(batch size, inputs, teacher's features); loss_terms: computes the terms, called as
     loss_terms(batch size, s, t, batch, progress, weights). optimizers: phase -> optimiser, of the isolated phases.
     """
 
@@ -188,7 +188,7 @@ class Objective:
         student, peer = trained.student, trained.peer
         for p in (*self.method.unused(student), *student.idle(), *(peer.idle() if peer is not None else ())):
             p.requires_grad_(False)
-        # a reused head, a frozen backbone: no trainable parameter, so its batch-norm statistics stay too
+        # a reused head, a frozen backbone: without trainable parameters, so its batch-norm statistics are frozen too
         self._frozen = [
             m
             for m in trained.modules()
@@ -197,14 +197,14 @@ class Objective:
         self.isolated = self.method.extra_phases()
         for phase in self.isolated:
             for p in phase.params():
-                p.requires_grad_(False)  # DDP skips what is frozen when it wraps
+                p.requires_grad_(False)  # DDP skips parameters that are frozen when it wraps
         self.params = [p for p in trained.parameters() if p.requires_grad]
         self.optimizers: dict[str, Optimizer] = {}
         self.forward: Callable[..., tuple[Features, Features]] = lambda size, inputs, t: trained(inputs, t)
         self.loss_terms: Callable[..., Terms] = lambda size, *args: self.main_terms(*args)
 
     def train(self) -> None:
-        """Training mode, except for what never trains."""
+        """Training mode, except for frozen modules."""
         self.trained.train()
         for module in self._frozen:
             module.eval()
@@ -224,7 +224,7 @@ class Objective:
     def main_terms(
         self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float] | None = None
     ) -> Terms:
-        """weights: of that moment, which a compiled graph must not work out: it would be of this epoch alone."""
+        """weights: the present ones; a compiled graph must not compute them, as it would keep those of one epoch."""
         weights = self.method.weights(progress) if weights is None else weights
         own = self.method.terms(*self.method.rows(s, t, batch), progress)
         return {**self.method.common_terms(s, t, batch, weights), **own}
@@ -236,7 +236,7 @@ class Objective:
         return full_precision(s), full_precision(t)
 
     def __call__(self, batch: Batch, progress: Progress, weights: Mapping[str, float]) -> Computed:
-        """The loss of one (micro-)batch that the method has prepared; steps the isolated phases."""
+        """The loss of one (micro-)batch prepared by the method; steps the isolated phases."""
         s, t = self.features(batch)
         with torch.autocast(batch.target.device.type, enabled=False):
             seen = self._isolated_terms(s, t, batch, progress, weights)

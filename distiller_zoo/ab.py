@@ -18,7 +18,7 @@ SCALE = 3 / 1000  # of the published loss
 
 
 class Connector(nn.Module):
-    """A student's map in the shape of the teacher's; unbounded on both sides, so no ReLU."""
+    """A student's map in the shape of the teacher's; without ReLU, as values of both signs are needed."""
 
     def __init__(self, conv: nn.Module, c_t: int):
         super().__init__()
@@ -29,7 +29,7 @@ class Connector(nn.Module):
 
 
 def boundary(f_s: Tensor, f_t: Tensor) -> Tensor:
-    """Sum over C, H, W and mean over B: the student shall pass the margin on the teacher's side of zero."""
+    """Sum over C, H, W and mean over B: the student must exceed the margin on the teacher's side of zero."""
     silent, active = (f_s + MARGIN).clamp_min(0).pow(2), (f_s - MARGIN).clamp_max(0).pow(2)
     return torch.where(f_t > 0, active, silent).sum() / len(f_s)
 
@@ -82,7 +82,7 @@ class ABInit(Distiller):
 
 
 class AB(Distiller):
-    """Second stage: labels and logits alone, from the student the first stage leaves; the connectors are gone."""
+    """Second stage: labels and logits only, starting from the student of the first stage, without the connectors."""
 
     name = "ab"
     before = ABInit
@@ -95,6 +95,6 @@ class AB(Distiller):
     @classmethod
     def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
         return (
-            "ab: its own loss trains the first stage alone (--init_epochs), --beta has no effect",
+            "ab: its own loss trains only the first stage (--init_epochs); --beta has no effect",
             *unequal_stages(student, teacher, cls.name),
         )

@@ -22,7 +22,7 @@ def attention(f: Tensor) -> Tensor:
 class AT(StagePairs):
     """Sum over paired stages of mean (Q(f_s) - Q(f_t))^2, mean over B and H*W, the larger map pooled to the smaller.
 
-    The paper takes the norm of the difference; the mean of its square is what the published weight (1000) goes with.
+    The paper takes the norm of the difference; the published weight (1000) belongs to the mean of its square.
     """
 
     name = "at"

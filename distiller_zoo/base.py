@@ -1,26 +1,26 @@
-"""The Distiller protocol: what a method may say, and what it gets if it says nothing.
+"""The Distiller protocol: the seams that a method may override, and their defaults.
 
-| seam | what it is for | default |
+| seam | purpose | default |
 |---|---|---|
-| needs | taps of student and teacher, full batches only | logits alone |
+| needs | taps of student and teacher; full batches only | only logits |
 | prepare_teacher | learn from the teacher's features of the whole training set, once, before the first step | nothing |
-| prepare | change the batch: rotations, second views, a view for the teacher alone | as it is |
-| deployment | layers on top of the student that survive into evaluation and export | none |
-| connect | every other projection with parameters; runs inside the root that DDP, compile and autocast wrap | none |
+| prepare | change the batch: rotations, second views, a view for the teacher only | unchanged |
+| deployment | layers on top of the student that evaluation and export keep | none |
+| connect | all other projections with parameters; runs inside the root that DDP, compile and autocast wrap | none |
 | rows | which rows of the logits `terms` compares: clips, or frames | clips |
-| row_weights | how much each row counts in a logit loss | alike |
-| div_rows | what `div` compares, row by row | the KL |
+| row_weights | weight of each row in a logit loss | equal |
+| div_rows | values of `div`, row by row | the KL |
 | terms | named, unweighted float32 scalars; owns no parameters | none |
 | weights | term name -> weight, over time | cls, div and beta |
-| unused | student parameters the method leaves out of training | none |
-| after_step | memory banks that follow the features; without gradient, after the optimiser's step | nothing |
-| parts | terms whose gradients are computed one by one, with a momentum each or none | one gradient of all |
-| join_gradients | what becomes of those gradients before the optimiser sees them | as they are |
+| unused | student parameters that the method does not train | none |
+| after_step | update memory banks with the features; without gradient, after the optimiser's step | nothing |
+| parts | terms whose gradients are computed separately, with a momentum each or none | one gradient of all |
+| join_gradients | change those gradients before the optimiser's step | unchanged |
 | extra_phases | further optimisers (a discriminator) | none |
 | teacher_mode | absent, frozen, or trained (an online peer) | frozen |
 | before | a first stage, trained to completion | none |
-| constant_lr | a learning rate of a stage's own, for as long as it lasts | the run's |
-| readouts, reported | which logits evaluation reports, and the branches they come from | student, none |
+| constant_lr | a constant learning rate for a stage | the run's |
+| readouts, reported | the logits that evaluation reports, and their branches | student, none |
 
 A method file holds one subclass, its Config and nothing else. Shape letters as in core.protocols.
 """
@@ -57,7 +57,7 @@ from distiller_zoo._math import STD_EPS, detached, entropy_weights, kl, kl_rows,
 from distiller_zoo._stages import paired_stages, unequal_stages, unreached
 
 FRAME_LOGITS = "frame_logits"  # tap of networks that score every frame of a clip: [B*T, K]
-OWN_LOGITS = "own_logits"  # those of the student's own classifier, where a deployment has another: [B*V, K]
+OWN_LOGITS = "own_logits"  # logits of the student's own classifier, if the deployment has another: [B*V, K]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class LabelLossConfig(Config):
 
 @dataclass(frozen=True)
 class LossConfig(Config):
-    """What every method's loss has. The defaults are those of `--protocol simkd`."""
+    """Settings of the loss of every method. The defaults are those of `--protocol simkd`."""
 
     heading = "loss"
 
@@ -113,7 +113,7 @@ class LossConfig(Config):
     )
     norm_kd: bool = option(
         False,
-        "temperatures of logit losses are multiples of each row's standard deviation (NormKD; published with kd, "
+        "multiply the temperatures of logit losses by each row's standard deviation (NormKD; published with kd, "
         "-c 0.1 -d 0.9 --kd_T 2)",
         role=RESULT,
         flag="--norm_kd",
@@ -134,14 +134,14 @@ class LossConfig(Config):
     )
     ea_as_published: bool = option(
         False,
-        "bound the student's entropy in --ea_weight by the number of classes, as the code for kd and dkd on CIFAR-100 "
-        "does, not by its logarithm",
+        "in --ea_weight, bound the student's entropy by the number of classes instead of its logarithm, as the "
+        "published code for kd and dkd on CIFAR-100 does",
         role=RESULT,
         flag="--ea_as_published",
     )
     frame_logits: bool = option(
         False,
-        "compare the scores of every frame, not of the clip, in every logit loss",
+        "compare the scores of every frame instead of the clip in logit losses",
         role=RESULT,
         flag="--frame_logits",
     )
@@ -149,7 +149,7 @@ class LossConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.logit_stand and self.norm_kd:
-            raise UserError("--logit_stand and --norm_kd both choose the scale of the logits: give one of them")
+            raise UserError("--logit_stand and --norm_kd both set the scale of the logits: give one of them")
 
 
 # those of them that every logit loss reads
@@ -164,11 +164,11 @@ def inverse_frequencies(labels: Tensor, num_classes: int) -> Tensor:
 
 
 class Deployment(nn.Module):
-    """What of a method survives training: layers on top of the student, which become a part of it.
+    """The deployed part of a method: layers on top of the student, which become a part of it.
 
-    forward: features -> features; new "logits" leave the student's own as OWN_LOGITS. method: registry name.
-    cfg: the method's. taps: those of the student whose meaning changed; module paths inside this module.
-    head: path inside this module of the classifier in place of the student's, None where that stays.
+    forward: features -> features; if it makes new "logits", the student's own are kept as OWN_LOGITS. method: registry
+    name. cfg: of the method. taps: taps of the student with a changed meaning; module paths inside this module.
+    head: path, inside this module, of the classifier that replaces the student's; None: the student's is kept.
     """
 
     def __init__(self, method: str, cfg: Any, taps: Mapping[str, Tap], head: str | None = None):
@@ -187,25 +187,25 @@ class Deployment(nn.Module):
 
 
 class Distiller(nn.Module):
-    """One method. A subclass fills in `terms`, and other seams only where the paper needs them."""
+    """One method. A subclass implements `terms`, and other seams only if the paper needs them."""
 
-    name: ClassVar[str]  # the registry name; also the name of the term that --beta weighs
+    name: ClassVar[str]  # registry name, and name of the term whose weight is --beta
     teacher_mode: ClassVar[Literal["absent", "frozen", "trained"]] = "frozen"
     before: ClassVar[type[Distiller] | None] = None
-    relational: ClassVar[bool] = False  # compares the samples of a batch, and learns nothing from one alone
+    relational: ClassVar[bool] = False  # whether it compares the samples of a batch
     reads_logits: bool = False  # whether `terms` or the deployment depend on the student's own logits
     reads_teacher_head: bool = False  # whether `terms` apply the teacher's classifier or compare its logits alone
     reads_labels: bool = False  # whether `terms` depend on the labels of the batch
-    several_teachers: bool = False  # whether features of further teachers are read, which bear "@1", "@2", ...
-    by_index: bool = False  # whether something is kept of every training sample, found by batch.index
-    weighs_rows: bool = False  # whether `terms` average with over_rows(), which --ea_weight and --norm_kd reach
-    follows_time: bool = False  # whether `terms` read `progress`: compiled, they would be compiled again all the time
+    several_teachers: bool = False  # whether it reads features of further teachers, named "@1", "@2", ...
+    by_index: bool = False  # whether it stores something for every training sample, by batch.index
+    weighs_rows: bool = False  # whether `terms` average with over_rows(), to which --ea_weight and --norm_kd apply
+    follows_time: bool = False  # whether `terms` read `progress`: torch.compile would recompile them again and again
 
     @dataclass(frozen=True)
     class Config(LossConfig, LabelLossConfig):
-        """Settings of a method. Subclasses override beta (and cls, div where published so) and add their own.
+        """Settings of a method. Subclasses override beta (and cls, div if published so) and add their own.
 
-        `authors` lists what differs in the method's own publication.
+        `authors` lists differences in the method's own publication.
         """
 
         authors: ClassVar[Mapping[str, float]] = {}
@@ -229,7 +229,7 @@ class Distiller(nn.Module):
 
     @classmethod
     def needs_labels(cls, cfg: Any) -> bool:
-        """Whether the method's own terms need a label of every sample, or keep something of every labelled one."""
+        """Whether the method's own terms need a label of every sample, or store something for every labelled one."""
         return cls.reads_labels or cls.by_index
 
     @classmethod
@@ -239,18 +239,18 @@ class Distiller(nn.Module):
 
     @classmethod
     def notes(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        """Sentences the run prints once: which layers were paired, what was shortened."""
+        """Sentences that the run prints once, such as which layers are paired."""
         return ()
 
     @classmethod
     def constant_lr(cls, cfg: Any, student: ModelSpec) -> float | None:
-        """The learning rate of this stage, unscheduled. None: a final stage follows the run's schedule, a first stage
-        keeps the rate the schedule starts with."""
+        """The constant learning rate of this stage. None: the last stage follows the run's schedule, a first stage
+        keeps the initial rate of the schedule."""
         return None
 
     def prepare_teacher(self, seen: Callable[[], Iterable[tuple[Features, Batch]]]) -> None:
-        """seen(): the teacher's features of the training set, a batch at a time; of this process's part of it. What
-        is learnt belongs into a buffer, so that a continued run has it."""
+        """seen(): the teacher's features of this process's part of the training set, batch by batch. Keep the result
+        in a buffer, so that a resumed run has it."""
         return None
 
     @property
@@ -261,15 +261,15 @@ class Distiller(nn.Module):
         return batch
 
     def deployment(self) -> Deployment | None:
-        """The part of this method that is deployed with the student; the same module at every call."""
+        """The part of this method that is deployed with the student; every call returns the same module."""
         return None
 
     def deploy(self, s: Features) -> Features:
-        """The student's features as they are deployed."""
+        """The student's features after the deployed layers."""
         return s if (deployment := self.deployment()) is None else deployment(s)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
-        """Add projected features under names of the method's own ("crd.v_s"); t is {} without a teacher."""
+        """Add projected features under names with the method's prefix ("crd.v_s"); t is {} without a teacher."""
         return s, t
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
@@ -279,7 +279,7 @@ class Distiller(nn.Module):
         return {"cls": self.cfg.cls, "div": self.cfg.div, self.name: self.cfg.beta}
 
     def unused(self, student: Tapped) -> Sequence[nn.Parameter]:
-        """Student parameters without a gradient. By default what lies behind the taps, if no term reads the logits."""
+        """Student parameters without a gradient. By default those after the taps, if no term reads the logits."""
         weights = self.weights(Progress())
         if self.reads_logits or weights.get("cls") or weights.get("div"):
             return ()
@@ -287,7 +287,7 @@ class Distiller(nn.Module):
 
     @property
     def keeps_network(self) -> bool:
-        """Whether what is evaluated never changes, as a frozen backbone; the latest epoch is then the best."""
+        """Whether the evaluated network never changes (a frozen backbone); then the latest epoch counts as the best."""
         return False
 
     def after_step(self, s: Features, t: Features, batch: Batch) -> None:
@@ -299,37 +299,36 @@ class Distiller(nn.Module):
         return type(self).after_step is not Distiller.after_step
 
     def parts(self) -> tuple[Part, ...]:
-        """In the order in which the optimiser applies them; (): one gradient of the whole loss."""
+        """Parts in the order in which the optimiser applies them; (): one gradient of the whole loss."""
         return ()
 
     def join_gradients(self, gradients: list[Gradients]) -> list[Gradients]:
-        """gradients: of every part, mean over processes; in place or again."""
+        """gradients: of every part, mean over processes; returns them, changed in place or new."""
         return gradients
 
     def extra_phases(self) -> tuple[Phase, ...]:
         return ()
 
     def reported(self) -> tuple[str, ...]:
-        """Branches of the student (auxiliary heads) that are read when it is deployed; no other is computed then."""
+        """Branches of the student (auxiliary heads) that evaluation reads; the others are not computed then."""
         return ()
 
     def readouts(self, features: Features) -> dict[str, Tensor]:
         return {"student": features["logits"]}
 
     def comparable(self, logits: Tensor) -> Tensor:
-        """Logits as a logit loss compares them: as they are, z-scored with --logit_stand, or over their standard
-        deviation with --norm_kd, so that a temperature T acts as T * std (Chi et al., 2023; the student's has a
-        gradient)."""
+        """The logits that a logit loss compares: unchanged, z-scored with --logit_stand, or divided by their standard
+        deviation with --norm_kd, so that a temperature T acts as T * std (Chi et al., 2023; the student's deviation has
+        a gradient)."""
         if self.cfg.norm_kd:
             return logits / (logits.std(1, keepdim=True) + STD_EPS)
         return standardised(logits) if self.cfg.logit_stand else logits
 
     def row_weights(self, z_s: Tensor, z_t: Tensor) -> Tensor | None:
-        """[R] how much each row counts in a logit loss, without gradient; None: alike. z_s, z_t: logits [R, K] as the
-        networks give them.
+        """[R] weight of each row in a logit loss, without gradient; None: equal. z_s, z_t: raw logits [R, K].
 
-        --ea_weight: entropy_weights(), of z-scored logits with --logit_stand. --norm_kd: the teacher's variance, which
-        makes the factor T^2 of a loss the square of the teacher's own temperature.
+        --ea_weight: entropy_weights(), from z-scored logits with --logit_stand. --norm_kd: the teacher's variance, so
+        that the factor T^2 of a loss becomes the square of the teacher's effective temperature.
         """
         weights = None
         if self.cfg.ea_weight:
@@ -351,13 +350,12 @@ class Distiller(nn.Module):
         return self.weighted_rows(rows, z_s, z_t).mean()
 
     def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor | None:
-        """[R] what div is the mean of, before row_weights(), where that is not kl_rows(); z_s, z_t: logits [R, K] as
-        the networks give them."""
+        """[R] values of div before row_weights(), if they are not kl_rows(); z_s, z_t: raw logits [R, K]."""
         return None
 
     def rows(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
-        """What `terms` is given. With --frame_logits a method that reads logits sees those of the T frames of a clip as
-        its views, [B*T, K]."""
+        """The features for `terms`. With --frame_logits a method that reads logits gets those of the T frames of a clip
+        as views, [B*T, K]."""
         if not (self.cfg.frame_logits and self.reads_logits):
             return s, t, batch
         views = len(s[FRAME_LOGITS]) // len(batch)
@@ -378,7 +376,7 @@ class Distiller(nn.Module):
     def common_terms(self, s: Features, t: Features, batch: Batch, weights: Mapping[str, float]) -> Terms:
         """cls: cross-entropy of view 0, mean over B. div: the KL, or div_rows(), times row_weights(); mean
         over all views (all frames, with --frame_logits).
-        weights: of the moment, as weights(); weight 0: not computed."""
+        weights: the present ones, see weights(); terms with weight 0 are not computed."""
         logits = s.get(OWN_LOGITS, s["logits"])
         terms: Terms = {}
         if weights.get("cls"):
@@ -404,7 +402,7 @@ class Peers(Distiller):
     """Two networks of one architecture that train each other; `t` holds the features of the second, with gradient.
 
     Terms cls and div of the student, peer_cls and peer_div of its peer, with the same weights; each learns from the
-    other's logits as they are, without a gradient into them.
+    other's present logits, without a gradient into them.
     """
 
     teacher_mode = "trained"
@@ -423,7 +421,7 @@ class Peers(Distiller):
 
 
 class StagePairs(Distiller):
-    """A method that compares the stage maps of both networks, side by side; `pairs` holds their tap names."""
+    """A method that compares stage maps of both networks in pairs; `pairs` holds their tap names."""
 
     def __init__(self, cfg: Any, ctx: Context):
         super().__init__(cfg, ctx)

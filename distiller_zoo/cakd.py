@@ -21,7 +21,7 @@ from distiller_zoo._multiview import multi_view
 from distiller_zoo._stages import pooled_tap, shown
 from distiller_zoo.base import Distiller
 
-STRIDE = 16  # px between the places of the student's map
+STRIDE = 16  # stride in px of the student's map
 NEIGHBOURS = 4  # side of the neighbourhoods that share a linear layer
 HEADS = 16  # published, of the student's attention in the code variant
 QK_WEIGHT, VV_WEIGHT, PATCH_WEIGHT = 0.2, 0.05, 0.05  # published, in the code variant
@@ -30,7 +30,7 @@ SMALLEST_MAP = 24  # rows the published discriminator needs: it halves three tim
 
 
 class GroupLinear(nn.Module):
-    """The group-wise linear projector: each 4 x 4 neighbourhood of the map has a linear layer, shared by its places.
+    """The group-wise linear projector: each 4 x 4 neighbourhood of the map has one linear layer.
 
     [B, C, g, g] -> [B, P, D]. A 14 x 14 map has 16 groups, of which those at the right and at the bottom are cropped.
     """
@@ -86,7 +86,7 @@ class PublishedAttention(nn.Module):
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v: [..., P, d] each -> [..., P, d].
 
-    A CPU computes the plain products, and their gradient above all, in less time than torch's fused kernel.
+    On a CPU the plain products, and above all their gradients, are faster than torch's fused kernel.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
@@ -96,7 +96,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def mean_products(a: Tensor, b: Tensor, heads: int) -> Tensor:
     """a b^T, mean over heads: [B, P, H * d] each -> [B, P, P], before any scale.
 
-    The mean of the heads' products is the product of the whole rows over H, which spares H maps.
+    The mean of the heads' products is the product of the whole rows divided by H, which avoids H maps.
     """
     return a @ b.mT / heads
 
@@ -104,7 +104,7 @@ def mean_products(a: Tensor, b: Tensor, heads: int) -> Tensor:
 def relations(qkv: Tensor, heads: int, scaled_values: bool = True) -> tuple[Tensor, Tensor]:
     """q k^T / sqrt(d) and v v^T / sqrt(d), both before any softmax and mean over heads; qkv: [B, 3, P, H * d].
 
-    scaled_values: whether the second has its scale, which the published code forgets for the teacher.
+    scaled_values: whether the second has its scale, which the published code omits for the teacher.
     """
     q, k, v = qkv.unbind(1)
     scale = math.sqrt(q.shape[2] / heads)
@@ -138,7 +138,7 @@ class MapCritic(nn.Module):
 
 
 def distil_point(student: Side, teacher: Side, grid: int) -> str:
-    """The stage nearest to stride 16, or to the teacher's stride where that is finer; of equal ones the deepest."""
+    """The stage nearest to stride 16, or to the teacher's stride if that is finer; of several, the deepest."""
     size = (student.input_shape or student.spec.input_shape)[-1]
     wanted = min(STRIDE, size / grid)
 
@@ -172,7 +172,7 @@ class CAKD(Distiller):
     ramp = min(max(epoch - 25, 0) / 50, 0.2), counted from 0. The published generator term reaches no student and its
     discriminator sees no real map; here both do. The linear groups follow the grid, which the code has for 14 and 7.
 
-    Projectors and discriminator stay behind at export.
+    Projectors and discriminator are not exported.
     """
 
     name = "cakd"
@@ -183,7 +183,9 @@ class CAKD(Distiller):
         beta: float = 1.0
         variant: str = option("paper", "the paper's equations or the published code's", choices=("paper", "code"))
         parts: str = option(
-            "gl+pca+mv", "what trains: gl, gl+pca, gl+pca+mv (the ablation)", choices=("gl", "gl+pca", "gl+pca+mv")
+            "gl+pca+mv",
+            "terms to train with: gl, gl+pca, gl+pca+mv (the ablation)",
+            choices=("gl", "gl+pca", "gl+pca+mv"),
         )
         stage: str = option("auto", "stage map of the student; auto: the one nearest to stride 16")
         replace: float = option(0.5, "paper: share of the entries of Q, K, V that are the teacher's", check=probability)
@@ -195,10 +197,12 @@ class CAKD(Distiller):
         every: int = option(
             0, "steps from one update of the discriminator to the next; 0: paper 5, code 1", check=not_negative
         )
-        critic_lr: float = option(0.01, "learning rate of the discriminator, of the run's", check=positive)
+        critic_lr: float = option(0.01, "learning rate of the discriminator, as a share of the run's", check=positive)
         start: int = option(25, "code: epochs before the terms begin to count", check=not_negative)
-        ramp: int = option(50, "code: epochs in which their weight would grow from 0 to 1", check=within(least=1))
-        most: float = option(0.2, "code: where their weight stops growing", check=positive)
+        ramp: int = option(
+            50, "code: epochs in which their weight would grow from 0 to 1, without --cakd_most", check=within(least=1)
+        )
+        most: float = option(0.2, "code: largest value of their weight", check=positive)
         vv_scaled: bool = option(False, "code: give the teacher's value relations the scale of the student's")
 
     def __init__(self, cfg: Config, ctx: Context):
@@ -214,7 +218,7 @@ class CAKD(Distiller):
         grid = math.isqrt(places)
         if grid**2 != places or tokens < places:
             raise UserError(
-                f"cakd needs a square grid of patch tokens with attention over all of them, and {teacher.spec.name} "
+                f"cakd needs a square grid of patch tokens with attention over all of them, but {teacher.spec.name} "
                 f"has {places} patch tokens and attention over {tokens}; choose a ViT and square images"
             )
         self.stage = distil_point(student, teacher, grid) if cfg.stage == "auto" else cfg.stage
@@ -224,7 +228,7 @@ class CAKD(Distiller):
             self.fit = nn.AdaptiveAvgPool2d(grid)
         elif size != [grid, grid]:
             self.fit = nn.Upsample((grid, grid), mode="bilinear", align_corners=False)
-        self.heads, self.prefix = heads, tokens - places  # the class token and its like come first
+        self.heads, self.prefix = heads, tokens - places  # class tokens and similar ones come first
         self.image, self.rng = student.spec.input, ctx.rng
 
         self.gl_proj = GroupLinear(channels, width, grid, 0.0 if self.code else cfg.dropout)
@@ -238,7 +242,7 @@ class CAKD(Distiller):
         if self.adversarial and self.code and places < SMALLEST_MAP:
             raise UserError(
                 f"the discriminator of --cakd_variant code needs attention maps of at least {SMALLEST_MAP}x"
-                f"{SMALLEST_MAP}, and {teacher.spec.name} has {grid}x{grid} patches, a map of {places}x{places}; "
+                f"{SMALLEST_MAP}, but {teacher.spec.name} has {grid}x{grid} patches, a map of {places}x{places}; "
                 "choose larger images or --cakd_variant paper"
             )
         if self.adversarial:
@@ -252,27 +256,28 @@ class CAKD(Distiller):
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         if not student.stages:
             raise UserError(
-                f"cakd reads the student's map near stride {STRIDE}, and {student.name} has no stage maps; "
+                f"cakd reads the student's map near stride {STRIDE}, but {student.name} has no stage maps; "
                 "choose a CNN as student"
             )
         if cfg.stage != "auto" and cfg.stage not in student.stages:
             raise UserError(
-                f"--cakd_stage {cfg.stage} is no stage of {student.name}; it has {', '.join(student.stages)}"
+                f"--cakd_stage {cfg.stage} is not a stage of {student.name}; it has {', '.join(student.stages)}"
             )
         wanted = ("qkv", "patches", *(["class_token"] if cfg.variant == "code" else []))
         taps = teacher.taps if teacher is not None else {}
         name = teacher.name if teacher is not None else "no teacher"
         if "qkv" not in taps or "patches" not in taps:
             raise UserError(
-                f"cakd reads attention that is a softmax of plain products of queries and keys over all patches, and "
-                f"{name} shows none of a kind it can read (VisionTransformer of torchvision or timm, hybrids too, or a "
+                f"cakd reads attention that is a softmax of plain products of queries and keys over all patches, but "
+                f"{name} has no attention of a supported kind (VisionTransformer of torchvision or timm, hybrids too, "
+                "or a "
                 "Swin whose last window is its whole map; relative position biases of a ViT, rotary embeddings, cosine "
-                "and class attention are not read); choose e.g. vit_tiny_cifar, torchvision:vit_b_16 or "
+                "and class attention are not supported); choose e.g. vit_tiny_cifar, torchvision:vit_b_16 or "
                 "timm:deit_small_patch16_224"
             )
         if "class_token" in wanted and "class_token" not in taps:
             raise UserError(
-                f"--cakd_variant code reads a class token, and {name} has none; use --cakd_variant paper, which needs "
+                f"--cakd_variant code reads a class token, but {name} has none; use --cakd_variant paper, which needs "
                 "none, or another teacher"
             )
         stages = student.stages if cfg.stage == "auto" else (cfg.stage,)
@@ -319,7 +324,7 @@ class CAKD(Distiller):
         )
 
     def _judged(self, features: Features) -> Tensor:
-        """What the discriminator looks at: attention maps in the code, patch tokens in the paper."""
+        """The discriminator's input: attention maps in the code, patch tokens in the paper."""
         if self.code:
             return features["cakd.map"]
         return features["cakd.patches"] if "cakd.patches" in features else features["patches"]

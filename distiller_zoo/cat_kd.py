@@ -38,7 +38,7 @@ class CATKD(Distiller):
     class Config(Distiller.Config):
         beta: float = 300.0
         resolution: int = option(2, "side of the pooled class maps", "--cat_kd_resolution", check=within(least=1))
-        raw: bool = option(False, "compare the class maps without bringing them to unit length", "--cat_kd_raw")
+        raw: bool = option(False, "compare the class maps without scaling them to unit length", "--cat_kd_raw")
         authors: ClassVar[Mapping[str, float]] = {"cls": 0.0, "div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):

@@ -30,7 +30,7 @@ class Embed(nn.Module):
 class CRD(Distiller):
     """Student and teacher embeddings of one sample agree, against negatives of other classes from memory banks.
 
-    With several views per sample, view 0 is contrasted. The banks follow after the optimiser's step.
+    With several views per sample, view 0 is contrasted. The banks are updated after the optimiser's step.
     """
 
     name = "crd"

@@ -39,9 +39,9 @@ class CRLD(Distiller):
             check=not_negative,
         )
         across: float = option(0.5, "weight a_c of the pairs of two views", "--crld_across", check=not_negative)
-        weak_threshold: float = option(0.9, "confidence that the weak view needs", "--crld_tau_w", check=probability)
+        weak_threshold: float = option(0.9, "smallest confidence for the weak view", "--crld_tau_w", check=probability)
         strong_threshold: float = option(
-            0.2, "confidence that the strong view needs", "--crld_tau_s", check=probability
+            0.2, "smallest confidence for the strong view", "--crld_tau_s", check=probability
         )
         temperature: float = option(4.0, "temperature; published 1 on ImageNet", "--crld_T", check=positive)
 
@@ -50,7 +50,7 @@ class CRLD(Distiller):
         self.rng = ctx.rng
         self.image = ctx.student.spec.input
         if len(ctx.student.spec.input_shape) != 3:
-            raise UserError(f"crld augments images, and {ctx.student.spec.name} reads '{self.image}'")
+            raise UserError(f"crld augments images, but {ctx.student.spec.name} reads '{self.image}'")
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:

@@ -25,12 +25,13 @@ LEARNED = 300  # values of a learned class vector; as many as GloVe has
 
 
 def feature_tap(spec: ModelSpec | None, method: str) -> str:
-    """The semantic layer of VSKD's networks; of others, what the classifier reads."""
+    """The semantic layer of VSKD's networks; for others, the input of the classifier."""
     return "semantic" if spec is not None and "semantic" in spec.taps else pooled_tap(spec, method)
 
 
 def read_class_vectors(path: str, num_classes: int) -> Tensor:
-    """float32 [K, S] of a .npy file, rows of length 1. UserError: not such a file, or not one vector per class."""
+    """float32 [K, S] of a .npy file, rows of length 1. UserError if it is not such a file, or has not one vector per
+    class."""
     import numpy as np
 
     try:
@@ -87,12 +88,12 @@ class DASK(Distiller):
         beta: float = 1.0
         variant: str = option(
             "paper",
-            "paper: all terms; committed: cross-entropy and soft targets, which is what the published code computes",
+            "paper: all terms; committed: cross-entropy and soft targets, as the published code computes",
             choices=("paper", "committed"),
         )
-        distance: float = option(1.0, "weight of the distances inside the term", check=not_negative)
-        angle: float = option(1.0, "weight of the angles inside the term", check=not_negative)
-        semantic: float = option(1.0, "weight of the semantic term inside the term", check=not_negative)
+        distance: float = option(1.0, "weight of the distances within the term", check=not_negative)
+        angle: float = option(1.0, "weight of the angles within the term", check=not_negative)
+        semantic: float = option(1.0, "weight of the semantic part within the term", check=not_negative)
         glove: str = option("", "class vectors [classes, width] in a .npy file; without it they are learned if needed")
 
     def __init__(self, cfg: Config, ctx: Context):

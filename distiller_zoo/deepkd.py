@@ -36,8 +36,8 @@ def other_classes(z_s: Tensor, z_t: Tensor, labels: Tensor, temperature: float, 
 
 
 def classes_in_mask(top: int, phases: tuple[int, ...], num_classes: int, progress: Progress) -> int:
-    """How many of the teacher's largest classes count. phases: two epochs; until the first the number rises from a
-    twentieth of the classes to `top`, from the second on to all of them, both linearly; (): `top` throughout."""
+    """The number of the teacher's largest classes that count. phases: two epochs; until the first the number rises from
+    a twentieth of the classes to `top`, from the second on to all of them, both linearly; (): `top` throughout."""
     if not top or not phases:
         return top
     begin, end = phases
@@ -89,18 +89,18 @@ class DeepKD(Distiller):
             check=within(least=-1, most=1),
         )
         topk: int = option(
-            0, "of the other classes, only the teacher's largest count; 0: all", "--deepkd_topk", check=not_negative
+            0, "number of the teacher's largest other classes that count; 0: all", "--deepkd_topk", check=not_negative
         )
         phases: tuple[int, ...] = option(
             (),
-            "two epochs: the mask widens from 5 % of the classes to --deepkd_topk until the first, and from the second "
-            "on to all classes; none: it stays",
+            "two epochs: until the first, the mask widens from 5 % of the classes to --deepkd_topk; from the second "
+            "on, it widens to all classes; none: it is constant",
             "--deepkd_phases",
         )
         warmup: int = option(
             20, "with dkd: epochs over which the weights rise from 0", "--deepkd_warmup", check=not_negative
         )
-        as_published: bool = option(False, "the published optimiser, which mixes up two momenta")
+        as_published: bool = option(False, "the published optimiser, which exchanges two momenta")
         authors: ClassVar[Mapping[str, float]] = {"cls": 0.5}
 
         def __post_init__(self) -> None:

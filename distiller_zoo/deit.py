@@ -40,7 +40,7 @@ class DeiT(Distiller):
         cls: float = 0.5
         div: float = 0.0
         beta: float = 0.5
-        kind: str = option("hard", "what the distillation token learns", "--deit_kind", choices=("hard", "soft"))
+        kind: str = option("hard", "loss of the distillation token", "--deit_kind", choices=("hard", "soft"))
         temperature: float = option(3.0, "temperature of the soft loss", "--deit_T", check=positive)
         as_published: bool = option(False, "divide the soft loss by the number of classes, as the published code does")
         authors: ClassVar[Mapping[str, float]] = {}
@@ -49,7 +49,7 @@ class DeiT(Distiller):
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         if not set(HEADS) <= student.taps.keys():
             raise UserError(
-                f"deit trains a distillation token, and {student.name} has none: choose vit_tiny_cifar_distilled or "
+                f"deit trains a distillation token, but {student.name} has none: choose vit_tiny_cifar_distilled or "
                 "timm:deit_tiny_distilled_patch16_224, or --distill kd --hard"
             )
         return Needs(HEADS)

@@ -1,4 +1,4 @@
-"""Dual-Head Knowledge Distillation (Yang et al., 2024): a second classifier learns from the teacher alone."""
+"""Dual-Head Knowledge Distillation (Yang et al., 2024): a second classifier learns only from the teacher."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ LOSSES = {"norm": binary_kl_norm, "plain": binary_kl}
 class DHKD(Distiller):
     """binary_kl_norm() of a second classifier on the student's pooled vector, mean over B; it is dropped afterwards.
 
-    Where the gradients of cross-entropy and of this term point apart (over all parameters together), the second loses
-    its component along the first. Published on ImageNet with -b 0.1 --dhkd_head linear --dhkd_plain.
+    If the gradients of cross-entropy and of this term have a negative inner product (over all parameters together), the
+    second loses its component along the first. Published on ImageNet with -b 0.1 --dhkd_head linear --dhkd_plain.
     """
 
     name = "dhkd"
@@ -52,7 +52,7 @@ class DHKD(Distiller):
         )
         head: str = option("mlp", "the second classifier", "--dhkd_head", choices=("mlp", "linear"))
         temperature: float = option(2.0, "temperature", "--dhkd_T", check=positive)
-        plain: bool = option(False, "leave gradients that point apart as they are", "--dhkd_plain")
+        plain: bool = option(False, "do not change gradients with a negative inner product", "--dhkd_plain")
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

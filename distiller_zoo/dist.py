@@ -20,7 +20,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 class DIST(Distiller):
     """tau^2 * (beta * (1 - mean over samples of rho) + gamma * (1 - mean over classes of rho)) of softmax(z / tau).
 
-    The relation within a class runs over the rows of one process: it depends on the batch size per device.
+    The relation within a class is computed over the rows of one process, so it depends on the batch size per device.
     """
 
     name = "dist"

@@ -12,8 +12,8 @@ from distiller_zoo.base import Distiller
 
 
 class DOT(Distiller):
-    """Nothing but the common terms, and two momentum buffers for them: mu - delta for cross-entropy, mu + delta for all
-    that distils, of other methods too (dkd+dot). mu is --momentum.
+    """Only the common terms, with two momentum buffers: mu - delta for cross-entropy, mu + delta for all distillation
+    terms, including those of other methods (dkd+dot). mu is --momentum.
 
     Both gradients are computed by themselves; weight decay goes with cross-entropy.
     """

@@ -86,15 +86,17 @@ class DPCD(WithHeads):
         ramp: int = option(
             20, "epochs over which the weight of path 1 rises from 0; 0 for none", "--dpcd_ramp", check=not_negative
         )
-        history: int = option(2000, "confidences that are remembered; published 20000 for ImageNet", "--dpcd_history")
-        tiers: tuple[int, ...] = option((200, 500), "steps at which tau's next tier begins", "--dpcd_tiers")
+        history: int = option(2000, "number of stored confidences; published 20000 for ImageNet", "--dpcd_history")
+        tiers: tuple[int, ...] = option(
+            (200, 500), "the two steps at which the next tiers of tau begin", "--dpcd_tiers"
+        )
         ced_T: float = option(3.0, "temperature of path 2", "--dpcd_ced_T", check=positive)  # noqa: N815 (paper letter)
         ced_nckd: float = option(
             8.0, "weight of the non-target part of path 2; 2 for ImageNet", "--dpcd_ced_beta", check=not_negative
         )
-        detach: bool = option(False, "stop the gradient into the teaching head everywhere", "--dpcd_detach")
+        detach: bool = option(False, "stop every gradient into the teaching head", "--dpcd_detach")
         as_published: bool = option(
-            False, "the schedule as the published code runs it: at step 0 for good", "--dpcd_as_published"
+            False, "use the schedule of the published code, which stays at step 0", "--dpcd_as_published"
         )
 
         def __post_init__(self) -> None:
@@ -106,7 +108,9 @@ class DPCD(WithHeads):
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
         if cfg.history < ctx.batch_size:
-            raise UserError(f"--dpcd_history {cfg.history} holds less than one batch of {ctx.batch_size}: choose more")
+            raise UserError(
+                f"--dpcd_history {cfg.history} is less than one batch ({ctx.batch_size}): choose at least that"
+            )
         self.batch_size, num = ctx.batch_size, len(self.heads)
         self.register_buffer("memory_confidence", torch.zeros(cfg.history + 1))  # the last place takes what is padding
         self.register_buffer("memory_seen", torch.zeros((), dtype=torch.int64))

@@ -59,7 +59,7 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 def chained(side: Side) -> Tapped:
     if side.net is None or not {side.spec.taps[stage].module for stage in side.spec.stages} <= set(side.spec.chain):
         raise UserError(
-            f"fcfd runs a part of each network, which is not known for {side.spec.name}: choose a resnet, "
+            f"fcfd runs parts of both networks, and the parts of {side.spec.name} are unknown: choose a resnet, "
             "a wrn, a vgg, MobileNetV2, a shuffle net, or a ResNet of torchvision or timm"
         )
     return side.net
@@ -83,7 +83,7 @@ class FCFD(Distiller):
     class Config(Distiller.Config):
         beta: float = 5.0
         mixed: float = option(1.0, "weight of the KL of the mixed networks", "--fcfd_mixed", check=not_negative)
-        paths: int = option(2, "mixed networks a step", "--fcfd_paths", check=within(least=1))
+        paths: int = option(2, "number of mixed networks per step", "--fcfd_paths", check=within(least=1))
         warmup: int = option(
             20,
             "epochs over which the weight of the maps rises from 0; 5 on ImageNet",
@@ -120,7 +120,7 @@ class FCFD(Distiller):
         if len(student.stages) != len(teacher.stages) or any(a != b for a, b in pairs):
             raise UserError(
                 f"fcfd switches between the stages of two networks, and {student.name} has {len(student.stages)} of "
-                f"them, {teacher.name} {len(teacher.stages)}: choose two with equally many"
+                f"them, {teacher.name} {len(teacher.stages)}: choose two with the same number"
             )
         return Needs(student.stages, teacher.stages)
 

@@ -23,7 +23,7 @@ def hint_names(cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> tuple
     if not 0 <= cfg.hint_layer < shared:
         known = ", ".join(f"{i} ({maps_s[i]} and {maps_t[i]})" for i in range(shared)) or "none"
         raise UserError(
-            f"--hint_layer {cfg.hint_layer} is no map that both {student.name} and "
+            f"--hint_layer {cfg.hint_layer} is not a map of both {student.name} and "
             f"{teacher.name if teacher else 'no teacher'} have; those are: {known}"
         )
     return maps_s[cfg.hint_layer], maps_t[cfg.hint_layer]
@@ -43,7 +43,7 @@ class FitNet(Distiller):
         beta: float = 100.0
         hint_layer: int = option(
             1,
-            "which feature is the hint: 0 is the stem, 1 the first stage, ...",
+            "the feature used as hint: 0 is the stem, 1 the first stage, ...",
             "--hint_layer",
             choices=(0, 1, 2, 3, 4),
         )

@@ -40,7 +40,7 @@ class FSPInit(Distiller):
         if len(maps) < 2:
             raise UserError(
                 f"fsp relates consecutive maps: {student.name} has {len(student.feats[:-1])}, "
-                f"{teacher.name if teacher else 'no teacher'} has {len(feats_t)}, and it takes two"
+                f"{teacher.name if teacher else 'no teacher'} has {len(feats_t)}, but at least two are needed"
             )
         return maps
 
@@ -73,6 +73,6 @@ class FSP(Distiller):
     @classmethod
     def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
         return (
-            "fsp: its own loss trains the first stage alone (--init_epochs), --beta has no effect",
+            "fsp: its own loss trains only the first stage (--init_epochs); --beta has no effect",
             *unequal_stages(student, teacher, cls.name),
         )

@@ -17,13 +17,13 @@ def paired_heads(chosen: tuple[int, ...], student: ModelSpec, teacher: ModelSpec
     mapping = f"--hsakd_heads {' '.join(map(str, deepest))}"
     if not chosen and n_s != n_t:
         raise UserError(
-            f"{method} pairs auxiliary heads one to one, {student.name} has {n_s} and {teacher.name} {n_t}: "  # type: ignore[union-attr]
-            f"say which head of the teacher each of the student's learns from, as {mapping}"
+            f"{method} pairs auxiliary heads one to one, but {student.name} has {n_s} and {teacher.name} {n_t}: "  # type: ignore[union-attr]
+            f"give the teacher's head for each of the student's, such as {mapping}"
         )
     if chosen and (len(chosen) != n_s or not all(1 <= i <= n_t for i in chosen)):
         raise UserError(
             f"--hsakd_heads {' '.join(map(str, chosen))} must name one of the {n_t} heads of {teacher.name} "  # type: ignore[union-attr]
-            f"for each of the {n_s} of {student.name}, as {mapping}"
+            f"for each of the {n_s} of {student.name}, such as {mapping}"
         )
     return {head: heads_t[i - 1] for head, i in zip(heads_s, chosen or range(1, n_s + 1), strict=True)}
 

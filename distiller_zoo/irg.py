@@ -29,7 +29,7 @@ def layer_pairs(layers: Sequence[int], spec: ModelSpec | None, flag: str) -> tup
     maps = spec.feats[:-1] if spec is not None else ()
     if len(layers) % 2 or not all(0 <= i < len(maps) for i in layers):
         known = ", ".join(f"{i} ({name})" for i, name in enumerate(maps))
-        raise UserError(f"{flag} {' '.join(map(str, layers))} must list maps two by two; there are: {known}")
+        raise UserError(f"{flag} {' '.join(map(str, layers))} must list pairs of maps; there are: {known}")
     return tuple((maps[a], maps[b]) for a, b in zip(layers[::2], layers[1::2], strict=True))
 
 
@@ -47,10 +47,10 @@ class IRG(Distiller):
     class Config(Distiller.Config):
         beta: float = 0.005
         transform_layer_s: tuple[int, ...] = option(
-            (), "student layers compared two by two, 0 is the stem (default none)", "--transform_layer_s"
+            (), "student layers to compare in pairs, 0 is the stem (default: none)", "--transform_layer_s"
         )
         transform_layer_t: tuple[int, ...] = option(
-            (), "teacher layers compared two by two, 0 is the stem (default none)", "--transform_layer_t"
+            (), "teacher layers to compare in pairs, 0 is the stem (default: none)", "--transform_layer_t"
         )
         no_edge_transform: bool = option(False, "leave the edges out of that comparison", "--no_edge_transform")
 
@@ -71,7 +71,7 @@ class IRG(Distiller):
         if len(cfg.transform_layer_s) != len(cfg.transform_layer_t):
             raise UserError(
                 f"--transform_layer_s names {len(cfg.transform_layer_s)} layers, --transform_layer_t "
-                f"{len(cfg.transform_layer_t)}: give as many of both"
+                f"{len(cfg.transform_layer_t)}: give the same number of both"
             )
         return (
             layer_pairs(cfg.transform_layer_s, student, "--transform_layer_s"),

@@ -14,7 +14,7 @@ from distiller_zoo.base import Distiller
 
 
 class KD(Distiller):
-    """Nothing but the common terms: cross-entropy (cls) and the softened KL divergence (div).
+    """Only the common terms: cross-entropy (cls) and the softened KL divergence (div).
 
     With --hard, div is the cross-entropy of the student at the teacher's most likely class (hard-label distillation,
     Touvron et al., ICML 2021, equation 3; published with -c 0.5 -d 0.5).
@@ -24,7 +24,7 @@ class KD(Distiller):
 
     @dataclass(frozen=True)
     class Config(Distiller.Config):
-        hard: bool = option(False, "the teacher gives its most likely class alone, as a label", "--hard")
+        hard: bool = option(False, "use the teacher's most likely class as a label", "--hard")
         authors: ClassVar[Mapping[str, float]] = {"cls": 0.1, "div": 0.9}
 
     def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor | None:

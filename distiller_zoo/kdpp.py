@@ -48,7 +48,7 @@ class KDPP(Distiller):
             2.0, "weight of the norm-and-direction term; published 0.5 to 4", "--kdpp_nd", check=not_negative
         )
         dropout: float = option(
-            0.5, "share that dropout sets to 0 where widths differ", "--kdpp_dropout", check=within(least=0, most=0.99)
+            0.5, "dropout rate, if widths differ", "--kdpp_dropout", check=within(least=0, most=0.99)
         )
         warmup: int = option(
             20,

@@ -73,7 +73,7 @@ class KDSVD(StagePairs):
         if len(self.pairs) < 2:
             raise UserError(
                 f"kdsvd compares consecutive stages; {ctx.student.spec.name} and {ctx.teacher.spec.name} "
-                "have one in common, and it takes two"
+                "have one stage in common, but two are needed"
             )
         require_equal_channels(ctx.student, ctx.teacher, self.pairs, self.name)
 

@@ -58,7 +58,7 @@ class LDRLD(Distiller):
         top: int = option(7, "number of top classes", "--ldrld_d", check=within(least=2))
         temperature: float = option(4.0, "temperature of every softmax", "--ldrld_T", check=positive)
         as_published: bool = option(
-            False, "average pairs and whole, as the published code does, in place of the paper's sum"
+            False, "average pairs and whole, as the published code does, instead of the paper's sum"
         )
 
     omega: Tensor

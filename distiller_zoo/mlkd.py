@@ -63,7 +63,7 @@ class MLKD(Distiller):
         beta: float = 0.9
         views: int = option(
             2,
-            "1: the batch alone; 2: a strongly augmented view next to it",
+            "1: only the batch; 2: also a strongly augmented view of it",
             "--mlkd_views",
             (1, 2),
             check=within(least=1, most=2),
@@ -79,7 +79,7 @@ class MLKD(Distiller):
         self.image = ctx.student.spec.input
         if cfg.views == 2 and len(ctx.student.spec.input_shape) != 3:
             raise UserError(
-                f"mlkd augments images, and {ctx.student.spec.name} reads '{self.image}'; use --mlkd_views 1"
+                f"mlkd augments images, but {ctx.student.spec.name} reads '{self.image}'; use --mlkd_views 1"
             )
 
     def prepare(self, batch: Batch) -> Batch:

@@ -79,7 +79,8 @@ class NORM(Distiller):
         copies: int = option(8, "copies N of the teacher's map", "--norm_copies", check=within(least=1))
         ramp: tuple[int, ...] = option(
             (10, 20, 180, 210),
-            f"epochs between which the term counts {', '.join(map(str, RAMP))} times; published 5 15 60 80 on ImageNet",
+            f"epochs at which the term's weight changes between {', '.join(map(str, RAMP))}; published 5 15 60 80 on "
+            "ImageNet",
             "--norm_ramp",
         )
         authors: ClassVar[Mapping[str, float]] = {}
@@ -95,13 +96,13 @@ class NORM(Distiller):
         self.last_s, self.last_t = (last_stage(side.spec, self.name) for side in (ctx.student, ctx.teacher))
         if ctx.student.spec.taps[self.last_s].per_frame:
             raise UserError(
-                f"norm puts layers inside the student, and {ctx.student.spec.name} reads the frames of a clip one by "
+                f"norm inserts layers into the student, but {ctx.student.spec.name} reads the frames of a clip one by "
                 "one: choose a network of images"
             )
         for side, last in ((ctx.student, self.last_s), (ctx.teacher, self.last_t)):
             if len(side.shapes[last]) != 3:
                 raise UserError(
-                    f"norm reads maps [C, H, W], and {last} of {side.spec.name} is {shown(side.shapes[last])}: choose "
+                    f"norm reads maps [C, H, W], but {last} of {side.spec.name} is {shown(side.shapes[last])}: choose "
                     "a convolutional network"
                 )
         self.levelled = Levelled(cfg, ctx.student, cfg.copies * ctx.teacher.shapes[self.last_t][0])

@@ -43,8 +43,8 @@ class Exit(nn.Module):
 class OFAKD(Distiller):
     """-sum over classes of ((p_t + 1_y)^eps - 1_y) log p_s, mean over B; summed over the stages' exits and the logits.
 
-    1_y is 1 at the label. Exits are trained by this term alone and left behind. They are depthwise separable, with the
-    student's own widths; the paper's differ between its student families.
+    1_y is 1 at the label. Exits are trained by this term only and dropped afterwards. They are depthwise separable,
+    with the student's own widths; the paper's differ between its student families.
     """
 
     name = "ofa_kd"
@@ -69,7 +69,9 @@ class OFAKD(Distiller):
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         if not student.stages:
-            raise UserError(f"ofa_kd puts exits on the student's stage maps, and {student.name} has none")
+            raise UserError(
+                f"ofa_kd adds exits to the student's stage maps, but {student.name} has none: choose a CNN as student"
+            )
         if cfg.frame_logits:
             raise UserError("ofa_kd's exits score clips, not frames: leave --frame_logits out")
         return Needs(student.stages)

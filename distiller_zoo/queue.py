@@ -34,8 +34,8 @@ class Queue(Distiller):
     Needs no labels. g: pooled vectors [B, D], Q: the queue [n, D], l: maps [B, D, H, W]; all vectors have unit length.
     L = KL(softmax(g_t Q^T / T) || softmax(g_s Q^T / T)) + local * KL(softmax(A_t / T) || softmax(A_s / T)), with
     A = l^T l of one image; mean over B, and over places. The student's vector and map pass linear layers to the
-    teacher's width; its map is then resized to the teacher's. The batch's own teacher vectors stand in front of the
-    queue, which starts with zeros and is one per process. The first term follows SEED; how the queue is filled, the
+    teacher's width; its map is then resized to the teacher's. The batch's own teacher vectors come first in the
+    queue, which starts with zeros; every process has one. The first term follows SEED; how the queue is filled, the
     second term and all settings are Lightly-Train's.
     With -c 0 -d 0, the default, no classifier is trained: try the features with eval_rep.py.
     """
@@ -49,7 +49,7 @@ class Queue(Distiller):
         beta: float = 1.0
         size: int = option(
             0,
-            "rows of the queue (default 0: by the number of training images, 8192 above 20000)",
+            "rows of the queue (default 0: chosen by the number of training images, 8192 above 20000)",
             "--queue_size",
             check=not_negative,
         )
@@ -86,7 +86,7 @@ class Queue(Distiller):
         return s, t
 
     def _updated(self, t: Features) -> Tensor:
-        """The queue [n, D] with the batch in front; the oldest rows fall out."""
+        """The queue [n, D] with the batch in front; the oldest rows are dropped."""
         return torch.cat([t["queue.vector"], self.rows_kept])[: len(self.rows_kept)]
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:

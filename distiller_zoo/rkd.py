@@ -24,8 +24,8 @@ class RKD(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 1.0
-        distance: float = option(25.0, "weight of the distances inside the term", check=not_negative)
-        angle: float = option(50.0, "weight of the angles inside the term", check=not_negative)
+        distance: float = option(25.0, "weight of the distances within the term", check=not_negative)
+        angle: float = option(50.0, "weight of the angles within the term", check=not_negative)
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):

@@ -67,7 +67,7 @@ class SDD(Distiller):
             super().__post_init__()
             if 1 not in self.scales or not set(self.scales) <= {1, 2, 4} or len(set(self.scales)) < len(self.scales):
                 given = " ".join(map(str, self.scales))
-                raise UserError(f"--sdd_scales {given} must be different numbers of 1, 2 and 4, and contain 1")
+                raise UserError(f"--sdd_scales {given} must be distinct numbers from 1, 2 and 4, including 1")
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

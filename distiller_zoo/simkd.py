@@ -58,7 +58,7 @@ class Projected(Deployment):
 
 
 def _older_keys(method: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """States of runs that began before the projector was a module of its own."""
+    """States of runs that began before the projector was a separate module."""
     for old in ("transfer.", "teacher_head."):
         for key in [k for k in state if k.startswith(prefix + old)]:
             state[f"{prefix}projected.{key.removeprefix(prefix)}"] = state.pop(key)

@@ -51,7 +51,7 @@ class SKD(Distiller):
         beta: float = 0.5
         kl: float = option(0.5, "weight mu_1 of the KL", "--skd_kl", check=not_negative)
         direction: float = option(0.5, "weight mu_2 of the direction", "--skd_direction", check=not_negative)
-        ridge: float = option(0.1, "what is added to the diagonal of the covariance", "--skd_ridge", check=positive)
+        ridge: float = option(0.1, "value added to the diagonal of the covariance", "--skd_ridge", check=positive)
         temperature: float = option(4.0, "temperature of the KL; published 1 on ImageNet", "--skd_T", check=positive)
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:

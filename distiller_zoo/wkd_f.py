@@ -63,7 +63,7 @@ class WKDF(Distiller):
         grid: int = option(1, "cells along each side of the map", "--wkd_f_grid", check=within(least=1))
         projector: str = option(
             "conv1x1",
-            "the projector: one convolution, of a kernel that fits both sizes, or three (published for ImageNet)",
+            "the projector: one convolution with a kernel that fits both sizes, or three (published for ImageNet)",
             "--wkd_f_projector",
             choices=("conv1x1", "bottleneck"),
         )

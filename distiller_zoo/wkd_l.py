@@ -40,8 +40,8 @@ def classifier_distances(side: Side) -> Tensor:
     """[K, K] 1 - cosine of the rows of a linear classifier."""
     if not isinstance(side.head, torch.nn.Linear):
         raise UserError(
-            f"--wkd_l_cost classifier compares the rows of a linear classifier, and that of {side.spec.name} is "
-            "another: give a file of class distances"
+            f"--wkd_l_cost classifier compares the rows of a linear classifier, but that of {side.spec.name} is "
+            "not linear: give a file of class distances"
         )
     unit = F.normalize(side.head.weight.detach(), dim=1)
     return 1 - unit @ unit.T

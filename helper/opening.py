@@ -1,4 +1,4 @@
-"""What a session works with, from its settings: device, data, teacher, and who answers for the teacher."""
+"""Opens device, data, teacher and the source of teacher features, from the settings of a session."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ from helper.training.schedule import parse_decay_epochs
 from models import model_for
 from models._common import with_drop_path
 
-# what only data that is decoded as it is read knows
+# flags only for data that is decoded while it is read
 STREAMED = ("dali", "classes_subset", "skip_corrupt", "random_erase", "repeated_augmentation")
 
 
 AUGMENT = ("augment", "augment_ops", "augment_magnitude")
 
 
-# flags that are about action recordings
+# flags only for action recordings
 RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache")
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What the students of a process share."""
+    """Shared by all students of a process."""
 
     lanes: Sequence[Settings]
     data: DataSet
@@ -94,7 +94,7 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
     torch.backends.cudnn.benchmark = not cfg.deterministic
     seed_everything(seed_of(settings))
     if settings.machine.ranks.sync_bn and device.type != "cuda":
-        raise UserError("--sync_bn exists on CUDA devices only: leave it out")
+        raise UserError("--sync_bn works on CUDA devices only: leave it out")
     tune_allocator()
     return device, pick_autocast(cfg.precision, device)
 
@@ -103,8 +103,8 @@ def open_data(settings: Settings) -> DataSet:
     source = settings.data.source
     folder, made = Path(source.data_folder), False
     if "data_folder" not in settings.given and not folder.exists():
-        with contextlib.suppress(OSError):  # the data set says what it misses, if it misses anything
-            folder.mkdir(parents=True)  # a fresh clone downloads into it
+        with contextlib.suppress(OSError):  # the data set reports missing files
+            folder.mkdir(parents=True)  # a fresh clone downloads to it
             made = True
     options = DataOptions(
         root=folder,
@@ -127,7 +127,7 @@ def open_data(settings: Settings) -> DataSet:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # unless something was put there
     if data.num_classes < 2 and not isinstance(data, UnlabelledData):
-        raise UserError(f"{data.name} holds one class, {data.classes[0]}: a classifier needs at least two")
+        raise UserError(f"{data.name} has only one class, {data.classes[0]}: a classifier needs at least two")
     data = with_unlabelled(data, settings.data.unlabelled)
     if (size := settings.training.loop.batch_size) > len(data.train_labels):
         raise UserError(f"--batch_size {size} is larger than the training set ({len(data.train_labels)} samples)")
@@ -137,7 +137,7 @@ def open_data(settings: Settings) -> DataSet:
 
 
 def refuse_unlabelled(lanes: Sequence[Settings]) -> None:
-    """UserError where images without labels meet what needs a label of every image."""
+    """UserError if --unlabelled is combined with a setting that needs a label of every image."""
     first = lanes[0]
     alone = dataset_dict.resolve(first.data.source.dataset) == "unlabelled"
     flag = "--dataset unlabelled" if alone else "--unlabelled"
@@ -159,15 +159,15 @@ def refuse_unlabelled(lanes: Sequence[Settings]) -> None:
             raise UserError(f"--distill {lane.distill} learns from labels alone: leave {flag} out")
         if any(stage.needs_labels(lane.config) for stage in chain_of(lane.method)):
             raise UserError(
-                f"--distill {lane.distill} reads the label of every image, and those of {flag} have none: choose "
-                "a method that does not, such as kd, dist or embed"
+                f"--distill {lane.distill} reads the label of every image, but those of {flag} have none: choose "
+                "a method that needs no labels, such as kd, dist or embed"
             )
         if alone and lane.config.cls:
             raise UserError("--dataset unlabelled has no labels for a cross-entropy: pass -c 0")
 
 
 def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device) -> Network | None:
-    """The teacher of --path_t, if a method wants one."""
+    """The teacher of --path_t, if a method needs one."""
     wanting = [lane for lane in lanes if lane.method.teacher_mode == "frozen"]
     settings = lanes[0].teacher
     if settings.path_t is None:
@@ -225,7 +225,8 @@ def for_student(data: DataSet, teacher: Network | None, lanes: Sequence[Settings
 
 
 def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
-    """Evaluate in float32 once, remember it next to the runs, and compare with what the file says of itself."""
+    """Evaluate the teacher in float32 once, store the accuracy next to the runs, and compare it with the file's
+    record."""
     if settings.teacher.skip_validation:
         log.info("Skipping teacher validation.")
         return None
@@ -233,7 +234,7 @@ def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, sett
         log.info("teacher accuracy:  none, as the images have no labels")
         return None
     if teacher.spec.headless:
-        log.info("teacher accuracy:  none, as it has no classifier (%s)", teacher.lacks)
+        log.info("teacher accuracy:  none, the teacher has no classifier (%s)", teacher.lacks)
         return None
     memory = Path(settings.run.save_root) / "teacher_accuracy.json"
     images = data.test_checksum or data.checksum
@@ -256,8 +257,8 @@ def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, sett
         log.info("recorded in %s: %.2f", teacher.checkpoint.path, recorded)
         if abs(recorded - acc) > teacher.checkpoint.rounding:
             log.info(
-                "warning: measured and recorded teacher accuracy differ by %.2f points; is this the data set, split "
-                "and normalisation it was trained with?",
+                "warning: measured and recorded teacher accuracy differ by %.2f points; check that data set, split "
+                "and normalisation are those of its training",
                 abs(recorded - acc),
             )
     return acc
@@ -287,12 +288,12 @@ def augment_without_effect(settings: Settings, data: DataSet) -> dict[str, str]:
         return dict.fromkeys(AUGMENT, f"{data.name} holds no images")
     if kind == "randaugment":
         return {}
-    why = {} if data.streamed else {"augment": f"{data.name} is resident on the device, where randaugment alone works"}
+    why = {} if data.streamed else {"augment": f"{data.name} is held on the device, where only randaugment works"}
     return why | dict.fromkeys(AUGMENT[1:], "--augment is not randaugment")
 
 
 def with_idle_flags(settings: Settings, data: DataSet, device: torch.device, has_teacher: bool) -> Settings:
-    """The settings with the flags named that were given and do nothing in this run, which the log says in one line."""
+    """The settings, naming the given flags that have no effect in this run; the log lists them in one line."""
     why = idle_flags(settings, data, device)
     if not has_teacher:
         why["path_t"] = f"--distill {settings.distill} uses no teacher"
@@ -301,24 +302,24 @@ def with_idle_flags(settings: Settings, data: DataSet, device: torch.device, has
         log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in without_effect.items()))
     own_term = settings.method.terms is not Distiller.terms and "+" not in str(settings.distill)
     if own_term and not settings.is_teacher and settings.loss.beta == 0:
-        log.info("the term of --distill %s has weight 0, so nothing learns from it: -b is its weight", settings.distill)
+        log.info("the term of --distill %s has weight 0, so it has no effect: set its weight with -b", settings.distill)
     return dataclasses.replace(settings, without_effect=without_effect)
 
 
 def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[str, str]:
-    """Flag -> why it does nothing in this run, whether it was given or not."""
+    """Flag -> why it has no effect in this run, whether it was given or not."""
     distill, alone = settings.distill, settings.method.teacher_mode == "absent"
     dataset = settings.data.source.dataset
     why: dict[str, str] = {}
     if not data.streamed:
-        why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is resident on the device")
+        why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is held on the device")
     if data.name in ("folder", "tinyimagenet"):  # decoded once, when they are opened
         why.pop("skip_corrupt", None)
     if data.name not in ("folder", "imagenet"):
         why["val_dir"] = f"{dataset} is no tree of images"
     why |= augment_without_effect(settings, data)
     if not data.videos:
-        why |= {f.dest: f"{dataset} is no list of videos" for f in flags_in(VideoConfig)}
+        why |= {f.dest: f"{dataset} is not a list of videos" for f in flags_in(VideoConfig)}
     else:
         why.pop("num_workers", None)
     if distributed.world_size() == 1:
@@ -361,7 +362,7 @@ def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[
 
 
 def notice_of_decays(lanes: Sequence[Settings]) -> None:
-    """Say that the rate will never be lowered, where a shorter run kept the decays of a longer one."""
+    """Warn that the learning rate never drops, if a short run has the decay epochs of a longer one."""
     lines = []
     for s in lanes:
         cfg = s.training.schedule
@@ -369,8 +370,8 @@ def notice_of_decays(lanes: Sequence[Settings]) -> None:
         moved = s.given & {"epochs", "lr_decay_epochs"}
         if moved and cfg.schedule == "step" and decays and decays[0] >= cfg.epochs:
             lines.append(
-                f"--lr_decay_epochs {cfg.lr_decay_epochs}: none comes before --epochs {cfg.epochs} ends, the learning "
-                f"rate stays at {cfg.learning_rate:g}"
+                f"note: training ends (--epochs {cfg.epochs}) before the first learning-rate drop (--lr_decay_epochs "
+                f"{cfg.lr_decay_epochs}): the learning rate stays at {cfg.learning_rate:g}"
             )
     for line in dict.fromkeys(lines):
         log.info(line)
@@ -382,7 +383,7 @@ def network_of(settings: Settings, data: DataSet) -> ModelSpec:
 
 
 def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
-    """What is trained: the network, and what the settings change of it."""
+    """The network to train, as changed by the settings."""
     spec = network_of(settings, data)
     if settings.network.drop_path is not None:
         spec = with_drop_path(spec, settings.network.drop_path) or spec

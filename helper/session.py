@@ -58,12 +58,12 @@ from helper.training.schedule import make_schedule
 from helper.training.stages import Stage, StagePlan, build_stages
 from helper.training.step import StepSetup
 
-LOST = "; the same command resumes from the last checkpoint, and --dist_timeout sets how long to wait for a process"
+LOST = "; the same command resumes from the last checkpoint; --dist_timeout sets how long to wait for a process"
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One student to be trained in this process, built and checked, nothing written yet."""
+    """One student to train in this process: built and checked, nothing written yet."""
 
     settings: Settings
     folder: RunFolder
@@ -76,7 +76,7 @@ class Lane:
 
 @dataclass(frozen=True)
 class Entered:
-    """A lane whose folder is entered. state: to continue from, None to begin."""
+    """A lane whose folder is entered. state: to resume from; None: start."""
 
     lane: Lane
     state: Mapping[str, Any] | None
@@ -88,7 +88,7 @@ def begin() -> None:
 
 
 def in_processes(first: Settings, work: Callable[[], object]) -> None:
-    """Do the work in the processes that the command line asks for; usually this one."""
+    """Do the work in the requested processes; usually only this one."""
 
     def locked() -> None:
         try:
@@ -131,11 +131,11 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
         )
     if mixing := settings.data.mixing:
         if (mixing.mixup or mixing.cutmix) and "image" not in data.shapes:
-            raise UserError(f"--mixup and --cutmix mix images, and {data.name} holds none: leave them out")
+            raise UserError(f"--mixup and --cutmix mix images, but {data.name} has none: leave them out")
         loader = MixedLoader(loader, data.num_classes, mixing, seed_of(settings), machine.rank())
     if distributed.world_size() > 1:
         log.info(
-            "%d processes, %d samples of each batch in each; losses over a batch see those of one process",
+            "%d processes with %d samples of each batch each; losses over a batch use the samples of one process",
             distributed.world_size(),
             loop.batch_size // distributed.world_size(),
         )
@@ -165,7 +165,7 @@ def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
 
 
 def build_lane(settings: Settings, opened: Opened) -> Lane:
-    """Networks, method and run of one student. Whatever does not fit is refused here, before anything is written."""
+    """Build networks, method and run of one student. All checks happen here, before anything is written."""
     data, teacher, source = opened.data, opened.teacher, opened.source
     if settings.method.teacher_mode != "frozen":
         teacher = source = None
@@ -175,7 +175,7 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
     first = next(stages)
     start_backbone(settings, first, data.num_classes)
     seed = seed_of(settings)
-    if machine.rank():  # networks start alike everywhere, what is drawn from here on differs
+    if machine.rank():  # networks start equal in all processes, later draws differ
         seed_everything(rank_seed(seed, machine.rank()))
         first.step.seed_rng(rank_seed(seed, machine.rank()) + 1)
     spec_t = teacher.spec if teacher else None
@@ -188,7 +188,9 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
         run.describe = {**run.describe, "transform_input": transforms}
     refuse_idle(settings, first, run.steps)
     chosen = chosen_state(settings, opened, folder, run.identity)
-    notes = [] if student.name == settings.model else [f"{settings.model} means {student.name} for images of this size"]
+    notes = (
+        [] if student.name == settings.model else [f"for images of this size, {settings.model} means {student.name}"]
+    )
     notes += [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
     return Lane(settings, folder, described, run, chain([first], stages), notes, chosen)
 
@@ -197,7 +199,7 @@ def build_chain(
     settings: Settings, opened: Opened, student: ModelSpec, teacher: Network | None, source: TeacherSource | None
 ) -> Iterator[Stage]:
     training, hardware, seed = settings.training, opened.hardware, seed_of(settings)
-    seed_everything(seed)  # a student starts the same whatever was built before it
+    seed_everything(seed)  # a student's initial weights must not depend on what was built before it
     return build_stages(
         settings.method,
         settings.config,
@@ -229,13 +231,13 @@ def start_backbone(settings: Settings, first: Stage, num_classes: int) -> None:
     frozen = bool(settings.method_flags.get("freeze_backbone"))
     start = settings.pretrained_backbone
     if frozen and not start:
-        raise UserError("--freeze_backbone keeps a backbone as it is: name its weights with --pretrained_backbone")
+        raise UserError("--freeze_backbone does not train the backbone: give its weights with --pretrained_backbone")
     if start:
         load_backbone(first.step.student, start, num_classes, frozen)
 
 
 def refuse_uneven_parts(settings: Settings) -> None:
-    """UserError where a method needs micro-batches of one size and gets others."""
+    """UserError if a method needs micro-batches of one size and they differ."""
     loop, processes = settings.training.loop, distributed.world_size()
     if loop.batch_size // processes % loop.accumulate:
         raise UserError(
@@ -295,19 +297,19 @@ def eval_probe(data: DataSet, device: torch.device) -> EvalProbe | None:
 def chosen_state(
     settings: Settings, opened: Opened, folder: RunFolder, identity: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-    """The state of --resume PATH, None for auto. UserError where it belongs to another run."""
+    """The state of --resume PATH; None for auto. UserError if it belongs to another run."""
     path = settings.run.resume
     if settings.run.extend is not None:
         return extended_state(settings, opened, folder, identity)
     if path == "auto":
         return None
     if len(opened.lanes) > 1:
-        raise UserError("--resume PATH belongs to one student: name a single --distill, or leave --resume out")
+        raise UserError("--resume PATH belongs to one student: give a single --distill, or leave --resume out")
     chosen = distributed.by_main(lambda: read_last(path))
     refuse_differences(Path(path), chosen["identity"], identity, settings.off_default())
     if settings.run.overwrite and Path(path).resolve().parent == folder.models.resolve():
         raise UserError(
-            f"--overwrite would delete the rows and the best checkpoint that --resume {path} goes with: leave one of "
+            f"--overwrite would delete the rows and the best checkpoint that belong to --resume {path}: leave one of "
             "the two out"
         )
     return chosen
@@ -316,7 +318,7 @@ def chosen_state(
 def extended_state(
     settings: Settings, opened: Opened, folder: RunFolder, identity: Mapping[str, Any]
 ) -> Mapping[str, Any] | None:
-    """The last state of the finished run that --extend prolongs; None once this run has a state of its own."""
+    """The last state of the finished run that --extend prolongs; None if this run already has its own state."""
     if settings.run.resume != "auto":
         raise UserError("--extend finds the run to prolong by its settings: leave --resume out")
     shorter = before_extension(settings)
@@ -326,16 +328,16 @@ def extended_state(
         return None
     if not before.finished.exists():
         raise UserError(
-            f"--extend {settings.run.extend}: {before.models} is no finished run of these settings; train it first"
+            f"--extend {settings.run.extend}: {before.models} is not a finished run with these settings: train it first"
         )
     chosen = distributed.by_main(lambda: read_last(before.last))
-    same = dict.fromkeys(("epochs", "extend"))  # what may differ
+    same = dict.fromkeys(("epochs", "extend"))  # settings that may differ
     refuse_differences(before.models, {**chosen["identity"], **same}, {**identity, **same})
     return {**chosen, "identity": dict(identity), "path": str(before.last)}
 
 
 def end_of_epoch(parts: Sequence[Callable[[], Mapping[str, Any]]]) -> dict[str, Any]:
-    """What teacher cache and loader have to say in an epoch's row; counts are those of all processes together."""
+    """Entries of teacher cache and loader for an epoch's row; counts are summed over all processes."""
     mine = {k: v for part in parts for k, v in part().items()}
     everybody = distributed.gather(mine)
     return {k: v if isinstance(v, float) else sum(one[k] for one in everybody) for k, v in mine.items()}
@@ -350,7 +352,7 @@ def enter_folders(lanes: Sequence[Lane], opened: Opened) -> list[Entered]:
 def enter(lane: Lane, opened: Opened, label: str | None) -> Entered | None:
     """Enter the run's folder; None if it is finished already."""
     folder, settings = lane.folder, lane.settings
-    restarted = distributed.restarts() > 0  # by an elastic launcher: resume from the last state in any case
+    restarted = distributed.restarts() > 0  # restarted by an elastic launcher: always resume from the last state
     if distributed.by_main(lambda: folder.enter(lane.described, settings.run.overwrite and not restarted)):
         log.info("already finished: %s holds the result (--overwrite trains it again)", folder.models)
         return None
@@ -375,7 +377,7 @@ def measure_teacher(opened: Opened) -> float | None:
 
 
 def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
-    """Train until all have ended, or raise Interrupted with the command that continues."""
+    """Train until all have ended, or raise Interrupted with the command that resumes."""
     log.info("==> training...")
     lanes = Lanes(len(entered), LaneMemory(len(entered), opened.hardware.device))
     try:
@@ -386,13 +388,13 @@ def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
         asked, chosen = opened.lanes[0].run, entered[0].lane.chosen
         once = [f"--{name}" for name, given in (("overwrite", asked.overwrite), ("resume", chosen)) if given]
         command = f"the same command without {' and '.join(once)}" if once else "the same command"
-        raise Interrupted(f"{stop}; {command} resumes there", stop.code) from None
+        raise Interrupted(f"{stop}; to resume, run {command}", stop.code) from None
     finally:
         lanes.close()
 
 
 def refuse_idle(settings: Settings, stage: Stage, steps: int) -> None:
-    """UserError where no term has a weight, at the start of training or at its end (weights may follow time)."""
+    """UserError if all terms have weight 0, at the start or the end of training (weights may change over time)."""
     method, ends = stage.step.method, ((1, 0), (stage.epochs, steps - 1))
     weights = [method.weights(Progress(epoch, stage.epochs, step, steps, stage.index)) for epoch, step in ends]
     idle = {name for name in weights[0] if not any(w.get(name) for w in weights)}
@@ -404,9 +406,9 @@ def refuse_idle(settings: Settings, stage: Stage, steps: int) -> None:
 
 
 def find_resume(lane: Lane, restarted: bool) -> Mapping[str, Any] | None:
-    """The state to continue from, if any; with --resume PATH its rows and best checkpoint come along.
+    """The state to resume from, if any; with --resume PATH its rows and best checkpoint are copied.
 
-    restarted: by an elastic launcher, after which the run's own last state counts.
+    restarted: by an elastic launcher; then the run's own last state counts.
     """
     folder, chosen = lane.folder, lane.chosen
     if restarted and folder.last.exists():
@@ -496,7 +498,7 @@ def complete(lane: Lane, opened: Opened, teacher_acc: float | None, together: Se
 
 
 def table_row(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What a table says of the run, for a tracker. facts: as in parameters.json."""
+    """The run's row of a table, for a tracker. facts: as in parameters.json."""
     return {
         "method": settings.distill,
         "network": settings.model,

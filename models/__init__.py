@@ -7,7 +7,7 @@ from typing import Any
 from core.protocols import ModelSpec
 from core.registry import Registry
 
-# network with auxiliary heads, without its _aux -> the network itself, where it has a name of its own
+# name of a network with auxiliary heads, without _aux -> name of the plain network, if that differs
 AUXILIARY = {
     "wrn_16_1": "wrn_16_1",
     "wrn_16_2": "wrn_16_2",
@@ -135,13 +135,13 @@ TWO_MEANINGS = {"ResNet50": "ResNet50_cifar"}
 
 
 def model_for(name: str, image_shape: Sequence[int]) -> ModelSpec:
-    """The network a name means for images [C, H, W]: `ResNet50` is ImageNet's, and RepDistiller's on small images."""
+    """The network that a name means for images [C, H, W]: `ResNet50` is ImageNet's, for small images RepDistiller's."""
     small = max(image_shape[1:], default=0) <= SMALL_IMAGE
     return model_dict[TWO_MEANINGS.get(name, name) if small else name]
 
 
 def without_heads(spec: ModelSpec) -> ModelSpec | None:
-    """The registry's network under auxiliary heads: itself where it has none, None where that has no name."""
+    """The plain network below auxiliary heads; the network itself if it has none, None if it has no name."""
     if not spec.branches:
         return spec
     base = AUXILIARY.get(spec.name.removesuffix("_dpcd").removesuffix("_aux"))
@@ -152,10 +152,10 @@ def without_heads(spec: ModelSpec) -> ModelSpec | None:
 
 
 def model_in(name: str, state: Mapping[str, Any]) -> ModelSpec:
-    """The network a name means for weights: of two meanings, the one whose classifier `state` holds.
+    """The network that a name means for these weights: of two networks, the one whose classifier `state` holds.
 
-    Where there are auxiliary heads in it, a plain name means the network with heads, and their number of outputs says
-    whose: HSAKD's have four per class, DPCD's one.
+    If `state` holds auxiliary heads, a plain name means the network with heads. Their number of outputs tells which:
+    HSAKD's have four per class, DPCD's one.
     """
     spec = model_dict[name]
     other = model_dict[TWO_MEANINGS.get(name, name)]
@@ -173,8 +173,8 @@ def model_in(name: str, state: Mapping[str, Any]) -> ModelSpec:
 
 
 def __getattr__(name: str) -> Any:
-    """load_student() is the public door to helper/deploy/student.py, which stands above this floor: imported when asked
-    for, so that nothing here depends on it."""
+    """load_student() is the public name of a function in helper/deploy/student.py, a higher layer. It is imported on
+    first use, so that this package does not depend on it."""
     if name == "load_student":
         return importlib.import_module("helper.deploy.student").load_student
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What the families share: initialisation, pooling and the frames of their specs."""
+"""Shared by the families: initialisation, pooling, and templates of their specs."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def conv3x3(c_in: int, c_out: int, stride: int = 1, bias: bool = False) -> nn.Co
 
 
 def global_pool() -> nn.Sequential:
-    """[B, C, H, W] -> [B, C], the mean over H and W, whatever they are."""
+    """[B, C, H, W] -> [B, C], the mean over H and W of any size."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def shuffle(x: Tensor, groups: int) -> Tensor:
-    """[B, C, H, W], the channels of the groups taken in turn (Zhang et al., CVPR 2018, section 3.1)."""
+    """[B, C, H, W], the channels of the groups interleaved (Zhang et al., CVPR 2018, section 3.1)."""
     b, c, h, w = x.shape
-    if x.is_contiguous(memory_format=torch.channels_last):  # and stays so: a reshape across C would undo it
+    if x.is_contiguous(memory_format=torch.channels_last):  # keep channels_last: a reshape across C would undo it
         last = x.permute(0, 2, 3, 1).reshape(b, h, w, groups, c // groups)
         return last.transpose(3, 4).reshape(b, h, w, c).permute(0, 3, 1, 2)
     return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
 def init_convs(model: nn.Module) -> None:
-    """Convolutions ~ N(0, 2 / (k * k * C_out)) with bias 0 (He et al., ICCV 2015, eq. 14); batch norm is at 1 and 0."""
+    """Convolutions ~ N(0, 2 / (k * k * C_out)) with bias 0 (He et al., ICCV 2015, eq. 14); batch norm: 1 and 0."""
     for m in model.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
@@ -63,10 +63,10 @@ def cifar_spec(
     learning_rate: float | None = None,
     **options: Any,
 ) -> ModelSpec:
-    """The frame all CIFAR families have in common: stem, stages, then the pooled vector in front of the head.
+    """The template of all CIFAR families: stem, stages, then the pooled vector before the head.
 
-    stem: module path. stages: tap name -> Tap, shallow to deep. preact: taps next to the published list.
-    options: arguments of `build` that make this member of the family.
+    stem: module path. stages: tap name -> Tap, shallow to deep. preact: taps in addition to the published
+    list. options: arguments of `build` for this member of the family.
     """
     taps = {"stem": Tap(stem), **stages, **preact, "pooled": Tap("pool", kind="vector")}
     return ModelSpec(
@@ -93,9 +93,9 @@ def imagenet_spec(
     head: str,
     chain: Sequence[str] = (),
 ) -> ModelSpec:
-    """The same frame for 224 px. stages: module paths, shallow to deep. preact: one tap for each stage, or none.
+    """The template for 224 px. stages: module paths, shallow to deep. preact: one tap for each stage, or none.
 
-    pooled: by default what the head reads.
+    pooled: by default the input of the head.
     """
     names = [f"stage{i}" for i in range(1, len(stages) + 1)]
     maps = {stage: Tap(module) for stage, module in zip(names, stages, strict=True)}
@@ -124,7 +124,7 @@ def with_drop_path(spec: ModelSpec, rate: float) -> ModelSpec | None:
 
 
 def without_inplace(model: nn.Module) -> nn.Module:
-    """The same network, whose activations leave their input, which may be tapped, as it is."""
+    """Turn in-place activations off: their inputs may be tapped."""
     for module in model.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False

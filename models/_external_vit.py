@@ -1,6 +1,6 @@
-"""torchvision's ViT for images of any multiple of its patches: the position embedding is interpolated in the forward.
+"""torchvision's ViT for images of any size that its patches divide: forward interpolates the position embedding.
 
-Its weights and their names stay as they are, so a checkpoint fits whatever size it was trained at.
+Weights and their names do not change, so a checkpoint fits at any size.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from models._transformer import resized_positions
 
 
 class AnySizeEncoder(Encoder):
-    grid: tuple[int, int]  # of the image at hand
+    grid: tuple[int, int]  # of the current image
 
     def forward(self, input: Tensor) -> Tensor:
         tokens = input + resized_positions(self.pos_embedding, 1, self.grid)
@@ -37,7 +37,7 @@ class AnySizeViT(VisionTransformer):
 
 
 def any_size(model: VisionTransformer) -> AnySizeViT:
-    """The same network, of the class above: its own modules, parameters and settings."""
+    """The same network as an instance of the class above, with its modules, parameters and settings."""
     new = AnySizeViT.__new__(AnySizeViT)
     new.__dict__ = model.__dict__
     encoder = AnySizeEncoder.__new__(AnySizeEncoder)

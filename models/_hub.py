@@ -30,8 +30,8 @@ RESAMPLE = {2: "bilinear", 3: "bicubic"}  # as PIL numbers them
 
 @dataclass(frozen=True)
 class Files:
-    """name: what the network is called. config: of config.json. weights: the file. preprocessing: of
-    preprocessor_config.json, {} where there is none. identity: what tells these weights from others."""
+    """name: of the network. config: the content of config.json. weights: the file. preprocessing: the content of
+    preprocessor_config.json, {} if there is none. identity: a string that identifies these weights."""
 
     name: str
     config: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Files:
 
 @cache
 def hub_spec(name: str) -> ModelSpec:
-    """A network of the Hub, read from the local cache where it is there; the revision that was read is recorded."""
+    """A network of the Hub, from the local cache if it is there; the revision is recorded."""
     try:
         from huggingface_hub import constants, hf_hub_download
     except ImportError as error:
@@ -56,7 +56,7 @@ def hub_spec(name: str) -> ModelSpec:
         config = fetch("config.json")
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"cannot read hf_hub:{name}: it is not in the cache {constants.HF_HUB_CACHE} and the Hub did not give it "
+            f"cannot read hf_hub:{name}: it is not in the cache {constants.HF_HUB_CACHE} and downloading it failed "
             f"({str(error).splitlines()[0][:120]}): check the name, or copy the cache of a machine that has it"
         ) from error
     weights = _first(fetch, f"hf_hub:{name}")
@@ -79,7 +79,7 @@ def _first(fetch: Any, name: str) -> Path:
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether a path names such files: a folder with their config.json, or a safetensors file in one."""
+    """Whether a path is a folder with a config.json, or a safetensors file in one."""
     path = Path(path)
     config = (path.parent if path.suffix == ".safetensors" else path) / "config.json"
     if not (path.exists() and config.is_file()):
@@ -89,18 +89,18 @@ def is_folder(path: str | Path) -> bool:
 
 
 def _is_export(config: Mapping[str, Any]) -> bool:
-    """Whether scripts/export_student.py wrote it."""
+    """Whether scripts/export_student.py wrote this config."""
     return {"architecture", "deploys", "macs"} <= config.keys()
 
 
 @cache
 def folder_spec(path: str) -> ModelSpec:
-    """A network of a local folder, or of one weights file in it."""
+    """A network from a local folder, or from one weights file in it."""
     given = Path(path)
     folder = given if given.is_dir() else given.parent
     weights = given if given.is_file() else next((folder / w for w in WEIGHTS if (folder / w).is_file()), None)
     if weights is None:
-        raise UserError(f"{folder} holds a config.json and no weights: put {' or '.join(WEIGHTS)} there")
+        raise UserError(f"{folder} holds a config.json but no weights: put {' or '.join(WEIGHTS)} there")
     return _spec_of_files(_files(f"hf:{folder.resolve().name}", folder, weights, ""))
 
 
@@ -134,14 +134,14 @@ def _state(files: Files) -> State:
         return torch.load(path, map_location="cpu", weights_only=True)
     except ImportError as error:
         raise UserError(f"reading {path} needs the package safetensors: pip install safetensors") from error
-    except Exception as error:  # on foreign bytes the unpickler raises nearly anything
-        raise UserError(f"{path} is truncated or no file of weights: {str(error).splitlines()[0][:120]}") from error
+    except Exception as error:  # on foreign bytes the unpickler raises almost any exception
+        raise UserError(f"{path} is truncated or not a file of weights: {str(error).splitlines()[0][:120]}") from error
 
 
 def _spec_of_files(files: Files) -> ModelSpec:
     if _is_export(files.config):
         raise UserError(
-            f"{files.name} is a network that scripts/export_student.py wrote: download it and name its {WEIGHTS[0]}"
+            f"{files.name} is a network that scripts/export_student.py wrote: download it and give its {WEIGHTS[0]}"
         )
     kind = _transformers if "model_type" in files.config else _timm
     if kind is _timm and "architecture" not in files.config:
@@ -150,7 +150,7 @@ def _spec_of_files(files: Files) -> ModelSpec:
 
 
 def _filled(files: Files, model: nn.Module, state: Mapping[str, Tensor], head: str) -> nn.Module:
-    """The model with these weights; its classifier keeps its own where theirs has another shape or is absent."""
+    """The model with these weights; it keeps its own classifier if theirs has another shape or is absent."""
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     left = [k for k in own if k not in fits and not k.startswith(f"{head}.")]
@@ -193,15 +193,15 @@ def _built(
 def _transformers(files: Files) -> ModelSpec:
     kind = str(files.config["model_type"])
     if kind not in LAYOUTS:
-        raise UserError(f"{files.name} is a {kind} of transformers; of those, {', '.join(sorted(LAYOUTS))} can be read")
+        raise UserError(f"{files.name} is a {kind} of transformers; only {', '.join(sorted(LAYOUTS))} can be read")
     config = {**files.config, **files.config.get("vision_config", {})}
     files = dataclasses.replace(files, config=config)
     arguments, convert, mean, std, interpolation = LAYOUTS[kind]
     missing = [k for k in ("hidden_size", "num_hidden_layers", "num_attention_heads") if k not in config]
     if missing:
-        raise UserError(f"the config.json of {files.name} does not say {', '.join(missing)}")
+        raise UserError(f"the config.json of {files.name} lacks {', '.join(missing)}")
     if config.get("use_swiglu_ffn"):
-        raise UserError(f"{files.name} has gated layers (use_swiglu_ffn), which this reader does not know")
+        raise UserError(f"{files.name} has gated layers (use_swiglu_ffn), which cannot be read")
     build = partial(_vision_transformer, {**_common(config), **arguments(config)})
     seen = files.preprocessing
     mean, std = tuple(seen.get("image_mean", mean)), tuple(seen.get("image_std", std))
@@ -238,7 +238,7 @@ def _vision_transformer(arguments: Mapping[str, Any], num_classes: int = CLASSES
     try:
         from timm.models.vision_transformer import VisionTransformer
     except ImportError as error:
-        raise UserError("networks of transformers are read into timm's: pip install timm") from error
+        raise UserError("networks of transformers are loaded into timm's classes: pip install timm") from error
     options = dict(arguments)
     norm = partial(nn.LayerNorm, eps=options.pop("eps"))
     act = partial(nn.GELU, approximate="tanh" if "tanh" in options.pop("act") else "none")
@@ -258,7 +258,7 @@ def _stripped(state: Mapping[str, Tensor]) -> State:
 
 
 def _block(state: State, source: str, names: Mapping[str, str], qkv: tuple[str, str, str], target: str) -> State:
-    """One layer: `names` maps their parts to timm's, and queries, keys and values become one layer."""
+    """One layer: `names` maps its parts to timm's names; queries, keys and values are joined into one layer."""
     out: State = {}
     for theirs, ours in names.items():
         for key in [k for k in state if k.startswith(f"{source}.{theirs}.")]:
@@ -306,7 +306,7 @@ def _of_vit(config: Mapping[str, Any], given: Mapping[str, Tensor], names: Mappi
     }
     for i in range(config["num_hidden_layers"]):
         out |= _block(state, f"encoder.layer.{i}", names, SPLIT, f"blocks.{i}")  # type: ignore[arg-type]
-    if "classifier.weight" in state and names is VIT_NAMES:  # DINOv2's reads more than the pooled feature
+    if "classifier.weight" in state and names is VIT_NAMES:  # DINOv2's classifier reads more than the pooled feature
         out |= {f"head.{end}": state[f"classifier.{end}"] for end in ("weight", "bias")}
     return out
 
@@ -316,7 +316,7 @@ def _of_dinov2(config: Mapping[str, Any], given: Mapping[str, Tensor]) -> State:
     for i in range(config["num_hidden_layers"]):
         for n in (1, 2):
             out[f"blocks.{i}.ls{n}.gamma"] = state[f"encoder.layer.{i}.layer_scale{n}.lambda1"]
-    if config.get("num_register_tokens"):  # they have no position; timm adds the class token's to the token itself
+    if config.get("num_register_tokens"):  # they have no position; timm adds that of the class token to it
         out["reg_token"] = state["embeddings.register_tokens"]
         out["cls_token"] = out["cls_token"] + out["pos_embed"][:, :1]
         out["pos_embed"] = out["pos_embed"][:, 1:]
@@ -348,14 +348,14 @@ def _of_siglip(config: Mapping[str, Any], given: Mapping[str, Tensor]) -> State:
 
 
 def _checked(convert: Any) -> Any:
-    """The same key map; UserError names a key that is missing."""
+    """The same key map, with a UserError that names a missing key."""
 
     def converted(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> State:
         try:
             return convert(config, state)
         except KeyError as error:
             kind = config["model_type"]
-            raise UserError(f"the weights have no {error.args[0]}, so they are no {kind} of transformers") from error
+            raise UserError(f"the weights have no {error.args[0]}: they are not of a {kind} of transformers") from error
 
     return converted
 
@@ -378,7 +378,7 @@ LAYOUTS: dict[str, Any] = {
 
 
 class Embedder(nn.Module):
-    """An image encoder that gives a vector [B, D], and a classifier behind it."""
+    """An image encoder that returns a vector [B, D], followed by a classifier."""
 
     def __init__(self, encoder: nn.Module, width: int, num_classes: int):
         super().__init__()
@@ -391,7 +391,7 @@ class Embedder(nn.Module):
 
 @cache
 def open_clip_spec(name: str) -> ModelSpec:
-    """The image encoder of an open_clip network, NAME/WEIGHTS; its embedding is what text would be compared with."""
+    """The image encoder of an open_clip network, NAME/WEIGHTS; its output is the embedding compared with text."""
     try:
         import open_clip
     except ImportError as error:
@@ -402,7 +402,7 @@ def open_clip_spec(name: str) -> ModelSpec:
         tags = [t for a, t in known if a == architecture]
         raise UserError(
             f"open_clip has no weights '{tag}' of {architecture}: "
-            + (f"it has {', '.join(tags)}" if tags else "name it as open_clip:ViT-B-32/openai")
+            + (f"it has {', '.join(tags)}" if tags else "write it as open_clip:ViT-B-32/openai")
         )
     config = open_clip.get_model_config(architecture)
     size = config["vision_cfg"].get("image_size", 224)

@@ -14,7 +14,7 @@ def _plain(name: str) -> str:
 
 @cache
 def _tables() -> list[dict[str, int]]:
-    """Name -> place, of each way to name the classes. timm knows the numbers, torchvision its own names."""
+    """Name -> position, for each way to name the classes. timm has the numbers, torchvision its own names."""
     from torchvision.models import ResNet18_Weights
 
     lists = [ResNet18_Weights.IMAGENET1K_V1.meta["categories"]]
@@ -28,13 +28,13 @@ def _tables() -> list[dict[str, int]]:
     tables = []
     for names in lists:
         plain = [_plain(name) for name in names]
-        twice = {name for name, count in Counter(plain).items() if count > 1}  # two are called crane
+        twice = {name for name, count in Counter(plain).items() if count > 1}  # two classes are called crane
         tables.append({name: i for i, name in enumerate(plain) if name not in twice})
     return tables
 
 
 def places(classes: Sequence[str]) -> list[int] | None:
-    """Where an ImageNet classifier has each of these classes; None where they are no different ones of ImageNet's."""
+    """The position of each class in an ImageNet classifier; None if they are not distinct classes of ImageNet."""
     for table in _tables():
         found = [table.get(_plain(name)) for name in classes]
         if None not in found and len(set(found)) == len(found):

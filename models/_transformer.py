@@ -1,7 +1,7 @@
-"""How to read a transformer's tokens: functions for Tap.read, of any implementation that keeps tokens as [B, N, D].
+"""Functions for Tap.read that read a transformer's tokens, for any implementation that keeps tokens as [B, N, D].
 
 Shape letters: B samples, N tokens, D width, H heads, d = D / H, P patch tokens in a grid of g x g.
-A class token and its like come before the patch tokens.
+Class tokens and similar ones come before the patch tokens.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ def split_heads(qkv: Tensor, heads: int) -> Tensor:
 
 
 def read_qkv(heads: int, module: nn.Module, tokens: Tensor) -> Tensor:
-    """Of the output of one linear layer that makes queries, keys and values: [B, N, 3 * D] -> [B, 3, H, N, d]."""
+    """From the output of one linear layer for queries, keys and values: [B, N, 3 * D] -> [B, 3, H, N, d]."""
     return split_heads(tokens, heads)
 
 
 def read_qkv_of_mha(module: Any, tokens: Tensor) -> Tensor:
-    """Of the input of an nn.MultiheadAttention (batch first): projected once more, the fused kernel shows none."""
+    """From the input of an nn.MultiheadAttention (batch first): projected again, as the fused kernel returns none."""
     return split_heads(F.linear(tokens, module.in_proj_weight, module.in_proj_bias), module.num_heads)
 
 
 def read_qkv_of_window(module: Any, tokens: Tensor) -> Tensor:
-    """Of the input [B, g, g, D] of a torchvision ShiftedWindowAttention whose one window is the whole map.
+    """From the input [B, g, g, D] of a torchvision ShiftedWindowAttention whose one window is the whole map.
 
-    UserError at an image size where it is not: the attention is then over parts of the map, or over a padded one.
+    UserError at other image sizes, where the attention covers parts of the map or a padded map.
     """
     size, window = list(tokens.shape[1:3]), list(module.window_size)
     if size != window:
         raise UserError(
-            f"this Swin attends in windows of {window[0]}x{window[1]} and its last map is {size[0]}x{size[1]} at this "
-            f"image size, so no attention is over all of it; choose the --image_size at which the map is {window[0]}x"
+            f"this Swin attends in windows of {window[0]}x{window[1]}, but its last map is {size[0]}x{size[1]} at this "
+            f"image size, so no attention covers all of it; choose the --image_size at which the map is {window[0]}x"
             f"{window[1]} (224 for torchvision's swin_t, swin_s and swin_b)"
         )
     return split_heads(F.linear(tokens.flatten(1, 2), module.qkv.weight, module.qkv.bias), module.num_heads)
 
 
 def read_normed_qkv(module: Any, tokens: Tensor) -> Tensor:
-    """Of the input of a timm Attention that normalises queries and keys."""
+    """From the input of a timm Attention that normalises queries and keys."""
     q, k, v = split_heads(F.linear(tokens, module.qkv.weight, module.qkv.bias), module.num_heads).unbind(1)
     return torch.stack([module.q_norm(q), module.k_norm(k), v], 1)
 
@@ -80,7 +80,7 @@ def read_map(prefix: int, module: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def resized_positions(positions: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
-    """A position embedding [1, prefix + P, D], of a square grid, for another grid: bicubic; the prefix stays."""
+    """Interpolate a position embedding [1, prefix + P, D] of a square grid (bicubic); the prefix is kept."""
     side = math.isqrt(positions.shape[1] - prefix)
     if (side, side) == grid:
         return positions

@@ -1,7 +1,7 @@
 """Key maps of published video checkpoints: OpenMMLab's recognisers, temporal-shift-module, torchvision and timm.
 
-Every layout is first brought to the names of torchvision's network (the canonical ones, `classifier.*` for the
-classifier), then to those of models.temporal, where a shifted layer stands under `net`.
+Every layout is first mapped to the names of torchvision's network (the canonical ones, with `classifier.*` for the
+classifier), then to those of models.temporal, in which a shifted layer has the prefix `net`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ V = TypeVar("V")
 Rules = Sequence[tuple[str, str]]  # regular expression -> replacement, each applied to every key
 
 
-# registry name of a backbone -> whose names its keys follow
+# registry name of a backbone -> the layout of its keys
 FAMILY_OF = {
     **{
         f"{p}:{n}": "resnet" for p in ("torchvision", "timm") for n in ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -103,7 +103,7 @@ def _subbed(rules: Rules) -> Callable[[str], str]:
 
 
 def canonical(family: str, keys: Sequence[str]) -> dict[str, str]:
-    """Key of a file -> canonical key, of any layout named above. Entries that no network needs are left out."""
+    """Key of a file -> canonical key, for any layout above. Entries that no network needs are left out."""
     keys = [k for k in keys if not k.endswith(("relative_position_index", "attn_mask"))]
     openmmlab = any(k.startswith("cls_head.") or k.startswith("backbone.") for k in keys)
     bare = {k: k.removeprefix("backbone.").removeprefix("base_model.").replace(".net.", ".") for k in keys}
@@ -125,15 +125,15 @@ def canonical(family: str, keys: Sequence[str]) -> dict[str, str]:
 
 
 def _classifier(key: str) -> str:
-    """The last linear layer, whatever it is called."""
+    """The last linear layer, by any name."""
     match = re.match(r"(?:cls_head\.fc_cls|new_fc|fc|head\.fc|head|classifier\.1|classifier)\.(weight|bias)$", key)
     return f"classifier.{match[1]}" if match else key
 
 
 def adapted(family: str, own_keys: Callable[[], Sequence[str]], state: Mapping[str, V]) -> dict[str, V]:
-    """Weights of any layout under the names of models.temporal. Of a distillation checkpoint the student's alone.
+    """Weights of any layout under the names of models.temporal; of a distillation checkpoint only the student's.
 
-    Keys that are no network's stay as they are, so that a strict load names them.
+    Unknown keys are kept, so that a strict load names them.
     """
     state = dict(state)
     if any(k.startswith("architecture.") for k in state):

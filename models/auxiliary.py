@@ -1,8 +1,9 @@
 """Auxiliary classifiers on the stages of a network, as HSAKD (Yang et al., IJCAI 2021) and DPCD publish them.
 
-NAME_aux has heads of 4 outputs per class, one for each of four rotations; NAME_aux_dpcd of one. One wrapper serves
-every family: head l is a copy of the stages behind the l-th, global pooling and a linear layer; the last one repeats
-the final stage at stride 1. State-dict keys as published: backbone.*, auxiliary_classifier.{block_extractor,fc}{l}.*
+NAME_aux has heads of 4 outputs per class, one for each of four rotations; NAME_aux_dpcd has heads of one output per
+class. One wrapper serves every family: head l is a copy of the stages after the l-th, global pooling and a linear
+layer; the last head repeats the final stage at stride 1. State-dict keys as published: backbone.*,
+auxiliary_classifier.{block_extractor,fc}{l}.*
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ ROTATIONS = 4
 
 
 class AuxiliaryClassifier(nn.Module):
-    """Heads 1..L. tail: built for each head, between its stages and pooling, under the key f"{tail_name}{l}".
+    """Heads 1..L. tail: a layer between the stages and the pooling of each head, with the key f"{tail_name}{l}".
 
-    activated: whether a ReLU, which has no key, stands behind the tail.
+    activated: whether a ReLU, which has no key, follows the tail.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class AuxiliaryClassifier(nn.Module):
         self.pool = global_pool()
 
     def parts(self, level: int) -> list[nn.Module]:
-        """Modules of one head, in order; pooling, which has no parameters, comes before the last."""
+        """Modules of one head, in order; the pooling before the last one has no parameters."""
         names = [f"block_extractor{level}", *([f"{self.tail_name}{level}"] if self.tail_name else []), f"fc{level}"]
         return [self.get_submodule(name) for name in names]
 
@@ -65,8 +66,8 @@ class AuxiliaryClassifier(nn.Module):
 class AuxNet(nn.Module):
     """A network and its auxiliary classifiers. forward(x) -> logits of the network alone.
 
-    forward(x, branches) also computes the heads named there (aux1, aux2, ...), whose output is that of their linear
-    layer: a tap. stages: module paths inside the backbone of the maps that heads 1, 2, ... read.
+    forward(x, branches) also computes the named heads (aux1, aux2, ...); the outputs of their linear layers are taps.
+    stages: module paths, inside the backbone, of the maps that heads 1, 2, ... read.
     """
 
     def __init__(self, backbone: nn.Module, stages: Sequence[str], auxiliary_classifier: AuxiliaryClassifier):
@@ -101,12 +102,12 @@ def _level(branch: str) -> int:
 
 @dataclass(frozen=True)
 class Family:
-    """How heads are attached to a network. taps: what they read. heads(outputs) -> AuxiliaryClassifier, initialised."""
+    """How heads are attached to a network. taps: their inputs. heads(outputs) -> AuxiliaryClassifier, initialised."""
 
     base: ModelSpec
     taps: tuple[str, ...]
     heads: Callable[[int], AuxiliaryClassifier]
-    base_dpcd: ModelSpec | None = None  # where DPCD has another network
+    base_dpcd: ModelSpec | None = None  # if DPCD has another network
 
 
 def remaining_stages(stage: Callable[[int, int, int], nn.Module], widths: Sequence[int]) -> list[nn.Sequential]:
@@ -267,7 +268,7 @@ def _spec(name: str, family: Family, per_class: int) -> ModelSpec:
         head=f"backbone.{base.head}",
         chain=tuple(f"backbone.{path}" for path in base.chain),
         branches=tuple(f"aux{i}" for i in levels),
-        # no twin: the number of outputs of its heads tells a file of HSAKD from one of DPCD
+        # no twin: the number of outputs of the heads distinguishes files of HSAKD and DPCD
         published=dataclasses.replace(base.published, twin=None),
     )
 
@@ -277,7 +278,7 @@ SPECS |= {f"{name}_aux_dpcd": _spec(f"{name}_aux_dpcd", family, 1) for name, fam
 
 
 def __getattr__(name: str) -> ModelSpec:
-    """Every network is an attribute of its public name, as the registry asks for it."""
+    """Make every network an attribute with its public name, which the registry imports."""
     try:
         return SPECS[name]
     except KeyError:

@@ -2,8 +2,8 @@
 
 Two files of ImageNet weights are public: `bn_inception-9f5701afb96c8044.pth` (classifier `fc`, batch norm as [1, C])
 and `bn_inception-239d2248.pth` (classifier `last_linear`); `published_keys` reads both. They were trained on BGR pixels
-in 0..255 minus (104, 117, 128): the spec's normalisation makes that of RGB in [0, 1], and the network turns the
-channels round, so that the weights stay as they are.
+in 0..255 minus (104, 117, 128): the spec's normalisation converts RGB in [0, 1] to this range, and the network
+reverses the channels, so that the weights need no change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from core.protocols import ModelSpec, Tap
 
 
 class Block(NamedTuple):
-    """Widths of one block; `single` 0: no 1x1 branch, and all others halve the map. pool: "avg" or "max"."""
+    """Widths of one block; `single` 0: no 1x1 branch, and the other branches halve the map. pool: "avg" or "max"."""
 
     name: str
     c_in: int
@@ -55,7 +55,7 @@ BLOCKS = (
 
 class BNInception(nn.Module):
     """[B, 3, H, W] RGB, normalised as the spec says -> [B, num_classes]. Every convolution has a bias, batch norm and
-    ReLU; every pool rounds its size up. `inception_{block}_output` puts out the joined branches."""
+    ReLU; every pool rounds its size up. `inception_{block}_output` returns the joined branches."""
 
     def __init__(self, num_classes: int = 1000):
         super().__init__()
@@ -125,7 +125,7 @@ def published_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v[0] if "_bn." in k and v.ndim == 2 and len(v) == 1 else v for k, v in renamed.items()}
 
 
-# the branches whose maps the VSKD teacher puts out, one a block: taps branch1 to branch11
+# the branches whose maps the VSKD teacher returns, one per block: taps branch1 to branch11
 HOOKED = (
     "conv2_relu_3x3",
     "inception_3a_relu_pool_proj",

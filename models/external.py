@@ -1,16 +1,16 @@
 """Any network: `model_dict["torchvision:NAME"]` and `model_dict["timm:NAME"]`.
 
-The taps are found by reduction: one dry run, on no data and without weights, shows which modules put out maps of which
-size. stage1, stage2, ... are the last maps of strides 4, 8, ...; `stem` is the last one of a smaller stride, else the
-first of all. Of several modules the outermost is taken, or the one timm's feature_info names. A network with fewer than
-three such maps (a ViT; a Swin, whose maps have their channels last) has no stages. `tokens` is then what its last
-layer puts out. `pooled` is what the classifier reads. The normalisation is that of the published weights.
+The taps are found by one dry run without data or weights, which shows the size of the map that each module returns.
+stage1, stage2, ... are the last maps of strides 4, 8, ...; `stem` is the last map of a smaller stride, or else the
+first map. Of several modules the outermost is taken, or the one that timm's feature_info names. A network with fewer
+than three such maps (a ViT; a Swin, whose maps have their channels last) has no stages; `tokens` is then the output of
+its last layer. `pooled` is the input of the classifier. The normalisation is that of the published weights.
 
-Of a ViT (DeiT and other relatives included, and hybrids, whose stages are those of their convolutional stem) and of a
-Swin, `patches` are the patch tokens behind the final norm, and
-`qkv` the queries, keys and values of the last block, over all tokens; a ViT with a class token has `class_token`, too.
-`class_logits` and `distilled_logits` are those of the two classifiers of a DeiT with a distillation token.
-A ViT takes images of other sizes, for which its position embedding is interpolated; its weights stay as they are.
+A ViT or Swin has more taps (DeiT and other relatives included, and hybrids, whose stages are those of their
+convolutional stem): `patches` are the patch tokens after the final norm, `qkv` the queries, keys and values of the last
+block, over all tokens; a ViT with a class token also has `class_token`. `class_logits` and `distilled_logits` are the
+outputs of the two classifiers of a DeiT with a distillation token. For images of other sizes a ViT interpolates its
+position embedding; its weights do not change.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def torchvision_spec(name: str) -> ModelSpec:
     return dataclasses.replace(spec, published=Published(adapt=without_auxiliary)) if name in AUXILIARY else spec
 
 
-# networks whose auxiliary heads serve their training alone -> the modules of these
+# networks with auxiliary heads for training only -> the modules of these heads
 AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 
 
@@ -68,8 +68,8 @@ def without_auxiliary(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def input_options(name: str, meta: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How a network of AUXILIARY normalises its input: as its run recorded; of torchvision's own layout, which has the
-    auxiliary heads, as torchvision trained it. {} for all others."""
+    """Input normalisation of a network of AUXILIARY: recorded by its run, or torchvision's if the state has
+    torchvision's layout, with auxiliary heads. {} for all other networks."""
     if name.removeprefix("torchvision:") not in AUXILIARY or not name.startswith("torchvision:"):
         return {}
     return {"transform_input": bool(meta.get("transform_input", len(without_auxiliary(state)) < len(state)))}
@@ -77,7 +77,7 @@ def input_options(name: str, meta: Mapping[str, Any], state: Mapping[str, Tensor
 
 @cache
 def timm_spec(name: str) -> ModelSpec:
-    """One of timm's networks; a tag (resnet18.a1_in1k) says which weights `pretrained` means."""
+    """One of timm's networks; a tag (resnet18.a1_in1k) chooses the weights of `pretrained`."""
     try:
         import timm
     except ImportError as error:
@@ -97,8 +97,8 @@ def timm_spec(name: str) -> ModelSpec:
 
 
 def _timm_classes(name: str, outputs: int) -> int:
-    """Of a network's published weights. timm counts as classes what is the projection of an image-text model, whose
-    outputs are no classes."""
+    """Number of classes of a network's published weights. timm counts the projection of an image-text model as classes,
+    although its outputs are not classes."""
     projection = ("clip" in name or "pe_core" in name) and outputs < 2048 and outputs != CLASSES
     return 0 if projection else outputs
 
@@ -151,8 +151,8 @@ def timm_build(name: str, num_classes: int = CLASSES, pretrained: bool = False, 
 
     if isinstance(pretrained, str):
         raise UserError(
-            f"timm's weights '{pretrained}' of {name} cannot be asked for so: its networks are named after them, as "
-            "timm:resnet50.a1_in1k, and --pretrained imagenet takes those"
+            f"timm has no weights '{pretrained}' of {name}: its networks are named after their weights, such as "
+            "timm:resnet50.a1_in1k; use that name and --pretrained imagenet"
         )
     if timm.models.is_model_in_modules(name, ("vision_transformer", "vision_transformer_hybrid", "deit", "eva")):
         options = {"dynamic_img_size": True, **options}
@@ -166,9 +166,9 @@ def timm_build(name: str, num_classes: int = CLASSES, pretrained: bool = False, 
 
 
 def load_published(model: nn.Module, name: str, which: bool | str, head: str) -> None:
-    """Fill `model` with torchvision's weights for `name`; the classifier stays fresh if it has other classes.
+    """Fill `model` with torchvision's weights for `name`; the classifier stays untrained if it has other classes.
 
-    which: the name of the weights; True is IMAGENET1K_V1, those of the published tables, or the only ones there are.
+    which: the name of the weights; True: IMAGENET1K_V1, which published tables use, or the only weights there are.
     """
     from torchvision import models
 
@@ -193,7 +193,7 @@ def load_published(model: nn.Module, name: str, which: bool | str, head: str) ->
 
 @dataclass(frozen=True)
 class Call:
-    """The one call of a submodule, whose output nothing wrote over afterwards."""
+    """The only call of a submodule; its output was not modified in place afterwards."""
 
     name: str
     output: Tensor
@@ -204,10 +204,10 @@ class Call:
 
 
 def found_spec(model: nn.Module, images: Tensor, taps: Mapping[str, str]) -> ModelSpec:
-    """Where to look inside any image classifier: found by one run on `images` [n, C, H, W] in eval mode.
+    """The taps of any image classifier, found by one run on `images` [n, C, H, W] in eval mode.
 
-    taps: name -> module path, of what is not found or should be taken elsewhere; `head` names the classifier. Raises
-    UserError, with the modules that there are and the shapes of their outputs.
+    taps: name -> module path, for taps that are not found or should be other modules; `head` names the classifier.
+    A UserError lists the modules and the shapes of their outputs.
     """
     name, was_training = type(model).__name__, model.training
     logits, calls = _calls(model.eval(), images)
@@ -219,7 +219,7 @@ def found_spec(model: nn.Module, images: Tensor, taps: Mapping[str, str]) -> Mod
     head = taps.get("head") or _head_of(model, calls, logits.shape[-1])
     if head is None:
         raise UserError(
-            f"{name} has no linear layer that puts out the {logits.shape[-1]} classes: name its classifier, as "
+            f"{name} has no linear layer with {logits.shape[-1]} outputs, one per class: name its classifier with "
             f"taps={{'head': PATH}}; it has {listed(shapes)}"
         )
     spec = _spec_of(model, calls, head, tuple(images.shape[1:]))
@@ -256,7 +256,7 @@ def _spec(
     model, calls = _dry_run(build, shape)
     head = _head_of(model, calls, CLASSES)
     if head is None:
-        raise UserError(f"{name} has no classifier that could be found: no linear layer puts out the classes")
+        raise UserError(f"{name} has no classifier that could be found: no linear layer has one output per class")
     spec = _spec_of(model, calls, head, tuple(shape))
     return dataclasses.replace(spec, name=name, build=build, mean=tuple(mean), std=tuple(std))
 
@@ -266,7 +266,7 @@ def _head_of(model: nn.Module, calls: Sequence[Call], classes: int) -> str | Non
 
 
 def _spec_of(model: nn.Module, calls: Sequence[Call], head: str, shape: tuple[int, ...]) -> ModelSpec:
-    """A nameless spec."""
+    """A spec without a name."""
     maps = _stages(calls, shape[-1], [f["module"] for f in getattr(model, "feature_info", None) or ()])
     taps = {k: Tap(module) for k, module in maps.items()}
     batch = len(calls[-1].output)
@@ -286,8 +286,8 @@ def _spec_of(model: nn.Module, calls: Sequence[Call], head: str, shape: tuple[in
 
 
 def _attention(model: Any, calls: Sequence[Call]) -> tuple[dict[str, Tap], int | None]:
-    """Taps of a transformer whose last attention is over all of its tokens, and the side of its patches if their
-    positions are embedded; ({}, None) for any other network."""
+    """Taps of a transformer whose last attention covers all tokens, and the side of its patches if it has a position
+    embedding; ({}, None) for any other network."""
     outputs = {c.name: c.output for c in calls}
     own = _torchvision_attention(model, outputs) or _timm_attention(model, outputs)
     if own is None:
@@ -316,7 +316,7 @@ def _torchvision_attention(model: Any, outputs: Mapping[str, Tensor]) -> Attenti
     last = [(n, m) for n, m in model.named_modules() if isinstance(m, ShiftedWindowAttention)][-1:]
     if last and type(last[0][1]) is ShiftedWindowAttention and last[0][0] in outputs:
         name, module = last[0]
-        if outputs[name].shape[1:3] == tuple(module.window_size):  # else it is over parts of the map
+        if outputs[name].shape[1:3] == tuple(module.window_size):  # otherwise it covers parts of the map
             return Tap(name, "attention", "input", read_qkv_of_window), "norm", 0, False, None
     return None
 
@@ -345,13 +345,13 @@ def _timm_attention(model: Any, outputs: Mapping[str, Tensor]) -> Attention | No
 
 
 def _is_classifier(module: nn.Module, classes: int) -> bool:
-    """A linear layer, or the 1x1 convolution that stands for it in a SqueezeNet, with an output per class."""
+    """A linear layer with one output per class, or the 1x1 convolution that replaces it in a SqueezeNet."""
     outputs = getattr(module, "out_features", getattr(module, "out_channels", None))
     return isinstance(module, nn.Linear | nn.Conv2d) and outputs == classes
 
 
 def _stages(calls: Sequence[Call], size: int, preferred: Sequence[str]) -> dict[str, str]:
-    """stem, stage1, ... -> module; {} for networks whose features are no maps."""
+    """stem, stage1, ... -> module; {} for networks whose features are not maps."""
     by_stride: dict[int, list[Call]] = {}
     batch = len(calls[-1].output)
     for call in calls:
@@ -360,7 +360,7 @@ def _stages(calls: Sequence[Call], size: int, preferred: Sequence[str]) -> dict[
 
     def last(found: Sequence[Call]) -> str:
         named = [c.name for c in found if c.name in preferred]
-        outer = min(c.depth for c in found)  # a block rather than something inside of it
+        outer = min(c.depth for c in found)  # a block rather than a module inside it
         return (named or [c.name for c in found if c.depth == outer])[-1]
 
     stages = [last(by_stride[s]) for s in sorted(by_stride) if s >= 2]
@@ -374,9 +374,9 @@ def _stages(calls: Sequence[Call], size: int, preferred: Sequence[str]) -> dict[
 
 
 def _dry_run(build: Callable[..., nn.Module], shape: Sequence[int]) -> tuple[nn.Module, list[Call]]:
-    """The network and its calls in order of completion, of modules that run once and whose output survives.
+    """The network and the calls of modules that run once and whose output is not modified, in order of completion.
 
-    On the meta device, which computes nothing; networks that need real numbers to be built run on the CPU.
+    On the meta device, which computes nothing; networks that need real numbers run on the CPU.
     """
     with torch.random.fork_rng(devices=[]):
         try:

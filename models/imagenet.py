@@ -1,7 +1,7 @@
 """ImageNet networks under the names of SemCKD and SimKD, built by torchvision (imported with the first of them).
 
 State-dict keys are torchvision's, so its published weights load as they are: `model_dict["ResNet34"](pretrained=True)`.
-`_preact` is what a stage's last ReLU reads; the stages of MobileNetV2 are linear and name themselves again.
+`_preact` is the input of a stage's last ReLU; the stages of MobileNetV2 are linear, so `_preact` names the same maps.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _filled(model: nn.Module, published: str | None, pretrained: bool | str, hea
     if pretrained:
         if published is None:
             raise UserError(
-                "there are no published weights of doubled ResNets and ResNet10: train one, or leave --pretrained out"
+                "doubled ResNets and ResNet10 have no published weights: train one, or leave --pretrained out"
             )
         from models.external import load_published
 
@@ -87,8 +87,8 @@ def _shuffle_spec(name: str, published: str, widths: tuple[int, ...]) -> ModelSp
 def _vgg_spec(name: str, published: str, block_ends: tuple[int, ...]) -> ModelSpec:
     """block_ends: positions of the five last ReLUs; maps are taken before pooling, as in the CIFAR VGGs.
 
-    The published `is_feat` lists cut the layers at arbitrary places. The classifier reused by a student is the whole
-    of its three layers, which read the 25088 values of `pooled`.
+    The published `is_feat` lists cut the layers at arbitrary places. The classifier that a student reuses is all three
+    layers, which read the 25088 values of `pooled`.
     """
     stem, *stages = [f"features.{i}" for i in block_ends]
     return imagenet_spec(

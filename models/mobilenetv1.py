@@ -1,7 +1,7 @@
 """MobileNetV1 for ImageNet (Howard et al., 2017, table 1); state-dict keys as in timm's mobilenetv1_100.
 
 ReLU as in the paper and in the distillation literature, where timm has ReLU6. Stage maps are the last ones of strides
-4, 8, 16 and 32, after their ReLU; `_preact` is what it reads.
+4, 8, 16 and 32, after their ReLU; `_preact` is its input.
 """
 
 from __future__ import annotations

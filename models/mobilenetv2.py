@@ -1,8 +1,8 @@
 """MobileNetV2 for CIFAR (Sandler et al., CVPR 2018); state-dict keys as in RepDistiller and SimKD.
 
-Deviations of the published code, kept: the first block has its 1x1 expansion although that is one, the second group has
-stride 1, ReLU in place of ReLU6, widths int(c * width) while the last convolution always has 1280 channels. Stage maps
-are linear bottlenecks, with no activation behind them; published code answers preact=True with the same maps, so
+Kept deviations of the published code: the first block has a 1x1 expansion although its factor is 1; the second group
+has stride 1; ReLU instead of ReLU6; widths int(c * width), but the last convolution always has 1280 channels. Stage
+maps are linear bottlenecks without an activation; the published code returns the same maps for preact=True, so
 `_preact` names them again.
 """
 
@@ -30,7 +30,7 @@ STAGE_ENDS = (1, 2, 4, 6)  # position in SETTINGS of each stage's last group
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise, linear 1x1; a shortcut where neither size nor channels change."""
+    """1x1 expansion, 3x3 depthwise, linear 1x1; a shortcut if neither size nor channels change."""
 
     def __init__(self, c_in: int, c_out: int, stride: int, expansion: int):
         super().__init__()
@@ -105,7 +105,7 @@ def _spec(name: str, width: float, head: str = "classifier.0", **options: Any) -
 def _flat(name: str, stem_stride: int, twin: str, owner: str) -> ModelSpec:
     """The plain network of HSAKD or DPCD: same keys, another stride of the stem."""
     spec = _spec(name, 0.5, "classifier", stem_stride=stem_stride, nested=False)
-    note = f"stem of stride {stem_stride}, as {owner} has it"
+    note = f"stem of stride {stem_stride}, as in {owner}"
     return dataclasses.replace(spec, published=dataclasses.replace(spec.published, twin=twin, note=note))
 
 

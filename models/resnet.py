@@ -1,7 +1,7 @@
 """CIFAR ResNets (He et al., CVPR 2016, section 4.2), plain and widened; state-dict keys as in RepDistiller and SimKD.
 
 resnet{depth}x{k} has k times the channels in its stages; x4 also doubles the stem (32), `double` doubles all of x4.
-Stage maps are taken after the last ReLU; `_preact` is what that ReLU reads, the sum of branch and shortcut.
+Stage maps are taken after the last ReLU; `_preact` is the input of that ReLU, the sum of branch and shortcut.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Widths = tuple[int, int, int, int]  # stem, stage1, stage2, stage3
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution if the shape changes."""
 
     def __init__(self, c_in: int, c_out: int, stride: int, tapped: bool):
         super().__init__()

@@ -1,7 +1,7 @@
 """ResNet50 for CIFAR: ImageNet's stages behind a 3x3 stem without pooling; state-dict keys as in RepDistiller.
 
 The bottleneck (He et al., CVPR 2016, figure 5) has its stride on the 3x3 convolution. Stage maps are taken after the
-last ReLU; `_preact` is what that ReLU reads. RepDistiller calls it ResNet50, a name that here is ImageNet's.
+last ReLU; `_preact` is the input of that ReLU. RepDistiller calls it ResNet50; here that name is ImageNet's network.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BLOCKS, WIDTHS, EXPANSION = (3, 4, 6, 3), (64, 128, 256, 512), 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 to four times the width, and a shortcut, a 1x1 convolution where the shape changes."""
+    """1x1, 3x3, 1x1 to four times the width, and a shortcut, which is a 1x1 convolution if the shape changes."""
 
     def __init__(self, c_in: int, width: int, stride: int, tapped: bool):
         super().__init__()
@@ -79,4 +79,4 @@ def _spec(name: str, blocks: tuple[int, int, int, int]) -> ModelSpec:
 
 
 resnet50_cifar = _spec("ResNet50_cifar", BLOCKS)
-resnet18_bottleneck = _spec("ResNet18_bottleneck", (2, 2, 2, 2))  # of DPCD, for its auxiliary heads alone
+resnet18_bottleneck = _spec("ResNet18_bottleneck", (2, 2, 2, 2))  # of DPCD, only for its auxiliary heads

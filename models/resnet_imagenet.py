@@ -1,6 +1,6 @@
-"""ImageNet ResNets: torchvision's, whose blocks get a last ReLU of their own, so that both its sides can be tapped.
+"""ImageNet ResNets: torchvision's, with a separate last ReLU in each block, so that its input and output can be tapped.
 
-Imported when such a network is built, as it needs torchvision. Same keys, same values bit by bit as torchvision's.
+Imported when such a network is built, as it needs torchvision. Keys and values are torchvision's, bit for bit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def stage(c_in: int, width: int, blocks: int, stride: int, bottleneck: bool) -> 
 
 
 class DoubledResNet(resnet.ResNet):
-    """All four stages twice as wide, behind the ordinary stem of 64 channels (SimKD's x2 networks)."""
+    """All four stages twice as wide, after the ordinary stem of 64 channels (SimKD's x2 networks)."""
 
     def __init__(self, block: Any, layers: list[int], num_classes: int = 1000):
         super().__init__(block, layers, num_classes)

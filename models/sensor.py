@@ -1,6 +1,6 @@
 """Networks that read a window of a body-worn sensor [B, C, L]: C axes, L samples.
 
-All three end in VSKD's semantic layer, 300 values after a ReLU, which the classifier reads: `pooled` and `semantic`.
+All three end in VSKD's semantic layer, 300 values after a ReLU: the input of the classifier (`pooled`, `semantic`).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Semantic(nn.Sequential):
 
 
 class GafResNet18(nn.Module):
-    """ResNet-18 on the Gramian angular summation field of a window: one channel an axis, L pixels a side.
+    """ResNet-18 on the Gramian angular summation field of a window: one channel per axis, L pixels per side.
 
     The field is part of the network, so that an exported student reads sensor values. As published, its pixels are in
-    [0, 1] and not normalised further. Parameters with three axes and 27 classes: 11,338,539.
+    [0, 1] and not normalised further. Parameters for three axes and 27 classes: 11,338,539.
     """
 
     def __init__(self, num_classes: int, shape: Sequence[int] | None = None, kind: str = "gasf"):
@@ -82,7 +82,7 @@ class SensorCNN(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and an MLP, each behind a layer norm and next to a shortcut; [B, P, D]."""
+    """Attention and an MLP, each after a layer norm and with a shortcut; [B, P, D]."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -99,7 +99,7 @@ class Layer(nn.Module):
 
 
 class SensorTransformer(nn.Module):
-    """Three layers of four heads on tokens of eight samples, with a learned position each; the tokens are averaged."""
+    """Three layers of four heads on tokens of eight samples, with learned positions; the tokens are averaged."""
 
     def __init__(self, num_classes: int, shape: Sequence[int] | None = None, width: int = 96, depth: int = 3):
         super().__init__()

@@ -1,6 +1,6 @@
 """ImageNet ShuffleNetV2: torchvision's, whose units keep channels_last and have a last ReLU that can be tapped.
 
-Imported when such a network is built, as it needs torchvision. Same keys, same values bit by bit as torchvision's.
+Imported when such a network is built, as it needs torchvision. Keys and values are torchvision's, bit for bit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BLOCKS = (4, 8, 4)
 
 
 class Unit(shufflenetv2.InvertedResidual):
-    """Two branches side by side. The second one's ReLU acts on both, which changes nothing: the first ends in one."""
+    """Two branches side by side. The last ReLU acts on both, but the first branch ends with a ReLU anyway."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)

@@ -1,6 +1,6 @@
 """ShuffleNetV1 with three groups for CIFAR (Zhang et al., CVPR 2018); state-dict keys as in RepDistiller and SimKD.
 
-Deviations of the published code, kept: a 1x1 stem of stride 1, and a ReLU after the depthwise convolution.
+Kept deviations of the published code: a 1x1 stem of stride 1, and a ReLU after the depthwise convolution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STEM, WIDTHS, BLOCKS, GROUPS = 24, (240, 480, 960), (4, 8, 4), 3
 class Unit(nn.Module):
     """Grouped 1x1, channel shuffle, 3x3 depthwise, grouped 1x1.
 
-    With stride 2 the pooled input is put next to the result, otherwise it is added: c_out counts both.
+    With stride 2 the pooled input is concatenated with the result (c_out counts both), otherwise the input is added.
     """
 
     def __init__(self, c_in: int, c_out: int, stride: int, tapped: bool):
@@ -60,7 +60,7 @@ class ShuffleNetV1(nn.Module):
 
 
 def stage(c_in: int, c_out: int, blocks: int, stride: int = 2) -> nn.Sequential:
-    # of stride 2, the shortcut brings c_in of the channels
+    # with stride 2, c_in of the channels come from the shortcut
     first = Unit(c_in, c_out - c_in if stride == 2 else c_out, stride, tapped=False)
     return nn.Sequential(first, *[Unit(c_out, c_out, 1, tapped=i == blocks - 1) for i in range(1, blocks)])
 

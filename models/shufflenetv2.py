@@ -1,6 +1,6 @@
 """ShuffleNetV2 for CIFAR (Ma et al., ECCV 2018); state-dict keys as in RepDistiller and SimKD.
 
-Deviations of the published code, kept: a 1x1 stem of stride 1, and 3, 7, 3 basic units behind each stage's down unit.
+Kept deviations of the published code: a 1x1 stem of stride 1, and 3, 7, 3 basic units after the down units.
 Stage maps are taken after the shuffle; `_preact` is the concatenation before ReLU and shuffle.
 """
 
@@ -35,7 +35,7 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kept, x = x.chunk(2, dim=1)
         x = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        # the published unit activates the second half alone; the first comes out of a ReLU, so this changes nothing
+        # the published unit activates only the second half; the first half is the output of a ReLU, so nothing changes
         return shuffle(self.relu2(torch.cat([kept, self.bn3(self.conv3(x))], dim=1)), 2)
 
 

@@ -1,8 +1,9 @@
 """Segment networks over any 2-D network: TSN (Wang et al., ECCV 2016, eq. 1), TSM (Lin et al., ICCV 2019, section 4).
 
 Module names are those of temporal-shift-module: `base_model`, `new_fc`, and `net` inside a shifted layer. The heads are
-those of the published Kinetics configurations: TSN averages the frames' features, then drops out and classifies; TSM
-drops out and classifies every frame, then averages. Shape letters: B clips, T frames of a clip, D values per frame.
+those of the published Kinetics configurations: TSN averages the frames' features, then applies dropout and the
+classifier; TSM applies dropout and the classifier to every frame, then averages. Shape letters: B clips, T frames of a
+clip, D values per frame.
 """
 
 from __future__ import annotations
@@ -20,25 +21,25 @@ from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
 from models._transformer import read_channels_last
 from models._video_keys import FAMILY_OF, adapted
 
-SHORTCUTS = ("downsample", "shortcut", "convShortcut")  # what ResNets, CIFAR bottlenecks and Wide ResNets call it
+SHORTCUTS = ("downsample", "shortcut", "convShortcut")  # its name in ResNets, CIFAR bottlenecks and Wide ResNets
 NUM_SEGMENTS = 8
 SHIFT_DIV = 8
-DEEP = 23  # blocks in the third stage from which on every second block is shifted (ResNet-101, ResNet-152)
+DEEP = 23  # with this many blocks in the third stage or more, every second block is shifted (ResNet-101, ResNet-152)
 
 
 def shifted(x: Tensor, num_segments: int, fold: int, back: bool = False) -> Tensor:
-    """A shifted copy of frames [B*T, C, H, W]: channels [0, fold) come from the next frame, [fold, 2 fold) from the one
-    before, zeros at the ends of a clip. back: the other way round, which is the transpose."""
-    y = x.clone()  # contiguous copies are cheap; then a quarter of it once more
+    """A shifted copy of frames [B*T, C, H, W]: channels [0, fold) come from the next frame, [fold, 2 fold) from the
+    previous one, zeros at the ends of a clip. back: in the other direction, which is the transpose."""
+    y = x.clone()  # contiguous copies are cheap; a quarter of the channels is copied again
     _write(y, x, num_segments, fold, back)
     return y
 
 
 def _write(y: Tensor, source: Tensor, num_segments: int, fold: int, back: bool = False) -> None:
-    """Shift over all frames of the batch at once, then clear what came from the neighbouring clip: on a CPU two
-    dimensions of time would cost more than the copies."""
+    """Shift over all frames of the batch at once, then clear what came from the neighbouring clip: on a CPU
+    separate dimensions for clips and frames would cost more than the copies."""
     first, second = slice(fold), slice(fold, 2 * fold)
-    earlier, later = (second, first) if back else (first, second)  # whose frames come too early, too late
+    earlier, later = (second, first) if back else (first, second)  # frames from beyond the end, before the start
     y[:-1, earlier] = source[1:, earlier]
     y[num_segments - 1 :: num_segments, earlier] = 0
     y[1:, later] = source[:-1, later]
@@ -46,7 +47,7 @@ def _write(y: Tensor, source: Tensor, num_segments: int, fold: int, back: bool =
 
 
 class _Shift(torch.autograd.Function):
-    """One copy forward and one backward; slices written by autograd itself would cost six."""
+    """One copy forward and one backward; autograd of slice assignments would need six."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, num_segments: int, fold: int, back: bool) -> Tensor:
@@ -60,11 +61,11 @@ class _Shift(torch.autograd.Function):
 
 
 class TemporalShift(nn.Module):
-    """A layer of frames [B*T, C, H, W] that reads them shifted by one frame: an eighth of the channels from the future,
-    an eighth from the past.
+    """A layer of frames [B*T, C, H, W] whose input is shifted in time: an eighth of the channels from the next frame,
+    an eighth from the previous one.
 
     The residual branch reads the shifted frames, the shortcut the frames themselves. Without gradient the frames are
-    shifted in place, a quarter of the traffic of a copy, and put back once the layer has read them.
+    shifted in place, a quarter of the traffic of a copy, and restored after the layer has read them.
     """
 
     def __init__(self, net: nn.Module, num_segments: int, shift_div: int = SHIFT_DIV):
@@ -124,8 +125,8 @@ def shift_layers(backbone: nn.Module, name: str, num_segments: int) -> list[str]
     layers = list(residual_layers(backbone))
     if not layers:
         raise UserError(
-            f"tsm:{name}: no layer is known as the first of a residual branch, as it is in ResNets, Wide ResNets, "
-            f"RegNets, ConvNeXts and nets of inverted residuals; tsn:{name} averages its frames instead"
+            f"tsm:{name}: the first layers of its residual branches are unknown (they are known for ResNets, Wide "
+            f"ResNets, RegNets, ConvNeXts and networks of inverted residuals); use tsn:{name}, which averages frames"
         )
     third = getattr(backbone, "layer3", ())
     every = 2 if isinstance(third, nn.Sequential) and len(third) >= DEEP else 1
@@ -145,7 +146,9 @@ class Segments(nn.Module):
         classifier = backbone.get_submodule(head)
         width = next((m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)), None)
         if width is None:
-            raise UserError(f"a segment network replaces a linear classifier, and {head} of {name} holds none")
+            raise UserError(
+                f"a segment network replaces a linear classifier, but {head} of {name} is none: choose another network"
+            )
         backbone.set_submodule(head, nn.Identity())
         _without_dropout(backbone, head)
         self.num_segments = num_segments
@@ -161,7 +164,7 @@ class Segments(nn.Module):
 
 
 def _without_dropout(backbone: nn.Module, head: str) -> None:
-    """The dropout right in front of the classifier belonged to it."""
+    """Remove the dropout directly before the classifier, which was part of it."""
     parent, _, place = head.rpartition(".")
     box = backbone.get_submodule(parent)
     if isinstance(box, nn.Sequential) and place.isdecimal() and place != "0":
@@ -184,7 +187,7 @@ class TSM(Segments):
     def forward(self, clips: Tensor) -> Tensor:
         if clips.shape[1] != self.num_segments:
             raise UserError(
-                f"this TSM shifts within {self.num_segments} frames, and a clip has {clips.shape[1]}: "
+                f"this TSM shifts within {self.num_segments} frames, but a clip has {clips.shape[1]}: "
                 f"use --num_segments {self.num_segments}"
             )
         scores = self.new_fc(self.dropout(self.frame_features(clips)))
@@ -211,10 +214,12 @@ def _build(
 
 
 def _over(kind: str, backbone: ModelSpec, name: str) -> ModelSpec:
-    """Maps are tapped as their mean over frames; attention has no such mean and is not tapped. `frame_logits` of a TSM
-    are the scores of every frame [B*T, K]; a TSN scores clips alone."""
+    """Taps hold the mean of a map over frames; attention has no such mean and is not tapped. `frame_logits` of a TSM
+    are the scores of every frame [B*T, K]; a TSN scores only clips."""
     if backbone.input != "image":
-        raise UserError(f"{kind} runs over a network of images, and {backbone.name} reads '{backbone.input}'")
+        raise UserError(
+            f"{kind} needs a network of images, but {backbone.name} reads '{backbone.input}': choose another network"
+        )
     build = partial(_build, kind, backbone)
     taps = {
         k: dataclasses.replace(tap, module=f"base_model.{tap.module}", per_frame=True)
@@ -243,7 +248,7 @@ def _over(kind: str, backbone: ModelSpec, name: str) -> ModelSpec:
 
 
 def family_of(spec: ModelSpec) -> str | None:
-    """Whose names the keys of a segment network follow (models._video_keys); None where there is no map."""
+    """The layout of a segment network's keys (models._video_keys); None if there is no key map."""
     family = adapt.args[0] if isinstance(adapt := spec.published.adapt, partial) else "plain"
     return None if family == "plain" else family
 
@@ -299,7 +304,7 @@ def _image_backbone(name: str) -> ModelSpec:
     return {"resnet50": imagenet.resnet50, "mobilenet_v2": imagenet.mobilenet_v2}[name]
 
 
-# torchvision's Swins: stages stand between the merges, channels last; their maps are sums without an activation
+# torchvision's Swins: stages lie between the merges, channels last; their maps are sums without an activation
 SWIN_STAGES = {f"stage{i}": Tap(f"features.{2 * i - 1}", read=read_channels_last) for i in (1, 2, 3, 4)}
 SWIN_TAPS = {
     "stem": Tap("features.0", read=read_channels_last),

@@ -20,21 +20,21 @@ from core.protocols import ModelSpec, Tap, UserError
 NUM_SEGMENTS = 8
 SUBSETS = 3  # of each scale below the largest
 HIDDEN = 256
-DROPOUT, NARROW_DROPOUT = 0.5, 0.2  # of BN-Inception's 1024 values, as published; of networks that may have 64
+DROPOUT, NARROW_DROPOUT = 0.5, 0.2  # for BN-Inception's 1024 values, as published; for networks that may have 64
 
 
 class MultiScaleRelation(nn.Module):
     """Frame features [B, T, D] -> [B, K]: the sum over scales k = T, ..., 2 of an MLP on ordered subsets of k frames.
 
-    At the largest scale there is one subset; of the others min(3, all) are drawn without replacement in every training
-    forward, the same ones for the whole batch. In evaluation they are fixed (evenly spaced in lexicographic order), so
-    that a score is a function of the clip; the published code draws there too.
+    The largest scale has one subset; at every other scale min(3, all) subsets are drawn without replacement in every
+    training forward, the same ones for the whole batch. In evaluation they are fixed (evenly spaced in lexicographic
+    order), so that a clip always gets the same score; the published code draws them in evaluation too.
     """
 
     def __init__(self, num_frames: int, width: int, num_classes: int):
         super().__init__()
         if num_frames < 2:
-            raise UserError(f"a relation needs at least 2 frames, and --num_segments is {num_frames}")
+            raise UserError(f"a relation needs at least 2 frames, but --num_segments is {num_frames}")
         self.num_frames = num_frames
         self.subsets = [list(combinations(range(num_frames), k)) for k in range(num_frames, 1, -1)]
         self.fc_fusion_scales = nn.ModuleList(
@@ -53,7 +53,7 @@ class MultiScaleRelation(nn.Module):
         return [subsets[i * (len(subsets) - 1) // max(count - 1, 1)] for i in range(count)]
 
     def forward(self, x: Tensor) -> Tensor:
-        frames = x.unbind(1)  # picked one by one, as an index would travel to the device in every call
+        frames = x.unbind(1)  # selected one by one, as an index would be copied to the device in every call
         terms = [
             mlp(torch.cat([frames[i] for i in subset], 1))
             for mlp, subsets in zip(self.fc_fusion_scales, self.chosen(), strict=True)
@@ -63,8 +63,8 @@ class MultiScaleRelation(nn.Module):
 
 
 class TRN(nn.Module):
-    """Clips [B, T, 3, H, W] -> [B, K]. Dropout takes the place of the backbone's classifier, `new_fc` makes frame
-    features."""
+    """Clips [B, T, 3, H, W] -> [B, K]. Dropout replaces the backbone's classifier; `new_fc` computes the
+    frame features."""
 
     def __init__(
         self,
@@ -80,7 +80,10 @@ class TRN(nn.Module):
         classifier = backbone.get_submodule(head)
         width = next((m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)), None)
         if width is None:
-            raise UserError(f"trn replaces a linear classifier, and {head} of {type(backbone).__name__} holds none")
+            raise UserError(
+                f"trn replaces a linear classifier, but {head} of {type(backbone).__name__} is not one: "
+                "choose another network"
+            )
         backbone.set_submodule(head, nn.Dropout(dropout))
         self.base_model = backbone
         self.new_fc = nn.Linear(width, feature_dim)
@@ -108,9 +111,9 @@ def _build(
 ) -> nn.Module:
     """shape: [T, C, H, W] of a clip. options: for the backbone.
 
-    feature_std: of the normal distribution the weights of `new_fc` start from, 0.001 as published, for backbones that
-    know ImageNet already; None, as a layer usually starts. From scratch, 0.001 leaves the backbone hardly any gradient:
-    six epochs of UTD-MHAD over resnet8 stayed at chance level.
+    feature_std: standard deviation of the initial weights of `new_fc`; 0.001, as published, for backbones trained on
+    ImageNet; None: PyTorch's default. From scratch, 0.001 gives the backbone hardly any gradient: six epochs of
+    UTD-MHAD with resnet8 stayed at chance level.
     """
     num_frames = NUM_SEGMENTS if shape is None else shape[0]
     base = backbone(num_classes=num_classes, **options)
@@ -118,10 +121,12 @@ def _build(
 
 
 def trn_over(backbone: ModelSpec, name: str, **options: Any) -> ModelSpec:
-    """The relation network over a 2-D network. Its maps are tapped as their mean over frames, as VSKD has them;
+    """The relation network over a 2-D network. Its taps hold the mean of a map over frames, as in VSKD;
     `pooled` and `semantic` are the mean of the frame features."""
     if backbone.input != "image":
-        raise UserError(f"trn runs over a network of images, and {backbone.name} reads '{backbone.input}'")
+        raise UserError(
+            f"trn needs a network of images, but {backbone.name} reads '{backbone.input}': choose another network"
+        )
     inside = {
         k: dataclasses.replace(tap, module=f"base_model.{tap.module}", per_frame=True)
         for k, tap in backbone.taps.items()

@@ -1,7 +1,7 @@
 """VGG with batch norm for CIFAR (Simonyan and Zisserman, ICLR 2015); state-dict keys as in RepDistiller and SimKD.
 
 Five blocks of 3x3 convolutions, one linear layer. Stage maps are taken after a block's last ReLU and before pooling;
-`_preact` is what that ReLU reads.
+`_preact` is the input of that ReLU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WIDTHS = (64, 128, 256, 512, 512)
 
 
 class VGG(nn.Module):
-    """[B, 3, H, W] -> [B, num_classes]. convs: how many convolutions each of the five blocks has."""
+    """[B, 3, H, W] -> [B, num_classes]. convs: the number of convolutions in each of the five blocks."""
 
     def __init__(self, convs: tuple[int, int, int, int, int], num_classes: int = 100):
         super().__init__()
@@ -34,7 +34,7 @@ class VGG(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        is_64 = x.shape[2] == 64  # as published: at this size alone the fourth block is pooled too
+        is_64 = x.shape[2] == 64  # as published: only at this size the fourth block is pooled too
         x = self.down(self.relu0(self.block0(x)))
         x = self.down(self.relu1(self.block1(x)))
         x = self.down(self.relu2(self.block2(x)))
@@ -46,7 +46,7 @@ class VGG(nn.Module):
 
 
 def block(c_in: int, c_out: int, convs: int) -> nn.Sequential:
-    """conv, BN, ReLU, ..., conv, BN: the last ReLU is a module of the network, so that both its sides can be tapped."""
+    """conv, BN, ReLU, ..., conv, BN: the network has the last ReLU, so that its input and output can be tapped."""
     layers: list[nn.Module] = []
     for i in range(convs):
         layers += [conv3x3(c_out if i else c_in, c_out, bias=True), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]

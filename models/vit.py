@@ -3,11 +3,11 @@
 vit_{micro,tiny,small}_cifar cut 32 px into 8 x 8 patches of 4 px, vit_{micro,tiny}_64 cut 64 px into 8 x 8 of 8 px,
 vit_micro_224 cuts 224 px into 14 x 14 of 16 px.
 Images of another size are cut into patches of the same side, and the position embedding is interpolated.
-The classifier reads the class token behind the final norm. A transformer has no stages; so that methods of stage maps
-have something to read, `stem` is the patch embedding and stage1..3 are the patch tokens behind each third of the
-blocks, as maps [B, D, g, g] without their class token. They have no ReLU, and `_preact` names them again.
+The classifier reads the class token after the final norm. A transformer has no stages; for methods that read stage
+maps, `stem` is the patch embedding and stage1..3 are the patch tokens after each third of the blocks, as maps [B, D, g,
+g] without the class token. They have no ReLU, so `_preact` names the same maps.
 *_distilled have a distillation token with a classifier of its own (Touvron et al., ICML 2021), `distilled_logits`;
-their logits are the mean of these and the `class_logits`.
+their logits are the mean of `distilled_logits` and `class_logits`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from models._common import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
 from models._transformer import read_class_token, read_map, read_patches, read_qkv, resized_positions, split_heads
 
 MLP_RATIO = 4
-PREFIX = 1  # the class token; *_distilled networks have a distillation token behind it
+PREFIX = 1  # the class token; in *_distilled networks a distillation token follows it
 
 
 class PatchEmbed(nn.Module):
     """[B, 3, H, W] -> [B, D, H / patch, W / patch], by 3 x 3 convolutions of stride 2 and a linear layer.
 
     Xiao et al., NeurIPS 2021 (section 4): with such a stem a transformer trains in fewer epochs than with one large
-    convolution, and is less particular about optimiser and learning rate.
+    convolution, and is less sensitive to optimiser and learning rate.
     """
 
     def __init__(self, patch: int, width: int):
@@ -69,7 +69,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each behind a norm and next to a shortcut.
+    """Attention and a two-layer perceptron, each after a norm and with a shortcut.
 
     drop_path: probability with which an image skips one of them in training (Huang et al., ECCV 2016).
     """

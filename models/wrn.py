@@ -2,7 +2,7 @@
 
 wrn_{depth}_{k}. Blocks are pre-activated, so stem and stage maps are raw sums, negative values included; `_preact` is
 the stage map after the batch norm that follows it (of the next stage's first block, or the final one); `classified`
-is what the classifier reads, before pooling.
+is the map that the classifier reads, before pooling.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from models._common import cifar_spec, conv3x3, global_pool, init_convs
 
 
 class PreactBlock(nn.Module):
-    """BN, ReLU, conv, twice. Where the channels change, the 1x1 shortcut reads the activated input too."""
+    """BN, ReLU, conv, twice. If the channels change, the 1x1 shortcut also reads the activated input."""
 
     def __init__(self, c_in: int, c_out: int, stride: int, tapped: bool):
         super().__init__()

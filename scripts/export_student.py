@@ -220,7 +220,7 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
         last, best = run["last_epoch"], run["best_epoch"]
         lines += [
             f"| last epoch ({last['epoch']}) of its run | {last['accuracy']:.2f} % |",
-            f"| best epoch ({best['epoch']}), selected on what it is reported on | {best['accuracy']:.2f} % |",
+            f"| best epoch ({best['epoch']}), chosen on the test data, hence optimistic | {best['accuracy']:.2f} % |",
         ]
         if run.get("teacher_accuracy") is not None:
             lines.append(f"| its teacher | {run['teacher_accuracy']:.2f} % |")

@@ -1,7 +1,7 @@
 """Crops and flips of clips uint8 [T, C, H, W], one draw for all frames, as in the published TSN and TSM configurations.
 
-Resizing is bilinear without antialiasing, OpenCV's convention: on its own images it agrees within one grey level, where
-an antialiased resize is off by two to four on average and costs published checkpoints accuracy. A box is
+Resizing is bilinear without antialiasing, as in OpenCV: it agrees with OpenCV within one grey level. Antialiasing
+would differ by two to four levels on average and cost published checkpoints accuracy. A box is
 (top, left, height, width).
 """
 
@@ -46,9 +46,9 @@ def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]
 
 
 def multiscale_sizes(height: int, width: int, size: int | None = None, max_gap: int = 1) -> list[tuple[int, int]]:
-    """(width, height) of the ten candidates: sides of SCALES, two neighbouring ones combined at most.
+    """(width, height) of the ten candidates: sides of SCALES, combined with themselves or a neighbour.
 
-    size: of the network; a side within SNAP of it is taken as that.
+    size: of the network's input; a side within SNAP of it becomes equal to it.
     """
     sides = [int(min(height, width) * scale) for scale in SCALES]
     if size is not None:
@@ -71,7 +71,7 @@ def crop_at(height: int, width: int, h: int, w: int, place: tuple[int, int]) -> 
 
 
 def random_resized_crop(height: int, width: int, rng: np.random.Generator) -> Box:
-    """8 to 100 % of the area, aspect log-uniform in 3/4 to 4/3, ten tries, else the central square."""
+    """8 to 100 % of the area, aspect log-uniform in 3/4 to 4/3, ten attempts, then the central square."""
     for _ in range(10):
         area = rng.uniform(0.08, 1.0) * height * width
         aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
@@ -89,7 +89,7 @@ def three_crops(height: int, width: int, size: int) -> list[Box]:
     """Both ends and the middle of the longer side, in this order; UserError unless the crop has the shorter side."""
     if size != min(height, width):
         raise UserError(
-            f"three crops of {size} px need frames whose shorter side is {size}, and theirs is {min(height, width)}: "
+            f"three crops of {size} px need frames whose shorter side is {size}, but it is {min(height, width)}: "
             f"use --crop_size {min(height, width)}, as published, or --short_side {size}"
         )
     if height == size:
@@ -100,7 +100,7 @@ def three_crops(height: int, width: int, size: int) -> list[Box]:
 
 
 def ten_crops(height: int, width: int, size: int) -> list[tuple[Box, bool]]:
-    """(box, mirrored): upper left, upper right, lower left, lower right, centre; each as it is, then mirrored."""
+    """(box, mirrored): upper left, upper right, lower left, lower right, centre; each one plain, then mirrored."""
     if size > min(height, width):
         raise UserError(
             f"ten crops of {size} px do not fit frames of {width}x{height}: use --short_side {size} or more"
@@ -117,7 +117,7 @@ def crop(clip: Tensor, box: Box) -> Tensor:
 
 
 def mirrored(clip: Tensor, label: int, pairs: Mapping[int, int]) -> tuple[Tensor, int]:
-    """The clip flipped left to right, and what its label becomes: classes that name a side change places."""
+    """The mirrored clip and its label: classes that name a side are exchanged."""
     return clip.flip(-1), pairs.get(label, label)
 
 
@@ -128,9 +128,11 @@ def flip_pairs(text: str) -> dict[int, int]:
         try:
             a, b = (int(x) for x in part.split(":"))
         except ValueError:
-            raise UserError(f"--flip_pairs '{text}' is not of the form CLASS:CLASS,..., such as 86:87,93:94") from None
+            raise UserError(f"--flip_pairs '{text}' must have the form CLASS:CLASS,..., such as 86:87,93:94") from None
         if a == b or a in pairs or b in pairs:
-            raise UserError(f"--flip_pairs '{text}' names class {a if a in pairs or a == b else b} twice")
+            raise UserError(
+                f"--flip_pairs '{text}' names class {a if a in pairs or a == b else b} twice: name each class once"
+            )
         pairs |= {a: b, b: a}
     return pairs
 
@@ -147,13 +149,13 @@ def crop_boxes(height: int, width: int) -> list[Box]:
 
 
 def centre_box(height: int, width: int, side: int) -> Box:
-    """The middle square of `side` pixels, or of the whole shorter side where that is less."""
+    """The central square of `side` pixels, or of the shorter side if that is less."""
     side = min(side, height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 
 
 def render(clip: np.ndarray, frames: Sequence[int], box: Box, size: int, mirror: bool = False) -> Tensor:
-    """Frames of a clip, cropped alike and resized (bilinear, antialiased): uint8 [K, C, size, size]."""
+    """Frames of a clip, all cropped at the same box and resized (bilinear, antialiased): uint8 [K, C, size, size]."""
     from torchvision.transforms.v2 import functional as v2
 
     top, left, height, width = box

@@ -1,6 +1,6 @@
-"""Clips: decoding, a cache of decoded frames on disk, the choice of frames, and crops; for every video data set.
+"""Decode clips from video files, depth recordings and folders of images; for every video data set.
 
-Shape letters: T frames of a clip, K segments (frames that a network sees), h w pixels of a kept frame, C channels.
+Shape letters: T frames of a clip, K segments (frames that a network reads), h w pixels of a decoded frame, C channels.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ MAT_BYTES = {"int8": 1, "uint8": 1, "logical": 1, "int16": 2, "uint16": 2, "int3
 
 
 class UnreadableError(UserError):
-    """A clip that is missing or damaged: what --skip_corrupt leaves out. A mistake of the command line is none."""
+    """A missing or damaged clip, which --skip_corrupt skips. Mistakes in the command line are other errors."""
 
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Where the frames of one clip come from: a video file, a depth recording (.mat), or a folder of images.
+    """The source of one clip's frames: a video file, a depth recording (.mat), or a folder of images.
 
-    template: name of an image in the folder, from its number, as "{:06d}.jpg". first: number of the first image.
-    count: how many there are; None counts them.
+    template: format of the image names, such as "{:06d}.jpg". first: number of the first image. count: number of
+    images; None counts them.
     """
 
     path: Path
@@ -41,13 +41,13 @@ class ClipSource:
     count: int | None = None
 
     def stamp(self) -> str:
-        """Changes when the files do."""
+        """A string that changes when the files change."""
         info = self.path.stat()
         return f"{self.path.resolve()} {info.st_size} {info.st_mtime_ns} {self.template} {self.first} {self.count}"
 
 
 def open_video(path: Path) -> Any:
-    """av.open, whatever the metadata holds. PyAV before 19 needs a setting for that, which 19 does not have."""
+    """av.open that accepts any metadata. PyAV before 19 needs an argument for that, which PyAV 19 does not have."""
     import av
 
     settings: dict[str, Any] = {} if int(av.__version__.partition(".")[0]) >= 19 else {"metadata_errors": "ignore"}
@@ -56,7 +56,7 @@ def open_video(path: Path) -> Any:
 
 @cache
 def _one_thread() -> dict[str, int]:
-    """The argument that keeps PyAV from scaling in several threads, where it knows one."""
+    """The argument that makes PyAV scale in one thread, if this version has it."""
     import av
 
     try:
@@ -67,9 +67,9 @@ def _one_thread() -> dict[str, int]:
 
 
 def pixels(frame: Any, **size: Any) -> np.ndarray:
-    """uint8 [h, w, 3] of a decoded frame, turned as the file says (phones); size: as PyAV's reformat() takes it.
+    """uint8 [h, w, 3] of a decoded frame, rotated as the file demands (phones); size: arguments of PyAV's reformat().
 
-    In one thread: PyAV 19 keeps what it scales with, and a worker process forked later would wait for its threads.
+    In one thread: PyAV 19 keeps its scaler, and a worker process forked later would wait for the scaler's threads.
     """
     array = frame.to_ndarray(format="rgb24", **size, **_one_thread())
     quarters = round(frame.rotation / 90) % 4
@@ -78,7 +78,7 @@ def pixels(frame: Any, **size: Any) -> np.ndarray:
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
-    """(container, video stream) of a video file. UserError: no such file, empty, or what goes wrong while read."""
+    """(container, video stream) of a video file. UserError if it is missing, empty or fails while it is read."""
     try:
         import av
     except ImportError as error:
@@ -88,7 +88,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         with open_video(path) as container:
             stream = container.streams.video[0]
             require_size(path, stream.width, stream.height)
-            stream.thread_type = "NONE"  # several files are decoded at once instead
+            stream.thread_type = "NONE"  # parallelism comes from decoding several files
             yield container, stream
     except UserError:
         raise
@@ -106,7 +106,7 @@ def require_content(path: Path) -> None:
 
 
 def require_size(path: Path, width: int, height: int) -> None:
-    """UserError for frames as large as no video's, whose decoding would take gigabytes."""
+    """UserError for frames larger than those of any video, whose decoding would take gigabytes."""
     if width * height > LARGEST_PICTURE:
         raise UnreadableError(
             f"the video '{path}' has frames of {width}x{height} pixels, more than {LARGEST_PICTURE:,}: a decompression "
@@ -123,7 +123,7 @@ def broken(path: Path, error: Exception | str) -> UnreadableError:
 
 
 def check_length(path: Path, count: int, promised: int) -> None:
-    """UserError for fewer frames than the header promises; it may say one too many, or nothing (0)."""
+    """UserError if there are fewer frames than the header says. A header may say one too many, or nothing (0)."""
     if not count:
         raise broken(path, "it holds no frames")
     if count < 0.9 * promised - 1:
@@ -138,10 +138,10 @@ def check_sizes(frames: Iterable[np.ndarray], path: Path) -> None:
 
 
 def read_video(path: Path, short_side: int | None = None) -> np.ndarray:
-    """All frames of a video file: uint8 [T, h, w, C], C = 1 where the picture is grey.
+    """All frames of a video file: uint8 [T, h, w, C], C = 1 for grey pictures.
 
-    short_side: size of the shorter side, by area averaging while decoding; None keeps the size. UserError as opened(),
-    or fewer frames than the header promises.
+    short_side: size of the shorter side, by area averaging while decoding; None keeps the size. UserError as in
+    opened(), or if there are fewer frames than the header says.
     """
     frames = []
     with opened(path) as (container, stream):
@@ -162,13 +162,13 @@ def _scaled(width: int, height: int, short_side: int | None) -> tuple[int, int]:
 
 
 def without_colour(frames: np.ndarray) -> np.ndarray:
-    """[T, h, w, 3] -> [T, h, w, 1] where the three channels are the same."""
+    """[T, h, w, 3] -> [T, h, w, 1] if the three channels are equal."""
     grey = frames[..., :1]
     return np.ascontiguousarray(grey) if (frames == grey).all() else frames
 
 
 def read_depth(path: Path, short_side: int | None = None, farthest: int = 4080) -> np.ndarray:
-    """A Kinect recording (`d_depth` [H, W, T] in mm) as uint8 [T, h, w, 1]: 16 mm a step, up to `farthest`."""
+    """A Kinect recording (`d_depth` [H, W, T] in mm) as uint8 [T, h, w, 1]: 16 mm per level, up to `farthest`."""
     depth = read_mat(path, "d_depth")
     if depth.ndim != 3:
         raise UserError(f"'{path}': d_depth has the shape {list(depth.shape)}, expected [H, W, T]")
@@ -182,11 +182,11 @@ def read_depth(path: Path, short_side: int | None = None, farthest: int = 4080) 
 
 
 def read_mat(path: Path, key: str) -> np.ndarray:
-    """One array of a MATLAB file; UserError names the file where it cannot be had."""
+    """One array of a MATLAB file; a UserError names the file if that fails."""
     import scipy.io
 
     try:
-        declared = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}  # reads the headers alone
+        declared = {name: (shape, kind) for name, shape, kind in scipy.io.whosmat(path)}  # reads only the headers
         shape, kind = declared.get(key, ((), ""))
         size = math.prod(shape) * MAT_BYTES.get(kind, 8)
         if size > LARGEST_ARRAY:
@@ -197,18 +197,18 @@ def read_mat(path: Path, key: str) -> np.ndarray:
         content = scipy.io.loadmat(path, variable_names=[key])
     except UserError:
         raise
-    except Exception as error:  # on a truncated file scipy raises nearly anything
+    except Exception as error:  # on a truncated file scipy raises almost any exception
         raise UnreadableError(
             f"'{path}' is truncated or not a MATLAB file ({type(error).__name__}: {error}); fetch it again, or pass "
             "--skip_corrupt to leave it out"
         ) from error
     if key not in content:
-        raise UserError(f"'{path}' holds no {key}; is it another recording?")
+        raise UserError(f"'{path}' has no {key}: is it a file of another kind?")
     return content[key]
 
 
 def count_images(source: ClipSource) -> int:
-    """Of a folder of numbered images, where its list does not say."""
+    """Number of images in a folder, if its list does not give it."""
     assert source.template is not None
     return source.count or sum(1 for _ in source.path.glob(f"*{Path(source.template).suffix}"))
 
@@ -219,7 +219,8 @@ def read_image(source: ClipSource, number: int, short_side: int | None = None) -
     path = source.path / source.template.format(source.first + number)
     if not path.exists():
         raise UnreadableError(
-            f"'{source.path}' should hold {count_images(source)} frames, and '{path.name}' is missing"
+            f"'{source.path}' should hold {count_images(source)} frames, but '{path.name}' is missing: extract the "
+            "frames again"
         )
     try:
         image = picture(path)
@@ -230,17 +231,19 @@ def read_image(source: ClipSource, number: int, short_side: int | None = None) -
 
 
 def read_folder(source: ClipSource, short_side: int | None = None) -> np.ndarray:
-    """A folder of numbered images as uint8 [T, h, w, C]. UserError for one that is missing, damaged or of another
+    """A folder of numbered images as uint8 [T, h, w, C]. UserError if an image is missing, damaged or of another
     size."""
     frames = [read_image(source, number, short_side) for number in range(count_images(source))]
     if not frames:
-        raise UnreadableError(f"'{source.path}' holds no frames")
+        raise UnreadableError(
+            f"'{source.path}' holds no frames: extract them again, or pass --skip_corrupt to leave it out"
+        )
     check_sizes(frames, source.path)
     return without_colour(np.stack(frames))
 
 
 def read_clip(source: ClipSource, short_side: int | None = None) -> np.ndarray:
-    """uint8 [T, h, w, C] of any source."""
+    """All frames of any source: uint8 [T, h, w, C]."""
     if source.template is not None:
         return read_folder(source, short_side)
     return (read_depth if source.path.suffix == ".mat" else read_video)(source.path, short_side)

@@ -18,21 +18,21 @@ from core.log import log, progress
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource, UnreadableError, read_clip
 
-CACHE_VERSION = 2  # 2: videos turned as their file says
+CACHE_VERSION = 2  # 2: videos are rotated as their file demands
 
 
 OPEN_CLIPS = 256  # memory maps held open
 
 
 class FrameCache:
-    """Decoded frames on disk, one uint8 array [T, h, w, C] a clip, read through memory maps.
+    """Decoded frames on disk, one uint8 array [T, h, w, C] per clip, read through memory maps.
 
-    A clip is decoded when it is first asked for. The file's name says which clip, how large, and which state of its
-    source, so that a changed video is decoded again. Behind the array lies a checksum of every frame, which is compared
-    whenever the frame is read; a damaged clip is decoded again. folder: None keeps the clips in memory.
+    A clip is decoded when it is first read. The file's name encodes the clip, its size and the state of its source, so
+    that a changed video is decoded again. A checksum of every frame follows the array and is compared at every read; a
+    damaged clip is decoded again. folder: None keeps the clips in memory.
     """
 
-    flag = "--clip_cache"  # that names the folder
+    flag = "--clip_cache"  # the flag that sets the folder
 
     def __init__(self, folder: Path | None, short_side: int):
         self.folder, self.short_side = folder, short_side
@@ -40,7 +40,7 @@ class FrameCache:
         self.reported = False
 
     def read(self, source: ClipSource) -> np.ndarray:
-        """Decode a clip, all of it."""
+        """Decode a whole clip."""
         return read_clip(source, self.short_side)
 
     def path(self, source: ClipSource) -> Path | None:
@@ -51,7 +51,7 @@ class FrameCache:
         return self.folder / f"{source.path.stem[:60]}_{self.short_side}_{digest}.npy"
 
     def get(self, source: ClipSource) -> np.ndarray:
-        """uint8 [T, h, w, C]; not to be written to."""
+        """uint8 [T, h, w, C]; read only."""
         clip = self._open.get(source)
         if clip is None:
             clip = self._open[source] = self._load(source)
@@ -60,7 +60,7 @@ class FrameCache:
         return clip
 
     def frames(self, source: ClipSource, index: Sequence[int]) -> np.ndarray:
-        """uint8 [len(index), h, w, C]: copies of these frames, as they were decoded."""
+        """uint8 [len(index), h, w, C]: copies of these decoded frames."""
         clip, index = self.get(source), list(index)
         picked = clip[index]
         if self.folder is None or self._sound(clip, picked, index):
@@ -72,7 +72,7 @@ class FrameCache:
         return self.get(source)[index]
 
     def _sound(self, clip: np.ndarray, picked: np.ndarray, index: Sequence[int]) -> bool:
-        """Whether these frames are as they were written."""
+        """Whether these frames match their checksums."""
         assert isinstance(clip, np.memmap)
         sums = np.fromfile(str(clip.filename), np.uint32, offset=clip.offset + clip.nbytes)
         start = _start(clip)
@@ -87,16 +87,16 @@ class FrameCache:
         self.reported = True
 
     def _mapped(self, path: Path) -> np.memmap | None:
-        """The array in a file; None where there is none, or not all of it."""
+        """The array in a file; None if it is missing or incomplete."""
         try:
             clip = np.load(path, mmap_mode="r")
         except FileNotFoundError:
             return None
-        except Exception:  # a damaged header raises nearly anything
+        except Exception:  # a damaged header raises almost any exception
             clip = None
         if isinstance(clip, np.memmap) and path.stat().st_size == clip.offset + clip.nbytes + 4 * len(clip):
             return clip
-        self._report(path, "is damaged, or carries no checksums, as an older version wrote it")
+        self._report(path, "is damaged or has no checksums (written by an older version)")
         return None
 
     def _load(self, source: ClipSource) -> np.ndarray:
@@ -130,9 +130,9 @@ class FrameCache:
         bad: Callable[[ClipSource, UserError], None] | None = None,
         num_segments: int = 1,
     ) -> int:
-        """Decode whatever is not there yet, several clips at a time; returns how many bytes the clips take.
+        """Decode all missing clips, several at a time; returns the size of the clips in bytes.
 
-        bad: called with every clip that cannot be read or has too few frames; None raises the first such error.
+        bad: called with every clip that cannot be read or has too few frames; None: the first such error is raised.
         """
 
         def size(source: ClipSource) -> int:
@@ -160,5 +160,5 @@ class FrameCache:
 
 
 def _start(clip: np.ndarray) -> int:
-    """Where the places of a clip's frames begin: another shape, as of a damaged header, gives other checksums."""
+    """The first position of a clip's frames: another shape, as from a damaged header, gives other checksums."""
     return zlib.crc32(repr((clip.shape, clip.dtype.str)).encode())

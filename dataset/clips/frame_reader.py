@@ -1,5 +1,5 @@
-"""Chosen frames of a clip: decoded to the last one wanted and converted where wanted, sought where that is nearer, or
-taken from a cache of decoded frames. All three ways give the same pixels. PyAV decodes unless OpenCV is asked for.
+"""Selected frames of a clip: by decoding up to the last one, by seeking to key frames, or from a cache of decoded
+frames. All three ways give the same pixels. PyAV decodes unless --decoder opencv is given.
 
 Shape letters: T frames, h w pixels, C channels.
 """
@@ -37,10 +37,11 @@ from dataset.clips.frame_cache import FrameCache
 DECODERS = ("av", "opencv")
 
 
-COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})  # OpenCV guesses the frames of others from their duration
+# for other files OpenCV guesses the number of frames from the duration
+COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})
 
 
-# OpenCV and its FFmpeg would write warnings to the console; what matters is raised here. Read when they start.
+# OpenCV and its FFmpeg would write warnings to the console; errors are raised here. They read this when they start.
 QUIET = (("OPENCV_LOG_LEVEL", "SILENT"), ("OPENCV_FFMPEG_LOGLEVEL", "-8"))
 
 
@@ -49,11 +50,11 @@ EXACT_HEADERS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})  # one packet i
 
 @lru_cache(maxsize=1 << 16)
 def layout(path: Path, stamp: int) -> tuple[int, tuple[int, ...] | None, tuple[int, ...]]:
-    """(frames, presentation times in order or None, those of key frames) from the packets, without decoding.
+    """(number of frames, presentation times in order or None, those of key frames) from the packets, without decoding.
 
-    Headers lie: Matroska has no count, some AVI files one frame too many; where a packet may hold no frame, the frames
-    are decoded once to be counted. stamp: of the file, so that a changed one is looked at again. Times are None where
-    they do not name frames (AVI with reordered frames).
+    Headers are unreliable: Matroska has no count, some AVI files count one frame too many. If a packet may hold no
+    frame, the frames are decoded once to count them. stamp: of the file, so that a changed file is read again. Times
+    are None if they do not identify frames (AVI with reordered frames).
     """
     with opened(path) as (container, stream):
         promised = stream.frames
@@ -96,9 +97,9 @@ def _in_order(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
 def _sought(
     container: Any, stream: Any, wanted: Sequence[int], times: Sequence[int], keys: Sequence[int]
 ) -> Iterator[tuple[int, Any]]:
-    """Frames from the key frame before each wanted one, skipping what lies between."""
+    """Frames decoded from the key frame before each wanted one; the frames between are skipped."""
     number_of = {time: i for i, time in enumerate(times)}
-    here: int | None = None  # time of the frame decoded last
+    here: int | None = None  # time of the last decoded frame
     frames: Iterator[Any] = container.decode(stream)
     for number in wanted:
         time = times[number]
@@ -116,7 +117,7 @@ def _sought(
 
 @contextmanager
 def _captured(path: Path) -> Iterator[Any]:
-    """A video file as OpenCV opens it, on one thread, turned as the file says. UserError: OpenCV is absent."""
+    """Open a video file with OpenCV, on one thread, rotated as the file demands. UserError if OpenCV is missing."""
     for name, value in QUIET:
         os.environ.setdefault(name, value)
     try:
@@ -140,7 +141,7 @@ def _captured(path: Path) -> Iterator[Any]:
 
 @lru_cache(maxsize=1 << 16)
 def opencv_count(path: Path, stamp: int) -> int:
-    """Frames that OpenCV delivers, walked through once, as its own count is a guess. stamp: as in layout()."""
+    """Number of frames that OpenCV delivers, counted once, as its own count is a guess. stamp: as in layout()."""
     with _captured(path) as capture:
         import cv2
 
@@ -153,8 +154,8 @@ def opencv_count(path: Path, stamp: int) -> int:
 
 
 def _by_opencv(path: Path, wanted: Sequence[int] | None = None) -> dict[int, np.ndarray]:
-    """Frame number -> uint8 RGB [h, w, 3], for every number in `wanted`, or for all of them: read one after the other,
-    since OpenCV's seeking is not exact."""
+    """Frame number -> uint8 RGB [h, w, 3], for every number in `wanted`, or for all of them: read in order,
+    as OpenCV's seeking is not exact."""
     count = opencv_count(path, _mtime(path)) if wanted is not None else None
     missing = None if wanted is None else set(wanted)
     found: dict[int, np.ndarray] = {}
@@ -177,8 +178,8 @@ def _by_opencv(path: Path, wanted: Sequence[int] | None = None) -> dict[int, np.
 
 
 class ShortSideCache(FrameCache):
-    """Decoded clips, resized as the pipeline does first of all, so that nothing depends on whether they were cached.
-    Clips of another decoder are other files."""
+    """Decoded clips, after the first resize of the pipeline, so that cached and decoded frames are equal.
+    Clips of another decoder are separate files."""
 
     flag = "--frame_cache"
 
@@ -188,7 +189,7 @@ class ShortSideCache(FrameCache):
 
     def read(self, source: ClipSource) -> np.ndarray:
         if self.decoder == "opencv" and source.template is None:
-            opencv_count(source.path, _mtime(source.path))  # a clip that ends too early is broken
+            opencv_count(source.path, _mtime(source.path))  # a clip with too few frames is damaged
             frames = without_colour(np.stack(list(_by_opencv(source.path).values())))
         else:
             frames = read_clip(source)
@@ -207,23 +208,25 @@ def shrunk(frames: np.ndarray, short_side: int) -> np.ndarray:
 
 
 class FrameReader:
-    """Frames of clips at one short side, in [T, h, w, C] uint8.
+    """Frames of clips at one short side, uint8 [T, h, w, C].
 
-    cache: folder of decoded frames; None decodes what is asked for, every time. seek: go to the key frame before a
-    wanted frame rather than decode what lies between; worth it where key frames are close, and PyAV's alone. decoder:
-    av or opencv.
+    cache: folder of decoded frames; None decodes every time. seek: start at the key frame before a wanted frame
+    instead of decoding all frames before it; faster if key frames are close; PyAV only. decoder: av or opencv.
     """
 
     def __init__(self, short_side: int, cache: Path | None = None, seek: bool = False, decoder: str = "av"):
         if decoder not in DECODERS:
             raise UserError(f"--decoder {decoder} is unknown; choose from {', '.join(DECODERS)}")
         if seek and decoder != "av":
-            raise UserError(f"--seek is PyAV's: leave it out with --decoder {decoder}, which reads frames in order")
+            raise UserError(
+                f"--seek works with PyAV only: leave it out, or leave out --decoder {decoder}, which reads frames in "
+                "order"
+            )
         self.short_side, self.seek, self.decoder = short_side, seek, decoder
         self.cache = None if cache is None else ShortSideCache(cache, short_side, decoder)
 
     def count(self, source: ClipSource) -> int:
-        """How many frames can be read. UserError as for reading."""
+        """Number of readable frames. UserError as for reading."""
         if source.template is not None:
             if not (count := count_images(source)):
                 raise UnreadableError(f"'{source.path}' holds no frames")

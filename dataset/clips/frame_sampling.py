@@ -1,7 +1,7 @@
-"""Which frames of a clip a network sees: SampleFrames and DenseSampleFrames of the published Kinetics configurations.
+"""Frame sampling: SampleFrames and DenseSampleFrames of the published Kinetics configurations.
 
-Letters: n frames of the clip, k segments. All indices are 0-based. rng: draws in training; None takes the fixed places
-of evaluation.
+Letters: n frames of the clip, k segments. All indices are 0-based. rng: draws in training; None: the fixed positions of
+evaluation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ DENSE_STARTS = 10  # of dense evaluation
 
 
 def sample_frames(n: int, k: int, rng: np.random.Generator | None = None, *, twice: bool = False) -> np.ndarray:
-    """int64 [k] ([2k] with `twice`, in evaluation), one of each of k equal segments. UserError where the clip has no
-    frames."""
+    """int64 [k] ([2k] with `twice`, in evaluation), one frame of each of k equal segments. UserError if the clip has
+    no frames."""
     if n < 1:
         raise UserError("a clip without frames cannot be sampled")
     index = _test_offsets(n, k, twice) if rng is None else _train_offsets(n, k, rng)
@@ -43,7 +43,8 @@ def _test_offsets(n: int, k: int, twice: bool) -> np.ndarray:
 def dense_frames(
     n: int, k: int, rng: np.random.Generator | None = None, span: int = DENSE_RANGE, starts: int = DENSE_STARTS
 ) -> np.ndarray:
-    """k frames evenly over `span` from a random start: int64 [k]; in evaluation from `starts` of them, [starts * k]."""
+    """k frames evenly over `span` from a random start: int64 [k]; in evaluation from `starts` fixed ones, [starts *
+    k]."""
     if n < 1:
         raise UserError("a clip without frames cannot be sampled")
     room, stride = max(1, 1 + n - span), span // k
@@ -55,11 +56,11 @@ def dense_frames(
 
 
 def segment_frames(num_frames: int, num_segments: int, draw: Sequence[float] | None = None) -> list[int]:
-    """The frames of a clip that a network sees, 0-based (TSN sampling; Wang et al., ECCV 2016, and its code).
+    """The frames of a clip that a network reads, 0-based (TSN sampling; Wang et al., ECCV 2016, and its code).
 
-    draw: K numbers in [0, 1) that choose a frame of every segment, in training; None takes the middles, in evaluation.
+    draw: K numbers in [0, 1) that choose a frame of every segment, in training; None: the middles, in evaluation.
     Training: segments of F // K frames, one frame of each; evaluation: int(tick / 2 + tick k) with tick = F / K.
-    UserError where there are fewer frames than segments (the published code repeats the first frame there).
+    UserError if there are fewer frames than segments (the published code then repeats the first frame).
     """
     if num_frames < num_segments:
         raise UserError(f"{num_frames} frames are fewer than --num_segments {num_segments}: lower --num_segments")

@@ -1,4 +1,4 @@
-"""Lists of videos: one line a clip."""
+"""Lists of videos: one line per clip."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from core.protocols import UserError
 from dataset.clips.decode import ClipSource
 from dataset.images.files import a_few, files_below
 
-LARGEST_LABEL = 99_999  # a larger one is a mistake, and as many classes would be made
+LARGEST_LABEL = 99_999  # a larger label is a mistake, and would create as many classes
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """Of a list in UTF-8, with or without a byte-order mark."""
+    """Lines of a list in UTF-8, with or without a byte-order mark."""
     return read_text(path, what, "utf-8-sig").splitlines()
 
 
 def check_label(where: str, label: int) -> None:
     if label < 0:
-        raise UserError(f"{where}: the class {label} is negative, and classes count from 0")
+        raise UserError(f"{where}: the class {label} is negative: classes count from 0")
     if label > LARGEST_LABEL:
         raise UserError(f"{where}: the class {label} is above {LARGEST_LABEL}, the largest that a list may name")
 
@@ -38,7 +38,7 @@ class ListRow:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Of the folder's path, whichever system wrote it."""
+        """Parts of the folder's path, in the notation of any system."""
         return tuple(part for part in self.folder.replace("\\", "/").split("/") if part)
 
     def below(self, root: Path) -> Path | None:
@@ -48,7 +48,7 @@ class ListRow:
 
 
 def read_list(path: Path) -> list[ListRow]:
-    """A frame list in the published format. UserError names the file and line that does not parse."""
+    """A frame list in the published format. A UserError names the file and line that does not parse."""
     rows = []
     lines = read_lines(path, "frame list")
     for number, line in enumerate(lines, 1):
@@ -84,7 +84,7 @@ class Entry:
 
 
 def read_entries(path: Path, root: Path, template: str = TEMPLATE) -> list[Entry]:
-    """The clips of a list. UserError names file and line of what does not parse."""
+    """The clips of a list. A UserError names the file and line that does not parse."""
     lines = read_lines(path, "list of videos")
     found = [
         _entry(line.strip(), root, template, f"{path}, line {number}")
@@ -113,7 +113,9 @@ def _entry(line: str, root: Path, template: str, where: str) -> Entry:
         return Entry(ClipSource(root / name), label, where)
     if Path(name).suffix and (root / name).is_file():
         form = "FOLDER FRAMES LABEL" if len(counts) == 1 else "FOLDER OFFSET FRAMES LABEL"
-        raise UserError(f"{where}: '{line[:80]}' is of the form {form}, but '{name}' is a file; of a video, PATH LABEL")
+        raise UserError(
+            f"{where}: '{line[:80]}' has the form {form}, but '{name}' is a file; the line of a video is PATH LABEL"
+        )
     offset, count = (0, counts[0]) if len(counts) == 1 else counts
     if count < 1:
         raise UserError(f"{where}: '{name}' has {count} frames; leave the line out or extract them again")
@@ -131,7 +133,7 @@ def _is_number(text: str) -> bool:
 
 
 def describe_oddities(train: Sequence[Entry], test: Sequence[Entry], num_classes: int) -> str:
-    """What is unusual about two lists, in one line; "" where nothing is."""
+    """What is unusual about two lists, in one line; "" if nothing is."""
     used = {e.label for e in train}
     first = min(used) if used else 0
     found = []
@@ -163,7 +165,7 @@ def check_labels(entries: Sequence[Entry], num_classes: int) -> None:
 
 
 def require_files(entries: Sequence[Entry]) -> None:
-    """UserError for the first clip that is not there or empty; what is inside is found when it is read."""
+    """UserError for the first clip that is missing or empty; its content is checked when it is read."""
     for entry in entries:
         path = entry.source.path
         try:

@@ -1,4 +1,4 @@
-"""Videos by list: Kinetics-400 and any set in its published formats, `--dataset kinetics400` and `--dataset video`.
+"""Videos by list: `--dataset kinetics400`, and `--dataset video` for any set in the same list formats.
 
 A line is `PATH LABEL` (a video file), `FOLDER FRAMES LABEL` (images extracted from one) or `FOLDER OFFSET FRAMES
 LABEL`; paths are relative to the data folder, labels count from 0. kinetics400 looks for the published names.
@@ -52,7 +52,7 @@ KINETICS = {
 
 
 class _Items(torch_data.Dataset[Any]):
-    """(place in the epoch, position in the list) -> (uint8 clip, label, position, message of what was replaced)."""
+    """(place in the epoch, position in the list) -> (uint8 clip, label, position, message about a replaced clip)."""
 
     def __init__(self, entries: Sequence[Entry], view: Callable[[Entry, int], tuple[Tensor, int]], skip: str | None):
         self.entries, self.view, self.skip = entries, view, skip
@@ -66,13 +66,13 @@ class _Items(torch_data.Dataset[Any]):
                 clip, label = self.view(entry, place)
             except UserError as error:
                 if self.skip is None or not isinstance(error, UnreadableError):
-                    return error  # raised where it becomes one sentence
+                    return error  # raised later, as one sentence
                 message = message or str(error)
                 if self.skip == "leave out":
                     return torch.empty(0), 0, position, message
             else:
                 return clip, label, (position + step) % len(self.entries), message
-        return UserError(f"not one of {len(self.entries)} clips can be read, the first because {message}")
+        return UserError(f"none of the {len(self.entries)} clips can be read; the first error: {message}")
 
 
 def _collate(items: Sequence[Any]) -> Any:
@@ -91,8 +91,8 @@ def _collate(items: Sequence[Any]) -> Any:
 
 @dataclass(frozen=True)
 class Reading:
-    """How clips are read. views: of a clip in a batch. frames: of a view. skip: "replace" a clip that cannot be read by
-    the next one of the list (in training), "leave out" (in evaluation), or None for an error."""
+    """How clips are read. views: per clip. frames: per view. skip: "replace" an unreadable clip with the next one of
+    the list (in training), "leave out" (in evaluation), or None for an error."""
 
     views: int
     frames: int
@@ -101,9 +101,10 @@ class Reading:
 
 
 class ClipLoader(PositionedLoader):
-    """Batches of clips, read by worker processes; a function of (seed, epoch, place in the epoch) alone.
+    """Batches of clips, read by worker processes; they depend only on (seed, epoch, place in the epoch).
 
-    plan: batches of (place, position in the list), of an epoch. view: (epoch, entry, place) -> clip and label.
+    plan: the batches of an epoch, each a list of (place, position in the list). view: (epoch, entry, place) -> clip and
+    label.
     """
 
     def __init__(
@@ -134,7 +135,7 @@ class ClipLoader(PositionedLoader):
             timeout=TIMEOUT if workers and plan else 0,
             multiprocessing_context="fork" if workers and plan else None,  # views are closures
             worker_init_fn=start_worker,
-            generator=torch.Generator().manual_seed(0),  # else an iterator would draw from the global one
+            generator=torch.Generator().manual_seed(0),  # otherwise an iterator would draw from the global generator
         )
         for collated in loader:
             if isinstance(collated, UserError):
@@ -158,7 +159,7 @@ class ClipLoader(PositionedLoader):
 
 
 class VideoData(DataSet):
-    """Clips by list, decoded as they are needed."""
+    """Clips by list, decoded while they are read."""
 
     num_crops = None  # augmentation is open-ended
     videos = True
@@ -189,7 +190,7 @@ class VideoData(DataSet):
 
     @property
     def described(self) -> dict[str, object]:
-        """What a checkpoint's meta says of the clips its network was trained on, so that it is evaluated on such."""
+        """Entries of a checkpoint's meta about the training clips, for evaluation on clips of the same kind."""
         return {
             "shapes": {entry: list(shape) for entry, shape in self.shapes.items()},
             "sampling": self.settings.sampling,
@@ -207,7 +208,7 @@ class VideoData(DataSet):
         return self._checksum(self.test)
 
     def _checksum(self, entries: Sequence[Entry]) -> str:
-        """Of names, sizes and labels, and of how a clip is rendered; pixels of a large set are never all read."""
+        """Checksum of names, sizes, labels and settings; the pixels of a large set are not all read."""
         digest = hashlib.sha256(repr(self.settings).encode())
         if self.reader.decoder != "av":
             digest.update(self.reader.decoder.encode())
@@ -255,7 +256,7 @@ class VideoData(DataSet):
         world_size: int = 1,
         views: TestViews | None = None,
     ) -> ClipLoader:
-        """One view a clip, or `views`; batches then hold B * V clips. Rank r holds an exact slice of its own."""
+        """One view per clip, or `views`: batches then hold B * V clips. Every rank has its own exact slice."""
         chosen = views or TestViews()
         self.settings.check(chosen)
         first, last = len(self.test) * rank // world_size, len(self.test) * (rank + 1) // world_size
@@ -281,7 +282,7 @@ def load_kinetics400(options: DataOptions) -> VideoData:
         path = Path(named) if (named := given[flag]) else next((p for p in usual if p.is_file()), None)
         if path is None:
             raise UserError(
-                f"'{options.root}' holds neither {KINETICS[part][0]} nor {KINETICS[part][1]}; put one there or name a "
+                f"'{options.root}' holds neither {KINETICS[part][0]} nor {KINETICS[part][1]}; put one there or give a "
                 f"list with --{flag}"
             )
         kind = "rawframes" if "rawframes" in path.name else "videos"
@@ -292,7 +293,7 @@ def load_kinetics400(options: DataOptions) -> VideoData:
     classes = names_file.read_text().split("\n") if names_file.is_file() else []
     names = [c.strip() for c in classes if c.strip()] if classes else [str(i) for i in range(400)]
     if len(names) != 400:
-        raise UserError(f"'{names_file}' names {len(names)} classes, and Kinetics-400 has 400")
+        raise UserError(f"'{names_file}' names {len(names)} classes, but Kinetics-400 has 400")
     return _load("kinetics400", options, lists[0], lists[1], roots, names)
 
 
@@ -326,7 +327,9 @@ def _load(
     size = options.image_size or SIDE
     short_side = cfg.short_side or round(size * SHORT_SIDE / SIDE)
     if short_side < size:
-        raise UserError(f"--short_side {short_side} is less than --image_size {size}, which is cropped out of it")
+        raise UserError(
+            f"--short_side {short_side} is less than --image_size {size}, the crop of it: raise --short_side"
+        )
     settings = ClipSettings(
         num_segments=options.recordings.num_segments,
         size=size,

@@ -1,4 +1,4 @@
-"""How clips are read and which views of a clip evaluation averages."""
+"""How clips are prepared, and which views of a clip evaluation averages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dataset.clips.lists import Entry
 SIDE = 224
 
 
-SHORT_SIDE = 256  # where the crop is 224
+SHORT_SIDE = 256  # for a crop of 224
 
 
 CROPS = ("multiscale13", "multiscale5", "resized", "centre")
@@ -26,10 +26,10 @@ CROPS = ("multiscale13", "multiscale5", "resized", "centre")
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """How a clip becomes what a network sees.
+    """How a clip becomes a network's input.
 
-    train_crop: multiscale13 (TSM) or multiscale5 (TSN): MultiScaleCrop with 13 or 5 places; resized: RandomResizedCrop;
-    centre: none. flip: whether clips are mirrored, half of them; pairs: classes that change places then.
+    train_crop: multiscale13 (TSM) or multiscale5 (TSN): MultiScaleCrop with 13 or 5 positions; resized:
+    RandomResizedCrop; centre: none. flip: whether half of the clips are mirrored; pairs: classes to exchange then.
     """
 
     num_segments: int = 8
@@ -62,12 +62,12 @@ class ClipSettings:
         return clip, label
 
     def check(self, views: TestViews) -> None:
-        """UserError for views that no clip has."""
+        """UserError for impossible settings."""
         if views.clips < 1:
             raise UserError(f"--clips {views.clips} must be at least 1")
         if self.sampling != "dense" and views.clips > 2:
             raise UserError(
-                f"{views.clips} clips need --sampling dense: uniform sampling has one, or two with other frames"
+                f"--clips {views.clips} needs --sampling dense: uniform sampling gives 1 clip, or 2 with other frames"
             )
         size = views.size or self.size
         if views.crops == "three":
@@ -101,10 +101,10 @@ class ClipSettings:
 
 @dataclass(frozen=True)
 class TestViews:
-    """What evaluation sees of a clip.
+    """The views of a clip in evaluation.
 
-    clips: of uniform sampling one, or two (the published twice_sample: the middles of the segments, then their starts);
-    of dense sampling that many starts. crops: one, three or ten. size, num_segments: None keeps those of training.
+    clips: uniform sampling has one or two (the published twice_sample: the middles of the segments, then their starts);
+    dense sampling has this many starts. crops: one, three or ten. size, num_segments: None: as in training.
     """
 
     __test__ = False

@@ -57,7 +57,7 @@ def _from_npz(path: Path, num_classes: int) -> tuple[Split, Split, list[str]]:
             found = {key: file[key] for key in KEYS if key not in missing}
     except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"'{path}' cannot be read as an npz archive, it is truncated or something else ({error}); "
+            f"'{path}' cannot be read: it is truncated or not an npz archive ({error}); "
             "write it again or delete it to use the official files"
         ) from error
     if missing:
@@ -95,7 +95,7 @@ def _official(name: str, root: Path, download: bool) -> tuple[Split, Split, list
         ) from error
     kind = datasets.CIFAR100 if name == "cifar100" else datasets.CIFAR10
     archive, folder = root / kind.filename, root / kind.base_folder
-    # An intact archive only needs extracting, which torchvision calls a download too.
+    # An intact archive only needs extracting, which torchvision also calls a download.
     intact = archive.is_file() and _md5(archive) == kind.tgz_md5
     try:
         train, test = (kind(str(root), train=part, download=download or intact) for part in (True, False))
@@ -111,11 +111,12 @@ def _official(name: str, root: Path, download: bool) -> tuple[Split, Split, list
 def _diagnosis(
     name: str, kind: Any, archive: Path, folder: Path, intact: bool, download: bool, error: Exception
 ) -> str:
-    """One sentence: what is there, what is wrong with it, and what to put where."""
+    """One sentence: what is there, what is wrong with it, and which file to put where."""
     reason = f" ({error})" if download or intact else ""
     if archive.is_file() and not intact:
         return (
-            f"'{archive}' is incomplete or damaged, its checksum is not that of {kind.url}{reason}; delete it and "
+            f"'{archive}' is incomplete or damaged: its checksum differs from that of {kind.url}{reason}; delete it "
+            "and "
             f"fetch it again, or put {name}.npz next to it"
         )
     if folder.is_dir():

@@ -1,18 +1,18 @@
 """Image folders decoded by NVIDIA DALI (--dali cpu|gpu), with the batches, order and shards of
 dataset/images/imagenet.py.
 
-The reader's label is the sample's position in the training set, and the class is looked up on the device: so every
-method that needs positions (CRD) works as with any other loader. Each epoch has a pipeline of its own, over this
-process's files in the order of (seed, epoch): a run resumes with any number of processes, at the beginning of an epoch
-with the same views, inside of one with others.
+The reader's label is the sample's position in the training set, and the class is looked up on the device, so methods
+that need positions (CRD) work as with any other loader. Each epoch has its own pipeline, over this process's files in
+the order of (seed, epoch). A run resumes with any number of processes: at the start of an epoch with the same views,
+within an epoch with other views.
 
 The augmentation is torchvision's RandomResizedCrop and RandomHorizontalFlip with the same constants (area 0.08 to 1,
 aspect 3/4 to 4/3 drawn log-uniformly, 10 attempts; the SimKD toolbox's pipeline has area 0.1 to 1, aspect 0.8 to 1.25,
-100 attempts). What differs from torchvision: the crop is cut out while decoding, and where no attempt fits the image
-DALI takes the largest crop of a permitted aspect at a random place, torchvision the central one; DALI's triangular
-filter stands for Pillow's antialiased bilinear one, and values differ by rounding; --dali gpu decodes with nvJPEG,
-whose colours differ by up to a few levels. Draws are a function of (seed, epoch, rank), not those of the workers.
-Evaluation always decodes through the workers, so that numbers compare.
+100 attempts). Differences from torchvision: the crop is taken while decoding; if no attempt fits the
+image, DALI takes the largest crop of a permitted aspect at a random position, torchvision the central one; DALI's
+triangular filter replaces Pillow's antialiased bilinear one, and values differ by rounding; --dali gpu decodes with
+nvJPEG, whose colours differ by up to a few levels. Random draws depend on (seed, epoch, rank) and differ from those of
+the workers. Evaluation always decodes through the workers, so that numbers are comparable.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ ASPECT, AREA, ATTEMPTS = [3 / 4, 4 / 3], [0.08, 1.0], 10
 
 
 def require(kind: str, device: torch.device) -> None:
-    """UserError where DALI, or the GPU it is asked for, is missing."""
+    """UserError if DALI, or the GPU for --dali gpu, is missing."""
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
         raise UserError(f"--dali {kind} needs the package {PACKAGE} (pip install {PACKAGE}): {error}") from error
     if kind == "gpu" and device.type != "cuda":
-        raise UserError("--dali gpu needs a CUDA device, and there is none here: use --dali cpu")
+        raise UserError("--dali gpu needs a CUDA device, but this machine has none: use --dali cpu")
 
 
 def pipeline(
@@ -66,11 +66,12 @@ def pipeline(
     device: torch.device,
     threads: int,
 ) -> Any:
-    """Built: yields uint8 [batch_size, size, size, 3] and positions [batch_size, 1]; after the last file the first."""
+    """Built: yields uint8 [batch_size, size, size, 3] and positions [batch_size, 1]; after the last file it starts
+    again."""
     from nvidia.dali import fn, pipeline_def
     from nvidia.dali import types as dali_types
 
-    types: Any = dali_types  # made at run time
+    types: Any = dali_types  # created at run time
     decoder, place = ("mixed", "gpu") if kind == "gpu" else ("cpu", "cpu")
 
     @pipeline_def
@@ -86,7 +87,8 @@ def pipeline(
             random_area=AREA,
             num_attempts=ATTEMPTS,
         )
-        images = fn.resize_crop_mirror(  # nothing is cropped: half a pass over the pixels less than resize and flip
+        # without a crop this saves half a pass over the pixels compared with resize and flip
+        images = fn.resize_crop_mirror(
             images,
             device=place,
             size=(size, size),
@@ -108,13 +110,16 @@ def pipeline(
 
 
 class DaliLoader(PositionedLoader):
-    """Training batches from DALI. UserError: no DALI, no GPU for it, augmentations that only the workers have."""
+    """Training batches from DALI. UserError without DALI, without a GPU for it, or with augmentations that only the
+    workers have."""
 
     def __init__(self, files: Files, plan: Plan, size: int, device: torch.device, options: DataOptions):
         kind = str(options.stream.dali)
         require(kind, device)
         if options.stream.augment != "none" or options.stream.random_erase:
-            raise UserError(f"--dali {kind} crops and flips only: leave out --augment and --random_erase, or --dali")
+            raise UserError(
+                f"--dali {kind} can only crop and flip: leave out --augment and --random_erase, or leave out --dali"
+            )
         super().__init__(plan.steps)
         self.files, self.plan, self.size, self.device, self.kind = files, plan, size, device, kind
         self.labels = files.labels.to(device)
@@ -126,7 +131,7 @@ class DaliLoader(PositionedLoader):
         return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_images": len(self.files)}
 
     def end_epoch(self) -> dict[str, int]:
-        """For the epoch's row: how many images of this process could not be read so far."""
+        """For the epoch's row: the number of unreadable images of this process so far."""
         return {"skipped_images": len(self.unreadable)} if self.allowed else {}
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -152,11 +157,11 @@ class DaliLoader(PositionedLoader):
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") % 2**31
         built = pipeline(paths, flat, size, self.size, seed, self.kind, self.device, self.threads)
         todo = mine[start:]
-        for _ in todo[:PREFETCH]:  # not run(), which would decode as many batches more than are wanted
+        for _ in todo[:PREFETCH]:  # not run(), which would prefetch batches that are not needed
             built.schedule_run()
         for step, positions in enumerate(todo):
             images, numbers = built.share_outputs()
-            # a short last batch was filled up from the beginning
+            # a short last batch was padded with files from the start
             image = scaled(self._tensor(images)[: len(positions)])
             index = torch.from_numpy(np.array(numbers.as_array())).long().flatten()[: len(positions)]
             built.release_outputs()
@@ -166,7 +171,7 @@ class DaliLoader(PositionedLoader):
             yield Batch({"image": image}, self.labels[index], index)
 
     def _tensor(self, images: Any) -> Tensor:
-        """uint8 [B, H, W, 3] on the device; on a CPU it is DALI's own memory, to be read before it is released."""
+        """uint8 [B, H, W, 3] on the device; on a CPU it is DALI's own memory: read it before it is released."""
         if self.kind == "cpu":
             return torch.from_dlpack(images.as_tensor()).to(self.device)
         from nvidia.dali.plugin.pytorch import feed_ndarray
@@ -185,7 +190,8 @@ class DaliLoader(PositionedLoader):
         raise UserError(f"none of the {len(self.files)} images can be read")
 
     def _find_unreadable(self, places: Sequence[Sequence[int]], error: RuntimeError) -> None:
-        """DALI does not say which file it could not decode: look at those it has read. UserError names one."""
+        """DALI does not name the file that it could not decode: check the files read so far. The UserError names
+        one."""
         found = {}
         for position in {self._readable(p) for batch in places for p in batch}:
             try:
@@ -200,5 +206,5 @@ class DaliLoader(PositionedLoader):
                 f"{next(iter(found.values()))}; repair or remove it, or pass --skip_corrupt to leave it out"
             )
         for reason in found.values():
-            logging.getLogger("retort").info("passed over: %s", reason)
+            logging.getLogger("retort").info("skipped: %s", reason)
         self.unreadable |= found

@@ -1,4 +1,4 @@
-"""Handwritten digits that ship inside scikit-learn (1,797 images, 8x8): real images for a machine without network.
+"""Handwritten digits that are part of scikit-learn (1,797 images, 8x8): real images without a download.
 
 Upsampled to 32x32 RGB, split 1,437/360 (stratified, seed 0). Crops but no flips: a mirrored 2 is not a 2.
 """

@@ -1,9 +1,9 @@
-"""Image files: what the pixels of one mean, and trees of them: which files, of which class.
+"""Image files (what their pixels mean) and folders of them (which files, of which class).
 
 Every reader (folders, ImageNet, TinyImageNet, frames of clips, DALI's search for damaged files) opens an image file
 with picture(), which alone decides what the pixels mean:
 
-| a file has | it becomes |
+| the file has | the image becomes |
 |---|---|
 | grey, a palette, one bit | RGB |
 | 16 bits of grey, 32 bits unsigned | 8 bits, the whole range scaled to 0..255; 16-bit colour: the high byte |
@@ -14,7 +14,7 @@ with picture(), which alone decides what the pixels mean:
 | several frames | the first |
 | more than 178 million pixels | refused, as a decompression bomb |
 
-The log names what is unusual once.
+The log mentions each unusual property once.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ SORTING = "python scripts/sort_imagenet_val.py"
 
 
 class PictureError(UserError):
-    """An image that cannot be read, or whose pixels have no meaning here. The reader adds the way out."""
+    """An image that cannot be read, or whose pixels are undefined. The reader adds what to do."""
 
 
 @cache
@@ -66,24 +66,25 @@ def pillow() -> Any:
             f"reading images needs Pillow, which cannot be imported ({error}); install it with: pip install pillow"
         ) from error
     warnings.filterwarnings("ignore", module=r"PIL\.")  # on oddities of headers; what cannot be read is raised
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # half of what is refused
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # half of the refused size
     return Image
 
 
 def picture(path: Path) -> Any:
-    """The image of a file as Pillow's, in RGB; see the table above. PictureError: damaged, or without a meaning."""
+    """A file as a Pillow image in RGB; see the table above. PictureError if it is damaged or its pixels are
+    undefined."""
     image_class = pillow()
-    from PIL import ImageOps  # which comes with it
+    from PIL import ImageOps  # part of Pillow
 
     try:
         with image_class.open(path) as file:
             notes = _unusual(file)
             file.load()
-            ImageOps.exif_transpose(file, in_place=True)  # after load(), which turns a TIFF itself
+            ImageOps.exif_transpose(file, in_place=True)  # after load(), which itself rotates a TIFF
             if _deep(file.mode):
                 image = image_class.fromarray(_in_eight_bits(file)).convert("RGB")
             elif file.mode in ("P", "PA") and "transparency" in file.info:
-                image = file.convert("RGBA").convert("RGB")  # the same colours, without Pillow's advice to do so
+                image = file.convert("RGBA").convert("RGB")  # the same colours, without Pillow's warning
             else:
                 image = file.convert("RGB")
     except Exception as error:  # noqa: BLE001 (decoders raise nearly anything on damaged bytes)
@@ -100,7 +101,7 @@ def _deep(mode: str) -> bool:
 
 
 def _unusual(file: Any) -> list[str]:
-    """What an opened file has that the table above says something of."""
+    """The properties of an opened file that the table above lists."""
     notes, mode = [], file.mode
     if _deep(mode):
         notes.append(f"more than 8 bits per channel (mode {mode}), scaled to 8")
@@ -111,23 +112,21 @@ def _unusual(file: Any) -> list[str]:
     if file.getexif().get(0x0112, 1) not in (0, 1):
         notes.append("an EXIF orientation, turned upright")
     if getattr(file, "is_animated", False):
-        notes.append("several frames, of which the first is read")
+        notes.append("several frames, only the first is read")
     return notes
 
 
 def _in_eight_bits(file: Any) -> np.ndarray:
-    """uint8 [H, W] of an image with more bits. ValueError where black and white are not defined."""
+    """uint8 [H, W] of an image with more bits. ValueError if black and white are undefined."""
     values, white = np.asarray(file), 65535.0
     if file.mode == "F":
         white = 1.0
-        if not (values >= 0).all() or not (values <= 1).all():  # NaN is neither
-            raise ValueError(
-                f"floating-point pixels from {values.min():g} to {values.max():g}, where 0 to 1 are expected"
-            )
+        if not (values >= 0).all() or not (values <= 1).all():  # NaN fails both comparisons
+            raise ValueError(f"floating-point pixels from {values.min():g} to {values.max():g}, but 0 to 1 is expected")
     elif file.mode == "I":
-        tags = getattr(file, "tag_v2", {})  # of a TIFF: 258 bits per sample, 339 sample format
+        tags = getattr(file, "tag_v2", {})  # TIFF tags: 258 bits per sample, 339 sample format
         if tags.get(339, (1,))[0] == 2:
-            raise ValueError("signed integers as pixels, whose black and white are not defined")
+            raise ValueError("signed integers as pixels, for which black and white are undefined")
         if tags.get(258, (16,))[0] == 32:
             values, white = values.view(np.uint32), 2.0**32 - 1
         elif values.max() > white or values.min() < 0:
@@ -135,12 +134,13 @@ def _in_eight_bits(file: Any) -> np.ndarray:
     return np.rint(values * (255 / white)).astype(np.uint8)
 
 
-_met: dict[str, str] = {}  # what was unusual since the last call of unusual() -> the first such file
+_met: dict[str, str] = {}  # unusual property since the last call of unusual() -> the first such file
 _said: set[str] = set()
 
 
 def unusual() -> list[tuple[str, str]]:
-    """(what, first file) of the unusual pictures of this process since the last call; a worker hands it to the run."""
+    """(property, first file) of the unusual images of this process since the last call; a worker passes it to the
+    run."""
     found = list(_met.items())
     _met.clear()
     return found
@@ -179,11 +179,11 @@ def files_below(folder: Path, flag: str, what: str, fits: Callable[[Path], bool]
 
 
 def say_left_out(folder: Path, others: Sequence[Path]) -> None:
-    """Files of a tree that are no images by their extension, in one line."""
+    """Log the files of a tree whose extension is not an image's, in one line."""
     if others:
         endings = sorted({file.suffix or "no extension" for file in others})
         log.info(
-            "left out %d files in '%s' whose extensions are not of images (%s), such as '%s'",
+            "left out %d files in '%s' that are not images by their extension (%s), such as '%s'",
             len(others),
             folder,
             a_few(endings),

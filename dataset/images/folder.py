@@ -1,9 +1,9 @@
 """Any image-folder tree: `<root>/train/<class>/**` and `<root>/val/<class>/**` (or test/, or --val_dir), decoded once
 into memory.
 
-Every image becomes RGB (dataset/images/files.py says how), its shorter side is resized to `image_size` (32 by default)
-and the centre is cropped.
-Classes are the sorted names of the folders in train/. Hidden files and folders are passed over.
+Every image is converted to RGB (see dataset/images/files.py), its shorter side is resized to `image_size` (32 by
+default) and the centre is cropped.
+Classes are the sorted names of the folders in train/. Hidden files and folders are ignored.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Sample = tuple[Path, int]  # file, class number
 
 
 def load(options: DataOptions) -> ResidentData:
-    """Decode the tree at options.root. UserError names the path and the way out; val/ may be absent if a slice of
+    """Decode the tree at options.root. A UserError names the path and what to do; val/ may be absent if a slice of
     train is held out (val_fraction)."""
     root, size = options.root, options.image_size or 32
     if not root.is_dir():
@@ -72,7 +72,7 @@ HELD_OUT = ("val", "test", "valid", "validation", "dev")  # folders next to trai
 def matching_classes(
     root: Path, classes: list[str], flat: Callable[[Path, Path], str] = unsorted, chosen: str | None = None
 ) -> Path:
-    """The folder that is evaluated on, val/ or test/ unless chosen, with the classes of train/. flat: what to say of
+    """The folder that is evaluated on, val/ or test/ unless chosen, with the classes of train/. flat: message about
     images outside class folders. Folders like it that are not read are named."""
     there = [name for name in HELD_OUT if (root / name).is_dir()]
     name = chosen or next((name for name in there if name in HELD_OUT[:2]), None)
@@ -107,7 +107,7 @@ def matching_classes(
 
 
 def _samples(folder: Path, classes: list[str]) -> list[Sample]:
-    """Images below each class folder in sorted order; files that are none are left out, which the log says."""
+    """Images below each class folder in sorted order; other files are left out and logged."""
     samples: list[Sample] = []
     strangers: list[Path] = []
     for label, name in enumerate(classes):
@@ -131,12 +131,12 @@ def _samples(folder: Path, classes: list[str]) -> list[Sample]:
 
 
 def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
-    """skip: leave out and count what cannot be read, instead of a UserError (--skip_corrupt)."""
+    """skip: leave out and count unreadable images instead of raising a UserError (--skip_corrupt)."""
     images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
     target = images.numpy()
 
     def decode_into(place: int) -> str:
-        """Why the image could not be read, "" if it could."""
+        """Why the image could not be read; "" if it was read."""
         try:
             target[place] = decode(samples[place][0], size)
         except PictureError as error:
@@ -149,7 +149,7 @@ def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
     try:
         decoded = pool.map(decode_into, range(len(samples)))
         reasons = list(progress(decoded, "decoding images", len(samples)))
-    finally:  # the first bad image ends it, without decoding the rest
+    finally:  # the first unreadable image ends decoding
         pool.shutdown(cancel_futures=True)
     say_unusual(unusual())
     labels = torch.tensor([label for _, label in samples], dtype=torch.int64)
@@ -160,7 +160,7 @@ def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
     log.info("left out %d images: %s", len(kept) - int(kept.sum()), next(reason for reason in reasons if reason))
     if lost := set(labels.tolist()) - set(labels[kept].tolist()):
         name = next(path for path, label in samples if label in lost).parent
-        raise UserError(f"not one image of '{name}' can be read; repair them or remove the class")
+        raise UserError(f"no image of the class '{name}' can be read; repair them or remove the class")
     return whole.take(kept.nonzero().flatten())
 
 

@@ -1,12 +1,12 @@
 """ImageNet, and any image-folder tree that does not fit in memory: `train/<class>/**` and `val/<class>/**`.
 
-Looked for as imagenet/ or ImageNet/ in the data folder, else in the data folder itself. Files are listed by
+The tree is imagenet/ or ImageNet/ in the data folder, or the data folder itself. Files are listed by
 torchvision's ImageFolder and decoded, cropped and flipped by worker processes (DataLoader), which yield uint8; scaling
-and normalisation happen on the device, where the next batch arrives while one is trained on.
+and normalisation happen on the device, to which the next batch is copied during a step.
 
-Train: RandomResizedCrop to image_size (224; area 0.08 to 1, aspect 3/4 to 4/3, bilinear with antialias), mirrored or
-not. Val: shorter side to image_size * 256 / 224, centre crop. dataset/images/folder.py keeps small
-sets decoded in memory.
+Train: RandomResizedCrop to image_size (224; area 0.08 to 1, aspect 3/4 to 4/3, bilinear with antialias), random
+mirroring. Val: shorter side to image_size * 256 / 224, centre crop. dataset/images/folder.py keeps small sets decoded
+in memory.
 Shape letters: N training samples, B samples of a batch, H W space.
 """
 
@@ -42,11 +42,11 @@ from dataset.images.resident import scaled
 from dataset.order import Place, Plan, PositionedLoader
 from dataset.workers import TIMEOUT, start_worker
 
-Item = tuple[Tensor, int, str]  # uint8 [H, W, 3], position, why it could not be read ("" if it could)
+Item = tuple[Tensor, int, str]  # uint8 [H, W, 3], position, why it could not be read ("" if it was read)
 
 
 def load(options: DataOptions) -> StreamedData:
-    """List the tree. UserError: no such folder, classes that differ between train and val, a flat val/."""
+    """List the tree. UserError if the folder is missing, the classes of train and val differ, or val/ is flat."""
     root = find_root(options.root)
     train, classes = listed(root / "train", options.stream.classes_subset)
     names = class_names(root / "train")
@@ -62,7 +62,7 @@ def load(options: DataOptions) -> StreamedData:
 
 
 class Decoded(Dataset[Item]):
-    """Images as uint8 [H, W, 3]; asked for with (position, seed), so that a view depends on nothing else."""
+    """Images as uint8 [H, W, 3]; the key is (position, seed), so that a view depends on nothing else."""
 
     def __init__(self, files: Files, transform: Any, replace: bool = False):
         self.files, self.transform, self.replace = files, transform, replace
@@ -74,7 +74,7 @@ class Decoded(Dataset[Item]):
         position, seed = place
         why = ""
         for tried in range(len(self.files) if self.replace else 1):
-            # another image for one that cannot be read, so that batches stay of one size in all processes
+            # replace an unreadable image, so that batches have the same size in all processes
             at = (position + tried) % len(self.files)
             image, reason = self._read(at, seed)
             why = why or reason
@@ -93,7 +93,7 @@ class Decoded(Dataset[Item]):
 
 
 def collated(items: Sequence[Item]) -> tuple[Tensor, Tensor, list[str], list[bool], list[tuple[str, str]]]:
-    """Images uint8 [B, H, W, 3], positions [B], reasons, which samples were read, and what was unusual."""
+    """Images uint8 [B, H, W, 3], positions [B], reasons, which samples were read, and unusual properties."""
     read = [item[0].ndim == 3 for item in items]
     images = [item[0] for item, good in zip(items, read, strict=True) if good]
     whole = torch.stack(images) if images else torch.zeros(0, 1, 1, 3, dtype=torch.uint8)
@@ -101,7 +101,7 @@ def collated(items: Sequence[Item]) -> tuple[Tensor, Tensor, list[str], list[boo
 
 
 class Batches(Sampler[list[Place]]):
-    """The batches of this process, as the loader chose them last."""
+    """The batches of this process that the loader chose last."""
 
     def __init__(self) -> None:
         self.batches: Sequence[list[Place]] = ()
@@ -114,7 +114,7 @@ class Batches(Sampler[list[Place]]):
 
 
 class Skipped:
-    """Images that could not be read: refused, or counted once each and passed over (--skip_corrupt)."""
+    """Unreadable images: an error, or skipped and counted once each (--skip_corrupt)."""
 
     def __init__(self, allowed: bool):
         self.allowed = allowed
@@ -126,14 +126,13 @@ class Skipped:
         for reason in reasons:
             if reason not in self.seen:
                 self.seen.add(reason)
-                logging.getLogger("retort").info("passed over: %s", reason)
+                logging.getLogger("retort").info("skipped: %s", reason)
 
 
 class Worked(PositionedLoader):
-    """Batches that DataLoader workers decode, moved to the device one ahead and scaled to [0, 1] there.
+    """Batches that DataLoader workers decode, copied to the device one step ahead and scaled to [0, 1] there.
 
-    Training draws its batches from a plan; evaluation takes its share in order, and an image that cannot be read is
-    left out of it.
+    Training takes its batches from a plan; evaluation takes its share in order and leaves out unreadable images.
     """
 
     def __init__(
@@ -158,7 +157,7 @@ class Worked(PositionedLoader):
             persistent_workers=workers > 0,
             timeout=TIMEOUT if workers else 0,
             worker_init_fn=start_worker,
-            generator=torch.Generator(),  # the run's own is none of its business
+            generator=torch.Generator(),  # not the run's own generator
         )
         self.set_epoch(1)
 
@@ -168,7 +167,7 @@ class Worked(PositionedLoader):
         return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_images": len(self.files)}
 
     def end_epoch(self) -> dict[str, int]:
-        """For the epoch's row: how many images of this process could not be read so far."""
+        """For the epoch's row: the number of unreadable images of this process so far."""
         return {"skipped_images": len(self.skipped.seen)} if self.skipped.allowed else {}
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -189,7 +188,7 @@ class Worked(PositionedLoader):
 
 
 def ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches, scaled; on an accelerator the next one is copied while the caller works on one."""
+    """The same batches, scaled; on an accelerator the next one is copied while the caller uses the present one."""
     if device.type != "cuda":
         for batch in batches:
             yield finished(batch)
@@ -256,15 +255,15 @@ test_transform.__test__ = False  # type: ignore[attr-defined]  # the name makes 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What the test loader holds: labels [M] int64."""
+    """Labels [M] int64 of the test set."""
 
     labels: Tensor
 
 
 class StreamedData(DataSet):
-    """An image-folder tree, decoded as it is read: by workers, or by DALI. See core.protocols.DataSet."""
+    """An image-folder tree, decoded while it is read, by workers or DALI. See core.protocols.DataSet."""
 
-    streamed = True  # not resident on the device
+    streamed = True  # not held on the device
     num_crops = None
 
     def __init__(self, root: Path, classes: Sequence[str], train: Files, val: Files, options: DataOptions):
@@ -295,7 +294,8 @@ class StreamedData(DataSet):
         rank: int = 0,
         world_size: int = 1,
     ) -> Loader:
-        """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
+        """batch_size counts the samples of all ranks; UserError if it exceeds N or cannot be divided among the
+        ranks."""
         options = self.options
         plan = Plan(
             len(self.train), batch_size, seed, drop_last, rank, world_size, options.stream.repeated_augmentation
@@ -308,7 +308,7 @@ class StreamedData(DataSet):
         return Worked(self.train, train_transform(self.size, options), device, options.num_workers, skipped, plan)
 
     def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Loader:
-        """batch_size counts the samples of this rank, at most 256; every rank holds a slice of its own."""
+        """batch_size counts the samples of this rank, at most 256; every rank has its own slice."""
         count, batch_size = len(self.val), min(batch_size, 256)
         positions = range(count * rank // world_size, count * (rank + 1) // world_size)
         batches = [[(i, 0) for i in positions[at : at + batch_size]] for at in range(0, len(positions), batch_size)]

@@ -1,6 +1,6 @@
-"""RandAugment (Cubuk et al., NeurIPS 2020) on a batch that already lies on the device: no copy, no sync, no loop.
+"""RandAugment (Cubuk et al., NeurIPS 2020) on a batch on the device: no copy, no sync, no loop.
 
-Fourteen operations in the ranges of their list; every image draws its own. Images are float in [0, 1], [B, 3, H, W].
+The paper's fourteen operations and ranges, drawn separately for every image. Images are float in [0, 1], [B, 3, H, W].
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ OPERATIONS = (
 )
 
 
-TRANSLATION = 150 / 331  # of the image's side, at the highest magnitude
+TRANSLATION = 150 / 331  # share of the image's side, at the highest magnitude
 
 
-CUTOUT = (125, 123, 114)  # red, green and blue of what is cut out, of 255
+CUTOUT = (125, 123, 114)  # red, green and blue of the cut-out square, from 0 to 255
 
 
 GREY = (0.299, 0.587, 0.114)
 
 
 def rand_augment(x: Tensor, rng: torch.Generator, num_ops: int = 2, magnitude: int | None = 10) -> Tensor:
-    """num_ops operations in a row for every image, each drawn uniformly, its direction up or down by a coin.
+    """num_ops operations in a row for every image, each drawn uniformly, with a random sign.
 
-    magnitude: None for one that every image and operation draws uniformly.
+    magnitude: None: drawn uniformly for every image and operation.
     """
     for _ in range(num_ops):
         operation = torch.randint(len(OPERATIONS), (len(x),), generator=rng, device=x.device)
@@ -54,8 +54,8 @@ def rand_augment(x: Tensor, rng: torch.Generator, num_ops: int = 2, magnitude: i
 
 
 def augment(x: Tensor, operation: Tensor, sign: Tensor, strength: float | Tensor) -> Tensor:
-    """operation: [B] index into OPERATIONS. sign: [B] of +-1. strength: magnitude as a share of the highest, of all
-    images or of each, [B]."""
+    """operation: [B] index into OPERATIONS. sign: [B] of +-1. strength: magnitude as a share of the highest; one
+    number, or [B]."""
     sign = sign[:, None, None, None]
     each = strength[:, None, None, None] if isinstance(strength, Tensor) else strength
     lost = (4 * each).round() if isinstance(each, Tensor) else round(4 * each)
@@ -79,7 +79,7 @@ def augment(x: Tensor, operation: Tensor, sign: Tensor, strength: float | Tensor
 
 
 def _move(x: Tensor, operation: Tensor, sign: Tensor, strength: float | Tensor) -> Tensor:
-    """The geometric operations as one nearest-neighbour gather; what comes from outside the image is black."""
+    """The geometric operations as one nearest-neighbour gather; pixels from outside the image are black."""
     height, width = x.shape[2:]
 
     def where(name: str, value: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def grey(x: Tensor) -> Tensor:
 
 
 def _smooth(x: Tensor) -> Tensor:
-    """Each pixel averaged with its neighbours, itself weighing 5 of 13; the border stays."""
+    """Each pixel averaged with its neighbours, its own weight 5 of 13; the border is unchanged."""
     inner = (9 * F.avg_pool2d(x, 3, stride=1) + 4 * x[:, :, 1:-1, 1:-1]) / 13
     out = x.clone()
     out[:, :, 1:-1, 1:-1] = inner
@@ -137,24 +137,24 @@ def _smooth(x: Tensor) -> Tensor:
 
 
 def _posterize(x: Tensor, lost: int | Tensor) -> Tensor:
-    """Without its lowest bits."""
+    """Posterise: clear the lowest bits."""
     step = 2**lost
     return (x * 255).round().div(step, rounding_mode="floor") * step / 255
 
 
 def _autocontrast(x: Tensor) -> Tensor:
-    """Every channel stretched to [0, 1]; a constant one stays."""
+    """Every channel stretched to [0, 1]; a constant channel is unchanged."""
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     spread = high - low
     return torch.where(spread > 0, (x - low) / spread.clamp_min(1e-6), x)
 
 
 def _equalize(x: Tensor) -> Tensor:
-    """Every channel's levels spread by their rank. Ranks come from sorting, which, unlike a histogram by scattered
-    additions, is deterministic on a GPU."""
+    """Equalise: spread every channel's levels by their rank. Ranks come from sorting, which is deterministic on a GPU,
+    unlike a histogram by scattered additions."""
     levels = (x * 255).round().flatten(2).contiguous()  # [B, C, H * W]
     ordered = levels.sort(2).values
-    below = torch.searchsorted(ordered, levels).to(x.dtype)  # how many pixels are darker
+    below = torch.searchsorted(ordered, levels).to(x.dtype)  # number of darker pixels
     darker_than_brightest = torch.searchsorted(ordered, ordered[:, :, -1:].contiguous()).to(x.dtype)
     step = (darker_than_brightest / 255).floor()
     spread = ((below + (step / 2).floor()) / step.clamp_min(1)).floor().clamp(max=255)

@@ -1,4 +1,4 @@
-"""Data that lives on the device as uint8, augmented there batch by batch: no copy and no sync in a step.
+"""Data kept on the device as uint8 and augmented there batch by batch: a step copies and synchronises nothing.
 
 A pixel view of an image is a crop of its zero-padded self, mirrored or not:
 crop id = (dy * (2 * pad + 1) + dx) * 2 + flip, with dy, dx in 0..2*pad and the identity at dy = dx = pad.
@@ -22,9 +22,10 @@ from dataset.order import Plan, ResidentLoader, generator
 
 def scaled(images: Tensor) -> Tensor:
     """uint8 [B, H, W, C] -> float32 in [0, 1], [B, C, H, W] in channels_last memory; the values of ToTensor."""
-    # CUDA multiplies by the reciprocal of a Python scalar, one ulp off the CPU's quotient; a tensor divides alike.
+    # CUDA multiplies by the reciprocal of a Python scalar, one ulp off the CPU's quotient; a tensor gives the same.
     full = torch.full((1,), 255.0, device=images.device)
-    if images.device.type == "cpu":  # NumPy asks for huge pages, torch does not: 38 MB are then faulted in 3x sooner
+    # NumPy requests huge pages, torch does not: page faults of 38 MB take a third of the time
+    if images.device.type == "cpu":
         return torch.from_numpy(np.empty(images.shape, np.float32)).copy_(images).div_(full).permute(0, 3, 1, 2)
     return images.to(torch.float32).div_(full).permute(0, 3, 1, 2)
 
@@ -49,7 +50,7 @@ def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:
 class TrainLoader(ResidentLoader):
     """The batches of a Plan; crop ids depend on (seed, epoch, place in the epoch), not on the batch size.
 
-    positions: of the samples in the full training set, where they are a part of it. labelled: as in a Batch.
+    positions: of the samples in the full training set, if they are a part of it. labelled: as in a Batch.
     """
 
     labelled: int | None = None
@@ -90,12 +91,12 @@ class TrainLoader(ResidentLoader):
 
 
 class TestLoader(ResidentLoader):
-    """The test images in order, as they are; rank r holds an exact slice of its own, which may be empty.
+    """The test images in order, unchanged; every rank has its own exact slice, which may be empty.
 
     `index` is the position in the test set, and `crop` is None: a crop id names a view of a training image.
     """
 
-    __test__ = False  # the name makes pytest look
+    __test__ = False  # pytest would collect a class of this name
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, rank: int, world_size: int):
         if batch_size < 1:
@@ -114,11 +115,11 @@ class TestLoader(ResidentLoader):
 
 
 class ResidentData(DataSet):
-    """A labelled image set, kept whole as uint8 in memory and once on every device that asks for a loader.
+    """A labelled image set, kept as uint8 in memory and once on every device with a loader.
 
     flips: whether a mirrored image keeps its label. pad: pixels of zero padding before the crop, one eighth of the
-    side by default (4 at 32). evaluated_on: what the test loader holds, for tables.
-    num_crops counts flips even where they are off, so that a crop id means the same view everywhere.
+    side by default (4 at 32). evaluated_on: the name of the test set in tables.
+    num_crops always counts flips, even if they are off, so that a crop id always means the same view.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class ResidentData(DataSet):
         self.pad = min(height, width) // 8 if pad is None else pad
         self.num_crops: int | None = (2 * self.pad + 1) ** 2 * 2
         self.train_labels, self.test = train.labels, test
-        # Only the padded copy is kept; the caller's unpadded one can go.
+        # Only the padded copy is kept.
         self.padded = torch.zeros(len(train), height + 2 * self.pad, width + 2 * self.pad, channels, dtype=torch.uint8)
         self.train_images.copy_(train.images)
         self._resident: dict[tuple[str, torch.device], tuple[Tensor, Tensor]] = {}
@@ -160,7 +161,7 @@ class ResidentData(DataSet):
 
     @cached_property
     def test_checksum(self) -> str:
-        """The same of what the test loader holds."""
+        """The same for the test set."""
         digest = hashlib.sha256(repr((len(self.test.labels), self.shapes["image"])).encode())
         digest.update(self.test.images.contiguous().numpy().data)
         digest.update(self.test.labels.contiguous().numpy().data)
@@ -168,7 +169,7 @@ class ResidentData(DataSet):
 
     def on(self, part: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """("train": padded images, "test": images as they are; labels) on a device, moved there once."""
-        device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are one place
+        device = torch.empty(0, device=device).device  # "cuda" and "cuda:0" are the same device
         if (part, device) not in self._resident:
             images, labels = (
                 (self.padded, self.train_labels) if part == "train" else (self.test.images, self.test.labels)
@@ -177,7 +178,7 @@ class ResidentData(DataSet):
         return self._resident[part, device]
 
     def views(self, index: Tensor, crop: Tensor) -> Tensor:
-        """Any pixel views of training images, on the device of `index`: float32 [B, C, H, W], as the loader's."""
+        """Any pixel views of training images, on the device of `index`: float32 [B, C, H, W], as in the loader."""
         return view(self.on("train", index.device)[0], index, crop, self.pad)
 
     def train_loader(
@@ -190,13 +191,14 @@ class ResidentData(DataSet):
         rank: int = 0,
         world_size: int = 1,
     ) -> TrainLoader:
-        """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
+        """batch_size counts the samples of all ranks; UserError if it exceeds N or cannot be divided among the
+        ranks."""
         plan = Plan(len(self.train_labels), batch_size, seed, drop_last, rank, world_size)
         positions = None if self.full is None else self.full.positions
         return TrainLoader(*self.on("train", device), self.pad, self.flips, plan, positions)
 
     def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> TestLoader:
-        """batch_size counts the samples of this rank; larger than the set is fine."""
+        """batch_size counts the samples of this rank; it may exceed the set."""
         return TestLoader(*self.on("test", device), batch_size, rank, world_size)
 
 

@@ -1,7 +1,7 @@
 """STL-10 (Coates et al., AISTATS 2011): 96x96 RGB, 10 classes, the labelled 5,000 training and 8,000 test images.
 
 Read from the official binary files: *_X.bin holds uint8 [N, 3, 96, 96], every channel column by column; *_y.bin uint8
-labels 1 to 10; class_names.txt a name per line. The unlabelled images are not used.
+labels 1 to 10; class_names.txt one name per line. The unlabelled images are not used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.
 
 
 def load(options: DataOptions) -> ResidentData:
-    """UserError names the file that is missing or damaged. options.root: stl10_binary/ or the folder it lies in."""
+    """A UserError names the missing or damaged file. options.root: stl10_binary/ or its parent."""
     root = next((f for f in (options.root / "stl10_binary", options.root) if f.is_dir()), options.root)
     missing = [name for name in FILES if not (root / name).is_file()]
     if missing:
@@ -46,7 +46,7 @@ def _part(root: Path, part: str) -> Split:
     per_image = 3 * SIDE * SIDE
     if not len(labels) or len(pixels) != per_image * len(labels):
         raise UserError(
-            f"'{root / f'{part}_X.bin'}' has {len(pixels)} bytes, {part}_y.bin {len(labels)} labels, which need "
+            f"'{root / f'{part}_X.bin'}' has {len(pixels)} bytes, but the {len(labels)} labels of {part}_y.bin need "
             f"{per_image * len(labels)}: one of them is truncated; unpack STL-10 again"
         )
     if labels.min() < 1 or labels.max() > CLASSES:

@@ -22,7 +22,7 @@ SIDE = 64
 
 
 def load(options: DataOptions) -> ResidentData:
-    """UserError names what is missing. options.root: tiny-imagenet-200/ or its parent. val/ is the test set."""
+    """A UserError names what is missing. options.root: tiny-imagenet-200/ or its parent. val/ is the test set."""
     root = next((f for f in (options.root / "tiny-imagenet-200", options.root) if f.is_dir()), options.root)
     missing = [f"{part}/" for part in ("train", "val") if not (root / part).is_dir()]
     if missing:
@@ -49,8 +49,8 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _refuse_lost(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
-    """UserError where the list of boxes next to a class's images names some that are not there; a sample may come
-    without those lists."""
+    """UserError if a class's list of boxes names images that are missing; a sample of the data set may have no
+    lists."""
     lost = []
     for name, images in found.items():
         boxes, have = folder / name / f"{name}_boxes.txt", {image.name for image in images}
@@ -88,7 +88,7 @@ def _validation(folder: Path, classes: list[str]) -> list[Sample]:
             (p for p in (folder / "images" / name, sorted_too, folder / wnid / "images" / name) if p.is_file()), None
         )
         if path is None:
-            raise UserError(f"'{annotations}' names {name}, and '{folder / 'images'}' lacks it; unpack {URL} again")
+            raise UserError(f"'{annotations}' names {name}, but '{folder / 'images'}' lacks it; unpack {URL} again")
         samples.append((path, number[wnid]))
     named = {path.name for path, _ in samples}
     stray = [path for place in (folder, *(folder / name for name in classes)) for path in _images(place)]

@@ -1,7 +1,7 @@
-"""Images, or clips, without labels: next to a labelled set, every batch then holds both, those with labels first; or
+"""Images, or clips, without labels: in addition to a labelled set (every batch holds both, labelled ones first) or
 alone.
 
-Shape letters: N labelled images, M others.
+Shape letters: N labelled images, M unlabelled ones.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class UnlabelledData(ResidentData):
 
 
 def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
-    """The data set with the images or videos of --unlabelled, if there is one."""
+    """The data set, with the images or videos of --unlabelled if given."""
     if cfg.unlabelled is None:
         return data
     if isinstance(data, UnlabelledData):
@@ -83,7 +83,7 @@ def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
     if isinstance(data, VideoData):
         return SemiLabelled(data, data.without_labels(Path(cfg.unlabelled), NONE), cfg.label_ratio or 0.5)
     if "image" not in data.shapes:
-        raise UserError(f"--unlabelled adds images or videos, and {data.name} holds recordings: leave it out")
+        raise UserError(f"--unlabelled adds images or videos, but {data.name} holds recordings: leave it out")
     size, flips = data.shapes["image"][-1], getattr(data, "flips", True)
     images = _read(Path(cfg.unlabelled), size, "--unlabelled")
     empty = Split(images[:0], torch.empty(0, dtype=torch.int64))
@@ -101,7 +101,8 @@ def _read(folder: Path, size: int, flag: str) -> Tensor:
 
 
 class SemiLabelled(DataSet):
-    """`labelled`, and others whose target is NONE; those are N, N + 1, ... in `train_labels` and in the index."""
+    """`labelled`, then others whose target is NONE; they have positions N, N + 1, ... in `train_labels` and the
+    index."""
 
     full_batches = True
 
@@ -146,7 +147,7 @@ class SemiLabelled(DataSet):
         """Every batch is full, so drop_last changes nothing."""
         share = batch_size // world_size
         if share < 2:
-            raise UserError(f"--batch_size {batch_size} leaves no room for samples with and without labels: raise it")
+            raise UserError(f"--batch_size {batch_size} is too small for samples with and without labels: raise it")
         with_labels = min(max(round(share * self.ratio), 1), share - 1) * world_size
         how: dict[str, Any] = {"device": device, "drop_last": True, "rank": rank, "world_size": world_size}
         return SemiLoader(
@@ -162,7 +163,7 @@ class SemiLabelled(DataSet):
 
 
 def _joined_full(full: FullSet | None, others: DataSet) -> FullSet | None:
-    """The set that the images with labels are a part of, and the others behind it."""
+    """The full labelled set, followed by the unlabelled samples."""
     if full is None or full.positions is None:
         return None
     count = len(others.train_labels)
@@ -175,7 +176,7 @@ def _both(*checksums: str) -> str:
 
 
 def endless(loader: Loader, start: int) -> Iterator[Batch]:
-    """Epoch after epoch, from the batch of that number on."""
+    """Batches of one epoch after another, starting with this batch."""
     epoch, step = divmod(start, len(loader))
     while True:
         loader.set_epoch(epoch + 1, step)
@@ -184,12 +185,12 @@ def endless(loader: Loader, start: int) -> Iterator[Batch]:
 
 
 class SemiLoader(PositionedLoader):
-    """Batches of both loaders side by side. An epoch is one pass over the longer one; the other starts again."""
+    """Batches of both loaders, joined. An epoch is one pass over the longer loader; the shorter one starts again."""
 
     def __init__(
         self, labelled: Loader, others: Loader, count: int, num_crops: int | None, full: FullSet | None = None
     ):
-        """count: of the images with labels. full: what these are a part of, whose places the view ids have."""
+        """count: number of labelled images. full: the set they are a part of, in which the view ids count."""
         super().__init__(max(len(labelled), len(others)))
         self.parts, self.count, self.num_crops = (labelled, others), count, num_crops
         self.first_view = (count if full is None else full.count) * (num_crops or 0)

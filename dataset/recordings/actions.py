@@ -1,6 +1,6 @@
 """Action recordings of several modalities: pairs by (action, subject, trial), their protocols, and their loaders.
 
-A data set module says which files there are and what their names mean; everything else is here. Shape letters: N
+A data set module defines the files and the meaning of their names; everything else is here. Shape letters: N
 samples, B samples of a batch, K frames of a clip, C axes, L samples of a window, S pixels.
 """
 
@@ -32,8 +32,8 @@ DEFAULT_SIDE = 224
 
 
 class OnDemand(Mapping[str, Tensor]):
-    """Inputs of a batch that are rendered when they are read: a student that reads the sensor pays for no video,
-    and needs none to be there."""
+    """Inputs of a batch that are prepared when they are read: a student that reads the sensor decodes no video and
+    needs none."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]):
         self._makers, self._made = makers, dict[str, Tensor]()
@@ -52,7 +52,7 @@ class OnDemand(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class ActionOptions:
-    """What the loaders need to know of the options, resolved."""
+    """The options that the loaders need, resolved."""
 
     num_segments: int
     side: int
@@ -64,7 +64,7 @@ class ActionData(DataSet):
     """Paired recordings with labels: a DataSet (core.protocols).
 
     Sensor windows are resident on the device, clips come from the cache of decoded frames. reads: modality name ->
-    entry of Batch.inputs. notes: what the run should say once.
+    entry of Batch.inputs. notes: sentences that the run prints once.
     """
 
     layout: Layout
@@ -78,7 +78,7 @@ class ActionData(DataSet):
     notes: Sequence[str] = ()
     _windows: dict[str, Tensor] = field(default_factory=dict)
 
-    num_crops: int | None = None  # crops are drawn from many sizes and places
+    num_crops: int | None = None  # crops have many sizes and positions
 
     def __post_init__(self) -> None:
         self.name, self.classes = self.layout.name, tuple(self.layout.classes)
@@ -94,7 +94,7 @@ class ActionData(DataSet):
 
     @property
     def described(self) -> dict[str, object]:
-        """What a checkpoint's meta says, so that its network can be used on single files."""
+        """Entries of a checkpoint's meta with which its network can read single files."""
         shapes = {entry: list(shape) for entry, shape in self.shapes.items()}
         return {
             "classes": list(self.classes),
@@ -139,8 +139,8 @@ class ActionData(DataSet):
         recording = sample.files.get(self.modality_of[VIDEO])
         if recording is None or recording.frames is None:
             raise UserError(
-                f"{self.layout.describe_key(sample.key)} has no {self.modality_of[VIDEO]} recording, and the network "
-                "reads one: evaluate a network that reads the sensor (--skip_validation leaves the teacher out)"
+                f"{self.layout.describe_key(sample.key)} has no {self.modality_of[VIDEO]} recording, but the network "
+                "reads one: evaluate a network that reads the sensor (--skip_validation skips the teacher)"
             )
         frames = self.cache.get(recording.frames)
         picked = segment_frames(len(frames), self.options.num_segments, draw)
@@ -164,14 +164,15 @@ class ActionData(DataSet):
         rank: int = 0,
         world_size: int = 1,
     ) -> ActionTrainLoader:
-        """batch_size counts the samples of all ranks together; UserError if it exceeds N or does not divide."""
+        """batch_size counts the samples of all ranks; UserError if it exceeds N or cannot be divided among the
+        ranks."""
         plan = Plan(len(self.train), batch_size, seed, drop_last, rank, world_size, what="recordings")
         return ActionTrainLoader(self, plan, device)
 
     def test_loader(
         self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1
     ) -> ActionTestLoader:
-        """batch_size counts the samples of this rank; inputs are rendered when they are read."""
+        """batch_size counts the samples of this rank; inputs are prepared when they are read."""
         return ActionTestLoader(self, batch_size, device, rank, world_size)
 
 
@@ -199,7 +200,7 @@ class ActionTrainLoader(ResidentLoader):
         self.draws = draws.tolist()
 
     def clip(self, place: int) -> Tensor:
-        """The clip at a place of the epoch, on the CPU."""
+        """The clip at a position of the epoch, on the CPU."""
         *draw, box, mirror = self.draws[place]
         return self.data.clip(self.data.train[int(self.order[place])], draw, box, mirror < 0.5)
 
@@ -220,7 +221,7 @@ class ActionTrainLoader(ResidentLoader):
         yield from self.ahead(max(1, len(os.sched_getaffinity(0)) - 1))
 
     def ahead(self, threads: int, batches: int = 2) -> Iterator[Batch]:
-        """The same batches, whose clips threads have prepared while the device was busy with earlier ones."""
+        """The same batches; threads prepare their clips while the device works on earlier ones."""
         start = self.step if self._fresh else 0
         self._fresh = False
         with ThreadPoolExecutor(threads) as pool:
@@ -237,12 +238,12 @@ class ActionTrainLoader(ResidentLoader):
                     asked.append(ask(step + batches))
                     self.step = step + 1
                     yield self.batch(step, clips)
-            finally:  # the reader may stop in the middle of an epoch
+            finally:  # the caller may stop within an epoch
                 pool.shutdown(cancel_futures=True)
 
 
 class ActionTestLoader(ResidentLoader):
-    """The tested recordings in order: the middle of every segment, the middle of the picture."""
+    """The test recordings in order: the middle frame of every segment, the centre crop."""
 
     def __init__(self, data: ActionData, batch_size: int, device: torch.device, rank: int, world_size: int):
         if batch_size < 1:
@@ -282,7 +283,7 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
     if len(set(entries.values())) < len(entries):
         first, second = list(entries)[:2]
         raise UserError(
-            f"{first} and {second} are both read as '{entries[first]}', and teacher and student would read the same "
+            f"{first} and {second} are both read as '{entries[first]}', so teacher and student would read the same "
             "input: choose one of them, or a video and a sensor"
         )
     split = options.recordings.data_split or next(iter(layout.protocols))
@@ -291,7 +292,8 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
     protocol = layout.protocols[split]
     if protocol.by_view and entries[wanted[0]] == SENSOR:
         raise UserError(
-            f"--data_split {split} parts the cameras of one performance, whose sensor recording would be trained and "
+            f"--data_split {split} separates the cameras of one performance, so its sensor recording would be trained "
+            "and "
             "tested on: choose another split for a network that reads a sensor"
         )
     found = {name: layout.find(options.root, name) for name in wanted}
@@ -307,7 +309,7 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
     for s in samples:
         sides[protocol.trains(s.files[wanted[0]])].append(s)
     check_split(sides[True], sides[False], protocol, split)
-    if entries[wanted[0]] == SENSOR:  # several cameras saw a performance; its sensor recording is tested once
+    if entries[wanted[0]] == SENSOR:  # several cameras recorded a performance; its sensor recording is tested once
         sides[False] = list({s.key: s for s in reversed(sides[False])}.values())[::-1]
     origins = [
         f"{name} is {', '.join(sorted(kinds))}"
@@ -330,8 +332,8 @@ def _readable(
     skip_corrupt: bool,
     left_out: Sequence[str],
 ) -> tuple[list[Sample], list[str]]:
-    """Decode all clips into the cache, and read all sensor files; what cannot be read, or has fewer frames than
-    segments, is left out, if so wanted."""
+    """Decode all clips into the cache and read all sensor files. With --skip_corrupt, recordings that cannot be read or
+    have too few frames are left out."""
     bad: dict[Path, str] = {}
     notes = []
     for name, entry in entries.items():
@@ -356,5 +358,5 @@ def _readable(
     kept = [s for s in samples if not any(r.path in bad for r in s.files.values())]
     gone = [*left_out, *bad.values()]
     if gone:
-        notes.append(f"left out {len(samples) - len(kept) + len(left_out)} recordings, the first because {gone[0]}")
+        notes.append(f"left out {len(samples) - len(kept) + len(left_out)} recordings; the first reason: {gone[0]}")
     return kept, notes

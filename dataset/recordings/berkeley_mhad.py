@@ -52,7 +52,7 @@ def _key(action: int, subject: int, repetition: int, what: str) -> tuple[int, in
 
 
 def find(root: Path, modality: str) -> list[Recording]:
-    """All recordings of a modality: one file each, or one folder of frames a camera."""
+    """All recordings of a modality: one file each, or one folder of frames per camera."""
     if modality == "video":
         return _clips(root)
     number = 1 if modality == "accel" else int(modality[-2:])
@@ -76,7 +76,10 @@ def _clips(root: Path) -> list[Recording]:
         cluster, camera, subject, action, repetition = map(int, match.groups())
         key = _key(action, subject, repetition, str(folder))
         if row is not None and row.label != action - 1:
-            raise UserError(f"{row.where}: '{row.folder}' is listed with label {row.label}, its name says {action - 1}")
+            raise UserError(
+                f"{row.where}: '{row.folder}' is listed with label {row.label}, but its name means {action - 1}: "
+                "correct the list"
+            )
         stem = f"img_l{cluster:02d}_c{camera:02d}_s{subject:02d}_a{action:02d}_r{repetition:02d}_"
         source = ClipSource(folder, stem + "{:05d}.pgm", 0, None if row is None else row.count)
         found.append(Recording(folder, key, action - 1, subject, f"cluster {cluster}, camera {camera}", source))

@@ -76,7 +76,7 @@ def place_of(parts: tuple[str, ...]) -> dict[str, int]:
 
 
 def label_of(action: str, where: str) -> int:
-    """By name and without regard to capitals: the published lists number `Carrying_light` 35 by mistake."""
+    """By name, ignoring case: the published lists give `Carrying_light` the wrong number 35."""
     label = LABELS.get(action.lower())
     if label is None:
         raise UserError(f"'{where}' names the action '{action}', which MMAct does not have")
@@ -94,7 +94,7 @@ def _recording(path: Path, parts: tuple[str, ...], action: str, frames: ClipSour
 
 
 def find(root: Path, modality: str) -> list[Recording]:
-    """All recordings of a modality: one .csv a performance, or one folder of frames a camera."""
+    """All recordings of a modality: one .csv per performance, or one folder of frames per camera."""
     if modality == "video":
         return _clips(root)
     found = []
@@ -116,7 +116,8 @@ def _clips(root: Path) -> list[Recording]:
         spelled_right = parts[-1] == parts[-1].lower()
         if row is not None and row.label != recording.label and spelled_right:
             raise UserError(
-                f"{row.where}: '{row.folder}' is listed with label {row.label}, its name says {recording.label}"
+                f"{row.where}: '{row.folder}' is listed with label {row.label}, but its name means {recording.label}: "
+                "correct the list"
             )
         found.append(recording)
     return found

@@ -1,4 +1,4 @@
-"""Recordings of several modalities: what belongs together, and published splits."""
+"""Recordings of several modalities: pairs, and published splits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ VIDEO, SENSOR = "video", "sensor"  # entries of Batch.inputs
 class Recording:
     """One file (or folder of frames) of one modality.
 
-    key: (action, subject, trial) or what names a performance in the data set. view: the camera, where there are
-    several of one performance. origin: what the file is, for reports, where that is not the modality's name.
+    key: (action, subject, trial), or what identifies a performance in the data set. view: the camera, if a performance
+    has several. origin: the kind of file in reports, if that is not the modality's name.
     """
 
     path: Path
@@ -34,7 +34,7 @@ class Recording:
 
 @dataclass(frozen=True)
 class Sample:
-    """One performance (as one camera saw it), with its recordings by modality."""
+    """One performance, seen by one camera, with its recordings by modality."""
 
     key: tuple[int | str, ...]
     label: int
@@ -45,7 +45,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Modality:
-    """kind: "video" or "sensor", the entry of Batch.inputs it becomes. axes: of a sensor."""
+    """kind: "video" or "sensor", its entry of Batch.inputs. axes: of a sensor."""
 
     kind: str
     axes: int = 3
@@ -55,7 +55,7 @@ class Modality:
 class Protocol:
     """A published split. trains: whether a recording is for training. by_subject: no person may be on both sides.
 
-    summary: as reports name it.
+    summary: its name in reports.
     """
 
     trains: Callable[[Recording], bool]
@@ -66,10 +66,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a data set module knows.
+    """The description of a data set.
 
-    find: (root, modality) -> its recordings. mirrored: classes whose mirror image is the same action; no clip of
-    another is ever mirrored.
+    find: (root, modality) -> its recordings. mirrored: classes whose mirror image is the same action; clips of other
+    classes are never mirrored.
     """
 
     name: str
@@ -84,10 +84,10 @@ class Layout:
 def pair(
     found: Mapping[str, Sequence[Recording]], required: str, skip_corrupt: bool, trains: Callable[[Recording], bool]
 ) -> tuple[list[Sample], list[str]]:
-    """Join recordings of one performance: (samples in the order of their keys, what was left out).
+    """Join recordings of one performance: (samples in the order of their keys, recordings that were left out).
 
-    A sample stands for every view of a performance. Everybody needs the modality `required`; the others may be absent
-    from all recordings that are tested on. UserError for a recording without its twin, or two of one performance.
+    Each view of a performance is a sample. All samples need the modality `required`; test samples may lack the others.
+    UserError for a recording without its counterpart, or two recordings of one performance.
     """
     tables: dict[str, dict[tuple[tuple[int | str, ...], str], Recording]] = {}
     for modality, recordings in found.items():
@@ -100,7 +100,7 @@ def pair(
                 )
     views = {(key, view) for table in tables.values() for key, view in table}
     seen = {key for key, view in views if view}
-    wanted = sorted((v for v in views if v[1] or v[0] not in seen), key=_natural)  # each view is a sample of its own
+    wanted = sorted((v for v in views if v[1] or v[0] not in seen), key=_natural)  # each view is a separate sample
     tested = {m: any(not trains(r) for r in recordings) for m, recordings in found.items()}
     samples, left_out = [], []
     for key, view in wanted:
@@ -118,7 +118,8 @@ def pair(
         if not missing:
             samples.append(Sample(key, one.label, one.subject, view, files))
             continue
-        message = f"'{one.path}' has no twin: its {missing[0]} recording {twin_name(found[missing[0]], one)} is missing"
+        other = twin_name(found[missing[0]], one)
+        message = f"'{one.path}' has no counterpart: the {missing[0]} recording {other} is missing"
         if not skip_corrupt:
             raise UserError(f"{message}; add it, or pass --skip_corrupt to leave such recordings out")
         left_out.append(message)
@@ -126,7 +127,7 @@ def pair(
 
 
 def twin_name(others: Sequence[Recording], one: Recording) -> str:
-    """The name the missing file should have, read off its neighbours."""
+    """The name of the missing file, derived from other names."""
     if not others:
         return f"of {one.key}"
     pattern = others[0]
@@ -145,8 +146,8 @@ def twin_name(others: Sequence[Recording], one: Recording) -> str:
 def frame_folders(root: Path, lists: str, suffix: str) -> list[tuple[Path, tuple[str, ...], ListRow | None]]:
     """(folder, parts of its path below root, its line in a list) of every folder of frames.
 
-    lists: pattern of frame lists in root; where there are none, every folder below root that holds such files counts.
-    UserError for a listed folder that is not there.
+    lists: pattern of frame lists in root; without lists, every folder below root that holds such files counts.
+    UserError if a listed folder is missing.
     """
     out: list[tuple[Path, tuple[str, ...], ListRow | None]] = []
     for path in sorted(root.glob(lists)):
@@ -172,13 +173,17 @@ def _natural(item: tuple[tuple[int | str, ...], str]) -> tuple[Any, ...]:
 
 
 def check_split(train: Sequence[Sample], test: Sequence[Sample], protocol: Protocol, name: str) -> None:
-    """UserError where a side is empty, or where a person is on both sides of a split by subject."""
+    """UserError if a side is empty, or if a person is on both sides of a split by subject."""
     for side, samples in (("train on", train), ("test", test)):
         if not samples:
-            raise UserError(f"--data_split {name} leaves no recording to {side}: are all subjects there?")
+            raise UserError(
+                f"--data_split {name} leaves no recording to {side}: does the data folder hold all subjects?"
+            )
     both = {s.subject for s in train} & {s.subject for s in test}
     if protocol.by_subject and both:
         who = next(iter(both))
         names = [next(s for s in side if s.subject == who) for side in (train, test)]
         paths = " and ".join(f"'{next(iter(s.files.values())).path}'" for s in names)
-        raise UserError(f"--data_split {name}: subject {who} is trained on and tested on ({paths}); correct the list")
+        raise UserError(
+            f"--data_split {name}: subject {who} is in both the training and the test set ({paths}); correct the list"
+        )

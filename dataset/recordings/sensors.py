@@ -1,4 +1,4 @@
-"""Recordings of body-worn sensors: which columns of a file a modality means, and windows of one length.
+"""Recordings of body-worn sensors: the columns of a file for each modality, and windows of one length.
 
 Shape letters: C axes, T samples of a recording, L samples of a window.
 """
@@ -20,7 +20,7 @@ from dataset.clips.decode import read_mat
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a recording a modality reads, x before y before z."""
+    """The columns of a recording that a modality reads, in the order x, y, z."""
 
     first: int
     count: int
@@ -40,14 +40,14 @@ def read_sensor(path: Path, modality: str = "accel") -> np.ndarray:
     """float64 [C, T] of one file: `.mat` of UTD-MHAD (d_iner [T, 6]), `.txt` of Berkeley-MHAD (ax ay az time), `.csv`
     of MMAct (timestamp,x,y,z).
 
-    Values that are not finite are interpolated along their axis. UserError: no such file, damaged, another number of
-    columns, too short, or an axis without a finite value.
+    Values that are not finite are interpolated along their axis. UserError if the file is missing, damaged or too
+    short, has another number of columns, or an axis without a finite value.
     """
     if not path.is_file():
         raise UserError(f"there is no sensor recording '{path}'")
     readers = {".mat": _read_inertial, ".txt": _read_text, ".csv": _read_csv}
     if path.suffix not in readers:
-        raise UserError(f"'{path}' is no sensor recording: expected one of {', '.join(readers)}")
+        raise UserError(f"'{path}' is not a sensor recording: expected one of {', '.join(readers)}")
     values = readers[path.suffix](path, modality)
     if values.shape[1] < SHORTEST:
         raise UserError(
@@ -120,7 +120,7 @@ def _without_gaps(values: np.ndarray, path: Path) -> np.ndarray:
 
 
 def window(values: np.ndarray, length: int) -> Tensor:
-    """A whole recording [C, T] as float32 [C, L]: linear interpolation, averaging first where it shrinks."""
+    """A whole recording [C, T] as float32 [C, L]: linear interpolation; antialiased when it shrinks."""
     series = torch.from_numpy(np.ascontiguousarray(values)).float()[None, :, None]  # [1, C, 1, T]
     out = F.interpolate(series, (1, length), mode="bilinear", align_corners=False, antialias=True)
     return out[0, :, 0].contiguous()

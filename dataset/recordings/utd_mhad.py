@@ -2,7 +2,8 @@
 
 Files by name, anywhere below the data folder: a{A}_s{S}_t{T}_inertial.mat (50 Hz; right wrist for actions 1 to 21,
 right thigh after), _color.avi, _depth.mat. A folder called depth_video holds depth renderings under the names of the
-colour clips; a run on them says so. UTD_rgb_{train,val}_list.txt, if there, list frame folders in place of the videos.
+colour clips; a run on them reports this. UTD_rgb_{train,val}_list.txt, if present, list frame folders instead of
+videos.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ CLASSES = (
 )
 
 
-SYMMETRIC = frozenset({3, 5, 12, 15, 17, 21, 22, 23, 24, 26})  # no side is meant; everything else is never mirrored
+SYMMETRIC = frozenset({3, 5, 12, 15, 17, 21, 22, 23, 24, 26})  # actions without a side; others are never mirrored
 
 
-MISSING = frozenset({(8, 1, 4), (23, 6, 4), (27, 8, 4)})  # of the published 864
+MISSING = frozenset({(8, 1, 4), (23, 6, 4), (27, 8, 4)})  # missing from the published 864
 
 
 NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)_(inertial|color|depth)$")
@@ -67,7 +68,7 @@ LISTS = {"cross_subject": "UTD_rgb_{}_list.txt", "trial": "UTD_rgb_{}_list_subje
 
 
 def key_of(stem: str) -> tuple[int, int, int, str] | None:
-    """(action, subject, trial, kind) of a published file name; UserError where it cannot be one of the set."""
+    """(action, subject, trial, kind) of a published file name; UserError if the set has no such file."""
     match = NAME.match(stem)
     if match is None:
         return None
@@ -80,7 +81,7 @@ def key_of(stem: str) -> tuple[int, int, int, str] | None:
 
 
 def find(root: Path, modality: str) -> list[Recording]:
-    """All recordings of a modality below root, by file name, or by the frame lists if they are there."""
+    """All recordings of a modality below root, by file name, or by the frame lists if present."""
     kind = KIND_OF[modality]
     if kind == "color" and (listed := _listed(root)):
         return listed
@@ -102,7 +103,9 @@ def _listed(root: Path) -> list[Recording]:
         if not any(p.is_file() for p in paths):
             continue
         if missing := [p.name for p in paths if not p.is_file()]:
-            raise UserError(f"'{root}' holds one of the two frame lists, and {missing[0]} is missing")
+            raise UserError(
+                f"'{root}' holds one of the two frame lists, but {missing[0]} is missing: add it or remove the other"
+            )
         return [_listed_recording(root, row) for p in paths for row in read_list(p)]
     return []
 
@@ -113,7 +116,8 @@ def _listed_recording(root: Path, row: ListRow) -> Recording:
         raise UserError(f"{row.where}: '{row.folder}' is not named a{{A}}_s{{S}}_t{{T}}_color")
     if row.label != named[0] - 1:
         raise UserError(
-            f"{row.where}: '{row.parts[-1]}' is listed with label {row.label}, its name says {named[0] - 1}"
+            f"{row.where}: '{row.parts[-1]}' is listed with label {row.label}, but its name means {named[0] - 1}: "
+            "correct the list"
         )
     folder = row.below(root)
     if folder is None:
@@ -148,5 +152,6 @@ LAYOUT = Layout(
 
 
 def load_utd_mhad(options: DataOptions) -> ActionData:
-    """UserError: no files, a missing twin, a damaged file, a subject on both sides of the cross-subject split."""
+    """UserError without files, for a missing counterpart, a damaged file, or a subject on both sides of
+    cross_subject."""
     return load(LAYOUT, options)

@@ -1,4 +1,4 @@
-"""Data settings of a trained network: as its checkpoint recorded them, unless given."""
+"""Data settings of a trained network: recorded in its checkpoint, or given."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dataset.base import DataOptions, VideoConfig, data_options, few_workers
 from dataset.clips.video import FOUND_BY, LISTS
 from helper.networks.checkpoint import read_checkpoint
 
-CHOSEN = ("val_fraction", "val_dir", "classes_subset")  # what else chose the data of a training
+CHOSEN = ("val_fraction", "val_dir", "classes_subset")  # further settings that choose the training data
 
 
-# the same of a network that is trained already: what its checkpoint recorded is its default
+# the same for a trained network: the default is the record in its checkpoint
 AS_TRAINED = tuple(
-    dataclasses.replace(f, default=None, help=f"{f.help} (default: as in training, else {f.default})")
+    dataclasses.replace(f, default=None, help=f"{f.help} (default: as in training, or {f.default})")
     if f.dest in ("sampling", *LISTS, *FOUND_BY)
     else f
     for f in flags_in(VideoConfig)
@@ -28,22 +28,22 @@ AS_TRAINED = tuple(
 
 
 def add_data_set(parser: argparse._ActionsContainer, otherwise: str = "cifar100") -> None:
-    """The flags that choose a trained network's data, by default those of its training."""
+    """Add the flags that choose a trained network's data; the defaults are those of its training."""
     parser.add_argument(
-        "--dataset", help=f"data set (default: that of the checkpoint's training, else {otherwise}), see --list"
+        "--dataset", help=f"data set (default: that of the checkpoint's training, or {otherwise}); --list shows all"
     )
     parser.add_argument(
         "--val_fraction",
         type=float,
         action=checked(share),
-        help="evaluate on this share of train (default: as in training; 0: the test set)",
+        help="evaluate on this held-out share of the training set (default: as in training; 0: the test set)",
     )
     parser.add_argument("--val_dir", help="folder of an image tree to evaluate on (default: as in training)")
     parser.add_argument("--classes_subset", help="classes of ImageNet (default: as in training)")
 
 
 def dataset_of(path: str | Path, given: str | None, otherwise: str = "cifar100") -> str:
-    """The name of the data set to use with a checkpoint: the given one, else what its training recorded."""
+    """The data set for a checkpoint: the given one, or the one that its training recorded."""
     if given is None and (recorded := read_checkpoint(path).meta.get("dataset")) is not None:
         if recorded == "unlabelled":
             raise UserError(f"{path} was trained on images without labels: name a labelled set with --dataset")
@@ -53,14 +53,14 @@ def dataset_of(path: str | Path, given: str | None, otherwise: str = "cifar100")
 
 
 def add_as_trained(parser: argparse._ActionsContainer) -> None:
-    """For scripts that look at a trained network: its data set and how clips are read, by default as in training."""
+    """Add flags for scripts that read a trained network: its data set and clip settings, by default as in training."""
     add_data_set(parser)
     clips = parser.add_argument_group("lists of videos")
     clips.add_argument(
         "--num_segments",
         type=int,
         action=checked(at_least(1, 1000)),
-        help="frames of a clip (default: as in training, else 8)",
+        help="frames of a clip (default: as in training, or 8)",
     )
     clips.add_argument(
         "--num_workers",
@@ -69,19 +69,19 @@ def add_as_trained(parser: argparse._ActionsContainer) -> None:
         default=0,
         help="loader processes, for data read from disk",
     )
-    clips.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="leave out what cannot be read")
+    clips.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="skip what cannot be read")
     add_flags(clips, AS_TRAINED)
 
 
 def clip_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What add_as_trained() was given, for helper.deploy.as_trained.options_as_trained."""
+    """The values of add_as_trained()'s flags, for options_as_trained()."""
     names = ("num_segments", "num_workers", "skip_corrupt", *CHOSEN)
     same = {k: getattr(args, k) for k in names}
     return same | {f.dest: getattr(args, f.dest) for f in AS_TRAINED}
 
 
 def recorded_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Entry of Batch.inputs -> per-sample shape, as the checkpoint's run recorded them; {} where it did not."""
+    """Entry of Batch.inputs -> per-sample shape, recorded by the checkpoint's run; {} if it did not."""
     shapes = read_checkpoint(path).meta.get("shapes", {})
     return {k: tuple(v) for k, v in shapes.items()}
 
@@ -98,9 +98,9 @@ def chosen_as_trained(meta: Mapping[str, Any], given: Mapping[str, Any]) -> dict
 
 
 def options_as_trained(path: str | Path, root: Path, image_size: int | None = None, **given: Any) -> DataOptions:
-    """The data of a checkpoint: whatever is None or absent in `given` is as its training recorded it, if it did.
+    """The data of a checkpoint: values that are None or absent in `given` are taken from the record of its training.
 
-    Of images that is their size, the held-out share and the subset of classes, of action recordings everything.
+    For images: size, held-out share and subset of classes; for action recordings: everything.
     """
     meta, shapes = read_checkpoint(path).meta, recorded_shapes(path)
     read, image, video, sensor = (shapes.get(k or "") for k in (meta.get("reads"), "image", "video", "sensor"))
@@ -137,8 +137,8 @@ def lists_as_trained(meta: Mapping[str, Any], given: Mapping[str, Any], root: Pa
 
 
 def clip_settings_notice(path: str | Path, options: DataOptions) -> str | None:
-    """One line on the clips a network of videos is evaluated on, where its checkpoint says what it was trained on:
-    that they are the same, or each difference. None where it does not say, or reads no list of videos."""
+    """One line that compares the clips of evaluation with those of training: equal, or each difference. None if the
+    checkpoint has no record, or the network reads no list of videos."""
     meta, shapes = read_checkpoint(path).meta, recorded_shapes(path)
     if "video" not in shapes or "sampling" not in meta:
         return None
@@ -147,5 +147,5 @@ def clip_settings_notice(path: str | Path, options: DataOptions) -> str | None:
     now = {"image_size": options.image_size, **flat(options.recordings), **flat(options.video)}
     others = [f"--{k} {now[k]} (trained with {v})" for k, v in trained.items() if now.get(k) not in (None, v)]
     if others:
-        return f"evaluated otherwise than trained: {', '.join(others)}"
+        return f"evaluation differs from training: {', '.join(others)}"
     return f"as trained: {frames} frames of {side} px, {meta['sampling']} sampling, shorter side {meta['short_side']}"

@@ -14,8 +14,8 @@ from torch import Tensor
 from core.protocols import Batch
 from helper.deploy.pictures import as_png, draw_calibration, draw_confusion, grid, pyplot
 
-WORST = 20  # mistakes that are shown
-PAIRS = 15  # confusions that are listed
+WORST = 20  # number of mistakes to show
+PAIRS = 15  # number of confusions to list
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; margin: 2rem auto; max-width: 70rem; padding: 0 1rem }
@@ -29,7 +29,7 @@ img { max-width: 100% }
 
 
 class Seen:
-    """Collects what evaluate_views() computes. entry: of Batch.inputs, that is kept of the worst mistakes."""
+    """Collects the results of evaluate_views(). entry: of Batch.inputs, to keep for the worst mistakes."""
 
     def __init__(self, entry: str):
         self.entry = entry
@@ -41,7 +41,8 @@ class Seen:
         logits, labels = readouts["student"].float().cpu(), batch.target.cpu()
         first = sum(map(len, self._labels))
         p = logits.softmax(1)
-        gaps = p.max(1).values - p.gather(1, labels[:, None])[:, 0]  # how much surer of the wrong class; 0 if right
+        # probability of the wrong class minus that of the right one; 0 if right
+        gaps = p.max(1).values - p.gather(1, labels[:, None])[:, 0]
         for i in gaps.topk(min(WORST, len(gaps))).indices.tolist():
             if gaps[i] > 0:
                 x = batch.inputs[self.entry][i * batch.views].cpu()
@@ -61,7 +62,7 @@ class Seen:
 
     @property
     def worst(self) -> list[tuple[int, Tensor]]:
-        """(position in the test set, input), the surest mistake first."""
+        """(position in the test set, input), the most confident mistake first."""
         return [(-place, x) for _, place, x in sorted(self._worst, key=lambda item: item[:2], reverse=True)]
 
     def confusion(self) -> Tensor:
@@ -71,8 +72,7 @@ class Seen:
 
 
 def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[tuple[str, int, float, float]]:
-    """(class, samples, share of them that is found, share of the predictions of this class that is right), the
-    hardest class first; classes without a sample are left out."""
+    """(class, samples, recall, precision), the hardest class first; classes without samples are left out."""
     right, true, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     rows = [
         (name, n, 100 * r / n, 100 * r / p if p else 0.0)
@@ -92,7 +92,7 @@ def pair_rows(confusion: Tensor, classes: Sequence[str]) -> list[tuple[str, str,
 
 
 def table_html(header: Sequence[str], rows: Sequence[Sequence[Any]], text: int = 1) -> str:
-    """text: how many of the first columns hold words. A cell that is a float is a percentage."""
+    """text: number of leading columns that hold words. A float in a cell is a percentage."""
 
     def cell(i: int, value: Any, tag: str) -> str:
         kind = ' class="text"' if i < text else ""
@@ -110,7 +110,7 @@ def image_html(figure: Any, what: str) -> str:
 
 
 def page(seen: Seen, classes: Sequence[str], title: str, source: str) -> str:
-    """One HTML file that needs no other. source: the checkpoint, and how it was evaluated."""
+    """One self-contained HTML file. source: the checkpoint and the settings of its evaluation."""
     logits, labels, confusion = seen.logits, seen.labels, seen.confusion()
     p, predicted = logits.softmax(1).max(1)
     accuracy = 100 * float((predicted == labels).double().mean())

@@ -1,4 +1,4 @@
-"""What a deployed network costs: parameters and multiply-accumulates per sample."""
+"""Cost of a deployed network: parameters and multiply-accumulates per sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from helper.networks.load import Composite
 def deployed_parameters(student: TappedNet, deployment: Deployment | None) -> tuple[int, int]:
     """(parameters of the bare student, parameters at test time).
 
-    They differ where a method deploys layers of its own, or replaces the student's classifier, and by auxiliary heads.
+    They differ if a method deploys layers or replaces the student's classifier, and by auxiliary heads.
     """
     bare = sum(p.numel() for p in student.model.parameters())
     kept = bare - sum(p.numel() for p in _branches(student.model))
@@ -29,20 +29,20 @@ def deployed_parameters(student: TappedNet, deployment: Deployment | None) -> tu
 
 
 def _branches(model: nn.Module) -> Iterable[nn.Parameter]:
-    """What auxiliary heads have; nothing of them is needed at test time."""
+    """Parameters of auxiliary heads, which are not needed at test time."""
     heads = getattr(model, "auxiliary_classifier", None)
     return () if heads is None else heads.parameters()
 
 
 def deployed_count(model: nn.Module) -> int:
-    """Parameters at test time of a network read from a checkpoint: a classifier that was replaced does not count."""
+    """Parameters at test time of a network read from a checkpoint: a replaced classifier does not count."""
     if isinstance(model, Composite):
         return deployed_parameters(model.student, model.deployment)[1]
     return sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in _branches(model))
 
 
 def replaced_head(predict: nn.Module) -> nn.Module | None:
-    """The student's classifier where the method has another one at test time."""
+    """The student's classifier, if the method uses another one at test time."""
     inner = predict.model if isinstance(predict, TappedNet) else predict
     if not isinstance(inner, (Deployed, Composite)):
         return None
@@ -52,7 +52,7 @@ def replaced_head(predict: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def _passed_by(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """These modules hand their input on."""
+    """Inside, these modules return their input."""
     passed = list(modules)
     for module in passed:
         module.forward = lambda x: x
@@ -70,7 +70,7 @@ def macs(predict: nn.Module, shapes: Mapping[str, tuple[int, ...]], device: torc
     was_training = predict.training
     predict.eval()
     inputs = {k: torch.zeros(1, *shape, device=device) for k, shape in shapes.items()}
-    norms = [m for m in predict.modules() if isinstance(m, nn.BatchNorm2d)]  # hold none, and take the counter's time
+    norms = [m for m in predict.modules() if isinstance(m, nn.BatchNorm2d)]  # without MACs, and slow to count
     head = replaced_head(predict)
     with _passed_by([*norms, *([] if head is None else [head])]), FlopCounterMode(display=False) as counter:
         predict(inputs)

@@ -1,4 +1,4 @@
-"""A trained network outside of the toolbox: its data, predictions for single sensor files, ONNX, and its cost."""
+"""A trained network outside the toolbox: its data, predictions for single sensor files, ONNX, and its cost."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from helper.networks.load import Network, load_network
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network and what its checkpoint says of its input. classes: names, in the order of the logits."""
+    """A network and the checkpoint's record of its input. classes: names, in the order of the logits."""
 
     net: TappedNet
     network: Network
     classes: tuple[str, ...]
-    modality: str  # what it reads, as accel or video
-    shape: tuple[int, ...]  # of one sample
+    modality: str  # its input, such as accel or video
+    shape: tuple[int, ...]  # shape of one sample
 
     @property
     def input(self) -> str:
@@ -44,8 +44,8 @@ class Classifier:
         """[1, C, L] of a sensor file."""
         if self.input != "sensor":
             raise UserError(
-                f"{self.network.checkpoint.path} reads {self.modality}, and '{path}' is to be read by a network of a "
-                "sensor: name a student's checkpoint"
+                f"{self.network.checkpoint.path} reads {self.modality}, but '{path}' is a sensor recording: "
+                "give the checkpoint of a student that reads the sensor"
             )
         return window(read_sensor(path, self.modality), self.shape[1])[None]
 
@@ -58,12 +58,12 @@ class Classifier:
 
 
 def load_classifier(path: str | Path, model: str | None = None, flag: str = "--model") -> Classifier:
-    """From a checkpoint of a run on action recordings. UserError where the file does not say what it reads."""
+    """From a checkpoint of a run on action recordings. UserError if the file has no record of its input."""
     meta: Mapping[str, Any] = read_checkpoint(path).meta
     if missing := [k for k in ("classes", "modalities", "shapes") if k not in meta]:
         raise UserError(
-            f"{path} does not say what it reads ({', '.join(missing)}); name a checkpoint of a run on action "
-            "recordings (--dataset utd_mhad and the like)"
+            f"{path} does not record its input (missing: {', '.join(missing)}): give a checkpoint of a run on action "
+            "recordings, such as --dataset utd_mhad"
         )
     shapes = recorded_shapes(path)
     network = load_network(path, model, len(meta["classes"]), shapes, flag=flag)
@@ -73,7 +73,7 @@ def load_classifier(path: str | Path, model: str | None = None, flag: str = "--m
 
 
 class Plain(nn.Module):
-    """Input [B, ...] as the data set yields it in, logits [B, K] out; normalisation and all, and no hooks."""
+    """Input [B, ...] as the data set yields it -> logits [B, K]; with the normalisation, without hooks."""
 
     def __init__(self, net: TappedNet):
         super().__init__()
@@ -89,7 +89,7 @@ class Plain(nn.Module):
 
 
 def needs(package: str) -> Any:
-    """Import an optional package, or say in one sentence which is missing."""
+    """Import an optional package; a UserError names it if it is missing."""
     import importlib
 
     try:
@@ -99,9 +99,9 @@ def needs(package: str) -> Any:
 
 
 def export_onnx(classifier: Classifier, out: Path) -> None:
-    """Write the whole network, Gramian field included, as an ONNX graph of any batch size: `input` -> `logits`.
+    """Write the whole network, including the Gramian field, as an ONNX graph of any batch size: `input` -> `logits`.
 
-    The class names and what the input is stand in the file's metadata.
+    The file's metadata holds the class names and a description of the input.
     """
     metadata = {
         "classes": "\n".join(classifier.classes),
@@ -115,11 +115,11 @@ def export_onnx(classifier: Classifier, out: Path) -> None:
 
 
 def write_onnx(model: Plain, example: Tensor, out: Path, metadata: Mapping[str, str]) -> None:
-    """The same of any network in evaluation mode. example: a batch of two. metadata: metadata of the file."""
+    """Write any network in evaluation mode. example: a batch of two. metadata: of the file."""
     onnx = needs("onnx")
     needs("onnxscript")
     batch = torch.export.Dim("batch", min=1, max=4096)
-    with contextlib.redirect_stdout(io.StringIO()):  # some versions of onnxscript tell how many rules they applied
+    with contextlib.redirect_stdout(io.StringIO()):  # some versions of onnxscript print the number of applied rules
         program = torch.onnx.export(
             model,
             (example,),
@@ -150,8 +150,8 @@ MEASURED = "One sample, float32, milliseconds of the processor on one thread, me
 
 
 def latency(run: Any, repetitions: int = 30) -> float:
-    """Median milliseconds of one call of `run`, after five that do not count, by the processor's clock of the calling
-    thread, which other work on the machine does not stretch; `run` is to use no other thread."""
+    """Median milliseconds of one call of `run`, after five warm-up calls, in processor time of the calling thread,
+    which other work on the machine does not affect; `run` must not use other threads."""
     for _ in range(5):
         run()
     times = []
@@ -164,7 +164,7 @@ def latency(run: Any, repetitions: int = 30) -> float:
 
 def report(classifier: Classifier, onnx_file: Path | None = None, repetitions: int = 30) -> dict[str, float | str]:
     """Parameters and MACs of one sample, and the latency of one sample on one CPU thread, in float32, with torch; with
-    `onnx_file`, its size and its latency in onnxruntime too."""
+    `onnx_file`, also its size and its latency in onnxruntime."""
     shapes = {classifier.input: classifier.shape}
     x = torch.randn(1, *classifier.shape)
     threads = torch.get_num_threads()

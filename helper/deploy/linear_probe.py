@@ -1,5 +1,5 @@
-"""Frozen features, evaluated: every image passes the network once, then a linear layer is fitted to them, or their
-nearest neighbours vote.
+"""Evaluation of frozen features: every image passes the network once, then a linear layer is fitted to the features,
+or their nearest neighbours vote.
 
 Shape letters: N images, D width of the feature, K classes.
 """
@@ -26,17 +26,17 @@ from helper.networks.load import Network
 from helper.training.schedule import StepDecay
 
 NEIGHBOURS, TEMPERATURE, VOTELESS = 20, 0.07, 1e-4
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of random crops, as torchvision's RandomResizedCrop has them
+SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # area and aspect of random crops, as in torchvision's RandomResizedCrop
 
 
 def feature_net(
     network: Network | TappedNet, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None
 ) -> TappedNet:
-    """The network with a tap on what its classifier reads. mean, std: of the pixels, where not the network's own."""
+    """The network with a tap on the input of its classifier. mean, std: of the pixels, if not the network's own."""
     spec = dataclasses.replace(network.spec, taps={**network.spec.taps, "probe": Tap(network.spec.head, side="input")})
     if mean is not None:
         if spec.mean is None:
-            raise UserError(f"{spec.name} normalises pixels inside, so --norm published cannot replace that")
+            raise UserError(f"{spec.name} normalises pixels inside, so --norm published cannot be used: leave it out")
         spec = dataclasses.replace(spec, mean=mean, std=std)
     return TappedNet(network.model, spec, ("probe",))
 
@@ -55,7 +55,7 @@ def extract(
 ) -> Tensor:
     """uint8 [N, H, W, C] -> float32 [views * N, D] on the device, view 0 of all images first.
 
-    View 0 is the whole image resized to `size`; further ones are random crops of it, flipped or not.
+    View 0 is the whole image resized to `size`; other views are random crops, randomly flipped.
     """
     net.eval()
     out = []
@@ -77,7 +77,7 @@ def whole(x: Tensor, size: int) -> Tensor:
 
 
 def random_crops(x: Tensor, size: int, rng: torch.Generator | None) -> Tensor:
-    """A random box of every image, resized; half of them mirrored. Boxes that would leave the image are cut to it."""
+    """A random box of every image, resized; half of them mirrored. Boxes are clipped to the image."""
     from torchvision.ops import roi_align
 
     b, _, h, w = x.shape
@@ -94,7 +94,7 @@ def random_crops(x: Tensor, size: int, rng: torch.Generator | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Percent on the test set, of the last epoch; best: of the best epoch, which the test set chose."""
+    """Percent on the test set, of the last epoch; best: of the best epoch, chosen on the test set."""
 
     top1: float
     top5: float

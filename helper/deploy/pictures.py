@@ -1,4 +1,4 @@
-"""Pictures: matplotlib as this toolbox uses it, and predictions in a grid."""
+"""Figures: settings of matplotlib, and a grid of predictions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def pyplot() -> Any:
             "legend.fontsize": 8,
             "figure.dpi": 150,
             "savefig.bbox": "tight",
-            "pdf.fonttype": 42,  # text stays text
+            "pdf.fonttype": 42,  # keep text as text
             "svg.fonttype": "none",
         }
     )
@@ -56,7 +56,7 @@ def save(figure: Any, out: Path) -> None:
 
 
 def as_png(figure: Any) -> str:
-    """The figure as an address that stands in a page, picture and all."""
+    """The figure as a data URL for a page."""
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
@@ -89,7 +89,7 @@ def draw_confusion(axis: Any, counts: Tensor, classes: Sequence[str]) -> Any:
 
 
 def draw_input(axis: Any, x: Tensor) -> None:
-    """What a network reads: a picture, the middle frame of a clip, or the axes of a sensor over time."""
+    """Draw an input: an image, the middle frame of a clip, or the axes of a sensor over time."""
     if x.ndim == 2:
         for row, colour in zip(x.tolist(), COLOURS, strict=False):
             axis.plot(row, color=colour, lw=0.8)

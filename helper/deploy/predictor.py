@@ -1,4 +1,4 @@
-"""Predictions for single files, by a checkpoint or by what was exported of it."""
+"""Predictions for single files, by a checkpoint or an exported file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH = 32  # files of one forward pass
 
 @dataclass(frozen=True)
 class Prediction:
-    """file: what was read. x: the input made of it. top: (class, probability), the likeliest first."""
+    """file: its path. x: the network's input. top: (class, probability), the most likely first."""
 
     file: Path
     x: Tensor
@@ -38,7 +38,7 @@ class Predictor:
     format: InputFormat
 
     def __call__(self, files: Sequence[Path], k: int = 5) -> Iterator[Prediction]:
-        """The k likeliest classes of every file."""
+        """The k most likely classes of every file."""
         for at in range(0, len(files), BATCH):
             chosen = files[at : at + BATCH]
             x = torch.stack([self.format.read(file) for file in chosen])
@@ -51,7 +51,7 @@ class Predictor:
         return str(number) if self.classes is None else self.classes[number]
 
     def files(self, paths: Iterable[Path]) -> list[Path]:
-        """The paths, and of folders the files in them that such a network reads. UserError where there are none."""
+        """The files among the paths, and the readable files in folders among them. UserError if there are none."""
         out = []
         for path in paths:
             if not path.is_dir():
@@ -72,10 +72,10 @@ def _n(word: str) -> str:
 def open_predictor(
     path: str | Path, model: str | None = None, image_size: int | None = None, device: torch.device | None = None
 ) -> Predictor:
-    """From anything that load_student() reads, or from the .onnx or .pt2 of scripts/export_student.py.
+    """From anything that load_student() reads, or from an .onnx or .pt2 file of scripts/export_student.py.
 
-    A folder without a checkpoint is read through its model.onnx or model.pt2. Exported files say themselves what
-    they read, and run on the CPU.
+    In a folder without a checkpoint, model.onnx or model.pt2 is read. Exported files record their input, and run on
+    the CPU.
     """
     place = Path(path) if published(path) else found(path)
     if place.is_dir() and not (place / EXPORTED[0]).is_file():
@@ -96,8 +96,8 @@ def _onnx(path: Path) -> Predictor:
         session = onnx_session(path)
     except UserError:
         raise
-    except Exception as error:  # onnxruntime has errors of its own for every stage of loading
-        raise UserError(f"'{path}' is damaged or no ONNX graph ({str(error).splitlines()[0][:120]})") from error
+    except Exception as error:  # onnxruntime has separate errors for every stage of loading
+        raise UserError(f"'{path}' is damaged or not an ONNX graph ({str(error).splitlines()[0][:120]})") from error
     written = session.get_modelmeta().custom_metadata_map
     exported = exported_config(path)
     reads = json.loads(written["preprocess"]) if "preprocess" in written else exported.get("preprocess")
@@ -109,13 +109,15 @@ def _onnx(path: Path) -> Predictor:
 def _program(path: Path) -> Predictor:
     try:
         program: Any = torch.export.load(path).module()
-    except Exception as error:  # zip, JSON and operator errors alike
-        raise UserError(f"'{path}' is damaged or no exported program ({str(error).splitlines()[0][:120]})") from error
+    except Exception as error:  # errors of the zip file, JSON or operators
+        raise UserError(
+            f"'{path}' is damaged or not an exported program ({str(error).splitlines()[0][:120]})"
+        ) from error
     exported = exported_config(path)
     return Predictor(torch.no_grad()(program), exported.get("classes"), _stated(exported.get("preprocess"), path))
 
 
 def _stated(reads: Any, path: Path) -> InputFormat:
     if reads is None:
-        raise UserError(f"'{path}' does not say what it reads: export the network with scripts/export_student.py")
+        raise UserError(f"'{path}' does not record its input: export the network with scripts/export_student.py")
     return InputFormat.from_dict(reads)

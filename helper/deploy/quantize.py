@@ -20,8 +20,8 @@ from core.protocols import DataSet, UserError
 from helper.deploy.export import latency, needs, onnx_session
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-OVERFLOW = 0.03  # mean difference of a logit, in standard deviations, that rounding alone does not reach
-ROUNDS, CALLS = 5, 20  # of the latency, each precision in turn
+OVERFLOW = 0.03  # mean difference of a logit, in standard deviations, that rounding alone does not cause
+ROUNDS, CALLS = 5, 20  # rounds of timing, all precisions in each
 
 
 def calibration_samples(data: DataSet, entry: str, count: int) -> Iterator[Tensor]:
@@ -38,7 +38,7 @@ def calibration_samples(data: DataSet, entry: str, count: int) -> Iterator[Tenso
 
 
 class Samples:
-    """What onnxruntime's calibrator asks for batches."""
+    """The source of batches for onnxruntime's calibrator."""
 
     def __init__(self, entry: str, batches: Iterable[Tensor]):
         self.entry, self.batches = entry, iter(batches)
@@ -49,9 +49,10 @@ class Samples:
 
 
 def quantize_onnx(source: Path, out: Path, batches: Iterable[Tensor]) -> str:
-    """Write `source` with int8 weights (symmetric, for each output channel) and int8 activations (one scale a tensor).
+    """Write `source` with int8 weights (symmetric, for each output channel) and int8 activations (one scale per
+    tensor).
 
-    Returns a sentence on what was quantised. Raises UserError where onnxruntime cannot, or nothing was left to do.
+    Returns a sentence on what was quantised. UserError if onnxruntime fails or there is nothing to quantise.
     """
     batches = list(batches)
     _quantize(source, out, batches)
@@ -68,7 +69,7 @@ def quantize_onnx(source: Path, out: Path, batches: Iterable[Tensor]) -> str:
     whole = Counter(node.op_type for node in nodes if not set(node.input) & restored)
     left = [f"{n} {kind}" for kind, n in sorted(whole.items()) if kind not in ("QuantizeLinear", "DequantizeLinear")]
     rest = f"; in float32 remain {', '.join(left)}" if left else ""
-    bits = "; weights have 7 bits, as sums of 8 overflow in the instructions of this CPU" if narrow else ""
+    bits = "; weights have 7 bits, as sums of 8-bit products overflow on this CPU" if narrow else ""
     return f"{len(done)} of {len(weighted)} convolutions and matrix products are in int8{rest}{bits}"
 
 
@@ -77,7 +78,7 @@ def _quantize(source: Path, out: Path, batches: Sequence[Tensor], **options: boo
     entry = needs("onnx").load(str(source)).graph.input[0].name
     logger, level = logging.getLogger(), logging.getLogger().level
     try:
-        logger.setLevel(logging.ERROR)  # it advises to preprocess what the exporter has folded already
+        logger.setLevel(logging.ERROR)  # it recommends preprocessing, which the exporter has already done
         with contextlib.redirect_stdout(io.StringIO()):
             tools.quantize_static(
                 str(source),
@@ -89,7 +90,7 @@ def _quantize(source: Path, out: Path, batches: Sequence[Tensor], **options: boo
                 weight_type=tools.QuantType.QInt8,
                 **options,
             )
-    except Exception as error:  # of its own, numpy's and protobuf's kinds
+    except Exception as error:  # its own errors, numpy's and protobuf's
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{source} cannot be quantised to int8 ({reason[:160]}): leave --int8 out") from error
     finally:
@@ -97,8 +98,7 @@ def _quantize(source: Path, out: Path, batches: Sequence[Tensor], **options: boo
 
 
 def _overflows(path: Path, x: Tensor) -> bool:
-    """Whether int8 kernels of this CPU compute something else than the graph says: x86 processors without VNNI add
-    products of 8 bits in 16."""
+    """Whether int8 kernels of this CPU overflow: x86 processors without VNNI add products of 8 bits in 16 bits."""
     runtime = needs("onnxruntime")
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL  # then computed in float32
@@ -146,7 +146,7 @@ def compare(
     test: Callable[[], Iterable[tuple[Tensor, Tensor]]],
     x: Tensor,
 ) -> list[Measured]:
-    """Accuracy on the whole test set, size and latency side by side, the first being what ratios refer to.
+    """Accuracy on the whole test set, size and latency of each; ratios refer to the first.
 
     test: the batches (inputs, labels) of the test set. x: one sample [1, ...] that is timed.
     """
@@ -154,7 +154,7 @@ def compare(
     torch.set_num_threads(1)
     times: dict[str, list[float]] = {name: [] for name, *_ in predictors}
     try:
-        for _ in range(ROUNDS):  # in turn, so that what else the machine does meets all alike
+        for _ in range(ROUNDS):  # in turn, so that other work on the machine affects all equally
             for name, predict, _ in predictors:
                 times[name].append(latency(lambda predict=predict: predict(x), CALLS))
     finally:

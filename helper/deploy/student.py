@@ -1,4 +1,4 @@
-"""A trained network in a program of your own: `student = models.load_student(path)`, images in [0, 1] -> logits."""
+"""A trained network in your own program: `student = models.load_student(path)`, images in [0, 1] -> logits."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ EXPORTED = ("model.safetensors", "model.onnx", "model.pt2", "model_int8.onnx")
 
 
 class Student(nn.Module):
-    """A network from a checkpoint, in eval mode: what the data set yields (images in [0, 1]) -> logits [B, K].
+    """A network from a checkpoint, in eval mode: inputs of the data set (images in [0, 1]) -> logits [B, K].
 
-    Its normalisation is inside, and so is what its method deploys with it (SimKD's projector and classifier). classes:
-    names in the order of the logits, None where the checkpoint has none. taps: names of the places inside that
-    features() can return. format: how a file becomes its input.
+    It includes the normalisation and the deployed layers of its method (SimKD's projector and classifier). classes:
+    names in the order of the logits; None if the checkpoint has none. taps: names of the features that features() can
+    return. format: how a file becomes its input.
     """
 
     def __init__(self, network: Network, want: Sequence[str], classes: tuple[str, ...] | None, reads: InputFormat):
@@ -44,7 +44,7 @@ class Student(nn.Module):
         return self.features(x)["logits"]
 
     def features(self, x: Tensor) -> dict[str, Tensor]:
-        """The logits, and the taps that load_student(taps=...) asked for."""
+        """The logits, and the taps given to load_student(taps=...)."""
         return self.net({self.net.spec.input: x}, ())
 
 
@@ -58,9 +58,9 @@ def load_student(
     """A trained network as an nn.Module in eval mode.
 
     path: a checkpoint, the folder of a run, a folder of scripts/export_student.py or its model.safetensors,
-    hf_hub:USER/NAME, torchvision:NAME or timm:NAME. model: the architecture, where neither the file nor its path says
-    it. taps: what features() returns next to the logits. image_size: side of the images, where the file does not say
-    it. flag: what sets `model`, for messages. Raises UserError.
+    hf_hub:USER/NAME, torchvision:NAME or timm:NAME. model: the architecture, if neither the file nor its path
+    names it. taps: what features() returns in addition to the logits. image_size: side of the images, if the file does
+    not record it. flag: the name of `model` in messages. Raises UserError.
     """
     place = found(path)
     file = path if published(place) else weights_in(place)
@@ -75,14 +75,14 @@ def load_student(
             shapes = {spec.input: tuple(exported.get("input_shape", spec.input_shape))}
     network = network_without_heads(load_network(file, model, None, shapes, flag=flag), shapes)
     if network.spec.headless:
-        raise UserError(f"{path} has no classifier ({network.lacks}), so it predicts nothing: use it as a teacher")
+        raise UserError(f"{path} has no classifier ({network.lacks}), so it cannot predict: use it as a teacher")
     kind = network.spec.input
     shape = shapes.get(kind, network.spec.input_shape)
     if image_size is not None:
         shape = (*shape[:-2], image_size, image_size)
     if "preprocess" in exported and image_size is None:
         reads = InputFormat.from_dict(exported["preprocess"])
-    else:  # networks for large images that do not say where they were trained are taken for those of ImageNet
+    else:  # networks for large images without a record of their training are assumed to be trained on ImageNet
         large = network.spec.input_shape[-1] > SMALL_IMAGE
         reads = InputFormat.of(kind, shape, {"dataset": "imagenet", **meta} if large else meta)
     names = meta.get("classes") or exported.get("classes")
@@ -90,7 +90,7 @@ def load_student(
 
 
 def found(path: str | Path) -> Path:
-    """A file or folder on this machine; hf_hub:USER/NAME is fetched, or taken from the local cache."""
+    """A file or folder on this machine; hf_hub:USER/NAME is downloaded, or read from the local cache."""
     if not str(path).startswith(HUB):
         return Path(path)
     name = str(path).removeprefix(HUB)
@@ -101,28 +101,29 @@ def found(path: str | Path) -> Path:
     except Exception as error:  # the client raises its own, requests' and httpx's errors
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{path} is neither in the local cache of Hugging Face nor can it be fetched ({reason}): check the name, "
-            "or name a folder of this machine"
+            f"{path} is not in the local cache of Hugging Face and cannot be downloaded ({reason}): check the name, "
+            "or give a folder on this machine"
         ) from error
 
 
 def weights_in(place: Path) -> Path:
-    """The checkpoint that a path means: itself, the exported weights of a folder, or a run's best epoch."""
+    """The checkpoint of a path: the file itself, the exported weights in a folder, or the best epoch of a run."""
     if not place.is_dir():
         return place
     runs = [*sorted(place.glob("*_best.pth")), *sorted(place.glob("*_last.pth"))]
     choice = [place / EXPORTED[0]] if (place / EXPORTED[0]).is_file() else runs
     if not choice:
         raise UserError(
-            f"'{place}' holds neither {EXPORTED[0]} of an export nor a *_best.pth of a run: name the checkpoint"
+            f"'{place}' holds neither {EXPORTED[0]} of an export nor a *_best.pth of a run: give the path of the "
+            "checkpoint"
         )
     if len({p.name.rpartition("_")[0] for p in choice}) > 1:
-        raise UserError(f"'{place}' holds several networks ({', '.join(p.name for p in choice)}): name one of them")
+        raise UserError(f"'{place}' holds several networks ({', '.join(p.name for p in choice)}): give one of them")
     return choice[0]
 
 
 def exported_config(path: Path) -> dict[str, Any]:
-    """config.json of the exported folder that a file lies in; {} elsewhere."""
+    """config.json of an exported file's folder; {} for other files."""
     if path.name not in EXPORTED or not (file := path.with_name("config.json")).is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""The one evaluation loop, and the views of a clip that it averages."""
+"""The evaluation loop, and the average over views of a clip."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def average_views(logits: Tensor, views: int, how: str) -> Tensor:
 
 
 def mean_class_accuracy(confusion: Tensor) -> float:
-    """Percent. confusion: [K, K] counts, rows true and columns predicted. Mean of the recall over the classes that
-    occur on either side, so a class that is only ever predicted counts 0 (the published metric)."""
+    """Percent. confusion: [K, K] counts, rows true and columns predicted. Mean recall over the classes that occur
+    as labels or predictions; a class that is only predicted counts 0 (the published metric)."""
     counts = confusion.double()
     true, predicted = counts.sum(1), counts.sum(0)
     recall = counts.diagonal() / true.clamp_min(1)
@@ -44,9 +44,9 @@ def evaluate_views(
     watch: Callable[[Batch, Mapping[str, Tensor]], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Readout name -> loss, acc, acc_top5, acc_mean_class (percent) and samples, of predictions averaged over the views
-    of a sample, over the loaders of all processes, each with a share of its own.
+    of a sample, over the loaders of all processes, each with its own share.
 
-    watch: is called with every batch and its averaged logits, by readout.
+    watch: called with every batch and its averaged logits, by readout.
     """
     meters: dict[str, Meter] = {}
     confusions: dict[str, Tensor] = {}
@@ -63,7 +63,7 @@ def evaluate_views(
     shares = distributed.gather({name: pairs.cpu() for name, pairs in confusions.items()})
     confusions = {name: torch.stack([share[name] for share in shares if name in share]).sum(0) for name in meters}
     if not any(meter.count for meter in meters.values()):
-        raise UserError("not one test sample could be read")
+        raise UserError("no test sample could be read: check the data folder")
     return {
         name: meter.read()[0]
         | {
@@ -75,7 +75,8 @@ def evaluate_views(
 
 
 def eval_batch(device: torch.device) -> int:
-    """Images of one forward of an evaluation: on a CPU as many as its caches like, elsewhere as fill the device."""
+    """Images per forward pass in evaluation: on a CPU a number that suits its caches, elsewhere enough to fill the
+    device."""
     return 125 if device.type == "cpu" else 1000
 
 
@@ -86,7 +87,7 @@ def evaluate(
     device: torch.device,
     autocast: torch.dtype | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Readout name -> loss, acc, acc_top5 (percent) over the loaders of all processes, each with a share of its own.
+    """Readout name -> loss, acc, acc_top5 (percent) over the loaders of all processes, each with its own share.
 
     autocast: dtype of the forward pass; None leaves it to `predict`.
     """
@@ -103,8 +104,8 @@ def evaluate(
 
 @dataclass(frozen=True)
 class TestBatches:
-    """This process's share of the test set; of a trial, the beginning of it. first: samples of all processes together
-    that a shortened evaluation sees, None of a whole one."""
+    """This process's share of the test set; in a trial run, of its beginning. first: samples of a shortened evaluation
+    over all processes; None: the whole set."""
 
     loader: Loader
     count: int
@@ -117,12 +118,12 @@ class TestBatches:
         return self.count
 
 
-LEAST = 1000  # samples that a shortened evaluation sees at least
+LEAST = 1000  # smallest number of samples of a shortened evaluation
 
 
 def open_test(data: DataSet, device: torch.device, trial: int | None = None) -> TestBatches:
-    """trial: samples that a pass of training is cut to by --max_steps, None if it is whole; evaluation sees as many, or
-    LEAST if that is more."""
+    """trial: samples of a training epoch cut by --max_steps, None if it is whole; evaluation uses as many, but at least
+    LEAST."""
     ranks, size = {"rank": machine.rank(), "world_size": distributed.world_size()}, eval_batch(device)
     loader = data.test_loader(size, device=device, **ranks)
     count = len(loader) if trial is None else -(-max(LEAST, trial) // (size * ranks["world_size"]))
@@ -134,9 +135,9 @@ def open_test(data: DataSet, device: torch.device, trial: int | None = None) -> 
 def near_chance(
     acc: float, num_classes: int, spec: ModelSpec, shape: Sequence[int], flags: Sequence[str]
 ) -> str | None:
-    """A sentence where a network is about as good as guessing (twice chance, with few classes less): likely causes.
+    """A warning with likely causes if a network is about as good as guessing (twice chance; less for few classes).
 
-    flags: that change mean and std, and the order of classes.
+    flags: those that set mean, std and the order of classes.
     """
     chance = 100 / num_classes
     if acc > chance + min(chance, (100 - chance) / 4):
@@ -146,8 +147,9 @@ def near_chance(
     )
     size = "x".join(map(str, shape))
     return (
-        f"WARNING: {spec.name} reaches {acc:.2f} %, guessing {chance:.2f} %. Likely causes: another normalisation "
-        f"than in its training{pixels}; another order of its classes ({flags[2]}); inputs of another size than {size}"
+        f"WARNING: {spec.name} reaches {acc:.2f} %; guessing gives {chance:.2f} %. Likely causes: another "
+        "normalisation "
+        f"than in training{pixels}; another order of classes ({flags[2]}); inputs of another size than {size}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Running means that live on the device and are read once an epoch."""
+"""Running means, kept on the device and read once per epoch."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Meter:
         """loss and terms: scalars, means over B. logits: [B, K]. target: [B]. unlabelled: size of a batch without any
         label, whose logits and targets are empty; it has no accuracy."""
         n = unlabelled or len(target)
-        # counts of right answers are exact in float64: an epoch that is as good as another is not better by rounding
+        # float64 counts right answers exactly: equal epochs must not differ by rounding
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]  # [B, 5]
         totals = {} if unlabelled else {"acc": top[:, 0].sum() * 100, "acc_top5": top.any(1).sum() * 100}
         totals |= {name: value.to(torch.float64) * n for name, value in {"loss": loss, **terms}.items()}
-        for name in [v for v in totals if v not in self.names]:  # a term that appears late counts from then on
+        for name in [v for v in totals if v not in self.names]:  # a term that appears late counts from its first step
             self.names += (name,)
             self.sums = F.pad(self.sums, (0, 1))
             self.weights.append(0)
@@ -61,7 +61,7 @@ class Meter:
         return {k: means[k] for k in sorted(means)}, None if bad < 0 else bad
 
     def merged(self) -> Meter:
-        """Over the samples of all processes; itself where there is one. All processes must call it."""
+        """The meter over the samples of all processes. All processes must call it."""
         return self if distributed.world_size() == 1 else merge(distributed.gather(self.on_host()), self.device)
 
     def on_host(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Meter:
 
 
 def merge(states: Sequence[Mapping[str, Any]], device: torch.device) -> Meter:
-    """One meter of the states of several."""
+    """One meter that joins the states of several."""
     whole = Meter(device)
     whole.names = tuple(dict.fromkeys(name for state in states for name in state["names"]))
     sums, weights = dict.fromkeys(whole.names, 0.0), dict.fromkeys(whole.names, 0)
@@ -99,7 +99,7 @@ def merge(states: Sequence[Mapping[str, Any]], device: torch.device) -> Meter:
 
 
 def of_all_processes(meters: Mapping[str, Meter], device: torch.device) -> dict[str, Meter]:
-    """Each meter over the samples of all processes, of which one without samples has none. All must call it."""
+    """Each meter over the samples of all processes; a process without samples has no meters. All must call it."""
     if distributed.world_size() == 1:
         return dict(meters)
     shares = distributed.gather({name: meter.on_host() for name, meter in meters.items()})

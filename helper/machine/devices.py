@@ -26,39 +26,39 @@ class DeviceConfig(Config):
     gpu_id: str = option("0", "GPU to use, or one per process; without CUDA, a number means a process on the CPU")
     precision: str = option(
         "auto",
-        "forward pass in bf16 or fp32; auto: bf16 where the hardware has it natively",
+        "precision of the forward pass; auto: bf16 if the hardware supports it natively",
         choices=("auto", "bf16", "fp32"),
         role=RESULT,
     )
-    deterministic: bool = option(False, "deterministic kernels; an error where an operation has none", role=RESULT)
+    deterministic: bool = option(False, "use deterministic kernels; operations without one are errors", role=RESULT)
 
 
 def pick_device(gpu_id: str, place: int = 0, processes: int | None = None) -> tuple[torch.device, str | None]:
-    """The device of --gpu_id, and a notice if it is not what was asked for.
+    """The device of --gpu_id, and a notice if it differs from the request.
 
-    place: of several ids, this process's. processes: of the run; None where a script never starts several.
+    place: index of this process among several ids. processes: of the run; None for scripts that start only one.
     """
     ids = [part.strip() for part in gpu_id.split(",") if part.strip()]
     if not ids or not all(part.isdecimal() for part in ids):
         raise UserError(f"--gpu_id '{gpu_id}' must be a GPU number, such as 0")
     if not torch.cuda.is_available():
-        return torch.device("cpu"), f"no CUDA device here: --gpu_id {gpu_id} runs on the CPU"
+        return torch.device("cpu"), f"no CUDA device found: --gpu_id {gpu_id} runs on the CPU"
     chosen = int(ids[place % len(ids)])
     if chosen >= torch.cuda.device_count():
         raise UserError(
             f"--gpu_id {chosen}: this machine has {torch.cuda.device_count()} CUDA device(s), numbered from 0"
         )
-    # what is called float32 here is float32; bf16 is for speed
+    # float32 means float32, without TF32; bf16 is for speed
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     notice = None
     if len(ids) > 1 and processes in (None, 1):
         several = "" if processes is None else "add --multiprocessing_distributed, or "
-        notice = f"--gpu_id {gpu_id} names {len(ids)} devices and this process uses the first: {several}name one"
+        notice = f"--gpu_id {gpu_id} names {len(ids)} devices, but this process uses only the first: {several}name one"
     return torch.device("cuda", chosen), notice
 
 
 def own_device(gpu_id: str, *, named: bool) -> torch.device:
-    """This process's of the devices in --gpu_id; one for each process of this machine where the user named none."""
+    """The device of this process: its entry of --gpu_id, or its local rank if none was given."""
     place = machine.local_rank()
     if not named and place:
         gpu_id = ",".join(map(str, range(place + 1)))
@@ -66,7 +66,7 @@ def own_device(gpu_id: str, *, named: bool) -> torch.device:
     if notice:
         log.info(notice)
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # or pinned memory and the like would go to a device that was not named
+        torch.cuda.set_device(device)  # otherwise pinned memory and the like would use another device
     return device
 
 

@@ -1,9 +1,10 @@
-"""Several processes for one run or test: torchrun's environment, the launcher of the published flags, what ranks share.
+"""Several processes for one run or test: torchrun's environment, the launcher of the published flags, exchange between
+ranks.
 
 Processes come from `torchrun` (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), or from
 --multiprocessing_distributed, which calls the same launcher. Every collective of this file runs on the host, over a
-gloo group of its own ("control"), where waiting is allowed; gradients travel over the main group, where none should
-wait longer than --dist_timeout. With one process everything here answers at once.
+separate gloo group ("control"), which may wait long; gradients use the main group, which must not wait longer than
+--dist_timeout. With one process every function returns at once.
 """
 
 from __future__ import annotations
@@ -49,19 +50,19 @@ class LaunchConfig(Config):
     rank: int | None = option(None, "rank of this node, from 0", check=at_least(0))
     dist_timeout: float = option(
         50.0,
-        "seconds to wait for the other processes to come; in training, also for a step of theirs",
+        "seconds to wait for the other processes at the start, and for each of their steps in training",
         check=lambda flag, value: check_range(flag, value, above=0),
     )
 
 
 @dataclass(frozen=True)
 class RanksConfig(Config):
-    """What the processes of a training share."""
+    """Settings shared by the processes of a training."""
 
     heading = "several processes in training"
 
-    sync_bn: bool = option(False, "batch-norm statistics over all processes (CUDA only)", role=RESULT)
-    log_all_ranks: bool = option(False, "a log file per process, log_rank1.txt and so on")
+    sync_bn: bool = option(False, "compute batch-norm statistics over all processes (CUDA only)", role=RESULT)
+    log_all_ranks: bool = option(False, "write one log file per process: log_rank1.txt and so on")
 
 
 LAUNCH = flags_in(LaunchConfig)
@@ -70,10 +71,10 @@ LAUNCH = flags_in(LaunchConfig)
 T = TypeVar("T")
 
 
-CONTROL_TIMEOUT = timedelta(hours=2)  # validation of a teacher, decoding of a data set: ranks may be apart that long
+CONTROL_TIMEOUT = timedelta(hours=2)  # ranks may differ this long: validation of a teacher, decoding of a data set
 
 
-SPEAK_AFTER = 3.0  # seconds another rank leaves to rank 0 to say what both have met
+SPEAK_AFTER = 3.0  # seconds that other ranks give rank 0 to report a common error
 
 
 @dataclass
@@ -89,7 +90,7 @@ _group = _Group()
 
 
 class RankLost(UserError):  # noqa: N818 (it names what happened to another)
-    """Another process of the run has ended or hangs, seen in a collective."""
+    """Another process of the run has ended or hangs; noticed in a collective."""
 
 
 def world_size() -> int:
@@ -97,16 +98,16 @@ def world_size() -> int:
 
 
 def restarts() -> int:
-    """How often the launcher has restarted the processes of this run; the largest count of all nodes."""
+    """Number of times the launcher has restarted this run; the largest count of all nodes."""
     return max(gather(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))))
 
 
 def check_backend(backend: str | None, processes: int) -> str:
-    """nccl or gloo; processes: on this machine. UserError where nccl lacks a GPU for each of them."""
+    """nccl or gloo; processes: on this machine. UserError if nccl has no GPU for each of them."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     backend = backend or ("nccl" if gpus >= processes else "gloo")
     if backend == "nccl" and not gpus:
-        raise UserError("--dist_backend nccl needs CUDA devices and there are none here: use --dist_backend gloo")
+        raise UserError("--dist_backend nccl needs CUDA devices, but this machine has none: use --dist_backend gloo")
     if backend == "nccl" and gpus < processes:
         raise UserError(
             f"--dist_backend nccl needs a GPU per process: {processes} processes were started here and there are "
@@ -119,9 +120,9 @@ def check_backend(backend: str | None, processes: int) -> str:
 
 @contextlib.contextmanager
 def joined(backend: str | None, timeout: float, advice: str = "") -> Iterator[None]:
-    """Inside, the processes of the launcher are one group. UserError: an address that is taken, nothing listens there.
+    """Inside, the processes of the launcher form one group. UserError if the address is taken or nothing listens there.
 
-    advice: what to do where another process is lost, as lost_ranks().
+    advice: what to do if another process is lost, see lost_ranks().
     """
     if not launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
@@ -132,18 +133,18 @@ def joined(backend: str | None, timeout: float, advice: str = "") -> Iterator[No
     try:
         store, place, size = next(dist.rendezvous("env://", timeout=wait))
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            # the launcher's own store outlives a restart, with the addresses of processes that are gone
+            # the launcher's store survives a restart, with the addresses of ended processes
             store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(chosen, store=store, rank=place, world_size=size, timeout=wait)
         _group.rank, _group.size = dist.get_rank(), dist.get_world_size()
-        # made once, under the short timeout: a process that is missing now will not come
+        # created once, with the short timeout: a process that is missing now will not come
         _group.control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(_no_rendezvous(where, error, timeout)) from error
     with lost_ranks(advice), Heartbeat(_group.rank, _group.size, timeout, partial(_hangs, advice)).running():
         yield
         dist.barrier(_group.control)
-    # not after an error: a group that has lost a member may not let itself be destroyed, and the process ends anyway
+    # not after an error: destroying a group that has lost a member may hang, and the process ends anyway
     with contextlib.suppress(RuntimeError):
         dist.destroy_process_group()
     _group.rank, _group.size, _group.control = 0, 1, None
@@ -152,20 +153,20 @@ def joined(backend: str | None, timeout: float, advice: str = "") -> Iterator[No
 def _no_rendezvous(where: str, error: BaseException, timeout: float) -> str:
     text = str(error).splitlines()[0]
     if "address already in use" in str(error).lower() or "EADDRINUSE" in str(error):
-        return f"the port of {where} is taken by another process: choose another one (--dist_url, --master_port)"
+        return f"the port of {where} is used by another process: choose another one (--dist_url, --master_port)"
     if any(word in text.lower() for word in ("timed out", "timeout", "refused", "not all", "could not", "failed to")):
         return (
-            f"the processes of this run did not meet at {where} within {timeout:g} s: check that all of them were "
-            f"started, address, port and firewall, or raise --dist_timeout ({text[:160]})"
+            f"the processes of this run did not meet at {where} within {timeout:g} s: check that all were started, "
+            f"check address, port and firewall, or raise --dist_timeout ({text[:160]})"
         )
     return f"the processes of this run could not meet at {where}: {text[:200]}"
 
 
-HANGS = "another process of this run does not answer (it hangs, or its machine is gone), so this one stops"
+HANGS = "another process of this run does not answer (it hangs, or its machine is down), so this one stops"
 
 
 def _hangs(advice: str) -> None:
-    """Ends this process, whose main thread may wait in a collective."""
+    """End this process, even if its main thread waits in a collective."""
     message = f"{HANGS}{advice}"
     log_to_file(message)
     print(message if is_main() else f"[rank {_group.rank}] {message}", file=sys.stderr, flush=True)
@@ -175,7 +176,7 @@ def _hangs(advice: str) -> None:
 
 @contextlib.contextmanager
 def lost_ranks(advice: str = "") -> Iterator[None]:
-    """Turn what a collective raises when a process has died or hangs into one sentence, with the advice behind it."""
+    """Turn a collective's error about a dead or hanging process into one sentence, followed by the advice."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
@@ -188,7 +189,7 @@ def lost_ranks(advice: str = "") -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Wait for everybody, however long rank 0 writes."""
+    """Wait for all processes, however long rank 0 writes."""
     if _group.size > 1:
         dist.barrier(_group.control)
 
@@ -212,7 +213,7 @@ def broadcast(value: T) -> T:
 
 
 def by_main(work: Callable[[], T]) -> T:
-    """Rank 0 works, all get what it returned, or the UserError it raised."""
+    """Rank 0 works; all processes get its return value, or its UserError."""
     if _group.size == 1:
         return work()
     result: Any = None
@@ -231,7 +232,7 @@ def by_main(work: Callable[[], T]) -> T:
 
 
 def main_first(work: Callable[[], T]) -> T:
-    """Everybody works; rank 0 before the others, so that it creates what they find."""
+    """All processes work, rank 0 first, so that the others find what it created."""
     if _group.size == 1:
         return work()
     if _group.rank == 0:
@@ -249,8 +250,8 @@ def main_first(work: Callable[[], T]) -> T:
 
 
 class Agreement:
-    """A number that all processes come to know at the same poll, without waiting for each other: each poll starts an
-    exchange and answers with the largest number of the one before."""
+    """A number that all processes learn at the same poll, without waiting for each other: each poll starts an exchange
+    and returns the largest number of the previous one."""
 
     def __init__(self) -> None:
         self.agreed = 0
@@ -258,7 +259,7 @@ class Agreement:
         self._work: Any = None
 
     def poll(self, mine: int) -> int:
-        """All processes poll equally often."""
+        """All processes must poll equally often."""
         if _group.size == 1:
             return mine
         if self.agreed:
@@ -274,7 +275,7 @@ class Agreement:
 
 @torch.no_grad()
 def share_statistics(module: nn.Module) -> None:
-    """Rank 0's batch-norm statistics in every process, before what they belong to is evaluated or saved."""
+    """Copy rank 0's batch-norm statistics to every process, before evaluation or saving."""
     if _group.size == 1:
         return
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
@@ -287,19 +288,19 @@ def share_statistics(module: nn.Module) -> None:
 
 
 def ddp(module: nn.Module) -> nn.Module:
-    """The root in DistributedDataParallel, if there are several processes and anything in it trains."""
+    """The root in DistributedDataParallel, if there are several processes and trainable parameters."""
     if _group.size == 1 or not any(p.requires_grad for p in module.parameters()):
         return module
     device = next(module.parameters()).device
     ids = [device] if device.type == "cuda" else None
-    # buffers: batch norm is local as published, and banks agree by themselves
+    # buffers are not broadcast: batch norm is local, as published, and memory banks are equal anyway
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     local: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     return nn.parallel.DistributedDataParallel(module, device_ids=ids, **local)
 
 
 def sync_batch_norm(module: nn.Module) -> nn.Module:
-    """Batch norms over all processes. UserError for kinds that do more than normalise: torch's would lose the rest."""
+    """Replace batch norms with torch's synchronised ones. UserError for kinds that do more than normalise."""
     known = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm}
     norms = {type(m) for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)} - known
     if {norm.__name__ for norm in norms} == {"BatchNormAct2d"}:  # timm's, with an activation
@@ -307,13 +308,13 @@ def sync_batch_norm(module: nn.Module) -> nn.Module:
 
         return convert_sync_batchnorm(module)
     if norms:
-        raise UserError(f"--sync_bn knows no {', '.join(sorted(n.__name__ for n in norms))}: leave it out")
+        raise UserError(f"--sync_bn cannot synchronise {', '.join(sorted(n.__name__ for n in norms))}: leave it out")
     return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What --multiprocessing_distributed and its companions ask for."""
+    """The settings of --multiprocessing_distributed and related flags."""
 
     processes: int  # on this node
     nodes: int
@@ -325,9 +326,9 @@ class Launch:
 def in_processes(
     asked: LaunchConfig, gpu_id: str, argv: Sequence[str], work: Callable[[], object], advice: str = ""
 ) -> None:
-    """Start this script with `argv` in the processes asked for; in one of those, or where none are, do the work.
+    """Start this script with `argv` in the requested processes; in one of them, or without such a request, do the work.
 
-    advice: what to do where a process is lost, as lost_ranks().
+    advice: what to do if a process is lost, see lost_ranks().
     """
     if (wanted := wanted_launch(asked, gpu_id)) is not None:
         if code := launch(wanted, argv, asked.dist_timeout):
@@ -338,7 +339,7 @@ def in_processes(
 
 
 def wanted_launch(asked: LaunchConfig, gpu_id: str) -> Launch | None:
-    """The processes to start, None for none. UserError where flags contradict each other."""
+    """The processes to start; None: none. UserError if flags contradict each other."""
     if not asked.multiprocessing_distributed or launched():
         return None
     url, timeout = asked.dist_url, asked.dist_timeout
@@ -361,12 +362,14 @@ def wanted_launch(asked: LaunchConfig, gpu_id: str) -> Launch | None:
     elif parts.scheme != "tcp":
         host = None
     if not host or not port:
-        raise UserError(f"--dist_url {url} must name address and port of the first node, as tcp://127.0.0.1:23451")
+        raise UserError(f"--dist_url {url} must give address and port of the first node, such as tcp://127.0.0.1:23451")
     check_backend(asked.dist_backend, len(ids))
     if node == 0 and _taken(host, port):
-        raise UserError(f"--dist_url {url}: port {port} is taken by another process, choose another one")
+        raise UserError(f"--dist_url {url}: port {port} is used by another process: choose another one")
     if node and not _answers(host, port, timeout):
-        raise UserError(_no_rendezvous(f"{host}:{port}", TimeoutError("timed out: no answer from there"), timeout))
+        raise UserError(
+            _no_rendezvous(f"{host}:{port}", TimeoutError("timed out: no answer from this address"), timeout)
+        )
     return Launch(len(ids), nodes, node, host, port)
 
 
@@ -381,7 +384,7 @@ def _taken(host: str, port: int) -> bool:
 
 
 def _answers(host: str, port: int, timeout: float) -> bool:
-    """Whether the first node has come, within the time; asked before the launcher, which would tell its whole stack."""
+    """Whether the first node answers in time; tested before the launcher starts, which would print its whole stack."""
     until = time.monotonic() + timeout
     while time.monotonic() < until:
         with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=until - time.monotonic()):
@@ -391,15 +394,15 @@ def _answers(host: str, port: int, timeout: float) -> bool:
 
 
 def launch(wanted: Launch, argv: Sequence[str], timeout: float) -> int:
-    """Run this script in the processes wanted, through torchrun's own launcher; the exit code of the first that failed.
+    """Run this script in several processes, through torchrun's launcher; returns the exit code of the first failure.
 
-    UserError where the nodes do not meet.
+    UserError if the nodes do not meet.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what failed says so itself
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed process reports the error
     command = [f"--nproc_per_node={wanted.processes}", f"--nnodes={wanted.nodes}", f"--node_rank={wanted.node_rank}"]
     command += [f"--master_addr={wanted.host}", f"--master_port={wanted.port}", "--rdzv_backend=static"]
     command += [f"--rdzv_conf=timeout={timeout:g}", str(Path(sys.argv[0]).resolve()), *argv]
@@ -416,8 +419,8 @@ def launch(wanted: Launch, argv: Sequence[str], timeout: float) -> int:
 
 
 def leave(code: int) -> None:
-    """End a process that was part of a group. Not through the interpreter: gloo's threads were seen to abort there."""
-    for child in multiprocessing.active_children():  # loader workers, which would look after us for seconds
+    """End a process that was part of a group. Skips the interpreter's shutdown, in which gloo's threads may abort."""
+    for child in multiprocessing.active_children():  # loader workers would otherwise live for some seconds
         child.terminate()
     logging.shutdown()
     sys.stdout.flush()
@@ -426,7 +429,7 @@ def leave(code: int) -> None:
 
 
 def wait_to_speak() -> None:
-    """Rank 0 says at once what went wrong; another only if the launcher, which ends all when one has failed, leaves it
-    the time. So what all of them meet is said once."""
+    """Rank 0 reports an error at once; other ranks wait, so that an error of all ranks is reported once, as the
+    launcher ends all processes when one has failed."""
     if not is_main():
         time.sleep(SPEAK_AFTER)

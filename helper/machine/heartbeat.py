@@ -1,7 +1,7 @@
-"""Processes of a run that watch each other: one that hangs, stopped or on a dead machine, is noticed wherever it is.
+"""Processes of a run watch each other, so that a process that hangs, is stopped or has lost its machine is noticed.
 
-A collective's own time limit must leave room for hours of validation. A heartbeat needs none: a thread of its own keeps
-it up while its process computes or waits, and it ends with the process.
+The time limit of a collective must allow for hours of validation. A heartbeat need not: its thread counts while the
+process computes or waits, and ends with the process.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch.distributed as dist
 
 
 class Heartbeat:
-    """Counts in the launcher's store, and reads the counts of the others.
+    """Counts in the launcher's store and reads the counts of the other processes.
 
-    lost: called, in a thread, once a process has not counted for `timeout` seconds.
+    lost: called in a thread when a process has not counted for `timeout` seconds.
     """
 
     def __init__(self, rank: int, size: int, timeout: float, lost: Callable[[], None]):
@@ -40,8 +40,8 @@ class Heartbeat:
             self.ended.set()
 
     def _beat(self) -> None:
-        """A connection of its own, which may block for as long as the store's process is stopped."""
-        with contextlib.suppress(RuntimeError, OSError):  # of a store that is gone: _watch() sees no counts grow
+        """A separate connection, as it may block while the store's process is stopped."""
+        with contextlib.suppress(RuntimeError, OSError):  # the store is gone: _watch() sees no count grow
             where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             wait = timedelta(seconds=self.timeout)
             store = dist.PrefixStore(
@@ -60,10 +60,11 @@ class Heartbeat:
         before = time.monotonic()
         while not self.ended.wait(self.period):
             now = time.monotonic()
-            if now - before > 3 * self.period:  # this process was stopped itself: the others may have been, too
+            if now - before > 3 * self.period:  # this process itself was stopped; so may be the others
                 self.heard = [now] * self.size
             before = now
-            alive = [heard for heard, count in zip(self.heard, self.counts, strict=True) if count > 0]  # once heard of
+            # that has counted before
+            alive = [heard for heard, count in zip(self.heard, self.counts, strict=True) if count > 0]
             if alive and now - min(alive) > self.timeout:
                 self.lost()
                 return

@@ -1,7 +1,8 @@
-"""How the arithmetic is carried out: compiled or not, in which memory order, by which optimiser kernel.
+"""How the arithmetic is carried out: compilation, memory order, optimiser kernel.
 
-None of it changes what is computed beyond rounding, so it is no part of a run's identity: a run may be continued with
-other settings, and checkpoints know nothing of it. The exception is a folded teacher, which stands in the run's name.
+These settings change speed, not results (up to rounding), so they are not part of a run's identity: a run may be
+resumed with other settings, and checkpoints do not record them. The exception is a folded teacher, which is in the
+run's name.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagrap
 PARTS = ("student", "teacher", "loss")
 
 
-LONG_RUN = 5000  # steps from which compiling, a minute or two, pays for itself on a GPU
+LONG_RUN = 5000  # from this many steps on, compiling (a minute or two) saves time on a GPU
 
 
-EXACT_CASTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # layers whose weights autocast casts at every call
+EXACT_CASTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # layers whose weights autocast casts in every call
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,23 @@ class KernelConfig(Config):
 
     compile: str = option(
         "auto",
-        "torch.compile mode; auto: default in long runs on CUDA, none elsewhere (see docs/speed.md)",
+        "mode of torch.compile; auto: default for long runs on CUDA, none elsewhere (see docs/speed.md)",
         choices=("auto", "none", *MODES),
     )
     compile_parts: list[str] | None = option(
-        None, "what is compiled (default: all on CUDA, the teacher on a CPU)", choices=PARTS
+        None, "parts to compile (default: all on CUDA, the teacher on a CPU)", choices=PARTS
     )
-    channels_last: str = option("auto", "memory order of images and weights; auto: on", choices=("auto", "on", "off"))
-    fused_optimizer: str = option("auto", "SGD as one kernel; auto: on", choices=("auto", "on", "off"))
+    channels_last: str = option(
+        "auto", "channels-last memory order of images and weights; auto: on", choices=("auto", "on", "off")
+    )
+    fused_optimizer: str = option("auto", "run SGD as one kernel; auto: on", choices=("auto", "on", "off"))
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """compile: a mode of torch.compile, None for none. parts: what is compiled, of PARTS.
+    """compile: a mode of torch.compile; None: none. parts: the compiled ones of PARTS.
 
-    strict: a compiler that fails is an error; otherwise the part runs uncompiled, and says so.
+    strict: a failing compiler is an error; otherwise the part runs uncompiled, with a notice.
     backend: of torch.compile.
     """
 
@@ -69,7 +72,7 @@ class Kernels:
 
     @property
     def graphs(self) -> bool:
-        """Whether CUDA graphs replay the compiled parts, into memory that the next replay overwrites."""
+        """Whether CUDA graphs replay the compiled parts; each replay overwrites the memory of the previous one."""
         return self.compile in ("reduce-overhead", "max-autotune") and bool(self.parts)
 
     def described(self) -> dict[str, Any]:
@@ -81,7 +84,7 @@ PLAIN = Kernels()
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a session computes on. autocast: dtype of the forward pass, None for float32."""
+    """Device and kernels of a session. autocast: dtype of the forward pass; None: float32."""
 
     device: torch.device
     autocast: torch.dtype | None
@@ -93,8 +96,8 @@ def pick_kernels(
 ) -> tuple[Kernels, list[str]]:
     """(kernels, notices) of the settings.
 
-    steps: of the whole run. auto: channels_last and the fused optimiser everywhere; torch.compile on CUDA, in runs long
-    enough to repay it. Raises UserError where a compiler that was asked for does not work.
+    steps: of the whole run. auto: channels_last and the fused optimiser everywhere; torch.compile on CUDA, in runs of
+    sufficient length. UserError if a requested compiler does not work.
     """
     asked, notices = cfg.compile, []
     mode = None if asked == "none" else asked
@@ -103,10 +106,11 @@ def pick_kernels(
     if mode is not None and (reason := compiler_fault(device)) is not None:
         if asked != "auto":
             raise UserError(
-                f"--compile {mode}: torch.compile does not work here ({reason}): install a C++ compiler, or pass "
+                f"--compile {mode}: torch.compile does not work on this machine ({reason}): install a C++ compiler, "
+                "or pass "
                 "--compile none"
             )
-        notices.append(f"nothing is compiled: torch.compile does not work here ({reason})")
+        notices.append(f"nothing is compiled: torch.compile does not work on this machine ({reason})")
         mode = None
     parts = tuple(cfg.compile_parts or (PARTS if device.type == "cuda" else ("teacher",)))
     kernels = Kernels(
@@ -125,7 +129,7 @@ def _twice(x: Tensor) -> Tensor:
 
 
 def compiler_fault(device: torch.device) -> str | None:
-    """Why torch.compile cannot be used on a device, in a few words; None if it can. Compiles two operations to see."""
+    """Why torch.compile fails on a device, in a few words; None if it works. Compiles two operations as a test."""
     return _compiler_fault(str(device))
 
 
@@ -134,7 +138,7 @@ def _compiler_fault(device: str) -> str | None:
     try:
         with torch.no_grad():
             torch.compile(_twice, dynamic=False)(torch.ones(8, device=device))
-    except Exception as error:  # whatever the tool chain raises: the answer is the same
+    except Exception as error:  # any error of the tool chain means the same
         return _first_line(error)
     return None
 
@@ -144,16 +148,16 @@ def _first_line(error: BaseException) -> str:
 
 
 class Compiled:
-    """A function compiled for batches of one size; the other sizes (the end of an epoch) run it as it is.
+    """A function compiled for batches of one size; other sizes (the end of an epoch) run uncompiled.
 
-    full: that size, None for any. freezing: weights are constants (a teacher), so that batch norm is folded into
-    convolutions and weights are laid out for the processor once; works without gradient only.
+    full: that size; None: any. freezing: weights are constants (a teacher), so that batch norm is folded into
+    convolutions and weights are laid out for the processor once; only without gradient.
     """
 
     def __init__(self, function: Callable[..., Any], kernels: Kernels, full: int | None, freezing: bool = False):
         import torch._dynamo
 
-        # the code of one forward serves every network of the process: trials, lanes, stages
+        # all networks of the process (trials, lanes, stages) share the code of one forward
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         self.function, self.kernels, self.full = function, kernels, full
         settings: dict[str, Any] = {"backend": kernels.backend}
@@ -164,7 +168,7 @@ class Compiled:
             options = dict(torch._inductor.list_mode_options(mode)) if mode else {}
             settings["options"] = options | {"freezing": True} if freezing else options
         self.fast: Callable[..., Any] | None = torch.compile(function, dynamic=False, **settings)
-        # the option above reaches the back end alone; the tracer, which must leave weights constant, reads the global
+        # the option above reaches only the back end; the tracer, which must keep weights constant, reads the global
         self.to_freeze = freezing and kernels.backend == "inductor"
 
     def __call__(self, size: int, *args: Any) -> Any:
@@ -177,7 +181,7 @@ class Compiled:
                 return self.fast(*args)
             with torch._inductor.config.patch(freezing=True):
                 answer = self.fast(*args)
-            self.to_freeze = False  # at the first call only: to patch takes as long as a small step
+            self.to_freeze = False  # at the first call only: patching takes as long as a small step
             return answer
         except TorchDynamoException as error:
             if self.kernels.strict:
@@ -199,13 +203,13 @@ def maybe_compiled(
 
 
 def begin_step(kernels: Kernels) -> None:
-    """What the last step's graphs have written is no longer needed."""
+    """Allow CUDA graphs to overwrite the outputs of the last step."""
     if kernels.graphs:
         torch.compiler.cudagraph_mark_step_begin()
 
 
 def private_copy(net: TappedNet) -> TappedNet:
-    """The same network with weights of its own; hooks of other wrappers of the model are left behind."""
+    """A copy of the network with its own weights, without hooks of other wrappers of the model."""
     model = copy.deepcopy(net.model)
     for module in model.modules():
         for number, hook in list(module._forward_hooks.items()):
@@ -223,17 +227,18 @@ def _agree(a: Features, b: Features, tolerance: float) -> bool:
 
 @torch.no_grad()
 def with_cast_weights(net: TappedNet, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> TappedNet:
-    """A copy whose weights are in the dtype that autocast would cast them to, at every call; called under autocast.
+    """A copy whose weights already have the dtype to which autocast would cast them in every call; for use under
+    autocast.
 
-    Bit-identical, which is tried on `inputs`; a network that reads its weights in another way is returned as it is.
+    Its outputs are bit-identical, which is checked on `inputs`; otherwise the network itself is returned.
     """
     cast = private_copy(net)
     for module in cast.model.modules():
-        if type(module) in EXACT_CASTS:  # a subclass may do something else with its weights
+        if type(module) in EXACT_CASTS:  # a subclass may use its weights in another way
             module.to(dtype)
     try:
         return cast if _agree(net(inputs), cast(inputs), 0) else net
-    except RuntimeError:  # two dtypes met where autocast does not reach
+    except RuntimeError:  # two dtypes met outside autocast
         return net
 
 
@@ -242,7 +247,7 @@ def folded(net: TappedNet, inputs: Mapping[str, Tensor]) -> TappedNet:
     """A copy with every batch norm that directly follows a convolution folded into it; in float32 and eval mode.
 
     Pairs are found by watching one forward pass on the first samples of `inputs`, so no network is known by name. A
-    pair is folded only if every feature stays within 1e-3 of its largest value. UserError where there is no such pair.
+    pair is folded only if every feature changes by less than 1e-3 of its largest value. UserError without such a pair.
     """
     inputs = {k: x[:2] for k, x in inputs.items()}
     with torch.autocast(next(net.parameters()).device.type, enabled=False):
@@ -261,7 +266,7 @@ def folded(net: TappedNet, inputs: Mapping[str, Tensor]) -> TappedNet:
 
 def _conv_norm_pairs(net: TappedNet, inputs: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """Module paths (convolution, batch norm that reads its output); both run once, and neither is tapped."""
-    made: dict[int, tuple[str, Tensor]] = {}  # id of an output -> who made it; the tensor keeps the id its own
+    made: dict[int, tuple[str, Tensor]] = {}  # id of an output -> its module; the kept tensor makes the id unique
     calls: dict[str, int] = {}
     pairs: list[tuple[str, str]] = []
 
@@ -291,9 +296,9 @@ def _with_pairs_folded(net: TappedNet, pairs: Sequence[tuple[str, str]]) -> Tapp
 
 
 def tune_allocator() -> None:
-    """Let glibc keep the memory that tensors give back: a step then faults no page it has touched before.
+    """Make glibc keep freed memory, so that a step causes no page fault for memory used before.
 
-    Blocks up to 32 MB (glibc's limit) come from the heap, which is never trimmed. No effect elsewhere.
+    Blocks up to 32 MB (glibc's limit) come from the heap, which is never trimmed. No effect with other C libraries.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""What memory is left, and how many students that train together fit into it."""
+"""Free memory, and the number of jointly trained students that fit into it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ def kept_by(optimizers: Iterable[Optimizer]) -> int:
 
 
 class LaneMemory:
-    """Watches the first steps of students that train together, and refuses those that will not fit.
+    """Measures the first steps of students that train together, and raises UserError if not all of them fit.
 
-    After each student's first step: UserError if the students still to come would keep, at the mean of those seen, more
-    than is left. What a step needs in between serves the next student again; if that runs out, exhausted() says so.
+    After each student's first step: UserError if the remaining students would keep more memory than is free, assuming
+    the mean of those measured. Temporary memory of a step is reused by the next student; if it runs out, see
+    exhausted().
     """
 
     def __init__(self, lanes: int, device: torch.device):
@@ -40,12 +41,13 @@ class LaneMemory:
         each, to_come = self.kept // self.seen, self.lanes - self.seen
         left = free(self.device) if to_come else None
         if left is not None and each * to_come > left:
-            raise self.too_many(self.seen + left // each, f"each keeps {each} bytes, {left} are free")
+            raise self.too_many(self.seen + left // each, f"each needs {each} bytes, {left} are free")
 
     def too_many(self, fit: int, why: str) -> UserError:
         return UserError(
-            f"{self.lanes} students do not fit into the memory of {self.device} together ({why}): about {max(1, fit)} "
-            "do; list fewer in --distill and --model_s, or lower --batch_size"
+            f"{self.lanes} students do not fit into the memory of {self.device} together ({why}): list at most about "
+            f"{max(1, fit)} "
+            "in --distill and --model_s, or lower --batch_size"
         )
 
     def exhausted(self, error: Exception) -> UserError:

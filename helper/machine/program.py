@@ -1,4 +1,4 @@
-"""How every program of the toolbox begins and ends."""
+"""Start and end of every program of the toolbox."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from helper.machine.stopper import Interrupted
 
 
 def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> None:
-    """Run an entry point. A user's error becomes one sentence and exit code 2; a bug keeps its traceback.
+    """Run an entry point. A UserError is printed as one sentence with exit code 2; a bug keeps its traceback.
 
     main: may return an exit code."""
     accept_any_character()
@@ -39,7 +39,7 @@ def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[st
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no memory left"
         _end(_fail(f"out of memory ({reason}): choose a smaller --batch_size, --image_size or network", 2))
-    except BrokenPipeError:  # the reader has enough, as `| head`; what is left to flush goes nowhere
+    except BrokenPipeError:  # the reader has stopped, as in `| head`; drop what is left to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _end(141)
     except KeyboardInterrupt:
@@ -49,7 +49,7 @@ def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[st
 
 
 def accept_any_character() -> None:
-    """What the console's encoding lacks is printed as a question mark instead of ending the program."""
+    """Characters that the console cannot encode are printed as question marks instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -67,7 +67,7 @@ def _fail(message: Exception | str, code: int) -> int:
     _tell_launcher(str(message), code)
     if machine.is_main():
         print(message, file=sys.stderr)
-    elif isinstance(message, UserError):  # of this rank alone, perhaps
+    elif isinstance(message, UserError):  # perhaps an error of this rank only
         if not isinstance(message, distributed.RankLost):
             distributed.wait_to_speak()
         print(f"[rank {machine.rank()}] {message}", file=sys.stderr)
@@ -78,7 +78,7 @@ def _fail(message: Exception | str, code: int) -> int:
 
 
 def _tell_launcher(message: str, code: int) -> None:
-    """Leave the sentence in the error file of torchrun, which ends with it instead of its own traceback of children."""
+    """Write the sentence to torchrun's error file, so that torchrun ends with it instead of its own traceback."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path:
         said = {"message": message, "errorCode": code, "extraInfo": {"timestamp": str(int(time.time()))}}

@@ -1,4 +1,4 @@
-"""Seeds and random states: one number starts a run, one dictionary continues it."""
+"""Seeds and random states: one number starts a run, one dictionary resumes it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 
 def trial_seed(trial: str) -> int:
-    """The seed a trial name stands for: the number itself, or crc32 of a word."""
+    """The seed of a trial name: the number itself, or crc32 of a word."""
     return int(trial) if trial.isdecimal() else zlib.crc32(trial.encode())
 
 

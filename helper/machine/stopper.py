@@ -11,7 +11,7 @@ from helper.machine import distributed
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: the run can be resumed)
-    """Training stopped at the user's or the scheduler's wish; the run can be continued."""
+    """The user or the scheduler stopped training; the run can be resumed."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -19,7 +19,7 @@ class Interrupted(Exception):  # noqa: N818 (no error: the run can be resumed)
 
 
 class Stopper:
-    """Ctrl-C and SIGTERM ask the loop to stop at the next step; a second Ctrl-C does not wait."""
+    """Ctrl-C and SIGTERM stop the loop at the next step; a second Ctrl-C stops at once."""
 
     signal: int | None = None
 
@@ -27,7 +27,7 @@ class Stopper:
         self._agreement = distributed.Agreement()
 
     def asked(self) -> int:
-        """The signal that asked to stop, else 0. All processes must ask equally often, and get the same answer."""
+        """The signal to stop, or 0. All processes must call it equally often, and get the same result."""
         return self._agreement.poll(self.signal or 0)
 
     @contextmanager

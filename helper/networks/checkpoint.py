@@ -1,8 +1,8 @@
-"""Checkpoints: written all or nothing, read without running anything a file might carry.
+"""Checkpoints: written atomically, read without running code from the file.
 
 Forms that are read: {"model" | "net" | "state_dict" | "model_state_dict": weights, ...} and a plain state dict, zip or
 legacy serialisation, with or without the prefixes of DDP, torch.compile and Lightning. Keys that profilers add are left
-out. Everything arrives on the CPU.
+out. All tensors are loaded to the CPU.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ COMPANIONS = re.compile(
 )  # a network in Lightning's modules
 
 
-# what counters, profilers and averagers add to a state dict
+# keys that counters, profilers and averagers add to a state dict
 ADDED = ("total_ops", "total_params", "n_averaged", "num_updates", "__flops__", "__params__")
 
 
 DOTTED = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # the first DenseNets
 
 
-# what plain records are made of besides tensors: RepDistiller's options, numpy's numbers and arrays, paths
+# classes of plain records besides tensors: RepDistiller's options, numpy's numbers and arrays, paths
 PLAIN_CLASSES: list[Any] = [
     argparse.Namespace,
     np.ndarray,
@@ -98,11 +98,11 @@ TORCH_FILES = (b"PK\x03\x04", b"\x80")  # zip, pickle
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds. state: the network's weights. epoch: as recorded. best_acc: top-1 in percent, of a forward
+    """The content of a file. state: the network's weights. epoch: as recorded. best_acc: top-1 in percent, of a forward
     pass in the dtype evaluated_in.
 
-    meta: what the run recorded of itself (arch, num_classes, dataset, ...), {} in files of other toolboxes.
-    extra: further entries made of tensors alone, such as proj, head, attention.
+    meta: the run's record (arch, num_classes, dataset, ...), {} in files of other toolboxes.
+    extra: further entries that hold only tensors, such as proj, head, attention.
     """
 
     path: Path
@@ -112,29 +112,29 @@ class Checkpoint:
     epoch: int | None = None
     extra: dict[str, State] = field(default_factory=dict)
     evaluated_in: str = "fp32"
-    peer: str | None = None  # which of two was asked for
+    peer: str | None = None  # the requested one of two
 
     @property
     def rounding(self) -> float:
-        """By how many points an evaluation in float32 may differ from best_acc."""
+        """The points by which an evaluation in float32 may differ from best_acc."""
         return 0.1 if self.evaluated_in == "fp32" else 0.5
 
 
 def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expect_checksum: bool = False) -> Any:
-    """torch.load on the CPU: tensors, plain values, and of all classes those of PLAIN_CLASSES alone.
+    """torch.load on the CPU: only tensors, plain values and PLAIN_CLASSES.
 
-    Raises UserError: no file, not a checkpoint, damaged, more than the free memory, or a file that wants to call
-    something else. way_out: from damage.
+    UserError if the file is missing, not a checkpoint, damaged, larger than the free memory, or needs other classes.
+    way_out: what to do if it is damaged.
     """
     path = Path(path)
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
-            raise UserError(f"{path} is a folder, not a checkpoint: name the file in it, ending in .pth")
+            raise UserError(f"{path} is a folder, not a checkpoint: give the .pth file in it")
         if not stat.S_ISREG(kind):  # reading a pipe or a device may never end
-            raise UserError(f"{path} is a pipe, a socket or a device, not a checkpoint: name a regular file")
+            raise UserError(f"{path} is a pipe, a socket or a device, not a checkpoint: give a regular file")
         members = _check_declared(path)
-        content = path.read_bytes()  # first, so that no error of the reader can be taken for one of the disk
+        content = path.read_bytes()  # first, so that errors of the reader are not taken for errors of the disk
     except OSError as error:
         raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
     if (sound := intact(content)) is False:
@@ -143,15 +143,15 @@ def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expe
         return _safetensors(path, content)
     if not content.startswith(TORCH_FILES):
         reason = f"it starts with {content[:4]!r}" if content else "it is empty"
-        advice = way_out if expect_checksum else "name a file that torch.save wrote"
+        advice = way_out if expect_checksum else "give a file that torch.save wrote"
         raise UserError(f"{path} is not a checkpoint ({reason}): {advice}")
     if program := next((p for mark, p in PROGRAMS.items() if any(m.endswith(mark) for m in members)), None):
         raise UserError(f"{path} is a {program}: load it with that and save its state_dict() with torch.save")
     try:
         with torch.serialization.safe_globals(PLAIN_CLASSES), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what they mean for a file is said below
+            warnings.simplefilter("ignore")  # warnings about pickle protocols; errors are reported below
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # on foreign bytes the unpickler raises nearly anything
+    except Exception as error:  # on foreign bytes the unpickler raises almost any exception
         reason = str(error).split("WeightsUnpickler error: ")[-1].strip() or type(error).__name__
         refused = re.search(r"GLOBAL (\S+)", reason)
         if wanted := refused[1] if refused else ", ".join(_calls(content)):
@@ -164,11 +164,11 @@ def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expe
             f"{path} is truncated or not a checkpoint ({reason.splitlines()[0][:120]}): {way_out}"
         ) from error
     if sound is None and expect_checksum:
-        log.info("%s carries no checksum, as an older version wrote it: damage inside would not be noticed", path)
+        log.info("%s has no checksum (written by an older version), so damage cannot be noticed", path)
     return loaded
 
 
-# archives that carry code: the end of a member's name -> what wrote it
+# archives that hold code: the end of a member's name -> the kind of file
 PROGRAMS = {
     "/constants.pkl": "TorchScript program (torch.jit.load)",
     "models/model.json": "program of torch.export (torch.export.load)",
@@ -176,24 +176,24 @@ PROGRAMS = {
 
 
 def _check_declared(path: Path) -> list[str]:
-    """The members of an archive, [] of other files. UserError where a file says that it holds more than is free."""
+    """The members of an archive, [] for other files. UserError if a file needs more than the free memory."""
     needed, members = path.stat().st_size, []
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
             needed += sum(info.file_size for info in archive.infolist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError):
-        pass  # another format, or damaged, which its reader notices
+        pass  # another format, or damaged; its reader will notice
     if needed > (left := free()):
         raise UserError(
-            f"{path} needs {needed / 2**30:.1f} GiB of memory to be read, {left / 2**30:.1f} GiB are free: it is "
-            "damaged, or belongs on a larger machine"
+            f"{path} needs {needed / 2**30:.1f} GiB of memory, but {left / 2**30:.1f} GiB are free: it is "
+            "damaged, or needs a larger machine"
         )
     return members
 
 
 def _calls(content: bytes) -> list[str]:
-    """What a pickle that could not be read asks for, apart from torch's own tensors; nothing of it is run."""
+    """The classes that an unreadable pickle needs, apart from torch's own; nothing is run."""
     found: list[str] = []
     texts: list[str] = []
     try:
@@ -212,7 +212,7 @@ def _calls(content: bytes) -> list[str]:
 
 
 def _safetensors(path: Path, content: bytes) -> Any:
-    """A file of scripts/export_student.py as the checkpoint it was made of; any other one as a plain state dict."""
+    """A file of scripts/export_student.py as its original checkpoint; any other file as a plain state dict."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import load
@@ -224,7 +224,7 @@ def _safetensors(path: Path, content: bytes) -> Any:
         meta = json.loads(header.get("__metadata__", {}).get("meta", "null"))
     except (SafetensorError, ValueError, RecursionError, AttributeError) as error:
         raise UserError(
-            f"{path} is truncated or no safetensors file ({str(error)[:120]}): fetch or save it again"
+            f"{path} is truncated or not a safetensors file ({str(error)[:120]}): fetch or save it again"
         ) from error
     if meta is None:
         return tensors
@@ -236,10 +236,10 @@ def _safetensors(path: Path, content: bytes) -> Any:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read any of the forms named above. Raises UserError as load_file does, and where no weights are found.
+    """Read any of the forms named above. Raises UserError as load_file does, and if no weights are found.
 
-    FILE@net1 and FILE@net2 name one of two peers that were trained together, FILE@ema the averaged weights of a file
-    that holds both.
+    FILE@net1 and FILE@net2 mean one of two peers that were trained together, FILE@ema the averaged weights of a file
+    that also holds the trained ones.
     """
     path, peer = _peer_of(Path(path))
     content = load_file(path)
@@ -278,7 +278,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _entry_of(path: Path, content: Mapping[str, Any], peer: str | None) -> str | None:
-    """The entry that holds the weights; None where they are the content itself."""
+    """The entry that holds the weights; None if they are the content itself."""
     averaged = next((k for k in AVERAGED_ENTRIES if _tensors(content.get(k))), None)
     if peer == AVERAGE:
         if averaged is None:
@@ -287,19 +287,19 @@ def _entry_of(path: Path, content: Mapping[str, Any], peer: str | None) -> str |
     entry = next((k for k in WEIGHT_ENTRIES if _tensors(content.get(k))), None)
     if entry is not None and averaged is not None:
         log.info(
-            "%s holds averaged weights (%s) next to those it trained (%s), which are read: %s@%s reads the average",
+            "%s holds averaged weights (%s) and trained ones (%s), which are used: %s@%s reads the average",
             *(path, averaged, entry, path, AVERAGE),
         )
     if entry is None and all(v.ndim == 0 for v in _tensors(content).values()):
         inside = [str(k) for k, v in content.items() if _tensors(v)]
         if len(inside) > 1:
-            raise UserError(f"{path} holds several sets of weights ({', '.join(inside)}): save the one that is meant")
+            raise UserError(f"{path} holds several sets of weights ({', '.join(inside)}): save a file with one of them")
         entry = inside[0] if inside else None
     return entry
 
 
 def _refuse_odd_weights(path: Path, state: State) -> None:
-    """UserError where a weight is no plain array of numbers on the CPU, or NaN."""
+    """UserError if a weight is not a dense array of numbers on the CPU, or is NaN."""
     needed = sum(v.numel() * v.element_size() for v in state.values() if v.layout == torch.strided)
     if needed > free():
         raise UserError(f"{path} holds weights of {needed / 2**30:.1f} GiB, more memory than is free")
@@ -319,7 +319,7 @@ def _refuse_odd_weights(path: Path, state: State) -> None:
 
 
 def _refuse_odd(path: Path, content: Mapping[str, Any]) -> None:
-    """UserError where what a file says of its weights is no finite number, or its meta is of another shape."""
+    """UserError if a recorded value is not a finite number, or an entry of meta has another type."""
     for key in ("epoch", *ACCURACY_ENTRIES):
         value = content.get(key)
         if (isinstance(value, float | int | np.number) or (isinstance(value, Tensor) and value.ndim == 0)) and _number(
@@ -335,7 +335,7 @@ def _refuse_odd(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _evaluated_in(content: Mapping[str, Any]) -> str:
-    """Of a file of ours, best or last; all others are taken for float32."""
+    """Precision of the recorded accuracy in our files, best or last; float32 for all other files."""
     if isinstance(meta := content.get("meta"), Mapping) and "evaluated_in" in meta:
         return str(meta["evaluated_in"])
     identity = content.get("identity")
@@ -347,7 +347,7 @@ def _evaluated_in(content: Mapping[str, Any]) -> str:
 
 
 def _peer_of(path: Path) -> tuple[Path, str | None]:
-    """FILE@net2 -> (FILE, "net2"), FILE@ema likewise; a file of that very name is no such thing."""
+    """FILE@net2 -> (FILE, "net2"), likewise FILE@ema; unless a file has that name."""
     name, at, peer = path.name.rpartition("@")
     return (path.with_name(name), peer) if at and peer in (*PEERS, AVERAGE) and not path.exists() else (path, None)
 
@@ -355,16 +355,16 @@ def _peer_of(path: Path) -> tuple[Path, str | None]:
 def _one_peer(
     path: Path, state: State, entry: str | None, content: Mapping[str, Any], peer: str | None
 ) -> tuple[State, str | None]:
-    """The weights of the peer that was asked for: of HSAKD's files, which prefix both, and of this toolbox's own."""
+    """The weights of the requested peer, from HSAKD's files, which prefix both, or from this toolbox's."""
     if all(k.startswith(tuple(f"{p}." for p in PEERS)) for k in state):
         if peer is None:
-            raise UserError(f"{path} holds two peers: name one of them, {path}@net1 or {path}@net2")
+            raise UserError(f"{path} holds two peers: choose one of them, {path}@net1 or {path}@net2")
         return {k.removeprefix(f"{peer}."): v for k, v in state.items() if k.startswith(f"{peer}.")}, entry
     if peer is None:
         return state, entry
     second = _tensors(content.get("peer"))
     if not second:
-        raise UserError(f"{path} holds one network and no peer: leave @{peer} out")
+        raise UserError(f"{path} holds one network without a peer: leave @{peer} out")
     return (state, entry) if peer == PEERS[0] else (_unwrap(second), "peer")
 
 
@@ -375,7 +375,7 @@ def _tensors(entry: Any) -> State:
 
 
 def _unwrap(state: Mapping[str, Tensor]) -> State:
-    """Without the prefixes of wrappers, and without what other tools add to a state dict."""
+    """The state dict without prefixes of wrappers and keys added by other tools."""
     found = {k: v for k, v in state.items() if k.rpartition(".")[2] not in ADDED}
     while prefix := next((p for p in WRAPPERS if _wraps(p, found)), None):
         found = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
@@ -383,12 +383,12 @@ def _unwrap(state: Mapping[str, Tensor]) -> State:
 
 
 def _wraps(prefix: str, state: State) -> bool:
-    """Whether all keys have this prefix, apart from those of a loss or metric next to the network."""
+    """Whether all keys have this prefix, except those of a loss or metric."""
     return any(k.startswith(prefix) for k in state) and all(k.startswith(prefix) or COMPANIONS.match(k) for k in state)
 
 
 def _number(value: Any) -> float | None:
-    """None for what is no number, or not finite."""
+    """The number, or None if it is not a finite number."""
     if not isinstance(value, float | int | np.number) and not (isinstance(value, Tensor) and value.ndim == 0):
         return None
     try:
@@ -399,10 +399,11 @@ def _number(value: Any) -> float | None:
 
 
 def _accuracy(content: Mapping[str, Any], state: State, entry: str | None, peer: str | None) -> float | None:
-    """Of these weights. An unfinished run's best_acc is another epoch's; its row is theirs between epochs.
+    """The recorded accuracy of these weights. In an unfinished run best_acc belongs to another epoch; between epochs,
+    its last row belongs to these weights.
 
-    A pair's one number is its first network's, or in published files the better one's; and published files of networks
-    with auxiliary heads do not say whether theirs is the network's or its best head's.
+    A pair's number is that of its first network, or in published files of the better one. In published files of
+    networks with auxiliary heads it may be that of the network or of its best head.
     """
     if isinstance(row := content.get("row"), Mapping):
         return _number(row.get("test_acc")) if content.get("step") == 0 else None
@@ -412,15 +413,15 @@ def _accuracy(content: Mapping[str, Any], state: State, entry: str | None, peer:
     for key in ACCURACY_ENTRIES:
         value = _number(content.get(key))
         if value is not None:
-            is_fraction = foreign and value <= 1  # as HSAKD records it; this toolbox records percent
+            is_fraction = foreign and value <= 1  # HSAKD records a share; this toolbox records percent
             return 100 * value if is_fraction else value
     return None
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Strict load; only num_batches_tracked may be missing, which files of torch 0.4 and before do not have.
+    """Strict load; only num_batches_tracked may be missing, which torch 0.4 and earlier did not save.
 
-    what: how messages call the source ("teacher save/.../resnet32x4_best.pth"). Raises UserError, model untouched.
+    what: the source in messages ("teacher save/.../resnet32x4_best.pth"). A UserError leaves the model unchanged.
     """
     own = model.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
@@ -436,10 +437,10 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
             and own[k].shape[1:] == state[k].shape[1:]
             for k in reshaped
         )
-    ):  # linear layers, and they differ in the number of outputs only
+    ):  # linear layers that differ only in the number of outputs
         key = reshaped[0]
         raise UserError(
-            f"{what} was trained for {len(state[key])} classes, this {type(model).__name__} has "
+            f"{what} was trained for {len(state[key])} classes, but this {type(model).__name__} has "
             f"{len(own[key])} ({key.rpartition('.')[0]}): use the data set it was trained on"
         )
     shapes = [f"{k} {list(state[k].shape)} instead of {list(own[k].shape)}" for k in reshaped]
@@ -451,8 +452,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
     ]
     if problems:
         raise UserError(
-            f"{what} does not fit this {type(model).__name__}, of {len(own)} weights "
-            f"{', '.join(problems)}: name the architecture it was saved from"
+            f"{what} does not fit this {type(model).__name__}: of {len(own)} weights "
+            f"{', '.join(problems)}: give the architecture it was saved from"
         )
     model.load_state_dict(state, strict=False)
 
@@ -466,32 +467,30 @@ def infer_arch(
 ) -> str:
     """The registry name of the network in a checkpoint.
 
-    In order: what the file recorded, `explicit` (what `flag` says), the file name, the folder name (a distilled
-    student's: its `S:` group). Raises UserError if nothing fits, or if `explicit` contradicts the record.
+    Sources in order: the file's record, `explicit` (the value of `flag`), the file name, the folder name (for distilled
+    students its `S:` group). UserError if none gives a name, or if `explicit` contradicts the record.
     """
     recorded = checkpoint.meta.get("arch")
     if recorded and explicit and recorded != explicit:
-        raise UserError(f"{path} holds a {recorded}, {flag} says {explicit}: leave {flag} out")
+        raise UserError(f"{path} holds a {recorded}, but {flag} is {explicit}: leave {flag} out")
     if recorded or explicit:
         return str(recorded or explicit)
     path = Path(path).absolute()
     folder = path.parent.name
     student = re.match(r"S[:~](.+?)_T[:~]", folder)
     known = sorted(known_names, key=len, reverse=True)
-    stem = path.name.rpartition("@")[0] or path.name  # a peer of two
+    stem = path.name.rpartition("@")[0] or path.name  # one of two peers
     for text in (re.sub(r"\.(pth|pt)(\.tar)?$", "", stem), student[1] if student else folder):
         for name in known:
             if text == name or text.startswith(f"{name}_"):
                 return name
-    raise UserError(f"cannot tell the architecture of {path} from its name or folder: name it with {flag}")
+    raise UserError(f"cannot tell the architecture of {path} from its name or folder: give it with {flag}")
 
 
 def num_classes_of(state: Mapping[str, Tensor], spec: ModelSpec) -> int:
-    """How many classes the classifier in `state` has. UserError where there is none of that name."""
+    """Number of classes of the classifier in `state`. UserError if there is none of that name."""
     inside = f"{spec.head}."
     weights = [v for k, v in state.items() if k.startswith(inside) and k.endswith(".weight") and v.ndim > 1]
     if not weights:
-        raise UserError(
-            f"the checkpoint has no {inside}weight, {spec.name}'s classifier: name the architecture it is of"
-        )
+        raise UserError(f"the checkpoint has no {inside}weight, the classifier of {spec.name}: give its architecture")
     return weights[-1].shape[0]

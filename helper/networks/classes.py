@@ -1,4 +1,4 @@
-"""Class names travel with checkpoints: whether a network's classes are those of the data set, and in which order."""
+"""Class names in checkpoints: compares a network's classes and their order with those of the data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.log import log
 from core.protocols import UserError
 from helper.networks.load import Network
 
-SHOWN = 3  # names of classes in a message
+SHOWN = 3  # largest number of class names in a message
 
 
 def _plain(name: object) -> str:
@@ -21,13 +21,13 @@ def _plain(name: object) -> str:
 
 
 def _numbered(names: Sequence[str]) -> bool:
-    """Whether these are numbers that stand for missing names."""
+    """Whether these are numbers, which replace missing names."""
     return list(names) == [str(i) for i in range(len(names))]
 
 
 def order_of(recorded: Sequence[object], here: Sequence[object]) -> list[int] | None:
-    """For every class of the data set its place among the network's; None where they are other classes, [] where
-    either side has no names."""
+    """The network's position of every class of the data set; None if the classes differ, [] if either side has no
+    names."""
     theirs, ours = [_plain(n) for n in recorded], [_plain(n) for n in here]
     if sorted(theirs) == sorted(ours) and len(set(ours)) == len(ours):
         return [theirs.index(name) for name in ours]
@@ -35,10 +35,10 @@ def order_of(recorded: Sequence[object], here: Sequence[object]) -> list[int] | 
 
 
 def matched(network: Network, here: Sequence[object], match: bool, flag: str = "--match_classes") -> Network:
-    """The network, whose logits are in the order of the data set's classes `here`; match: permute them where needed.
+    """The network with logits in the order of the data set's classes `here`; match: permute them if needed.
 
-    UserError: the checkpoint names other classes, or the same in another order and `match` is off. A checkpoint without
-    names is taken as it is.
+    UserError if the checkpoint names other classes, or the same classes in another order without `match`. A checkpoint
+    without names is not checked.
     """
     recorded = network.checkpoint.meta.get("classes")
     if not isinstance(recorded, list | tuple) or len(recorded) != len(here):
@@ -56,11 +56,12 @@ def matched(network: Network, here: Sequence[object], match: bool, flag: str = "
     if not match:
         place = next(i for i, j in enumerate(order) if i != j)
         raise UserError(
-            f"{path} has the classes of the data set in another order (class {place} is {recorded[place]} there, "
-            f"{here[place]} here): pass {flag} to bring its logits into the data set's order"
+            f"{path} has the classes of the data set in another order (class {place} is {recorded[place]} in the "
+            "checkpoint, "
+            f"{here[place]} in the data set): pass {flag} to reorder its logits"
         )
     permute_outputs(network, order)
-    log.info("%s: its logits are brought into the data set's order of classes", path)
+    log.info("%s: its logits are reordered to the data set's order of classes", path)
     digest = hashlib.blake2b(repr(order).encode(), digest_size=4).hexdigest()
     meta = {**network.checkpoint.meta, "classes": list(map(str, here))}
     checkpoint = dataclasses.replace(network.checkpoint, meta=meta)
@@ -73,12 +74,12 @@ def _some(names: Sequence[object]) -> str:
 
 @torch.no_grad()
 def permute_outputs(network: Network, order: Sequence[int]) -> None:
-    """Reorder the rows of the classifier, so that logit i is what logit order[i] was."""
+    """Reorder the rows of the classifier, so that logit i is the former logit order[i]."""
     head = network.model.get_submodule(network.spec.head)
     if network.spec.branches or not isinstance(head, nn.Linear | nn.Conv2d):
         raise UserError(
-            f"the classes of {network.spec.name} cannot be reordered (it has more than one linear classifier): name "
-            "the class folders so that they sort as they did in its training"
+            f"the classes of {network.spec.name} cannot be reordered (it has more than one linear classifier): rename "
+            "the class folders so that they sort as in its training"
         )
     for values in head.parameters():
         values.copy_(values[list(order)])

@@ -1,4 +1,4 @@
-"""A classifier for a teacher without one: fitted once to its frozen features of the training set, and kept in a file.
+"""A classifier for a teacher without one: fitted once to its frozen features of the training set, and saved.
 
 Shape letters: N samples, D width of the feature, K classes.
 """
@@ -26,18 +26,18 @@ from helper.machine.devices import to_device
 from helper.networks.checkpoint import load_file
 from helper.networks.load import Network, without_classifier
 
-ITERATIONS, WEIGHT_DECAY = 200, 1e-3  # of the logistic regression
-SCALES = 2.0 ** torch.arange(-12, 13)  # of the distances to the class means
-CALIBRATED = 10_000  # samples at most that choose the scale
+ITERATIONS, WEIGHT_DECAY = 200, 1e-3  # weight decay of the logistic regression
+SCALES = 2.0 ** torch.arange(-12, 13)  # candidates for the scale of the distances to the class means
+CALIBRATED = 10_000  # largest number of samples that choose the scale
 
 
 def logistic(
     x: Tensor, y: Tensor, num_classes: int, iterations: int, weight_decay: float
 ) -> tuple[nn.Linear, Tensor, Tensor, int]:
-    """Multinomial logistic regression by L-BFGS on all features [N, D] at once, each standardised over the samples.
+    """Multinomial logistic regression by L-BFGS on all features [N, D], each standardised over the samples.
 
     Minimises mean cross-entropy + weight_decay / 2 * |W|^2: convex, so no seed and no schedule.
-    Returns the layer of standardised features, their mean and standard deviation [D], and the iterations it took.
+    Returns the layer for standardised features, their mean and standard deviation [D], and the number of iterations.
     """
     mean, std = x.mean(0), x.std(0, unbiased=False).clamp_min(1e-6)
     x = (x - mean) / std
@@ -60,7 +60,7 @@ def logistic(
 
 
 def linear_head(x: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Weight [K, D] and bias [K] of logistic() for features as they are."""
+    """Weight [K, D] and bias [K] of logistic() for raw features."""
     layer, mean, std, _ = logistic(x, y, num_classes, ITERATIONS, WEIGHT_DECAY)
     with torch.no_grad():
         weight = layer.weight / std
@@ -69,10 +69,10 @@ def linear_head(x: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def means_head(x: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Weight [K, D] and bias [K] of logits -scale * |x - mean of the class|^2, up to a constant of each sample.
+    """Weight [K, D] and bias [K] of logits -scale * |x - mean of the class|^2, up to a constant per sample.
 
-    The scale decides no class, only how sure the head is: of SCALES over the mean squared norm, the one with the lowest
-    cross-entropy of at most CALIBRATED samples, those at even distances.
+    The scale does not change the predicted class, only the confidence: the value of SCALES / mean squared norm with the
+    lowest cross-entropy on at most CALIBRATED evenly spaced samples.
     """
     counts = torch.bincount(y, minlength=num_classes).clamp_min(1)
     means = torch.zeros(num_classes, x.shape[1], device=x.device).index_add_(0, y, x) / counts[:, None]
@@ -89,12 +89,12 @@ HEADS = {"linear": linear_head, "means": means_head}
 
 @torch.no_grad()
 def features_of(net: TappedNet, data: DataSet, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pooled features [N, D] and labels [N] of one pass over the training set, in views that training would draw."""
+    """Pooled features [N, D] and labels [N] of one pass over the training set, with training augmentation."""
     side = probe(net, data.shapes)
     if len(side.shapes["pooled"]) != 1:
         raise UserError(
-            f"the pooled feature of {net.spec.name} is {list(side.shapes['pooled'])} and no vector, so --teacher_probe "
-            "has nothing to fit a classifier to: choose another teacher"
+            f"the pooled feature of {net.spec.name} is {list(side.shapes['pooled'])}, not a vector, so --teacher_probe "
+            "cannot fit a classifier to it: choose another teacher"
         )
     count, width = len(data.train_labels), side.shapes["pooled"][0]
     if (needed := 3 * 4 * count * width) > (left := free(device)):
@@ -113,9 +113,9 @@ def features_of(net: TappedNet, data: DataSet, device: torch.device) -> tuple[Te
 
 
 def with_probe(network: Network, kind: str, data: DataSet, folder: Path, device: torch.device) -> Network:
-    """The network with a classifier for this data, read from `folder` where an earlier run has fitted it.
+    """The network with a classifier for this data, read from `folder` if an earlier run has fitted it.
 
-    kind: of HEADS. A classifier of the network's own is replaced.
+    kind: of HEADS. It replaces the network's own classifier.
     """
     if not network.spec.headless:
         network = without_classifier(network, "--teacher_probe replaces it")
@@ -137,7 +137,8 @@ def with_probe(network: Network, kind: str, data: DataSet, folder: Path, device:
         head.weight.copy_(weight)
         head.bias.copy_(bias)
     network.model.set_submodule(spec.head, head)
-    checkpoint = dataclasses.replace(network.checkpoint, best_acc=None)  # that of a file is its own classifier's
+    # the file's accuracy belongs to its own classifier
+    checkpoint = dataclasses.replace(network.checkpoint, best_acc=None)
     spec = dataclasses.replace(spec, headless=False)
     return dataclasses.replace(
         network, spec=spec, checkpoint=checkpoint, lacks="", changes=f"{network.changes} {kind} probe {digest}"
@@ -145,7 +146,7 @@ def with_probe(network: Network, kind: str, data: DataSet, folder: Path, device:
 
 
 def _found(path: Path) -> dict[str, Any] | None:
-    return load_file(path, "delete it, and the probe is fitted again") if path.exists() else None
+    return load_file(path, "delete it to fit the probe again") if path.exists() else None
 
 
 def _fitted(network: Network, key: dict[str, Any], data: DataSet, path: Path, device: torch.device) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Teachers whose classifier is missing or does not fit the data: recognised from every source, never random."""
+"""Teachers whose classifier is missing or does not fit the data: recognised from every source; never a random head."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def load_teacher(
     classes_of: Sequence[str] | int | None,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Network:
-    """As load_network(); a network whose classifier is missing or has other classes comes back without one.
+    """Like load_network(), but a network whose classifier is missing or has other classes is returned without one.
 
-    classes_of: the data set, or how many there are; None: any number. Of ImageNet's classifiers, those that the data
-    has are kept.
+    classes_of: the data set, or the number of classes; None: any number. ImageNet classifiers keep the outputs of the
+    data set's classes.
     """
     num_classes = len(classes_of) if isinstance(classes_of, Sequence) else classes_of
     exported = Path(path) / "model.safetensors"
@@ -61,11 +61,11 @@ def load_teacher(
         chosen = places(classes_of)
         if chosen is not None:
             return with_places(network, chosen)
-    return without_classifier(network, f"it was trained for {classes} classes, the data set has {num_classes}")
+    return without_classifier(network, f"it was trained for {classes} classes, but the data set has {num_classes}")
 
 
 def with_places(network: Network, chosen: Sequence[int]) -> Network:
-    """The network whose classifier keeps these outputs only."""
+    """The network, with only these outputs of its classifier."""
     head = network.model.get_submodule(network.spec.head)
     for name in ("weight", "bias"):
         if (values := getattr(head, name, None)) is not None:
@@ -78,20 +78,20 @@ def with_places(network: Network, chosen: Sequence[int]) -> Network:
 
 
 def with_view(network: Network, size: int | None, shapes: Mapping[str, tuple[int, ...]]) -> Network:
-    """The network, which resizes the images it is given to `size`; None leaves them.
+    """The network, which resizes its images to `size`; None: unchanged.
 
-    UserError where its patches do not divide the side, or it reads no images.
+    UserError if its patches do not divide the side, or it reads no images.
     """
     spec = network.spec
     if spec.input != "image":
         if size is not None:
-            raise UserError(f"--teacher_image_size resizes images, and {spec.name} reads {spec.input}: leave it out")
+            raise UserError(f"--teacher_image_size resizes images, but {spec.name} reads {spec.input}: leave it out")
         return network
     side = size or shapes["image"][-1]
     if spec.patch and side % spec.patch:
         near = spec.patch * max(1, round(side / spec.patch))
         raise UserError(
-            f"{spec.name} cuts images into patches of {spec.patch} px, which do not divide the {side} px it would see: "
+            f"{spec.name} cuts images into patches of {spec.patch} px, which do not divide images of {side} px: "
             f"pass --teacher_image_size {near}, or another multiple of {spec.patch}"
         )
     if size is None:
@@ -101,7 +101,7 @@ def with_view(network: Network, size: int | None, shapes: Mapping[str, tuple[int
 
 
 def refuse_headless(teacher: Network, distill: str, method: type[Distiller], cfg: Any) -> None:
-    """UserError where a method compares logits, or applies the teacher's classifier, and the teacher has none."""
+    """UserError if a method compares logits, or applies the teacher's classifier, but the teacher has none."""
     for network in (teacher, *teacher.others):
         if not network.spec.headless:
             continue
@@ -110,7 +110,7 @@ def refuse_headless(teacher: Network, distill: str, method: type[Distiller], cfg
         if ensemble or any(stage.needs_classifier(cfg) for stage in chain_of(method)):
             raise UserError(
                 f"{network.checkpoint.path} ({network.spec.name}) has no classifier for this data ({network.lacks}), "
-                f"and {'an ensemble' if ensemble else f'--distill {distill}{weight}'} reads its logits: fit one "
+                f"but {'an ensemble' if ensemble else f'--distill {distill}{weight}'} reads its logits: fit one "
                 "with --teacher_probe linear (or means), choose a method of features with -d 0, such as --distill "
                 "embed -d 0, or train a teacher with train_teacher.py"
             )

@@ -1,4 +1,4 @@
-"""Networks from checkpoints of any form, from published weights, and what is deployed of them."""
+"""Networks from checkpoints of any form or from published weights, and their deployed parts."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from models.external import input_options
 
 @dataclass(frozen=True)
 class StartConfig(Config):
-    """The weights that training starts from."""
+    """The initial weights of training."""
 
     heading = "network"
 
     pretrained: str | None = option(
         None,
-        "weights to start from, all but the classifier: a checkpoint of a known layout, or torchvision's, imagenet for "
-        "IMAGENET1K_V1 and others by name, as imagenet:IMAGENET1K_V2",
+        "initial weights, except the classifier: a checkpoint of a known layout, or torchvision's: imagenet for "
+        "IMAGENET1K_V1, others by name, such as imagenet:IMAGENET1K_V2",
         role=RESULT,
     )
     drop_path: float | None = option(
@@ -52,34 +52,40 @@ class StartConfig(Config):
 
 @dataclass(frozen=True)
 class TrainTeacherNetwork(StartConfig):
-    """What train_teacher.py trains."""
+    """The network of train_teacher.py."""
 
-    model: str = option("resnet32x4", "network to train, see --list", role=NAMED)
-    modality: str | None = option(None, "what the network reads of action recordings, as video or accel", role=RESULT)
-    distill: str = option("vanilla", "a method that needs no teacher, see --list", role=NAMED)
+    model: str = option("resnet32x4", "network to train; --list models shows all", role=NAMED)
+    modality: str | None = option(
+        None, "modality of action recordings that the network reads, such as video or accel", role=RESULT
+    )
+    distill: str = option("vanilla", "a method that needs no teacher; --list methods shows all", role=NAMED)
     pretrained_backbone: str | None = option(
         None,
-        "start from these weights: a checkpoint, or torchvision:NAME; auxiliary heads start fresh",
+        "initial weights of the backbone: a checkpoint, or torchvision:NAME; auxiliary heads start untrained",
         role=NAMED,
     )
 
 
 @dataclass(frozen=True)
 class TrainStudentNetwork(StartConfig):
-    """What train_student.py trains."""
+    """The networks of train_student.py."""
 
     model_s: str = option(
-        "resnet8x4", "student network, see --list; several, as resnet8,vgg8, are trained together", role=NAMED
+        "resnet8x4",
+        "student network; --list models shows all; several, such as resnet8,vgg8, are trained together",
+        role=NAMED,
     )
-    modality_s: str | None = option(None, "what the student reads of action recordings, as accel", role=RESULT)
-    modality_t: str | None = option(None, "what the teacher reads of them, as video", role=RESULT)
+    modality_s: str | None = option(
+        None, "modality of action recordings that the student reads, such as accel", role=RESULT
+    )
+    modality_t: str | None = option(None, "modality that the teacher reads, such as video", role=RESULT)
     distill: str = option(
-        "kd", "method, see --list; kd+crd joins losses, kd,crd trains two students together", role=NAMED
+        "kd", "method; --list methods shows all; kd+crd joins losses, kd,crd trains two students together", role=NAMED
     )
 
 
 def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """A sentence where a transformer meets images of a size its position embedding was not made for."""
+    """A notice, if a transformer reads images of another size than its position embedding."""
     shape = shapes.get(spec.input, spec.input_shape)
     shape = shape if spec.view is None else (shape[0], spec.view, spec.view)
     if spec.patch is None or shape == spec.input_shape:
@@ -91,8 +97,8 @@ def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> l
 
 
 def evaluation_notice(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """A sentence where published weights meet images of another size, or another interpolation, than their publisher
-    evaluates them with."""
+    """A notice, if published weights get images of another size or interpolation than in their publisher's
+    evaluation."""
     spec, shape = network.spec, shapes.get(network.spec.input, ())
     named = published(network.checkpoint.path)
     if named is None or len(shape) != 3:
@@ -106,8 +112,8 @@ def evaluation_notice(network: Network, shapes: Mapping[str, tuple[int, ...]]) -
         return []
     advice = "" if size == seen else f" (--image_size {size})"
     return [
-        f"{spec.name}: its publisher evaluates it on images of {size} px, {how}{advice}; here they have {seen} px, "
-        f"{used} where they are resized, and its accuracy differs"
+        f"{spec.name}: its publisher evaluates it on images of {size} px, {how}{advice}; these have {seen} px, "
+        f"{used} when resized, so its accuracy differs"
     ]
 
 
@@ -119,7 +125,7 @@ def with_normalisation(
         return network
     spec = network.spec
     if spec.mean is None or spec.std is None:
-        raise UserError(f"{spec.name} has no normalisation of pixels to change: leave {' and '.join(flags)} out")
+        raise UserError(f"{spec.name} has no pixel normalisation to change: leave {' and '.join(flags)} out")
     chosen = []
     for flag, values, own in ((flags[0], mean, spec.mean), (flags[1], std, spec.std)):
         wanted = tuple(own if values is None else values)
@@ -133,7 +139,7 @@ def with_normalisation(
 
 
 class Composite(nn.Module):
-    """A deployed student as one plain model: backbone, the method's surviving layers, logits. Reads [0, 1] images."""
+    """A deployed student as one plain model: backbone, the method's deployed layers, logits. Reads images in [0, 1]."""
 
     def __init__(self, student: TappedNet, deployment: Deployment):
         super().__init__()
@@ -144,7 +150,7 @@ class Composite(nn.Module):
 
 
 def composite_spec(student: ModelSpec, deployment: Deployment) -> ModelSpec:
-    """The student's spec, with paths into the composite and the taps and head that the deployment replaced."""
+    """The student's spec, with paths into the composite and with the taps and head of the deployment."""
 
     def inside(prefix: str, tap: Tap) -> Tap:
         return dataclasses.replace(tap, module=f"{prefix}.{tap.module}")
@@ -156,7 +162,7 @@ def composite_spec(student: ModelSpec, deployment: Deployment) -> ModelSpec:
 
 
 def file_checksum(path: str | Path) -> str:
-    """First 16 hex digits of the SHA-256; of published weights, what identifies them."""
+    """First 16 hex digits of the SHA-256; for published weights their identifier."""
     if (named := published(path)) is not None:
         return model_dict[named].published.weights or named
     with open(path, "rb") as file:
@@ -167,9 +173,9 @@ def file_checksum(path: str | Path) -> str:
 class Network:
     """A network read from a checkpoint, ready to be tapped; with `others`, the first of an ensemble.
 
-    weights: of the members' probabilities, one each; None for equal ones. changes: what was made other than the file
-    says, such as the order of classes or a fitted classifier. lacks: why a headless one has no classifier ("its file
-    holds no fc.weight"). by_features: whether the features of `others` are read, too.
+    weights: of the members' probabilities; None: equal. changes: differences from the file, such as the order of
+    classes or a fitted classifier. lacks: why a headless network has no classifier ("its file holds no fc.weight").
+    by_features: whether the features of `others` are also read.
     """
 
     spec: ModelSpec
@@ -187,15 +193,15 @@ class Network:
 
     @property
     def checksum(self) -> str:
-        """Of the files of all, and of their changes; of two peers in one file each has its own."""
+        """Checksum of all files and changes; two peers in one file have different checksums."""
         members = ((network.checkpoint, network.changes) for network in (self, *self.others))
         return "+".join(file_checksum(c.path) + (f"@{c.peer}" if c.peer else "") + changes for c, changes in members)
 
     def tapped(self, want: Sequence[str] = ()) -> TappedNet:
         if want and self.others and not self.by_features:
             raise UserError(
-                f"the method reads {', '.join(sorted(want))} of its teacher, and an ensemble ({self.name}) has only "
-                "logits: give one --path_t, or choose a method of logits alone"
+                f"the method reads {', '.join(sorted(want))} of its teacher, but an ensemble ({self.name}) has only "
+                "logits: give one --path_t, or choose a method that reads only logits"
             )
         return TappedNet(self.model, self.spec, want)
 
@@ -207,7 +213,7 @@ class Network:
         kernels: Kernels = PLAIN,
         full: int | None = None,
     ) -> TeacherSource:
-        """Who answers for the teacher; net: this network, tapped and on the device. full: see LiveTeacher."""
+        """The source of the teacher's features; net: this network, tapped and on the device. full: see LiveTeacher."""
         first = LiveTeacher(net, autocast, kernels, full)
         if not self.others:
             return first
@@ -220,7 +226,7 @@ class Network:
         return kind([first, *rest], self.weights)
 
     def side(self, net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
-        """What a method may know of it; net: this network, tapped."""
+        """Its description for methods; net: this network, tapped."""
         side = probe(net, shapes)
         if not self.by_features:
             return side
@@ -230,8 +236,8 @@ class Network:
 
 
 def joined(networks: Sequence[Network], weights: tuple[float, ...] | None, by_features: bool) -> Network:
-    """Several teachers as one: their logits alone, or their features as well; then all must have a classifier for the
-    whole to have logits."""
+    """Several teachers joined: only their logits, or also their features; then the whole has logits only if all have a
+    classifier."""
     first, by_features = networks[0], by_features and len(networks) > 1
     if by_features:
         bare = next((n for n in networks if n.spec.headless), first)
@@ -245,7 +251,7 @@ PUBLISHERS = ("torchvision", "timm", "hf_hub", "open_clip")
 
 
 def published(path: str | Path) -> str | None:
-    """The registry name if `path` names published weights (timm:NAME, ...) and no file, or a folder as the Hub has."""
+    """The registry name, if `path` means published weights (timm:NAME, ...) or a folder in the Hub's format."""
     name = str(path)
     if Path(name).exists():
         return f"hf_folder:{Path(name).absolute()}" if is_folder(name) else None
@@ -253,16 +259,16 @@ def published(path: str | Path) -> str | None:
 
 
 def named_network(name: str, num_classes: int | None) -> Network:
-    """A network with the weights its package publishes. num_classes: None takes theirs, which may have no classifier.
+    """A network with the weights that its package publishes. num_classes: None: theirs, possibly without a classifier.
 
-    UserError: another number of classes, no download.
+    UserError if the number of classes differs or the download fails.
     """
     spec = model_dict[name]
     known = spec.published.classes
     if num_classes not in (None, known):
         has = f"weights for {known} classes" if known else "weights without a classifier"
         raise UserError(
-            f"{spec.name} comes with {has}, the data set has {num_classes}: train a teacher on it "
+            f"{spec.name} comes with {has}, but the data set has {num_classes}: train a teacher on it "
             f"(train_teacher.py --model {name}) and pass its checkpoint"
         )
     model = spec(pretrained=True, num_classes=known)
@@ -272,7 +278,7 @@ def named_network(name: str, num_classes: int | None) -> Network:
 
 
 def without_classifier(network: Network, why: str) -> Network:
-    """The same backbone, whose classifier is gone: its input is passed on. why: as Network.lacks."""
+    """The same backbone without its classifier, which now returns its input. why: as Network.lacks."""
     spec, model = network.spec, network.model
     model.set_submodule(spec.head, nn.Identity())
     return dataclasses.replace(network, spec=dataclasses.replace(spec, headless=True), lacks=why)
@@ -294,10 +300,10 @@ def load_network(
     shapes: Mapping[str, tuple[int, ...]],
     flag: str = "--model_t",
 ) -> Network:
-    """A network from any checkpoint form; a SimKD student comes back with its projector and reused classifier.
+    """A network from any checkpoint form; a SimKD student has its projector and reused classifier.
 
-    num_classes: what the data set has; None takes the checkpoint's. shapes: of the data set's inputs. flag: what sets
-    `explicit` on the command line, for messages.
+    num_classes: of the data set; None: the checkpoint's. shapes: of the data set's inputs. flag: the flag of `explicit`
+    in messages.
     """
     if (named := published(path)) is not None:
         return named_network(named, num_classes)
@@ -307,11 +313,11 @@ def load_network(
 def identified(
     path: str | Path, explicit: str | None, shapes: Mapping[str, tuple[int, ...]], flag: str
 ) -> tuple[Checkpoint, ModelSpec]:
-    """A checkpoint, with the keys of the network that it is of; arguments as load_network() has them."""
+    """A checkpoint, with the keys of its network; arguments as for load_network()."""
     checkpoint = read_checkpoint(path)
     explicit = None if explicit is None else model_dict.resolve(explicit)
     if explicit and model_in(explicit, checkpoint.state).name == checkpoint.meta.get("arch"):
-        explicit = None  # one name of two networks, and the file holds the other
+        explicit = None  # the name means two networks, and the file holds the other one
     arch = infer_arch(path, checkpoint, explicit, [*model_dict, *model_dict.aliases], flag)
     spec = model_in(arch, checkpoint.state).fitted(shapes)
     warn_of_twins(path, spec, model_dict[arch], checkpoint.meta.get("arch"), flag)
@@ -332,7 +338,7 @@ def assembled(
     """The network with the checkpoint's weights; num_classes: as in load_network()."""
     classes = num_classes_of(checkpoint.state, spec)
     if num_classes is not None and classes is not None and classes != num_classes:
-        raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, the data set has {num_classes}")
+        raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, but the data set has {num_classes}")
     classes = num_classes if classes is None else classes
     model = spec(num_classes=classes)
     load_weights(model, checkpoint.state, f"{path} as {spec.name}")
@@ -342,9 +348,9 @@ def assembled(
 
 
 def network_without_heads(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> Network:
-    """What is deployed of a network with auxiliary heads: its backbone under the plain network's name and keys.
+    """The deployed part of a network with auxiliary heads: its backbone with the plain network's name and keys.
 
-    Itself where there are no heads, and where the registry has no name for what lies under them.
+    The network itself, if it has no heads or the registry has no name for its backbone.
     """
     spec = network.model.student.spec if isinstance(network.model, Composite) else network.spec
     plain = without_heads(spec)
@@ -357,19 +363,19 @@ def network_without_heads(network: Network, shapes: Mapping[str, tuple[int, ...]
 
 
 def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -> None:
-    """Fill a network, of one with auxiliary heads what lies under them, from a checkpoint or torchvision:NAME.
+    """Fill a network (below auxiliary heads: its backbone) from a checkpoint or torchvision:NAME.
 
-    From torchvision, the classifier stays fresh where the data set has other classes; a frozen one must fit.
+    From torchvision, the classifier stays untrained if the data set has other classes; a frozen one must fit.
     """
     model: nn.Module = getattr(net.model, "backbone", net.model)
     head = net.spec.head.removeprefix("backbone.") if net.spec.branches else net.spec.head
     if source.startswith("torchvision:"):
-        published = model_dict[source]  # UserError for a name torchvision does not know
+        published = model_dict[source]  # UserError for an unknown name
         from models.external import CLASSES, load_published
 
         if frozen and num_classes != CLASSES:
             raise UserError(
-                f"{source} knows {CLASSES} classes, the data set has {num_classes}: a frozen backbone needs a "
+                f"{source} has {CLASSES} classes, but the data set has {num_classes}: a frozen backbone needs a "
                 "classifier that fits; leave --freeze_backbone out, or train the backbone first"
             )
         load_published(model, published.name.partition(":")[2], True, head)
@@ -377,7 +383,8 @@ def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -
     checkpoint = read_checkpoint(source)
     state, recorded = checkpoint.state, checkpoint.meta.get("arch")
     held = model_in(recorded if recorded is not None and recorded in model_dict else net.spec.name, state)
-    arch = recorded or (held.name if "auxiliary_classifier.fc1.weight" in state else None)  # their outputs tell whose
+    # their number of outputs tells which
+    arch = recorded or (held.name if "auxiliary_classifier.fc1.weight" in state else None)
     warn_of_twins(source, without_heads(held) or held, without_heads(net.spec) or net.spec, arch, "--model", True)
     inside = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
     load_weights(model, inside or state, f"{source} as the backbone of {net.spec.name}")
@@ -386,25 +393,27 @@ def load_backbone(net: TappedNet, source: str, num_classes: int, frozen: bool) -
 def warn_of_twins(
     path: str | Path, spec: ModelSpec, named: ModelSpec, recorded: str | None, flag: str, transferred: bool = False
 ) -> None:
-    """Say so where a name means another network than the weights do, and where two networks share every key.
+    """Warn if a name means another network than the weights, or if two networks share every key.
 
-    transferred: whether the weights are taken over by the network named, whatever they were trained in.
+    transferred: whether the weights are used in the named network, even if they were trained in another.
     """
     ours, theirs, twin = spec.published.note, named.published.note, spec.published.twin
     if transferred and ours and theirs and ours != theirs:
         log.warning(
-            "warning: %s holds a %s (%s) and its weights now serve a %s (%s), for which they were not trained; choose "
+            "warning: %s holds a %s (%s), but its weights are used for a %s (%s), for which they were not trained; "
+            "choose "
             "a %s that fits",
             *(path, spec.name, ours, named.name, theirs, flag),
         )
     elif ours and theirs and ours != theirs:
         log.warning(
-            "warning: %s holds a %s (%s) and is read as that, not as the %s (%s) it was called",
+            "warning: %s holds a %s (%s) and is read as such, not as the given %s (%s)",
             *(path, spec.name, ours, named.name, theirs),
         )
     elif twin and recorded is None:
         log.warning(
-            "warning: %s fits %s (%s) and %s (%s) alike and is read as the first; if its accuracy is far off, name "
+            "warning: %s fits both %s (%s) and %s (%s) and is read as the first; if its accuracy is much too low, "
+            "choose "
             "the second with %s",
             *(path, spec.name, ours, twin, model_dict[twin].published.note, flag),
         )
@@ -421,8 +430,8 @@ def _composite(
     meta = checkpoint.meta
     if "shapes_t" not in meta:
         raise UserError(
-            f"{path} holds a projector without the teacher's classifier it feeds, so it cannot predict; "
-            "train it again here, where the checkpoint is self-contained"
+            f"{path} holds a projector but not the teacher's classifier behind it, so it cannot predict: "
+            "train it again with this toolbox, whose checkpoints hold both"
         )
     cls = method_dict[meta["deploys"]]
     known = {f.name for f in dataclasses.fields(cls.Config)}
@@ -430,31 +439,35 @@ def _composite(
     teacher_spec = model_dict[meta["arch_t"]]
     student = TappedNet(model, spec, cls.needs(cfg, spec, teacher_spec).student)
     head: nn.Module = nn.Identity()
-    if saved := checkpoint.extra.get("head"):  # of a method that deploys the teacher's
+    if saved := checkpoint.extra.get("head"):  # the method deploys the teacher's classifier
         head = nn.Linear(saved["weight"].shape[1], saved["weight"].shape[0], bias="bias" in saved)
     shapes_t = {k: tuple(v) for k, v in meta["shapes_t"].items()}
-    for name in cls.needs(cfg, spec, teacher_spec).teacher:  # a file that was written when the last stage was read
+    for name in cls.needs(cfg, spec, teacher_spec).teacher:  # a file from a version that read the last stage
         if name not in shapes_t:
             shapes_t[name] = shapes_t[teacher_spec.stages[-1]]
     teacher = Side(teacher_spec, head, shapes_t)
     method = cls(cfg, Context(num_classes, torch.zeros(1, dtype=torch.int64), 1, probe(student, shapes), teacher))
     deployment = method.deployment()
     if deployment is None:
-        raise UserError(f"{path} says that {cls.name} is deployed with the student, which deploys nothing")
+        raise UserError(
+            f"{path} names layers that {cls.name} deploys with the student, but it deploys none: train it again"
+        )
     deployment.load_entries(checkpoint.extra)
     return Network(composite_spec(spec, deployment), Composite(student, deployment), checkpoint)
 
 
 def started_from(spec: ModelSpec, weights: str) -> ModelSpec:
-    """The same network, which starts from published weights; a classifier of other classes starts fresh.
+    """The same network with published initial weights; a classifier of other classes starts untrained.
 
-    weights: `imagenet` for torchvision's first ones (fetched), `imagenet:NAME` for those of that name, or a checkpoint
-    of any layout its key map knows.
+    weights: `imagenet` for torchvision's first ones (downloaded), `imagenet:NAME` for those of that name, or a
+    checkpoint of any layout in its key map.
     """
     source, colon, name = weights.partition(":")
     if source == "imagenet":
         if colon and not name:
-            raise UserError("--pretrained imagenet: names no weights: leave the colon out, or write imagenet:NAME")
+            raise UserError(
+                "--pretrained imagenet: has no name after the colon: leave the colon out, or write imagenet:NAME"
+            )
         return dataclasses.replace(spec, build=partial(_from_imagenet, spec, name))
     return dataclasses.replace(spec, build=partial(_from_file, spec, read_checkpoint(weights)))
 
@@ -467,7 +480,7 @@ def _from_imagenet(spec: ModelSpec, name: str, **options: Any) -> nn.Module:
         if "pretrained" not in str(error):
             raise
         raise UserError(
-            f"there are no published ImageNet weights of {spec.name}: name a file with --pretrained"
+            f"there are no published ImageNet weights of {spec.name}: give a file with --pretrained"
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""A teacher paid for once: its logits, and if asked its pooled features, for every pixel view of every training image.
+"""The teacher cache: logits, and optionally pooled features, of every pixel view of every training image.
 
-Crop-and-flip data has few views (162 at 32 pixels), so after enough epochs every view has been seen. The cache is
-filled by the runs that use it, one view at a time, and serves every later student, method and seed.
+Crop-and-flip data has few views (162 at 32 pixels), so after enough epochs all have occurred. The runs that use the
+cache fill it, view by view, and every later student, method and seed reads it.
 Shape letters: N samples, Q views per sample, K classes, D width of a tap, B batch.
 """
 
@@ -34,19 +34,20 @@ class CacheConfig(Config):
     heading = "teacher cache"
 
     teacher_cache: str | None = option(
-        None, "folder that keeps the teacher's logits of every view, for every later run"
+        None, "folder that stores the teacher's logits of every view, for this and later runs"
     )
-    cache_pooled: bool = option(False, "keep its pooled features too, for methods that read nothing deeper")
+    cache_pooled: bool = option(False, "also store its pooled features, for methods that read no deeper features")
     cache_device: str = option(
         "auto",
-        "read the cache from disk (mapped into memory) or the GPU; auto: the GPU if half of its free memory holds it",
+        "read the cache from disk (mapped into memory) or from the GPU; auto: the GPU if it fits in half of its free "
+        "memory",
         choices=("auto", "disk", "gpu"),
     )
-    rebuild_cache: bool = option(False, "replace what --teacher_cache holds")
+    rebuild_cache: bool = option(False, "replace the content of --teacher_cache")
 
 
 def idle_cache_flags(cfg: CacheConfig, device: torch.device) -> dict[str, str]:
-    """Flag -> why it does nothing."""
+    """Flag -> why it has no effect."""
     if not cfg.teacher_cache:
         return dict.fromkeys(("cache_pooled", "cache_device", "rebuild_cache"), "there is no --teacher_cache")
     return {"cache_device": "the cache is mapped into memory"} if device.type == "cpu" else {}
@@ -55,14 +56,17 @@ def idle_cache_flags(cfg: CacheConfig, device: torch.device) -> dict[str, str]:
 def refuse_new_answers(several: bool, dropout: float, mixes: bool) -> None:
     """UserError where a teacher's answer is not one per view: several teachers, its dropout, mixed images."""
     if several:
-        raise UserError("--teacher_cache keeps one teacher's features, and --path_t names several: drop one")
+        raise UserError(
+            "--teacher_cache stores one teacher's features, but --path_t names several: leave one of them out"
+        )
     if dropout:
         raise UserError(
-            "--teacher_dropout draws new values for every batch, which --teacher_cache cannot keep: drop one"
+            "--teacher_dropout draws new values for every batch, which --teacher_cache cannot store: leave one of "
+            "them out"
         )
     if mixes:
         raise UserError(
-            "--mixup, --cutmix and --augment make new images of every batch, which --teacher_cache cannot keep: pass "
+            "--mixup, --cutmix and --augment make new images of every batch, which --teacher_cache cannot store: pass "
             "--mixup 0 --cutmix 0 --augment none, or leave the cache out"
         )
 
@@ -72,19 +76,19 @@ def not_kept(cfg: CacheConfig, taps: Sequence[str], headless: bool) -> list[str]
     kept = ("pooled",) if headless else ("logits", "pooled") if cfg.cache_pooled else ("logits",)
     deeper = [tap for tap in taps if tap not in kept]
     if deeper:
-        hint = " (--cache_pooled keeps it)" if deeper == ["pooled"] else ""
+        hint = " (--cache_pooled stores it)" if deeper == ["pooled"] else ""
         words = (" and ".join(kept), ", ".join(deeper), hint)
-        log.info("--teacher_cache holds %s; these methods read %s and run the teacher%s", *words)
+        log.info("--teacher_cache stores %s, but these methods read %s, so the teacher runs%s", *words)
     return deeper
 
 
 def cache_layout(
     source: TeacherSource, data: DataSet, device: torch.device, taps: Sequence[str]
 ) -> tuple[FullSet, CacheLayout]:
-    """The complete training set, and the layout of a cache for it: widths and types as the teacher computes them; of
-    one without a classifier, 0 classes and the taps in half precision."""
+    """The complete training set, and the layout of a cache for it: widths and types of the teacher's logits and taps;
+    for a teacher without a classifier, 0 classes and taps in half precision."""
     if data.num_crops is None:
-        raise UserError(f"--teacher_cache: {data.name} has no countable views to cache")
+        raise UserError(f"--teacher_cache needs data with crop-and-flip views, but {data.name} has none: leave it out")
     whole = data.full or FullSet(data.checksum, len(data.train_labels), None)
     return whole, CacheLayout(whole.count, data.num_crops, *widths(source, data, device, taps), whole.positions)
 
@@ -99,7 +103,7 @@ def widths(
     images = noise.to(device, memory_format=torch.channels_last) if noise.ndim == 4 else noise.to(device)
     features = source.features(Batch({spec.input: images}, none, none), taps)
     if any(v.ndim != 2 for v in features.values()):
-        raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is no vector, leave the flag out")
+        raise UserError(f"--cache_pooled: the pooled feature of {spec.name} is not a vector: leave the flag out")
     half, pooled = torch.float16, features.get("pooled")
     if spec.headless:
         assert pooled is not None, "a method without logits and without taps"
@@ -111,8 +115,9 @@ def widths(
 def cache_key(
     teacher: str, data: str, spec: Any, autocast: torch.dtype | None, folded: bool = False, network: str = ""
 ) -> dict[str, Any]:
-    """What makes two caches the same: checksums of teacher and data, normalisation, precision of the forward, whether
-    batch norm was folded into the convolutions, and as which network the teacher's file was read: some share keys."""
+    """The key of a cache: checksums of teacher and data, normalisation, precision of the forward pass, whether batch
+    norm was folded into the convolutions, and the network that the teacher's file was read as (some share their
+    keys)."""
     return {
         "teacher": teacher,
         "network": network,
@@ -125,7 +130,7 @@ def cache_key(
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Inside, other processes that open the same cache wait; where folders cannot be locked, they do not."""
+    """Inside, other processes that open the same cache wait, if folders can be locked."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
             import fcntl
@@ -137,7 +142,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _moved(rows: Tensor, device: torch.device, part: int = 1 << 16) -> Tensor:
-    """rows.to(device), a part at a time: of a large file that takes a while."""
+    """rows.to(device) in parts, with a progress bar, as a large file takes a while."""
     out = torch.empty_like(rows, device=device)
     for there, here in zip(out.split(part), progress(rows.split(part), "reading the teacher cache"), strict=True):
         there.copy_(here)
@@ -147,14 +152,14 @@ def _moved(rows: Tensor, device: torch.device, part: int = 1 << 16) -> Tensor:
 class Store:
     """One tap of every view, in two files: NAME.bin holds [N * Q, D], NAME_sums.bin a CRC-32 per row, 0 for none.
 
-    The checksum is written after the row, and compared with every row that is read: rows that a crash cut off, or whose
-    bits have changed, count as missing. Both files are mapped into memory, so several runs may read and fill them.
+    The checksum is written after the row and compared at every read: rows that a crash cut off, or that have changed,
+    count as missing. Both files are mapped into memory, so several runs may read and fill them.
     """
 
     def __init__(self, folder: Path, name: str, rows: int, width: int, dtype: torch.dtype):
         self.folder, self.rows, self.width, self.dtype = folder, rows, width, dtype
         self.data_file, self.sums_file = f"{name}.bin", f"{name}_sums.bin"
-        # of older versions: a byte per row, 1 where the row is there
+        # of older versions: a byte per row, 1 if the row is present
         self.marks_file = "filled.bin" if name == "logits" else f"{name}_filled.bin"
         self.reported = False
 
@@ -164,7 +169,7 @@ class Store:
         return self.rows * self.width * self.dtype.itemsize
 
     def missing_bytes(self) -> int:
-        """What the files have yet to take of the disk; they are sparse, so their size does not tell."""
+        """Disk space that the files will still need; they are sparse, so their size does not show it."""
         return self.bytes + 4 * self.rows - self._taken(self.data_file) - self._taken(self.sums_file)
 
     def open(self, device: torch.device, resident: bool) -> None:
@@ -189,14 +194,14 @@ class Store:
         self.unsaved: list[tuple[Tensor, Tensor]] = []
 
     def known(self, view_id: Tensor) -> np.ndarray:
-        """bool [B]: which rows are there and undamaged. Those of the host are read now, for read()."""
+        """bool [B]: which rows are present and undamaged. On the host, they are read now, for read()."""
         if self.resident:
             return self.filled[view_id.numpy()]
         self.gathered, known = self._gather(view_id)
         return known
 
     def read(self, rows: Tensor) -> Tensor:
-        """[B, D] on the device, of the rows that known() was asked for; missing ones hold anything.
+        """[B, D] on the device, of the rows given to known(); missing rows have arbitrary values.
 
         rows: the same numbers on the device."""
         if self.resident:
@@ -221,7 +226,7 @@ class Store:
         self.unsaved.clear()
 
     def _gather(self, view_id: Tensor) -> tuple[Tensor, np.ndarray]:
-        """Rows of the file and which of them are right; damaged ones are reported once, and forgotten."""
+        """Rows of the file and which of them are valid; damaged ones are reported once and removed."""
         rows, places = self.on_disk[view_id], view_id.numpy()
         sums = self.sums[places]
         known = sums == row_checksums(_raw(rows), places.tolist())
@@ -232,7 +237,7 @@ class Store:
 
     def _report(self, what: str) -> None:
         if not self.reported:
-            log.info("%s %s: the rows concerned are computed again", self.folder / self.data_file, what)
+            log.info("%s %s: these rows are computed again", self.folder / self.data_file, what)
         self.reported = True
 
     def _add_sums(self, reached: int) -> None:
@@ -240,7 +245,7 @@ class Store:
         marks = np.fromfile(self.folder / self.marks_file, np.uint8)[: reached // (self.width * self.dtype.itemsize)]
         filled = np.flatnonzero(marks[: self.rows])
         log.info(
-            "%s carries no checksums, as an older version wrote it: %d rows are taken as they are and get them now",
+            "%s has no checksums (written by an older version): its %d rows are used and get checksums now",
             self.folder / self.data_file,
             len(filled),
         )
@@ -253,7 +258,7 @@ class Store:
         return path.stat().st_size if path.exists() else 0
 
     def _taken(self, name: str) -> int:
-        """Bytes of the disk, where the system tells."""
+        """Bytes on disk, if the system reports them."""
         path = self.folder / name
         if not path.exists():
             return 0
@@ -270,15 +275,16 @@ def _raw(rows: Tensor) -> np.ndarray:
 
 
 def given(values: Tensor) -> Tensor:
-    """Rows that were kept in half precision, as the float32 that methods compute with; others as they are."""
+    """Rows that were stored in half precision, converted to float32 for methods; other rows unchanged."""
     return values.float() if values.dtype == torch.float16 else values
 
 
 @dataclass(frozen=True)
 class CacheLayout:
-    """samples, views: how many the data set has. classes, dtype: of the logits; 0 classes: a teacher without. pooled:
-    (D, dtype) of the pooled feature, if that is kept as well; it may be added to a cache of logits later. positions: of
-    a run's samples in the data set, where it trains on a part."""
+    """samples, views: their numbers in the data set. classes, dtype: of the logits; 0 classes: a teacher without
+    logits.
+    pooled: (D, dtype) of the pooled feature, if stored; it may be added to a cache of logits later. positions: of a
+    run's samples in the data set, if it trains on a part."""
 
     samples: int
     views: int
@@ -289,13 +295,14 @@ class CacheLayout:
 
 
 class CachedTeacher:
-    """Answers for the teacher from disk where it can, and runs the live one for the views not seen yet.
+    """Reads the teacher's features from disk, and runs the live teacher for missing views.
 
-    key: as cache_key(); kept in key.json, with shape and dtype. Rows are kept in the dtype the teacher answers in, so
-    nothing is lost; the pooled features of a teacher without a classifier in float16, from the first answer on.
+    key: from cache_key(); stored in key.json, with shape and dtype. Rows have the dtype of the teacher's output, so
+    nothing is lost; pooled features of a teacher without a classifier are float16, even in their first batch.
 
-    A batch whose pixels were changed in another way than crop and flip (crop is None), or a method that reads taps that
-    are not kept, goes to the live teacher. UserError: a cache of another teacher, data set or precision; no room.
+    The live teacher runs for a batch whose pixels were changed by more than crop and flip (crop is None), and for a
+    method that reads taps that are not stored. UserError for a cache of another teacher, data set or precision, or
+    without disk space.
     """
 
     def __init__(
@@ -330,7 +337,7 @@ class CachedTeacher:
 
     @property
     def filled(self) -> np.ndarray:
-        """bool [N * Q]: where a view is on disk, its logits if they are kept."""
+        """bool [N * Q]: which views are on disk (their logits, if stored)."""
         return next(iter(self.stores.values())).sums != 0
 
     def _open_folder(self, rebuild: bool) -> None:
@@ -341,35 +348,35 @@ class CachedTeacher:
             for name in (*names, "key.json"):
                 (self.folder / name).unlink(missing_ok=True)
         if not record.exists():
-            # what a process leaves behind that is killed while it writes the key is no content
+            # leftovers of a process that was killed while writing the key do not count
             if not all(path.name.startswith(f".{record.name}.") for path in self.folder.iterdir()):
                 raise UserError(
-                    f"{self.folder} is not empty and no teacher cache: give --teacher_cache a folder of its own"
+                    f"{self.folder} is not empty and not a teacher cache: give --teacher_cache an empty folder"
                 )
             self._check_room(new=True)
             remember(self.key, record)
             return
         found = read_json(record, {}, "pass --rebuild_cache to start the cache from scratch")
-        # what an older cache does not say of itself was off, or is taken for granted
+        # settings that an older cache does not record were off, or are assumed equal
         found = {"folded": False, "network": self.key.get("network"), "dtype": self.key["dtype"]} | found
         different = [k for k in self.key if found.get(k) != json.loads(json.dumps(self.key[k]))]
         if different:
-            changes = "; ".join(f"{k}: {found.get(k)} there, {self.key[k]} here" for k in different)
+            changes = "; ".join(f"{k}: {found.get(k)} in the cache, {self.key[k]} in this run" for k in different)
             raise UserError(
-                f"{self.folder} caches another teacher's view of the data ({changes}): name another folder, or pass "
+                f"{self.folder} caches another teacher or other data ({changes}): give another folder, or pass "
                 "--rebuild_cache to replace it"
             )
         self._check_room(new=False)
 
     def _check_room(self, new: bool) -> None:
-        """The files are sparse: what they have yet to grow must be there when it is wanted."""
+        """The files are sparse: check that there is disk space for their full size."""
         needed = sum(store.missing_bytes() for store in self.stores.values())
         left = shutil.disk_usage(self.folder).free
         if needed > left:
             if new:
                 self.folder.rmdir()
             raise UserError(
-                f"the teacher cache {self.folder} needs {needed} bytes, {left} are free: name another folder"
+                f"the teacher cache {self.folder} needs {needed} bytes, {left} are free: give another folder"
             )
 
     def _resident(self, device: torch.device, where: str) -> bool:
@@ -390,7 +397,7 @@ class CachedTeacher:
         missing = np.flatnonzero(~known)
         self.hits += len(batch) - len(missing)
         if self.in_quarters:
-            # an accelerator tunes its kernels for every size of a batch it meets: let that be four
+            # an accelerator tunes its kernels for every batch size: use only four sizes
             more = -len(missing) % -(-len(batch) // 4)
             missing = np.sort(np.concatenate([missing, np.flatnonzero(known)[:more]]))
         index = batch.index if self.positions is None else self.positions[batch.index]
@@ -400,7 +407,7 @@ class CachedTeacher:
         return self._fill(batch, rows, torch.from_numpy(missing), wanted)
 
     def _fill(self, batch: Batch, rows: Tensor, missing: Tensor, wanted: Mapping[str, Store]) -> Features:
-        """Ask the teacher for the views at the positions `missing` [M], keep what it says, and put all together."""
+        """Run the teacher on the views at the positions `missing` [M], store its output, and join all rows."""
         assert batch.view_id is not None
         whole, view_id = len(missing) == len(batch), batch.view_id
         out = {} if whole else {name: given(store.read(rows)) for name, store in wanted.items()}
@@ -422,7 +429,7 @@ class CachedTeacher:
         return out
 
     def flush(self) -> None:
-        """Bring rows that were filled on an accelerator to disk; once an epoch."""
+        """Write rows that were filled on an accelerator to disk; once per epoch."""
         for store in self.stores.values():
             store.flush()
 

@@ -27,42 +27,47 @@ class TeacherConfig(Config):
 
     path_t: list[str] | None = option(
         None,
-        "checkpoint of the teacher, or torchvision:NAME, timm:NAME for published weights; several make an ensemble; "
+        "checkpoint of the teacher, or torchvision:NAME, timm:NAME for published weights; several form an ensemble; "
         "FILE@ema reads the averaged weights of a file that holds both",
         short="--teacher",
     )
-    model_t: str | None = option(None, "teacher network, where neither the checkpoint nor its path tells")
+    model_t: str | None = option(None, "teacher network, if neither the checkpoint nor its path names it")
     teacher_weight: list[float] | None = option(
         None, "weight of each teacher's probabilities in an ensemble (default: equal)", role=RESULT
     )
     teacher_image_size: int | None = option(
         None,
-        "side of the images the teacher sees, resized from those of the student (default: as the student's)",
+        "size in pixels to which the teacher's images are resized (default: the student's size)",
         check=at_least(1),
         role=RESULT,
     )
     teacher_probe: str | None = option(
         None,
-        "fit a classifier to the teacher's frozen features of the training set, in place of its own if it has one: "
+        "fit a classifier to the teacher's frozen features of the training set, replacing its own: "
         "linear (logistic regression) or means (the nearest class mean)",
         choices=("linear", "means"),
         role=RESULT,
     )
     mean_t: list[float] | None = option(
         None,
-        "mean of the pixels in [0, 1] in the teacher's training, one value or one per channel (default: the network's)",
+        "mean of the pixels (in [0, 1]) in the teacher's training, one value or one per channel (default: the "
+        "network's)",
         role=RESULT,
     )
     std_t: list[float] | None = option(
-        None, "standard deviation likewise; [-1, 1] is mean and std 0.5, 0..255 is mean 0 and std 0.003922", role=RESULT
+        None,
+        "their standard deviation; for pixels in [-1, 1] mean and std are 0.5, in 0..255 mean 0 and std 0.003922",
+        role=RESULT,
     )
     match_classes: bool = option(
-        False, "bring the teacher's logits into the data set's order of classes, where both name the same"
+        False, "reorder the teacher's logits to the data set's order of classes, if both have the same classes"
     )
     skip_validation: bool = option(False, "do not evaluate the teacher first")
     fold_teacher: bool = option(False, "fold the teacher's batch norm into its convolutions", role=RESULT)
     teacher_dropout: bool = option(
-        False, "leave the teacher's dropout and drop path on, as MMRazor does (its batch norm is off)", role=RESULT
+        False,
+        "keep the teacher's dropout and drop path active, as MMRazor does (batch norm is in eval mode)",
+        role=RESULT,
     )
 
 
@@ -70,8 +75,8 @@ class LiveTeacher:
     """A frozen network, run on every batch in eval mode without gradient.
 
     no_grad and not inference_mode: methods project teacher features with trainable layers, which keep them for
-    backward. What runs is a copy of `net` prepared at the first batch (helper.machine.kernels) wherever that saves
-    time, so the weights must be in place by then. full: batch size that is compiled for, if anything is.
+    backward. The first batch prepares a faster copy of `net` (helper.machine.kernels), so the weights must be loaded
+    by then. full: batch size to compile for.
     """
 
     def __init__(
@@ -93,7 +98,7 @@ class LiveTeacher:
         assert not self.net.model.training, "the teacher was taken to training mode"
         inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
         with torch.no_grad(), torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            if self.dropout:  # what is prepared below is fixed in eval mode
+            if self.dropout:  # the copy below is fixed in eval mode
                 with noisy(self.net.model):
                     features = self.net(inputs)
                 self._check(features.get("logits"))
@@ -102,20 +107,21 @@ class LiveTeacher:
                 self._run = self._prepared(inputs)
             features = self._run(len(batch), inputs)
             self._check(features.get("logits"))
-            # what a CUDA graph wrote is overwritten by its next replay; students of one batch may ask for it later
+            # the next replay of a CUDA graph overwrites its output, which students of one batch may still need
             copies = self.kernels.graphs
             return {k: features[k].clone() if copies else features[k] for k in self.spec.outputs(taps)}
 
     def _check(self, logits: Tensor | None) -> None:
-        """UserError where the logits of the first batch teach nothing; the device is waited for that once."""
+        """UserError if the logits of the first batch are useless; waits for the device only once."""
         if self.checked or logits is None:
             return
         self.checked = True
-        largest = float(logits.detach().abs().max())  # NaN, if one of them is
+        largest = float(logits.detach().abs().max())  # NaN if any logit is NaN
         if not largest <= ABSURD:
             raise UserError(
-                f"the teacher {self.spec.name} puts out logits of up to {largest:g} on the first batch, which teach "
-                "nothing: its weights are damaged, or its images need another normalisation"
+                f"the largest logit of the teacher {self.spec.name} on the first batch is {largest:g}, which is "
+                "useless: "
+                "its weights are damaged, or its images need another normalisation"
             )
 
     def _prepared(self, inputs: Mapping[str, Any]) -> Callable[..., Features]:
@@ -128,7 +134,7 @@ class LiveTeacher:
 
 @contextmanager
 def noisy(model: nn.Module) -> Iterator[None]:
-    """Training mode for everything but batch norm, for one forward pass: what MMRazor does to a teacher."""
+    """Training mode for all modules except batch norm during one forward pass, as in MMRazor."""
     for module in model.modules():
         module.training = not isinstance(module, _BatchNorm)
     try:
@@ -138,7 +144,7 @@ def noisy(model: nn.Module) -> Iterator[None]:
 
 
 def keep_dropout(source: TeacherSource) -> None:
-    """Leave the dropout of a live teacher on, or of every member of an ensemble."""
+    """Keep the dropout of a live teacher, or of every member of an ensemble, active."""
     for member in source.sources if isinstance(source, EnsembleTeacher) else [source]:
         assert isinstance(member, LiveTeacher)
         member.dropout = True
@@ -153,9 +159,9 @@ def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 class EnsembleTeacher:
     """Several frozen networks as one: logits = log of the weighted mean of their probabilities (at temperature 1).
 
-    With one teacher that is the teacher itself, as a softmax ignores a constant. Feature maps of several networks have
-    no mean, so methods that read them are refused.
-    weights: one per teacher, normalised to sum 1; None weighs all alike.
+    With one teacher this is the teacher itself, as a softmax ignores a constant. Feature maps of several networks have
+    no mean, so methods that read them raise UserError.
+    weights: one per teacher, normalised to sum 1; None: equal.
     """
 
     def __init__(self, sources: Sequence[TeacherSource], weights: Sequence[float] | None = None):
@@ -163,20 +169,20 @@ class EnsembleTeacher:
         if len(weights) != len(sources):
             raise UserError(f"--teacher_weight has {len(weights)} values for {len(sources)} teachers")
         if min(weights) < 0 or not 0 < sum(weights) < math.inf:
-            raise UserError("--teacher_weight takes finite weights of at least 0, one of them above 0")
+            raise UserError("--teacher_weight needs finite weights of at least 0, and one above 0")
         self.sources, self.weights = list(sources), [w / sum(weights) for w in weights]
         self.spec = sources[0].spec
 
     def features(self, batch: Batch, taps: Sequence[str]) -> Features:
-        assert not taps, "an ensemble answers for logits alone"
+        assert not taps, "an ensemble has only logits"
         asked = [(s, w) for s, w in zip(self.sources, self.weights, strict=True) if w > 0]
         return {"logits": mean_logits([s.features(batch, ())["logits"] for s, _ in asked], [w for _, w in asked])}
 
 
 class SeveralTeachers(EnsembleTeacher):
-    """Several frozen networks whose features stay apart: a tap of teacher i > 0 bears the name TAP@i.
+    """Several frozen networks with separate features: a tap of teacher i > 0 is called TAP@i.
 
-    Logits, where all have a classifier, are those of the ensemble.
+    If all have a classifier, the logits are those of the ensemble.
     """
 
     def features(self, batch: Batch, taps: Sequence[str]) -> Features:
@@ -189,10 +195,10 @@ class SeveralTeachers(EnsembleTeacher):
 
 
 class SharedTeacher:
-    """One forward per batch for several students: remembers the last batch, by identity, with all taps anybody wants.
+    """One forward pass per batch for several students: stores the last batch, by identity, with all requested taps.
 
-    taps: the union over the students. cache: the source, if it is one. A student whose method changes the batch asks
-    with another batch, and pays for it; so does every student of --accumulate, which cuts batches again for each.
+    taps: the union over the students. cache: the source, if it is one. A student whose method changes the batch needs
+    its own forward pass; so does every student with --accumulate, which splits batches for each.
     """
 
     def __init__(self, source: TeacherSource, taps: Sequence[str], cache: CachedTeacher | None = None):
@@ -203,7 +209,7 @@ class SharedTeacher:
 
     def features(self, batch: Batch, taps: Sequence[str]) -> Features:
         missing = set(taps) - set(self.taps)
-        assert not missing, f"taps {sorted(missing)} were not announced to the shared teacher"
+        assert not missing, f"taps {sorted(missing)} are not among those of the shared teacher"
         if self._batch is not batch:
             self._batch, self._features = batch, self.source.features(batch, self.taps)
         wanted = self.spec.outputs(taps)

@@ -1,4 +1,4 @@
-"""Writes flags.json, which --help is printed from, and scripts/flags.txt: python -m helper.options.flags"""
+"""Write flags.json, from which --help is printed, and scripts/flags.txt: python -m helper.options.flags"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from models import model_dict
 
 
 def flags() -> dict[str, Any]:
-    """The content of flags.json: what quick.py answers from."""
+    """The content of flags.json, which quick.py reads."""
     kinds = {"train_teacher.py": TrainTeacherConfigs, "train_student.py": TrainStudentConfigs}
     scripts = {
         name: described(script_parser(kind), COMMON)

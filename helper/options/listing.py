@@ -1,11 +1,11 @@
-"""What there is: methods, models and data sets, as `--list` prints them and as README's tables show them.
+"""Listings of methods, models and data sets, for `--list` and for the tables of README and docs.
 
     python -m helper.options.listing [methods|models|data]     the page
     python -m helper.options.listing --write                   the tables of README and docs/, and listing.json
 
-All of it is read off the registries: the first line of a method's file names its paper, its Config the defaults,
+All entries come from the registries: the first line of a method's file names its paper, its Config the defaults,
 `needs` its taps. Parameters and multiply-accumulates are counted on networks without data (torch's meta device), which
-takes seconds; so the page takes them from listing.json, and counts what is not in it, such as a plugin's models.
+takes seconds; so they are read from listing.json, and only new entries, such as a plugin's models, are counted.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from helper.deploy.cost import deployed_parameters, macs
 from helper.options.method_flags import flags_of
 from models import model_dict
 
-STUDENT, TEACHER, BATCH = "resnet8x4", "resnet32x4", 64  # what taps and parameters of a method are shown for
+STUDENT, TEACHER, BATCH = "resnet8x4", "resnet32x4", 64  # the pair of networks for which taps and parameters are shown
 
 
-TRANSFORMER = "vit_tiny_cifar"  # the teacher of methods that need one
+TRANSFORMER = "vit_tiny_cifar"  # the teacher of methods that need a transformer
 
 
 LARGE_IMAGE = 64  # px; larger networks are counted with 1000 classes, others with 100
@@ -68,9 +68,9 @@ KINDS = ("all", "methods", "models", "data")
 
 @dataclass(frozen=True)
 class Method:
-    """One registry entry. venue: with the year; "" where there is no paper. taps: as read_by() words them.
+    """One registry entry. venue: with the year; "" where there is no paper. taps: text of read_by().
 
-    deployed, trained: parameters in addition to the student's, at test time and while training; None where unknown.
+    deployed, trained: parameters in addition to the student's, at test time and in training; None if unknown.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Method:
     deployed: int | None
     trained: int | None
     remarks: tuple[str, ...]
-    found: tuple[str, ...]  # remarks that counting made
+    found: tuple[str, ...]  # remarks from counting
     about: tuple[str, ...]  # paragraphs
 
 
@@ -101,8 +101,8 @@ class Model:
 
 
 def paper_of(method: type[Distiller]) -> dict[str, str]:
-    """title, authors, venue (with the year) and where, from the first docstring line of the method's file; the whole
-    line is the title where it names none."""
+    """title, authors, venue (with the year) and where, from the first docstring line of the method's file; the
+    whole line is the title if it names no paper."""
     first = (sys.modules[method.__module__].__doc__ or method.__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
     found = PAPER.match(first)
     if found is None:
@@ -137,7 +137,7 @@ def grouped(taps: Iterable[str]) -> str:
 
 
 def bare(spec: ModelSpec, num_classes: int, want: Sequence[str] = ()) -> TappedNet:
-    """The network without data: shapes and costs can be asked for, numbers cannot."""
+    """The network without data: it has shapes and costs, but no values."""
     with torch.device("meta"):
         return TappedNet(spec(num_classes=num_classes), spec, want).eval()
 
@@ -180,7 +180,7 @@ def count_method(kind: type[Distiller]) -> tuple[str, int | None, int | None, li
     try:
         taps, deployed, trained, full, other = _measured_somewhere(kind, kind.Config())
     except UserError as refusal:
-        return "of networks of its own", None, None, [str(refusal)]
+        return "needs special networks", None, None, [str(refusal)]
     about = [f"taps and parameters are for {other} -> {STUDENT}"] if other else []
     return taps, deployed, trained, about + (["full batches only"] if full else [])
 
@@ -198,9 +198,9 @@ def method(kind: type[Distiller], known: Sequence[Any] | None = None) -> Method:
     if kind.teacher_mode == "absent":
         remarks.append("no teacher")
     elif kind.teacher_mode == "trained":
-        remarks.append("trains a second student next to the first")
+        remarks.append("trains a second student with the first")
     if kind.before is not None:
-        remarks.append("a first stage before it (--init_epochs)")
+        remarks.append("has a first stage (--init_epochs)")
     taps, deployed, trained, found = known or count_method(kind)
     return Method(
         kind.name,
@@ -228,8 +228,8 @@ def _probed(name: str) -> tuple[TappedNet, Side]:
 
 
 def _measured_somewhere(kind: type[Distiller], cfg: Distiller.Config) -> tuple[str, int | None, int, bool, str]:
-    """_measured() on the plain networks, else on those with auxiliary heads of either kind, else of a transformer; and
-    its name where that is it, else ""."""
+    """_measured() on the plain networks, or on those with auxiliary heads of either kind, or with a transformer as
+    teacher; and the transformer's name in that case, otherwise ""."""
     for end in ("", "_aux", "_aux_dpcd"):
         with contextlib.suppress(UserError):
             return *_measured(kind, cfg, STUDENT + end, TEACHER + end), ""
@@ -286,8 +286,9 @@ def _methods_page() -> str:
     lines = [
         "METHODS (--distill; A+B joins the losses of two, A,B trains two students together)",
         *textwrap.wrap(
-            f"taps and parameters: for {TEACHER} -> {STUDENT}, {100} classes. weights: -c of cross-entropy, -d of the "
-            "logit KL, -b of the method's own term; --protocol authors takes the publication's own weights.",
+            f"taps and parameters: for {TEACHER} -> {STUDENT}, {100} classes. weights: -c for cross-entropy, -d for "
+            "the "
+            "logit KL, -b for the method's own term; --protocol authors uses the publication's weights.",
             WIDTH,
         ),
     ]
@@ -311,7 +312,7 @@ def _models_page() -> str:
         for m in models()
     ]
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]
-    lines = ["MODELS (--model, --model_s, --model_t; parameters with 100 classes, of the 224 px networks with 1000)"]
+    lines = ["MODELS (--model, --model_s, --model_t; parameters with 100 classes, for networks of 224 px with 1000)"]
     for name, *numbers, taps in (head, *rows):
         cells = [name.ljust(widths[0]), *(n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True))]
         start = "  ".join(cells) + "  "
@@ -360,20 +361,20 @@ PAGES = {"measured": "README.md", "methods": "docs/methods.md", "models": "docs/
 
 
 def written() -> dict[Path, str]:
-    """Page -> its text with the present table; UserError where a marker is missing."""
+    """Page -> its text with the present table; UserError if a marker is missing."""
     pages = {}
     for name, table in tables().items():
         path, start, end = ROOT / PAGES[name], f"<!-- {name} -->", f"<!-- end of {name} -->"
         text = path.read_text()
         if start not in text or end not in text:
-            raise UserError(f"{path} has no place for the table of {name}: it goes between '{start}' and '{end}'")
+            raise UserError(f"{path} has no place for the table of {name}: add the lines '{start}' and '{end}'")
         before, _, rest = text.partition(start)
         pages[path] = f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
     return pages
 
 
 def show(kind: str) -> None:
-    """Print the page. Whoever reads it may stop reading (`| head`)."""
+    """Print the page. The reader may stop early (`| head`)."""
     try:
         print(page(kind), flush=True)
     except BrokenPipeError:
@@ -393,7 +394,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for path, text in written().items():
             atomic_write_text(path, text)
             print(f"wrote {path}")
-        atomic_write_text(COUNTED, json.dumps(counts()).replace("], ", "],\n") + "\n")  # an entry a line
+        atomic_write_text(COUNTED, json.dumps(counts()).replace("], ", "],\n") + "\n")  # one entry per line
 
 
 if __name__ == "__main__":

@@ -18,23 +18,23 @@ from distiller_zoo.base import Distiller, LossConfig
 
 @dataclass(frozen=True)
 class WeightConfig(LossConfig):
-    """The weights of the loss, whatever the methods."""
+    """Weights and settings of the loss, for all methods."""
 
     weight: list[str] | None = option(
-        None, "weights of terms by name in a combination, as crd=0.8 at=500 (default: the methods')", role=RESULT
+        None, "weights of the terms of a combination, such as crd=0.8 at=500 (default: the methods')", role=RESULT
     )
     protocol: str = option(
         "simkd",
-        "what holds unless given: simkd keeps cross-entropy and KL next to every method, authors takes each "
-        "publication's own weights, modern trains with AdamW, a cosine with warm-up, drop path, RandAugment, MixUp and "
-        "CutMix, smoothed labels and an average",
+        "default weights: simkd keeps cross-entropy and KL with every method, authors uses each publication's weights; "
+        "modern also trains with AdamW, a cosine with warm-up, drop path, RandAugment, MixUp and CutMix, smoothed "
+        "labels and averaged weights",
         choices=("simkd", "authors", "modern"),
         role=RESULT,
     )
 
 
-# what --protocol modern changes, next to the weights of --protocol simkd; for batches of 256. What needs a label of
-# every sample, and what needs images, holds only where there are
+# settings of --protocol modern, in addition to the weights of --protocol simkd; for batches of 256. Those that need a
+# label of every sample, or images, are left out where the data has none
 MODERN_LABELS: Mapping[str, Any] = {"label_smoothing": 0.1, "mixup": 0.2, "cutmix": 1.0}
 MODERN_IMAGES = ("augment", "mixup", "cutmix")
 MODERN: Mapping[str, Any] = {
@@ -74,7 +74,7 @@ def spellings(method: type[Distiller]) -> list[tuple[str, ...]]:
 
 
 def flags_of(method: type[Distiller]) -> list[Flag]:
-    """The flags that exist once --distill names the method."""
+    """The flags of a method, which exist if --distill names it."""
     return [method_flag(method.name, f) for f in own_fields(method)]
 
 
@@ -87,7 +87,7 @@ def methods_named(name: str) -> list[type[Distiller]]:
 
 
 def share_of_weight_flag(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
-    """The part of --weight that is about these methods, or about cls and div."""
+    """The part of --weight for these methods, and for cls and div."""
     if pairs is UNSET:
         return UNSET
     known = {m.name for m in methods}
@@ -97,10 +97,7 @@ def share_of_weight_flag(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
 
 
 def default_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
-    """Weights of the method's own row, and its own settings as far as the protocol changes them.
-
-    A combination: common_weights().
-    """
+    """Default weights of the method, and its settings that the protocol changes. For combinations: common_weights()."""
     rows = [
         {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
         | ({parsed_name(m, k): v for k, v in m.Config.authors.items()} if protocol == "authors" else {})
@@ -112,7 +109,7 @@ def default_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[s
 
 
 def parsed_name(method: type[Distiller], name: str) -> str:
-    """The name under which a Config field is parsed."""
+    """The parsed name of a Config field."""
     own = {f.name: f for f in own_fields(method)}
     return flag_spelling(method.name, own[name]).lstrip("-") if name in own else name
 
@@ -146,27 +143,30 @@ def term_weights(pairs: Sequence[str] | None) -> dict[str, float]:
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"--weight takes NAME=NUMBER, as crd=0.8, not {pair}; weight decay is --weight_decay")
+            raise UserError(
+                f"--weight takes NAME=NUMBER, such as crd=0.8, not {pair}; for weight decay use --weight_decay"
+            )
         name = name if name in ("cls", "div") else method_dict.resolve(name)
         if name in weights:
             raise UserError(f"--weight names {name} twice: give it one number")
         try:
             weights[name] = float(value)
         except ValueError:
-            raise UserError(f"--weight {pair} is not of the form NAME=NUMBER, such as crd=0.8") from None
+            raise UserError(f"--weight {pair} must have the form NAME=NUMBER, such as crd=0.8") from None
     return weights
 
 
 def weights_from_flag(values: Mapping[str, Any], methods: Sequence[type[Distiller]]) -> dict[str, float]:
-    """--weight sets cls and div, and beta where there is one method; members of a combination read it themselves."""
+    """Apply --weight to cls and div, and to beta for a single method; members of a combination read it themselves."""
     weights = term_weights(values["weight"])
     names = [m.name for m in methods]
     stray = weights.keys() - {"cls", "div", *names}
     if stray:
-        raise UserError(f"--weight names {', '.join(sorted(stray))}, the terms are cls, div, {', '.join(names)}")
+        raise UserError(f"--weight names {', '.join(sorted(stray))}, but the terms are cls, div, {', '.join(names)}")
     if silent := [m.name for m in methods if m.name in weights and m.terms is Distiller.terms]:
         raise UserError(
-            f"--weight names {', '.join(silent)}, which has no term of its own: weigh cls (cross-entropy) or div (the "
+            f"--weight names {', '.join(silent)}, which has no own term: give the weight of cls (cross-entropy) or "
+            "div (the "
             "logit KL) instead"
         )
     flags = {k: v for k, v in weights.items() if k in ("cls", "div")}

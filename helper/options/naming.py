@@ -1,4 +1,4 @@
-"""Names of runs and where their folders lie."""
+"""Names and folders of runs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from distiller_zoo import published_names
 from helper.options.settings import Settings
 from helper.runs.folder import SEPARATOR, RunFolder, file_name, portable
 
-LONGEST_NAME = 200  # bytes of a folder's name; most file systems end at 255
+LONGEST_NAME = 200  # bytes of a folder's name; most file systems allow 255
 
 
 def run_name(settings: Settings, teacher: str | None) -> str:
-    """The published template, then every setting that is off its default and not in the template.
+    """The published template, then every other setting that is not at its default.
 
-    teacher: architecture name, None for a student alone.
+    teacher: architecture name; None: a student alone.
     """
     colon, dataset, trial, loss = SEPARATOR, settings.data.source.dataset, settings.run.trial, settings.loss
     if settings.is_teacher:
@@ -36,24 +36,25 @@ def run_name(settings: Settings, teacher: str | None) -> str:
     name = name.replace("/", "-")
     if len(name.encode()) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:12]
-        kept = name.encode()[: LONGEST_NAME - 13].decode(errors="ignore")  # a cut through a character loses it
+        kept = name.encode()[: LONGEST_NAME - 13].decode(errors="ignore")  # a character that is cut in two is dropped
         name = f"{kept}_{digest}"
     return name
 
 
 def published_name(distill: str) -> str:
-    """The spelling run folders use: fitnet -> hint, kd+at -> kd+attention."""
+    """The method's name in run folders: fitnet -> hint, kd+at -> kd+attention."""
     return "+".join(published_names.get(part, part) for part in distill.split("+"))
 
 
 def before_extension(settings: Settings) -> Settings:
-    """Those of the finished run that --extend prolongs. UserError where there is nothing to prolong."""
+    """The settings of the finished run that --extend prolongs. UserError if --extend is not below --epochs."""
     configs, epochs = settings.configs, settings.run.extend
     schedule = configs.training.schedule
     assert epochs is not None
     if epochs >= schedule.epochs:
         raise UserError(
-            f"--extend {epochs} is the number of epochs a run has, and must be below --epochs {schedule.epochs}"
+            f"--extend {epochs} is the number of epochs of the finished run: it must be below --epochs "
+            f"{schedule.epochs}"
         )
     shorter = replace(configs.training, schedule=replace(schedule, epochs=epochs))
     return replace(
@@ -62,7 +63,7 @@ def before_extension(settings: Settings) -> Settings:
 
 
 def folder_of(settings: Settings, teacher: str | None) -> RunFolder:
-    """The run's folder: --name, else the spelling of --run_names, unless the run is there in the other one."""
+    """The run's folder: --name, or the spelling of --run_names; if the run exists in the other spelling, that one."""
     root = Path(settings.run.save_root) / ("teachers" if settings.is_teacher else "students")
     name = settings.run.name or run_name(settings, teacher)
     spellings = [(name, settings.model), (portable(name), portable(settings.model))]

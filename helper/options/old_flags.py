@@ -1,4 +1,5 @@
-"""A parser that answers an unknown flag with the flag to type: other toolboxes' flags by table, others by likeness."""
+"""A parser whose error about an unknown flag names the flag to type: from a table for other toolboxes, or a similar
+one."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import NoReturn
 
 STUDENT, TEACHER, TEST = "train_student.py", "train_teacher.py", "test_model.py"
 
-# flag of SimKD, RepDistiller, CAKD, HSAKD, DPCD, VSKD, MMRazor or MMAction2 -> what to type here
+# flag of SimKD, RepDistiller, CAKD, HSAKD, DPCD, VSKD, MMRazor or MMAction2 -> the flag to type
 OLD = {
     **dict.fromkeys(("--checkpoint_dir", "--output_dir", "--save_dir", "--work_dir"), "--save_root"),
     **dict.fromkeys(("--data_path", "--video_teacher_train_path"), "--data_folder"),
@@ -21,7 +22,7 @@ OLD = {
     **dict.fromkeys(("--lr_type", "--lr_scheduler"), "--schedule"),
     **dict.fromkeys(("--ra_sampler", "--ra_reps"), "--repeated_augmentation"),
     **dict.fromkeys(("--model_ema", "--model_ema_decay", "--model_ema_steps"), "--ema and --ema_every (docs/cakd.md)"),
-    **dict.fromkeys(("--evaluate", "--test_only"), "a program of its own, test_model.py --path FILE"),
+    **dict.fromkeys(("--evaluate", "--test_only"), "a separate program, test_model.py --path FILE"),
     **dict.fromkeys(("--launcher", "--gpus"), "--gpu_id 0,1,2,3 --multiprocessing_distributed, or torchrun"),
     **dict.fromkeys(("--partition", "--gpus_per_node"), "scripts/slurm/submit.py --partition NAME --gpus N -- COMMAND"),
     **dict.fromkeys(("--sgdr_t", "--lr_warmup_method", "--start_epoch"), "not needed: leave it out"),
@@ -38,7 +39,7 @@ OLD = {
     "--clip_grad_norm": "--clip_grad",
     "--amp": "--precision bf16",
     "--workers": "--num_workers",
-    "--cfg_options": "one flag a setting, as --learning_rate 0.01",
+    "--cfg_options": "one flag per setting, such as --learning_rate 0.01",
     "--auto_scale_lr": "--learning_rate, scaled by hand",
 }
 ARCH = {STUDENT: "--model_s", TEACHER: "--model"}
@@ -47,7 +48,7 @@ ONLY[TEST] = {"--checkpoint": "--path"}
 
 
 def hint(token: str, prog: str, known: Sequence[str]) -> str:
-    """(--arch is --model_s here), or the nearest flag; "" where nothing is like it. token: a flag without its value."""
+    """(--arch is --model_s), or the nearest flag; "" if there is none. token: a flag without its value."""
     old = OLD | ({"--arch": ARCH[prog]} if prog in ARCH else {}) | ONLY.get(prog, {})
     if token in old:
         return f" ({token} is {old[token]})"
@@ -56,7 +57,7 @@ def hint(token: str, prog: str, known: Sequence[str]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, except that an unknown flag is answered with the one to type."""
+    """argparse, except that the error about an unknown flag names the one to type."""
 
     def known(self) -> list[str]:
         return [name for name in self._option_string_actions if name.startswith("--")]

@@ -1,7 +1,7 @@
-"""The command line: one table of flags, one parser a script, and where each value came from.
+"""The command line: one table of flags, one parser per script, and the source of each value.
 
-Dashes and underscores are interchangeable in every flag (--path-t, --path_t); abbreviations work as argparse has them.
-A method's own flags are its Config fields and exist only once --distill names it.
+Dashes and underscores are interchangeable in every flag (--path-t, --path_t); abbreviations work as in argparse.
+A method's own flags are its Config fields and exist only if --distill names the method.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ from helper.runs.folder import WITHOUT_EFFECT, plain_word
 from models import model_dict
 
 EPILOG = (
-    "Dashes and underscores are interchangeable in flags. Defaults that go by data set are those of cifar100; "
-    "imagenet, videos and action recordings bring a recipe of their own."
+    "Dashes and underscores are interchangeable in flags. Defaults that depend on the data set are those of cifar100; "
+    "imagenet, videos and action recordings have their own."
 )
 
 
 class _Parser(Parser):
-    """Answers a flag of another method with that method's name."""
+    """For a flag of another method, the error names that method."""
 
     def hint(self, token: str) -> str:
         owners = [m for m in method_dict if any(token in names for names in spellings(method_dict[m]))]
@@ -65,16 +65,16 @@ class _Parser(Parser):
 
 
 def _named_before(argv: Sequence[str], flag: str, shortest: int, nargs: str | None = None) -> Any:
-    """The value of a flag that decides which flags there are, or of an abbreviation of at least `shortest` characters.
+    """The value of a flag that decides which flags exist, or of its abbreviation of at least `shortest` characters.
 
-    A parser that knows nothing else, as one that knows the common flags alone would take a method's own flag for the
-    abbreviation of one of them (--mode for --model_s).
+    Parsed without all other flags: a parser of the common flags would take a method's own flag for an abbreviation of
+    one of them (--mode for --model_s).
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(flag, *(flag[:n] for n in range(shortest, len(flag))), dest="value", nargs=nargs)
     try:
         return parser.parse_known_args(argv)[0].value
-    except argparse.ArgumentError:  # no value: the full parser says so, with its own name and usage
+    except argparse.ArgumentError:  # no value: the full parser reports it, with its name and usage
         return None
 
 
@@ -83,7 +83,7 @@ def script_parser(kind: type[Configs]) -> _Parser:
     teacher = kind is TrainTeacherConfigs
     prog = "train_teacher.py" if teacher else "train_student.py"
     about = (
-        "Train a network on labels alone, with --distill on auxiliary heads too."
+        "Train a network on labels; with --distill, also its auxiliary heads."
         if teacher
         else ("Train a student network with a teacher. `--distill METHOD --help` adds the method's own flags.")
     )
@@ -94,13 +94,13 @@ def script_parser(kind: type[Configs]) -> _Parser:
         nargs="?",
         const="all",
         choices=("all", "methods", "models", "data"),
-        help="list methods, models and data sets, and exit",
+        help="list methods, models and data sets, then exit",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help="settings from a TOML, JSON or YAML file, or a run's args.json"
+        "--config", metavar="FILE", help="read settings from a TOML, JSON or YAML file, or a run's args.json"
     )
     parser.add_argument(
-        "--print_config", action="store_true", help="print the settings as a file for --config, and exit"
+        "--print_config", action="store_true", help="print the settings as a file for --config, then exit"
     )
     add_groups(parser, kind)
     return parser
@@ -113,8 +113,8 @@ def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
 
 @dataclass(frozen=True)
 class _Given:
-    """What a command line and its --config set. values: flag -> value or UNSET. own: flag of a method -> the methods
-    that have it, and their fields."""
+    """The settings of a command line and its --config. values: flag -> value or UNSET. own: flag of a method -> the
+    methods that have it, and their fields."""
 
     values: dict[str, Any]
     flags: dict[str, Flag]
@@ -136,8 +136,8 @@ class _Given:
 def parse_students(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Settings]]:
     """Parse a script's command line: one list of settings per trial, with one entry per student to train together.
 
-    teacher: train_teacher.py's table rather than train_student.py's. argparse reports malformed input itself (exit
-    code 2); everything else raises UserError.
+    teacher: whether the script is train_teacher.py instead of train_student.py. argparse reports malformed input itself
+    (exit code 2); all other errors are UserErrors.
     """
     argv = normalised(argv)
     given = _read(argv, TrainTeacherConfigs if teacher else TrainStudentConfigs)
@@ -147,7 +147,7 @@ def parse_students(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Se
         methods = list(dict.fromkeys(m for distill in given.distills for m in methods_named(distill)))
         _check_lanes(given.values, given.distills, methods)
     if given.values["name"] is not UNSET and (count := len(lanes) * len(given.trials())) > 1:
-        raise UserError(f"--name names one run, and this command trains {count}: leave it out")
+        raise UserError(f"--name names one run, but this command trains {count}: leave it out")
     trials = [
         [_settings(given, trial, student, distill, argv) for student, distill in lanes] for trial in given.trials()
     ]
@@ -166,7 +166,7 @@ def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
     decays = _named_before(argv, "--lr_decay_epochs", len("--lr_decay_e"), "+") or ()
     if len(decays) > 1 and all(word.strip(",").isdecimal() for word in decays):
         joined = ",".join(word.strip(",") for word in decays)
-        raise UserError(f"--lr_decay_epochs {' '.join(decays)}: separate the epochs by commas alone, as {joined}")
+        raise UserError(f"--lr_decay_epochs {' '.join(decays)}: separate the epochs by commas only: {joined}")
     flags = {f.dest: f for f in common_flags(kind)}
     named = _named_before(argv, "--distill", len("--disti"))
     if named is None:
@@ -175,7 +175,7 @@ def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
     methods = list(dict.fromkeys(m for distill in distills for m in methods_named(distill)))
     if kind is TrainTeacherConfigs and (len(methods) != 1 or methods[0].teacher_mode != "absent"):
         raise UserError(
-            f"--distill {','.join(distills)} needs a teacher, and train_teacher.py has none: use train_student.py"
+            f"--distill {','.join(distills)} needs a teacher, but train_teacher.py has none: use train_student.py"
         )
     own: dict[str, list[tuple[type[Distiller], dataclasses.Field[Any]]]] = {}
     for method in methods:
@@ -206,7 +206,7 @@ def _others(methods: Sequence[type[Distiller]]) -> list[str]:
 
 
 def _settings(given: _Given, trial: str, student: str | None, distill: str, argv: Sequence[str]) -> Settings:
-    """Of one student of one trial."""
+    """The settings of one student of one trial."""
     mine, several = methods_named(distill), len(given.lanes()) > 1
     used = {k: [(m, f) for m, f in users if m in mine] for k, users in given.own.items()}
     others = {k for k, users in used.items() if not users}
@@ -223,7 +223,7 @@ def _settings(given: _Given, trial: str, student: str | None, distill: str, argv
 
 
 def _config_of(given: _Given, trials: Sequence[Sequence[Settings]]) -> str:
-    """What --print_config writes: what was given, and everything else that all students of all trials share."""
+    """The output of --print_config: the given settings, and all others that the students of all trials share."""
     every = [settings for lanes in trials for settings in lanes]
     first = every[0]
     typed = {k: v for k, v in given.values.items() if v is not UNSET}
@@ -239,7 +239,7 @@ def _config_of(given: _Given, trials: Sequence[Sequence[Settings]]) -> str:
 
 
 def flags_of_run(settings: Settings) -> dict[str, Flag]:
-    """Flag name -> flag, of a run's script and its method."""
+    """Flag name -> flag, for a run's script and method."""
     methods = methods_named(settings.distill)
     own = [method_flag(m.name, f) for m in methods for f in own_fields(m)]
     return {f.dest: f for f in (*common_flags(type(settings.configs)), *own)}
@@ -248,15 +248,15 @@ def flags_of_run(settings: Settings) -> dict[str, Flag]:
 def _listed(text: str, flag: str) -> list[str]:
     """'kd,at' -> ['kd', 'at']."""
     if not text.strip():
-        raise UserError(f"{flag} is empty: give a value, or leave the flag out")
+        raise UserError(f"{flag} is empty: give a value or leave the flag out")
     names = text.split(",")
     if not all(names) or len(set(names)) < len(names):
-        raise UserError(f"{flag} '{text}' must list different names, separated by single commas")
+        raise UserError(f"{flag} '{text}' must list distinct names, separated by single commas")
     return names
 
 
 def _trials(given: Mapping[str, Any], default: str) -> list[str]:
-    """--trials 3 counts on from --trial."""
+    """The trials of --trials, counted from --trial."""
     first, count = (None if given[k] is UNSET else given[k] for k in ("trial", "trials"))
     first = default if first is None else first
     if count is None or count == 1:
@@ -264,8 +264,7 @@ def _trials(given: Mapping[str, Any], default: str) -> list[str]:
     at_least(1, 10**4)("--trials", count)
     if not first.isdecimal() or given["seed"] is not UNSET:
         raise UserError(
-            "--trials counts on from --trial and seeds each trial with its number: give --trial a number "
-            "and leave --seed out"
+            "--trials counts from --trial and uses each number as seed: give --trial a number and leave --seed out"
         )
     return [str(int(first) + k) for k in range(count)]
 
@@ -273,11 +272,12 @@ def _trials(given: Mapping[str, Any], default: str) -> list[str]:
 def _check_lanes(given: Mapping[str, Any], distills: Sequence[str], methods: Sequence[type[Distiller]]) -> None:
     if given["beta"] is not UNSET and len(distills) > 1:
         raise UserError(
-            f"-b/--beta would weigh every method alike: name them, as in --weight {methods[-1].name}={given['beta']:g}"
+            "-b/--beta would give every method the same weight: use --weight, such as --weight "
+            f"{methods[-1].name}={given['beta']:g}"
         )
     names = {"cls", "div", *(m.name for m in methods)}
     if given["weight"] is not UNSET and (stray := term_weights(given["weight"]).keys() - names):
-        raise UserError(f"--weight names {', '.join(sorted(stray))}, the terms are {', '.join(sorted(names))}")
+        raise UserError(f"--weight names {', '.join(sorted(stray))}, but the terms are {', '.join(sorted(names))}")
 
 
 def _resolve(
@@ -340,7 +340,7 @@ def _resolve(
 def idle_logit_flags(
     values: Mapping[str, Any], by_user: Collection[str], config: Any, methods: Sequence[type[Distiller]]
 ) -> dict[str, str]:
-    """Flag -> why, of the flags about logit losses that do nothing next to these methods."""
+    """Flag -> reason, for flags of logit losses that have no effect with these methods."""
     why: dict[str, str] = {}
     if not config.cls and "class_weight" in by_user:
         why["class_weight"] = "cross-entropy has weight 0"

@@ -19,8 +19,8 @@ from models import model_dict
 def load_plugins(paths: Sequence[str]) -> None:
     """Import each file once; its Distiller subclasses with a name become methods, its ModelSpecs models.
 
-    UserError where a file is missing, holds neither, or gives a name that is taken. Errors of the file's own code keep
-    their traceback.
+    UserError if a file is missing, defines neither, or uses a name that is taken. Errors of the file's code keep their
+    traceback.
     """
     for path in paths:
         module = _import(Path(path))
@@ -43,7 +43,7 @@ def load_plugins(paths: Sequence[str]) -> None:
 
 def _import(path: Path) -> ModuleType:
     if path.suffix != ".py" or not path.is_file():
-        raise UserError(f"--plugin {path} is no Python file: give the path of a file that ends in .py")
+        raise UserError(f"--plugin {path} is not a Python file: give the path of a file that ends in .py")
     name = PREFIX + path.stem
     known = sys.modules.get(name)
     if known is not None and known.__file__ == str(path.resolve()):
@@ -51,7 +51,7 @@ def _import(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path.resolve())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module
     try:
         spec.loader.exec_module(module)
     except BaseException:

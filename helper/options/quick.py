@@ -20,7 +20,7 @@ FLAGS = Path(__file__).with_name("flags.json")
 
 
 class HelpAction(argparse.Action):
-    """-h, --help: the flags people use; --help_all: every flag."""
+    """-h, --help: the common flags; --help_all: every flag."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any):
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **kwargs)
@@ -32,8 +32,8 @@ class HelpAction(argparse.Action):
 
 def add_help(parser: argparse.ArgumentParser, common: Mapping[str, Sequence[str]] | None = None) -> None:
     """Both flags for a parser made with add_help=False. common: heading -> flags of the short page; None: all."""
-    parser.add_argument("-h", "--help", action=HelpAction, const=common, help="show the flags people use, and exit")
-    parser.add_argument("--help_all", action=HelpAction, const=common, help="show every flag, and exit")
+    parser.add_argument("-h", "--help", action=HelpAction, const=common, help="show the common flags, then exit")
+    parser.add_argument("--help_all", action=HelpAction, const=common, help="show every flag, then exit")
 
 
 def described(parser: argparse.ArgumentParser, common: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def page(about: Mapping[str, Any], everything: bool) -> str:
 
 
 def build(about: Mapping[str, Any], groups: Sequence[Any], epilog: str = "") -> argparse.ArgumentParser:
-    """A parser that knows names, choices and texts, for help and completion alone."""
+    """A parser with names, choices and texts, only for help and completion."""
     parser = argparse.ArgumentParser(
         about["prog"],
         usage="%(prog)s [flags]",
@@ -94,16 +94,16 @@ def build(about: Mapping[str, Any], groups: Sequence[Any], epilog: str = "") -> 
 
 
 class _Paragraphs(argparse.HelpFormatter):
-    """Fills each paragraph of the description alone, where argparse would join them."""
+    """Fills each paragraph of the description separately; argparse would join them."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n\n".join(super(_Paragraphs, self)._fill_text(p, width, indent) for p in text.strip().split("\n\n"))
 
 
 def normalised(argv: Sequence[str] | None) -> list[str]:
-    """--path-t=x -> --path_t=x, and ~/x is below the home folder, which shells leave alone in --path_t=~/x.
+    """--path-t=x -> --path_t=x; ~/x is expanded, which shells do not do in --path_t=~/x.
 
-    Other values and single-dash flags stay as they are. None reads sys.argv.
+    Other values and single-dash flags do not change. None reads sys.argv.
     """
     argv = sys.argv[1:] if argv is None else argv
     out: list[str] = []
@@ -124,8 +124,8 @@ def _from_home(value: str) -> str:
 
 
 def answer(script: str) -> None:
-    """What an entry script calls before it imports torch: prints the help that is asked for and exits, or completes a
-    command line for the shell. Returns otherwise, also where flags.json may not know every flag (--plugin)."""
+    """Called by an entry script before it imports torch: print the requested help and exit, or complete a command line
+    for the shell. Otherwise return, also if flags.json may lack some flags (--plugin)."""
     if not (sys.stderr is not None and sys.stderr.isatty()):
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries' downloads; tqdm reads this when it is imported
     argv = normalised(None)
@@ -139,7 +139,7 @@ def answer(script: str) -> None:
     if about["distill"]:
         names = [known["aliases"].get(name, name) for name in re.split("[+,]", named or about["distill"])]
         if not completes and not set(names) <= known["methods"].keys():
-            return  # the full parser names the mistake
+            return  # the full parser reports the mistake
         about["groups"] += [[f"flags of {name}", known["methods"].get(name, [])] for name in dict.fromkeys(names)]
     if completes:
         _complete(build(about, about["groups"]), known["values"])
@@ -148,7 +148,7 @@ def answer(script: str) -> None:
 
 
 def _value_of(flag: str, words: Sequence[str]) -> str | None:
-    """The last value that a command line gives a flag."""
+    """The last value of a flag on the command line."""
     found = [w.partition("=")[2] for w in words if w.startswith(flag + "=")]
     found += [value for word, value in itertools.pairwise(words) if word == flag]
     return found[-1] if found else None

@@ -1,4 +1,4 @@
-"""The resolved settings of one run: one frozen Config for each component, and where every value came from."""
+"""The resolved settings of one run: one frozen Config for each component, and the source of every value."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MachineConfig:
 
 @dataclass(frozen=True)
 class Configs:
-    """What both training scripts know."""
+    """Settings of both training scripts."""
 
     run: RunConfig
     data: DataConfig
@@ -55,14 +55,14 @@ class Configs:
 
 @dataclass(frozen=True)
 class TrainTeacherConfigs(Configs):
-    """Of train_teacher.py."""
+    """Settings of train_teacher.py."""
 
     network: TrainTeacherNetwork
 
 
 @dataclass(frozen=True)
 class TrainStudentConfigs(Configs):
-    """Of train_student.py."""
+    """Settings of train_student.py."""
 
     network: TrainStudentNetwork
     loss: WeightConfig
@@ -84,7 +84,7 @@ NAME_ORDER = (
 )
 
 
-# what --help shows: heading -> flags; --help_all shows every flag under the heading of its Config
+# the page of --help: heading -> flags; --help_all shows every flag under the heading of its Config
 COMMON = {
     "run": ("trial", "trials", "save_root", "name", "resume", "overwrite", "dry_run", "max_steps"),
     "data": ("dataset", "data_folder", "num_workers"),
@@ -99,13 +99,13 @@ COMMON = {
 
 
 def common_flags(kind: type[Configs]) -> tuple[Flag, ...]:
-    """The flags of a script, those of methods aside, in the order of run names."""
+    """The flags of a script without those of methods, in the order of run names."""
     place = {name: i for i, name in enumerate(NAME_ORDER)}
     return tuple(sorted(flags_in(kind), key=lambda flag: place.get(flag.dest, len(place))))
 
 
 def given_by_user(values: Mapping[str, Any], defaults: Mapping[str, Any], sources: Mapping[str, str]) -> set[str]:
-    """Flags given on the command line, and those that a file sets to another value than their default."""
+    """Flags given on the command line, and those that a file sets to a value other than the default."""
     moved = {k for k, source in sources.items() if source == "file" and values.get(k) != defaults.get(k)}
     return moved | {k for k, source in sources.items() if source == "command line"}
 
@@ -115,9 +115,9 @@ class Settings:
     """configs: one Config for each component; its parts are also attributes here (settings.training.optim.momentum).
 
     method, config: class and configuration of the method. method_flags: dest -> value of its own flags.
-    defaults: flag -> value that holds unless given. sources: flag -> "command line", "file", "model recipe", "data set
-    recipe", "protocol", "method" or "default". without_effect: flag -> why. label: of this student
-    among those that are trained together.
+    defaults: flag -> default value. sources: flag -> "command line", "file", "model recipe", "data set
+    recipe", "protocol", "method" or "default". without_effect: flag -> reason. label: of this student among jointly
+    trained ones.
     """
 
     configs: Configs
@@ -152,7 +152,7 @@ class Settings:
 
     @property
     def model(self) -> str:
-        """The registry name of what is trained."""
+        """The registry name of the trained network."""
         network = self.network
         return network.model if isinstance(network, TrainTeacherNetwork) else network.model_s
 
@@ -167,12 +167,12 @@ class Settings:
 
     @property
     def loss(self) -> WeightConfig:
-        """Of a teacher's training: the defaults."""
+        """In a teacher's training: the defaults."""
         return self.configs.loss if isinstance(self.configs, TrainStudentConfigs) else WeightConfig()
 
     @property
     def teacher(self) -> TeacherConfig:
-        """Of a teacher's training: none."""
+        """In a teacher's training: none."""
         return self.configs.teacher if isinstance(self.configs, TrainStudentConfigs) else TeacherConfig()
 
     @property
@@ -181,7 +181,7 @@ class Settings:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What is read of recordings of several modalities: by the network that is trained, then by its teacher."""
+        """Modalities of recordings: that of the trained network, then that of its teacher."""
         network = self.network
         if isinstance(network, TrainTeacherNetwork):
             named: tuple[str | None, ...] = (network.modality,)
@@ -195,7 +195,7 @@ class Settings:
         return network.pretrained_backbone if isinstance(network, TrainTeacherNetwork) else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Flag -> value, the method's own included."""
+        """Flag -> value, including the method's own."""
         return flat(self.configs) | dict(self.method_flags)
 
     @property
@@ -210,7 +210,7 @@ class Settings:
         return given_by_user(self.as_dict(), self.defaults, self.sources)
 
     def off_default(self) -> dict[str, Any]:
-        """Settings the user moved away from the default that are not part of the published run-name template."""
+        """Settings that the user changed from the default and that the published run-name template lacks."""
         values = self.as_dict()
         counted = [f.dest for f in common_flags(type(self.configs)) if f.result and not f.named]
         given = self.given - set(self.without_effect)

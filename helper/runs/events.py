@@ -1,4 +1,4 @@
-"""What a run tells the outside: console and log lines, a progress bar, event files."""
+"""Output of a run: event files with its curves."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class _TensorboardWriter:
         self.writer.flush()
 
     def close(self) -> None:
-        # what could not be written was reported by scalars(), and must not hide the error that ends the run
+        # scalars() has reported write errors; they must not hide the error that ends the run
         with contextlib.suppress(OSError):
             self.writer.close()
 
 
 def _quiet_about_events() -> None:
-    """tensorboard's own thread hands its OSError to the next call, after printing a traceback; the former is enough."""
+    """tensorboard's thread prints the traceback of an OSError and raises it in the next call; the latter is enough."""
     before = threading.excepthook
     if before.__name__ == "_report":
         return
@@ -75,13 +75,13 @@ class _TensorboardLoggerWriter:
 
 
 def _import_tensorboard_logger() -> None:
-    # the package's generated code predates protobuf 4; only the pure-Python implementation still reads it
+    # the package's generated code predates protobuf 4; only the pure-Python implementation reads it
     os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
     import tensorboard_logger  # noqa: F401
 
 
 def require_backend(backend: str) -> None:
-    """UserError where the writer of --tb_backend cannot be imported; before anything of the run is written."""
+    """UserError if the writer of --tb_backend cannot be imported; called before the run writes anything."""
     try:
         if backend == "tensorboard":
             import torch.utils.tensorboard  # noqa: F401
@@ -111,8 +111,8 @@ class _Guarded:
 
 
 def event_writer(backend: str, folder: Path) -> Writer:
-    """backend: tensorboard, tensorboard_logger or none. Starts from nothing: old event files are deleted, so that
-    neither what a killed run wrote beyond its last state nor what it did not come to write shows."""
+    """backend: tensorboard, tensorboard_logger or none. Old event files are deleted first:
+    a killed run may have written more or less than its last state."""
     if backend == "none":
         return _NoWriter()
     try:

@@ -1,4 +1,4 @@
-"""A run's folder: its name, what it says about itself, and whether it may be continued.
+"""A run's folder: its name, its records, and the rules for resuming it.
 
 Layout (that of the SimKD toolbox): save/{teachers,students}/models/NAME holds checkpoints and json files,
 save/{teachers,students}/tensorboard/NAME the event files.
@@ -43,34 +43,34 @@ class RunConfig(Config):
     heading = "run"
 
     trial: str = option("0", "name of this repetition", short="-t", check=plain_word, role=NAMED)
-    trials: int = option(1, "repetitions, one after the other, counting on from --trial", check=at_least(1, 10**4))
+    trials: int = option(1, "number of repetitions, numbered from --trial", check=at_least(1, 10**4))
     seed: int | None = option(
         None,
-        "random seed (default: the trial number, or crc32 of a word)",
+        "random seed (default: the trial number, or crc32 of its name)",
         short="--manual_seed",
         role=RESULT,
     )
-    save_root: str = option("./save", "root of runs and teachers")
-    name: str | None = option(None, "name of the run's folder (default: made of its settings)", check=plain_word)
+    save_root: str = option("./save", "root folder of runs and teachers")
+    name: str | None = option(None, "name of the run's folder (default: built from its settings)", check=plain_word)
     run_names: str = option(
         "published",
-        "spelling of run folders: published, with : and , in it, or portable, which every file system and rsync read",
+        "spelling of run folders: published, with : and , or portable, for all file systems and rsync",
         choices=("published", "portable"),
     )
-    resume: str = option("auto", "auto: continue the run that is there; or the path of a _last.pth")
+    resume: str = option("auto", "auto: resume the existing run; or the path of a _last.pth")
     extend: int | None = option(
         None,
-        "prolong a finished run: the number of epochs it has, with the new number as --epochs; the rest of the command "
-        "as it was",
+        "prolong a finished run: its number of epochs, with the new number as --epochs and the other settings "
+        "unchanged",
         check=at_least(1),
         role=RESULT,
     )
-    overwrite: bool = option(False, "delete a run of this name first")
+    overwrite: bool = option(False, "delete the existing run of this name and start from scratch")
     dry_run: bool = option(False, "parse, build, train one batch, and write nothing")
     tb_backend: str = option(
         "tensorboard", "writer of event files", choices=("tensorboard", "tensorboard_logger", "none")
     )
-    plugin: list[str] | None = option(None, "Python files that define further methods or models")
+    plugin: list[str] | None = option(None, "Python files that define more methods or models")
     use_lmdb: bool = option(False, "accepted for old scripts")
     tb_freq: int | None = option(None, "accepted for old scripts")
     save_freq: int | None = option(None, "accepted for old scripts")
@@ -78,20 +78,20 @@ class RunConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seed is not None and not 0 <= self.seed < 2**63:
-            raise UserError(f"the seed {self.seed} (--seed, else the number of --trial) must lie in [0, 2^63)")
+            raise UserError(f"the seed {self.seed} (--seed, or the number of --trial) must be in [0, 2^63)")
 
 
-# flags that do nothing in any run
+# flags without effect in any run
 WITHOUT_EFFECT = ("use_lmdb", "tb_freq", "save_freq")
 
 
 def portable(name: str) -> str:
-    """A name of letters, digits and -_.=+~ alone, which scp, rsync, Docker volumes, exFAT and Windows read as one."""
+    """A name that holds only letters, digits and -_.=+~, which scp, rsync, Docker volumes, exFAT and Windows accept."""
     return re.sub(r"[^\w.=+~-]", "-", name.replace(":", "="))
 
 
 def file_name(network: str) -> str:
-    """A registry name as part of a file's or folder's: the colon of `timm:NAME` is what the system allows."""
+    """A registry name as part of a file name: the colon of `timm:NAME` is kept where the system allows it."""
     return network.replace(":", SEPARATOR).replace("/", "-")
 
 
@@ -101,7 +101,7 @@ class RunFolder:
 
     models: Path
     tensorboard: Path
-    network: str  # registry name of what is trained; names the checkpoint files
+    network: str  # registry name of the trained network; part of the checkpoints' names
 
     @property
     def best(self) -> Path:
@@ -113,7 +113,7 @@ class RunFolder:
 
     @property
     def previous(self) -> Path:
-        """The state before the last one, while the run is not finished."""
+        """The state before the last one; it exists until the run is finished."""
         return previous_of(self.last)
 
     @property
@@ -126,7 +126,7 @@ class RunFolder:
 
     @property
     def finished(self) -> Path:
-        """Written last of all: a run that has it is complete."""
+        """Written last: a run with this file is complete."""
         return self.models / "parameters.json"
 
     @property
@@ -134,29 +134,29 @@ class RunFolder:
         return self.models / "log.txt"
 
     def enter(self, described: Mapping[str, Any], overwrite: bool) -> bool:
-        """Create or re-enter the folder. described: what args.json will say. True if the run is already finished.
+        """Create or re-enter the folder. described: the content of args.json. True if the run is already finished.
 
         Raises UserError when the folder holds a run with other settings, naming each of them.
         """
         folders = (self.models, self.tensorboard)
         for link in (folder for folder in folders if overwrite and folder.is_symlink()):
             raise UserError(
-                f"--overwrite would delete what lies behind the link {link}: remove the link, or choose another --trial"
+                f"--overwrite would delete the target of the link {link}: remove the link, or choose another --trial"
             )
         try:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             lock.hold(self.models)
             if overwrite:
-                # first what a later process would take for this run's state, in case the rest is not reached
+                # first the files that a later process would take for this run's state, in case deleting is interrupted
                 for path in (self.last, self.previous, self.finished):
                     path.unlink(missing_ok=True)
                 for folder in folders:
                     _empty(folder)
-            for path in (self.metrics, self.log):  # appended to, which would follow a link
+            for path in (self.metrics, self.log):  # deleted, as appending would follow a link
                 if path.is_symlink():
                     atomic_write(path.read_bytes() if path.exists() else b"", path)
-            for leftover in self.models.glob(".*.tmp"):  # of a process that was killed in a save
+            for leftover in self.models.glob(".*.tmp"):  # left by a process that was killed while saving
                 leftover.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"cannot create the run folder {self.models}: {error.strerror}") from error
@@ -172,7 +172,7 @@ class RunFolder:
         return self.finished.exists()
 
     def _note_continuation(self) -> None:
-        """env.json gains what is other in this process than in the first: another commit, machine or torch."""
+        """Add to env.json what differs in this process from the first: commit, machine or torch."""
         path = self.models / "env.json"
         first = remembered(path)
         now = json.loads(json.dumps(environment()))
@@ -183,7 +183,7 @@ class RunFolder:
             remember(first | {"continued": [*noted, other]}, path)
 
     def adopt(self, other: Path) -> None:
-        """Bring in the rows and the best checkpoint of a run that continues here from its folder `other`."""
+        """Copy the rows and the best checkpoint of the run in folder `other`, which this run continues."""
         if other.resolve() == self.models.resolve():
             return
         for path in (self.metrics, self.best, self.best_metrics):
@@ -194,7 +194,8 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The complete rows of metrics.jsonl; a torn last line (the run was killed while writing) is left out."""
+        """The complete rows of metrics.jsonl; an incomplete last line (the run was killed while writing) is left
+        out."""
         if not self.metrics.exists():
             return []
         rows = []
@@ -211,15 +212,15 @@ class RunFolder:
     def trim(
         self, done: tuple[int, int], copy: list[dict[str, Any]] | None, logger: logging.Logger
     ) -> list[dict[str, Any]]:
-        """Cut metrics.jsonl back to (stage, epoch) `done`; what came later is computed again.
+        """Cut metrics.jsonl after (stage, epoch) `done`; later rows are computed again.
 
-        copy: the checkpoint's rows, which replace other ones; None in files of older versions, whose rows must be one
-        an epoch. Raises UserError where they are not.
+        copy: the checkpoint's rows, which replace different ones; None in files of older versions, which must have one
+        row per epoch, or UserError.
         """
         rows = [r for r in self.rows() if (r["stage"], r["epoch"]) <= done]
         if copy is not None:
             if json.dumps(rows) != json.dumps(copy):
-                logger.info("%s differs from the rows in the checkpoint: it is written again from those", self.metrics)
+                logger.info("%s differs from the rows in the checkpoint and is written again from them", self.metrics)
             rows = list(copy)
         elif wrong := wrong_rows(rows, done):
             raise UserError(f"{self.metrics} {wrong}: restore the file, or pass --overwrite to start from scratch")
@@ -234,12 +235,12 @@ class RunFolder:
                 os.fsync(file.fileno())
         except OSError as error:
             raise UserError(
-                f"cannot write {self.metrics}: {error.strerror}; the run can be continued from {self.last}"
+                f"cannot write {self.metrics}: {error.strerror}; the run can be resumed from {self.last}"
             ) from error
 
 
 def _empty(folder: Path) -> None:
-    """Delete what is in a folder, but the lock; of links, the links."""
+    """Delete the content of a folder except the lock; links are deleted, not their targets."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -252,17 +253,17 @@ def previous_of(last: Path) -> Path:
 
 
 def rows_checksum(rows: list[dict[str, Any]]) -> str:
-    """Of the rows of metrics.jsonl, as parameters.json keeps it."""
+    """Checksum of the rows of metrics.jsonl, for parameters.json."""
     return hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
 
 
 def is_row(row: Any) -> bool:
-    """Whether a line of metrics.jsonl has the fields that give it its place."""
+    """Whether a line of metrics.jsonl has the fields of its position."""
     return isinstance(row, dict) and all(type(row.get(k)) is int for k in ("stage", "epoch"))
 
 
 def wrong_rows(rows: list[dict[str, Any]], done: tuple[int, int] | None = None) -> str:
-    """What is wrong with the order of rows, "" if nothing: each stage counts from 1. done: the last row's place."""
+    """The error in the order of rows, "" if there is none: each stage counts from 1. done: position of the last row."""
     place = (-1, 0)
     for row in rows:
         here = (row["stage"], row["epoch"])
@@ -277,10 +278,10 @@ def wrong_rows(rows: list[dict[str, Any]], done: tuple[int, int] | None = None) 
 def refuse_differences(
     what: Path, before: Mapping[str, Any], now: Mapping[str, Any], moved: Collection[str] = ()
 ) -> None:
-    """UserError naming every setting that differs between two identities. what: whose settings `before` are.
+    """UserError that names every setting in which two identities differ. what: the owner of `before` in the message.
 
-    A setting that `before` does not know did not exist when it was recorded, and counts only where the user has moved
-    it off its default (`moved`).
+    A setting that is missing in `before` did not exist when it was recorded; it counts only if the user has changed it
+    from its default (`moved`).
     """
     different = [k for k in {**before, **now} if before.get(k) != now.get(k) and (k in before or k in moved)]
     if different:
@@ -292,7 +293,7 @@ def refuse_differences(
 
 
 def without_folders(words: Iterable[str]) -> list[str]:
-    """A command to show elsewhere: of absolute paths, alone or behind = or :, the last part is left."""
+    """A command for publication: absolute paths, alone or after = or :, keep only their last part."""
     return [re.sub(r"(^|[=:])(?!//[^/])/(?:[^:]*/)?([^/:]+)", r"\1.../\2", word) for word in words]
 
 
@@ -302,20 +303,20 @@ def paths_in(words: Iterable[str]) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-# what the runs of one teacher's experiment may differ in
+# settings in which runs of one teacher's experiment may differ
 SCHEDULE = ("epochs", "lr_decay_epochs", "warmup_epochs", "max_steps", "trial", "seed")
 
 
 def short_name_notice(link: Path, run: RunFolder) -> str:
-    """Gives a finished teacher its short name, save/teachers/models/NAME_vanilla, which published commands read.
+    """Give a finished teacher its short name, save/teachers/models/NAME_vanilla, which published commands read.
 
-    A run of --max_steps gets none. A longer run of the same experiment takes the name over; nothing else loses it. Says
-    which run the name points to, and how to repoint it.
+    Runs with --max_steps get none. A longer run of the same experiment takes over the name; otherwise it is kept.
+    Returns a notice of the run that the name points to, and how to repoint it.
     """
     name = shlex.quote(str(link))
     mine = _identity(run.models)
     if mine.get("max_steps"):
-        return f"a run with --max_steps is a trial: {link} is not pointed to it"
+        return f"a run with --max_steps is a trial: {link} does not point to it"
     taken = link.exists() or link.is_symlink()
     if taken and link.resolve() == run.models.resolve():
         return f"also reachable as {link}"
@@ -326,8 +327,8 @@ def short_name_notice(link: Path, run: RunFolder) -> str:
             temporary = link.with_name(f".{link.name}.{os.getpid()}")
             temporary.symlink_to(run.models.name, target_is_directory=True)
             temporary.replace(link)
-        except OSError:  # a file system without links: the long name still works
-            return f"no link {link} could be made here"
+        except OSError:  # a file system without links: the long name works
+            return f"this file system has no links: use the long name, not {link}"
         return f"also reachable as {link}" + (f", which pointed to the shorter run {before}" if longer else "")
     away = f"rm {name}" if link.is_symlink() else f"mv {name} {shlex.quote(f'{link}_before')}"
     return (
@@ -337,13 +338,13 @@ def short_name_notice(link: Path, run: RunFolder) -> str:
 
 
 def _identity(folder: Path) -> Mapping[str, Any]:
-    """The settings of the run in a folder; {} where it holds none."""
+    """The settings of the run in a folder; {} if it holds none."""
     found = remembered(folder / "args.json").get("identity")
     return found if isinstance(found, dict) else {}
 
 
 def _longer(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
-    """Whether a run is the same experiment as another, with more epochs or with whole ones."""
+    """Whether a run is the same experiment as another, with more epochs or without --max_steps."""
     if not theirs or any(mine.get(k) != v for k, v in theirs.items() if k not in SCHEDULE):
         return False
     return bool(theirs.get("max_steps")) or mine.get("epochs", 0) > theirs.get("epochs", 0)

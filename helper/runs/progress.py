@@ -12,9 +12,9 @@ from core.log import clock, log
 
 
 class ProgressLine:
-    """Live bar on a terminal; elsewhere a line every print_freq steps, at most one in ten seconds.
+    """A bar on a terminal; elsewhere a line every print_freq steps, at most one in ten seconds.
 
-    Reading the meter makes the host wait for the device, hence the limit. shown: whether to say anything at all.
+    Reading the meter makes the host wait for the device, hence the limit. shown: whether to print at all.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ProgressLine:
             )
 
     def due(self, step: int) -> bool:
-        """Whether this step should read the meter; moves the bar on the way."""
+        """Advance the bar; returns whether this step should read the meter."""
         if self.bar is not None:
             self.bar.update(1)
         now = time.monotonic()
@@ -68,7 +68,7 @@ class ProgressLine:
         done = step + 1 - self.start_step
         rate = done * self.batch_size / elapsed
         left = (self.steps * (self.epochs - self.epoch + 1) - step - 1) * elapsed / done
-        total = self.steps * self.epochs * elapsed / done  # training alone, at the speed of this epoch
+        total = self.steps * self.epochs * elapsed / done  # training only, at the speed of this epoch
         accuracy = f"Acc@1 {means['acc']:.2f}, " if "acc" in means else ""
         text = f"{rate:.0f} img/s, loss {means['loss']:.4f}, {accuracy}"
         text += f"left {clock(left)} of {clock(total)}"

@@ -1,7 +1,7 @@
-"""Trackers of experiments: wandb, Trackio or MLflow show what a run writes into its own files.
+"""Experiment trackers: wandb, Trackio or MLflow show what a run writes to its own files.
 
-A tracker gets the settings, the numbers of every epoch, the result and, on request, the best checkpoint. A run that is
-resumed continues as the same run of its tracker. metrics.jsonl stays the record: a tracker that fails costs a warning.
+A tracker gets the settings, the numbers of every epoch, the result and, on request, the best checkpoint. A resumed run
+continues as the same run of its tracker. metrics.jsonl is the complete record: if a tracker fails, the run only warns.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from helper.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class TrackerConfig(Config):
-    heading = "tracker of experiments"
+    heading = "experiment tracker"
 
     tracker: str = option(
         "none",
-        "where the run also reports, in addition to its event files",
+        "tracker to report to, in addition to the event files",
         choices=("none", "wandb", "trackio", "mlflow"),
     )
-    tracker_project: str = option("retort", "project of the tracker (of MLflow: experiment)")
-    tracker_artifacts: bool = option(False, "give the tracker the best checkpoint at the end of the run")
+    tracker_project: str = option("retort", "project of the tracker (MLflow: experiment)")
+    tracker_artifacts: bool = option(False, "upload the best checkpoint to the tracker at the end of the run")
 
 
 class Tracker(Protocol):
-    """One run of a tracker, open."""
+    """An open run of a tracker."""
 
-    identifier: str  # of the run in the tracker
+    identifier: str  # identifier of the run in the tracker
 
     def row(self, values: Mapping[str, float], step: int) -> None: ...
 
@@ -57,7 +57,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """What opens a run of a tracker. identifier: None for a new run. store: folder for what is kept on this machine."""
+    """Opens a run of a tracker. identifier: None: a new run. store: folder for local data."""
 
     project: str
     name: str
@@ -67,7 +67,7 @@ class Place:
 
 
 class _Wandb:
-    """Without an account, or with WANDB_MODE=offline, runs are kept in a folder for `wandb sync`."""
+    """Without an account, or with WANDB_MODE=offline, runs are stored in a folder for `wandb sync`."""
 
     def __init__(self, place: Place):
         import wandb
@@ -79,11 +79,11 @@ class _Wandb:
             project=place.project,
             name=place.name,
             id=self.identifier,
-            resume=None if mode == "offline" else "allow",  # offline, `wandb sync` joins what has the same id
+            resume=None if mode == "offline" else "allow",  # offline, `wandb sync` joins runs with the same id
             config=dict(place.settings),
             dir=os.environ.get("WANDB_DIR") or place.store.parent,  # in a folder wandb of it
             mode=mode,
-            reinit="create_new",  # students that train together are runs at the same time
+            reinit="create_new",  # jointly trained students are simultaneous runs
             settings=wandb.Settings(silent=True, console="off"),
         )
 
@@ -103,7 +103,7 @@ class _Wandb:
 
 
 class _Trackio:
-    """Its database lies in TRACKIO_DIR, or with the runs; `trackio show` reads it there."""
+    """Its database is in TRACKIO_DIR, or next to the runs; `trackio show` reads it."""
 
     def __init__(self, place: Place):
         os.environ.setdefault("TRACKIO_DIR", str(place.store.resolve()))
@@ -111,7 +111,7 @@ class _Trackio:
 
         self.trackio, self.identifier = trackio, place.identifier or f"{place.name}-{secrets.token_hex(3)}"
         with contextlib.redirect_stdout(io.StringIO()):
-            # in a context of its own: init() ends the run that its context knows, maybe that of another student
+            # in a separate context: init() ends the run of its context, possibly that of another student
             self.run = contextvars.copy_context().run(
                 trackio.init,
                 project=place.project,
@@ -143,7 +143,7 @@ class _Mlflow:
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
-        for library in ("mlflow", "alembic"):  # which report how they make a database
+        for library in ("mlflow", "alembic"):  # these loggers report the creation of the database
             logging.getLogger(library).setLevel(logging.WARNING)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own 7 hold a run up for five minutes
         remote, files = os.environ.get("MLFLOW_TRACKING_URI"), None
@@ -156,7 +156,7 @@ class _Mlflow:
             experiment = found.experiment_id if found else self.client.create_experiment(place.project, files)
             run = self.client.create_run(experiment, run_name=place.name)
             params = [Param(k, str(v)[:500]) for k, v in place.settings.items()]
-            for start in range(0, len(params), 100):  # as many as one call may hold
+            for start in range(0, len(params), 100):  # the limit of one call
                 self.client.log_batch(run.info.run_id, params=params[start : start + 100])
             self.identifier = run.info.run_id
         else:
@@ -183,7 +183,7 @@ class _Mlflow:
 
 
 def local_mlflow(store: Path) -> str:
-    """Where MLflow keeps runs on this machine: SQLite, or files where the database's package is missing."""
+    """Where MLflow stores runs locally: SQLite, or files if the database's package is missing."""
     folder = store.resolve()
     return f"sqlite:///{folder / 'mlflow.db'}" if importlib.util.find_spec("sqlalchemy") else (folder / "runs").as_uri()
 
@@ -192,7 +192,7 @@ TRACKERS: dict[str, Callable[[Place], Tracker]] = {"wandb": _Wandb, "trackio": _
 
 
 def require_tracker(cfg: TrackerConfig) -> None:
-    """UserError where the package of --tracker is missing; before anything of the run is written."""
+    """UserError if the package of --tracker is missing; called before the run writes anything."""
     if cfg.tracker != "none" and importlib.util.find_spec(cfg.tracker) is None:
         raise UserError(
             f"--tracker {cfg.tracker} needs the package {cfg.tracker}: pip install {cfg.tracker}, or leave it out"
@@ -200,10 +200,10 @@ def require_tracker(cfg: TrackerConfig) -> None:
 
 
 class Reports:
-    """What one run reports to its tracker; nothing where it has none.
+    """Reports one run to its tracker, if there is one.
 
-    The tracker's identifier of the run and the number of rows that it has stand in tracker.json of the run's folder, so
-    that a resumed run continues there. The first failure is one warning, and nothing is reported after it.
+    tracker.json in the run's folder holds the tracker's identifier of the run and its number of rows, so that a resumed
+    run continues it. The first failure causes one warning; nothing is reported after it.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class Reports:
         return self.folder.models / "tracker.json"
 
     def rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Report those rows of metrics.jsonl that the tracker does not have yet."""
+        """Report the rows of metrics.jsonl that the tracker does not have yet."""
 
         def send(tracker: Tracker) -> None:
             for i in range(self.known, len(rows)):
@@ -249,7 +249,7 @@ class Reports:
             if self.open is None:
                 self.open = self._opened()
             work(self.open)
-        except Exception as error:  # a tracker may raise whatever its server, its store or its version brings about
+        except Exception as error:  # a tracker may raise any error of its server, store or version
             self.off = True
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.log.warning(

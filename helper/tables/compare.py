@@ -1,4 +1,4 @@
-"""Runs against runs: the settings that differ, and the difference of their last epochs over the seeds they share."""
+"""Comparison of runs: different settings, and the difference of the last epochs over common seeds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from helper.tables.runs import REPETITION, Run, last, mean_std
 
-ENOUGH = 3  # seeds, for an interval to say something
+ENOUGH = 3  # smallest number of seeds for a useful interval
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,14 @@ class Paired:
         seeds = f"{len(self.seeds)} common seed{'s' * (len(self.seeds) > 1)}"
         if self.half is None:
             return f"{self.mean:+.2f} ({seeds}: too few for an interval)"
-        few = f", few: take {ENOUGH} or more" if len(self.seeds) < ENOUGH else ""
-        inside = "0 lies inside" if abs(self.mean) <= self.half else "0 lies outside"
+        few = f", few: use {ENOUGH} or more" if len(self.seeds) < ENOUGH else ""
+        inside = "0 is inside" if abs(self.mean) <= self.half else "0 is outside"
         interval = f"{self.mean - self.half:+.2f} to {self.mean + self.half:+.2f}"
         return f"{self.mean:+.2f} (95 % interval {interval}, {inside}; {seeds}{few})"
 
 
 def t_quantile(freedom: int) -> float:
-    """Of Student's t at 97.5 %."""
+    """Quantile of Student's t at 97.5 %."""
     from scipy.stats import t
 
     return float(t.ppf(0.975, freedom))
@@ -44,7 +44,7 @@ def last_by_seed(group: Sequence[Run]) -> dict[int, float]:
 
 
 def paired(group: Sequence[Run], base: Sequence[Run]) -> Paired:
-    """Of `group` over `base`."""
+    """Difference of `group` from `base`."""
     ours, theirs = last_by_seed(group), last_by_seed(base)
     seeds = tuple(sorted(ours.keys() & theirs.keys()))
     gaps = [ours[s] - theirs[s] for s in seeds]
@@ -57,7 +57,7 @@ def paired(group: Sequence[Run], base: Sequence[Run]) -> Paired:
 
 
 def settings_of(group: Sequence[Run]) -> dict[str, Any]:
-    """What the repetitions of a cell share, the teacher by name."""
+    """The settings that repetitions of a cell share, with the teacher's name."""
     first = group[0]
     found = {k: v for k, v in first.identity.items() if k not in REPETITION}
     if first.parameters.get("arch_t"):
@@ -66,7 +66,7 @@ def settings_of(group: Sequence[Run]) -> dict[str, Any]:
 
 
 def differing(groups: Sequence[Sequence[Run]]) -> list[tuple[str, list[str]]]:
-    """(setting, its value in each cell) of what is not the same in all; - where a cell has no such setting."""
+    """(setting, its value in each cell) for settings that differ; - if a cell has no such setting."""
     all_settings = [settings_of(group) for group in groups]
     names = dict.fromkeys(name for settings in all_settings for name in settings)
     rows = [(name, [shown(settings.get(name)) for settings in all_settings]) for name in names]

@@ -1,4 +1,4 @@
-"""The trainings a table asks for, run here or on SLURM."""
+"""The trainings of a table, run locally or on SLURM."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from models import model_for
 
 
 class TrainCommand:
-    """One job as something a scheduler can run, and put back into its queue when the time is up."""
+    """A job that a scheduler can run, and queue again when the time limit is reached."""
 
     def __init__(self, argv: Sequence[str], log: str, environment: Mapping[str, str] | None = None):
         self.argv, self.log, self.environment = list(argv), log, dict(environment or {})
@@ -47,7 +47,7 @@ class TrainCommand:
         return code
 
     def checkpoint(self) -> Any:
-        """submitit asks for this before a time limit or a pre-emption: save, and resume in another job."""
+        """submitit calls this before a time limit or a pre-emption: save, and resume in another job."""
         from submitit.helpers import DelayedSubmission
 
         if self.process is not None:
@@ -83,7 +83,7 @@ class Want:
 
     @property
     def folder(self) -> Path:
-        # the folder bears the architecture, which for two networks of one name depends on the size of the images
+        # the folder has the architecture's name, which may depend on the size of the images
         teacher = None if self.cell.alone else model_for(self.cell.teacher, IMAGE).name
         return folder_of(self.settings, teacher).models
 
@@ -108,7 +108,7 @@ def wants(cells: Iterable[Cell], trials: int, extra: Sequence[str]) -> list[Want
 
 
 def plan(pending: Sequence[Want], lanes: int, cache: bool) -> list[Job]:
-    """Jobs that train what is pending: lanes where they give each student the very settings of its own command."""
+    """Jobs that train pending runs; several students share a job if each keeps exactly the settings of its command."""
     jobs: list[Job] = []
     groups: dict[Any, list[Want]] = {}
     for want in pending:
@@ -130,7 +130,7 @@ def plan(pending: Sequence[Want], lanes: int, cache: bool) -> list[Job]:
 
 
 def bundles(members: Sequence[Want], lanes: int) -> list[list[Want]]:
-    """At most `lanes` students together: of one row, then several rows of one set of students."""
+    """Groups of at most `lanes` students: of one row, then several rows with the same students."""
     by_flags: dict[str, list[Want]] = {}
     for want in members:
         by_flags.setdefault(want.cell.flags, []).append(want)
@@ -147,7 +147,7 @@ def bundles(members: Sequence[Want], lanes: int) -> list[list[Want]]:
 
 
 def joined(bundle: Sequence[Want]) -> list[str] | None:
-    """One command line that trains them all exactly as their own command lines do; None where there is none."""
+    """One command line that trains all exactly as their own command lines do; None if there is none."""
     if len(bundle) == 1:
         return list(bundle[0].argv)
     first = bundle[0]
@@ -182,7 +182,7 @@ def joined(bundle: Sequence[Want]) -> list[str] | None:
 
 
 def own_flags(flags: str) -> list[str]:
-    """What of a row's flags is neither the method nor one of the three weights."""
+    """The flags of a row, except the method and its three weights."""
     tokens, out = shlex.split(flags), []
     for name, value in zip(tokens[::2], tokens[1::2], strict=True):
         if name not in ("--distill", "-c", "-d", "-b", "-r", "-a"):
@@ -197,7 +197,7 @@ def as_job(bundle: Sequence[Want], cached: Sequence[str]) -> Job:
 
 
 def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]]) -> int:
-    """Keep every slot busy; number of jobs that failed. Ctrl-C and SIGTERM let each training save first."""
+    """Run jobs in all slots; returns the number of failed jobs. After Ctrl-C or SIGTERM each training saves first."""
     running: dict[Any, Any] = {}
     waiting, failed = list(enumerate(jobs)), 0
     free = list(range(len(slots)))
@@ -228,7 +228,7 @@ def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]
             process.terminate()
         for process in running:
             process.wait()
-        print("interrupted; the same command resumes there", flush=True)
+        print("interrupted; run the same command again to resume", flush=True)
         raise SystemExit(130) from None
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -236,7 +236,7 @@ def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]
 
 
 def run_submitit(jobs: Sequence[Job], logs: Path, cluster: str, parameters: Mapping[str, Any], wait: bool) -> int:
-    """Hand the jobs to SLURM (or submitit's local executor) as one array; number of jobs that failed."""
+    """Hand the jobs to SLURM (or submitit's local executor) as one array; returns the number of failed jobs."""
     try:
         import submitit
     except ImportError as error:
@@ -263,20 +263,20 @@ def run_submitit(jobs: Sequence[Job], logs: Path, cluster: str, parameters: Mapp
 
 
 def visible_gpus(count: int, environment: Mapping[str, str]) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES calls each of the `count` GPUs that torch sees: the caller's own names, if given."""
+    """Names for CUDA_VISIBLE_DEVICES of the `count` GPUs that torch sees: those in the caller's variable, if set."""
     named = [name.strip() for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return (named or [str(gpu) for gpu in range(count)])[:count]
 
 
 def slots_of(gpus: Sequence[str], per_gpu: int, jobs: int) -> list[dict[str, str]]:
-    """The environment of each process that may run at one time. gpus: as visible_gpus() names them."""
+    """The environment of each concurrent process. gpus: names from visible_gpus()."""
     if not gpus:
         return [{} for _ in range(jobs)]
     return [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(per_gpu) for gpu in gpus]
 
 
 def short_teachers(pending: Iterable[Want]) -> list[str]:
-    """A warning for each teacher whose run, if recorded next to its checkpoint, was shorter than the table's."""
+    """A warning for each teacher whose recorded run was shorter than the table's."""
     warnings = {}
     for want in pending:
         paths = want.settings.teacher.path_t
@@ -286,5 +286,7 @@ def short_teachers(pending: Iterable[Want]) -> list[str]:
         recorded = remembered(path.parent / "parameters.json").get("epochs")
         due = want.cell.settings.training.schedule.epochs
         if isinstance(recorded, int) and recorded < due:
-            warnings[path] = f"warning: the teacher {path} was trained for {recorded} epochs, the table's for {due}"
+            warnings[path] = (
+                f"warning: the teacher {path} was trained for {recorded} epochs, but that of the table for {due}"
+            )
     return list(warnings.values())

@@ -1,4 +1,4 @@
-"""The looks of curves and points: a method has one colour in every picture and page, whatever else is shown."""
+"""Colours and lines of curves: a method has the same colour in every figure and page."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from distiller_zoo import method_dict
 from helper.tables.runs import Run
 
-# Okabe and Ito, 2008, without the yellow that fades on paper, then three that stay apart from them
+# Okabe and Ito, 2008, without the pale yellow, then three more distinct colours
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#A6263F", "#7A4B2A", "#6A3D9A", "#8A9A00")
 TEACHER = "#707070"
-LINES: tuple[Any, ...] = (  # of matplotlib
+LINES: tuple[Any, ...] = (  # line styles of matplotlib
     "-",
     "--",
     "-.",
@@ -24,11 +24,11 @@ LINES: tuple[Any, ...] = (  # of matplotlib
     (0, (12, 2)),
 )
 DASHES = ("", "7 3", "9 3 2 3", "2 3", "6 2 1 2 1 2", "1 3", "9 3", "4 4", "12 2")  # the same in SVG
-FIRST = ("vanilla", "kd", "simkd", "crd", "dkd", "fitnet", "at", "reviewkd", "sp", "hsakd")  # compared most often
+FIRST = ("vanilla", "kd", "simkd", "crd", "dkd", "fitnet", "at", "reviewkd", "sp", "hsakd")  # most often compared
 
 
 def colour_of(method: str) -> str:
-    """Of a registry name, as kd, kd+crd or a plugin's; teachers are grey."""
+    """Colour of a registry name, such as kd, kd+crd or a plugin's; teachers are grey."""
     if method == "teacher":
         return TEACHER
     rest = [name for name in method_dict if name not in FIRST]
@@ -42,12 +42,13 @@ def colour_of(method: str) -> str:
 
 
 def method_of(run: Run) -> str:
-    """Whose colour a run has: its method's, or that of teachers."""
+    """The name that determines a run's colour: its method, or teacher."""
     return "teacher" if run.is_teacher else run.identity["distill"]
 
 
 def looks(methods: Sequence[str]) -> list[tuple[str, int]]:
-    """(colour, number of the line) of every curve of a picture: no two are alike, in grey neither while lines last."""
+    """(colour, line style) of every curve of a figure: all differ, and also in grey as long as there are line
+    styles."""
     found: list[tuple[str, int]] = []
     for method in methods:
         colour, used = colour_of(method), [line for _, line in found]

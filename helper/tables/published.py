@@ -1,4 +1,4 @@
-"""Published tables as data (scripts/cifar100/tables/*.toml): every cell with its command, its number and its source."""
+"""Published tables as data (scripts/cifar100/tables/*.toml): every cell has a command, a number and a source."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def alone(self) -> bool:
-        """Whether the student trains without the teacher."""
+        """Whether the student trains without a teacher."""
         return "--distill vanilla" in self.flags
 
     def argv(self, trial: int | str = 0) -> list[str]:
@@ -62,13 +62,13 @@ class Cell:
     def fits(self, identity: Mapping[str, Any], arch_t: str | None) -> bool:
         """Whether a run (identity of its args.json, teacher of its parameters.json) is this cell's experiment.
 
-        Trial, seed, precision and the pieces of evidence (checksums) may differ, and --protocol, which only chooses
-        defaults; every other setting counts, where it existed when the run was recorded.
+        Trial, seed, precision and checksums may differ, and --protocol, which only chooses defaults. Every other
+        setting counts, if it existed when the run was recorded.
         """
         if self.alone != (arch_t is None) or (arch_t is not None and arch_t.removesuffix("_cifar") != self.teacher):
             return False
         free = {"trial", "seed", "precision", "deterministic", "protocol"}
-        mine = json.loads(json.dumps(self.settings.identity))  # args.json knows no tuples
+        mine = json.loads(json.dumps(self.settings.identity))  # args.json has no tuples
         return all(identity.get(k, v) == v for k, v in mine.items() if k not in free)
 
 
@@ -87,8 +87,7 @@ class Table:
 
     @property
     def cells(self) -> list[Cell]:
-        """Row by row, without those the published table leaves out (nan); a student alone that stands in several
-        columns comes once."""
+        """Row by row, without missing cells (nan); a student alone that occurs in several columns comes once."""
         seen: dict[str, Cell] = {}
         for line in self.rows.values():
             for cell in line:
@@ -108,8 +107,8 @@ def tables() -> dict[str, Path]:
 
 
 def read_table(name: str) -> Table:
-    """A published table by name, or one of your own by the path of its .toml file, in which `dataset` may name another
-    data set. UserError where there is none, or where a row does not have one value per column."""
+    """A published table by name, or your own by the path of its .toml file, in which `dataset` may name another data
+    set. UserError if there is none, or if a row does not have one value per column."""
     if name.endswith(".toml"):
         path = Path(name)
     else:
@@ -118,7 +117,7 @@ def read_table(name: str) -> Table:
     lacking = {"title", "source", "protocol", "epoch", "runs", "pairs", "rows"} - raw.keys()
     if lacking:
         raise UserError(
-            f"{path} has no {', '.join(sorted(lacking))}; scripts/cifar100/tables/simkd.toml shows the form"
+            f"{path} lacks {', '.join(sorted(lacking))}: see scripts/cifar100/tables/simkd.toml for the format"
         )
     dataset = raw.get("dataset", "cifar100")
     pairs = tuple((p["teacher"], p["student"], float(p["teacher_accuracy"])) for p in raw["pairs"])
@@ -146,8 +145,8 @@ def read_table(name: str) -> Table:
 
 
 def chosen_cells(table: Table, only: str) -> list[Cell]:
-    """Cells whose row or student is called as one of the words separated by commas; where none is, those whose row or
-    student holds the word. UserError for a word that chooses nothing."""
+    """Cells whose row or student equals one of the comma-separated words; if none does, those whose row or student
+    contains the word. UserError for a word that matches nothing."""
     words = [w.strip().lower() for w in only.split(",") if w.strip()]
     names = {name.lower() for cell in table.cells for name in (cell.row, cell.student)}
     meant: set[str] = set()
@@ -155,7 +154,8 @@ def chosen_cells(table: Table, only: str) -> list[Cell]:
         found = {word} & names or {name for name in names if word in name}
         if not found:
             raise UserError(
-                f"--only {word} names no row and no student of {table.name}; its rows are {', '.join(table.rows)}, its "
+                f"--only {word} matches no row and no student of {table.name}; its rows are {', '.join(table.rows)}, "
+                "its "
                 f"students {', '.join(dict.fromkeys(student for _, student, _ in table.pairs))}"
             )
         meant |= found

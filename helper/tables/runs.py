@@ -18,7 +18,7 @@ from helper.networks.checkpoint import read_checkpoint
 from helper.options.naming import published_name
 from helper.runs.folder import is_row, rows_checksum, wrong_rows
 
-REPETITION = ("trial", "seed")  # what two runs of one cell may differ in
+REPETITION = ("trial", "seed")  # settings in which two runs of one cell may differ
 PROBE = re.compile("(linear|means) probe [0-9a-f]+")  # of a teacher, with the digest of what it was fitted to
 
 
@@ -38,8 +38,8 @@ class Run:
 
     @property
     def cell(self) -> str:
-        """What repetitions share. A share of the training set is drawn by seed, so its checksum, that of a probe fitted
-        to it and the folder of the remaining images are no part of it."""
+        """The settings that repetitions share. --few_ratio draws by seed, so its checksum, that of a probe fitted to it
+        and the folder of the remaining images are not among them."""
         shared = {k: v for k, v in self.identity.items() if k not in REPETITION}
         if self.identity.get("few_ratio", 1) < 1:
             shared.pop("data", None)
@@ -48,7 +48,7 @@ class Run:
         return json.dumps(shared, sort_keys=True)
 
 
-# the fields that tables cannot do without
+# fields that tables need
 SHAPES: dict[str, dict[str, Any]] = {
     "args": {"identity": dict},
     "parameters": {"best": dict, "Total time": (int, float)},
@@ -57,7 +57,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def read_run(folder: Path) -> Run | None:
-    """None if the run is not finished. Raises UserError if a file in it is not as the tool writes it."""
+    """None if the run is not finished. UserError if a file in it is damaged."""
     if not (folder / "parameters.json").exists():
         return None
     way_out = "restore the file, or train the run again with --overwrite"
@@ -76,12 +76,12 @@ def read_run(folder: Path) -> Run | None:
     if wrong := wrong_rows(rows):
         raise UserError(f"{metrics} {wrong}: {way_out}")
     if parameters.get("rows", rows_checksum(rows)) != rows_checksum(rows):
-        raise UserError(f"{metrics} is damaged (its rows are not those that the run wrote): {way_out}")
+        raise UserError(f"{metrics} is damaged (its rows do not match their checksum): {way_out}")
     return Run(folder, args["identity"], parameters, rows, env)
 
 
 def run_folders(root: Path) -> list[Path]:
-    """Finished or not; of the runs below a root, without the short names that are links to them."""
+    """Folders of runs below a root, finished or not, without the links of short names."""
     return sorted(
         p
         for kind in ("teachers", "students")
@@ -96,10 +96,10 @@ def find_runs(root: Path, dataset: str | None) -> list[Run]:
 
 
 def chosen_runs(roots: Sequence[Path], dataset: str | None, only: str = "") -> list[Run]:
-    """Finished runs below the roots; how many are not finished is said on standard error, and how many are left out as
-    trials (--max_steps), unless all are.
+    """Finished runs below the roots. The numbers of unfinished runs and of trial runs (--max_steps), which are left out
+    unless there are no others, are printed to standard error.
 
-    only: methods or networks, separated by commas. UserError where nothing is left.
+    only: methods or networks, separated by commas. UserError if nothing is left.
     """
     runs = [run for root in roots for run in find_runs(root, dataset)]
     folders = [folder for root in roots for folder in run_folders(root) if (folder / "args.json").exists()]
@@ -107,11 +107,11 @@ def chosen_runs(roots: Sequence[Path], dataset: str | None, only: str = "") -> l
     what = f"finished run{f' on {dataset}' if dataset else ''} below {', '.join(map(str, roots))}"
     more = f", {unfinished} unfinished" if unfinished else ""
     if not runs:
-        raise UserError(f"no {what}{more}: train something first, or name other --root folders")
+        raise UserError(f"no {what}{more}: train something first, or give other --root folders")
     words = {w.strip() for w in only.split(",") if w.strip()}
     runs = [run for run in runs if not words or words & names_of(run)]
     if not runs:
-        raise UserError(f"--only {only} names no method and no network of a {what}")
+        raise UserError(f"--only {only} matches no method and no network of a {what}")
     trials = [run for run in runs if run.identity.get("max_steps")]
     if trials and len(trials) < len(runs):
         runs = [run for run in runs if not run.identity.get("max_steps")]
@@ -122,7 +122,7 @@ def chosen_runs(roots: Sequence[Path], dataset: str | None, only: str = "") -> l
 
 
 def names_of(run: Run) -> set[str]:
-    """Words that choose a run: its network, and its method under each of its names."""
+    """Words that match a run: its network, and all names of its method."""
     if run.is_teacher:
         return {network(run), "teacher"}
     distill = run.identity["distill"]
@@ -136,7 +136,7 @@ def mean_std(values: Sequence[float]) -> str:
 
 
 def num_classes(run: Run) -> int:
-    """Recorded with the run; in older ones, with its checkpoint."""
+    """Recorded with the run; for older runs, with its checkpoint."""
     if "num_classes" in run.parameters:
         return run.parameters["num_classes"]
     (best,) = run.folder.glob("*_best.pth")
@@ -144,11 +144,13 @@ def num_classes(run: Run) -> int:
 
 
 def refuse_shared_order(group: Sequence[Run]) -> None:
-    """UserError where repetitions had one seed: they saw the same batches, and their deviation would say too little."""
+    """UserError if repetitions had the same seed: they saw the same batches, so their deviation would be too small."""
     seeds = [run.identity["seed"] for run in group]
     if len(set(seeds)) < len(seeds):
         names = ", ".join(run.folder.name for run in group)
-        raise UserError(f"no standard deviation over runs that share seed and data order: {names}")
+        raise UserError(
+            f"these runs share seed and data order, so they have no standard deviation: {names}; leave one out"
+        )
 
 
 def network(run: Run) -> str:
@@ -156,7 +158,7 @@ def network(run: Run) -> str:
 
 
 def grouped(runs: Iterable[Run]) -> list[list[Run]]:
-    """Repetitions together. The teachers come first, then the students, alone before distilled."""
+    """Groups of repetitions: first teachers, then students, alone before distilled."""
     cells: dict[str, list[Run]] = {}
     for run in runs:
         cells.setdefault(run.cell, []).append(run)

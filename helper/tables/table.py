@@ -18,7 +18,7 @@ from helper.tables.published import Cell
 from helper.tables.runs import REPETITION, Run, best, grouped, last, mean_std, network, num_classes
 from helper.tables.writers import add_published, pivot
 
-# settings that make networks and methods what they are; every other one is part of the protocol
+# settings that define networks and methods; all others are part of the protocol
 OF_A_NETWORK = {"model", "model_s", "modality", "modality_s", "modality_t", "pretrained_backbone"}
 
 
@@ -32,14 +32,14 @@ OF_A_TEACHER = {"teacher_weight", "fold_teacher", "teacher_dropout", "teacher_pr
 APART = {*REPETITION, "deterministic", "dali", "nesterov", "eval_precision"}  # the last two: see protocol()
 
 
-SHARED = {  # setting of the protocol -> its default, which is what a run did that is older than the setting
+SHARED = {  # setting of the protocol -> its default, also for runs older than the setting
     f.dest: f.default
     for f in (*common_flags(TrainTeacherConfigs), *common_flags(TrainStudentConfigs))
     if f.result and f.dest not in OF_A_NETWORK | OF_A_METHOD | OF_A_TEACHER | APART
 }
 
 
-# settings that describe_protocol() names, whatever their values
+# settings that describe_protocol() always names
 SPELLED_OUT = (
     "dataset",
     "epochs",
@@ -57,12 +57,12 @@ SPELLED_OUT = (
 CHECKSUMS = {"data": "training data", "test_data": "test data", "teacher": "teacher's weights"}  # in an identity
 
 
-NAMELESS = ("folder", "video")  # data sets whose name does not tell what they hold
+NAMELESS = ("folder", "video")  # data sets whose name does not define their content
 
 
 def method_settings(identity: dict[str, Any]) -> str:
-    """The method's published name and what of its settings is off its default; tell_apart() adds what alike cells
-    differ in."""
+    """The method's published name and its settings that are not at their defaults; tell_apart() adds the settings in
+    which similar cells differ."""
     if "model" in identity:
         return "teacher"
     name = "student alone" if identity["distill"] == "vanilla" else published_name(identity["distill"])
@@ -72,23 +72,24 @@ def method_settings(identity: dict[str, Any]) -> str:
 
 
 def setting_text(identity: dict[str, Any], name: str) -> str:
-    """A setting as the command line has it."""
+    """A setting as on the command line."""
     value = identity[name]
     return f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def off_default(identity: dict[str, Any]) -> list[str]:
-    """Weights and own settings that are not those of the method under its protocol; none for a method unknown here."""
+    """Weights and own settings that differ from the method's defaults under its protocol; none for an unknown
+    method."""
     distill = identity["distill"]
     if any(part not in method_dict for part in distill.split("+")):
         return []
     protocol = identity.get("protocol") or "simkd"
     theirs = parse(["--distill", distill, "--protocol", protocol], teacher=False)
     names = ["cls", "div", "beta", "kd_T", *LOGIT_FLAGS, "weight", *theirs.method_flags]
-    if distill == "vanilla":  # the weights of terms that it does not have
+    if distill == "vanilla":  # weights of terms that it does not have
         names = ["cls"]
     said = {pair.partition("=")[0] for pair in identity.get("weight") or ()}
-    names = [k for k in names if k not in said and not (k == "beta" and distill in said)]  # --weight has set these
+    names = [k for k in names if k not in said and not (k == "beta" and distill in said)]  # set by --weight
     if len(chain_of(theirs.method)) > 1:
         names.append("init_epochs")
     defaults = json.loads(json.dumps({k: theirs.as_dict()[k] for k in names}))
@@ -107,7 +108,7 @@ def from_first_to_last(group: Sequence[Run], column: str) -> str:
 
 
 def own_terms(group: Sequence[Run]) -> str:
-    """The unweighted terms of every method of the cell: NAME, and NAME_PART where it has several."""
+    """The unweighted terms of every method of the cell: NAME, and NAME_PART if it has several."""
     parts = group[0].identity.get("distill", "").split("+")
     shown = []
     for part in parts:
@@ -131,11 +132,11 @@ def side_by_side(groups: Sequence[Sequence[Run]]) -> list[str]:
     lists = [", ".join(names) for names in sorted(together) if len(names) > 1]
     if not lists:
         return []
-    return [f"Trained side by side, on the same batches in the same order, for each seed: {'; '.join(lists)}."]
+    return [f"Trained jointly, on the same batches in the same order, for each seed: {'; '.join(lists)}."]
 
 
 def checksums(groups: Sequence[Sequence[Run]], rows: Sequence[Sequence[str]], protocols: Sequence[str]) -> list[str]:
-    """A note on what the hexadecimal numbers are that a label or a protocol shows."""
+    """A note on the hexadecimal numbers in labels and protocols."""
     identities, labels = [run.identity for group in groups for run in group], [row[0] for row in rows]
     told_apart = [
         f"`{name}` of the {what}"
@@ -147,20 +148,20 @@ def checksums(groups: Sequence[Sequence[Run]], rows: Sequence[Sequence[str]], pr
 
 
 def protocol(run: Run) -> dict[str, Any]:
-    """What must be equal for two numbers to be comparable, next to method and networks."""
+    """The settings, besides method and networks, that must be equal for two numbers to be comparable."""
     found = {k: run.identity.get(k, default) for k, default in SHARED.items()}
     if run.identity.get("nesterov"):
         found["optimizer"] = "nesterov"
     in_training = run.identity.get("eval_precision") == "train"  # otherwise the last epoch is evaluated in float32
     found["evaluated in"] = run.identity.get("precision") if in_training else "fp32"
-    found["processes"] = run.parameters.get("processes", 1)  # each normalises its own share of a batch
+    found["processes"] = run.parameters.get("processes", 1)  # each process normalises its own share of a batch
     if found["dataset"] in NAMELESS:
         found["test set"] = run.identity.get("test_data")
     return found | {"evaluated on": run.parameters.get("evaluated_on", "test")}
 
 
 def describe_protocol(run: Run) -> str:
-    """All of protocol() in a line; what is at its default goes without saying."""
+    """protocol() in one line; settings at their defaults are left out."""
     p = protocol(run)
     rate = f"times {p['lr_decay_rate']:g} after {p['lr_decay_epochs']}"
     if p["schedule"] != "step":
@@ -176,7 +177,7 @@ def describe_protocol(run: Run) -> str:
 
 
 def tell_apart(groups: list[list[Run]]) -> list[str]:
-    """For cells that would look alike: the settings in which they differ."""
+    """For cells with equal labels: add the settings in which they differ."""
     labels = [(method_settings(g[0].identity), network(g[0]), g[0].parameters.get("arch_t")) for g in groups]
     out = []
     for i, group in enumerate(groups):
@@ -200,7 +201,7 @@ def against_pairs(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[
 
 
 def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, rows, notes), one row per cell. published: what to print next to the same experiment of ours."""
+    """(header, rows, notes), one row per cell. published: numbers to print with the same experiment of ours."""
     groups = grouped(runs)
     alone = {
         (network(g[0]), json.dumps(protocol(g[0]))): statistics.mean(last(g))
@@ -245,9 +246,9 @@ def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str
     numbered = len(protocols) > 1
     notes = [f"Protocol{f' [{i + 1}]' if numbered else ''}: {text}." for i, text in enumerate(protocols)]
     notes += [
-        "Last-epoch top-1, mean ± standard deviation over runs; best epoch in brackets, selected on what it is "
-        "reported on. Parameters and MACs are those at test time. Gain is over the student alone under the same "
-        "protocol. Chance is one in as many as there are classes. Loss and own term: means over train in the first and "
+        "Last-epoch top-1, mean ± standard deviation over runs; best epoch in brackets, chosen on the test data, hence "
+        "optimistic. Parameters and MACs are those at test time. Gain is over the student alone under the same "
+        "protocol. Chance = 1 / number of classes. Loss and own term: means over the training set in the first and "
         "the last epoch; the loss is weighted as in that epoch (some weights rise with time), the method's own term is "
         "not.",
         *checksums(groups, rows, protocols),

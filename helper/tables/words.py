@@ -1,4 +1,4 @@
-"""What runs show, as sentences: computed from the same numbers as the table, so that a loss reads as a loss."""
+"""Results of runs as sentences, computed from the same numbers as the table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helper.tables.table import protocol, tell_apart
 
 
 def in_words(runs: Iterable[Run]) -> str:
-    """Each method against the student alone under the same protocol; then who learned from how many labels."""
+    """Each method compared with the student alone under the same protocol; then the numbers of labels."""
     groups = grouped(runs)
     named = [(label, g) for label, g in zip(tell_apart(groups), groups, strict=True) if not g[0].is_teacher]
     sentences = []
@@ -41,7 +41,7 @@ def difference(group: Sequence[Run], alone: Sequence[Run]) -> str:
 
 
 def labels_in_words(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """A sentence where all students saw the same share of the training images and all teachers another one."""
+    """A sentence, if all students used the same share of the training images and all teachers another one."""
 
     def shares(teachers: bool) -> set[Any]:
         return {g[0].identity.get("few_ratio", 1) for g in groups if g[0].is_teacher == teachers}

@@ -21,7 +21,7 @@ _LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textb
 _LATEX |= {"±": r"$\pm$", "→": r"$\rightarrow$", "-": "-"}
 
 
-_NUMBERS = re.compile(r"[-+][\d.][\d.,\s±()\[\]%/]*")  # what a table writes of numbers, signs in front
+_NUMBERS = re.compile(r"[-+][\d.][\d.,\s±()\[\]%/]*")  # characters of numbers in a table, with a sign
 
 
 def one_line(text: str) -> str:
@@ -30,12 +30,12 @@ def one_line(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Plain text as a cell of a table."""
+    """Plain text as a cell of a Markdown table."""
     return one_line(text).replace("\\|", "|").replace("|", "\\|")
 
 
 def csv_cell(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula: behind an apostrophe where it begins like one."""
+    """A cell that no spreadsheet reads as a formula: with an apostrophe in front, if it begins like one."""
     begins = text.lstrip().startswith(("=", "+", "-", "@")) and not _NUMBERS.fullmatch(text)
     return f"'{text}" if begins else text
 
@@ -66,10 +66,10 @@ def as_latex(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
 def add_published(
     header: list[str], rows: list[list[str]], notes: list[str], groups: Sequence[Sequence[Any]], cells: Sequence[Cell]
 ) -> None:
-    """Put "published" and "source" behind the gain, in place, where a row is the very experiment of a published cell.
+    """Add "published" and "source" after the gain, in place, if a row is the same experiment as a published cell.
 
-    groups: the runs behind each row. A run of another schedule or other weights is another experiment: its row gets
-    no number.
+    groups: the runs of each row. A run with another schedule or other weights is another experiment: its row gets no
+    number.
     """
     at = header.index("gain") + 1
     header[at:at] = ["published", "source"]
@@ -84,7 +84,7 @@ def add_published(
 
 
 def published_of(run: Any, cells: Sequence[Cell]) -> list[tuple[float, str]]:
-    """(number, source) of every publication of a run's very experiment; two may print two numbers of one."""
+    """(number, source) of every publication of the same experiment as a run; two publications may differ."""
     if run.is_teacher:
         return []
     fitting = [c for c in cells if c.fits(run.identity, run.parameters.get("arch_t"))]
@@ -100,13 +100,13 @@ def pivot(
 ) -> tuple[list[str], list[list[str]], list[str]]:
     """(header, rows, notes): one line per method, one column per pair of teacher and student.
 
-    entry: text of a cell, from its runs. Raises UserError where there is no student, where the numbers of one column
-    come from different protocols, or where two experiments fall into one cell.
+    entry: text of a cell, from its runs. UserError if there is no student, if the numbers of one column come from
+    different protocols, or if two experiments fall into one cell.
     """
     students = [i for i, group in enumerate(groups) if not group[0].is_teacher]
     if not students:
         raise UserError(
-            "--pivot puts methods against pairs of teacher and student, and these runs are all of teachers: train a "
+            "--pivot shows methods by pair of teacher and student, but all these runs are teachers: train a "
             "student, or leave --pivot out"
         )
     distilled = [i for i in students if groups[i][0].parameters.get("arch_t")]
@@ -114,7 +114,7 @@ def pivot(
     for i in distilled:
         run = groups[i][0]
         pairs.setdefault((run.parameters["arch_t"], run.identity["model_s"]), []).append(i)
-    for i in (i for i in students if i not in distilled):  # alone: in every column of its student
+    for i in (i for i in students if i not in distilled):  # a student alone: in every column of this student
         student = groups[i][0].identity["model_s"]
         for pair in [p for p in pairs if p[1] == student] or [("", student)]:
             pairs.setdefault(pair, []).insert(0, i)
@@ -134,12 +134,15 @@ def pivot(
         for i in members:
             row = table.setdefault(labels[i], {})
             if header[-1] in row:
-                raise UserError(f"two experiments are called {labels[i]} in the column {header[-1]}")
+                raise UserError(
+                    f"two experiments have the label {labels[i]} in the column {header[-1]}: choose runs with --root "
+                    "or --only"
+                )
             found = published_of(groups[i][0], cells)
             published_text = ", ".join(f"{v:.2f}" + f" ({sources.index(s) + 1})" * (len(sources) > 1) for v, s in found)
             row[header[-1]] = entry(groups[i]) + (f" / {published_text}" if published_text else "")
     rows = [[label, *(row.get(column, "") for column in header[1:])] for label, row in table.items()]
-    notes.append("Last epoch, mean ± standard deviation (best epoch, selected on what it is reported on) [runs]")
+    notes.append("Last epoch, mean ± standard deviation (best epoch, chosen on the test data) [runs]")
     notes[-1] += " / published." if any(" / " in c for r in rows for c in r) else "."
     notes += [f"Published{f' ({k})' * (len(sources) > 1)}: {source}." for k, source in enumerate(sources, 1)]
     return header, rows, notes
@@ -150,7 +153,7 @@ def chosen_columns(header: list[str], rows: list[list[str]], wanted: str) -> tup
     pairs = [(name.strip(), new.strip()) for name, _, new in (word.partition("=") for word in wanted.split(","))]
     for name, _ in pairs:
         if name not in header:
-            raise UserError(f"--columns {name} is no column of this table; it has {', '.join(header)}")
+            raise UserError(f"--columns {name} is not a column of this table; it has {', '.join(header)}")
     places = [header.index(name) for name, _ in pairs]
     return [new or name for name, new in pairs], [[row[i] for i in places] for row in rows]
 
@@ -174,7 +177,7 @@ CLOCK = re.compile(r"\d+(:\d\d)+")
 
 
 def numbers_of(name: str, cells: Sequence[str]) -> list[list[str]]:
-    """A column as columns of plain numbers, headings first; a column of text as it is."""
+    """A column as columns of plain numbers, headings first; a text column unchanged."""
     if any(cells) and all(CLOCK.fullmatch(cell) for cell in cells):
         seconds = [sum(int(part) * 60**i for i, part in enumerate(reversed(cell.split(":")))) for cell in cells]
         return [[f"{name} (s)", *map(str, seconds)]]
@@ -184,7 +187,7 @@ def numbers_of(name: str, cells: Sequence[str]) -> list[list[str]]:
     many = any(match and (match["n"] or match["std"]) for match in found) or name == "last epoch"
     parts = [part for part in ENTRY.groupindex if any(match and match[part] for match in found)]
     if many and "std" not in parts:
-        parts.insert(1, "std")  # of one run there is none: the column is empty
+        parts.insert(1, "std")  # a single run has none: the column is empty
     heading = "n" if name == "runs" else name.strip("()") + " (M)" * any(cell.endswith(" M") for cell in cells)
     return [
         [f"{heading} {part}" if many else heading, *((match and match[part]) or "" for match in found)]
@@ -193,8 +196,7 @@ def numbers_of(name: str, cells: Sequence[str]) -> list[list[str]]:
 
 
 def as_csv(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
-    """Plain numbers: settings, mean, standard deviation and number of runs have columns of their own, and no cell has a
-    unit."""
+    """Plain numbers: separate columns for settings, mean, standard deviation and number of runs, and no units."""
     header, rows = own_columns(header, rows)
     columns = [c for i, name in enumerate(header) for c in numbers_of(name, [row[i] for row in rows])]
     text = io.StringIO()
@@ -206,7 +208,7 @@ KEEP_LAST = ("method", "last epoch", "gain", "network", "runs", "MACs", "paramet
 
 
 def own_columns(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Settings that a method's name ends in ("kd, kd_T 8.0") as columns of their own."""
+    """Move settings in a method's label ("kd, kd_T 8.0") to separate columns."""
     if header[0] != "method":
         return header, rows
     split = [row[0].split(", ") for row in rows]
@@ -220,8 +222,8 @@ def own_columns(header: list[str], rows: list[list[str]]) -> tuple[list[str], li
 
 
 def as_terminal(header: list[str], rows: list[list[str]], notes: list[str], width: int) -> str:
-    """Fits a terminal of `width` characters: settings have columns, those that all rows share and those for which there
-    is no room are left out and named."""
+    """Fit a table to a terminal of `width` characters: settings get columns; columns that do not fit, and settings that
+    all rows share, are named below the table."""
     header, rows = own_columns(header, rows)
     sizes = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     rank = {name: i for i, name in enumerate(KEEP_LAST)}
@@ -235,5 +237,5 @@ def as_terminal(header: list[str], rows: list[list[str]], notes: list[str], widt
     gone = [name for i, name in enumerate(header) if i not in kept and any(row[i] for row in rows)]
     text = as_markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows], [])
     if gone:
-        notes = [f"No room for: {', '.join(gone)} (--out or --format has them).", *notes]
+        notes = [f"Columns that do not fit: {', '.join(gone)} (--out and --format show them).", *notes]
     return "\n".join([text, *(textwrap.fill(note, width) for note in notes)]) + "\n"

@@ -1,4 +1,5 @@
-"""Moving average of what is deployed (Polyak & Juditsky, 1992): evaluated and saved in place of the weights trained."""
+"""Moving average of the deployed network (Polyak & Juditsky, 1992), evaluated and saved instead of the trained
+weights."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ class EmaConfig(Config):
     heading = "moving average of the weights"
 
     ema: float = option(
-        0.0, "decay of a moving average, evaluated and saved in place of the weights", check=share, role=RESULT
+        0.0,
+        "decay of a moving average of the weights, which is evaluated and saved instead of them",
+        check=share,
+        role=RESULT,
     )
     ema_every: int = option(1, "steps between updates of the average", check=at_least(1), role=RESULT)
 
@@ -32,7 +36,7 @@ class Average:
 
     Batch-norm statistics are included, as in torchvision's recipes; integers are copied.
 
-    modules: whose parameters and buffers are averaged, in place of which they are shown.
+    modules: their parameters and buffers are averaged.
     """
 
     def __init__(self, modules: Sequence[nn.Module], cfg: EmaConfig):
@@ -43,13 +47,13 @@ class Average:
         self._update = get_ema_multi_avg_fn(cfg.ema)
 
     def update(self) -> None:
-        """After an optimiser's step."""
+        """Update; call it after an optimiser's step."""
         self.steps += 1
         if self.steps % self.every:
             return
         pairs = list(zip(self.average, self.live, strict=True))
         floating = [(a, v) for a, v in pairs if a.is_floating_point()]
-        if self.steps == self.every:  # the first values count in full, not those of the initialisation
+        if self.steps == self.every:  # the average starts with these values, not with the initialisation
             torch._foreach_copy_([a for a, _ in floating], [v for _, v in floating])
         else:
             self._update([a for a, _ in floating], [v for _, v in floating], self.steps // self.every)
@@ -59,7 +63,7 @@ class Average:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Inside, the modules hold the average; before its first value, what they hold anyway."""
+        """Inside, the modules hold the average; before the first update, their own weights."""
         if self.steps < self.every:
             yield
             return

@@ -1,10 +1,10 @@
-"""Quantisation-aware training: convolutions and linear layers compute in training what they will compute in int8.
+"""Quantisation-aware training: in training, convolutions and linear layers compute as they will in int8.
 
 Weights are rounded to int8 symmetrically, with a scale for each output channel, and inputs to 8 bits with one scale of
 their batch (Jacob et al., CVPR 2018, section 3); gradients pass the rounding straight through (Bengio et al., 2013). A
-batch norm behind a convolution scales its output channels, which such weight scales commute with, so it can be folded
-after training. Keys and shapes of the state dict stay as they are, and so does evaluation mode, which is in float:
-what a run reports is the network that its checkpoint holds, and scripts/export_student.py --int8 measures the other.
+batch norm after a convolution scales its output channels, which commutes with such weight scales, so it can be folded
+after training. Keys and shapes of the state dict do not change. Evaluation runs in float: a run reports the float
+network of its checkpoint, and scripts/export_student.py --int8 measures the int8 network.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class QuantizeConfig(Config):
 
     quantize: str = option(
         "none",
-        "int8: round weights and inputs of the student's layers in training as int8 will; with --pretrained STUDENT "
-        "it continues a finished student",
+        "int8: in training, round weights and inputs of the student's layers as int8 will; add --pretrained STUDENT "
+        "to start from a finished student",
         choices=("none", "int8"),
         role=RESULT,
     )
@@ -48,7 +48,7 @@ def int8_weight(weight: Tensor) -> Tensor:
 
 
 def int8_input(x: Tensor) -> Tensor:
-    """On a grid of 256 values from the least to the largest of the batch, 0 among them."""
+    """Rounded to a grid of 256 values between minimum and maximum of the batch, including 0."""
     values = x.float()
     low, high = torch.aminmax(values.detach())
     low, high = low.clamp(max=0), high.clamp(min=0)
@@ -59,7 +59,7 @@ def int8_input(x: Tensor) -> Tensor:
 
 
 class _Rounding(nn.Module):
-    """In training, forward of the layer below on rounded inputs and weights."""
+    """In training, the layer's forward with rounded inputs and weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -90,7 +90,8 @@ ROUNDING: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def make_rounding(modules: Iterable[nn.Module]) -> int:
-    """Turn the layers inside into rounding ones, in place: hooks, parameters and names stay. How many there are."""
+    """Turn the layers inside into rounding ones, in place; hooks, parameters and names do not change. Returns their
+    number."""
     count = 0
     for module in modules:
         for layer in module.modules():

@@ -1,4 +1,4 @@
-"""The one training loop, for one student or several that are fed with the same batches."""
+"""The training loop, for one student or several that share batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LATER_STAGE = 100_000  # added to the epoch of a later stage, which so draws ano
 
 
 def train(lanes: Lanes, loader: Loader) -> None:
-    """Train until every student has ended; raise the first exception that ended one of them early."""
+    """Train until every student has ended; raise the first exception that stopped one of them."""
     while (place := lanes.next_epoch()) is not None:
         loader.set_epoch(place.epoch + place.stage * LATER_STAGE, place.start_step)
         lanes.start_epoch()
@@ -34,14 +34,14 @@ def train(lanes: Lanes, loader: Loader) -> None:
 class Lanes:
     """Students that train together; usually one.
 
-    Each keeps random generators of its own, so that it computes what it would compute alone. One that diverges or is
-    interrupted leaves the others training. memory: watches whether all of them fit; if they do not, all of them end.
+    Each has its own random generators, so that it computes the same as alone. If one diverges or is interrupted, the
+    others continue. memory: checks that all of them fit; if not, all of them end.
     """
 
     def __init__(self, count: int, memory: LaneMemory | None = None):
         self.alone, self.memory = count == 1, memory
         self.training: list[TrainingRun] = []
-        self.together: list[TrainingRun] = []  # those that train the present epoch
+        self.together: list[TrainingRun] = []  # students that train the present epoch
         self.stopped: list[Exception] = []
         self._fresh: set[TrainingRun] = set()
 
@@ -81,7 +81,7 @@ class Lanes:
         self.together = [other for other in self.together if other is not run]
 
     def next_epoch(self) -> EpochPlace | None:
-        """The earliest epoch that a student still has to train; those that ask for the same one share its batches."""
+        """The earliest epoch that a student still has to train; students that need the same epoch share its batches."""
         if not self.training:
             return None
         stage, epoch, _ = min(run.place for run in self.training)

@@ -23,7 +23,7 @@ TIMM = "timm:"
 
 def _known(flag: str, value: str) -> None:
     if value not in OPTIMIZERS and not value.startswith(TIMM):
-        raise UserError(f"{flag} {value} is unknown: choose {', '.join(OPTIMIZERS)}, or timm:NAME, as timm:lamb")
+        raise UserError(f"{flag} {value} is unknown: choose {', '.join(OPTIMIZERS)}, or timm:NAME, such as timm:lamb")
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,21 @@ class OptimConfig(Config):
 
     optimizer: str = option(
         "sgd",
-        f"optimizer of everything that trains: {', '.join(OPTIMIZERS)}, or one of timm's, as timm:lamb",
+        f"optimizer: {', '.join(OPTIMIZERS)}, or one of timm's, such as timm:lamb",
         check=_known,
         role=RESULT,
     )
     momentum: float = option(0.9, "momentum of SGD", check=share, role=RESULT)
-    nesterov: bool = option(False, "short for --optimizer nesterov, as HSAKD and DPCD train on CIFAR", role=RESULT)
+    nesterov: bool = option(False, "short for --optimizer nesterov, which HSAKD and DPCD use on CIFAR", role=RESULT)
     weight_decay: float = option(
         5e-4,
-        "weight decay of all parameters, batch norm and biases included (default 0.0005; by data set)",
+        "weight decay of all parameters, including batch norm and biases (default 0.0005; depends on the data set)",
         check=not_negative,
         role=RESULT,
     )
     norm_weight_decay: float | None = option(
         None,
-        "weight decay of normalisation layers and biases (default: that of all parameters)",
+        "weight decay of normalisation layers and biases (default: --weight_decay)",
         check=not_negative,
         role=RESULT,
     )
@@ -66,7 +66,9 @@ class OptimConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.nesterov and self.optimizer not in ("sgd", "nesterov"):
-            raise UserError(f"--nesterov is a momentum of SGD, --optimizer {self.optimizer} has none: drop one")
+            raise UserError(
+                f"--nesterov is a momentum of SGD, but --optimizer {self.optimizer} has none: leave one of them out"
+            )
         if self.nesterov and not self.momentum:
             raise UserError("--nesterov needs a --momentum above 0")
         if self.param_groups != "one" and self.norm_weight_decay is not None:
@@ -76,12 +78,12 @@ class OptimConfig(Config):
             )
 
     def clip(self, params: Sequence[nn.Parameter]) -> None:
-        """The gradients of `params` to the largest norm, if there is one."""
+        """Clip the gradients of `params` to the largest norm, if it is set."""
         if self.clip_grad:
             nn.utils.clip_grad_norm_(params, self.clip_grad)
 
     def clipped(self, gradients: Gradients) -> Gradients:
-        """Gradients, scaled to the largest norm if they are longer."""
+        """Gradients, scaled down to the largest norm if they exceed it."""
         there = [g for g in gradients if g is not None]
         if self.clip_grad and there:
             norm = nn.utils.get_total_norm(there)
@@ -90,15 +92,15 @@ class OptimConfig(Config):
 
     @property
     def advice(self) -> str:
-        """A flag that may help where training diverges, "" if it is set already."""
+        """A flag that may help if training diverges, "" if it is already set."""
         return "" if self.clip_grad else ", --clip_grad 5"
 
 
 def optimizer(cfg: OptimConfig, lr: float, fused: bool = True) -> MakeOptimizer:
-    """One of OPTIMIZERS, as torch has it; rmsprop with torchvision's alpha and eps of 0.9 and 0.0316.
+    """One of OPTIMIZERS from torch; rmsprop with torchvision's alpha 0.9 and eps 0.0316.
 
-    norm_weight_decay: of parameters with one dimension (normalisation layers and biases); None treats all alike.
-    fused: in one kernel, where torch has one; otherwise as torch does it by default.
+    norm_weight_decay: of parameters with one dimension (normalisation layers and biases); None: as all others.
+    fused: as one kernel, if torch has one; otherwise torch's default.
     """
     if cfg.optimizer.startswith(TIMM):
         return _of_timm(cfg, lr)
@@ -127,7 +129,7 @@ def _groups(cfg: OptimConfig, params: Sequence[nn.Parameter], scale: float) -> l
 
 
 def _of_timm(cfg: OptimConfig, lr: float) -> MakeOptimizer:
-    """An optimiser of timm's factory; UserError where there is none of that name."""
+    """An optimiser of timm's factory; UserError if there is none of that name."""
     name = cfg.optimizer.removeprefix(TIMM)
     try:
         from timm.optim import create_optimizer_v2, list_optimizers
@@ -146,17 +148,18 @@ def _of_timm(cfg: OptimConfig, lr: float) -> MakeOptimizer:
 
 
 class PartedSGD(Optimizer):
-    """SGD with a momentum buffer for every part of the loss (DOT, DeepKD); parts are applied one after the other.
+    """SGD with a momentum buffer for every part of the loss (DOT, DeepKD); parts are applied in order.
 
     v = (momentum + the part's) * v + g, p = p - lr * v; the first v is g. The part that decays adds weight_decay * p to
-    its g. A parameter that one part alone reaches has the plain momentum and decay; where that part is another than the
-    one that decays, its first v is g without decay, as published. sgd: whose groups and settings it takes over.
+    its g. A parameter that only one part reaches has the plain momentum and decay; if that part is not the one that
+    decays, its first v is g without decay, as published. sgd: the source of groups and settings.
     """
 
     def __init__(self, sgd: Optimizer, parts: Sequence[Part], method: str):
         if not isinstance(sgd, torch.optim.SGD) or sgd.defaults["nesterov"]:
             raise UserError(
-                f"{method} keeps a momentum for every part of its loss and trains with plain SGD: use --optimizer sgd"
+                f"{method} has a momentum for every part of its loss, which only plain SGD supports: use --optimizer "
+                "sgd"
             )
         known = ("params", "lr", "lr_scale", "weight_decay", "momentum")
         defaults = {k: sgd.defaults[k] for k in ("lr", "weight_decay", "momentum")}
@@ -165,8 +168,9 @@ class PartedSGD(Optimizer):
         for part in parts:
             if not 0 <= (momentum := defaults["momentum"] + (part.momentum or 0.0)) < 1:
                 raise UserError(
-                    f"{method}: the {part.name} part has momentum {momentum:g}, that of the run and {part.momentum:g}, "
-                    "and must have at least 0 and less than 1: choose another --momentum"
+                    f"{method}: the {part.name} part has momentum {momentum:g} (that of the run plus "
+                    f"{part.momentum:g}), "
+                    "which must be at least 0 and less than 1: choose another --momentum"
                 )
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -205,7 +209,7 @@ def key_of(part: Part) -> str:
     return f"momentum_{part.name}"
 
 
-Multipliers = tuple[float, float]  # of the learning rate, of the weight decay
+Multipliers = tuple[float, float]  # factors of learning rate and weight decay
 
 
 def tsm_multipliers(model: nn.Module, head: nn.Module, head_at_five: bool) -> dict[Tensor, Multipliers]:
@@ -225,15 +229,15 @@ def tsm_multipliers(model: nn.Module, head: nn.Module, head_at_five: bool) -> di
                 found[module.bias] = (2.0 * times, 0.0)
         else:
             raise UserError(
-                f"--param_groups tsm knows convolutions, linear layers and batch norm, and {path} is a "
+                f"--param_groups tsm supports convolutions, linear layers and batch norm, but {path} is a "
                 f"{type(module).__name__}: use --param_groups one"
             )
     return found
 
 
 def regroup(optimizer: Optimizer, multipliers: Mapping[Tensor, Multipliers]) -> None:
-    """Split the optimiser's only group by multipliers; what they do not name (a method's own layers) keeps the plain
-    settings."""
+    """Split the optimiser's only group by multipliers; parameters that they do not name (a method's own layers) keep
+    the plain settings."""
     (whole,) = optimizer.param_groups
     parts: dict[Multipliers, list[nn.Parameter]] = {}
     for p in whole["params"]:

@@ -1,4 +1,4 @@
-"""One student being trained: its epochs, and what surrounds them: validation, checkpoints, resume, interruption."""
+"""The training of one student: epochs, validation, checkpoints, resume, interruption."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from helper.training.stages import LoopConfig, Stage, describe_method
 
 
 def all_finite(module: nn.Module) -> bool:
-    """Whether every parameter and buffer is; waits for the device once."""
+    """Whether every parameter and buffer is finite; waits for the device once."""
     values = [v.detach() for v in (*module.parameters(), *module.buffers()) if v.is_floating_point()]
     return not values or bool(torch.stack([v.isfinite().all() for v in values]).all())
 
@@ -49,20 +49,20 @@ class EpochPlace(NamedTuple):
 
 @dataclass(eq=False)
 class TrainingRun:
-    """One run being trained: stages in, checkpoints, rows and event files out.
+    """The training of one run; it writes checkpoints, rows and event files.
 
-    start(), then for every epoch start_epoch(), train_step() for its batches and finish_epoch(), until it has `ended`;
-    close() in any case. `place` says which epoch is next.
+    Call start(), then for every epoch start_epoch(), train_step() for its batches and finish_epoch(), until it has
+    `ended`; always call close(). `place` is the next epoch.
 
-    schedule: epoch -> learning rate of the final stage; earlier stages keep the one it starts from, without warm-up,
-        or a rate of their own.
-    open_writer: opens empty event files; rows of earlier processes of the run are written into them again.
-    describe: what every checkpoint's meta says (arch, num_classes, dataset).
-    identity: what a run must share with a state to continue from it.
-    loader, test_loader: shared by all runs of the process. log: where the run's messages go.
+    schedule: epoch -> learning rate of the final stage; earlier stages have its initial rate, without warm-up, or a
+        rate of their own.
+    open_writer: opens empty event files; rows of earlier sessions are written into them again.
+    describe: the meta of every checkpoint (arch, num_classes, dataset).
+    identity: the settings that a state to resume from must share.
+    loader, test_loader: shared by all runs of the process. log: logger of the run.
     shown: whether progress is shown.
-    after_epoch: called before an epoch's row is written; what it returns goes into the row.
-    autocast: dtype of the forward pass in training, None for float32.
+    after_epoch: called before an epoch's row is written; returns entries for the row.
+    autocast: dtype of the forward pass in training; None: float32.
     probe: evaluates the student's features, where its images have no labels: (student, autocast) -> as evaluate().
     """
 
@@ -111,7 +111,7 @@ class TrainingRun:
         return self.schedule(epoch) if stage.final else undiminished(self.schedule)
 
     def start(self, stages: Iterator[Stage], state: Mapping[str, Any] | None, stopper: Stopper) -> None:
-        """Get ready for the first epoch to train. state: as read_last() gives it, None to begin."""
+        """Prepare the first epoch to train. state: from read_last(); None: start from scratch."""
         self.stages, self.stopper = stages, stopper
         done = (0, 0) if state is None else (state["stage"], state["epoch"])
         if machine.is_main():
@@ -121,7 +121,7 @@ class TrainingRun:
             self.writer.scalars(scalars_of(row), row["epoch"])
         if self.reports is not None:
             self.reports.rows(self.rows)
-        # the results of earlier stages live on in the networks that the state restores
+        # the state restores the networks, which hold the results of earlier stages
         self.stage = next(stage for stage in stages if stage.index >= done[0])
         if state is not None:
             self._restore(state)
@@ -130,7 +130,7 @@ class TrainingRun:
         self._move_to(done[1] + 1, 0 if state is None else state["step"])
 
     def _prepare_teacher(self) -> None:
-        """One pass over the training set, in an order and in views that no epoch has."""
+        """One pass over the training set, with an order and views that no epoch uses."""
         started = time.monotonic()
         self.loader.set_epoch(0)
         self.stage.step.objective.prepare_teacher(lambda: progress(self.loader, "the teacher's features"))
@@ -143,7 +143,7 @@ class TrainingRun:
         self.line = self.writer = None
 
     def _move_to(self, epoch: int, start_step: int = 0) -> None:
-        """To this epoch, or to the first of the next stage where the present one is complete."""
+        """Go to this epoch, or to the first one of the next stage if the present stage is complete."""
         while epoch > self.stage.epochs:
             following = next(self.stages, None)
             if following is None:
@@ -160,22 +160,23 @@ class TrainingRun:
         self.loader.load_state_dict(state["loader"])
         self.best_acc, self.best_epoch, self.seconds = state["best_acc"], state["best_epoch"], state["seconds"]
         self.last_row = state["row"]
-        if state["step"] and machine.is_main():  # the state's meter is that of all processes
+        if state["step"] and machine.is_main():  # the state's meter covers all processes
             self.meter.load_state_dict(state["meter"])
         self._restore_rng(self.stage, state)
 
     def _refuse_other_maps(self, stage: Stage, state: Mapping[str, Any]) -> None:
-        """UserError where a version of the code that read other features of the teacher has begun the run."""
+        """UserError if an older version, which read other features of the teacher, began the run."""
         theirs = state.get("meta", {}).get("shapes_t", {}).keys()
         mine = self._meta()["shapes_t"].keys()
         if theirs != mine:
             raise UserError(
-                f"{self.folder.last} was begun reading {', '.join(theirs) or 'nothing'} of the teacher, which is "
-                f"{', '.join(mine) or 'nothing'} now: --overwrite starts it from scratch"
+                f"{self.folder.last} began with the teacher's features {', '.join(theirs) or 'none'}; this version "
+                "reads "
+                f"{', '.join(mine) or 'none'}: --overwrite starts it from scratch"
             )
 
     def _restore_rng(self, stage: Stage, state: Mapping[str, Any]) -> None:
-        """The generators of this process; new ones where the state is of another number of processes."""
+        """Restore the generators of this process; new ones if the state has another number of processes."""
         set_rng_state(state["rng"])
         ranks, rank = state.get("ranks", [None]), machine.rank()
         if len(ranks) == distributed.world_size():
@@ -184,8 +185,8 @@ class TrainingRun:
                 stage.step.set_rng(ranks[rank]["step"])
             return
         self.log.info(
-            "the state is of %d process(es), this run has %d: the order of the data continues, random draws start "
-            "from new seeds",
+            "the state has %d process(es), this run has %d: the order of the data continues, random draws get "
+            "new seeds",
             len(ranks),
             distributed.world_size(),
         )
@@ -276,10 +277,10 @@ class TrainingRun:
         deployed = stage.step.deployed().eval()
         row: dict[str, float] = {}
         with stage.step.averaged():
-            if stage.step.ema is not None:  # each process averages batch-norm statistics of its own
+            if stage.step.ema is not None:  # each process averages its own batch-norm statistics
                 distributed.share_statistics(deployed)
             found = self._evaluated(stage, autocast)
-        if stage.step.ema is not None:  # the weights trained, next to their average
+        if stage.step.ema is not None:  # the trained weights, in addition to their average
             found["trained"] = next(iter(self._evaluated(stage, autocast).values()))
         for name, result in found.items():
             suffix = "" if not row else f"_{name}"
@@ -299,15 +300,15 @@ class TrainingRun:
         return {"student": distributed.by_main(lambda: probe(student, autocast))}
 
     def _refuse_nan(self, epoch: int, step: int, bad_step: int | None, stage: Stage | None = None) -> None:
-        """Raise UserError where training has diverged. step: the latest; bad_step: the first with a loss not finite.
+        """UserError if training has diverged. step: the latest; bad_step: the first whose loss is not finite.
 
-        stage: also look at the weights, which the latest update may have spoilt after a finite loss. Before a save.
+        stage: also check the weights before a save: the latest update may make them infinite after a finite loss.
         """
-        what = "the loss is"
+        what = "the loss became"
         if bad_step is None:
             if stage is None or all_finite(stage.step.trained):
                 return
-            what, bad_step = "the weights are", step
+            what, bad_step = "the weights became", step
         self._diverged(what, epoch, bad_step)
 
     def _diverged(self, what: str, epoch: int, step: int) -> NoReturn:
@@ -318,8 +319,8 @@ class TrainingRun:
         )
         advice = self.stage.step.setup.optim.advice
         raise UserError(
-            f"{what} not finite since epoch {epoch}, step {step + 1}; {kept}. "
-            f"A lower --learning_rate, a lower -b{advice} or --precision fp32 usually help"
+            f"{what} NaN or infinite in epoch {epoch}, step {step + 1}; {kept}. "
+            f"A lower --learning_rate, a lower -b{advice} or --precision fp32 usually helps"
         )
 
     def _meta(self) -> dict[str, Any]:
@@ -340,9 +341,9 @@ class TrainingRun:
         )
 
     def _save_last(self, epoch: int, step: int) -> None:
-        """Everything a continuation needs. epoch: how many are complete; step: how far the next one has come.
+        """Save everything needed to resume. epoch: number of complete ones; step: completed steps of the next one.
 
-        Rank 0 writes, and the others wait for it: none trains on without a state to go back to.
+        Rank 0 writes and the others wait, so that none continues without a saved state.
         """
         several = distributed.world_size() > 1
         ranks = distributed.gather({"rng": rng_state(), "step": self.stage.step.rng_state()}) if several else []
@@ -377,17 +378,17 @@ class TrainingRun:
 
     def _stop(self, number: int, where: str) -> None:
         name = signal.Signals(number).name
-        raise Interrupted(f"{name}: stopped {where}, all of it kept in {self.folder.last}", 128 + number)
+        raise Interrupted(f"{name}: stopped {where}, saved in {self.folder.last}", 128 + number)
 
 
 def rank_seed(seed: int, rank: int) -> int:
-    """Where the random draws of a process start: those of rank 0 as of a process alone."""
+    """The random seed of a process; rank 0 has that of a single process."""
     return (seed + 1_000_003 * rank) % 2**63
 
 
 def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The published tags of a row of metrics.jsonl, then the learning rate and every loss term; a first stage, which is
-    not evaluated, has init_train_loss in place of the published ones."""
+    not evaluated, has init_train_loss instead of the published tags."""
     shown = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
     published = (
         {tag: row[tag] for tag in shown if tag in row} if "test_acc" in row else {"init_train_loss": row["train_loss"]}
@@ -397,7 +398,7 @@ def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
     return published | {f"{prefix}lr": row["lr"]} | {f"{prefix}loss/{k[6:]}": row[k] for k in sorted(terms)}
 
 
-# what a state must hold, and of which type
+# required entries of a state, and their types
 STATE: dict[str, type | tuple[type, ...]] = dict.fromkeys(("step_state", "loader", "rng", "row", "identity"), Mapping)
 STATE |= dict.fromkeys(("stage", "epoch", "step", "best_epoch"), int) | {
     "best_acc": (int, float),
@@ -409,7 +410,7 @@ def read_last(path: Any) -> dict[str, Any]:
     """The state of an unfinished run, for TrainingRun.start()."""
     path = Path(path)
     before = previous_of(path)
-    way_out = f"--resume {before} continues from the state before it" if before.exists() and before != path else ""
+    way_out = f"--resume {before} resumes from the previous state" if before.exists() and before != path else ""
     state = load_file(path, way_out or "--overwrite starts the run from scratch", expect_checksum=True)
     missing = STATE.keys() - (state.keys() if isinstance(state, Mapping) else set())
     if missing:
@@ -425,5 +426,5 @@ def read_last(path: Any) -> dict[str, Any]:
 def summary(row: Mapping[str, Any], best_acc: float, best_epoch: int, seconds: float, evaluated_on: str) -> str:
     return (
         f"last epoch Acc@1 {row['test_acc']:.2f}, best accuracy: {best_acc:.2f} (epoch {best_epoch}, "
-        f"selected on what it is reported on: {evaluated_on}), {clock(seconds)}"
+        f"chosen on {evaluated_on}, hence optimistic), {clock(seconds)}"
     )

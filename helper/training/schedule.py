@@ -20,33 +20,36 @@ def _readable(flag: str, text: str) -> None:
 class ScheduleConfig(Config):
     heading = "schedule"
 
-    epochs: int = option(240, "epochs to train (default 240; by data set)", check=at_least(1), role=RESULT)
+    epochs: int = option(240, "epochs to train (default 240; depends on the data set)", check=at_least(1), role=RESULT)
     learning_rate: float = option(
         0.05,
-        "initial learning rate (default 0.05; by data set, and 0.01 for mobile and shuffle nets)",
+        "initial learning rate (default 0.05; depends on the data set; 0.01 for mobile and shuffle nets)",
         short="--lr",
         check=positive,
         role=RESULT,
     )
     lr_decay_epochs: str = option(
         "150,180,210",
-        "epochs after which the rate is multiplied by --lr_decay_rate (default 150,180,210; by data set)",
+        "epochs after which the learning rate is multiplied by --lr_decay_rate (default 150,180,210; depends on the "
+        "data set)",
         check=_readable,
         role=RESULT,
     )
-    lr_decay_rate: float = option(0.1, "factor of each decay", check=positive, role=RESULT)
+    lr_decay_rate: float = option(0.1, "factor of each learning-rate drop", check=positive, role=RESULT)
     schedule: str = option("step", "learning-rate schedule", choices=("step", "cosine"), role=RESULT)
     init_epochs: int = option(
         30, "epochs of the first stage, for methods that have one", check=at_least(1), role=RESULT
     )
     lr_min: float = option(0.0, "final learning rate of the cosine schedule", role=RESULT)
     warmup_epochs: int = option(0, "epochs of linear warm-up", role=RESULT)
-    warmup_start: float = option(0.01, "share of the learning rate at which a warm-up begins", role=RESULT)
+    warmup_start: float = option(
+        0.01, "initial learning rate of the warm-up, as a share of --learning_rate", role=RESULT
+    )
 
 
 @dataclass(frozen=True)
 class StepDecay:
-    """lr * rate^(number of decay epochs that have passed); with 150 in `epochs`, epoch 151 is the first reduced one."""
+    """lr * rate^(number of decay epochs passed); with 150 in `epochs`, epoch 151 is the first with a lower rate."""
 
     lr: float
     epochs: Sequence[int]
@@ -58,7 +61,7 @@ class StepDecay:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from lr in the first epoch towards `lowest`, which the epoch after the last would have
+    """Half a cosine from lr in the first epoch to `lowest` in the epoch after the last
     (Loshchilov & Hutter, ICLR 2017, eq. 5, without restarts; torch's CosineAnnealingLR stepped once an epoch)."""
 
     lr: float
@@ -71,7 +74,8 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """`start` times the rate in the first epoch, then evenly up to all of it in epoch `epochs` + 1 (torch's LinearLR).
+    """`start` times the rate in the first epoch, rising linearly to the full rate in epoch `epochs` + 1 (torch's
+    LinearLR).
 
     A cosine begins after the warm-up, as in torchvision's recipes; decay epochs count from the start of the run.
     """
@@ -92,13 +96,13 @@ def undiminished(schedule: Callable[[int], float]) -> float:
 
 
 def make_schedule(cfg: ScheduleConfig) -> Schedule:
-    """UserError where warm-up takes the whole run."""
+    """UserError if the warm-up takes the whole run."""
     lr, warmup = cfg.learning_rate, cfg.warmup_epochs
     if not 0 <= warmup < cfg.epochs and warmup:
         raise UserError(f"--warmup_epochs {warmup} must be at least 0 and below --epochs {cfg.epochs}")
     if not 0 < cfg.warmup_start <= 1 or not 0 <= cfg.lr_min <= lr:
         raise UserError(
-            f"--warmup_start {cfg.warmup_start} must lie in (0, 1] and --lr_min {cfg.lr_min} between 0 and "
+            f"--warmup_start {cfg.warmup_start} must be in (0, 1], and --lr_min {cfg.lr_min} from 0 to "
             f"--learning_rate {lr}"
         )
     then: Schedule = (
@@ -110,7 +114,7 @@ def make_schedule(cfg: ScheduleConfig) -> Schedule:
 
 
 def parse_decay_epochs(text: str) -> tuple[int, ...]:
-    """'150,180,210' -> (150, 180, 210); an empty text means no decay."""
+    """'150,180,210' -> (150, 180, 210); an empty text: no decay."""
     try:
         epochs = tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:

@@ -1,4 +1,4 @@
-"""From settings to what trains: what a method reads, optimisers, and the chain of stages."""
+"""Builds a training from the settings: tap needs of the method, optimisers, and the chain of stages."""
 
 from __future__ import annotations
 
@@ -33,16 +33,18 @@ from helper.training.step import DistillStep, StepSetup
 class LoopConfig(Config):
     heading = "batches and steps"
 
-    batch_size: int = option(64, "global batch size (default 64; by data set)", check=at_least(1), role=RESULT)
+    batch_size: int = option(
+        64, "batch size over all processes (default 64; depends on the data set)", check=at_least(1), role=RESULT
+    )
     accumulate: int = option(1, "micro-batches per optimiser step", check=at_least(1), role=RESULT)
     max_steps: int | None = option(
-        None, "stop every epoch after this many steps (for trying things out)", check=at_least(1, 10**9), role=RESULT
+        None, "stop every epoch after this many steps (for a trial run)", check=at_least(1, 10**9), role=RESULT
     )
     print_freq: int = option(200, "steps between progress lines in the log", check=at_least(1))
     eval_precision: str = option(
         "auto",
-        "forward pass of each epoch's evaluation: fp32; train, the precision of training; auto: that of training, and "
-        "float32 after the last epoch, which is what tables report",
+        "precision of evaluation: fp32; train: as in training; auto: as in training, and float32 after the last epoch, "
+        "which tables report",
         choices=("auto", "fp32", "train"),
         role=RESULT,
     )
@@ -60,7 +62,7 @@ class TrainingConfig:
 
 
 def describe_method(method: Distiller, cfg: Any, teacher: Side | None) -> dict[str, Any]:
-    """What a checkpoint's meta says of the method; enough to rebuild whatever it deploys."""
+    """The method in a checkpoint's meta; enough to rebuild its deployed layers."""
     deployment = method.deployment()
     config = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "members"}
     if deployment is not None:
@@ -86,11 +88,11 @@ class Stage:
     constant_lr: float | None = None
 
 
-LATE = 10_000  # an epoch by which every term counts that ever will
+LATE = 10_000  # a late epoch, in which all terms have their full weights
 
 
 def warn_of_late_terms(method: Distiller, epochs: int) -> None:
-    """Say so where a run ends before terms of its method begin to count."""
+    """Warn if a run ends before terms of its method begin to count."""
 
     def weights(epoch: int) -> dict[str, float]:
         return method.weights(Progress(epoch, max(epoch, epochs)))
@@ -100,14 +102,14 @@ def warn_of_late_terms(method: Distiller, epochs: int) -> None:
     if late:
         begin = next(epoch for epoch in range(epochs + 1, LATE + 1) if weights(epoch).get(late[0]))
         log.warning(
-            "warning: %s counts from epoch %d on and --epochs is %d, so this run trains without it: train longer, or "
-            "let %s begin sooner (its flags: --distill %s --help)",
+            "warning: %s counts from epoch %d on, but --epochs is %d, so this run trains without it: train longer, or "
+            "let %s begin earlier (see --distill %s --help)",
             *(" + ".join(late), begin, epochs, method.name, method.name),
         )
 
 
 def smallest_batch(samples: int, batch_size: int, accumulate: int, processes: int, full_batches: bool) -> int:
-    """Samples of the smallest forward of an epoch in a process; batch_size: of an optimiser's step in a process."""
+    """Samples of the smallest forward pass of an epoch in a process; batch_size: per optimiser step in a process."""
     left = 0 if full_batches else samples % (batch_size * processes) // processes
     sizes = [(n, -(-n // accumulate)) for n in (batch_size, left) if n]
     return min(n % micro or micro for n, micro in sizes)
@@ -115,9 +117,9 @@ def smallest_batch(samples: int, batch_size: int, accumulate: int, processes: in
 
 @torch.no_grad()
 def refuse_single_values(net: TappedNet, shapes: Mapping[str, tuple[int, ...]], smallest: int) -> None:
-    """UserError where a batch norm would see one value a channel, which has no variance.
+    """UserError if a batch norm would get a single value per channel, which has no variance.
 
-    smallest: samples of an epoch's smallest forward. One forward in eval mode, which moves no statistics.
+    smallest: samples of an epoch's smallest forward pass. Runs one forward in eval mode, which changes no statistics.
     """
     if smallest > 1:
         return
@@ -139,13 +141,13 @@ def refuse_single_values(net: TappedNet, shapes: Mapping[str, tuple[int, ...]], 
             hook.remove()
     if single:
         raise UserError(
-            f"{net.spec.name} normalises over the batch, and an epoch has a batch of one sample, which has no variance "
+            f"{net.spec.name} normalises over the batch, but an epoch has a batch of one sample, which has no variance "
             f"in {len(single)} of its layers: choose another --batch_size or --accumulate, or a larger input"
         )
 
 
 def checked_smallest(net: TappedNet, data: DataSet, batch_size: int, accumulate: int, full_batches: bool) -> int:
-    """smallest_batch() of a run. UserError where a micro-batch is empty, or too small for the network."""
+    """smallest_batch() of a run. UserError if a micro-batch is empty, or too small for the network."""
     if accumulate > batch_size:
         raise UserError(f"--accumulate {accumulate} is above the {batch_size} samples of a batch: choose at most that")
     processes = distributed.world_size()
@@ -155,19 +157,20 @@ def checked_smallest(net: TappedNet, data: DataSet, batch_size: int, accumulate:
 
 
 def refuse_lone_samples(method: Distiller, size: int) -> None:
-    """UserError for a loss between samples where every forward holds one. size: of a forward in this process."""
+    """UserError for a loss between samples, if every forward pass has one sample. size: of a forward in this
+    process."""
     members = method.each() if isinstance(method, Combined) else [method]
     lonely = [m.name for m in members if m.relational]
     if size < 2 and lonely:
         raise UserError(
-            f"--distill {'+'.join(lonely)} compares the samples of a batch, and each forward holds one: choose a "
+            f"--distill {'+'.join(lonely)} compares the samples of a batch, but each forward pass has one: choose a "
             "larger --batch_size or a smaller --accumulate"
         )
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """batch_size: of an optimiser's step in this process. seed: of initialisation; the method's draws start at + 1."""
+    """batch_size: per optimiser step in this process. seed: of initialisation; the method's draws use seed + 1."""
 
     batch_size: int
     epochs: int
@@ -185,9 +188,9 @@ def build_stages(
     plan: StagePlan,
     source: TeacherSource | None = None,
 ) -> Iterator[Stage]:
-    """Yield one stage after the other; the networks live through all of them. Train a stage before taking the next.
+    """Yield one stage after another, with the same networks. Train a stage before taking the next.
 
-    source: who answers for a frozen teacher; None runs `teacher` live.
+    source: of a frozen teacher's features; None: run `teacher` live.
     """
     device, batch_size, accumulate = setup.device, plan.batch_size, setup.accumulate
     chain, mode = chain_of(method), method.teacher_mode
@@ -203,7 +206,7 @@ def build_stages(
         peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device, last)
         t_side = probe(peer, data.shapes)
     elif teacher is not None and mode == "frozen":
-        # eval before anything else: a new wrapper is in training mode, and would take the teacher there
+        # eval mode first: a new wrapper is in training mode and would put the teacher into it
         t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device, last)
         t_source = source or teacher.source(t_net, device, setup.autocast, setup.kernels, full)
         t_side = teacher.side(t_net, data.shapes)

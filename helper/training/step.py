@@ -1,4 +1,4 @@
-"""One training step: networks + method + optimisers. Knows no method, model or data set by name."""
+"""One training step: networks + method + optimisers. It names no method, model or data set."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from helper.training.optim import MakeOptimizer, OptimConfig, PartedSGD
 
 @dataclass(frozen=True)
 class StepSetup:
-    """How a step is computed, whatever the method.
+    """Settings of a step, for all methods.
 
-    autocast: dtype of the forward pass, None for float32. accumulate: micro-batches per optimiser step (relational
-    losses then see a micro-batch). quantize: whether the student's layers round in training. wrap: puts what trains
-    into DDP. kernels: what is compiled.
+    autocast: dtype of the forward pass; None: float32. accumulate: micro-batches per optimiser step (relational
+    losses then use a micro-batch). quantize: whether the student's layers round in training. wrap: wraps the trained
+    modules in DDP. kernels: the compiled parts.
     """
 
     make_optimizer: MakeOptimizer
@@ -45,7 +45,7 @@ class StepSetup:
 
 
 def entries_of(method: Distiller) -> dict[str, dict[str, Tensor]]:
-    """Checkpoint entry -> state, of what a method deploys."""
+    """Checkpoint entry -> state, for the deployed layers of a method."""
     return {} if (deployment := method.deployment()) is None else deployment.entries()
 
 
@@ -53,15 +53,15 @@ def entries_of(method: Distiller) -> dict[str, dict[str, Tensor]]:
 class StepResult:
     loss: Tensor  # weighted sum of the main phase, mean over the batch
     terms: Terms  # unweighted, of every phase
-    logits: Tensor  # [B, K] of view 0, as deployed; of samples with a label
+    logits: Tensor  # [B, K] of view 0, as deployed, for samples with a label
     target: Tensor  # [B]
 
 
 class DistillStep:
-    """Call it with a batch to train one step.
+    """Calling it with a batch trains one step.
 
-    teacher: answers for a frozen teacher; peer: the network of an online method; at most one of them.
-    full: samples of the batches that parts are compiled for.
+    teacher: source of a frozen teacher's features; peer: the network of an online method; at most one of them.
+    full: batch size to compile for.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class DistillStep:
         self.main_params = self.objective.params
         self.device = next(student.parameters()).device
         self.root = setup.wrap(self.trained)
-        # the modules themselves stay as they are: state dicts, evaluation and DDP know nothing of a compiler
+        # the modules themselves are unchanged: state dicts, evaluation and DDP need no knowledge of a compiler
         self._compiled_root = maybe_compiled("student", self.root, kernels, full)
         self.objective.forward = self._forward
         plain = PLAIN if method.follows_time else kernels
@@ -114,7 +114,7 @@ class DistillStep:
             return self._compiled_root(size, inputs, t)
 
     def train(self) -> None:
-        """Training mode, except for what never trains. Once an epoch."""
+        """Training mode, except for frozen modules. Called once per epoch."""
         self.objective.train()
 
     def set_lr(self, lr: float) -> None:
@@ -141,7 +141,7 @@ class DistillStep:
                     (done.loss if len(micro) == 1 else done.loss * (len(part) / len(batch))).backward()
             logits = done.s["logits"].detach()[:: part.views][: part.labelled]
             results.append(StepResult(done.loss.detach(), done.terms, logits, part.target[: part.labelled]))
-            if self.method.wants_after_step:  # or the maps of all micro-batches would stay
+            if self.method.wants_after_step:  # otherwise the maps of all micro-batches would be kept
                 kept.append((detached(done.s), detached(done.t), part))
         if self.parts:
             self._step_parts(gradients)
@@ -154,13 +154,13 @@ class DistillStep:
         return results[0] if len(results) == 1 else _joined(results)
 
     def _add_parts(self, gradients: list[Gradients], done: Computed, share: float) -> list[Gradients]:
-        """Those of the micro-batches before, and of this one."""
+        """Gradients of the previous micro-batches plus those of this one."""
         last = max(i for i, loss in enumerate(done.parts) if loss is not None)
         own = [gradients_of(loss, self.main_params, share, i == last) for i, loss in enumerate(done.parts)]
         return [added(*pair) for pair in zip(gradients, own, strict=True)] if gradients else own
 
     def _step_parts(self, gradients: list[Gradients]) -> None:
-        """Mean over processes, what the method makes of them, and a step; each part is clipped by itself."""
+        """Average gradients over processes, let the method change them, and step; each part is clipped separately."""
         main = self.optimizers["main"]
         gradients = self.method.join_gradients([averaged_over_ranks(g) for g in gradients])
         if isinstance(main, PartedSGD):
@@ -176,14 +176,14 @@ class DistillStep:
         return self.root.no_sync() if wanted and isinstance(self.root, DistributedDataParallel) else nullcontext()
 
     def averaged(self) -> AbstractContextManager[Any]:
-        """Inside, what is deployed holds its moving average, if there is one."""
+        """Inside, the deployed modules hold their moving average, if there is one."""
         return nullcontext() if self.ema is None else self.ema.shown()
 
     def deployed(self, bare: bool = False) -> Deployed:
         return Deployed(self.student, self.method, self.peer, bare)
 
     def deployed_state(self) -> dict[str, Any]:
-        """What a checkpoint holds of what is deployed; a copy of its moving average, if there is one."""
+        """The deployed modules' state for a checkpoint; a copy of the moving average, if there is one."""
         with self.averaged():
             state = {"model": self.student.model.state_dict(), **entries_of(self.method)}
             if self.peer is not None:

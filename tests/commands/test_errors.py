@@ -78,7 +78,7 @@ def student(commands, teacher, tmp_path):
         (("--learning_rate", "inf"), ("--learning_rate inf", "must be above 0")),
         (("--distill", "kd+at", "--weight", "at=2", "attention=3"), ("--weight names at twice",)),
         (("--distill", "kd+at", "--weight", "kd=2"), ("--weight names kd", "no term of its own", "div")),
-        (("--distill", "simkd+ab"), ("ab trains a stage of its own first and cannot be combined",)),
+        (("--distill", "simkd+ab"), ("ab trains a separate first stage and cannot be combined",)),
         (("--distill", "rkd", "--rkd_distance", -1), ("--rkd_distance -1.0", "at least 0")),
         (("--distill", "rkd", "--rkd_angle", "nan"), ("--rkd_angle nan", "at least 0")),
         (("--distill", "semckd", "--soft", 0), ("--soft 0.0", "above 0")),
@@ -123,17 +123,20 @@ def test_a_malformed_command_line(student, argv, words):
 
 
 def test_a_rate_that_is_never_lowered(commands, teacher, tmp_path):
-    words = "--lr_decay_epochs 150,180,210: none comes before --epochs 1 ends, the learning rate stays at 0.01"
+    words = (
+        "note: training ends (--epochs 1) before the first learning-rate drop (--lr_decay_epochs 150,180,210): "
+        "the learning rate stays at 0.01"
+    )
     argv = ("--path_t", teacher, *SHORT, "--dry_run", "--lr", 0.01)
     assert commands.student(*argv, "--distill", "kd,at", cwd=tmp_path).finished().out.count(words) == 1
     for fits in (("--epochs", 2, "--lr_decay_epochs", 1), ("--schedule", "cosine"), ("--lr_decay_epochs", "")):
-        assert "none comes before" not in commands.student(*argv, *fits, cwd=tmp_path).finished().out
+        assert "before the first learning-rate drop" not in commands.student(*argv, *fits, cwd=tmp_path).finished().out
 
 
 def test_several_devices_for_one_process(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    alone = "--gpu_id 2,3 names 2 devices and this process uses the first: "
+    alone = "--gpu_id 2,3 names 2 devices, but this process uses only the first: "
     assert pick_device("2,3", 0, 1) == (
         torch.device("cuda", 2),
         f"{alone}add --multiprocessing_distributed, or name one",
@@ -267,7 +270,9 @@ DIVERGE = ("--distill", "vanilla", "--learning_rate", 1e30, "--precision", "fp32
 def test_a_loss_that_is_not_finite(commands, tmp_path):
     done = commands.student(*SHORT, "--save_root", tmp_path, *DIVERGE)
     done.refused(
-        "the loss is not finite since epoch 1, step 2", "there is no checkpoint yet", "a lower -b, --clip_grad 5 or"
+        "the loss became NaN or infinite in epoch 1, step 2",
+        "there is no checkpoint yet",
+        "a lower -b, --clip_grad 5 or",
     )
     (folder,) = (tmp_path / "students" / "models").iterdir()
     assert not list(folder.glob("*.pth")) and (folder / "metrics.jsonl").read_text() == ""
@@ -275,7 +280,7 @@ def test_a_loss_that_is_not_finite(commands, tmp_path):
 
 def test_an_update_that_spoils_the_weights(commands, tmp_path):
     done = commands.student(*SHORT, "--save_root", tmp_path, *DIVERGE, "--max_steps", 1)
-    done.refused("not finite since epoch 1, step 1", "there is no checkpoint yet")
+    done.refused("NaN or infinite in epoch 1, step 1", "there is no checkpoint yet")
     assert not list(tmp_path.rglob("*.pth"))
 
 
@@ -284,7 +289,7 @@ def test_a_stop_after_divergence_keeps_the_good_state(commands, tmp_path):
     argv = (*SHORT, "--save_root", tmp_path, *DIVERGE, "--epochs", 2, "--lr_decay_epochs", 1)
     argv += ("--learning_rate", 1e-8, "--lr_decay_rate", 1e38, "--clip_grad", 1e20)
     done = commands.student(*argv, signals=[[5, 15]])
-    done.refused("not finite since epoch 2", "the last good checkpoint is", "a lower -b or --precision fp32")
+    done.refused("NaN or infinite in epoch 2", "the last good checkpoint is", "a lower -b or --precision fp32")
     (last,) = tmp_path.rglob("resnet8_last.pth")
     state = torch.load(last, weights_only=True)
     assert (state["epoch"], state["step"]) == (1, 0)

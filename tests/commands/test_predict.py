@@ -125,7 +125,7 @@ def test_a_real_recording(tmp_path):
     path = shared("utd_mhad") / "Inertial" / "a2_s1_t1_inertial.mat"
     x = InputFormat("sensor", (3, 64), modality="accel").read(path)
     assert x.shape == (3, 64) and x.isfinite().all()
-    with pytest.raises(UserError, match="has 3 axes, and the network reads 6"):
+    with pytest.raises(UserError, match="has 3 axes, but the network reads 6"):
         InputFormat("sensor", (6, 64), modality="accel").read(path)
 
 

@@ -312,7 +312,7 @@ def test_from_teacher_to_tested_student(videos, tmp_path, commands):
     assert several.out.splitlines()[:-1] == done.out.splitlines()[:-1]  # the last line tells the time
     commands("test_model.py", "--path", student, *data, "--clips", 4).refused("--sampling dense")
     commands("test_model.py", "--path", student, "--dataset", "digits", "--crops", "ten").refused(
-        "is no list of videos"
+        "is not a list of videos"
     )
     refused = commands(
         "train_student.py", *common, "--teacher_dropout", "--teacher_cache", tmp_path / "t", "--trial", 1
@@ -324,7 +324,7 @@ def test_from_teacher_to_tested_student(videos, tmp_path, commands):
 
 def test_video_flags_say_when_they_do_nothing(commands, tmp_path):
     done = commands.teacher("--epochs", 1, "--max_steps", 1, "--save_root", tmp_path, "--sampling", "dense").finished()
-    assert "--sampling (digits is no list of videos)" in done.out
+    assert "--sampling (digits is not a list of videos)" in done.out
 
 
 def test_value_of_a_method_is_untouched_without_frames():

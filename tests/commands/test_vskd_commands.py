@@ -48,7 +48,7 @@ def teacher():
 SETTINGS = {"crd": {"nce_k": 8, "feat_dim": 4}, "cc": {"feat_dim": 4}, "ldrld": {"top": 3}}
 REFUSED = {  # what this pair cannot give: a linear classifier behind the last map, equal widths, an image
     "deit": "sensor_cnn has none",
-    "fcfd": "choose two with equally many",
+    "fcfd": "choose two with the same number",
     "srrl": "feeds the classifier of trn:resnet8",
     "simkd": "reuses the classifier of trn:resnet8",
     "cat_kd": "applies the classifier of sensor_cnn to its last map",
@@ -165,10 +165,12 @@ def test_evaluating_a_checkpoint_takes_its_own_settings(commands, home, student,
 def test_refusals(commands, home, student, root, teacher):
     (path,) = home.glob("save/teachers/models/*/trn:resnet8_best.pth")
     inertial = root / "Inertial" / "a1_s1_t1_inertial.mat"
-    commands("test_model.py", "--path", path, "--file", inertial).refused("reads video", "name a student's checkpoint")
+    commands("test_model.py", "--path", path, "--file", inertial).refused(
+        "reads video", "give the checkpoint of a student"
+    )
     commands("test_model.py", "--path", student, "--file", "none.mat").refused("there is no sensor recording")
     commands("test_model.py", "--path", student, "--file", inertial, "--rank", 1).refused("leave --rank out")
-    commands("test_model.py", "--path", teacher, "--file", inertial).refused("does not say what it reads")
+    commands("test_model.py", "--path", teacher, "--file", inertial).refused("does not record its input")
     common = (*QUICK, *SIZES, "--data_folder", root)
     commands("train_teacher.py", *common, "--model", "trn:resnet8", cwd=home).refused(
         "trn:resnet8 reads 'video', the data set has sensor"

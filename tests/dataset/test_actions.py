@@ -255,7 +255,7 @@ def test_damaged_sensor_files_are_named(tmp_path):
         with pytest.raises(UserError, match=words):
             read_sensor(wrong)
     savemat(path, {"other": 1})
-    with pytest.raises(UserError, match="holds no d_iner"):
+    with pytest.raises(UserError, match="has no d_iner"):
         read_sensor(path)
     for text, words in (("1 2 3\n", "line 1: 3 columns, expected 4"), ("1 2 3 x\n", "no numbers"), ("", "is empty")):
         (tmp_path / "a.txt").write_text(text)
@@ -373,7 +373,7 @@ def test_video_may_be_absent_when_tested(copy, paired):
     assert len(data.test) == len(paired.test)
     batch = next(iter(data.test_loader(5, device=CPU)))
     assert batch.inputs["sensor"].shape == (5, 3, 24)
-    with pytest.raises(UserError, match="has no video recording, and the network reads one"):
+    with pytest.raises(UserError, match="has no video recording, but the network reads one"):
         batch.inputs["video"]
     full = next(iter(paired.test_loader(5, device=CPU)))
     assert full.inputs["video"].shape == (5, 4, 3, 16, 16) and full.inputs["video"] is full.inputs["video"]
@@ -447,7 +447,9 @@ def test_a_subject_on_both_sides_is_refused():
 
     protocol = utd_mhad.PROTOCOLS["cross_subject"]
     check_split([sample(1, 1)], [sample(2, 1)], protocol, "cross_subject")
-    with pytest.raises(UserError, match="subject 1 is trained on and tested on \\('a1_s1_t1' and 'a1_s1_t2'\\)"):
+    with pytest.raises(
+        UserError, match="subject 1 is in both the training and the test set \\('a1_s1_t1' and 'a1_s1_t2'\\)"
+    ):
         check_split([sample(1, 1)], [sample(1, 2)], protocol, "cross_subject")
     check_split([sample(1, 1)], [sample(1, 2)], utd_mhad.PROTOCOLS["trial"], "trial")
     with pytest.raises(UserError, match="no recording to test"):
@@ -478,7 +480,7 @@ def test_published_frame_lists(tmp_path, home):
 
 def test_lists_that_are_wrong(tmp_path):
     root = listed(tmp_path, label=lambda a: a)
-    with pytest.raises(UserError, match="line 1: 'a1_s1_t1_color' is listed with label 1, its name says 0"):
+    with pytest.raises(UserError, match="line 1: 'a1_s1_t1_color' is listed with label 1, but its name means 0"):
         load_utd_mhad(options(root, "video"))
     path = root / "UTD_rgb_train_list.txt"
     for text, words in (
@@ -549,7 +551,7 @@ def test_cameras_of_mmact(acted):
     data = load_mmact(options(acted, "video", "accel", data_split="cross_view"))
     assert {s.view for s in data.train} == {"cam 1"} and {s.view for s in data.test} == {"cam 4"}
     assert len(data.train) == len(data.test) == 24
-    with pytest.raises(UserError, match="cross_view parts the cameras of one performance"):
+    with pytest.raises(UserError, match="cross_view separates the cameras of one performance"):
         load_mmact(options(acted, "accel", "video", data_split="cross_view"))
     paired = load_mmact(options(acted, "accel_phone", "video"))
     assert len(paired.train) == 32 and len(paired.test) == 8
@@ -571,7 +573,7 @@ def test_lists_of_mmact(acted):
         data = load_mmact(options(acted, "video"))
         assert [s.label for s in data.train] == [2] and [s.label for s in data.test] == [0]
         listing.write_text("subject01/cam1/scene1/session1/carrying 5 7\n")
-        with pytest.raises(UserError, match="listed with label 7, its name says 0"):
+        with pytest.raises(UserError, match="listed with label 7, but its name means 0"):
             load_mmact(options(acted, "video"))
     finally:
         listing.unlink()

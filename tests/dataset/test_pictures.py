@@ -169,7 +169,7 @@ def test_dali_reads_depth_and_orientation_as_evaluation_does(tmp_path):
 @pytest.mark.parametrize(
     ("pixels", "words"),
     [
-        (np.full((8, 8), 200, np.float32), "floating-point pixels from 200 to 200, where 0 to 1 are expected"),
+        (np.full((8, 8), 200, np.float32), "floating-point pixels from 200 to 200, where 0 to 1 is expected"),
         (np.full((8, 8), np.nan, np.float32), "floating-point pixels from nan"),
         (np.full((8, 8), -5, np.int32), "signed integers"),
     ],
@@ -223,7 +223,7 @@ def test_folder_leaves_out_what_it_cannot_read(tmp_path, monkeypatch, caplog):
     assert "left out 1 files in" in caplog.text
     for path in (tmp_path / "val" / "b").iterdir():
         path.write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"not one image of '.*val/b' can be read"):
+    with pytest.raises(UserError, match=r"no image of the class '.*val/b' can be read"):
         dataset_dict["folder"](data_options(tmp_path, skip_corrupt=True))
 
 

@@ -97,7 +97,7 @@ def test_an_epoch_goes_on_where_it_was_stopped(folder):
 
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
 def test_the_ratio_lies_between_0_and_1(value):
-    with pytest.raises(UserError, match="--label_ratio .* must lie between 0 and 1"):
+    with pytest.raises(UserError, match="--label_ratio .* must be above 0 and below 1"):
         UnlabelledConfig("x", value)
 
 

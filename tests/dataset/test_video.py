@@ -159,7 +159,7 @@ def test_flip_exchanges_directions():
     flipped, label = ct.mirrored(clip, 87, pairs)
     assert flipped.flatten().tolist() == [2, 1, 0, 5, 4, 3] and label == 86
     assert ct.mirrored(clip, 5, pairs)[1] == 5
-    for text, words in (("86-87", "not of the form"), ("1:2,2:3", "class 2 twice"), ("4:4", "class 4 twice")):
+    for text, words in (("86-87", "must have the form"), ("1:2,2:3", "class 2 twice"), ("4:4", "class 4 twice")):
         with pytest.raises(UserError, match=words):
             ct.flip_pairs(text)
 

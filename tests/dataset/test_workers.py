@@ -41,7 +41,7 @@ def test_a_lost_worker_is_one_sentence(tree, number, words):  # noqa: F811
     command = [sys.executable, "-c", PROGRAM, str(tree.parent), str(int(number))]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
-    assert "the same command continues from the last checkpoint" in done.stderr
+    assert "run the same command again to resume from the last checkpoint" in done.stderr
 
 
 def test_other_errors_keep_their_traceback():

@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_one_sentence(method, settings, words):
 def test_other_classes_a_missing_teacher_and_a_missing_index_are_refused():
     student, teacher = pair()
     teacher.classify = nn.Linear(16, 9)
-    with pytest.raises(UserError, match="9 classes and the student 5"):
+    with pytest.raises(UserError, match="9 classes, but the student has 5"):
         distiller_zoo.attach("kd", student, teacher, sample=IMAGES[:2])
     with pytest.raises(UserError, match="needs a second network"):
         distiller_zoo.attach("kd", student, sample=IMAGES[:2])

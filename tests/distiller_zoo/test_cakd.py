@@ -282,7 +282,7 @@ def test_a_run_that_ends_before_the_terms_count_says_so(caplog, monkeypatch, epo
     monkeypatch.setattr(log, "propagate", True)
     with caplog.at_level("WARNING"):
         warn_of_late_terms(cakd(variant="code"), epochs)
-    words = "cakd_gl + cakd_pca + cakd_adv counts from epoch 27 on and --epochs is 26"
+    words = "cakd_gl + cakd_pca + cakd_adv counts from epoch 27 on, but --epochs is 26"
     assert (words in caplog.text) == silent == bool(caplog.text)
     warn_of_late_terms(cakd(), 1)
     warn_of_late_terms(cakd(variant="code", beta=0.0), 1)
@@ -382,7 +382,7 @@ def test_cakd_refuses(make, words):
 @pytest.mark.parametrize(
     ("student", "teacher", "options", "words"),
     [
-        ("resnet8", "resnet8x4", {}, "resnet8x4 shows none of a kind it can read.*vit_tiny_cifar"),
+        ("resnet8", "resnet8x4", {}, "resnet8x4 has no attention of a supported kind.*vit_tiny_cifar"),
         ("torchvision:swin_t", "vit_micro_cifar", {}, "swin_t has no stage maps.*choose a CNN"),
         ("resnet8", "torchvision:swin_t", {"variant": "code"}, "class token, and torchvision:swin_t has none"),
         ("resnet8", "vit_micro_cifar", {"stage": "stage9"}, "stage9 is no stage of resnet8; it has stage1"),
@@ -448,7 +448,7 @@ def test_cakd_in_two_processes(commands, vit_teacher, tmp_path):
 
 def test_cakd_teacher_without_attention_is_one_sentence(commands, teacher, tmp_path):
     done = commands.student("--distill", "cakd", "--path_t", teacher, "--save_root", tmp_path, "--skip_validation")
-    done.refused("cakd reads attention that is a softmax", "resnet8 shows none of a kind it can read")
+    done.refused("cakd reads attention that is a softmax", "resnet8 has no attention of a supported kind")
 
 
 def test_other_methods_learn_from_a_transformer():

@@ -356,7 +356,7 @@ def test_errors_speak():
         weighted_sum({}, {"cls": 0.0})
     with pytest.raises(UserError, match="--path_t"):
         make_step(kd, kd.Config(), cnn(4), None, data, B)
-    with pytest.raises(UserError, match="both change what is deployed"):
+    with pytest.raises(UserError, match="both change the deployed network"):
         other = type("Other", (method_dict["simkd"],), {"name": "other"})
         Combined.check(dataclasses.replace(combined("simkd"), members=((method_dict["simkd"], None), (other, None))))
     with pytest.raises(UserError, match="reads 'video'"):

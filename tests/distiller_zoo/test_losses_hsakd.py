@@ -102,7 +102,7 @@ def test_prepare_rotates_the_whole_batch_and_shares_it():
         for k in range(4):
             assert torch.equal(x[4 * b + k], batch.inputs["image"][b].rot90(k, (1, 2)))
     assert other.prepare(batch) is rotated and method.prepare(data.batch(3, seed=1)) is not rotated
-    with pytest.raises(UserError, match="rotates single views, and the batch holds 4"):
+    with pytest.raises(UserError, match="rotates single views, but the batch holds 4"):
         method.prepare(rotated)
 
 
@@ -226,9 +226,9 @@ def test_what_does_not_fit_is_one_sentence():
         build("hsakd", per_class=1)
     with pytest.raises(UserError, match="wants heads of 3 outputs .* has 12: use student_aux_dpcd"):
         build("dpcd", per_class=4)
-    with pytest.raises(UserError, match="reads auxiliary heads, and resnet8 has none: choose a network"):
+    with pytest.raises(UserError, match="reads auxiliary heads, but resnet8 has none: choose a network"):
         method_dict["hsakd"].needs(method_dict["hsakd"].Config(), model_dict["resnet8"], model_dict["resnet8"])
-    with pytest.raises(UserError, match="holds less than one batch of 8"):
+    with pytest.raises(UserError, match="is less than one batch 8"):
         build("dpcd", per_class=1, history=4)
     with pytest.raises(UserError, match="two increasing steps"):
         build("dpcd", per_class=1, tiers=(5, 2))

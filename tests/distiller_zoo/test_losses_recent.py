@@ -424,7 +424,7 @@ def test_flags_of_logit_losses():
     assert parse(["--distill", "kd", "--ea_T", "2"], teacher=False).without_effect["ea_T"] == "--ea_weight is off"
     assert "ea_weight" not in parse(["--distill", "ttm", "--ea_weight"], teacher=False).without_effect
     assert parse(["--distill", "kd", "--norm_kd", "--hard"], teacher=False).config.hard
-    with pytest.raises(UserError, match="--logit_stand and --norm_kd both choose the scale"):
+    with pytest.raises(UserError, match="--logit_stand and --norm_kd both set the scale"):
         parse(["--distill", "kd", "--norm_kd", "--logit_stand"], teacher=False)
     with pytest.raises(UserError, match="--ea_T 0.0 must be above 0"):
         parse(["--distill", "kd", "--ea_weight", "--ea_T", "0"], teacher=False)
@@ -564,7 +564,7 @@ MISTAKES = [
     ("ldrld", {"top": K}, f"--ldrld_d {K} must be below the number of classes, {K}"),
     ("skd", {"ridge": 0.0}, "--skd_ridge 0.0 must be above 0"),
     ("crld", {"weak_threshold": 1.5}, "--crld_tau_w 1.5 must be at least 0 and at most 1"),
-    ("sdd", {"scales": (2, 4)}, "--sdd_scales 2 4 must be different numbers of 1, 2 and 4, and contain 1"),
+    ("sdd", {"scales": (2, 4)}, "--sdd_scales 2 4 must be distinct numbers from 1, 2 and 4, including 1"),
 ]
 
 

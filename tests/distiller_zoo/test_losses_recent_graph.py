@@ -162,7 +162,7 @@ def test_deit_deploys_the_mean_of_two_heads(name):
 
 def test_deit_refuses_a_student_without_the_token():
     nets = [model_dict["resnet8"](num_classes=5) for _ in range(2)]
-    with pytest.raises(UserError, match="deit trains a distillation token, and resnet8 has none: choose vit_tiny"):
+    with pytest.raises(UserError, match="deit trains a distillation token, but resnet8 has none: choose vit_tiny"):
         attach("deit", *nets, sample=torch.rand(2, 3, 32, 32))
     with pytest.raises(UserError, match="--deit_T 0.0 must be above 0"):
         parse(["--distill", "deit", "--deit_T", "0"], teacher=False)
@@ -248,7 +248,7 @@ def test_fcfd_draws_the_switches_and_remembers_them():
 def test_fcfd_refuses_what_it_cannot_join():
     image = torch.rand(2, 3, 32, 32)
     for pair, message in (
-        (("resnet8", "vgg8"), "resnet8 has 3 of them, vgg8 4: choose two with equally many"),
+        (("resnet8", "vgg8"), "resnet8 has 3 of them, vgg8 4: choose two with the same number"),
         (("vit_micro_cifar", "resnet8"), "which is not known for vit_micro_cifar"),
     ):
         with pytest.raises(UserError, match=message):

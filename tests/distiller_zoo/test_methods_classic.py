@@ -164,7 +164,7 @@ def test_networks_without_preactivations_are_refused():
         method = method_dict[name]
         first = method.before or method
         with pytest.raises(
-            UserError, match=f"{name} reads stage maps before their ReLU, and plain has no tap stage1_pre"
+            UserError, match=f"{name} reads stage maps before their ReLU, but plain has no tap stage1_pre"
         ):
             first.needs(method.Config(), plain, side("t", [(4, 8, 8)], 4, 5).spec)
 
@@ -173,9 +173,9 @@ def test_irg_layers_come_in_pairs_that_exist():
     spec = side("a", [(4, 8, 8), (6, 4, 4)], 6, 5).spec
     irg = method_dict["irg"]
     for layers_s, layers_t, message in (
-        ((0, 1, 2), (0, 1, 2), "two by two; there are: 0 .stem., 1 .stage1., 2 .stage2."),
+        ((0, 1, 2), (0, 1, 2), "pairs of maps; there are: 0 .stem., 1 .stage1., 2 .stage2."),
         ((0, 3), (0, 1), "--transform_layer_s 0 3 "),
-        ((0, 1), (), "give as many of both"),
+        ((0, 1), (), "give the same number of both"),
     ):
         with pytest.raises(UserError, match=message):
             irg.needs(irg.Config(transform_layer_s=layers_s, transform_layer_t=layers_t), spec, spec)

@@ -460,7 +460,7 @@ def test_a_changed_digit_in_what_is_remembered_is_noticed(tmp_path, caplog):
 def test_json_that_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "env.json")
     for path in (tmp_path / "env.json", tmp_path, tmp_path / "gone"):
-        with pytest.raises(UserError, match="is no file: try again"):
+        with pytest.raises(UserError, match="is not a file: try again"):
             read_json(path, {}, "try again")
 
 
@@ -528,7 +528,7 @@ def test_averaged_weights_are_read_on_request(tmp_path, caplog):
     path = saved(tmp_path, {"model": W, "model_ema": averaged, "best_acc": 70})
     with caplog.at_level("INFO"):
         assert_same(read_checkpoint(path).state, W)
-    assert f"averaged weights (model_ema) next to those it trained (model), which are read: {path}@ema" in caplog.text
+    assert f"averaged weights (model_ema) and trained ones (model), which are read: {path}@ema" in caplog.text
     checkpoint = read_checkpoint(f"{path}@ema")
     assert_same(checkpoint.state, {k: v / 2 for k, v in W.items()})
     assert (checkpoint.peer, checkpoint.path, checkpoint.best_acc) == ("ema", path, None)
@@ -595,7 +595,7 @@ def test_what_needs_more_memory_than_is_free_is_not_read(tmp_path, monkeypatch):
     assert path.stat().st_size < 1 << 15
     monkeypatch.setattr("helper.networks.checkpoint.free", lambda: 2 << 20)
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("read"))
-    with pytest.raises(UserError, match="GiB of memory to be read, .* are free"):
+    with pytest.raises(UserError, match="GiB of memory, but .* are free"):
         read_checkpoint(path)
 
 

@@ -133,7 +133,7 @@ def test_the_size_of_the_publishers_evaluation_is_named():
     spec = model_dict["torchvision:efficientnet_b1"]
     network = Network(spec, torch.nn.Identity(), Checkpoint(Path(spec.name), {}))
     (notice,) = evaluation_notice(network, {"image": (3, 224, 224)})
-    assert "evaluates it on images of 240 px, bicubic (--image_size 240); here they have 224 px" in notice
+    assert "evaluates it on images of 240 px, bicubic (--image_size 240); these have 224 px" in notice
     spec = model_dict["torchvision:resnet18"]
     network = Network(spec, torch.nn.Identity(), Checkpoint(Path(spec.name), {}))
     assert evaluation_notice(network, {"image": (3, 224, 224)}) == []

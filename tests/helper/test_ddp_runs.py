@@ -139,8 +139,8 @@ def test_a_run_goes_on_with_another_number_of_processes(crd, commands, tmp_path)
     commands.student(*argv).finished()
     assert [r["epoch"] for r in rows(the_run(tmp_path))] == [1, 2, 3]
     log = (the_run(tmp_path) / "log.txt").read_text()
-    assert "the state is of 1 process(es), this run has 2" in log
-    assert "the state is of 2 process(es), this run has 1" in log
+    assert "the state has 1 process(es), this run has 2" in log
+    assert "the state has 2 process(es), this run has 1" in log
 
 
 @pytest.mark.parametrize("victim", [0, 1])

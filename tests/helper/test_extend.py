@@ -21,7 +21,7 @@ def test_a_prolonged_run_equals_one_that_was_as_long_from_the_start(commands, tm
     long, save = (tmp_path / name for name in ("long", "save"))
     commands.teacher(*SHORT, "--epochs", 3, "--save_root", long).finished()
     argv = (*SHORT, "--epochs", 3, "--extend", 2, "--save_root", save)
-    commands.teacher(*argv).refused("--extend 2", "is no finished run of these settings")
+    commands.teacher(*argv).refused("--extend 2", "is not a finished run with these settings")
     commands.teacher(*SHORT, "--epochs", 2, "--save_root", save).finished()
     assert "continuing from" in commands.teacher(*argv).finished().out
     assert "already finished" in commands.teacher(*argv).finished().out

@@ -26,10 +26,10 @@ from tests.support.toys import B, ToyData, network
 NAMED = ("timm:convnextv2_atto.fcmae", "timm:test_vit", "torchvision:shufflenet_v2_x0_5")
 SOURCES = {  # source -> why it has no classifier for ten digits
     "headless.pth": "its file holds no fc.weight",
-    "seven.pth": "trained for 7 classes, the data set has 10",
+    "seven.pth": "trained for 7 classes, but the data set has 10",
     NAMED[0]: "its published weights hold none",
-    NAMED[1]: "trained for 1000 classes, the data set has 10",
-    NAMED[2]: "trained for 1000 classes, the data set has 10",
+    NAMED[1]: "trained for 1000 classes, but the data set has 10",
+    NAMED[2]: "trained for 1000 classes, but the data set has 10",
     "hf_hub:someone/small": "its published weights hold none",
     "dinov2": "its published weights hold none",
     "siglip": "its published weights hold none",
@@ -146,7 +146,7 @@ def test_the_teacher_sees_another_size(student, sources, tmp_path):
     done = student(NAMED[1], *argv, 48).finished()
     assert "position embedding interpolated from 10x10 patches to 3x3" in done.out
     assert " at 48 px, bicubic" in json.loads((tmp_path / "cache" / "key.json").read_text())["teacher"]
-    student(NAMED[1], *argv, 64).refused("caches another teacher's view", "at 48 px", "at 64 px")
+    student(NAMED[1], *argv, 64).refused("caches another teacher or other data", "at 48 px", "at 64 px")
     student(NAMED[1], *argv, 50).refused("patches of 16 px", "50 px", "--teacher_image_size 48")
 
 

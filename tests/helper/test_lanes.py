@@ -352,7 +352,7 @@ def test_damaged_rows_are_noticed_and_computed_again(tmp_path, caplog, name):
         again(0)
         for _ in range(20):
             flip(path, rng.randrange(8 * len(whole)))
-            again(1, "does not match its checksums: the rows concerned are computed again")
+            again(1, "does not match its checksums: these rows are computed again")
         row = len(whole) // (N * Q)
         path.write_bytes(whole[: 5 * row] + bytes(7 * row) + whole[12 * row :])
         if "sums" not in name:  # a checksum of zero says that there is no row, which costs a forward pass

@@ -32,7 +32,7 @@ from tests.support.contract import plain_sgd
         (["--num_segments", "99999"], "--num_segments 99999 must be at most 1,000"),
         (["--learning_rate", "nan"], "--learning_rate nan must be"),
         (["--weight_decay", "inf"], "--weight_decay inf must be"),
-        (["--save_root", ""], "--save_root is empty: give a value, or leave the flag out"),
+        (["--save_root", ""], "--save_root is empty: give a value or leave the flag out"),
         (["--data_folder", " "], "--data_folder is empty"),
         (["--distill", ""], "--distill is empty"),
     ],

@@ -239,7 +239,7 @@ def test_overwriting_follows_no_link(commands, tmp_path):
     folder.rename(elsewhere)
     folder.symlink_to(elsewhere, target_is_directory=True)
     before = contents(elsewhere)
-    commands.teacher(*argv).refused("--overwrite would delete what lies behind the link", str(folder))
+    commands.teacher(*argv).refused("--overwrite would delete the target of the link", str(folder))
     assert contents(elsewhere) == before
 
 
@@ -345,7 +345,9 @@ def test_help_and_list(commands):
     assert plain.finished() and "--nce_k" not in plain.out and "--path_t" in plain.out
     assert crd.finished() and "--nce_k" in crd.out and "--factor" not in crd.out
     words = " ".join(plain.out.split())
-    assert "(default simkd)" in words and "(default 240; by data set)" in words and "(default )" not in words
+    assert (
+        "(default simkd)" in words and "(default 240; depends on the data set)" in words and "(default )" not in words
+    )
     listed = commands("train_student.py", "--list").finished().out
     assert "simkd" in listed and "fitnet, hint" in listed and "resnet32x4" in listed and "digits" in listed
 

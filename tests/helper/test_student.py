@@ -98,7 +98,7 @@ def test_from_the_local_cache_of_a_hub(exported, tmp_path, monkeypatch):
     student = load_student("hf_hub:ann/student")
     assert student.classes == tuple(map(str, range(10)))
     torch.testing.assert_close(student(IMAGES), load_student(exported)(IMAGES))
-    with pytest.raises(UserError, match="hf_hub:ann/other is neither in the local cache"):
+    with pytest.raises(UserError, match="hf_hub:ann/other is not in the local cache"):
         load_student("hf_hub:ann/other")
 
 

@@ -171,8 +171,8 @@ def test_rows_that_a_run_did_not_write_are_refused(tmp_path):
     for lines, words in (
         ([one, three], "has epoch 3 of stage 0 after epoch 1"),
         ([one, two, two, three], "has epoch 2 of stage 0 after epoch 2"),
-        ([one, two.replace("20.0", "21.0"), three], "not those that the run wrote"),
-        ([one, two], "not those that the run wrote"),
+        ([one, two.replace("20.0", "21.0"), three], "do not match their checksum"),
+        ([one, two], "do not match their checksum"),
         ([one, "5"], "a line is no row"),
         ([one, "{"], "a line is not JSON"),
     ):

@@ -123,7 +123,7 @@ def test_chosen_by_method_or_network(runs, capsys):
     write_run(runs, "--distill at --epochs 10", [70.5], teacher="resnet32x4")
     main(["--root", str(runs), "--only", "simkd,vanilla", "--pivot"])
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[2:4]] == ["student", "simkd"]
-    with pytest.raises(UserError, match="--only simkdd names no method and no network"):
+    with pytest.raises(UserError, match="--only simkdd matches no method and no network"):
         main(["--root", str(runs), "--only", "simkdd"])
 
 
@@ -208,7 +208,7 @@ def test_a_reader_that_has_enough_gets_no_traceback(runs):
 def test_chosen_columns_under_other_headings(runs, capsys):
     main(["--root", str(runs), "--format", "csv", "--columns", "runs,method,last epoch=top-1"])
     assert capsys.readouterr().out.splitlines()[0] == "n,method,top-1 mean,top-1 std"
-    with pytest.raises(UserError, match="--columns nonsense is no column of this table; it has method, network"):
+    with pytest.raises(UserError, match="--columns nonsense is not a column of this table; it has method, network"):
         main(["--root", str(runs), "--columns", "method,nonsense"])
 
 

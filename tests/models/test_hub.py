@@ -63,7 +63,7 @@ def test_a_vits_classifier_comes_along_where_it_fits(packages, tmp_path):
     with torch.no_grad():
         want = theirs.eval()(2 * x - 1).logits
         assert torch.allclose(network.tapped().eval()({"image": x})["logits"], want, atol=1e-5)
-    assert load_teacher(folder, None, 7, SHAPES).lacks == "it was trained for 10 classes, the data set has 7"
+    assert load_teacher(folder, None, 7, SHAPES).lacks == "it was trained for 10 classes, but the data set has 7"
 
 
 def test_the_normalisation_is_what_the_files_say(packages, tmp_path):
@@ -88,7 +88,7 @@ def test_checksums_tell_weights_and_settings_apart(packages, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, "net is a bert of transformers; of those, dinov2, .* can be read"),
+        ({"model_type": "bert"}, "net is a bert of transformers; only dinov2, .* can be read"),
         ({"use_swiglu_ffn": True}, "has gated layers"),
         ({"num_hidden_layers": 3}, "the weights have no encoder.layer.2"),
         ({"hidden_size": 16}, "do not fit its config.json: .* are missing or of another shape"),
@@ -107,11 +107,11 @@ def test_a_folder_without_weights_and_a_torn_file(packages, tmp_path):
     folder = hub.saved(hub.made("vit")[0], tmp_path / "net")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match="truncated or no file of weights"):
+    with pytest.raises(UserError, match="truncated or not a file of weights"):
         load_teacher(folder, None, 10, SHAPES)
     weights.unlink()
     folder_spec.cache_clear()
-    with pytest.raises(UserError, match="holds a config.json and no weights: put model.safetensors"):
+    with pytest.raises(UserError, match="holds a config.json but no weights: put model.safetensors"):
         load_teacher(folder, None, 10, SHAPES)
 
 

@@ -284,7 +284,7 @@ def test_peers_load_one_by_one(small, tmp_path):
     second = model_dict["resnet8_aux"](num_classes=10)
     both = {f"net{i}.{k}": v for i, net in ((1, small), (2, second)) for k, v in net.state_dict().items()}
     path = save(tmp_path, "pair.pth.tar", {"net": both})
-    with pytest.raises(UserError, match="two peers: name one"):
+    with pytest.raises(UserError, match="two peers: choose one"):
         read_checkpoint(path)
     ours = save(tmp_path, "ours.pth", {"model": small.state_dict(), "peer": second.state_dict()})
     for file in (path, ours):

@@ -235,7 +235,7 @@ def test_checkpoint_of_an_external_network(tmp_path):
     assert network.spec is model_dict["torchvision:squeezenet1_1"]
     torch.save({"model": state, "meta": {"arch": "torchvision:squeezenet1_1"}}, path)
     assert load_network(path, None, None, shapes).spec is network.spec
-    with pytest.raises(UserError, match="trained for 3 classes, the data set has 5"):
+    with pytest.raises(UserError, match="trained for 3 classes, but the data set has 5"):
         load_network(path, None, 5, shapes)
 
 

@@ -210,7 +210,7 @@ def test_a_teacher_of_a_shorter_run_is_named(place, run):
     assert "warning" not in run("--dry-run")
     beside.write_text('{"epochs": 3}')
     (line,) = [line for line in run("--dry-run").splitlines() if line.startswith("warning: the teacher ")]
-    assert "resnet8_vanilla/resnet8_best.pth was trained for 3 epochs, the table's for 240" in line
+    assert "resnet8_vanilla/resnet8_best.pth was trained for 3 epochs, but that of the table for 240" in line
 
 
 def test_an_interrupted_grid_goes_on(place, run, capfd):

@@ -52,7 +52,7 @@ def test_unknown_weights_are_refused_with_those_there_are():
 
 def test_networks_of_timm_are_named_after_their_weights():
     pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
-    with pytest.raises(UserError, match="timm's weights 'A1' of resnet18.*as timm:resnet50.a1_in1k"):
+    with pytest.raises(UserError, match="timm has no weights 'A1' of resnet18.*such as timm:resnet50.a1_in1k"):
         started_from(model_dict["tsn:timm:resnet18"], "imagenet:A1")(num_classes=3)
 
 
