@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Is anything lost, or different without a word? python scripts/dev/attack.py --minutes 15 --out results/attack.md
+"""Test whether runs lose or silently change results: python scripts/dev/attack.py --minutes 15 --out results/attack.md
 
   kills    runs of every kind are killed at random writes until they finish; they must equal a run that was left alone
   damage   one file that a run reads back is flipped, cut, zeroed or deleted; the run must end with the same numbers, or
@@ -273,9 +273,9 @@ def attack_all(attack: Attack) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=15, help="no new case begins after them (default 15)")
+    parser.add_argument("--minutes", type=float, default=15, help="start no new case after this many minutes (default 15)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the counts there, too")
+    parser.add_argument("--out", type=Path, help="also write the counts to this file")
     args = parser.parse_args(argv)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -4,7 +4,7 @@
     python scripts/slurm/submit.py --nodes 2 --gpus 4 --time 2880 -- train_student.py --path_t T.pth --distill simkd
     python scripts/slurm/submit.py --gpus 1 --grid table.txt        # one command per line, # for comments
 
-Every job starts torchrun on each of its nodes. A job that SLURM takes away or that runs out of time is queued again and
+Every job starts torchrun on each of its nodes. A job that is preempted or reaches its time limit is queued again and
 resumes from its last checkpoint. --cluster local runs the same on this machine, --cluster debug in this process.
 """
 
@@ -96,7 +96,7 @@ def submit(args: argparse.Namespace) -> list[Any]:
     try:
         import submitit
     except ImportError as error:
-        raise UserError("jobs are submitted through the package submitit: pip install submitit") from error
+        raise UserError("submitting jobs needs the package submitit: pip install submitit") from error
     try:
         executor = submitit.AutoExecutor(folder=args.logs, cluster=args.cluster)
     except (RuntimeError, ValueError) as error:
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="retort")
     parser.add_argument("--logs", default="save/slurm")
     parser.add_argument("--wait", action="store_true", help="until all have ended; exit code 1 if one failed")
-    parser.add_argument("command", nargs="*", help="after --: the script and its arguments")
+    parser.add_argument("command", nargs="*", help="the script and its arguments, after --")
     args = parser.parse_args(argv)
     try:
         if bool(args.grid) == bool(args.command):
