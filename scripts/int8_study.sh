@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What int8 costs, and what training against it wins back: resnet20 on complete CIFAR-100 (continued for 150 steps, alone
+# Accuracy of int8, with and without quantisation-aware training: resnet20 on complete CIFAR-100 (continued for 150 steps, alone
 # and under resnet56), and a sensor network of UTD-MHAD (trained here, then continued alone and under itself in float32);
 # two seeds each. Writes results/int8_cifar100.md and results/int8_utd_mhad.md.
 #   bash scripts/int8_study.sh STUDENT_RESNET20.pth TEACHER_RESNET56.pth CIFAR_FOLDER UTD_FOLDER SAVE_ROOT
