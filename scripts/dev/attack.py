@@ -6,7 +6,7 @@
            be refused in one sentence
   inputs   wrong files and settings, each with the words of the sentence expected
 
-Prints counts by outcome; exit code 1 if a run lost something, differed without a word, or ended in a traceback.
+Prints counts by outcome; exit code 1 if a run lost something, differed silently, or ended in a traceback.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Any script of this folder as a SLURM job on one node of eight GPUs, one process a GPU:
+# Any script of this folder as a SLURM job on one node of eight GPUs, one process per GPU:
 #   KINETICS=DIR sbatch --partition=PARTITION scripts/video/slurm.sh tsm_distil TEACHER.pth
 # The published teachers: bash scripts/teachers/fetch_teachers.sh tsm_resnet50 tsn_swin_base
 #SBATCH --job-name=video
