@@ -5,8 +5,8 @@
 #           probe, by class means, and by features alone.
 #   bash scripts/cifar100/teachers_study.sh labels TEACHER.pth DATA_FOLDER SAVE_ROOT [flags of every training]
 #   bash scripts/cifar100/teachers_study.sh headless TEACHER.pth DATA_FOLDER SAVE_ROOT [flags of every training]
-# Stopped at any time, the same command resumes; what is finished is skipped. The table lands in SAVE_ROOT/labels.md or
-# SAVE_ROOT/headless.md.
+# Stopped at any time, the same command resumes; what is finished is skipped. The table is written to
+# SAVE_ROOT/labels.md or SAVE_ROOT/headless.md.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 study=${1:?labels or headless}
 teacher=${2:?path of a checkpoint, of a resnet20 or of a ViT}

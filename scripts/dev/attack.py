@@ -8,7 +8,7 @@
   inputs   wrong files and settings (wrong_inputs.py), each with words of the sentence expected
   cost     what the checks of one epoch of resnet8 on digits take
 
-Prints counts by outcome; exit code 1 if a run lost something, differed without a word, hung, or ended in a traceback.
+Prints counts by outcome; exit code 1 if a run lost something, differed silently, hung, or ended in a traceback.
 """
 
 from __future__ import annotations

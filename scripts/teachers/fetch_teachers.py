@@ -327,7 +327,7 @@ class Fetcher:
             raise UserError(f"{name} needs the package timm: pip install timm") from error
         try:
             network = timm.create_model(name.removeprefix("timm:"), pretrained=True)
-        except Exception as error:  # the hub client raises nearly anything
+        except Exception as error:  # the hub client raises almost any exception
             self.memory.note(name, reachable=False)
             raise Unreachable(f"timm cannot bring {name}: {_short(error)}") from error
         place.parent.mkdir(parents=True, exist_ok=True)
