@@ -54,14 +54,14 @@ def parser():
     parser = Parser("eval_rep.py", description=__doc__, add_help=False)
     quick.add_help(parser)
     parser.add_argument("--s_path", "--path", "--student_weights", required=True, help="checkpoint of any network")
-    parser.add_argument("--arch", "--model", help="its architecture, where neither the file nor its path tells")
+    parser.add_argument("--arch", "--model", help="its architecture, if neither the file nor its path names it")
     add_data_set(parser, "STL-10")
-    parser.add_argument("--data", "--data_folder", default="../data/", help="where it lies (default ../data/)")
+    parser.add_argument("--data", "--data_folder", default="../data/", help="folder of the data (default ../data/)")
     parser.add_argument(
         "--solver",
         default="sgd",
         choices=("sgd", "lbfgs"),
-        help="sgd (the default) as published, or lbfgs to the optimum",
+        help="sgd (the default), as published, or lbfgs, which finds the optimum",
     )
     parser.add_argument("--epochs", type=int, help="of SGD (default 100); most iterations of L-BFGS (default 500)")
     parser.add_argument("--init_lr", "--learning_rate", type=float, default=0.1, help="of SGD (default 0.1)")
@@ -75,7 +75,10 @@ def parser():
     parser.add_argument("--weight_decay", type=float, help="default 0 for sgd, 1e-3 for lbfgs")
     parser.add_argument("--batch_size", type=int, default=64, help="of SGD (default 64)")
     parser.add_argument(
-        "--views", type=int, default=1, help="of each training image (default 1): the whole one, then random crops"
+        "--views",
+        type=int,
+        default=1,
+        help="views of each training image (default 1): the whole image, then random crops",
     )
     parser.add_argument(
         "--norm",
@@ -83,12 +86,14 @@ def parser():
         choices=("own", "published"),
         help="pixel statistics: the network's own (default), or those of the published probe",
     )
-    parser.add_argument("--image_size", type=int, help="what the network sees (default: what it was designed for)")
+    parser.add_argument(
+        "--image_size", type=int, help="size of the images in pixels (default: the network's design size)"
+    )
     parser.add_argument("--few_ratio", type=float, default=1.0, help="share of the training images (default 1)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the features (default fp32)")
     parser.add_argument("--manual_seed", "--seed", type=int, default=0, help="random seed (default 0)")
     parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0)")
-    parser.add_argument("--json", help="write the result there, too")
+    parser.add_argument("--json", help="also write the result to this file")
     return parser
 
 
@@ -121,11 +126,11 @@ def main(argv=None):
     chosen = chosen_as_trained(network.checkpoint.meta if same else {}, vars(args))
     options = data_options(args.data, few_ratio=args.few_ratio, seed=args.manual_seed, **chosen)
     if network.spec.input != "image":
-        raise UserError(f"{network.spec.name} reads {network.spec.input}, and a probe shows it single images")
+        raise UserError(f"{network.spec.name} reads {network.spec.input}, but a probe uses single images")
     data = dataset_dict[args.dataset](options)
     if not isinstance(data, ResidentData):
         raise UserError(
-            f"--dataset {args.dataset} is no set of images held in memory: choose STL-10, TinyImageNet, cifar100, or "
+            f"--dataset {args.dataset} is not an image set held in memory: choose STL-10, TinyImageNet, cifar100, or "
             "folder for a tree of images"
         )
     size = args.image_size or network.spec.input_shape[-1]
@@ -144,7 +149,7 @@ def main(argv=None):
         result = fit_sgd(train, test, data.num_classes, schedule=schedule, seed=args.manual_seed, **kwargs)
     log.info("top-1 %.2f  top-5 %.2f  (train %.2f)", result.top1, result.top5, result.train_top1)
     if args.solver == "sgd":
-        log.info("best %.2f in epoch %d, selected on the test set", result.best, result.best_epoch)
+        log.info("best %.2f in epoch %d, chosen on the test set", result.best, result.best_epoch)
     if args.json:
         found = {"network": network.spec.name, "checksums": [data.checksum, data.test_checksum]}
         found |= {"images": [len(data.train_labels), len(data.test)], **dataclasses.asdict(result)}

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What a trained network sees in files of yours: python predict.py --path STUDENT.pth PICTURE.jpg FOLDER ...
+"""Predict classes of files: python predict.py --path STUDENT.pth PICTURE.jpg FOLDER ...
 
-It reads pictures, videos or sensor recordings, whichever the network was trained on, and prepares them as its data set
-does in evaluation. --path takes a checkpoint, the folder of a run, a folder of scripts/export_student.py, one of its
-files (.safetensors, .onnx, .pt2) or hf_hub:USER/NAME.
+It reads images, videos or sensor recordings, depending on the network, and prepares them as in the evaluation of its
+data set. --path takes a checkpoint, the folder of a run, a folder of scripts/export_student.py, one of its files
+(.safetensors, .onnx, .pt2) or hf_hub:USER/NAME.
 """
 
 from __future__ import annotations
@@ -52,20 +52,27 @@ def title_of(one: Prediction) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="files, or folders whose files are read")
+    parser.add_argument("files", nargs="+", type=Path, help="files, or folders of files")
     parser.add_argument("--path", required=True, help="the network: a checkpoint, a folder, an exported file")
-    parser.add_argument("--model", help="architecture, where neither the file nor its path says it")
+    parser.add_argument("--model", help="architecture, if neither the file nor its path names it")
     parser.add_argument(
-        "--image_size", type=int, action=checked(image_side), help="side of the images, where the file does not say it"
+        "--image_size",
+        type=int,
+        action=checked(image_side),
+        help="size of the images in pixels, if the file does not record it",
     )
     parser.add_argument(
-        "--top", type=int, action=checked(at_least(1)), default=3, help="how many classes of each file (default 3)"
+        "--top",
+        type=int,
+        action=checked(at_least(1)),
+        default=3,
+        help="number of classes to print per file (default 3)",
     )
-    parser.add_argument("--csv", type=Path, help="write them here: file, rank, class, probability")
+    parser.add_argument("--csv", type=Path, help="write file, rank, class and probability to this CSV file")
     parser.add_argument("--json", type=Path, help="write them here")
     parser.add_argument("--show", type=Path, help=f"draw the first {SHOWN} files with their classes, as a .png")
     parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)")
-    parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the model, if outside")
+    parser.add_argument("--plugin", nargs="+", default=(), help="Python files that define the model")
     args = parser.parse_args(normalised(argv))
     start_log()
     load_plugins(args.plugin)

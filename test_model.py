@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Evaluate any checkpoint: python test_model.py --path FILE --dataset cifar100 --data_folder ../data/
 
-On several GPUs: --gpu_id 0,1,2,3 --multiprocessing_distributed, or torchrun; each process evaluates a share of its own.
+On several GPUs: --gpu_id 0,1,2,3 --multiprocessing_distributed, or torchrun; each process evaluates its own share.
 """
 
 # PYTHON_ARGCOMPLETE_OK
@@ -71,7 +71,7 @@ def parser():
     parser.add_argument(
         "--path", "--student_weights", required=True, help="checkpoint: a student, a teacher, or a plain state dict"
     )
-    parser.add_argument("--model", "--arch", help="architecture, where neither the file nor its path tells")
+    parser.add_argument("--model", "--arch", help="architecture, if neither the file nor its path names it")
     parser.add_argument(
         "--mean",
         type=float,
@@ -83,33 +83,39 @@ def parser():
         "--std", type=float, action=checked(positive), nargs="+", help="likewise; 0.5 for both is [-1, 1]"
     )
     parser.add_argument(
-        "--match_classes", action="store_true", help="bring its logits into the data set's order of classes"
+        "--match_classes", action="store_true", help="reorder its logits to the data set's order of classes"
     )
     add_data_set(parser)
     parser.add_argument("--data_folder", "--data", default="../data/")
     parser.add_argument("--image_size", type=int, action=checked(image_side))
-    parser.add_argument("--file", type=Path, help="name the action in this sensor recording, with no data set at all")
-    parser.add_argument("--modality", help="what the network reads of action recordings (default: as it was trained)")
+    parser.add_argument("--file", type=Path, help="print the action in this sensor recording; needs no data set")
+    parser.add_argument(
+        "--modality", help="modality of action recordings that the network reads (default: as in training)"
+    )
     parser.add_argument("--data_split", help="published split of action recordings")
     parser.add_argument("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames")
-    parser.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="leave out damaged recordings")
+    parser.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="skip damaged recordings")
     parser.add_argument(
         "--num_segments",
         type=int,
         action=checked(at_least(1, 1000)),
-        help="frames of a clip (default: as in training, else 8)",
+        help="frames of a clip (default: as in training, or 8)",
     )
     parser.add_argument(
-        "--batch_size", type=int, action=checked(at_least(1)), default=500, help="samples at a time, in each process"
+        "--batch_size",
+        type=int,
+        action=checked(at_least(1)),
+        default=500,
+        help="samples per forward pass in each process",
     )
-    parser.add_argument("--gpu_id", help="GPU to use, or several (default 0; with torchrun one a process)")
+    parser.add_argument("--gpu_id", help="GPU to use, or several (default 0; with torchrun one per process)")
     parser.add_argument("--manual_seed", "--seed", help="accepted for old commands: nothing is random here")
     parser.add_argument(
         "--num_workers",
         type=int,
         action=checked(few_workers),
         default=8,
-        help="loader processes of a machine, for data read from disk",
+        help="loader processes per machine, for data read from disk",
     )
     parser.add_argument("--average_clips", choices=("prob", "score"), help="of several views (default: the network's)")
     views = parser.add_argument_group("views of a video")
@@ -128,9 +134,9 @@ def parser():
     add_flags(parser.add_argument_group("several processes"), LAUNCH)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
     parser.add_argument(
-        "--report", type=Path, help="write a page here: classes, confusions, wrongest samples, calibration"
+        "--report", type=Path, help="write a page of classes, confusions, worst mistakes and calibration to this file"
     )
-    parser.add_argument("--plugin", nargs="+", default=(), help="Python files with the method or model, if outside")
+    parser.add_argument("--plugin", nargs="+", default=(), help="Python files that define the method or model")
     return parser
 
 
@@ -143,7 +149,7 @@ def main(argv=None):
         if given := launch_flags(args):
             raise UserError(f"--file is read by one process: leave {', '.join(given)} out")
         if args.report is not None:
-            raise UserError("--report is about a test set, and --file names one recording: leave one of them out")
+            raise UserError("--report needs a test set, but --file names one recording: leave one of them out")
         for action, probability in load_classifier(args.path, args.model).predict(args.file)[:3]:
             log.info("%s  %.1f %%", action, 100 * probability)
         return
@@ -164,7 +170,7 @@ def report(args, device):
     chosen = {"clips": args.clips, "crops": args.crops, "size": args.crop_size}
     given = {k: v for k, v in chosen.items() if v not in (None, 1, "one")}
     if given and not data.videos:
-        raise UserError(f"--dataset {args.dataset} is no list of videos: leave --clips, --crops and --crop_size out")
+        raise UserError(f"--dataset {args.dataset} is not a list of videos: leave --clips, --crops and --crop_size out")
     if data.videos and (clips := clip_settings_notice(args.path, options)):
         log.info(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")

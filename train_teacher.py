@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a network on labels alone: python train_teacher.py --model resnet32x4 --dataset cifar100"""
+"""Train a network on labels: python train_teacher.py --model resnet32x4 --dataset cifar100"""
 # PYTHON_ARGCOMPLETE_OK
 
 from helper.options import quick

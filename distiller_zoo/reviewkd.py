@@ -70,7 +70,7 @@ class ReviewKD(Distiller):
     """A student level reviews all deeper ones: fused from the pooled feature upwards, compared at each level.
 
     Sum over levels. Weight beta * min(epoch / 20, 1). Published beta: 5; 8 for ShuffleNetV2, 0.6 for resnet20. All
-    shapes come from the networks at hand; the published code lists them per pair.
+    shapes come from the networks; the published code lists them per pair.
     """
 
     name = "reviewkd"

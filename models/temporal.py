@@ -304,7 +304,7 @@ def _image_backbone(name: str) -> ModelSpec:
     return {"resnet50": imagenet.resnet50, "mobilenet_v2": imagenet.mobilenet_v2}[name]
 
 
-# torchvision's Swins: stages lie between the merges, channels last; their maps are sums without an activation
+# torchvision's Swins: stages end before the merges, channels last; their maps are sums without an activation
 SWIN_STAGES = {f"stage{i}": Tap(f"features.{2 * i - 1}", read=read_channels_last) for i in (1, 2, 3, 4)}
 SWIN_TAPS = {
     "stem": Tap("features.0", read=read_channels_last),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Formatter, linter, types and words, as they must be before a commit.
+# Checks before a commit: formatter, linter, types and words.
 RETORT_REQUIREMENTS=extra source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m ruff check .

@@ -37,10 +37,10 @@ BATCH = 250
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path_t", required=True, help="checkpoint of the teacher")
-    parser.add_argument("--model_t", help="its architecture, where neither the file nor its path says")
+    parser.add_argument("--model_t", help="its architecture, if neither the file nor its path names it")
     parser.add_argument("--dataset", default="cifar100", help="any set of images held in memory (default cifar100)")
-    parser.add_argument("--data_folder", default="../data/", help="where data sets lie (default ../data/)")
-    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0); the CPU where there is none")
+    parser.add_argument("--data_folder", default="../data/", help="folder of the data sets (default ../data/)")
+    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)")
     parser.add_argument("--out", required=True, type=Path, help="file to write")
     return parser.parse_args(normalised(argv))
 
@@ -50,7 +50,7 @@ def class_features(net: TappedNet, tap: str, images: Tensor, labels: Tensor, dev
     """uint8 [N, H, W, C] -> float32 [K, n * h * w, D] on the CPU: rows of the tapped map, images in order."""
     size = int(labels.bincount().min())
     if not size:
-        raise UserError("a class without training images has no distance to the others")
+        raise UserError("a class has no training images: use data with images of every class")
     classes = []
     for label in range(int(labels.max()) + 1):
         chosen = images[(labels == label).nonzero().flatten()[:size]]

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Runs against runs: python scripts/compare.py RUN RUN ... [--out curves.png]
+"""Compare runs: python scripts/compare.py RUN RUN ... [--out curves.png]
 
-A RUN is a run's folder; runs that differ in trial and seed alone are repetitions of one cell. Every cell is compared
+A RUN is a run's folder; runs that differ only in trial and seed are repetitions of one cell. Every cell is compared
 with that of the first RUN: the settings that differ; the difference of the last epochs over the seeds that both have,
-with its 95 % t interval; the classes that gained and lost most, where the networks and their data are there; with --out
-the curves in one picture.
+with its 95 % t interval; the classes that gained and lost most, if the networks and their data are available; with
+--out the curves in one figure.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def opened(folders: Sequence[Path]) -> list[Run]:
         run = read_run(folder)
         if run is None:
             raise UserError(
-                f"{folder} holds no finished run (it has no parameters.json): name folders of finished runs"
+                f"{folder} holds no finished run (it has no parameters.json): give folders of finished runs"
             )
         runs.append(run)
     sets = {run.identity["dataset"] for run in runs}
     if len(sets) > 1:
-        raise UserError(f"runs on different data sets have nothing to compare: {', '.join(sorted(sets))}")
+        raise UserError(f"runs on different data sets cannot be compared: {', '.join(sorted(sets))}")
     return runs
 
 
@@ -96,14 +96,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=int,
         action=checked(at_least(0)),
         default=5,
-        help="so many classes from either end (default 5; 0: none)",
+        help="number of classes with the largest gains and losses to list (default 5; 0: none)",
     )
-    parser.add_argument("--data_folder", help="where data sets lie (default: as in training)")
+    parser.add_argument("--data_folder", help="folder of the data sets (default: as in training)")
     parser.add_argument("--gpu_id", default="0")
     args = parser.parse_args(argv)
     groups = cells(opened(args.runs))
     if len(groups) < 2:
-        raise UserError("these runs are repetitions of one another: name runs that differ in more than trial and seed")
+        raise UserError("these runs are repetitions of one cell: give runs that differ in more than trial and seed")
     labels = tell_apart(groups)
     print(as_text(groups, labels))
     if args.classes:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The student of an MMRazor distillation checkpoint: python scripts/convert_kd_ckpt_to_student.py FILE.pth
+"""Extract the student of an MMRazor distillation checkpoint: python scripts/convert_kd_ckpt_to_student.py FILE.pth
 
 Writes FILE_student.pth with `meta` and `state_dict`, which test_model.py and MMAction2 read. Nothing in the file is
-run: the few classes that MMEngine pickles next to the weights are read as empty stand-ins, and dropped.
+run: the few classes that MMEngine pickles with the weights are read as empty stand-ins and dropped.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def student_of(content: Any, path: Path) -> tuple[dict[str, Any], list[str]]:
     """({"meta", "state_dict"}, names of the entries of meta that were no plain values)."""
     state = content.get("state_dict") if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping) or "meta" not in content:
-        raise UserError(f"{path} is no distillation checkpoint of MMRazor: it has no meta and state_dict")
+        raise UserError(f"{path} is not a distillation checkpoint of MMRazor: it has no meta and state_dict")
     student = {k.removeprefix(STUDENT): v for k, v in state.items() if k.startswith(STUDENT)}
     if not student:
         prefixes = ", ".join(sorted({k.partition(".")[0] for k in state})) or "nothing"
@@ -93,11 +93,11 @@ def student_of(content: Any, path: Path) -> tuple[dict[str, Any], list[str]]:
 def main(argv: Any = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--out_path", type=Path, help="folder to write into (default: that of the checkpoint)")
+    parser.add_argument("--out_path", type=Path, help="folder to write to (default: that of the checkpoint)")
     parser.add_argument("--inplace", action="store_true", help="replace the checkpoint")
     args = parser.parse_args(normalised(argv))
     if args.inplace and args.out_path:
-        raise UserError("--inplace replaces the checkpoint where it lies: leave --out_path out")
+        raise UserError("--inplace replaces the checkpoint itself: leave --out_path out")
     path = args.checkpoint
     content = read(path)
     if isinstance(content, Mapping) and "model" in content and "state_dict" not in content:

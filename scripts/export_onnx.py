@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A network of action recordings as ONNX, and what it costs to run:
+"""Export a network of action recordings as ONNX and report its cost:
 
     python scripts/export_onnx.py --path STUDENT_best.pth [TEACHER_best.pth] [--out DIR] [--report FILE.md]
 
 The graph of a sensor student holds everything from sensor values to logits, the Gramian field included. The report has
-one row a network: parameters, multiply-accumulates, file size, and the latency of one sample on one CPU thread.
+one row per network: parameters, multiply-accumulates, file size, and the latency of one sample on one CPU thread.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ def as_table(rows: Sequence[dict[str, float | str]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", nargs="+", required=True, help="checkpoints of runs on action recordings")
-    parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
+    parser.add_argument("--model", help="architecture, if neither the file nor its path names it")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the .onnx files")
     parser.add_argument("--file", type=Path, help="a sensor recording to classify with the exported graph")
-    parser.add_argument("--report", type=Path, help="write the table here as well")
-    parser.add_argument("--repetitions", type=int, action=checked(at_least(1)), default=30, help="calls that are timed")
+    parser.add_argument("--report", type=Path, help="also write the table to this file")
+    parser.add_argument(
+        "--repetitions", type=int, action=checked(at_least(1)), default=30, help="number of timed calls"
+    )
     args = parser.parse_args(argv)
     rows = []
     for path in args.path:

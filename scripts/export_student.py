@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Take a network away: python scripts/export_student.py --path RUN/NAME_best.pth --dataset cifar100 --out exported/
+"""Export a network: python scripts/export_student.py --path RUN/NAME_best.pth --dataset cifar100 --out exported/
 
 Writes model.safetensors with config.json, model.pt2 (torch.export), model.onnx and README.md, a model card with the
-run's numbers; with --int8 also model_int8.onnx, and what float32, bf16 and int8 reach and cost. Each form is run on
-real test images and must give the logits of the checkpoint (int8 aside); the latency on this CPU is printed. A network
-with layers of its method's (SimKD's projector and reused classifier) is exported as the one model it is; of one with
-auxiliary heads, the plain network that they sat on. Inputs are what the data set yields (images in [0, 1], sensor
-windows); the normalisation is part of the model.
+run's numbers; with --int8 also model_int8.onnx, and accuracy and latency in float32, bf16 and int8. Each form is run on
+test images and must reproduce the logits of the checkpoint (except int8); the latency on this CPU is printed. A network
+with deployed layers of its method (SimKD's projector and reused classifier) is exported as one model; a network with
+auxiliary heads is exported without them. Inputs are those of the data set (images in [0, 1], sensor windows); the
+normalisation is part of the model.
 """
 
 from __future__ import annotations
@@ -336,10 +336,13 @@ def push(folder: Path, repository: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", required=True, help="checkpoint, _best.pth or _last.pth of a run")
-    parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
-    parser.add_argument("--data_folder", default="../data/", help="where data sets lie (default ../data/)")
+    parser.add_argument("--model", help="architecture, if neither the file nor its path names it")
+    parser.add_argument("--data_folder", default="../data/", help="folder of the data sets (default ../data/)")
     parser.add_argument(
-        "--image_size", type=int, action=checked(image_side), help="side of the images (default: as in training)"
+        "--image_size",
+        type=int,
+        action=checked(image_side),
+        help="size of the images in pixels (default: as in training)",
     )
     add_as_trained(parser)
     parser.add_argument(
@@ -352,16 +355,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--forms", nargs="+", default=list(FORMS), help=f"what is written, of {', '.join(FORMS)} (default: all)"
     )
-    parser.add_argument("--int8", action="store_true", help="also write model_int8.onnx, and measure what int8 costs")
+    parser.add_argument(
+        "--int8", action="store_true", help="also write model_int8.onnx, and measure its accuracy and latency"
+    )
     parser.add_argument(
         "--calibration",
         type=int,
         action=checked(at_least(1, 10**9)),
         default=512,
-        help="training samples that set its scales (default 512)",
+        help="training samples for its calibration (default 512)",
     )
     parser.add_argument("--name", help="heading of the model card (default: NETWORK on DATA SET)")
-    parser.add_argument("--push_to", help="repository on a model hub, as user/name (huggingface_hub)")
+    parser.add_argument("--push_to", help="repository to upload to, such as user/name (huggingface_hub)")
     parser.add_argument("--out", type=Path, required=True, help="folder")
     args = parser.parse_args(normalised(argv))
     start_log()

@@ -20,7 +20,7 @@ if [ "$phase" = plan ]; then
     exit 0
 fi
 if [[ " ${phases[*]} " != *" $phase "* ]] || [ -z "$data" ]; then
-    echo "gpu_table.sh: '$*' names no phase and data folder: type plan, or one of ${phases[*]} and the folder of cifar100.npz" >&2
+    echo "gpu_table.sh: '$*' is not a phase and a data folder: type plan, or one of ${phases[*]} and the folder of cifar100.npz" >&2
     exit 2
 fi
 extra=("${@:3}")
@@ -38,7 +38,7 @@ limited() {
     timeout --signal=TERM --kill-after=50 "$((limit > 120 ? limit - 60 : limit))" "$@" || code=$?
     case $code in
         0) echo "$phase: finished" ;;
-        124 | 130 | 143) echo "$phase: out of time; the same command resumes it" && exit 75 ;;
+        124 | 130 | 143) echo "$phase: out of time; run the same command again to resume" && exit 75 ;;
         *) exit "$code" ;;
     esac
 }

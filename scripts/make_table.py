@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Tables from run folders: python scripts/make_table.py --root ./save [--dataset digits] [--out FILE]
 
-One row per (student, method, teacher, settings); repetitions that differ in trial and seed alone are averaged. Numbers
+One row per (student, method, teacher, settings); repetitions that differ only in trial and seed are averaged. Numbers
 come from metrics.jsonl and parameters.json of finished runs; nothing is typed.
 """
 
@@ -62,17 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
     parser.add_argument("--dataset", help="runs on this data set only")
-    parser.add_argument("--only", default="", help="these methods or networks, as kd,simkd,resnet8")
-    parser.add_argument(
-        "--format", choices=FORMATS, help="default markdown; on a terminal, a table that fits its width"
-    )
-    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand next to ours, as simkd")
-    parser.add_argument("--pivot", action="store_true", help="methods against pairs, one protocol per column")
-    parser.add_argument(
-        "--columns", help="these columns in this order, NAME or NAME=HEADING, without the notes: method,gain,runs"
-    )
+    parser.add_argument("--only", default="", help="only these methods or networks, such as kd,simkd,resnet8")
+    parser.add_argument("--format", choices=FORMATS, help="default: markdown; on a terminal, a table of its width")
+    parser.add_argument("--published", nargs="+", default=[], help="published tables to compare with, such as simkd")
+    parser.add_argument("--pivot", action="store_true", help="one row per method, one column per pair of networks")
+    parser.add_argument("--columns", help="columns to show, NAME or NAME=HEADING, without notes: method,gain,runs")
     parser.add_argument("--in_words", action="store_true", help="add a sentence on gains and losses")
-    parser.add_argument("--out", type=Path, help="write here instead of to standard output")
+    parser.add_argument("--out", type=Path, help="write to this file instead of standard output")
     parser.add_argument("--title", help="a heading above a Markdown table")
     args = parser.parse_args(argv)
     runs = chosen_runs(args.root, args.dataset, args.only)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Pictures of runs and networks: python scripts/plot.py curves|cost|correlation|tsne|reliability ... --out FILE.png
+"""Figures of runs and networks: python scripts/plot.py curves|cost|correlation|tsne|reliability ... --out FILE.png
 
   curves       test loss (left) and top-1 (right) by epoch, mean over trials with their range
   cost         accuracy against multiply-accumulates at test time
-  correlation  how far the correlations between class logits of students are from the teacher's
+  correlation  difference of the correlations between class logits of students from the teacher's
   tsne         t-SNE of the features before the classifier
   reliability  confidence against accuracy, with the expected calibration error
 The form follows the suffix of --out: png, pdf, svg. Colour-blind readers can distinguish the colours, lines and markers
@@ -67,7 +67,7 @@ def pick(args: argparse.Namespace) -> list[tuple[str, list[Run]]]:
 def draw_curves(args: argparse.Namespace) -> None:
     named = [(label, g) for label, g in pick(args) if not g[0].is_teacher]
     if not named:
-        raise UserError("curves are drawn of students, and there is no finished one here")
+        raise UserError("no finished student found: curves show students; train one or give another --root")
     curves(named, args.out)
 
 
@@ -221,7 +221,7 @@ def draw_tsne(args: argparse.Namespace) -> None:
         chosen = labels < args.classes
         features, labels = features[chosen], labels[chosen]
         if len(labels) < 10:
-            raise UserError(f"{len(labels)} images of the first {args.classes} classes are too few for t-SNE")
+            raise UserError(f"{len(labels)} images of the first {args.classes} classes are too few: raise --images")
         perplexity = min(30.0, (len(labels) - 1) / 3)
         places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features.numpy())
         kinds = labels.unique().tolist()
@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sub = kinds.add_parser(kind)
         sub.add_argument("--root", type=Path, nargs="+", default=[Path("./save")])
         sub.add_argument("--dataset", help="runs on this data set only")
-        sub.add_argument("--only", default="", help="these methods or networks, as kd,simkd")
+        sub.add_argument("--only", default="", help="only these methods or networks, such as kd,simkd")
         sub.set_defaults(draw=draw)
     for kind, draw in (("correlation", draw_correlation), ("tsne", draw_tsne), ("reliability", draw_reliability)):
         sub = kinds.add_parser(kind)
@@ -310,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 type=int,
                 action=checked(at_least(1)),
                 default=10,
-                help="how many classes to show (default 10)",
+                help="number of classes to show (default 10)",
             )
         if kind == "reliability":
             sub.add_argument(

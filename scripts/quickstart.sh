@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The whole chain on real images, without a download of data: the handwritten digits of scikit-learn. A teacher learns from
+# The whole pipeline on real images, without a download: the handwritten digits of scikit-learn. A teacher learns from
 # all training images; students get the labels of a tenth of them and train alone, with KD and with SimKD, three seeds each.
-# Prints one line a run, their table, what it shows, and writes a picture of the curves.
+# Prints one line per run, a table and a summary, and writes a figure of the curves.
 #   bash scripts/quickstart.sh [-v] [flags of every training]     e.g. --overwrite, or --trial 3 for three other seeds
-# -v shows the logs of training. Runs land in save/quickstart, or in --save_root. One thread by default, so that the numbers
+# -v shows the logs of training. Runs are stored in save/quickstart, or in --save_root. One thread by default, so that the numbers
 # do not depend on the number of cores (OMP_NUM_THREADS changes it). The setting was chosen on the same 360 test images.
 verbose=
 extra=()

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""One HTML file about a set of runs: python scripts/report.py --root ./save --out report.html
+"""Write one HTML file about a set of runs: python scripts/report.py --root ./save --out report.html
 
-It needs no other file: tables that sort, curves that zoom, and behind every number the commands and machines it
-came from.
+The file is self-contained: sortable tables, zoomable curves, and for every number its commands and machines.
 """
 
 from __future__ import annotations
@@ -208,10 +207,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
     parser.add_argument("--dataset", help="runs on this data set only")
-    parser.add_argument("--published", nargs="+", default=[], help="tables whose numbers stand next to ours, as simkd")
+    parser.add_argument("--published", nargs="+", default=[], help="published tables to compare with, such as simkd")
     parser.add_argument("--title", default="Knowledge distillation: results")
     parser.add_argument(
-        "--hide_folders", action="store_true", help="of the commands' absolute paths, tell the last part alone"
+        "--hide_folders", action="store_true", help="show only the last part of absolute paths in commands"
     )
     parser.add_argument("--out", type=Path, default=Path("report.html"))
     args = parser.parse_args(normalised(argv))

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Run a published table: bash scripts/run_table.sh simkd --trials 3 [--dry-run] [-- --data_folder ../data/]
 
-Cells that are finished are skipped, interrupted ones resume where they stopped. Students of one teacher that share
+Finished cells are skipped, interrupted ones resume. Students of one teacher that share
 weights of cross-entropy and KL are trained together, as lanes of one process (--lanes 1: each alone); methods that read
-nothing but the teacher's logits take them from a cache on disk. One process per GPU (all, or those of
+only the teacher's logits take them from a cache on disk. One process per GPU (all, or those of
 CUDA_VISIBLE_DEVICES); on a CPU, --jobs of them.
-Everything after -- goes to every training command.
+Flags after -- are passed to every training command.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def key_values(text: str) -> dict[str, Any]:
     for pair in filter(None, text.split(",")):
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"--slurm '{pair}' is not of the form NAME=VALUE, such as slurm_partition=gpu")
+            raise UserError(f"--slurm '{pair}' must have the form NAME=VALUE, such as slurm_partition=gpu")
         out[key] = int(value) if value.isdecimal() else value
     return out
 
@@ -52,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
         kind, _, words = message.partition(": ")
         if kind == "unrecognized arguments":
             raise UserError(
-                f"run_table.py does not know {words}: flags of training come after --, as in run_table.sh simkd -- "
+                f"run_table.py has no flag {words}: put flags of training after --, as in run_table.sh simkd -- "
                 "--data_folder ../data/"
             )
         super().error(message)
@@ -63,20 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = argv.index("--") if "--" in argv else len(argv)
     argv, extra = argv[:cut], argv[cut + 1 :]
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", nargs="?", help="see --list; or the path of a table of your own, FILE.toml")
+    parser.add_argument("table", nargs="?", help="name of a table, see --list; or the path of your own FILE.toml")
     parser.add_argument("--list", action="store_true", help="name the tables")
     parser.add_argument("--trials", type=int, default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
     parser.add_argument(
-        "--only", default="", help="rows and students called so, or else with that in their name: KD,vgg8"
+        "--only", default="", help="only rows and students with these names, or parts of names: KD,vgg8"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print what would run and what is finished")
+    parser.add_argument("--dry_run", action="store_true", help="print which cells would run and which are finished")
     parser.add_argument("--lanes", type=int, default=6, help="students to train in one process (default 6)")
-    parser.add_argument("--no_cache", action="store_true", help="keep no cache of the teacher's logits")
-    parser.add_argument("--jobs", type=int, default=1, help="processes at a time where there is no GPU (default 1)")
+    parser.add_argument("--no_cache", action="store_true", help="do not cache the teacher's logits")
+    parser.add_argument("--jobs", type=int, default=1, help="concurrent processes without a GPU (default 1)")
     parser.add_argument("--per_gpu", type=int, default=1, help="processes per GPU (default 1)")
     parser.add_argument("--executor", choices=("local", "slurm", "submitit"), default="local")
-    parser.add_argument("--slurm", default="", help="parameters of submitit, as slurm_partition=gpu,gpus_per_node=1")
-    parser.add_argument("--no_wait", action="store_true", help="leave after submitting")
+    parser.add_argument(
+        "--slurm", default="", help="parameters of submitit, such as slurm_partition=gpu,gpus_per_node=1"
+    )
+    parser.add_argument("--no_wait", action="store_true", help="exit after submitting")
     args = parser.parse_args(normalised(argv))
     if args.list or not args.table:
         for name in tables():
@@ -122,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cluster = "slurm" if args.executor == "slurm" else "local"
         failed = run_submitit(jobs, logs, cluster, key_values(args.slurm), not args.no_wait)
     if failed:
-        print(f"{failed} of {len(jobs)} processes failed; the same command tries them again", file=sys.stderr)
+        print(f"{failed} of {len(jobs)} processes failed; run the same command to try them again", file=sys.stderr)
         return 1
     root = everything[0].settings.run.save_root
     print(f"the table: python scripts/make_table.py --root {root} --published {args.table} --pivot")

@@ -95,7 +95,7 @@ run_or_skip() {
 # end_of_dry_run: what follows reads runs, which a dry run does not write
 end_of_dry_run() {
     if [ -n "$dry_run" ]; then
-        echo "dry run: the commands that follow read the runs of those above, and are left out"
+        echo "dry run: the following commands read the runs of those above and are skipped"
         exit 0
     fi
 }

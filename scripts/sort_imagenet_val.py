@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Sort a flat validation folder into class folders: python scripts/sort_imagenet_val.py VAL_FOLDER --labels FILE
 
-FILE says the class of every image: LOC_val_solution.csv (Kaggle's ImageNet), val_annotations.txt (TinyImageNet),
+FILE gives the class of every image: LOC_val_solution.csv (Kaggle's ImageNet), val_annotations.txt (TinyImageNet),
 any text with a file name and a class folder's name per line, or ILSVRC2012_devkit_t12.tar.gz. Images are moved within
-the folder; what has been sorted already stays, so that an interrupted call can be repeated.
+the folder; sorted images stay, so that an interrupted call can be repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def labels_from_text(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no text that can be read ({error})") from error
+        raise UserError(f"{path} is not a readable text file ({error})") from error
     if lines and lines[0].startswith("ImageId,"):
         pairs = [line.split(",", 1) for line in lines[1:] if line]
         return {name: rest.split()[0] for name, rest in pairs}
@@ -56,7 +56,7 @@ def labels_from_devkit(path: Path) -> dict[str, str]:
         try:
             parse_devkit_archive(folder, path.name)
         except RuntimeError as error:
-            raise UserError(f"{path} is no ILSVRC2012_devkit_t12.tar.gz as published: download it again") from error
+            raise UserError(f"{path} is not the published ILSVRC2012_devkit_t12.tar.gz: download it again") from error
         _, wnids = load_meta_file(folder)
     return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(wnids, 1)}
 

@@ -4,11 +4,11 @@
     python scripts/tune.py --search beta=0.1:10:log kd_T=1:8 --trials 20 -- --path_t T.pth --distill dkd --epochs 60 \\
         --lr_decay_epochs 38,45,53
 
-Each trial trains on all but a stratified slice of the training set (--val_fraction, default 0.1) and is judged by the
-last epoch on that slice. NAME=LOW:HIGH[:log] draws numbers (whole ones where both ends are whole and the flag is one),
-NAME=A,B,C chooses. Everything after -- goes to train_student.py. A trial that diverges or is refused counts as failed,
-and the search continues. The study lies in a folder (--study), so that an interrupted search resumes; at the end stands
-the command of the final training, on the whole training set.
+Each trial trains on all but a stratified slice of the training set (--val_fraction, default 0.1) and is evaluated by
+the last epoch on that slice. NAME=LOW:HIGH[:log] draws numbers (whole ones where both ends are whole and the flag is
+one), NAME=A,B,C chooses. Everything after -- goes to train_student.py. A trial that diverges or is refused counts as
+failed, and the search continues. The study is stored in a folder (--study), so that an interrupted search resumes. The
+search ends with the command of the final training on the whole training set.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def read_axis(text: str, settings: Settings) -> Axis:
     try:
         low, high = float(parts[0]), float(parts[1])
     except (ValueError, IndexError):
-        raise UserError(f"--search {text} is not of the form NAME=LOW:HIGH[:log] or NAME=A,B,C") from None
+        raise UserError(f"--search {text} must have the form NAME=LOW:HIGH[:log] or NAME=A,B,C") from None
     log = parts[2:] == ["log"]
     if not low < high or (log and low <= 0) or (parts[2:] and not log):
         raise UserError(f"--search {text}: LOW must be below HIGH, and above 0 for :log")
@@ -106,7 +106,9 @@ def trained(argv: Sequence[str], log: Path) -> float:
     )
     parameters = read_json(folder / "parameters.json", {"last": dict}, "delete its folder")
     if parameters["evaluated_on"] == "test":
-        raise UserError("this data set held out no slice, so the search would look at the test set")
+        raise UserError(
+            "this data set holds out no slice, so the search would use the test set: choose another --dataset"
+        )
     return float(parameters["last"]["test_acc"])
 
 
@@ -190,14 +192,14 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
         type=int,
         action=checked(at_least(1)),
         default=20,
-        help="in all, failed ones and those of an interrupted search too",
+        help="number of trials in total, including failed and earlier ones",
     )
     parser.add_argument(
         "--val_fraction",
         type=float,
         action=checked(share_above_0),
         default=0.1,
-        help="share of train to judge by (default 0.1)",
+        help="held-out share of the training set (default 0.1)",
     )
     parser.add_argument(
         "--study", type=Path, default=Path("save/tune"), help="folder of the search (default save/tune, here)"

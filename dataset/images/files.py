@@ -87,7 +87,7 @@ def picture(path: Path) -> Any:
                 image = file.convert("RGBA").convert("RGB")  # the same colours, without Pillow's warning
             else:
                 image = file.convert("RGB")
-    except Exception as error:  # noqa: BLE001 (decoders raise nearly anything on damaged bytes)
+    except Exception as error:  # noqa: BLE001 (decoders raise almost any exception on damaged bytes)
         raise PictureError(
             f"the image '{path}' is corrupt or not an image ({str(error) or type(error).__name__})"
         ) from error

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What a training step costs: python scripts/bench/bench.py --methods all
+"""Time of a training step: python scripts/bench/bench.py --methods all
 
 Other questions: --switches, --bare, --warm_cache, --lanes, --floor.
 
-Every configuration runs in a process of its own; configurations that are compared take turns (A B A B ...), and every
-ratio is taken within a round, so that a machine that slows down slows both. Reported are medians, and the range over
+Every configuration runs in its own process; compared configurations take turns (A B A B ...), and every ratio is
+computed within a round, so that a slow phase of the machine affects both. The report shows medians and the range over
 rounds. Data: random images of the shape and number of CIFAR-100, or the real set with --data_folder. Teachers have
-random weights: arithmetic does not depend on them. Parts of one report may be measured one by one (--merge).
+random weights: arithmetic does not depend on them. Parts of one report may be measured separately (--merge).
 """
 
 from __future__ import annotations
@@ -488,7 +488,7 @@ def plan(args: argparse.Namespace) -> list[str]:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
     if args.clock == "cpu" and args.threads > 1:
-        raise UserError("--clock cpu adds up the seconds of all threads, waiting ones too: pass --threads 1")
+        raise UserError("--clock cpu adds the seconds of all threads, including waiting ones: pass --threads 1")
     unknown = [] if args.switches is None else [n for n in args.switches.split(",") if n not in SWITCHES]
     if unknown:
         raise UserError(f"--switches {', '.join(unknown)} are none of {', '.join(SWITCHES)}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What CAKD costs next to plain KD: python scripts/bench/bench_cakd.py --student ResNet50 ResNet18 --markdown FILE
+"""Cost of CAKD compared with plain KD: python scripts/bench/bench_cakd.py --student ResNet50 ResNet18 --markdown FILE
 
 A training step at 224 px (random images, a ViT teacher with random weights; arithmetic depends on neither) of kd and of
 both variants. Every configuration is a process of its own; they take turns, and ratios are taken within a round.
@@ -271,7 +271,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
     if args.clock == "cpu" and (args.threads > 1 or pick_device(args.gpu_id)[0].type == "cuda"):
-        raise UserError("--clock cpu adds up the seconds of all threads, waiting ones too: pass --threads 1, on a CPU")
+        raise UserError(
+            "--clock cpu adds the seconds of all threads, including waiting ones: pass --threads 1, on a CPU"
+        )
     rows = [row for student in args.student for row in measure(model_dict.resolve(student), args)]
     machine = environment()
     report = {

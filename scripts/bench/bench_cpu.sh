@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Writes results/bench_cpu_<dtype>_{baseline,speed,methods}: bash scripts/bench/bench_cpu.sh [part ...]; without a part, all of them. One
-# thread and the processor's own clock, so that a machine that does other work as well gives the same figures; about 30
+# thread and processor time, so that other work on the machine does not change the figures; about 30
 # minutes. Parts of a few minutes each may be measured one by one:
 # kd simkd | halves switches cache lanes | overheads=NAME,NAME (any methods) | pages
-# The part two_cores, three minutes by the clock on the wall, needs an idle machine and runs only where it is named.
+# The part two_cores, three minutes of wall-clock time, needs an idle machine and runs only if named.
 set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

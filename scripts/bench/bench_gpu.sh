@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What a CUDA device is worth here, in one table: bash scripts/bench/bench_gpu.sh [FILE.json]. Planned for under 9 minutes on one H200; not run on one yet.
+# Benchmark of a CUDA device in one table: bash scripts/bench/bench_gpu.sh [FILE.json]. Planned for under 9 minutes on one H200; not run on one yet.
 # Tests marked gpu, the baseline, ours, every switch, cache, lanes and the floor; then, planned for one of the minutes, a step of
-# HSAKD and of DPCD next to the published one, with a table of its own (FILE_hsakd.json). Random images and weights: nothing is
-# downloaded. PYTHON names an interpreter that has requirements.txt, else scripts/setup.sh brings one. FAST=1 takes toy networks, to try the
-# script out (also without a GPU).
+# HSAKD and of DPCD compared with the published one, in a separate table (FILE_hsakd.json). Random images and weights: nothing is
+# downloaded. PYTHON names an interpreter with the packages of requirements.txt; by default scripts/setup.sh makes one. FAST=1 uses toy
+# networks to test the script (also without a GPU).
 set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -21,7 +21,7 @@ measure() { "$PYTHON" scripts/bench/bench.py ${MORE[@]+"${MORE[@]}"} "${TURNS[@]
 
 rm -f "$OUT"
 echo "== tests that need a CUDA device"
-"$PYTHON" -m pytest -q -m gpu tests || echo "   failed: what follows may not be believed"
+"$PYTHON" -m pytest -q -m gpu tests || echo "   failed: the following numbers may be wrong"
 echo "== baseline, ours, floor"
 measure --methods kd,simkd --baseline --floor
 echo "== halves, cache, lanes"

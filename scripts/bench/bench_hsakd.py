@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What a step of HSAKD and DPCD costs: python scripts/bench/bench_hsakd.py --json FILE --markdown FILE
+"""Time of a step of HSAKD and DPCD: python scripts/bench/bench_hsakd.py --json FILE --markdown FILE
 
 Ours against a literal transcription of the published step (usual_hsakd.py), WRN-40-2 teaching WRN-16-2, in bf16 and in
-float32, on a CPU or a CUDA device. Every configuration has a process of its own, they take turns, and ratios are taken
-within a round; no loader on either side. Random pixels of CIFAR-100's shape, random weights: arithmetic does not depend
+float32, on a CPU or a CUDA device. Every configuration has its own process, they take turns, and ratios are computed
+within a round, without loaders. Random pixels of CIFAR-100's shape, random weights: arithmetic does not depend
 on them. Targets: TARGETS on a CPU, GPU_TARGETS on a CUDA device.
 """
 
@@ -158,7 +158,9 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
     on_gpu = pick_device(args.gpu_id)[0].type == "cuda"
     if args.clock == "cpu" and (args.threads > 1 or on_gpu):
-        raise UserError("--clock cpu adds up the seconds of all threads, waiting ones too: pass --threads 1, on a CPU")
+        raise UserError(
+            "--clock cpu adds the seconds of all threads, including waiting ones: pass --threads 1, on a CPU"
+        )
     subjects = [s for s in SUBJECTS if s[0] in args.methods]
     flags = [f"--{name}={getattr(args, name)}" for name in ("batch_size", "threads", "clock", "gpu_id")]
     command = [sys.executable, __file__, *flags, "--worker"]

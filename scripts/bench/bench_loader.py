@@ -106,7 +106,7 @@ def img_per_s(
 def measure(args: argparse.Namespace) -> dict:
     """The result file's content. UserError where DALI is asked for and missing."""
     if args.clock == "cpu" and sys.platform != "linux":
-        raise UserError("--clock cpu needs Linux, whose /proc knows the seconds of every worker")
+        raise UserError("--clock cpu needs Linux, whose /proc counts the seconds of every worker")
     device, _ = pick_device("0")
     tune_allocator()  # as runs do
     loaders = {"torchvision reference": reference(args, device)}

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# What each part of CAKD adds: logits, GL, GL+PCA, GL+PCA+multi-view; then all of them on noisy test images.
+# The contribution of each part of CAKD: logits, GL, GL+PCA, GL+PCA+multi-view; then all of them on noisy test images.
 #   bash scripts/cakd/ablation.sh TEACHER.pth MODEL_T DATASET DATA_FOLDER SAVE_ROOT [MODEL_S] [FLAG ...]
-# MODEL_S: the student, resnet8x4 unless given, which is one of CIFAR's. FLAGs go to every run alike (--image_size 224
-# --epochs 120 ...), and noise is put on images of the size that each was trained at. GPUS=0,1,2,3,4,5,6,7 before the command
-# trains one process a GPU. Published, ViT-B/16 -> ResNet50 on ImageNet, read off a figure (+- 0.1): about 77.0, 77.2, 77.9,
+# MODEL_S: the student (default resnet8x4, for CIFAR images). FLAGs are passed to every run (--image_size 224
+# --epochs 120 ...), and noise is added to images of each network's training size. GPUS=0,1,2,3,4,5,6,7 before the command
+# starts one process per GPU. Published, ViT-B/16 -> ResNet50 on ImageNet, read off a figure (+- 0.1): about 77.0, 77.2, 77.9,
 # 78.3; on noisy images GL+PCA 77.3, with multi-view 78.2. That is imagenet, ResNet50 and --batch_size 256 --epochs 120
 # --learning_rate 0.1 --lr_decay_epochs 30,60,90 --weight_decay 1e-4. Not measured here yet.
 # Gradients are clipped in every row (--clip_grad 5; ours): the first steps of CAKD's value relations diverge otherwise.

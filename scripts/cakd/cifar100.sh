@@ -2,7 +2,7 @@
 # Three rows under one recipe: the student alone, MSE on logits, CAKD. The paper's CIFAR-100 schedule (200 epochs, batch
 # 64, learning rate 0.1, divided by ten after 100 and 150, weight decay 1e-4).
 #   bash scripts/cakd/cifar100.sh TEACHER.pth MODEL_T DATA_FOLDER SAVE_ROOT [MODEL_S] [TRIALS] [FLAG ...]
-# MODEL_S: the student, ResNet50 unless given; TRIALS: 5 unless given; FLAGs go to every run.
+# MODEL_S: the student, ResNet50 unless given; TRIALS: 5 unless given; FLAGs are passed to every run.
 # Published with ViT-B/16 (90.92) and ResNet50 on images scaled up to ImageNet's size: base 85.02, logits 86.42, CAKD
 # 87.39, mean of five seeds. On 32 px with a small teacher this is another experiment. Not measured yet at full length.
 # Gradients are clipped in every row (--clip_grad 5; ours): the first steps of CAKD's value relations diverge otherwise.

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # ViT-B/16 -> ResNet50 on ImageNet: CAKD. One of three runs with one recipe (imagenet_baseline.sh,
-# imagenet_logits.sh, imagenet_cakd.sh), so that the differences between their rows are the methods'.
+# imagenet_logits.sh, imagenet_cakd.sh), so that their rows differ only in the method.
 #   bash scripts/cakd/imagenet_cakd.sh DATA_FOLDER SAVE_ROOT TEACHER.pth [paper|code] [MODEL_S] [MODEL_T] [FLAG ...]
-# MODEL_T: the teacher's network, torchvision:vit_b_16 unless given. GPUS=0,1,2,3,4,5,6,7 before the command trains one process a
-# GPU; FLAGs go to the run.
+# MODEL_T: the teacher's network, torchvision:vit_b_16 unless given. GPUS=0,1,2,3,4,5,6,7 before the command starts one process per
+# GPU; FLAGs are passed to the run.
 # The paper's schedule: 120 epochs, batch 256, learning rate 0.1, divided by ten after 30, 60 and 90, weight decay 1e-4.
 # Published by the paper, top-1 / top-5: 78.34 / 94.06; by its repository, whose three runs differ in epochs,
 # augmentation, smoothing and averaging: 76.21 / 93.09. Not measured here yet.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Top-1 of checkpoints on noisy test images: python scripts/cakd/robustness.py --path A.pth B.pth --data_folder DIR
 
-Noise is Gaussian on pixels in [0, 1], clamped back, drawn from a fixed seed, the same for every checkpoint; `views` are
+Noise is Gaussian on pixels in [0, 1], clamped, from a fixed seed, equal for every checkpoint; `views` are
 the transformations CAKD trains with, on every image. Every network sees images of the size it was trained at, unless
 --image_size names one; px is that size. Prints a Markdown table, rows in the order given.
 """
@@ -46,7 +46,7 @@ def noisy(sigma: float) -> Spoil:
 def columns(sigmas: Sequence[float]) -> dict[str, Spoil]:
     """Heading -> what happens to a batch of images."""
     if any(not 0 < sigma < 10 for sigma in sigmas):
-        raise UserError(f"--noise {' '.join(map(str, sigmas))}: standard deviations lie between 0 and 10")
+        raise UserError(f"--noise {' '.join(map(str, sigmas))}: standard deviations must be between 0 and 10")
     spoiled = {f"noise {sigma:g}": noisy(sigma) for sigma in sigmas}
     return {"clean": lambda x, rng: x, **spoiled, "views": lambda x, rng: multi_view(x, rng, 1.0)}
 
@@ -54,7 +54,7 @@ def columns(sigmas: Sequence[float]) -> dict[str, Spoil]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--path", nargs="+", required=True, help="checkpoints")
-    parser.add_argument("--model", help="architecture, where neither the file nor its path tells")
+    parser.add_argument("--model", help="architecture, if neither the file nor its path names it")
     add_data_set(parser)
     parser.add_argument("--data_folder", default="../data/")
     parser.add_argument(
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="standard deviations",
     )
     parser.add_argument("--gpu_id", default="0")
-    parser.add_argument("--out", type=Path, help="write the table here, too")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     args = parser.parse_args(normalised(argv))
     start_log()
     device, _ = pick_device(args.gpu_id)

@@ -8,10 +8,10 @@
 # Gradients are clipped in every row (--clip_grad 5; ours): the first steps of CAKD's value relations diverge otherwise.
 # CNN.pth: a wrn_16_2 for CIFAR-100. An interrupted study resumes where it stopped.
 # Cost: about 105 minutes on one core with native bf16: the teachers 22 and 5, the six runs of (a) 12, of (b) 13, of (c) 53.
-# TRY=1 before the command takes two steps of one epoch of everything, and writes its tables into SAVE_ROOT.
-# The tables land in results/cakd_short_cifar100.md, cakd_short_folder224.md and cakd_short_folder224_resnet18.md; they name
-# the teacher's accuracy, and say so where it is below the student alone. Such sets and schedules cannot reproduce a
-# published number.
+# TRY=1 before the command runs only two steps of everything, and writes its tables to SAVE_ROOT.
+# The tables are written to results/cakd_short_cifar100.md, cakd_short_folder224.md and cakd_short_folder224_resnet18.md; they name
+# the teacher's accuracy, and note if it is below the student alone. Such sets and schedules cannot reproduce
+# published numbers.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 cnn=${1:?checkpoint of a wrn_16_2}
 cifar=${2:?folder with cifar100.npz or the official files}

@@ -3,7 +3,7 @@
 #   bash scripts/cakd/student_sweep.sh DATA_FOLDER SAVE_ROOT TEACHER.pth [MODEL_T] [FLAG ...]
 # MODEL_T: the teacher's network, torchvision:vit_b_16 unless given; for Swin-L a large Swin of timm, such as
 # timm:swin_large_patch4_window7_224 (the published teacher, 87.32, is the one of 384 px). Students alone are trained once.
-# GPUS=0,1,2,3,4,5,6,7 before the command trains one process a GPU; FLAGs go to every run.
+# GPUS=0,1,2,3,4,5,6,7 before the command starts one process per GPU; FLAGs are passed to every run.
 # Published top-1        alone   ViT-B/16   Swin-L
 #   ResNet18             69.76    71.73     72.09
 #   MobileNetV2          71.88    73.34     73.66

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The table of a CAKD study: make_table's, and what its teacher is worth: python scripts/cakd/table.py --root save
+"""The table of a CAKD study, with a note on its teacher: python scripts/cakd/table.py --root save
 
-A teacher whose accuracy is below that of the student trained alone is named as such.
+The note says if the teacher's accuracy is below that of the student alone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--root", type=Path, nargs="+", required=True, help="roots of runs")
     parser.add_argument("--title", required=True, help="heading above the table")
-    parser.add_argument("--out", type=Path, help="write here instead of to standard output")
+    parser.add_argument("--out", type=Path, help="write to this file instead of standard output")
     args = parser.parse_args(argv)
     runs = [run for root in args.root for run in find_runs(root, None)]
     if not runs:

@@ -7,7 +7,7 @@
 # Students side by side share the teacher's forward pass. Stopped at any time (Ctrl-C, SIGTERM, power), the same command
 # resumes from the last epoch; what is finished is skipped. Cost: days on two cores without native bf16, hours on a GPU; a
 # process of lowest priority leaves the machine usable: nice -n 19 bash scripts/cifar100/full_cells.sh ...
-# The table lands in SAVE_ROOT/full_cells.md, or in the file OUT names; it is rewritten after each group, from what is finished.
+# The table is written to SAVE_ROOT/full_cells.md, or in the file OUT names; it is rewritten after each group, from what is finished.
 # Its notes name hardware and seeds, its rows the number of seeds, the teacher's accuracy and the wall-clock.
 if [ "${1:-}" = plan ]; then
     dry=1

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = method_dict.resolve(args.method)
     frozen = method_dict[name].teacher_mode == "frozen"
     if args.teacher and not frozen:
-        raise UserError(f"{name} reads no teacher: leave out {args.teacher}")
+        raise UserError(f"{name} needs no teacher: leave out {args.teacher}")
     if flags and frozen and not args.teacher:
         raise UserError(
             f"'{flags[0]}' comes before the teacher's checkpoint: type method.py {name} TEACHER.pth {flags[0]}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""A folder for --unlabelled: python scripts/cifar100/rest.py --few_ratio 0.1 --out DIR
+"""Make a folder for --unlabelled: python scripts/cifar100/rest.py --few_ratio 0.1 --out DIR
 
-The training images that a run with this --few_ratio and --seed leaves out, as PNG files without labels.
+It holds the training images that a run with this --few_ratio and --seed leaves out, as PNG files without labels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from helper.options.parse import normalised  # noqa: E402
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="cifar100", help="a set of images held in memory (default cifar100)")
-    parser.add_argument("--data_folder", "--data", default="../data/", help="where it lies (default ../data/)")
+    parser.add_argument("--data_folder", "--data", default="../data/", help="folder of the data (default ../data/)")
     parser.add_argument("--few_ratio", type=float, required=True, help="as the run has it")
     parser.add_argument("--seed", type=int, default=0, help="as the run has it (default 0)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images")
@@ -39,7 +39,7 @@ def main(argv=None):
     args = parse(argv)
     data = dataset_dict[args.dataset](DataOptions(root=Path(args.data_folder)))
     if not isinstance(data, ResidentData):
-        raise UserError(f"--dataset {args.dataset} is no set of images held in memory: choose cifar100 or cifar10")
+        raise UserError(f"--dataset {args.dataset} is not an image set held in memory: choose cifar100 or cifar10")
     left = torch.ones(len(data.train_labels), dtype=torch.bool)
     left[few(data.train_labels, args.few_ratio, args.seed)] = False
     make_folder(args.out, "folder of images")

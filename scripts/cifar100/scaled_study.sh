@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A scaled study on complete CIFAR-100, where no GPU is at hand: resnet20 teaches resnet8, ten epochs with two decays, three
+# A scaled study on complete CIFAR-100 for machines without a GPU: resnet20 teaches resnet8, ten epochs with two decays, three
 # seeds; the student alone, two methods of logits (kd, dist), three of features (hint, similarity, simkd). A smaller pair
-# and a schedule 24 times shorter than the published tables: no line of it belongs next to a published number.
+# and a schedule 24 times shorter than the published tables: its results cannot be compared with published numbers.
 #   bash scripts/cifar100/scaled_study.sh TEACHER.pth DATA_FOLDER SAVE_ROOT [JOBS [flags of every training]]
-# The six students of a seed are lanes of one process: one order of the data, one teacher forward for all. A teacher cache
-# would not pay: it keeps 162 views of an image, and ten epochs look at ten. If interrupted, the same command resumes.
+# The six students of a seed are lanes of one process: one order of the data, one forward pass of the teacher for all. A teacher
+# cache would not help: it stores 162 views of an image, and ten epochs use ten. If interrupted, the same command resumes.
 # Cost: about 47 minutes a seed on one core with native bf16, 2.4 core-hours in all; JOBS seeds at a time.
-# Table, report page and curves land in results/cifar100_scaled_resnet20_resnet8.md, .html and _curves.png.
+# Table, report page and curves are written to results/cifar100_scaled_resnet20_resnet8.md, .html and _curves.png.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 teacher=${1:?path of a resnet20 checkpoint}
 data=${2:?folder with cifar100.npz or the official files}

@@ -2,7 +2,7 @@
 # A short study on complete CIFAR-100: student resnet8 alone, with KD and with SimKD, from a resnet20 teacher; two seeds,
 # ten epochs with two decays; the student alone once more in float32, to compare with bf16 where that is the default.
 #   bash scripts/cifar100/short_study.sh TEACHER.pth DATA_FOLDER SAVE_ROOT [JOBS [flags of every training]]
-# Cost: about 50 minutes with JOBS=2 on two cores of 2.x GHz with native bf16. The table lands in
+# Cost: about 50 minutes with JOBS=2 on two cores of 2.x GHz with native bf16. The table is written to
 # results/cifar100_short_resnet20_resnet8.md, the published numbers of 240 epochs are another experiment.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 teacher=${1:?path of a resnet20 checkpoint}

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Does every method of the zoo train? Ten epochs on a stratified tenth of CIFAR-100 (5,000 images, --few_ratio 0.1), two decays,
+# Trains every method of the zoo: ten epochs on a stratified tenth of CIFAR-100 (5,000 images, --few_ratio 0.1), two decays,
 # two seeds, resnet20 -> resnet8, evaluated on the complete test set; the student alone next to them.
 #   bash scripts/cifar100/zoo_study.sh TEACHER.pth DATA_FOLDER SAVE_ROOT [JOBS [flags of every training]]
 # Methods of one group are lanes of one process: they share the batches and the teacher's forward pass. Those with a first
-# stage (three epochs here) are a group of their own. An interrupted study resumes where it stopped. Cost: two hours on one core with native bf16.
-# This is a check that each method works, on a set far too small to rank them: no line belongs next to a published number.
+# stage (three epochs here) are a separate group. An interrupted study resumes where it stopped. Cost: two hours on one core with native bf16.
+# This is a check that each method works, on a set far too small to rank them: its results cannot be compared with published ones.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 teacher=${1:?path of a resnet20 checkpoint}
 data=${2:?folder with cifar100.npz or the official files}

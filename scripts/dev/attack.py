@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Is anything lost, or different without a word? python scripts/dev/attack.py --out results/attack.md
+"""Test whether runs lose or silently change results: python scripts/dev/attack.py --out results/attack.md
 
   kills    runs of every kind are killed at random writes and steps until they finish; they must equal a run that was
            left alone
@@ -8,7 +8,7 @@
   inputs   wrong files and settings (wrong_inputs.py), each with words of the sentence expected
   cost     what the checks of one epoch of resnet8 on digits take
 
-Prints counts by outcome; exit code 1 if a run lost something, differed without a word, hung, or ended in a traceback.
+Prints counts by outcome; exit code 1 if a run lost something, differed silently, hung, or ended in a traceback.
 """
 
 from __future__ import annotations
@@ -377,11 +377,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--damaged", type=int, default=300)
-    parser.add_argument("--inputs", type=int, default=10**6, help="so many of them (default: all)")
-    parser.add_argument("--minutes", type=float, default=60, help="no new case begins after them (default 60)")
-    parser.add_argument("--jobs", type=int, default=2, help="cases at a time (default 2)")
+    parser.add_argument("--inputs", type=int, default=10**6, help="number of inputs (default: all)")
+    parser.add_argument(
+        "--minutes", type=float, default=60, help="start no new case after this many minutes (default 60)"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="number of parallel cases (default 2)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the counts there, too")
+    parser.add_argument("--out", type=Path, help="also write the counts to this file")
     args = parser.parse_args(argv)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Words that readers stumble over, in pages, messages, help texts and docstrings: python -m scripts.dev.check_words
+"""Find unclear words in pages, messages, help texts and docstrings: python -m scripts.dev.check_words
 
-Prints each place with the plain word, and exits with 1 if there is one.
+Prints each place with a plain word; exit code 1 if there is one.
 """
 
 from __future__ import annotations
@@ -25,6 +25,22 @@ PLAIN = {
     "lent": "transferred",
     "is no way to": "cannot",
     "has to say": "writes, reports",
+    "whoever": "the process that, the code that",
+    "answers for": "is the source of",
+    "in good order": "after saving",
+    "goes without saying": "is left out",
+    "without a word": "silently",
+    "at hand": "current, available; or leave it out",
+    "bears": "has",
+    "land in": "are written to",
+    "lands in": "is written to",
+    "continues there": "resumes",
+    "resumes there": "to resume, run the same command",
+    "selected on what it is reported on": "chosen on the test data",
+    "not finite since": "became NaN or infinite in",
+    "lie between": "be from ... to ...",
+    "drop one": "leave one of them out",
+    "nearly anything": "almost any exception",
 }
 WORD = re.compile(rf"\b({'|'.join(PLAIN)})\b", re.IGNORECASE)
 FILES = ("*.py", "*.md", "*.sh", "*.toml", ":!tests", ":!results", ":!CHANGELOG.md", ":!docs/commands.md")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Do the tests of the losses notice a wrong loss? python scripts/dev/mutate.py [METHOD ...]
+"""Test whether the tests of the losses detect wrong losses: python scripts/dev/mutate.py [METHOD ...]
 
 Each mutant is the tree with one sign or one constant changed in a method's equation, as tests/distiller_zoo/mutants.py
 lists them. The loss and reference tests of that method run on a temporary copy until one fails. Prints a table; exit
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy_tree(Path(folder))
         if failure := first_failure(Path(folder), " or ".join(map(tests_of, methods))):
-            print(f"{failure} fails without any change: nothing can be said of the mutants")
+            print(f"{failure} fails without any change: fix it before testing mutants")
             return 1
         print(f"{'method':10s} {'change':75s} {'s':>4s}  noticed by")
         for method in methods:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Two hosts on one machine: two Linux network namespaces with addresses of their own, a torchrun in each, one run over both.
-# The second host is killed in mid-run and started again; the run resumes from its last checkpoint and ends well.
+# Two hosts on one machine: two Linux network namespaces with separate addresses, a torchrun in each, one run over both.
+# The second host is killed during the run and started again; the run resumes from its last checkpoint and finishes.
 #   bash scripts/dev/two_hosts.sh SAVE_ROOT [arguments of train_teacher.py]
 # Runs in $PYTHON, else the active virtual environment, else .venv, else python3.
 # Needs the right to make network namespaces (root, or CAP_NET_ADMIN and CAP_SYS_ADMIN) and iproute2; exit code 77 without.

@@ -2,7 +2,7 @@
 # CIFAR-100, teacher and student of different styles (table 2).
 # HSAKD learns from Teacher (seed 0), HSAKD* from Teacher* (seed 1); the other methods from the plain backbone, with their own weights.
 #   bash scripts/hsakd/different_style.sh                        lists the cells with the published top-1
-#   bash scripts/hsakd/different_style.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs go to its commands
+#   bash scripts/hsakd/different_style.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs are passed to its commands
 # Published numbers are of the HSAKD repository (README, slides and poster of IJCAI 2021).
 # None of these commands has been run to its end here: no number below is a measurement of this toolbox.
 source "$(dirname "${BASH_SOURCE[0]}")/run.sh"

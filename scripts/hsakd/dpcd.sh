@@ -7,7 +7,7 @@
 # teacher with heads reaches is not published. ImageNet's loss is that of the last version of the code that runs: T = 1 for path 1, and
 # for path 2 T = 3 as on CIFAR.
 #   bash scripts/hsakd/dpcd.sh                        lists the cells with the published top-1
-#   bash scripts/hsakd/dpcd.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs go to its commands
+#   bash scripts/hsakd/dpcd.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs are passed to its commands
 # Published numbers are of the DPCD repository's README, without deviations; HSAKD's tables are of other teachers and another MobileNetV2.
 # None of these commands has been run to its end here: no number below is a measurement of this toolbox.
 source "$(dirname "${BASH_SOURCE[0]}")/run.sh"

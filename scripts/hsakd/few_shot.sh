@@ -4,7 +4,7 @@
 # Its 100 % column is HSAKD*'s number of table 1, though, and its 75 % is above HSAKD's with all images: Teacher* may have taught it.
 # So HSAKD* has cells of its own. Published subsets are of another draw.
 #   bash scripts/hsakd/few_shot.sh                        lists the cells with the published top-1
-#   bash scripts/hsakd/few_shot.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs go to its commands
+#   bash scripts/hsakd/few_shot.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs are passed to its commands
 # Published numbers are of the HSAKD repository (README, slides and poster of IJCAI 2021).
 # None of these commands has been run to its end here: no number below is a measurement of this toolbox.
 source "$(dirname "${BASH_SOURCE[0]}")/run.sh"

@@ -4,7 +4,7 @@
 # Teacher teaches from its last epoch, as on CIFAR: only its heads learn. Teacher* teaches from its best, as published; here that
 # is the network's, published the best head's.
 #   bash scripts/hsakd/imagenet.sh                        lists the cells with the published top-1
-#   bash scripts/hsakd/imagenet.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs go to its commands
+#   bash scripts/hsakd/imagenet.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs are passed to its commands
 # Published numbers are of the HSAKD repository (README, slides and poster of IJCAI 2021).
 # None of these commands has been run to its end here: no number below is a measurement of this toolbox.
 source "$(dirname "${BASH_SOURCE[0]}")/run.sh"

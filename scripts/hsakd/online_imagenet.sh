@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # ImageNet, two ResNet18 teach each other (table 7).
-# Published is the better peer of every epoch; here both are reported and none is chosen.
+# The published number is that of the better peer of every epoch; here both are reported.
 #   bash scripts/hsakd/online_imagenet.sh                        lists the cells with the published top-1
-#   bash scripts/hsakd/online_imagenet.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs go to its commands
+#   bash scripts/hsakd/online_imagenet.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs are passed to its commands
 # Published numbers are of the HSAKD repository (README, slides and poster of IJCAI 2021).
 # None of these commands has been run to its end here: no number below is a measurement of this toolbox.
 source "$(dirname "${BASH_SOURCE[0]}")/run.sh"

@@ -8,7 +8,7 @@ more=("${@:2}")
 names=$(sed -n "s/^cell '\([^']*\)'.*/\1/p" "$table")
 is_name=$(grep -cxF -- "$wanted" <<<"$names" || true)
 if [ -n "$wanted" ] && [ "$is_name" = 0 ] && ! grep -qE -- "$wanted" <<<"$names" 2>/dev/null; then
-    echo "no cell of $(basename "$table") is named '$wanted' or matches it: without an argument the script lists its cells" >&2
+    echo "no cell of $(basename "$table") matches '$wanted': without an argument the script lists its cells" >&2
     exit 2
 fi
 cell() {

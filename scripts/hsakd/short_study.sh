@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# The whole chain in a short schedule on a quarter of CIFAR-100 (12,500 images, stratified): heads on the frozen backbone of
+# The whole pipeline in a short schedule on a quarter of CIFAR-100 (12,500 images, stratified): heads on the frozen backbone of
 # a published WRN-16-2, an HSAKD student ResNet20, a few-shot one with a twentieth (2,500 images, 25 a class), the student
-# alone next to both, and a linear probe of each on TinyImageNet. Ten epochs with two decays, two seeds, two rotations a
+# alone for comparison, and a linear probe of each on TinyImageNet. Ten epochs with two decays, two seeds, two rotations a
 # step instead of the published four (--rotations 2, half the arithmetic); CIFAR's complete test set.
 #   bash scripts/hsakd/short_study.sh WRN_16_2.pth CIFAR_FOLDER TINYIMAGENET_FOLDER SAVE_ROOT [JOBS [flags of every training]]
-# Cost: about 115 minutes on one core with native bf16, reckoned from single steps of 64 images: teacher forward 0.35 s and
+# Cost: about 115 minutes on one core with native bf16, estimated from single steps of 64 images: teacher forward 0.35 s and
 # student 0.57 s (125,000 images of each HSAKD student: 30 minutes; few-shot 6), teacher's heads 0.76 s (50,000 images: 10),
 # student alone 0.13 s (4 and 1), evaluation in float32 10 s an epoch.
 # An interrupted study resumes where it stopped.
-# TRY=1 before the command takes two steps of one epoch of everything, and writes its tables into SAVE_ROOT.
-# Tables land in results/hsakd_short.md and results/hsakd_short_probe.md; no line belongs next to a published number of 240
-# epochs. The student alone is the same network, whose heads then stay idle.
+# TRY=1 before the command runs only two steps of everything, and writes its tables to SAVE_ROOT.
+# Tables are written to results/hsakd_short.md and results/hsakd_short_probe.md; they cannot be compared with published numbers of 240
+# epochs. The student alone is the same network with unused heads.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 backbone=${1:?path of a wrn_16_2 checkpoint}
 data=${2:?folder with cifar100.npz or the official files}

@@ -2,7 +2,7 @@
 # Teachers of the CIFAR-100 tables: Teacher (heads on a frozen backbone) and Teacher* (trained together).
 # A Teacher keeps the accuracy of its backbone, which the paper takes from the checkpoints of CRD and SSKD.
 #   bash scripts/hsakd/teachers.sh                        lists the cells with the published top-1
-#   bash scripts/hsakd/teachers.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs go to its commands
+#   bash scripts/hsakd/teachers.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs are passed to its commands
 # Published numbers are of the HSAKD repository (README, slides and poster of IJCAI 2021).
 # None of these commands has been run to its end here: no number below is a measurement of this toolbox.
 source "$(dirname "${BASH_SOURCE[0]}")/run.sh"

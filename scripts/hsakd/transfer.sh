@@ -3,7 +3,7 @@
 # Students are those of different_style.sh. Published features are computed again from a random crop in each of 100 epochs; here ten views of
 # each image, once, and ten epochs over them with decays at 3, 6, 9: as many SGD steps, at the same rates.
 #   bash scripts/hsakd/transfer.sh                        lists the cells with the published top-1
-#   bash scripts/hsakd/transfer.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs go to its commands
+#   bash scripts/hsakd/transfer.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs are passed to its commands
 # Published numbers are of the HSAKD repository (README, slides and poster of IJCAI 2021).
 # None of these commands has been run to its end here: no number below is a measurement of this toolbox.
 source "$(dirname "${BASH_SOURCE[0]}")/run.sh"

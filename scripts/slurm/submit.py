@@ -6,7 +6,7 @@
     KINETICS=DIR python scripts/slurm/submit.py --gpus 8 --cpus 64 -- scripts/video/tsm_distil.sh TEACHER.pth
 
 Every job starts torchrun on each of its nodes; a shell script starts its own processes, one for each GPU of $GPUS. A
-job that SLURM takes away or that runs out of time is queued again and resumes from its last checkpoint. --cluster local
+job that is preempted or reaches its time limit is queued again and resumes from its last checkpoint. --cluster local
 runs the same on this machine, --cluster debug in this process.
 """
 
@@ -108,7 +108,7 @@ def submit(args: argparse.Namespace) -> list[Any]:
     try:
         import submitit
     except ImportError as error:
-        raise UserError("jobs are submitted through the package submitit: pip install submitit") from error
+        raise UserError("submitting jobs needs the package submitit: pip install submitit") from error
     try:
         executor = submitit.AutoExecutor(folder=args.logs, cluster=args.cluster)
     except (RuntimeError, ValueError) as error:
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="retort")
     parser.add_argument("--logs", default="save/slurm")
     parser.add_argument("--wait", action="store_true", help="until all have ended; exit code 1 if one failed")
-    parser.add_argument("command", nargs="*", help="after --: the script and its arguments")
+    parser.add_argument("command", nargs="*", help="the script and its arguments, after --")
     args = parser.parse_args(argv)
     try:
         if bool(args.grid) == bool(args.command):

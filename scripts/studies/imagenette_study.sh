@@ -4,7 +4,7 @@
 # torchrun restarts all from the last checkpoint.
 #   bash scripts/studies/imagenette_study.sh DATA_FOLDER SAVE_ROOT [further flags of every run]
 # DATA_FOLDER holds train/<class> and val/<class>, such as a reduced Imagenette (600 + 200 images of 10 classes): a test of
-# the way, not of the methods. Runs that are finished are kept. The table lands in results/imagenette_small_resnet34_resnet18.md.
+# the pipeline, not of the methods. Finished runs are kept. The table is written to results/imagenette_small_resnet34_resnet18.md.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 data=${1:?folder with train/ and val/}
 save=${2:?folder for the runs}

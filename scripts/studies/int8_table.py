@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What int8 costs networks.
+"""Accuracy of int8 networks.
 
     python scripts/studies/int8_table.py --dataset cifar100 --out TABLE.md --row LABEL FILE FILE ...
 
@@ -63,15 +63,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--row", nargs="+", action="append", required=True, metavar="WORD", help="a label, then its checkpoints"
     )
     parser.add_argument("--data_folder", default="../data/")
-    parser.add_argument("--image_size", type=int, help="side of the images (default: as in training)")
+    parser.add_argument("--image_size", type=int, help="size of the images in pixels (default: as in training)")
     add_as_trained(parser)
-    parser.add_argument("--calibration", type=int, default=512, help="training samples that set the scales")
+    parser.add_argument("--calibration", type=int, default=512, help="training samples for calibration")
     parser.add_argument("--title", default="What int8 costs")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(normalised(argv))
     rows = [(label, [Path(file) for file in files]) for label, *files in args.row]
     if bare := [label for label, files in rows if not files]:
-        raise UserError(f"--row {bare[0]} names no checkpoint: write --row LABEL FILE")
+        raise UserError(f"--row {bare[0]} has no checkpoint: write --row LABEL FILE")
     options = options_as_trained(rows[0][1][0], Path(args.data_folder), args.image_size, **clip_options(args))
     data = dataset_dict[args.dataset](options)
     lines = [

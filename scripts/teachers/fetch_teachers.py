@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Fetch public teachers: bash scripts/teachers/fetch_teachers.sh [NAME ...] [--list] [--save_root ./save]
 
-Each lands at SAVE_ROOT/teachers/models/NAME_vanilla/NAME_best.pth. Sources of scripts/teachers.toml are tried in order;
-downloads are resumed, retried, and compared with the checksum their publisher gives, or with that of the first file of
-weights that ever arrived (SAVE_ROOT/teachers/fetched.json). NAME@DATA asks for the weights of one data set.
+Each is saved as SAVE_ROOT/teachers/models/NAME_vanilla/NAME_best.pth. Sources of scripts/teachers.toml are tried in
+order; downloads are resumed, retried, and compared with the checksum their publisher gives, or with that of the first
+file of weights that ever arrived (SAVE_ROOT/teachers/fetched.json). NAME@DATA asks for the weights of one data set.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class Fetcher:
             self.refuse_another(name, place, [s["classes"] for s, _ in sources if "classes" in s])
             return f"{name}: already at {place}"
         if place.parent.is_symlink() and not place.parent.exists():
-            raise UserError(f"{place.parent} is a link that leads nowhere: remove it first")
+            raise UserError(f"{place.parent} is a broken link: remove it first")
         reasons, manual = [], []
         for source, known in sources:
             if source["kind"] == "manual":
@@ -327,7 +327,7 @@ class Fetcher:
             raise UserError(f"{name} needs the package timm: pip install timm") from error
         try:
             network = timm.create_model(name.removeprefix("timm:"), pretrained=True)
-        except Exception as error:  # the hub client raises nearly anything
+        except Exception as error:  # the hub client raises almost any exception
             self.memory.note(name, reachable=False)
             raise Unreachable(f"timm cannot bring {name}: {_short(error)}") from error
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -416,9 +416,9 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
     parser.add_argument("names", nargs="*", help="networks, or timm:NAME (default: the teachers of the tables)")
     parser.add_argument("--save_root", type=Path, default=Path("./save"))
     parser.add_argument(
-        "--list", action="store_true", help="every source, and whether it was reachable when last tried"
+        "--list", action="store_true", help="list every source, and whether it was reachable when last tried"
     )
-    parser.add_argument("--sources", type=Path, default=SOURCES, help="a list of sources of your own")
+    parser.add_argument("--sources", type=Path, default=SOURCES, help="your own list of sources")
     parser.add_argument(
         "--retries",
         type=int,

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Every teacher of the published tables, with the published recipe: CIFAR-100, 240 epochs, batch 64, SGD 0.05 times 0.1 after
-# 150, 180 and 210, weight decay 5e-4. Runs that are finished say so; an interrupted one resumes where it stopped.
+# 150, 180 and 210, weight decay 5e-4. Finished runs are skipped; interrupted ones resume.
 #   bash scripts/teachers/train_teachers.sh [flags of train_teacher.py, such as --data_folder ../data/ --gpu_id 1]
 # Above each command: the accuracy the tables print for this teacher, and the arithmetic of the run. Each command leaves
-# save/teachers/models/NAME_vanilla/NAME_best.pth, where the students' commands look, unless another experiment has that name
-# already: then it says so, with the command that changes it. A longer run takes the name over from a shorter one.
+# save/teachers/models/NAME_vanilla/NAME_best.pth, where the students' commands look. If another experiment already has that
+# name, a notice names the command that changes it. A longer run takes over the name of a shorter one.
 # The SimKD toolbox prints 2:24 h for resnet32x4 on one RTX 2080 Ti.
 extra=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"

@@ -1,6 +1,6 @@
 # Sourced by the scripts of this folder: $PYTHON, $KINETICS (the data folder), $SAVE (root of runs), $GPUS, and train().
-# GPUS=0,1,2,3,4,5,6,7 trains and tests one process a GPU, as the published runs did; --batch_size of a training is that of
-# all of them.
+# GPUS=0,1,2,3,4,5,6,7 starts one process per GPU in training and tests, as published; --batch_size of a training
+# is that of all of them.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 KINETICS=${KINETICS:?folder with videos_train, videos_val and kinetics400_train_list_videos.txt}
 SAVE=${SAVE:-./save}

@@ -7,7 +7,7 @@
 #   bash scripts/video/short_study.sh FOLDER_OF_CLIPS SAVE_ROOT [EPOCHS of a student, at least 4 [flags of every training]]
 # SGD with the published rates (0.02, classifier fivefold) stays at chance on so few clips. Cost: 70 minutes on one core
 # with native bf16. An interrupted study resumes where it stopped. Depth, not RGB, and far from Kinetics
-# in size: no line belongs next to a published number.
+# in size: its results cannot be compared with published ones.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 clips=${1:?folder of the clips aA_sS_tT_color.avi}
 save=${2:?folder for the runs}

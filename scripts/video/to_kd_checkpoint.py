@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A distillation checkpoint in MMRazor's layout: python scripts/video/to_kd_checkpoint.py STUDENT TEACHER OUT
 
-Weights under OpenMMLab's names, the student's behind `architecture.`, the teacher's behind `teacher.`, for work that
-continues there.
+Weights under OpenMMLab's names, the student's behind `architecture.`, the teacher's behind `teacher.`, for further
+work there.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The first published row: TSM-ResNet50 teaches TSM-MobileNetV2 on Kinetics-400, DIST on the scores of every frame.
 #   KINETICS=DIR GPUS=0,1,2,3,4,5,6,7 bash scripts/video/tsm_distil.sh TEACHER.pth [FLAGS]
-# TEACHER.pth: bash scripts/teachers/fetch_teachers.sh tsm_resnet50 brings the one that the published table names (100 epochs, 73.22) and
-# says where it lands; the published run read the one of 50 epochs (73.18), the recipe of tsm_teacher.sh.
+# TEACHER.pth: bash scripts/teachers/fetch_teachers.sh tsm_resnet50 fetches the teacher of the published table (100 epochs, 73.22) and
+# prints its path; the published run used the one of 50 epochs (73.18), the recipe of tsm_teacher.sh.
 # Recipe (mmaction2 projects/knowledge_distillation kd_logits_tsm-res50_tsm-mobilenetv2_8xb16_k400): cross-entropy + 1 x
-# DIST (beta = gamma = 1, tau 1), the rest as the student alone, save that its classifier trains at x1 (the published
-# code gives the x5 to the teacher's). Published top-1: 69.60 (+0.9). Not measured here.
+# DIST (beta = gamma = 1, tau 1), the rest as the student alone, except that its classifier trains at x1 (the published
+# code applies the x5 to the teacher's). Published top-1: 69.60 (+0.9). Not measured here.
 # Start of the student: torchvision's IMAGENET1K_V1; the published one is another training, see tsm_student.sh.
-# The published teacher keeps its dropout on while it teaches; add --teacher_dropout for that.
+# The published teacher keeps its dropout active; add --teacher_dropout for that.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 teacher=${1:?checkpoint of a TSM-ResNet50}
 train train_student.py "${data[@]}" --path_t "$teacher" --model_t tsm_resnet50 --model_s tsm_mobilenetv2 \

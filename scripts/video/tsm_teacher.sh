@@ -6,7 +6,7 @@
 # Start: torchvision's IMAGENET1K_V1 (resnet50-0676ba61.pth), the published one.
 # Published top-1: 73.18 (8 frames, ten crops). Not measured here. Two files are published, and both load (--path_t FILE --model_t
 # tsm_resnet50): this recipe's, 20220831-64d69186, which the published distillation reads, and one of 100 epochs, 73.22,
-# 20220831-a6db1e5d, which its table names and scripts/teachers/fetch_teachers.sh brings.
+# 20220831-a6db1e5d, which its table names and scripts/teachers/fetch_teachers.sh fetches.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 train train_teacher.py "${data[@]}" --model tsm_resnet50 --pretrained imagenet:IMAGENET1K_V1 --batch_size 128 --epochs 50 \
     --learning_rate 0.02 --lr_decay_epochs 25,45 --warmup_epochs 5 --warmup_start 0.1 --weight_decay 1e-4 --clip_grad 20 \

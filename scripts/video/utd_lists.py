@@ -26,7 +26,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     found = [(path, match) for path in sorted(args.folder.glob("*.avi")) if (match := NAME.match(path.name))]
     if not found:
-        raise UserError(f"'{args.folder}' holds no a{{A}}_s{{S}}_t{{T}}_color.avi; name the folder of the clips")
+        raise UserError(f"'{args.folder}' holds no a{{A}}_s{{S}}_t{{T}}_color.avi: give the folder of the clips")
     args.out.mkdir(parents=True, exist_ok=True)
     lines: dict[bool, list[str]] = {True: [], False: []}
     for path, match in found:

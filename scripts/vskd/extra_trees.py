@@ -1,4 +1,4 @@
-"""What needs no network: extremely randomised trees (Geurts et al., 2006) on statistics of a sensor recording."""
+"""Baseline without a network: extremely randomised trees (Geurts et al., 2006) on statistics of a sensor recording."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_the_folder_that_is_evaluated_travels(commands, tmp_path_factory):
     out = commands.teacher(*argv, "--trial", 1).finished().out
     assert "test/ decides which epoch is best, and is reported; not read: valid/ (--val_dir valid" in out
     out = commands.teacher(*argv, "--val_dir", "valid").finished().out
-    assert "valid/ decides" in out and "selected on what it is reported on: valid)" in out
+    assert "valid/ decides" in out and "chosen on valid, hence optimistic)" in out
     commands.teacher(*argv, "--val_dir", "dev").refused("no folder dev/", "--val_dir test")
     commands.teacher(*argv, "--val_dir", "valid", "--val_fraction", 0.2).refused("--val_dir valid", "drop one")
     (path,) = root.rglob("*val_dir*/resnet8_best.pth")

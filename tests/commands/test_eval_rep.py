@@ -267,7 +267,7 @@ def test_wrong_input_is_one_sentence(student, tmp_path):
         ((*given, "--weight_decay", -1), "--weight_decay -1.0 must be at least 0"),
         ((*given, "--image_size", 0), "--image_size 0 must be at least 8"),
         ((*given, "--json", tmp_path / "none" / "x.json"), "its folder does not exist"),
-        ((*given, "--dataset", "imagenet"), "imagenet is no set of images held in memory"),
+        ((*given, "--dataset", "imagenet"), "imagenet is not an image set held in memory"),
         (("--s_path", tmp_path / "sensor_cnn_best.pth", "--arch", "sensor_cnn"), "sensor_cnn reads sensor"),
     ):
         with pytest.raises(UserError, match=words):

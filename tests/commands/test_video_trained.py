@@ -89,7 +89,7 @@ def test_every_script_looks_at_it_as_it_was_trained(network, videos, commands, t
     out = commands("test_model.py", *plain, *lists, "--num_workers", 0, "--short_side", 32).finished().out
     assert "--short_side 32 (trained with 40)" in out
     mistaken = (*plain, "--num_workers", 0, "--sampling", "uniform", "--clips", 4, "--skip_corrupt")
-    commands("test_model.py", *mistaken).refused("4 clips need --sampling dense")
+    commands("test_model.py", *mistaken).refused("--clips 4 needs --sampling dense")
     pytest.importorskip("matplotlib", reason="needs matplotlib, of requirements-extra.txt")
     commands("scripts/plot.py", "reliability", *plain, *lists, "--out", tmp_path / "r.png").finished()
     assert (tmp_path / "r.png").stat().st_size
@@ -136,7 +136,7 @@ def test_skipping_bad_files_hides_no_mistake(videos, tmp_path):
     for options in ({}, {"skip_corrupt": True}):
         data = load(videos, short_side=16, **options)
         for views, words in (
-            (TestViews(clips=4), "4 clips need --sampling dense"),
+            (TestViews(clips=4), "--clips 4 needs --sampling dense"),
             (TestViews(clips=0), "--clips 0"),
             (TestViews(crops="three", size=12), "use --crop_size 16, as published, or --short_side 12"),
             (TestViews(crops="ten", size=20), "--short_side 20 or more"),
@@ -151,9 +151,7 @@ def test_skipping_bad_files_hides_no_mistake(videos, tmp_path):
 
 def test_a_file_listed_as_a_folder(videos, tmp_path):
     (tmp_path / "list.txt").write_text("0.avi 1\n1.avi 3 5\n")
-    with pytest.raises(
-        UserError, match=r"line 2: '1.avi 3 5' is of the form FOLDER FRAMES LABEL, but '1.avi' is a file"
-    ):
+    with pytest.raises(UserError, match=r"line 2: '1.avi 3 5' has the form FOLDER FRAMES LABEL, but '1.avi' is a file"):
         read_entries(tmp_path / "list.txt", videos)
 
 

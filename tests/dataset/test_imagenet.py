@@ -159,7 +159,7 @@ def test_the_development_kit_sorts_a_flat_val(own_tree, tmp_path, monkeypatch, c
     kit = tmp_path / "ILSVRC2012_devkit_t12.tar.gz"
     write_devkit(kit, wnids)
     assert sort_imagenet_val.main([str(val), "--labels", str(kit)]) == 2  # torchvision knows the real one's checksum
-    assert "is no ILSVRC2012_devkit_t12.tar.gz as published" in capsys.readouterr().err
+    assert "is not the published ILSVRC2012_devkit_t12.tar.gz" in capsys.readouterr().err
     known = torchvision.datasets.imagenet.ARCHIVE_META
     monkeypatch.setitem(known, "devkit", (kit.name, hashlib.md5(kit.read_bytes()).hexdigest()))
     assert sort_imagenet_val.main([str(val), "--labels", str(kit)]) == 0, capsys.readouterr().err

@@ -169,7 +169,7 @@ def test_dali_reads_depth_and_orientation_as_evaluation_does(tmp_path):
 @pytest.mark.parametrize(
     ("pixels", "words"),
     [
-        (np.full((8, 8), 200, np.float32), "floating-point pixels from 200 to 200, where 0 to 1 is expected"),
+        (np.full((8, 8), 200, np.float32), "floating-point pixels from 200 to 200, but 0 to 1 is expected"),
         (np.full((8, 8), np.nan, np.float32), "floating-point pixels from nan"),
         (np.full((8, 8), -5, np.int32), "signed integers"),
     ],

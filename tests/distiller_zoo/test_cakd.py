@@ -385,7 +385,7 @@ def test_cakd_refuses(make, words):
         ("resnet8", "resnet8x4", {}, "resnet8x4 has no attention of a supported kind.*vit_tiny_cifar"),
         ("torchvision:swin_t", "vit_micro_cifar", {}, "swin_t has no stage maps.*choose a CNN"),
         ("resnet8", "torchvision:swin_t", {"variant": "code"}, "class token, and torchvision:swin_t has none"),
-        ("resnet8", "vit_micro_cifar", {"stage": "stage9"}, "stage9 is no stage of resnet8; it has stage1"),
+        ("resnet8", "vit_micro_cifar", {"stage": "stage9"}, "stage9 is not a stage of resnet8; it has stage1"),
     ],
 )  # fmt: skip
 def test_cakd_refuses_networks(student, teacher, options, words):

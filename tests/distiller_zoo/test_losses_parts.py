@@ -292,7 +292,7 @@ def test_a_combination_takes_the_parts_of_its_member():
     assert [p.name for p in step.parts] == ["task", "distillation"] and isinstance(step.optimizers["main"], PartedSGD)
     step.train()
     assert step(ToyData().batch(), PROGRESS).loss.isfinite()
-    with pytest.raises(UserError, match="dot and deepkd both divide the gradient"):
+    with pytest.raises(UserError, match="dot and deepkd both need separate gradients"):
         Combined.check(combined("dot", "deepkd"))
 
 

@@ -530,7 +530,7 @@ def test_crld_adds_a_strong_view_beside_the_weak_one():
     assert wide.views == 2 and wide.crop is None and torch.equal(wide.inputs["image"][::2], x)
     strong = wide.inputs["image"][1::2]
     assert not torch.equal(strong, x) and strong.min() >= 0 and strong.max() <= 1
-    with pytest.raises(UserError, match="crld adds a strong view to single ones"):
+    with pytest.raises(UserError, match="crld adds a strong view to single views"):
         method.prepare(wide)
 
 

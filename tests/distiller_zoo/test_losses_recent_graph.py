@@ -249,7 +249,7 @@ def test_fcfd_refuses_what_it_cannot_join():
     image = torch.rand(2, 3, 32, 32)
     for pair, message in (
         (("resnet8", "vgg8"), "resnet8 has 3 of them, vgg8 4: choose two with the same number"),
-        (("vit_micro_cifar", "resnet8"), "which is not known for vit_micro_cifar"),
+        (("vit_micro_cifar", "resnet8"), "the parts of vit_micro_cifar are unknown"),
     ):
         with pytest.raises(UserError, match=message):
             attach("fcfd", *(model_dict[name](num_classes=5) for name in pair), sample=image)

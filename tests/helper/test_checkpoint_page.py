@@ -66,5 +66,5 @@ def test_written_by_test_model(tmp_path):
     ]
     test_model.main(argv)
     assert "resnet8 on digits" in (tmp_path / "a" / "r.html").read_text()
-    with pytest.raises(UserError, match="--report is about a test set"):
+    with pytest.raises(UserError, match="--report needs a test set"):
         test_model.main([*argv, "--file", "a.mat"])

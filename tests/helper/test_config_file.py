@@ -97,7 +97,7 @@ def test_a_student_is_repeated_bit_for_bit(commands, teacher, tmp_path):
     argv = ["--config", str(first / "args.json"), "--trial", "4", "--distill", "kd", "--beta", "0"]
     other = parse(argv, teacher=False)
     assert (other.run.seed, other.distill, other.loss.kd_T) == (4, "kd", 4.0)
-    commands("train_teacher.py", "--config", first / "args.json").refused("is of a run of train_student.py")
+    commands("train_teacher.py", "--config", first / "args.json").refused("is from a run of train_student.py")
 
 
 def test_a_default_that_has_changed_since_is_kept(teacher_run, tmp_path):

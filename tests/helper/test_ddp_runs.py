@@ -189,7 +189,7 @@ def test_the_launcher_refuses_what_cannot_start(commands, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused("--dist-url", f"tcp://127.0.0.1:{port}", words=(f"port {port} is taken",))
+        refused("--dist-url", f"tcp://127.0.0.1:{port}", words=(f"port {port} is used",))
     if not torch.cuda.is_available():
         refused("--dist-backend", "nccl", words=("nccl needs CUDA devices",))
     refused("--world-size", 2, "--rank", 2, words=("--rank 2", "--world_size 2"))
@@ -208,7 +208,7 @@ def test_processes_that_do_not_come_are_missed(commands, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         env["MASTER_PORT"] = str(taken.getsockname()[1])
-        commands("train_teacher.py", *argv, env=env).refused("taken by another process")
+        commands("train_teacher.py", *argv, env=env).refused("used by another process")
 
 
 def test_sync_bn_needs_cuda(commands, tmp_path):

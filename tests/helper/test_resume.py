@@ -112,7 +112,7 @@ def test_a_signal_saves_in_mid_epoch(commands, teacher, reference, tmp_path, num
             break
         interrupted += 1
         assert done.code == code and len(done.err.splitlines()) == 1, done
-        assert signal.Signals(number).name in done.err and "the same command resumes" in done.err
+        assert signal.Signals(number).name in done.err and "to resume, run the same command" in done.err
         assert "Traceback" not in done.err
     assert interrupted == 5
     run.go().finished()

@@ -107,7 +107,7 @@ def test_a_network_without_a_classifier_is_refused(tmp_path):
     files = pytest.importorskip("safetensors.torch", reason="needs safetensors, of requirements-extra.txt")
     files.save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit"}))
-    with pytest.raises(UserError, match="has no classifier .its published weights hold none., so it predicts nothing"):
+    with pytest.raises(UserError, match="has no classifier .its published weights hold none., so it cannot predict"):
         load_student(tmp_path)
 
 

@@ -54,7 +54,7 @@ def test_comparison_of_folders(root, capsys):
     assert "+2.50 (95 % interval" in lines["kd"] and "+4.50 (1 common seed: too few" in lines["simkd"]
     assert "No gains by class" in out  # these folders hold no networks
     assert "kd 73.00" in (root / "curves.svg").read_text()
-    with pytest.raises(UserError, match="repetitions of one another"):
+    with pytest.raises(UserError, match="repetitions of one cell"):
         main(alone)
     with pytest.raises(UserError, match="no finished run"):
         main([str(root)])

@@ -29,4 +29,4 @@ def test_phases(tmp_path):
 
 def test_a_phase_out_of_time_asks_to_be_called_again(tmp_path):
     said = Interpreter(tmp_path, "sleep 9").bash("gpu_table.sh", "teacher", str(tmp_path), LIMIT="1")
-    assert said.returncode == 75 and "the same command resumes it" in said.stdout
+    assert said.returncode == 75 and "run the same command again to resume" in said.stdout

@@ -222,7 +222,7 @@ def test_an_interrupted_grid_goes_on(place, run, capfd):
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(SystemExit) as end:
         run("--only", "student alone", short=("--epochs", "4000", "--max_steps", "2", "--tb_backend", "none"))
-    assert end.value.code == 130 and "the same command resumes" in capfd.readouterr().out
+    assert end.value.code == 130 and "run the same command again to resume" in capfd.readouterr().out
     (unfinished,) = place.glob("save/students/models/*")
     assert list(unfinished.glob("*_last.pth")) and not (unfinished / "parameters.json").exists()
 
