@@ -106,7 +106,7 @@ def curves(named: list[tuple[str, list[Run]]], out: Path) -> None:
 def draw_cost(args: argparse.Namespace) -> None:
     plt = pyplot()
     named = pick(args)
-    figure, axis = plt.subplots(figsize=(6.4, 3.8))
+    figure, axis = plt.subplots(figsize=(6.4, max(3.8, 1 + 0.22 * len(named))))  # students of one network share a cost
     costs = sorted({g[0].parameters["Deployed MACs"] for _, g in named})
     marks = itertools.cycle(MARKERS)
     points = []
@@ -126,7 +126,7 @@ def draw_cost(args: argparse.Namespace) -> None:
 
 
 def label_points(figure: Any, axis: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
-    """Each text next to its point, moved up or down until it covers no other text."""
+    """Each text next to its point, moved up or down, inside the axes, until it covers no other text."""
     from matplotlib.text import Text
 
     extent = Text.get_window_extent
@@ -146,9 +146,13 @@ def label_points(figure: Any, axis: Any, points: Sequence[tuple[float, float, st
             fontsize=8,
             arrowprops={"arrowstyle": "-", "lw": 0.5, "color": colour},
         )
-        while any(extent(shown).overlaps(box) for box in taken):  # of the text: lines meet where two points are one
-            across, down = shown.get_position()
-            shown.set_position((across, down - 3))
+        shown.update_positions(figure.canvas.get_renderer())  # or its extent is that of a text at the origin
+        across, lowest, highest = shown.get_position()[0], axis.bbox.y0, axis.bbox.y1
+        for down in sorted(range(-900, 900, 3), key=abs):
+            shown.set_position((across, down))
+            box = extent(shown)  # of the text: lines meet where two points are one
+            if lowest <= box.y0 and box.y1 <= highest and not any(box.overlaps(other) for other in taken):
+                break
         taken.append(extent(shown))
 
 

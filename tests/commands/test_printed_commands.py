@@ -1,7 +1,9 @@
 """docs/commands.md: what other toolboxes print, and what to type, which is run dry on fixtures."""
 
+import os
 import re
 import shlex
+import subprocess
 
 import pytest
 import torch
@@ -76,10 +78,23 @@ def test_a_script_asks_for_what_parses(title, interpreter):
         assert ("," in env.get("GPUS", "")) == settings.machine.launch.multiprocessing_distributed
 
 
-def test_slurm_starts_a_script_that_exists():
+def test_slurm_starts_a_script_with_its_words(tmp_path):
+    """With an srun that only says what it is asked for."""
     (typed,) = [t for t in TYPED.values() if "sbatch" in t]
-    script, name = re.search(r"(\S+slurm\.sh) (\w+)", typed).groups()
-    assert (ROOT / script).is_file() and (ROOT / script).with_name(f"{name}.sh").is_file()
+    script, name, *words = re.search(r"(\S+slurm\.sh .*)", typed)[1].split()
+    (tmp_path / "srun").write_text('#!/bin/bash\necho "$@"\n')
+    (tmp_path / "srun").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT)}
+    done = subprocess.run(["bash", ROOT / script, name, *words], env=env, capture_output=True, text=True, check=True)
+    *_, started, word = done.stdout.split()
+    assert (ROOT / started).name == f"{name}.sh" and (ROOT / started).is_file() and word == "TEACHER.pth"
+
+
+def test_no_row_is_left_out():
+    """Every text to type is run by a test of this file, but for ln, and quickstart.sh, which has tests of its own."""
+    kinds = (r"train_\w+\.py", "bash scripts/", "test_model.py", "eval_rep.py", "sbatch", "convert_kd", "sort_imagenet")
+    left = [typed for typed in TYPED.values() if not any(re.search(kind, typed) for kind in kinds)]
+    assert left == ["ln -s PATH_TO_YOUR_IMAGENET ./data/"]
 
 
 @pytest.mark.parametrize("title", [t for t, typed in TYPED.items() if "test_model.py" in typed])

@@ -1,14 +1,17 @@
 """Pictures: what they are drawn from is right, and each is drawn."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from core.protocols import UserError
 from distiller_zoo import method_dict
+from helper.deploy.pictures import pyplot
 from helper.evaluation.metrics import calibration
 from helper.tables.looks import FIRST, looks
-from scripts.plot import correlations, main
+from scripts.plot import correlations, label_points, main
 from tests.support.run_folders import write_run
 
 pytest.importorskip("matplotlib", reason="needs matplotlib, of requirements-extra.txt")
@@ -69,6 +72,18 @@ def test_pictures_of_runs(tmp_path):
         main(["curves", "--root", str(tmp_path), "--only", "vid", "--out", str(tmp_path / "x.png")])
     with pytest.raises(UserError, match="cannot write"):
         main(["curves", "--root", str(tmp_path), "--out", str(tmp_path / "x.nothing")])
+
+
+def test_labels_of_points_that_coincide_stay_in_the_axes():
+    from matplotlib.text import Text
+
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 5))
+    label_points(figure, axis, [(0.5, 0.1 + k / 50, f"method {k}", "black") for k in range(20)])
+    figure.canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in axis.texts]
+    assert all(axis.bbox.y0 <= box.y0 and box.y1 <= axis.bbox.y1 for box in boxes)
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_pictures_of_networks(teacher, tmp_path):
