@@ -80,6 +80,7 @@ KINDS = {
         ),
     ),
 }
+HALVED = (CACHED, "two students", "clips", "simkd")  # kinds whose files are damaged
 DAMAGE = ("flip", "half", "zeros", "missing")
 UNREAD = ("log.txt", "lock.json", ".lock", "test_best_metrics.json")  # written for people, or empty
 GOOD = ("same", "refused", "as expected", "accepted")
@@ -295,8 +296,7 @@ def files_of(root: Path) -> list[Path]:
 
 def damages(attack: Attack) -> Iterator[Callable[[], None]]:
     """Each file of each kind of run in each way, again and again."""
-    kinds = (CACHED, "two students", "clips", "simkd")
-    stopped = [(kind, place) for kind in kinds for place in files_of(attack.half(kind))]
+    stopped = [(kind, place) for kind in HALVED for place in files_of(attack.half(kind))]
     finished = [(CACHED, place) for place in files_of(attack.root / f"whole {CACHED}") if place.suffix != ".pth"]
     for number in itertools.count():
         for how in DAMAGE:
@@ -313,8 +313,9 @@ def hash_of(number: int, how: str) -> int:
 def attack_all(attack: Attack, jobs: int, kills: int, damaged: int, inputs: int) -> None:
     """As many of each as asked for, mixed, until the time is over."""
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(attack.reference, KINDS))
-        list(pool.map(attack.half, (CACHED, "two students", "clips", "simkd")))
+        if kills or damaged:
+            list(pool.map(attack.reference, KINDS))
+            list(pool.map(attack.half, HALVED))
         chains = zip(itertools.cycle(KINDS), itertools.count(), strict=False)
 
         def chain(_: int) -> None:
@@ -384,6 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2, help="number of parallel cases (default 2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the counts to this file")
+    parser.add_argument("--append", action="store_true", help="add to what --out holds: parts may run one by one")
     args = parser.parse_args(argv)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -400,7 +402,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = f"# Attack\n\n{about}\n\n{cost}\n\n{attack.report()}"
     print(text)
     if args.out:
-        atomic_write_text(args.out, text)
+        before = args.out.read_text() + "\n" if args.append and args.out.exists() else ""
+        atomic_write_text(args.out, before + text)
     return int(bool(attack.examples))
 
 

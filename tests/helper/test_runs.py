@@ -176,6 +176,9 @@ def test_repeating_and_changing_a_command(commands, tmp_path):
     args = json.loads((folder / "args.json").read_text())
     args["identity"]["data"] = "0" * 16
     (folder / "args.json").write_text(json.dumps(args))
+    commands.teacher(*argv).refused("args.json is damaged (its content does not match its checksum)", "--overwrite")
+    del args["checksum"]  # as older versions wrote it
+    (folder / "args.json").write_text(json.dumps(args))
     commands.teacher(*argv).refused("data was 0000000000000000, is ", "--overwrite", "--trial")
     assert "metrics.jsonl" in {p.name for p in folder.iterdir()}
     for damaged in ("{", "[]", '{"identity": 3}'):
