@@ -74,7 +74,10 @@ def parser():
     parser.add_argument("--weight_decay", type=float, help="default 0 for sgd, 1e-3 for lbfgs")
     parser.add_argument("--batch_size", type=int, default=64, help="of SGD (default 64)")
     parser.add_argument(
-        "--views", type=int, default=1, help="views of each training image (default 1): the whole image, then random crops"
+        "--views",
+        type=int,
+        default=1,
+        help="views of each training image (default 1): the whole image, then random crops",
     )
     parser.add_argument(
         "--norm",
@@ -82,7 +85,9 @@ def parser():
         choices=("own", "published"),
         help="pixel statistics: the network's own (default), or those of the published probe",
     )
-    parser.add_argument("--image_size", type=int, help="size of the images in pixels (default: the network's design size)")
+    parser.add_argument(
+        "--image_size", type=int, help="size of the images in pixels (default: the network's design size)"
+    )
     parser.add_argument("--few_ratio", type=float, default=1.0, help="share of the training images (default 1)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the features (default fp32)")
     parser.add_argument("--manual_seed", "--seed", type=int, default=0, help="random seed (default 0)")

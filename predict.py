@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Predict classes of files: python predict.py --path STUDENT.pth PICTURE.jpg FOLDER ...
 
-It reads images, videos or sensor recordings, depending on the network, and prepares them as in the evaluation of its data
-set. --path takes a checkpoint, the folder of a run, a folder of scripts/export_student.py, one of its
+It reads images, videos or sensor recordings, depending on the network, and prepares them as in the evaluation of its
+data set. --path takes a checkpoint, the folder of a run, a folder of scripts/export_student.py, one of its
 files (.safetensors, .onnx, .pt2) or hf_hub:USER/NAME.
 """
 

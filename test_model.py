@@ -79,7 +79,9 @@ def parser():
     parser.add_argument("--data_folder", "--data", default="../data/")
     parser.add_argument("--image_size", type=int)
     parser.add_argument("--file", type=Path, help="print the action in this sensor recording; needs no data set")
-    parser.add_argument("--modality", help="modality of action recordings that the network reads (default: as in training)")
+    parser.add_argument(
+        "--modality", help="modality of action recordings that the network reads (default: as in training)"
+    )
     parser.add_argument("--data_split", help="published split of action recordings")
     parser.add_argument("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames")
     parser.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="skip damaged recordings")

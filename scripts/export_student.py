@@ -338,7 +338,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--forms", nargs="+", default=list(FORMS), help=f"what is written, of {', '.join(FORMS)} (default: all)"
     )
-    parser.add_argument("--int8", action="store_true", help="also write model_int8.onnx, and measure its accuracy and latency")
+    parser.add_argument(
+        "--int8", action="store_true", help="also write model_int8.onnx, and measure its accuracy and latency"
+    )
     parser.add_argument(
         "--calibration", type=int, default=512, help="training samples for its calibration (default 512)"
     )

@@ -63,14 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
     parser.add_argument("--dataset", help="runs on this data set only")
     parser.add_argument("--only", default="", help="only these methods or networks, such as kd,simkd,resnet8")
-    parser.add_argument(
-        "--format", choices=FORMATS, help="default: markdown; on a terminal, a table of its width"
-    )
+    parser.add_argument("--format", choices=FORMATS, help="default: markdown; on a terminal, a table of its width")
     parser.add_argument("--published", nargs="+", default=[], help="published tables to compare with, such as simkd")
     parser.add_argument("--pivot", action="store_true", help="one row per method, one column per pair of networks")
-    parser.add_argument(
-        "--columns", help="columns to show, NAME or NAME=HEADING, without notes: method,gain,runs"
-    )
+    parser.add_argument("--columns", help="columns to show, NAME or NAME=HEADING, without notes: method,gain,runs")
     parser.add_argument("--in_words", action="store_true", help="add a sentence on gains and losses")
     parser.add_argument("--out", type=Path, help="write to this file instead of standard output")
     parser.add_argument("--title", help="a heading above a Markdown table")

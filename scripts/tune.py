@@ -104,7 +104,9 @@ def trained(argv: Sequence[str], log: Path) -> float:
     )
     parameters = json.loads((folder / "parameters.json").read_text())
     if parameters["evaluated_on"] == "test":
-        raise UserError("this data set holds out no slice, so the search would use the test set: choose another --dataset")
+        raise UserError(
+            "this data set holds out no slice, so the search would use the test set: choose another --dataset"
+        )
     return float(parameters["last"]["test_acc"])
 
 
@@ -186,7 +188,9 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
     parser.add_argument(
         "--trials", type=int, default=20, help="number of trials in total, including failed and earlier ones"
     )
-    parser.add_argument("--val_fraction", type=float, default=0.1, help="held-out share of the training set (default 0.1)")
+    parser.add_argument(
+        "--val_fraction", type=float, default=0.1, help="held-out share of the training set (default 0.1)"
+    )
     parser.add_argument(
         "--study", type=Path, default=Path("save/tune"), help="folder of the search (default save/tune, here)"
     )

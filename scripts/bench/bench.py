@@ -3,8 +3,9 @@
 
 Other questions: --switches, --bare, --warm_cache, --lanes, --floor.
 
-Every configuration runs in its own process; compared configurations take turns (A B A B ...), and every ratio is computed
-within a round, so that a slow phase of the machine affects both. The report shows medians and the range over rounds. Data: random images of the shape and number of CIFAR-100, or the real set with --data_folder. Teachers have
+Every configuration runs in its own process; compared configurations take turns (A B A B ...), and every ratio is
+computed within a round, so that a slow phase of the machine affects both. The report shows medians and the range over
+rounds. Data: random images of the shape and number of CIFAR-100, or the real set with --data_folder. Teachers have
 random weights: arithmetic does not depend on them. Parts of one report may be measured separately (--merge).
 """
 

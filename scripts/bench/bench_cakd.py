@@ -271,7 +271,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
     if args.clock == "cpu" and (args.threads > 1 or pick_device(args.gpu_id)[0].type == "cuda"):
-        raise UserError("--clock cpu adds the seconds of all threads, including waiting ones: pass --threads 1, on a CPU")
+        raise UserError(
+            "--clock cpu adds the seconds of all threads, including waiting ones: pass --threads 1, on a CPU"
+        )
     rows = [row for student in args.student for row in measure(model_dict.resolve(student), args)]
     machine = environment()
     report = {

@@ -158,7 +158,9 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
     on_gpu = pick_device(args.gpu_id)[0].type == "cuda"
     if args.clock == "cpu" and (args.threads > 1 or on_gpu):
-        raise UserError("--clock cpu adds the seconds of all threads, including waiting ones: pass --threads 1, on a CPU")
+        raise UserError(
+            "--clock cpu adds the seconds of all threads, including waiting ones: pass --threads 1, on a CPU"
+        )
     subjects = [s for s in SUBJECTS if s[0] in args.methods]
     flags = [f"--{name}={getattr(args, name)}" for name in ("batch_size", "threads", "clock", "gpu_id")]
     command = [sys.executable, __file__, *flags, "--worker"]

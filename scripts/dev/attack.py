@@ -273,7 +273,9 @@ def attack_all(attack: Attack) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=15, help="start no new case after this many minutes (default 15)")
+    parser.add_argument(
+        "--minutes", type=float, default=15, help="start no new case after this many minutes (default 15)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write the counts to this file")
     args = parser.parse_args(argv)

@@ -267,7 +267,9 @@ DIVERGE = ("--distill", "vanilla", "--learning_rate", 1e30, "--precision", "fp32
 def test_a_loss_that_is_not_finite(commands, tmp_path):
     done = commands.student(*SHORT, "--save_root", tmp_path, *DIVERGE)
     done.refused(
-        "the loss became NaN or infinite in epoch 1, step 2", "there is no checkpoint yet", "a lower -b, --clip_grad 5 or"
+        "the loss became NaN or infinite in epoch 1, step 2",
+        "there is no checkpoint yet",
+        "a lower -b, --clip_grad 5 or",
     )
     (folder,) = (tmp_path / "students" / "models").iterdir()
     assert not list(folder.glob("*.pth")) and (folder / "metrics.jsonl").read_text() == ""
