@@ -3,8 +3,8 @@
 
 A RUN is a run's folder; runs that differ only in trial and seed are repetitions of one cell. Every cell is compared
 with that of the first RUN: the settings that differ; the difference of the last epochs over the seeds that both have,
-with its 95 % t interval; the classes that gained and lost most, if the networks and their data are available; with --out
-the curves in one figure.
+with its 95 % t interval; the classes that gained and lost most, if the networks and their data are available; with
+--out the curves in one figure.
 """
 
 from __future__ import annotations

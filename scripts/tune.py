@@ -4,11 +4,11 @@
     python scripts/tune.py --search beta=0.1:10:log kd_T=1:8 --trials 20 -- --path_t T.pth --distill dkd --epochs 60 \\
         --lr_decay_epochs 38,45,53
 
-Each trial trains on all but a stratified slice of the training set (--val_fraction, default 0.1) and is evaluated by the
-last epoch on that slice. NAME=LOW:HIGH[:log] draws numbers (whole ones where both ends are whole and the flag is one),
-NAME=A,B,C chooses. Everything after -- goes to train_student.py. A trial that diverges or is refused counts as failed,
-and the search continues. The study is stored in a folder (--study), so that an interrupted search resumes. The search ends with
-the command of the final training on the whole training set.
+Each trial trains on all but a stratified slice of the training set (--val_fraction, default 0.1) and is evaluated by
+the last epoch on that slice. NAME=LOW:HIGH[:log] draws numbers (whole ones where both ends are whole and the flag is
+one), NAME=A,B,C chooses. Everything after -- goes to train_student.py. A trial that diverges or is refused counts as
+failed, and the search continues. The study is stored in a folder (--study), so that an interrupted search resumes. The
+search ends with the command of the final training on the whole training set.
 """
 
 from __future__ import annotations

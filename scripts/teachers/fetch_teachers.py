@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Fetch public teachers: bash scripts/teachers/fetch_teachers.sh [NAME ...] [--list] [--save_root ./save]
 
-Each is saved as SAVE_ROOT/teachers/models/NAME_vanilla/NAME_best.pth. Sources of scripts/teachers.toml are tried in order;
-downloads are resumed, retried, and compared with the checksum their publisher gives, or with that of the first file of
-weights that ever arrived (SAVE_ROOT/teachers/fetched.json). NAME@DATA asks for the weights of one data set.
+Each is saved as SAVE_ROOT/teachers/models/NAME_vanilla/NAME_best.pth. Sources of scripts/teachers.toml are tried in
+order; downloads are resumed, retried, and compared with the checksum their publisher gives, or with that of the first
+file of weights that ever arrived (SAVE_ROOT/teachers/fetched.json). NAME@DATA asks for the weights of one data set.
 """
 
 from __future__ import annotations
