@@ -123,8 +123,10 @@ def test_a_malformed_command_line(student, argv, words):
 
 
 def test_a_rate_that_is_never_lowered(commands, teacher, tmp_path):
-    words = "note: training ends (--epochs 1) before the first learning-rate drop (--lr_decay_epochs 150,180,210): "
+    words = (
+        "note: training ends (--epochs 1) before the first learning-rate drop (--lr_decay_epochs 150,180,210): "
         "the learning rate stays at 0.01"
+    )
     argv = ("--path_t", teacher, *SHORT, "--dry_run", "--lr", 0.01)
     assert commands.student(*argv, "--distill", "kd,at", cwd=tmp_path).finished().out.count(words) == 1
     for fits in (("--epochs", 2, "--lr_decay_epochs", 1), ("--schedule", "cosine"), ("--lr_decay_epochs", "")):
