@@ -222,6 +222,8 @@ def _numbers(flag: Flag, script: str, argv: tuple[object, ...], values: Sequence
     for value in NUMBERS.get(flag.type, ()) if values is None else values:
         may_run = value in ("-1", "0", "1e300")
         words = flag.names[0] if flag.dest not in ("seed", "trials") else flag.dest
+        if "--distill" in argv and may_run:
+            words = ""  # the method may refuse the networks first
         yield Wrong(f"{flag.names[0]} {value!r}", script, (*argv, flag.names[0], value), words, may_run)
 
 
