@@ -61,7 +61,7 @@ def test_every_script_looks_at_it_as_it_was_trained(network, videos, commands, t
     out = commands("test_model.py", *plain, *lists, "--num_workers", 0, "--short_side", 32).finished().out
     assert "--short_side 32 (trained with 40)" in out
     mistaken = (*plain, "--num_workers", 0, "--sampling", "uniform", "--clips", 4, "--skip_corrupt")
-    commands("test_model.py", *mistaken).refused("4 clips need --sampling dense")
+    commands("test_model.py", *mistaken).refused("4 needs --sampling dense")
     pytest.importorskip("matplotlib", reason="needs matplotlib, of requirements-extra.txt")
     commands("scripts/plot.py", "reliability", *plain, *lists, "--out", tmp_path / "r.png").finished()
     assert (tmp_path / "r.png").stat().st_size
@@ -86,7 +86,7 @@ def test_skipping_bad_files_hides_no_mistake(videos, tmp_path):
     for options in ({}, {"skip_corrupt": True}):
         data = load(videos, more={"short_side": 16}, **options)
         for views, words in (
-            (TestViews(clips=4), "4 clips need --sampling dense"),
+            (TestViews(clips=4), "4 needs --sampling dense"),
             (TestViews(clips=0), "--clips 0"),
             (TestViews(crops="three", size=12), "use --crop_size 16, as published, or --short_side 12"),
             (TestViews(crops="ten", size=20), "--short_side 20 or more"),
@@ -137,7 +137,7 @@ def test_opencv_reads_the_same_frames(videos, tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=words):
             theirs.count(ClipSource(tmp_path / name))
-    with pytest.raises(UserError, match="--seek is PyAV's"):
+    with pytest.raises(UserError, match="--seek works with PyAV's"):
         load(videos, more={"decoder": "opencv", "seek": True})
 
 

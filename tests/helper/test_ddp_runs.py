@@ -208,7 +208,7 @@ def test_processes_that_do_not_come_are_missed(commands, tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         env["MASTER_PORT"] = str(taken.getsockname()[1])
-        commands("train_teacher.py", *argv, env=env).refused("taken by another process")
+        commands("train_teacher.py", *argv, env=env).refused("used by another process")
 
 
 def test_sync_bn_needs_cuda(commands, tmp_path):

@@ -159,7 +159,7 @@ METHOD = "from distiller_zoo.base import Distiller\nclass Mine(Distiller):\n    
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, ("mine.py", "is no Python file")),
+        (None, ("mine.py", "is not a Python file")),
         ("x = 1\n", ("defines neither a method",)),
         (METHOD.format("kd"), ("there is a method 'kd' already", "mine.py")),
         (METHOD.format("hint"), ("there is a method 'hint' already",)),

@@ -119,7 +119,7 @@ def test_runs_that_shared_their_batches_are_named(add, table):
     add("--distill hint", "y", lanes=lanes)
     add("--distill kd --trial 1", "z")
     _, notes = table()
-    (note,) = [note for note in notes if note.startswith("Trained side by side")]
+    (note,) = [note for note in notes if note.startswith("Trained jointly")]
     assert note.endswith("for each seed: kd, hint.")
 
 

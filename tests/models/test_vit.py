@@ -70,7 +70,7 @@ def test_a_swin_whose_window_is_not_its_map_is_one_sentence(size, map_size):
     """Larger images have several windows, smaller ones a padded map: neither is attention over all patches."""
     with torch.device("meta"):
         net = tapped(model_dict["torchvision:swin_t"], num_classes=7, want=("qkv", "patches"))
-        with pytest.raises(UserError, match=f"windows of 7x7 and its last map is {map_size} .*--image_size"):
+        with pytest.raises(UserError, match=f"windows of 7x7 but its last map is {map_size} .*--image_size"):
             probe(net, {"image": (3, size, size)})
         without = tapped(model_dict["torchvision:swin_t"], num_classes=7, want=("patches",))
         assert probe(without, {"image": (3, size, size)}).shapes["patches"] == ((size // 32) ** 2, 768)
