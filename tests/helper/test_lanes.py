@@ -378,7 +378,7 @@ def test_a_cache_of_an_older_version_gets_checksums(tmp_path, caplog):
         live = Counting()
         with caplog.at_level("INFO"):
             teacher = cache(tmp_path, live, pooled=True)
-        assert [f"{N * Q - 1} rows are taken as they are" in r.getMessage() for r in caplog.records] == [True] * lines
+        assert [f"its {N * Q - 1} rows are used" in r.getMessage() for r in caplog.records] == [True] * lines
         teacher.features(batch, ("pooled",))
         assert live.samples == samples and not list(tmp_path.glob("*filled.bin"))
         caplog.clear()

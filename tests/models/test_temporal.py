@@ -147,7 +147,7 @@ def test_any_network_of_residual_blocks(name, shifts):
 
 
 def test_networks_that_cannot_be_shifted():
-    with pytest.raises(UserError, match="first of a residual branch.*tsn:vgg8"):
+    with pytest.raises(UserError, match="residual branches are unknown.*tsn:vgg8"):
         model_dict["tsm:vgg8"](num_classes=3)
     with pytest.raises(UserError, match="reads 'video'"):
         model_dict["tsn:tsn_resnet50"]
