@@ -193,7 +193,7 @@ def test_folders_of_frames(tmp_path):
     write_frames(tmp_path / "f", "{:06d}.jpg", 1, 4)
     source = ClipSource(tmp_path / "f", "{:06d}.jpg")
     assert read_clip(source).shape == (4, 16, 20, 1) and read_clip(source, 8).shape == (4, 8, 10, 1)
-    with pytest.raises(UserError, match="should hold 5 frames, and '000005.jpg' is missing"):
+    with pytest.raises(UserError, match="should hold 5 frames, but '000005.jpg' is missing"):
         read_clip(dataclasses.replace(source, count=5))
     write_frames(tmp_path / "f", "{:06d}.jpg", 5, 1, size=10)
     with pytest.raises(UserError, match="different sizes"):

@@ -220,11 +220,11 @@ def test_heads_are_paired_one_to_one_or_as_said():
 
 
 def test_what_does_not_fit_is_one_sentence():
-    with pytest.raises(UserError, match="3x8x6 are not square"):
+    with pytest.raises(UserError, match="3x8x6 is not square"):
         build("hsakd_teacher", image=(3, 8, 6))
-    with pytest.raises(UserError, match="wants heads of 12 outputs for 3 classes, and aux1 of student_aux has 3"):
+    with pytest.raises(UserError, match="needs heads with 12 outputs for 3 classes, and aux1 of student_aux has 3"):
         build("hsakd", per_class=1)
-    with pytest.raises(UserError, match="wants heads of 3 outputs .* has 12: use student_aux_dpcd"):
+    with pytest.raises(UserError, match="needs heads with 3 outputs .* has 12: use student_aux_dpcd"):
         build("dpcd", per_class=4)
     with pytest.raises(UserError, match="reads auxiliary heads, but resnet8 has none: choose a network"):
         method_dict["hsakd"].needs(method_dict["hsakd"].Config(), model_dict["resnet8"], model_dict["resnet8"])

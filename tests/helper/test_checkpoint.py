@@ -528,7 +528,7 @@ def test_averaged_weights_are_read_on_request(tmp_path, caplog):
     path = saved(tmp_path, {"model": W, "model_ema": averaged, "best_acc": 70})
     with caplog.at_level("INFO"):
         assert_same(read_checkpoint(path).state, W)
-    assert f"averaged weights (model_ema) and trained ones (model), which are read: {path}@ema" in caplog.text
+    assert f"averaged weights (model_ema) and trained ones (model), which are used: {path}@ema" in caplog.text
     checkpoint = read_checkpoint(f"{path}@ema")
     assert_same(checkpoint.state, {k: v / 2 for k, v in W.items()})
     assert (checkpoint.peer, checkpoint.path, checkpoint.best_acc) == ("ema", path, None)
@@ -603,7 +603,7 @@ def test_what_needs_more_memory_than_is_free_is_not_read(tmp_path, monkeypatch):
 def test_odd_headers_of_safetensors(tmp_path, meta):
     header = f'{{"__metadata__":{{"meta":"{meta}"}}}}'.encode()
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(UserError, match=r"no safetensors file \(maximum rec|holds no weights"):
+    with pytest.raises(UserError, match=r"not a safetensors file \(maximum rec|holds no weights"):
         read_checkpoint(tmp_path / "x.safetensors")
 
 

@@ -118,7 +118,7 @@ def test_trials_on_parts_of_a_set_share_one_cache(commands, teacher, tmp_path):
 def test_pooled_features_are_kept_if_asked(commands, teacher, tmp_path):
     argv = ("--path_t", teacher, "--distill", "srrl", *SHORT)
     without = commands.student(*argv, "--teacher_cache", tmp_path / "cache", "--save_root", tmp_path / "apart")
-    assert "--cache_pooled keeps it" in without.finished().out and not (tmp_path / "cache").exists()
+    assert "--cache_pooled stores it" in without.finished().out and not (tmp_path / "cache").exists()
     rates = []
     for name in ("cold", "warm"):
         cached = ("--teacher_cache", tmp_path / "cache", "--cache_pooled", "--save_root", tmp_path / name)
@@ -163,7 +163,7 @@ def test_methods_that_need_maps_say_so(commands, teacher, tmp_path):
 
 def test_wrong_lists_are_refused(commands, teacher, tmp_path):
     argv = ("--path_t", teacher, *SHORT, "--save_root", tmp_path)
-    commands.student("--distill", "kd,kd", *argv).refused("different names")
+    commands.student("--distill", "kd,kd", *argv).refused("distinct names")
     commands.student("--distill", "kd,at", "-b", 3, *argv).refused("--weight")
     commands.student("--distill", "kd,at", "--weight", "vid=3", *argv).refused("vid", "at")
     commands.student("--distill", "kd", "--trials", 2, "--trial", "a", *argv).refused("--trials")
@@ -483,7 +483,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "thesis.tex").write_text("mine")
     for rebuild in (False, True):
-        with pytest.raises(UserError, match="no teacher cache"):
+        with pytest.raises(UserError, match="not a teacher cache"):
             cache(tmp_path / "c", rebuild=rebuild)
     assert (tmp_path / "c" / "thesis.tex").read_text() == "mine"
 

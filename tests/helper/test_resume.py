@@ -254,5 +254,5 @@ def test_rows_are_mended_from_the_state(commands, teacher, reference, tmp_path):
     run.go().refused("metrics.jsonl has epoch 3 of stage 0 after epoch 1 of stage 0", "--overwrite")
     metrics.write_text("\n".join([one, two, three, four]) + "\n")
     done = run.go().finished()
-    assert done.out.count("carries no checksum") == 1
+    assert done.out.count("has no checksum") == 1
     assert_same(run.folder, reference)

@@ -62,7 +62,7 @@ def test_methods_against_pairs(runs):
 
 def test_teachers_alone_have_no_pairs(tmp_path, capsys):
     write_run(tmp_path, "--model resnet8x4", [60], teacher="")
-    with pytest.raises(UserError, match="all of teachers.*leave --pivot out"):
+    with pytest.raises(UserError, match="these runs are teachers.*leave --pivot out"):
         main(["--root", str(tmp_path), "--pivot", "--published", "simkd"])
     assert capsys.readouterr().out == ""
 

@@ -38,7 +38,7 @@ def test_paired_difference_is_that_of_a_t_test(root):
     low, high = expected.confidence_interval(0.95)
     assert found.seeds == (0, 1, 2) and found.mean == pytest.approx(statistics.mean([2, 3, 2.5]))
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
-    assert "0 lies outside" in str(found)
+    assert "0 is outside" in str(found)
     assert "too few for an interval" in str(paired(kd[:1], alone))
     assert str(paired(kd[:1], alone[1:])) == "no seed in common"
     assert "few: take 3 or more" in str(paired(kd[:2], alone))

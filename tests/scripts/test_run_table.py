@@ -129,7 +129,7 @@ def test_mistakes_are_one_sentence(tmp_path):
 
     assert "simkd" in refused("simkdd")
     assert "--trials 0" in refused("simkd", "--trials", "0")
-    assert "names no row" in refused("simkd", "--only", "ResNeXt")
+    assert "matches no row" in refused("simkd", "--only", "ResNeXt")
     assert "fetch_teachers" in refused(
         "simkd", "--only", "KD", "--", "--save_root", str(tmp_path), "--path_t", "no.pth"
     )

@@ -61,10 +61,10 @@ def test_a_trial_that_diverges_is_not_the_end(tmp_path, capsys):
         main(["--trials", "2", *argv[:3], str(tmp_path / "none"), "--", *KD], lambda *_: fail("no luck"))
     with pytest.raises(UserError, match="the first 3 trials failed, the last with no teacher"):
         main(["--trials", "9", *argv[:3], str(tmp_path / "wrong"), "--", *KD], lambda *_: fail("no teacher"))
-    with pytest.raises(UserError, match="held out no slice"):  # that is no trial's own fault
+    with pytest.raises(UserError, match="holds out no slice"):  # that is no trial's own fault
         main(
             ["--trials", "2", *argv[:3], str(tmp_path / "test"), "--", *KD],
-            lambda *_: fail("held out no slice", UserError),
+            lambda *_: fail("holds out no slice", UserError),
         )
 
 

@@ -46,7 +46,7 @@ def test_a_finished_run_is_tested_again_and_no_run_is_an_error(tmp_path):
 def test_unknown_weights_are_refused_with_those_there_are():
     with pytest.raises(UserError, match="no weights 'V9' for resnet50; it has IMAGENET1K_V1, IMAGENET1K_V2"):
         started_from(model_dict["tsn_resnet50"], "imagenet:V9")(num_classes=3)
-    with pytest.raises(UserError, match="names no weights"):
+    with pytest.raises(UserError, match="has no name after the colon"):
         started_from(model_dict["tsn_resnet50"], "imagenet:")
 
 
