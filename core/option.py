@@ -85,7 +85,7 @@ def at_least(low: float, most: float = 10**6) -> Check:
     return check
 
 
-LARGEST = 1e12  # in size, of a setting; seeds and other whole numbers may have 63 bits
+LARGEST = 1e38  # in size, of a setting, as far as float32 goes; seeds and other whole numbers may have 63 bits
 
 
 def plausible(flag: str, value: float) -> None:

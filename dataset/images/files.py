@@ -166,7 +166,7 @@ def files_below(folder: Path, flag: str, what: str, fits: Callable[[Path], bool]
     """Those of a tree that fit, in sorted order, without hidden ones. UserError where there is none; flag: what names
     the folder, what: it is sought for."""
     if not folder.is_dir():
-        raise UserError(f"{flag} {folder} is no folder: name one that holds {what}s")
+        raise UserError(f"{flag} {folder} is not a folder: give a folder of {what}s")
     found = sorted(
         Path(place) / name
         for place, _, names in os.walk(folder, followlinks=True)
@@ -174,7 +174,7 @@ def files_below(folder: Path, flag: str, what: str, fits: Callable[[Path], bool]
         if fits(Path(name)) and not name.startswith(".")
     )
     if not found:
-        raise UserError(f"{flag} {folder} holds no {what}: name a folder of {what}s, in any tree")
+        raise UserError(f"{flag} {folder} holds no {what}: give a folder that holds {what}s, with any subfolders")
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import runpy
+from collections.abc import Sequence
 from typing import Any
 
 from core.files import ROOT, atomic_write_text
@@ -52,6 +53,12 @@ def values() -> str:
 
 VALUES = ROOT / "scripts" / "flags.txt"
 
-if __name__ == "__main__":
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args(argv)
     atomic_write_text(FLAGS, json.dumps(flags(), indent=0) + "\n")
     atomic_write_text(VALUES, values())
+
+
+if __name__ == "__main__":
+    main()

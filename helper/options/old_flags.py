@@ -24,7 +24,7 @@ OLD = {
     **dict.fromkeys(("--model_ema", "--model_ema_decay", "--model_ema_steps"), "--ema and --ema_every (docs/cakd.md)"),
     **dict.fromkeys(("--evaluate", "--test_only"), "a separate program, test_model.py --path FILE"),
     **dict.fromkeys(("--launcher", "--gpus"), "--gpu_id 0,1,2,3 --multiprocessing_distributed, or torchrun"),
-    **dict.fromkeys(("--partition", "--gpus_per_node"), "scripts/slurm/submit.py --partition NAME --gpus N -- COMMAND"),
+    **dict.fromkeys(("--partition", "--gpus_per_node"), "flags of a separate program, scripts/slurm/submit.py"),
     **dict.fromkeys(("--sgdr_t", "--lr_warmup_method", "--start_epoch"), "not needed: leave it out"),
     **dict.fromkeys(("--consensus_type", "--img_feature_dim"), "part of the network: --model trn_bninception_256"),
     "--tarch": "--model_t, or nothing: the checkpoint of --path_t names its network",

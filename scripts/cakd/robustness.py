@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in args.path:
         given = {name: getattr(args, name) for name in CHOSEN}
         options, name = options_as_trained(path, Path(args.data_folder), args.image_size, **given), args.dataset
-        key = (name := dataset_of(path, name), options.image_size, *(getattr(options, k) for k in CHOSEN))
+        key = (name := dataset_of(path, name), options)
         if key not in sets:
             sets[key] = dataset_dict[name](options)
         data = sets[key]

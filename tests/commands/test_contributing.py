@@ -11,7 +11,7 @@ import pytest
 from tests.support.commands import ENV, ROOT
 
 FOLDERS = ("core", "crd", "dataset", "distiller_zoo", "helper", "models", "scripts", "tests")
-METHOD = '''"""Cosine: one minus the cosine of the logits."""
+METHOD = '''"""Cosine (Example et al., 2026): one minus the cosine of the logits."""
 
 from dataclasses import dataclass
 

@@ -38,7 +38,7 @@ def lines_of(path: Path) -> list[str]:
 def replacements_of(page: Path) -> list[str]:
     """Commands that a page's tables name in their last column, in place of another toolbox's, to be typed as is."""
     cells = [line.strip(" |").split("|")[-1] for line in page.read_text().splitlines() if line.startswith("| ")]
-    calls = [re.search(r"`[^`]*?((?:scripts/)?\w+\.py [^`]*)`", cell) for cell in cells]
+    calls = [re.search(r"`[^`]*?((?:\w+/)*\w+\.py [^`]*)`", cell) for cell in cells]
     return [call[1] for call in calls if call and not re.search(r"\.\.\.|\[", call[1])]
 
 

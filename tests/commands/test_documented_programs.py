@@ -45,6 +45,7 @@ ELSEWHERE = {  # program -> where it is run
     "scripts/sort_imagenet_val.py": "dataset/test_imagenet.py",
     "scripts/compare.py": "scripts/test_compare.py, whose runs have predictions",
     "helper/options/listing.py": "helper/test_listing.py, for it writes into the repository",
+    "helper/options/flags.py": "helper/test_help.py, for it writes into the repository",
 }
 SHORT_TRAINING = "--epochs 2 --lr_decay_epochs 1 --max_steps 1"  # of tune.py, behind its --
 SHORT_CLIPS = "--num_segments 2"

@@ -184,10 +184,10 @@ def test_a_command_of_a_page_trains(page, fixtures, commands, tmp_path):
 
 
 def test_every_folder_of_training_scripts_is_here():
-    """Those that hand commands on to SLURM aside."""
+    """Apart from those that pass commands to SLURM, and studies."""
     folders = {p.parent for p in (ROOT / "scripts").rglob("*.sh") if "train_" in p.read_text()}
     known = {(ROOT / "scripts" / script).parent for script in SCRIPTS}
-    assert {f.name for f in folders - known} <= {"slurm", "dev"}
+    assert {f.name for f in folders - known} <= {"slurm", "dev", "studies"}
 
 
 # every command

@@ -63,7 +63,9 @@ def test_stl10_says_what_is_missing(stl10, tmp_path):
 
     with pytest.raises(UserError, match="lacks test_X.bin, class_names.txt; unpack stl10_binary.tar.gz"):
         open_data("stl10", folder(test_X__bin=None, class_names__txt=None))
-    with pytest.raises(UserError, match="train_X.bin' has 1000 bytes, train_y.bin 40 labels, .*truncated"):
+    with pytest.raises(
+        UserError, match="train_X.bin' has 1000 bytes, but the 40 labels of train_y.bin need .*truncated"
+    ):
         open_data("stl10", folder(train_X__bin=whole["train_X.bin"][:1000]))
     with pytest.raises(UserError, match="labels from 0 to 0 instead of 1 to 10"):
         open_data("stl10", folder(test_y__bin=bytes(20)))
@@ -107,7 +109,7 @@ def test_tinyimagenet_says_what_is_missing(tiny, tmp_path):
     annotations = copy / "val" / "val_annotations.txt"
     text = annotations.read_text()
     (copy / "val" / "images" / "val_0.JPEG").unlink()
-    with pytest.raises(UserError, match="names val_0.JPEG, and .*images' lacks it"):
+    with pytest.raises(UserError, match="names val_0.JPEG, but .*images' lacks it"):
         open_data("tinyimagenet", tmp_path)
     annotations.write_text("".join(line for line in text.splitlines(True) if "val_5.JPEG" not in line))
     shutil.copy(tiny / "val" / "images" / "val_0.JPEG", copy / "val" / "images")

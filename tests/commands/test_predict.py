@@ -212,7 +212,7 @@ def test_one_sentence_each(tmp_path):
     assert "holds no file that a network of an image reads" in refused(tmp_path / "empty", "--path", path)
     assert "--top 0" in refused(tmp_path / "text.jpg", "--path", path, "--top", 0)
     assert "there is no file" in refused(Path("a.png"), "--path", tmp_path / "none.onnx")
-    assert "name it with --model" in refused(tmp_path / "text.jpg", "--path", unnamed(tmp_path / "x.pth"))
+    assert "give it with --model" in refused(tmp_path / "text.jpg", "--path", unnamed(tmp_path / "x.pth"))
 
 
 def unnamed(path):

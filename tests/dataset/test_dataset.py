@@ -349,7 +349,7 @@ def test_imagenet_says_what_is_missing():
 
 @pytest.fixture(scope="module")
 def digits() -> ResidentData:
-    pytest.importorskip("sklearn", reason="digits ship inside scikit-learn")
+    pytest.importorskip("sklearn", reason="digits comes with scikit-learn")
     return dataset_dict["digits"](DataOptions(Path("nowhere")))
 
 

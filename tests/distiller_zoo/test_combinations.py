@@ -174,7 +174,7 @@ def test_synchronised_norms_keep_their_activations():
         norms, synced = ([kind for kind in names if "Norm" in kind] for names in kinds)
         assert len(norms) == len(synced) and all(kind.startswith("SyncBatchNorm") for kind in synced)
         assert [kind.endswith("Act") for kind in synced] == [kind.endswith("Act2d") for kind in norms]
-    with pytest.raises(UserError, match="--sync_bn knows no Squared"):
+    with pytest.raises(UserError, match="--sync_bn cannot synchronise Squared"):
         sync_batch_norm(nn.Sequential(Squared(3)))
 
 

@@ -222,7 +222,7 @@ def test_heads_are_paired_one_to_one_or_as_said():
 def test_what_does_not_fit_is_one_sentence():
     with pytest.raises(UserError, match="3x8x6 is not square"):
         build("hsakd_teacher", image=(3, 8, 6))
-    with pytest.raises(UserError, match="needs heads with 12 outputs for 3 classes, and aux1 of student_aux has 3"):
+    with pytest.raises(UserError, match="needs heads with 12 outputs for 3 classes, but aux1 of student_aux has 3"):
         build("hsakd", per_class=1)
     with pytest.raises(UserError, match="needs heads with 3 outputs .* has 12: use student_aux_dpcd"):
         build("dpcd", per_class=4)

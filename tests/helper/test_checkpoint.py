@@ -290,7 +290,7 @@ def test_batch_counters_may_be_missing():
 
 
 def test_other_number_of_classes():
-    with pytest.raises(UserError, match=r"teacher x.pth was trained for 100 classes, this ResNet has 10 \(fc\)"):
+    with pytest.raises(UserError, match=r"teacher x.pth was trained for 100 classes, but this ResNet has 10 \(fc\)"):
         load_weights(network(10), network(100).state_dict(), "teacher x.pth")
 
 
@@ -310,7 +310,7 @@ def test_other_architecture(name, parts):
     target, state = network(seed=2), model_dict[name](num_classes=10).state_dict()
     with pytest.raises(UserError) as caught:
         load_weights(target, state, "teacher x.pth")
-    assert str(caught.value).startswith("teacher x.pth does not fit this ResNet, of 56 weights ")
+    assert str(caught.value).startswith("teacher x.pth does not fit this ResNet: of 56 weights ")
     assert all(part in str(caught.value) for part in parts), str(caught.value)
     assert_same(target.state_dict(), network(seed=2).state_dict())
 
@@ -328,7 +328,7 @@ def test_shapes_inside_are_no_matter_of_classes():
 
 def test_num_classes():
     assert num_classes_of(network(17).state_dict(), model_dict["resnet8"]) == 17
-    with pytest.raises(UserError, match="no classifier.weight, vgg8's classifier"):
+    with pytest.raises(UserError, match="no classifier.weight, the classifier of vgg8"):
         num_classes_of(network().state_dict(), model_dict["vgg8"])
 
 
@@ -360,7 +360,7 @@ def test_architecture_from_path(path, name):
 
 @pytest.mark.parametrize("path", ["best.pth", "resnet32x5_vanilla/best.pth", "S:unknown_T:resnet8_0/best.pth"])
 def test_architecture_that_no_name_tells(path):
-    with pytest.raises(UserError, match="cannot tell the architecture of .*: name it with --model_t"):
+    with pytest.raises(UserError, match="cannot tell the architecture of .*: give it with --model_t"):
         infer_arch(f"save/{path}", Checkpoint(Path(path), {}), None, NAMES)
 
 
@@ -371,7 +371,7 @@ def test_architecture_order():
     assert infer_arch(path, silent, "wrn_40_2", NAMES) == "wrn_40_2"
     assert infer_arch(path, recorded, None, NAMES) == "resnet8x4"
     assert infer_arch(path, recorded, "resnet8x4", NAMES) == "resnet8x4"
-    with pytest.raises(UserError, match="holds a resnet8x4, --model_t says wrn_40_2"):
+    with pytest.raises(UserError, match="holds a resnet8x4, but --model_t is wrn_40_2"):
         infer_arch(path, recorded, "wrn_40_2", NAMES)
 
 

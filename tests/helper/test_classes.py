@@ -43,7 +43,9 @@ def test_orders():
 def test_logits_are_permuted(teacher, reordered):
     digits, x = [str(i) for i in range(10)], torch.rand(4, 3, 32, 32)
     there, here = (load_network(p, None, 10, SHAPES) for p in (reordered, teacher))
-    with pytest.raises(UserError, match=r"another order \(class 0 is 3 there, 0 here\): pass --match_classes"):
+    with pytest.raises(
+        UserError, match=r"another order \(class 0 is 3 in the checkpoint, 0 in the data set\): pass --match_classes"
+    ):
         matched(there, digits, False)
     back = matched(there, digits, True)
     with torch.no_grad():
@@ -94,7 +96,7 @@ def test_one_class_is_refused(commands, tmp_path):
     done = commands.teacher(
         "--dataset", "imagenet", "--data_folder", tmp_path, "--save_root", tmp_path / "save", *SHORT
     )
-    done.refused("imagenet holds one class, only")
+    done.refused("imagenet has only one class, only")
 
 
 def test_another_normalisation(teacher):
@@ -123,7 +125,7 @@ def test_a_network_as_good_as_guessing_is_warned_of(commands, teacher, tmp_path)
     out = commands.student(*argv, *wrong).finished().out
     assert "WARNING: resnet8 reaches" in out and "--mean_t, --std_t; used: mean 0 0 0, std 255" in out
     out = commands("test_model.py", "--path", teacher, "--dataset", "digits", "--mean", 0, "--std", 255).finished().out
-    assert "guessing 10.00 %" in out and "(--match_classes)" in out
+    assert "guessing gives 10.00 %" in out and "(--match_classes)" in out
     spec = model_dict["resnet8"]
     for classes, acc, warned in ((10, 20, True), (10, 21, False), (2, 62, True), (2, 63, False), (100, 3, False)):
         assert (near_chance(acc, classes, spec, (3, 32, 32), ("", "", "")) is not None) == warned

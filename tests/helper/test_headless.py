@@ -111,7 +111,7 @@ def test_an_exported_student_teaches(commands, teacher, tmp_path):
         said += [line for line in done.out.splitlines() if line.startswith("teacher accuracy")]
     assert len(said) == 3 and len(set(said)) == 1
     other = load_teacher(tmp_path / "out", None, 7, {"image": (3, 32, 32)})
-    assert other.spec.headless and other.lacks == "it was trained for 10 classes, the data set has 7"
+    assert other.spec.headless and other.lacks == "it was trained for 10 classes, but the data set has 7"
 
 
 def test_a_probe_is_fitted_once_and_then_read(student, tmp_path):

@@ -169,4 +169,4 @@ def test_our_own_checkpoint_needs_no_conversion(commands, teacher):
 
 def test_a_name_of_two_networks_is_explained(commands):
     argv = ("--model_s", "ResNet50", "--distill", "vanilla", "--image_size", 16, "--batch_size", 2, "--dry_run")
-    assert "ResNet50 means ResNet50_cifar for images of this size" in commands.student(*argv).finished().out
+    assert "for images of this size, ResNet50 means ResNet50_cifar" in commands.student(*argv).finished().out

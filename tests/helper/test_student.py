@@ -82,7 +82,7 @@ def test_folders_that_say_too_little(tmp_path, teacher):
     with pytest.raises(UserError, match="several networks .a_best.pth, b_best.pth.: name one"):
         load_student(tmp_path)
     torch.save(model_dict["resnet8"]().state_dict(), tmp_path / "x.pth")
-    with pytest.raises(UserError, match="name it with model="):
+    with pytest.raises(UserError, match="give it with model="):
         load_student(tmp_path / "x.pth")
 
 

@@ -274,9 +274,9 @@ def test_a_backbone_of_another_stride_is_named(tmp_path, caplog, monkeypatch):
     assert not any(said(file, name) for file in (recorded, heads) for name in stride_1)
     for file in (recorded, heads):
         text = said(file, stride_2[1])
-        assert other in text and "now serve a mobilenetV2_dpcd (stem of stride 2" in text
+        assert other in text and "are used for a mobilenetV2_dpcd (stem of stride 2" in text
     assert other in said(recorded, stride_2[0])
-    assert "mobilenetV2_dpcd (stem of stride 2" in said(unknown, stride_1[1]) and " alike " in caplog.text
+    assert "mobilenetV2_dpcd (stem of stride 2" in said(unknown, stride_1[1]) and "fits both " in caplog.text
 
 
 def test_peers_load_one_by_one(small, tmp_path):
