@@ -44,11 +44,11 @@ def test_a_checkpoint_of_videos_says_how_its_clips_were_made(network, videos):
     meta = read_checkpoint(network).meta
     assert (meta["shapes"], meta["sampling"], meta["short_side"]) == ({"video": [4, 3, 32, 32]}, "dense", 40)
     found = options_as_trained(network, videos, sampling=None, short_side=None, seek=True)
-    assert (found.num_segments, found.image_size) == (4, 32)
-    assert found.more == {"sampling": "dense", "short_side": 40, "seek": True}
+    assert (found.recordings.num_segments, found.image_size) == (4, 32)
+    assert (found.video.sampling, found.video.short_side, found.video.seek) == ("dense", 40, True)
     assert clip_settings_notice(network, found) == "as trained: 4 frames of 32 px, dense sampling, shorter side 40"
     other = options_as_trained(network, videos, 64, num_segments=7, sampling="uniform", short_side=None)
-    assert other.more == {"sampling": "uniform", "short_side": None}  # the side of frames goes with that of crops
+    assert (other.video.sampling, other.video.short_side) == ("uniform", None)  # the side of frames goes with that of crops
     told = clip_settings_notice(network, other)
     assert all(f"{flag} (trained with {was})" in told for flag, was in (
         ("--num_segments 7", 4), ("--image_size 64", 32), ("--sampling uniform", "dense")

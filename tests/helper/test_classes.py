@@ -44,7 +44,7 @@ def test_logits_are_permuted(teacher, reordered):
     digits, x = [str(i) for i in range(10)], torch.rand(4, 3, 32, 32)
     there, here = (load_network(p, None, 10, SHAPES) for p in (reordered, teacher))
     with pytest.raises(
-        UserError, match=r"another order \(class 0 is 3 in the checkpoint, 0 in the data set\): pass --match_classes"
+        UserError, match=r"another order \(class 0 is 3 in the checkpoint, 0 in the data set\): pass --match"
     ):
         matched(there, digits, False)
     back = matched(there, digits, True)
