@@ -355,7 +355,8 @@ def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[
             log.info("--protocol modern: no drop path, as %s", why["drop_path"])
     if settings.method.terms is Distiller.terms:
         why["beta"] = f"--distill {distill} has no term of its own"
-    counts = data.train_labels.bincount(minlength=data.num_classes)
+    labels = data.train_labels
+    counts = labels[labels >= 0].bincount(minlength=data.num_classes)
     if settings.configs.labels.class_weight == "balanced" and len(counts.unique()) == 1:
         why["class_weight"] = f"every class of {dataset} has {int(counts[0])} samples"
     return why

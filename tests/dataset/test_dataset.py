@@ -291,7 +291,7 @@ def test_options_out_of_range_are_refused(wrong):
 
 
 def test_registry_names_and_near_misses():
-    images = {"cifar100", "cifar10", "folder", "digits", "imagenet", "stl10", "tinyimagenet"}
+    images = {"cifar100", "cifar10", "folder", "digits", "imagenet", "stl10", "tinyimagenet", "unlabelled"}
     actions = {"utd_mhad", "berkeley_mhad", "mmact"}
     assert set(dataset_dict) == images | actions | {"kinetics400", "video"}
     assert all(callable(dataset_dict[name]) for name in dataset_dict)

@@ -102,7 +102,7 @@ def test_the_ratio_lies_between_0_and_1(value):
 
 
 def test_bad_folders(folder, tmp_path):
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         data(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no image"):
         data(tmp_path)

@@ -237,7 +237,7 @@ def test_a_view_is_the_resized_batch():
     want = TappedNet(network.model, spec)({"image": larger})["logits"]
     seen = with_view(network, 32, {"image": (3, 16, 16)})
     assert torch.allclose(seen.tapped()({"image": x})["logits"], want, atol=1e-5)
-    with pytest.raises(UserError, match="resizes images, and sensor_cnn reads"):
+    with pytest.raises(UserError, match="resizes images, but sensor_cnn reads"):
         with_view(dataclasses.replace(network, spec=model_dict["sensor_cnn"]), 32, {})
 
 
