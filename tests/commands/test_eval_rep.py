@@ -63,9 +63,7 @@ def test_stl10_says_what_is_missing(stl10, tmp_path):
 
     with pytest.raises(UserError, match="lacks test_X.bin, class_names.txt; unpack stl10_binary.tar.gz"):
         open_data("stl10", folder(test_X__bin=None, class_names__txt=None))
-    with pytest.raises(
-        UserError, match="has 1000 bytes, but the 40 labels of train_y.bin need .*truncated"
-    ):
+    with pytest.raises(UserError, match="has 1000 bytes, but the 40 labels of train_y.bin need .*truncated"):
         open_data("stl10", folder(train_X__bin=whole["train_X.bin"][:1000]))
     with pytest.raises(UserError, match="labels from 0 to 0 instead of 1 to 10"):
         open_data("stl10", folder(test_y__bin=bytes(20)))

@@ -48,7 +48,10 @@ def test_a_checkpoint_of_videos_says_how_its_clips_were_made(network, videos):
     assert (found.video.sampling, found.video.short_side, found.video.seek) == ("dense", 40, True)
     assert clip_settings_notice(network, found) == "as trained: 4 frames of 32 px, dense sampling, shorter side 40"
     other = options_as_trained(network, videos, 64, num_segments=7, sampling="uniform", short_side=None)
-    assert (other.video.sampling, other.video.short_side) == ("uniform", None)  # the side of frames goes with that of crops
+    assert (other.video.sampling, other.video.short_side) == (
+        "uniform",
+        None,
+    )  # the side of frames goes with that of crops
     told = clip_settings_notice(network, other)
     assert all(f"{flag} (trained with {was})" in told for flag, was in (
         ("--num_segments 7", 4), ("--image_size 64", 32), ("--sampling uniform", "dense")

@@ -109,7 +109,7 @@ def test_bad_folders(folder, tmp_path):
     (tmp_path / "torn.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match="torn.png' is corrupt or not an image"):
         data(tmp_path)
-    with pytest.raises(UserError, match="--batch_size 1 is too small for images"):
+    with pytest.raises(UserError, match="--batch_size 1 is too small for samples"):
         data(folder).train_loader(1, seed=0, device=CPU)
 
 

@@ -148,7 +148,7 @@ def test_first_stages_follow_each_other():
         ("crd", {}, ("train_labels",)),
         ("semckd", {}, ("batch_size",)),
         ("kd", {"kd_t": 2}, ("no setting 'kd_t'", "kd_T")),
-        ("kd", {"num_classes": 7}, ("num_classes is 7", "puts out 5")),
+        ("kd", {"num_classes": 7}, ("num_classes is 7", "has 5 outputs")),
         ("kd", {"taps": {"student": {"stage1": "three"}}}, ("no module 'three'", "one [4, 32, 32]")),
         ("vanilla+simkd", {}, ("replaces the classifier",)),
         ("nothing", {}, ("nothing",)),

@@ -367,7 +367,7 @@ def test_a_map_of_another_size_is_brought_to_the_grid(maps):
         ),
         (
             lambda: cakd(teacher=vit({**SMALL, "qkv": (3, 2, 17, 3), "patches": (16, 6)}), variant="code"),
-            "at least 24x24, and vit has 4x4 patches, a map of 16x16",
+            "at least 24x24, but vit has 4x4 patches, a map of 16x16",
         ),
         (lambda: cakd(cls=0.0), "raise -c or -d"),
         (lambda: cakd(replace=1.5), "--cakd_replace 1.5 must be at least 0 and at most 1"),
@@ -384,7 +384,7 @@ def test_cakd_refuses(make, words):
     [
         ("resnet8", "resnet8x4", {}, "resnet8x4 has no attention of a supported kind.*vit_tiny_cifar"),
         ("torchvision:swin_t", "vit_micro_cifar", {}, "swin_t has no stage maps.*choose a CNN"),
-        ("resnet8", "torchvision:swin_t", {"variant": "code"}, "class token, and torchvision:swin_t has none"),
+        ("resnet8", "torchvision:swin_t", {"variant": "code"}, "class token, but torchvision:swin_t has none"),
         ("resnet8", "vit_micro_cifar", {"stage": "stage9"}, "stage9 is not a stage of resnet8; it has stage1"),
     ],
 )  # fmt: skip

@@ -108,7 +108,7 @@ def test_what_cannot_be_combined():
     seen_by_the_teacher = dataclasses.replace(
         batch_of(torch.zeros(2)), inputs={"image": image}, teacher_inputs={"image": image}
     )
-    with pytest.raises(UserError, match="mlkd adds .* put it first"):
+    with pytest.raises(UserError, match="mlkd also adds .* put it first"):
         build("mlkd", SIDE, SIDE, views=2).prepare(seen_by_the_teacher)
 
 

@@ -298,9 +298,7 @@ def test_a_combination_takes_the_parts_of_its_member():
 
 def test_a_plain_loop_cannot_train_parts():
     nets = [model_dict["resnet8"](num_classes=5) for _ in range(2)]
-    with pytest.raises(
-        UserError, match=r"dkd\+dot needs separate gradients of the parts .* with train_student.py"
-    ):
+    with pytest.raises(UserError, match=r"dkd\+dot needs separate gradients of the parts .* with train_student.py"):
         attach("dkd+dot", *nets, sample=torch.rand(2, 3, 32, 32))
     assert attach("dhkd", *nets, sample=torch.rand(2, 3, 32, 32), plain=True)
 

@@ -131,13 +131,13 @@ def test_pooled_features_are_kept_if_asked(commands, teacher, tmp_path):
 
 def test_lanes_that_do_not_fit_are_refused(commands, teacher, tmp_path):
     argv = ("--path_t", teacher, "--distill", "kd,simkd,semckd", *SHORT, "--save_root", tmp_path)
-    commands.student(*argv, memory_left=1000).refused("3 students do not fit", "about 1 do", "--distill")
+    commands.student(*argv, memory_left=1000).refused("3 students do not fit", "list at most about 1", "--distill")
 
 
 def test_how_many_lanes_fit(monkeypatch):
     monkeypatch.setattr(lane_memory, "free", lambda device: 130)
     lanes = lane_memory.LaneMemory(5, torch.device("cpu"))
-    with pytest.raises(UserError, match="5 students .*each keeps 60 bytes, 130 are free.*about 3 do"):
+    with pytest.raises(UserError, match="5 students .*each needs 60 bytes, 130 are free.*at most about 3"):
         lanes.after_first_step(60)
     with pytest.raises(UserError, match="about 4 do"):  # the two seen, and two more of 55 bytes
         lanes.after_first_step(50)
@@ -158,7 +158,7 @@ def test_how_many_lanes_fit(monkeypatch):
 def test_methods_that_need_maps_say_so(commands, teacher, tmp_path):
     argv = ("--path_t", teacher, "--distill", "at", *SHORT, "--teacher_cache", tmp_path / "cache")
     done = commands.student(*argv, "--save_root", tmp_path).finished()
-    assert "holds logits" in done.out and not (tmp_path / "cache").exists()
+    assert "stores logits" in done.out and not (tmp_path / "cache").exists()
 
 
 def test_wrong_lists_are_refused(commands, teacher, tmp_path):
@@ -245,7 +245,7 @@ def test_changed_pixels_go_to_the_teacher(tmp_path):
 
 def test_another_teacher_is_refused_and_rebuilt_on_request(tmp_path):
     cache(tmp_path / "c").features(batch_of([3], [3]), ())
-    with pytest.raises(UserError, match="teacher: t there, u here"):
+    with pytest.raises(UserError, match="teacher: t in the cache, u in this run"):
         cache(tmp_path / "c", teacher="u")
     assert not cache(tmp_path / "c", teacher="u", rebuild=True).filled.any()
 
@@ -276,7 +276,7 @@ def test_pooled_features_join_a_cache_of_logits(tmp_path):
 
 def test_a_folded_teacher_has_a_cache_of_its_own(tmp_path):
     cache(tmp_path / "c")
-    with pytest.raises(UserError, match="folded: False there, True here"):
+    with pytest.raises(UserError, match="folded: False in the cache, True in this run"):
         cache(tmp_path / "c", fold=True)
     record = json.loads((tmp_path / "c" / "key.json").read_text())
     (tmp_path / "c" / "key.json").write_text(
@@ -417,15 +417,15 @@ def test_processes_open_a_cache_one_after_the_other(tmp_path):
         assert not opened
     other.join(10)
     assert opened
-    with pytest.raises(UserError, match="teacher: u there, t here"):
+    with pytest.raises(UserError, match="teacher: u in the cache, t in this run"):
         cache(tmp_path / "c")
 
 
 def test_one_file_read_as_two_networks_has_two_caches(tmp_path):
     cache(tmp_path / "c", network="mobilenetV2")
-    with pytest.raises(UserError, match="network: mobilenetV2 there, mobilenetV2_dpcd here"):
+    with pytest.raises(UserError, match="network: mobilenetV2 in the cache, mobilenetV2_dpcd in this run"):
         cache(tmp_path / "c", network="mobilenetV2_dpcd")
-    with pytest.raises(UserError, match="dtype: float32 there, bfloat16 here"):
+    with pytest.raises(UserError, match="dtype: float32 in the cache, bfloat16 in this run"):
         cache(tmp_path / "c", network="mobilenetV2", dtype=torch.bfloat16)
     record = json.loads((tmp_path / "c" / "key.json").read_text())
     older = {k: v for k, v in record.items() if k not in ("network", "dtype", "checksum")}

@@ -161,8 +161,8 @@ METHOD = "from distiller_zoo.base import Distiller\nclass Mine(Distiller):\n    
     [
         (None, ("mine.py", "is not a Python file")),
         ("x = 1\n", ("defines neither a method",)),
-        (METHOD.format("kd"), ("there is a method 'kd' already", "mine.py")),
-        (METHOD.format("hint"), ("there is a method 'hint' already",)),
+        (METHOD.format("kd"), ("the method name 'kd' is already taken", "mine.py")),
+        (METHOD.format("hint"), ("the method name 'hint' is already taken",)),
     ],
 )
 def test_plugins_that_cannot_be(commands, tmp_path, content, words):
