@@ -329,5 +329,5 @@ def test_optimisers_without_one_momentum_are_refused():
     for other in (torch.optim.Adam(p), torch.optim.SGD(p, lr=1, momentum=0.9, nesterov=True)):
         with pytest.raises(UserError, match="dot has a momentum for every part of its loss .* --optimizer sgd"):
             PartedSGD(other, PARTS, "dot")
-    with pytest.raises(UserError, match="the other part has momentum 1.01 .that of the run plus 0.06"):
+    with pytest.raises(UserError, match="the other part has momentum 1.01 .that of the run plus"):
         PartedSGD(torch.optim.SGD(p, lr=1, momentum=0.95), PARTS, "dot")

@@ -214,7 +214,7 @@ def test_a_run_that_read_other_maps_is_not_continued(commands, teacher, tmp_path
     state = torch.load(last, weights_only=True)
     state["meta"]["shapes_t"]["elsewhere"] = state["meta"]["shapes_t"].pop("stage3")
     torch.save(state, last)
-    run.start().wait().refused("reading", "elsewhere of the teacher", "stage3", "--overwrite")
+    run.start().wait().refused("the teacher's features", "elsewhere", "stage3", "--overwrite")
 
 
 def test_a_damaged_state_names_the_one_before_it(commands, teacher, reference, tmp_path):
