@@ -327,7 +327,7 @@ def test_settings_out_of_range(command, message):
 def test_optimisers_without_one_momentum_are_refused():
     p = [nn.Parameter(torch.zeros(1))]
     for other in (torch.optim.Adam(p), torch.optim.SGD(p, lr=1, momentum=0.9, nesterov=True)):
-        with pytest.raises(UserError, match="dot has a momentum for every part of its loss .* --optimizer sgd"):
+        with pytest.raises(UserError, match="dot has a momentum for every part of its loss.* --optimizer sgd"):
             PartedSGD(other, PARTS, "dot")
     with pytest.raises(UserError, match="the other part has momentum 1.01 .that of the run plus"):
         PartedSGD(torch.optim.SGD(p, lr=1, momentum=0.95), PARTS, "dot")
