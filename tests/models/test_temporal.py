@@ -370,7 +370,7 @@ def test_methods_that_images_keep(method):
     teacher = "tsn:vit_micro_cifar" if method == "cakd" else "tsn:resnet14"
     with pytest.raises(
         UserError,
-        match="auxiliary heads|attention|crld augments images|distillation token|frames of a clip|runs a part",
+        match="auxiliary heads|attention|crld augments images|distillation token|frames of a clip|runs parts",
     ):
         step_of(method, teacher=teacher)[0]()
 
