@@ -215,7 +215,7 @@ class DataOptions:
         share("--val_fraction", self.val_fraction)
         share_above_0("--few_ratio", self.few_ratio)
         if self.val_fraction and self.val_dir:
-            raise UserError(f"--val_fraction and --val_dir {self.val_dir} both choose what is evaluated: drop one")
+            raise UserError(f"--val_fraction and --val_dir {self.val_dir} both choose the test images: leave one out")
 
 
 def data_options(root: str | Path, **values: Any) -> DataOptions:

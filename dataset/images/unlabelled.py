@@ -79,7 +79,9 @@ def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
     if cfg.unlabelled is None:
         return data
     if isinstance(data, UnlabelledData):
-        raise UserError("--unlabelled adds images to a labelled set, and --dataset unlabelled has no labels: drop one")
+        raise UserError(
+            "--dataset unlabelled has no labels, and --unlabelled adds images to a labelled set: leave one out"
+        )
     if isinstance(data, VideoData):
         return SemiLabelled(data, data.without_labels(Path(cfg.unlabelled), NONE), cfg.label_ratio or 0.5)
     if "image" not in data.shapes:

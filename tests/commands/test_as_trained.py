@@ -67,7 +67,7 @@ def test_the_folder_that_is_evaluated_travels(commands, tmp_path_factory):
     out = commands.teacher(*argv, "--val_dir", "valid").finished().out
     assert "valid/ decides" in out and "chosen on valid, hence optimistic)" in out
     commands.teacher(*argv, "--val_dir", "dev").refused("no folder dev/", "--val_dir test")
-    commands.teacher(*argv, "--val_dir", "valid", "--val_fraction", 0.2).refused("--val_dir valid", "drop one")
+    commands.teacher(*argv, "--val_dir", "valid", "--val_fraction", 0.2).refused("--val_dir valid", "leave one out")
     (path,) = root.rglob("*val_dir*/resnet8_best.pth")
     data = ("--path", path, "--data_folder", tree)
     out = commands("test_model.py", *data).finished().out

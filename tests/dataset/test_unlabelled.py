@@ -188,7 +188,7 @@ def test_a_run_without_any_label(commands, teacher, folder, tmp_path):
         (["--distill", "kd", "-c", 0, "--teacher_probe", "means"], "--teacher_probe fits a classifier to labels"),
         (["--distill", "kd", "-c", 0, "--few_ratio", 0.5], "--few_ratio choose among labelled images"),
         (["--distill", "kd", "-c", 0, "--eval_probe", "imagenet"], "--eval_probe imagenet|no ImageNet in"),
-        (["--distill", "kd", "-c", 0, "--unlabelled", folder], "--dataset unlabelled has no labels: drop one"),
+        (["--distill", "kd", "-c", 0, "--unlabelled", folder], "--dataset unlabelled has no labels"),
         (["--distill", "kd", "--dataset", "digits"], "--eval_probe evaluates a student of --dataset unlabelled"),
     ):
         said = commands.student(*argv, *flags)

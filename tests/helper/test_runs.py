@@ -348,9 +348,7 @@ def test_help_and_list(commands):
     assert plain.finished() and "--nce_k" not in plain.out and "--path_t" in plain.out
     assert crd.finished() and "--nce_k" in crd.out and "--factor" not in crd.out
     words = " ".join(plain.out.split())
-    assert (
-        "(default step)" in words and "(default 240; depends on the data set)" in words and "(default )" not in words
-    )
+    assert "(default step)" in words and "(default 240; depends on the data set)" in words and "(default )" not in words
     listed = commands("train_student.py", "--list").finished().out
     assert "simkd" in listed and "fitnet, hint" in listed and "resnet32x4" in listed and "digits" in listed
 

@@ -79,7 +79,7 @@ def test_folders_that_say_too_little(tmp_path, teacher):
         load_student(tmp_path)
     for name in ("a", "b"):
         shutil.copy(teacher, tmp_path / f"{name}_best.pth")
-    with pytest.raises(UserError, match="several networks .a_best.pth, b_best.pth.: name one"):
+    with pytest.raises(UserError, match="several networks .a_best.pth, b_best.pth.: give one"):
         load_student(tmp_path)
     torch.save(model_dict["resnet8"]().state_dict(), tmp_path / "x.pth")
     with pytest.raises(UserError, match="give it with model="):
