@@ -150,7 +150,7 @@ def test_no_note_where_nothing_was_shared(add, table):
 def test_repetitions_with_one_seed_are_refused(add, table):
     add("--distill kd --seed 3", "x")
     add("--distill kd --seed 3 --trial 1", "y")
-    with pytest.raises(UserError, match="share seed and data order: x, y"):
+    with pytest.raises(UserError, match="share seed and data order, so they have no standard deviation: x, y"):
         table()
 
 

@@ -41,7 +41,7 @@ def test_paired_difference_is_that_of_a_t_test(root):
     assert "0 is outside" in str(found)
     assert "too few for an interval" in str(paired(kd[:1], alone))
     assert str(paired(kd[:1], alone[1:])) == "no seed in common"
-    assert "few: take 3 or more" in str(paired(kd[:2], alone))
+    assert "few: use 3 or more" in str(paired(kd[:2], alone))
 
 
 def test_comparison_of_folders(root, capsys):
