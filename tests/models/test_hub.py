@@ -92,7 +92,7 @@ def test_checksums_tell_weights_and_settings_apart(packages, tmp_path):
         ({"use_swiglu_ffn": True}, "has gated layers"),
         ({"num_hidden_layers": 3}, "the weights have no encoder.layer.2"),
         ({"hidden_size": 16}, "do not fit its config.json: .* are missing or of another shape"),
-        ({"hidden_size": None}, "does not say hidden_size"),
+        ({"hidden_size": None}, "lacks hidden_size"),
     ],
 )
 def test_files_that_do_not_fit_are_refused_in_one_sentence(packages, change, message, tmp_path):
