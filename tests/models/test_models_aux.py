@@ -237,7 +237,7 @@ def test_the_stride_of_mobilenets_stem_is_told_apart(tmp_path, caplog, monkeypat
     heads = save(tmp_path, "mobilenetV2_aux.pth.tar", {"net": model_dict["mobilenetV2_aux_dpcd"](10).state_dict()})
     with caplog.at_level("WARNING"):
         assert load_network(heads, None, 10, SHAPES).spec.name == "mobilenetV2_aux_dpcd"
-    assert "stem of stride 2" in caplog.text and "not as the mobilenetV2_aux (stem of stride 1" in caplog.text
+    assert "stem of stride 2" in caplog.text and "not as the given mobilenetV2_aux (stem of stride 1" in caplog.text
     caplog.clear()
     plain = save(tmp_path, "mobilenetV2.pth.tar", {"net": model_dict["mobilenetV2"](10).state_dict()})
     with caplog.at_level("WARNING"):
@@ -293,7 +293,7 @@ def test_peers_load_one_by_one(small, tmp_path):
             assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
         teachers = [load_network(f"{file}@net{i}", "resnet8_aux", 10, SHAPES).checksum for i in (1, 2)]
         assert len(set(teachers)) == 2, "one file, two teachers: runs, caches and remembered accuracies tell them apart"
-    with pytest.raises(UserError, match="no peer"):
+    with pytest.raises(UserError, match="without a peer"):
         read_checkpoint(f"{save(tmp_path, 'one.pth', {'model': small.state_dict()})}@net2")
     pair = save(tmp_path, "resnet20_resnet20.pth.tar", {"net": {"net1.x": torch.zeros(1)}})
     with pytest.raises(UserError, match="resnet20_aux's classifier"):
