@@ -20,7 +20,7 @@ class Mutant:
 MUTANTS: dict[str, tuple[Mutant, ...]] = {
     "vanilla": (
         Mutant("div: float = 0.0", "div: float = 1.0"),
-        Mutant("F.cross_entropy(logits[", "-F.cross_entropy(logits[", "distiller_zoo/base.py"),
+        Mutant("self.cross_entropy(logits[", "-self.cross_entropy(logits[", "distiller_zoo/base.py"),
     ),
     "kd": (
         Mutant("log_target=True).sum(1) * temperature**2", "log_target=True).sum(1)", "distiller_zoo/_math.py"),
@@ -150,7 +150,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
             "distiller_zoo/_rows.py",
         ),
         Mutant("alpha * tckd + beta", "alpha * tckd - beta", "distiller_zoo/_rows.py"),
-        Mutant('8.0, "weight', '6.0, "weight'),
+        Mutant("option(\n            8.0,", "option(\n            6.0,"),
     ),
     "mgd": (
         Mutant('s["mgd.generated"] - t', 's["mgd.generated"] + t'),
@@ -169,17 +169,17 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant(
             "log_softmax(1)).sum(1) * temperature**2", "log_softmax(1)).sum(1) * temperature", "distiller_zoo/_rows.py"
         ),
-        Mutant("option(3.5,", "option(1.5,"),
+        Mutant("option(\n            3.5,", "option(\n            1.5,"),
     ),
     "ofa_kd": (
         Mutant("rows = rows - (enhanced", "rows = rows + (enhanced"),
         Mutant(".pow(self.cfg.eps) - label", ".pow(self.cfg.eps) + label"),
-        Mutant("option(1.0,", "option(1.5,"),
+        Mutant("option(\n            1.0,", "option(\n            1.5,"),
     ),
     "srd": (
         Mutant('s["srd.projected"] - t', 's["srd.projected"] + t'),
         Mutant('{"srd": 2 * distance', '{"srd": 1 * distance'),
-        Mutant("option(4.0,", "option(2.0,"),
+        Mutant("option(\n            4.0,", "option(\n            2.0,"),
     ),
     "vkd": (
         Mutant('smooth_l1_loss(s["vkd', 'smooth_l1_loss(-s["vkd'),
@@ -188,21 +188,21 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     "wttm": (
         Mutant("log_power = self.cfg.gamma", "log_power = -self.cfg.gamma"),
         Mutant("(log_u.exp() * divergence)", "((-log_u).exp() * divergence)"),
-        Mutant("option(0.2,", "option(0.1,"),
+        Mutant("option(\n            0.2,", "option(\n            0.1,"),
     ),
     "ttm": (
         Mutant("log_softmax(self.cfg.gamma *", "log_softmax(-self.cfg.gamma *"),
-        Mutant("option(0.1,", "option(0.2,"),
+        Mutant("option(\n            0.1,", "option(\n            0.2,"),
     ),
     "pld": (
         Mutant('labels[:, None], float("inf"))', 'labels[:, None], float("-inf"))'),
         Mutant("(remaining - ranked)", "(remaining + ranked)"),
-        Mutant("option(4.0,", "option(1.0,"),
+        Mutant("option(\n            4.0,", "option(\n            1.0,"),
     ),
     "luminet": (
         Mutant("centred.pow(2).mean(0) + EPS", "centred.pow(2).mean(0) - EPS"),
         Mutant("(self.cfg.alpha / temperature) ** 2", "(self.cfg.alpha / temperature)"),
-        Mutant("option(33.0,", "option(2.0,"),
+        Mutant("option(\n            33.0,", "option(\n            2.0,"),
     ),
     "wkd_l": (
         Mutant("/ (v @ kernel.T + FLOOR)", "/ (u @ kernel.T + FLOOR)"),

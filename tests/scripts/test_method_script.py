@@ -72,7 +72,7 @@ def test_without_a_teacher_the_command_is_shown(monkeypatch, capsys):
     ("argv", "words"),
     [
         (["kd", "--trial", "1"], "'--trial' comes before the teacher's checkpoint"),
-        (["vanilla", "T.pth"], "vanilla reads no teacher"),
+        (["vanilla", "T.pth"], "vanilla needs no teacher"),
         (["kdd", "T.pth"], "kd"),
     ],
 )
