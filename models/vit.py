@@ -17,7 +17,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
 
 from core.protocols import ModelSpec, Tap, UserError
 from models._common import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
@@ -83,7 +82,11 @@ class Block(nn.Module):
         self.mlp.add_module("fc1", nn.Linear(width, MLP_RATIO * width))
         self.mlp.add_module("act", nn.GELU())
         self.mlp.add_module("fc2", nn.Linear(MLP_RATIO * width, width))
-        self.drop_path = StochasticDepth(drop_path, "row") if drop_path else nn.Identity()
+        self.drop_path: nn.Module = nn.Identity()
+        if drop_path:
+            from torchvision.ops import StochasticDepth
+
+            self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))

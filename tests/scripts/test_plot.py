@@ -68,7 +68,7 @@ def test_pictures_of_runs(tmp_path):
     main(["curves", "--root", str(tmp_path), "--only", "kd", "--out", str(tmp_path / "kd.svg")])
     text = (tmp_path / "kd.svg").read_text()
     assert "kd 74.50 ± 0.71" in text and "simkd" not in text  # text stays text
-    with pytest.raises(UserError, match="--only vid names no method"):
+    with pytest.raises(UserError, match="--only vid matches no method"):
         main(["curves", "--root", str(tmp_path), "--only", "vid", "--out", str(tmp_path / "x.png")])
     with pytest.raises(UserError, match="cannot write"):
         main(["curves", "--root", str(tmp_path), "--out", str(tmp_path / "x.nothing")])

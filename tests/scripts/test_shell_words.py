@@ -26,6 +26,7 @@ TRAINING = {name: given for name, (given, _) in RECIPES.items()} | {
 STUDIES = {  # that print into a file of their own
     "cakd/short_study.sh": ("CNN.pth", "DATA", "IMAGES", "SAVE", "1"),
     "cifar100/full_cells.sh": ("T.pth", "DATA", "SAVE"),
+    "cifar100/patient_teachers.sh": ("vanillakd", "T.pth", "DATA", "SAVE"),
     "cifar100/scaled_study.sh": ("T.pth", "DATA", "SAVE", "2"),
     "cifar100/short_study.sh": ("T.pth", "DATA", "SAVE"),
     "studies/unlabelled_study.sh": ("T.pth", "DATA", "SAVE"),
