@@ -11,7 +11,7 @@ from core.taps import TappedNet
 from distiller_zoo import method_dict
 from helper.options.method_flags import flags_of
 from helper.options.parse import parse
-from helper.options.settings import StudentConfigs, TeacherConfigs, common_flags
+from helper.options.settings import TrainStudentConfigs, TrainTeacherConfigs, common_flags
 from helper.training.stages import StagePlan, build_stages, refuse_single_values
 from helper.training.step import StepSetup
 from models import model_dict
@@ -47,7 +47,7 @@ def test_absurd_values_are_one_sentence(argv, words):
 @pytest.mark.parametrize("teacher", [True, False])
 def test_no_number_is_absurd(teacher):
     """Every flag of both scripts refuses what is not finite, or larger than any setting, and names itself."""
-    for flag in common_flags(TeacherConfigs if teacher else StudentConfigs):
+    for flag in common_flags(TrainTeacherConfigs if teacher else TrainStudentConfigs):
         value = {int: str(10**30), float: "nan"}.get(flag.type)
         if value is not None:
             with pytest.raises(UserError, match=flag.dest if flag.dest != "seed" else "the seed"):
