@@ -247,7 +247,7 @@ def test_damaged_sensor_files_are_named(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     for wrong, words in (
         (path, "a1_s1_t1_inertial.mat.*truncated"),
-        (tmp_path / "x.mat", "there is not a sensor recording"),
+        (tmp_path / "x.mat", "there is no sensor recording"),
         (tmp_path / "x.wav", "is not a sensor recording"),
     ):
         if wrong.suffix == ".wav":
