@@ -296,7 +296,7 @@ def test_peers_load_one_by_one(small, tmp_path):
     with pytest.raises(UserError, match="without a peer"):
         read_checkpoint(f"{save(tmp_path, 'one.pth', {'model': small.state_dict()})}@net2")
     pair = save(tmp_path, "resnet20_resnet20.pth.tar", {"net": {"net1.x": torch.zeros(1)}})
-    with pytest.raises(UserError, match="resnet20_aux's classifier"):
+    with pytest.raises(UserError, match="the classifier of resnet20_aux"):
         load_network(f"{pair}@net1", None, 10, SHAPES)
 
 
