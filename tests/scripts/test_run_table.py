@@ -137,7 +137,7 @@ def test_mistakes_are_one_sentence(tmp_path):
     said = refused("simkd", "--data_folder", "a b", "--only", "KD")
     assert "--data_folder a b" in said and "after --" in said
     (tmp_path / "mine.toml").write_text("title = 'x'")
-    assert "has no epoch" in refused(str(tmp_path / "mine.toml"))
+    assert "lacks epoch" in refused(str(tmp_path / "mine.toml"))
 
 
 OWN = """
