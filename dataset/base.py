@@ -322,7 +322,6 @@ def check_memory(counts: dict[str, int], size: int) -> None:
     needed, left = pixels * 3, free()
     if needed > left / 2:
         raise UserError(
-            f"{sum(counts.values())} images at {size}x{size} need {needed / 2**30:.2f} GiB of memory, more "
-            f"than half of the {left / 2**30:.2f} GiB available; choose a smaller --image_size or fewer "
-            "images"
+            f"{sum(counts.values())} images at {size}x{size} need {needed / 2**30:.2f} GiB of memory, more than half "
+            f"of the {left / 2**30:.2f} GiB available; choose a smaller --image_size or fewer images"
         )

@@ -116,8 +116,7 @@ def _diagnosis(
     if archive.is_file() and not intact:
         return (
             f"'{archive}' is incomplete or damaged: its checksum differs from that of {kind.url}{reason}; delete it "
-            "and "
-            f"fetch it again, or put {name}.npz next to it"
+            f"and fetch it again, or put {name}.npz next to it"
         )
     if folder.is_dir():
         members = [member for member, _ in (*kind.train_list, *kind.test_list)] + [kind.meta["filename"]]

@@ -293,8 +293,7 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
     if protocol.by_view and entries[wanted[0]] == SENSOR:
         raise UserError(
             f"--data_split {split} separates the cameras of one performance, so its sensor recording would be trained "
-            "and "
-            "tested on: choose another split for a network that reads a sensor"
+            "and tested on: choose another split for a network that reads a sensor"
         )
     found = {name: layout.find(options.root, name) for name in wanted}
     for name, recordings in found.items():

@@ -106,9 +106,8 @@ def pick_kernels(
     if mode is not None and (reason := compiler_fault(device)) is not None:
         if asked != "auto":
             raise UserError(
-                f"--compile {mode}: torch.compile does not work on this machine ({reason}): install a C++ compiler, "
-                "or pass "
-                "--compile none"
+                f"--compile {mode}: torch.compile does not work on this machine ({reason}): install a C++ compiler, or "
+                "pass --compile none"
             )
         notices.append(f"nothing is compiled: torch.compile does not work on this machine ({reason})")
         mode = None

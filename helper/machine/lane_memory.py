@@ -46,8 +46,7 @@ class LaneMemory:
     def too_many(self, fit: int, why: str) -> UserError:
         return UserError(
             f"{self.lanes} students do not fit into the memory of {self.device} together ({why}): list at most about "
-            f"{max(1, fit)} "
-            "in --distill and --model_s, or lower --batch_size"
+            f"{max(1, fit)} in --distill and --model_s, or lower --batch_size"
         )
 
     def exhausted(self, error: Exception) -> UserError:

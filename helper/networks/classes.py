@@ -57,8 +57,7 @@ def matched(network: Network, here: Sequence[object], match: bool, flag: str = "
         place = next(i for i, j in enumerate(order) if i != j)
         raise UserError(
             f"{path} has the classes of the data set in another order (class {place} is {recorded[place]} in the "
-            "checkpoint, "
-            f"{here[place]} in the data set): pass {flag} to reorder its logits"
+            f"checkpoint, {here[place]} in the data set): pass {flag} to reorder its logits"
         )
     permute_outputs(network, order)
     log.info("%s: its logits are reordered to the data set's order of classes", path)

@@ -401,8 +401,7 @@ def warn_of_twins(
     if transferred and ours and theirs and ours != theirs:
         log.warning(
             "warning: %s holds a %s (%s), but its weights are used for a %s (%s), for which they were not trained; "
-            "choose "
-            "a %s that fits",
+            "choose a %s that fits",
             *(path, spec.name, ours, named.name, theirs, flag),
         )
     elif ours and theirs and ours != theirs:
@@ -413,8 +412,7 @@ def warn_of_twins(
     elif twin and recorded is None:
         log.warning(
             "warning: %s fits both %s (%s) and %s (%s) and is read as the first; if its accuracy is much too low, "
-            "choose "
-            "the second with %s",
+            "choose the second with %s",
             *(path, spec.name, ours, twin, model_dict[twin].published.note, flag),
         )
 

@@ -287,8 +287,7 @@ def _methods_page() -> str:
         "METHODS (--distill; A+B joins the losses of two, A,B trains two students together)",
         *textwrap.wrap(
             f"taps and parameters: for {TEACHER} -> {STUDENT}, {100} classes. weights: -c for cross-entropy, -d for "
-            "the "
-            "logit KL, -b for the method's own term; --protocol authors uses the publication's weights.",
+            "the logit KL, -b for the method's own term; --protocol authors uses the publication's weights.",
             WIDTH,
         ),
     ]

@@ -165,9 +165,8 @@ def weights_from_flag(values: Mapping[str, Any], methods: Sequence[type[Distille
         raise UserError(f"--weight names {', '.join(sorted(stray))}, but the terms are cls, div, {', '.join(names)}")
     if silent := [m.name for m in methods if m.name in weights and m.terms is Distiller.terms]:
         raise UserError(
-            f"--weight names {', '.join(silent)}, which has no own term: give the weight of cls (cross-entropy) or "
-            "div (the "
-            "logit KL) instead"
+            f"--weight names {', '.join(silent)}, which has no own term: give the weight of cls (cross-entropy) or div "
+            "(the logit KL) instead"
         )
     flags = {k: v for k, v in weights.items() if k in ("cls", "div")}
     if len(names) == 1 and names[0] in weights:

@@ -155,8 +155,7 @@ def chosen_cells(table: Table, only: str) -> list[Cell]:
         if not found:
             raise UserError(
                 f"--only {word} matches no row and no student of {table.name}; its rows are {', '.join(table.rows)}, "
-                "its "
-                f"students {', '.join(dict.fromkeys(student for _, student, _ in table.pairs))}"
+                f"its students {', '.join(dict.fromkeys(student for _, student, _ in table.pairs))}"
             )
         meant |= found
     return [c for c in table.cells if not words or {c.row.lower(), c.student.lower()} & meant]

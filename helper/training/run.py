@@ -171,8 +171,7 @@ class TrainingRun:
         if theirs != mine:
             raise UserError(
                 f"{self.folder.last} began with the teacher's features {', '.join(theirs) or 'none'}; this version "
-                "reads "
-                f"{', '.join(mine) or 'none'}: --overwrite starts it from scratch"
+                f"reads {', '.join(mine) or 'none'}: --overwrite starts it from scratch"
             )
 
     def _restore_rng(self, stage: Stage, state: Mapping[str, Any]) -> None:

@@ -343,7 +343,7 @@ def cost_of_checks(attack: Attack) -> str:
     attack.finish(attack.command("train_teacher.py", *argv))
     (metrics,) = root.rglob("metrics.jsonl")
     row = json.loads(metrics.read_text().splitlines()[-1])
-    state = torch.load(next(metrics.parent.glob("*_last.pth")), weights_only=False)
+    state = load_file(next(metrics.parent.glob("*_last.pth")))
     epoch = row["seconds_train"] + row["seconds_eval"]
     checked, plain = (min(seconds_of(save, state, root) for _ in range(20)) for save in (checked_save, plain_save))
     cost = 2 * (checked - plain)  # best and last
