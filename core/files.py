@@ -148,19 +148,15 @@ def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out:
             what = f"its {name} is a {type(found[name]).__name__}" if name in found else f"it has no {name}"
             raise UserError(f"{path} is damaged ({what}): {way_out}")
     if (checksum := found.pop("checksum", None)) is None:
-        _say_unsealed(path)
+        _say_unsealed()
     elif checksum != _checksum(found):
         raise UserError(f"{path} is damaged (its content does not match its checksum): {way_out}")
     return found
 
 
 @cache
-def _say_once(sentence: str) -> None:
-    log.info("%s", sentence)
-
-
-def _say_unsealed(path: Path) -> None:
-    _say_once(f"{path} carries no checksum, as an older version wrote it: damage inside would not be noticed")
+def _say_unsealed() -> None:
+    log.warning("some files were written by an older version and have no checksum: damage in them is not detected")
 
 
 def read_config(path: Path) -> dict[str, Any]:

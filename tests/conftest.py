@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from core.log import log
 from tests.support.commands import Commands
 
 HERE = Path(__file__).parent
@@ -48,6 +49,14 @@ def pytest_sessionfinish(session, exitstatus):
     if strange := strange_skips(reporter):
         reporter.write_line("\nskipped for a reason that is not in tests/allowed_skips.txt:\n  " + "\n  ".join(strange))
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def quiet_log():
+    """Each test finds the logger as a new process would: no console that another test's command opened."""
+    before = log.handlers[:], log.level, log.propagate
+    yield
+    log.handlers[:], log.level, log.propagate = before
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from core import files
 from core.files import atomic_save, atomic_write_text, intact, read_json, remember, remembered
 from core.protocols import UserError
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
@@ -452,9 +453,9 @@ def test_a_changed_digit_in_what_is_remembered_is_noticed(tmp_path, caplog):
     with pytest.raises(UserError, match=r"is damaged \(its content does not match its checksum\): try again"):
         read_json(path, {}, "try again")
     path.write_text('{"a": 71.25}')  # of an older version
-    with caplog.at_level("INFO"):
-        assert remembered(path, (int, float)) == read_json(path, {}, "") == {"a": 71.25}
-    assert caplog.text.count("carries no checksum") == 1
+    files._say_unsealed.cache_clear()
+    assert remembered(path, (int, float)) == read_json(path, {}, "") == {"a": 71.25}
+    assert caplog.text.count("have no checksum") == 1
 
 
 def test_json_that_is_no_file(tmp_path):
