@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.files import atomic_write_json
+from core.files import remember
 from helper.options.naming import folder_of
 from helper.options.parse import parse
 
@@ -61,6 +61,6 @@ def write_run(root: Path, line: str, accuracies: Sequence[float], *, teacher: st
         "command": argv,
     }
     for name, content in (("args", described), ("parameters", parameters), ("env", ENVIRONMENT | {"command": argv})):
-        atomic_write_json(json.loads(json.dumps(content, default=str)), folder / f"{name}.json")
+        remember(content, folder / f"{name}.json")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
