@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from core.files import read_json, remember
 from core.protocols import UserError
 from helper.options.parse import parse
 from helper.runs.folder import rows_checksum
@@ -165,8 +166,8 @@ def test_rows_that_a_run_did_not_write_are_refused(tmp_path):
     folder = write_run(tmp_path, "--dataset digits --model resnet8 --epochs 3", [10.0, 20.0, 30.0], teacher="")
     metrics, parameters = folder / "metrics.jsonl", folder / "parameters.json"
     one, two, three = metrics.read_text().splitlines()
-    content = json.loads(parameters.read_text())
-    parameters.write_text(json.dumps(content | {"rows": rows_checksum([json.loads(x) for x in (one, two, three)])}))
+    content = read_json(parameters, {}, "")
+    remember(content | {"rows": rows_checksum([json.loads(x) for x in (one, two, three)])}, parameters)
     assert read_run(folder).rows[1]["test_acc"] == 20.0
     for lines, words in (
         ([one, three], "has epoch 3 of stage 0 after epoch 1"),

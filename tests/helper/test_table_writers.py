@@ -1,13 +1,12 @@
 """Published numbers beside ours, methods against pairs, LaTeX."""
 
 import csv
-import json
 import subprocess
 import sys
 
 import pytest
 
-from core.files import ROOT
+from core.files import ROOT, read_json, remember
 from core.protocols import UserError
 from helper.tables.published import read_table
 from helper.tables.runs import find_runs
@@ -89,9 +88,9 @@ def test_two_image_folders_are_two_experiments(tmp_path):
     folder = write_run(tmp_path, "--distill kd --dataset folder", [60], teacher="resnet32x4")
     write_run(tmp_path, "--distill at --dataset folder", [60], teacher="resnet32x4")
     assert len(against_pairs(find_runs(tmp_path, None))[1]) == 2
-    args = json.loads((folder / "args.json").read_text())
+    args = read_json(folder / "args.json", {}, "")
     args["identity"]["test_data"] = "other"
-    (folder / "args.json").write_text(json.dumps(args))
+    remember(args, folder / "args.json")
     with pytest.raises(UserError, match="test set other"):
         against_pairs(find_runs(tmp_path, None))
     words = "Checksums, equal for equal contents: `test set` of the test data."
@@ -101,9 +100,9 @@ def test_two_image_folders_are_two_experiments(tmp_path):
 def test_checksums_that_tell_rows_apart_are_explained(tmp_path):
     for trial, data in enumerate(("da7a", "d1f2")):
         folder = write_run(tmp_path, f"--distill kd --trial {trial}", [60], teacher="resnet32x4")
-        args = json.loads((folder / "args.json").read_text())
+        args = read_json(folder / "args.json", {}, "")
         args["identity"]["data"] = data
-        (folder / "args.json").write_text(json.dumps(args))
+        remember(args, folder / "args.json")
     _, rows, notes = table(find_runs(tmp_path, None))
     assert sorted(row[0] for row in rows) == ["kd, data d1f2", "kd, data da7a"]
     assert "Checksums, equal for equal contents: `data` of the training data." in notes

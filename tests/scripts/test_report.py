@@ -1,12 +1,12 @@
 """The report page, opened and used in a real browser."""
 
-import json
 import re
 import shlex
 import shutil
 
 import pytest
 
+from core.files import read_json, remember
 from core.protocols import UserError
 from scripts.report import main
 from tests.support.run_folders import write_run
@@ -21,9 +21,9 @@ def report(tmp_path_factory):
         write_run(root, f"--distill kd --trial {trial}", [60, 74 + shift, 73 + shift], teacher="resnet32x4")
         write_run(root, f"{SIMKD} --trial {trial}", [70, 75, 77 + shift], teacher="resnet32x4")
     folder = write_run(root, "--distill vanilla --trial 0", [50, 60, 72], alone=True)
-    args = json.loads((folder / "args.json").read_text())
+    args = read_json(folder / "args.json", {}, "")
     args["command"] = ["--distill", "vanilla", "--trial", "<b>&0</b>"]  # must not become markup
-    (folder / "args.json").write_text(json.dumps(args))
+    remember(args, folder / "args.json")
     main(["--root", str(root), "--published", "simkd", "--title", "A <title>", "--out", str(root / "r.html")])
     return root / "r.html"
 
@@ -41,8 +41,8 @@ def test_folders_are_left_out_where_asked(tmp_path):
     """Of the command, of the name of a run and of what is said of its protocol."""
     argv = ["--distill", "vanilla", "--pretrained", "/home/me/r.pth", "--data_folder", "/home/me/data/"]
     folder = write_run(tmp_path, shlex.join(argv), [50, 60, 72], alone=True)
-    args = json.loads((folder / "args.json").read_text())
-    (folder / "args.json").write_text(json.dumps(args | {"command": argv}))
+    args = read_json(folder / "args.json", {}, "")
+    remember(args | {"command": argv}, folder / "args.json")
     for flags in ((), ("--hide_folders",)):
         main(["--root", str(tmp_path), "--out", str(tmp_path / "r.html"), *flags])
         text = (tmp_path / "r.html").read_text()
