@@ -405,17 +405,21 @@ def open_clip_spec(name: str) -> ModelSpec:
             + (f"it has {', '.join(tags)}" if tags else "write it as open_clip:ViT-B-32/openai")
         )
     config = open_clip.get_model_config(architecture)
+    cfg = open_clip.get_pretrained_cfg(architecture, tag) or {}
     size = config["vision_cfg"].get("image_size", 224)
 
     def build(num_classes: int = CLASSES, pretrained: bool = False, **_: Any) -> nn.Module:
         try:
-            model = open_clip.create_model(architecture, pretrained=tag if pretrained else None)
+            model = open_clip.create_model(  # with the activation the weights were trained with: open_clip only warns
+                architecture,
+                pretrained=tag if pretrained else None,
+                force_quick_gelu=cfg.get("quick_gelu", False),
+            )
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"cannot read the weights of open_clip:{name}: {str(error).splitlines()[0]}") from error
         return Embedder(without_inplace(model.visual), config["embed_dim"], num_classes)
 
     taps = {"pooled": Tap("head", "vector", "input")}
-    cfg = open_clip.get_pretrained_cfg(architecture, tag) or {}
     return ModelSpec(
         f"open_clip:{name}",
         build,
@@ -425,5 +429,5 @@ def open_clip_spec(name: str) -> ModelSpec:
         input_shape=(3, size, size),
         mean=tuple(cfg.get("mean", open_clip.OPENAI_DATASET_MEAN)),
         std=tuple(cfg.get("std", open_clip.OPENAI_DATASET_STD)),
-        published=Published(classes=0, interpolation="bicubic"),
+        published=Published(classes=0, interpolation=cfg.get("interpolation", "bicubic")),
     )

@@ -158,20 +158,32 @@ def test_open_clip_is_asked_for_only_where_it_is_named(monkeypatch):
     with pytest.raises(UserError, match="needs the package open_clip: pip install open_clip_torch"):
         load_teacher("open_clip:ViT-B-32/openai", None, 10, SHAPES)
     visual = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 6))
+    activations = []
+
+    def create_model(name, pretrained, force_quick_gelu):
+        activations.append(force_quick_gelu)
+        return SimpleNamespace(visual=visual)
+
     monkeypatch.setitem(
         sys.modules,
         "open_clip",
         SimpleNamespace(
             list_pretrained=lambda: [("tiny", "mine")],
             get_model_config=lambda name: {"embed_dim": 6, "vision_cfg": {"image_size": 32}},
-            get_pretrained_cfg=lambda name, tag: {"mean": (0.5,) * 3, "std": (0.5,) * 3},
-            create_model=lambda name, pretrained: SimpleNamespace(visual=visual),
+            get_pretrained_cfg=lambda name, tag: {
+                "mean": (0.5,) * 3,
+                "std": (0.5,) * 3,
+                "quick_gelu": True,
+                "interpolation": "bilinear",
+            },
+            create_model=create_model,
             OPENAI_DATASET_MEAN=(0.4,) * 3,
             OPENAI_DATASET_STD=(0.3,) * 3,
         ),
     )
     network = load_teacher("open_clip:tiny/mine", None, 10, SHAPES)
-    assert network.spec.headless
+    assert network.spec.headless and network.spec.published.interpolation == "bilinear"
+    assert activations and all(activations)  # as the weights were trained
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(network.tapped(("pooled",))({"image": x})["pooled"], visual(2 * x - 1))
     _hub.open_clip_spec.cache_clear()
