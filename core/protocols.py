@@ -338,12 +338,6 @@ class Loader(ABC):
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Set the epoch of the next iteration and the number of batches to skip at its start."""
 
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
     def end_epoch(self) -> dict[str, Any]:
         """Entries for the row of the finished epoch; counts are summed over processes, other numbers are not."""
         return {}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from core.machine import out_of_memory
 from core.protocols import Batch, Loader, UserError
 from helper.machine.lane_memory import LaneMemory, kept_by
 from helper.machine.seeding import rng_state, set_rng_state
 from helper.machine.stopper import Interrupted, Stopper
+from helper.training.resume import LastState
 from helper.training.run import EpochPlace, TrainingRun
 from helper.training.stages import Stage
 
@@ -45,7 +45,7 @@ class Lanes:
         self.stopped: list[Exception] = []
         self._fresh: set[TrainingRun] = set()
 
-    def start(self, run: TrainingRun, stages: Iterator[Stage], state: Mapping[str, Any] | None, stop: Stopper) -> None:
+    def start(self, run: TrainingRun, stages: Iterator[Stage], state: LastState | None, stop: Stopper) -> None:
         self.training.append(run)
         self._fresh.add(run)
         with self._turn_of(run):
