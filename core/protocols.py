@@ -324,6 +324,10 @@ class TeacherSource(Protocol):
         """The requested taps and "logits", without gradient. Reads batch.teacher_inputs, or else batch.inputs."""
         ...
 
+    def end_epoch(self) -> dict[str, Any]:
+        """Entries for the row of the finished epoch."""
+        return {}
+
 
 class Loader(ABC):
     """Yields batches on the device. The order depends on (seed, epoch), the views on (seed, epoch, position)."""

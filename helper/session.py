@@ -30,7 +30,6 @@ from helper.machine.lane_memory import LaneMemory
 from helper.machine.seeding import rank_seed, seed_everything
 from helper.machine.stopper import Interrupted, Stopper
 from helper.networks.load import Network, file_checksum, load_backbone, position_notice
-from helper.networks.teacher_sources import SharedTeacher
 from helper.opening import (
     Opened,
     augmented,
@@ -51,10 +50,9 @@ from helper.options.settings import Settings
 from helper.runs.events import event_writer, require_backend
 from helper.runs.folder import RunFolder, file_name, rows_checksum, short_name_notice
 from helper.runs.trackers import Reports, require_tracker
-from helper.training.loop import Lanes, train
 from helper.training.optim import optimizer
 from helper.training.resume import LastState, chosen_state, state_to_resume
-from helper.training.run import TrainingRun, summary
+from helper.training.run import Lanes, TrainingRun, summary, train
 from helper.training.schedule import make_schedule
 from helper.training.stages import Stage, StagePlan, build_stages
 from helper.training.step import StepSetup
@@ -261,7 +259,6 @@ def build_run(
     full_batches: bool,
 ) -> TrainingRun:
     data, loader = opened.data, opened.loader
-    cached = source.cache if isinstance(source, SharedTeacher) else None
     return TrainingRun(
         folder,
         data,
@@ -284,7 +281,7 @@ def build_run(
         test_loader=opened.test_loader,
         identity=identity,
         full_batches=full_batches,
-        after_epoch=partial(end_of_epoch, [part.end_epoch for part in (cached, loader) if part is not None]),
+        after_epoch=partial(end_of_epoch, [part.end_epoch for part in (source, loader) if part is not None]),
         shown=settings is opened.lanes[0] and machine.is_main(),
         autocast=opened.hardware.autocast,
         probe=eval_probe(data, opened.hardware.device),
