@@ -324,6 +324,10 @@ class TeacherSource(Protocol):
         """The requested taps and "logits", without gradient. Reads batch.teacher_inputs, or else batch.inputs."""
         ...
 
+    def end_epoch(self) -> dict[str, Any]:
+        """Entries for the row of the finished epoch."""
+        return {}
+
 
 class Loader(ABC):
     """Yields batches on the device. The order depends on (seed, epoch), the views on (seed, epoch, position)."""
@@ -337,12 +341,6 @@ class Loader(ABC):
     @abstractmethod
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Set the epoch of the next iteration and the number of batches to skip at its start."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
     def end_epoch(self) -> dict[str, Any]:
         """Entries for the row of the finished epoch; counts are summed over processes, other numbers are not."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +63,6 @@ class ChangedLoader(Loader):
 
     def end_epoch(self) -> dict[str, Any]:
         return self.loader.end_epoch()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.loader.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.loader.load_state_dict(state)
 
 
 class AugmentedLoader(ChangedLoader):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,61 +18,29 @@ def generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
 
 
 class PositionedLoader(Loader):
-    """Iterates over an epoch's batches, starting at the step given to set_epoch.
-
-    After each batch `state_dict` points to the next one, so that a run stopped within an epoch continues with it.
-    """
+    """An epoch's batches, from the step given to set_epoch on. A subclass implements batch() or batches()."""
 
     def __init__(self, steps: int):
-        self.steps, self.epoch, self.step = steps, 1, 0
-        self._fresh = True
+        self.steps, self.epoch, self.start_step = steps, 1, 0
 
-    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        raise NotImplementedError
+
     def batches(self, start: int) -> Iterator[Batch]:
         """The batches of the epoch from step `start` on."""
-        ...
+        return (self.batch(step) for step in range(start, self.steps))
 
     def __len__(self) -> int:
         """Steps of a whole epoch, the same on every rank, whatever step the next iteration starts at."""
         return self.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        start = self.step if self._fresh else 0
-        self._fresh = False
-        for step, batch in enumerate(self.batches(start), start):
-            self.step = step + 1
-            yield batch
+        start, self.start_step = self.start_step, 0  # iterated again, an epoch is whole
+        return self.batches(start)
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         assert 0 <= start_step <= self.steps, f"start_step {start_step} of {self.steps}"
-        self.epoch, self.step, self._fresh = epoch, start_step, True
-
-    def identity(self) -> dict[str, int]:
-        """Values that must agree for a position in an epoch to mean the same batch."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "step": self.step, **self.identity()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume at the recorded batch; UserError if it was recorded with other data, seed or batch size."""
-        for key, value in self.identity().items():
-            if state[key] != value:
-                raise UserError(
-                    f"the checkpoint was written with {key} {state[key]}, this run has {value}; "
-                    f"resume with {key} {state[key]} or start another run"
-                )
-        self.set_epoch(state["epoch"], state["step"])
-
-
-class ResidentLoader(PositionedLoader):
-    """Batches whose images are augmented on the device."""
-
-    @abstractmethod
-    def batch(self, step: int) -> Batch: ...
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        return (self.batch(step) for step in range(start, self.steps))
+        self.epoch, self.start_step = epoch, start_step
 
 
 Place = tuple[int, int]  # position in the split, seed of the augmentation

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core.log import log
-from core.protocols import Batch, Context, Features, ModelSpec, Progress, Side, UserError
+from core.protocols import Batch, Context, Features, ModelSpec, Progress, Side, TeacherSource, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined, CombinedConfig, common_weights
@@ -26,7 +26,7 @@ Inputs = Tensor | Mapping[str, Tensor]  # images [B, C, H, W], or entry of Batch
 BATCH_SIZE = 64  # the default when none is given
 
 
-class FrozenTeacher:
+class FrozenTeacher(TeacherSource):
     """A network in eval mode without gradient. transform: applied to its inputs; None: none."""
 
     def __init__(self, net: TappedNet, transform: Callable[[Tensor], Tensor] | None = None):

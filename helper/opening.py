@@ -402,7 +402,7 @@ def shared_source(
     data: DataSet,
     hardware: Hardware,
 ) -> TeacherSource:
-    """One teacher for all students of the process, through the cache if there is one.
+    """The teacher of all students of the process, through the cache if there is one.
 
     Behind a cache the teacher is not compiled, so that what the cache holds does not depend on it.
     """
@@ -415,6 +415,10 @@ def shared_source(
     cfg, dropout, mixing = lanes[0].cache, lanes[0].teacher.teacher_dropout, lanes[0].data.mixing
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
     net = to_device(teacher.tapped(taps), device, kernels.channels_last)
+
+    def shared(source: TeacherSource) -> TeacherSource:
+        return source if len(needs) == 1 else SharedTeacher(source, taps)
+
     kept = cfg.teacher_cache is not None and not lanes[0].run.dry_run
     if cfg.teacher_cache is not None:
         refuse_new_answers(
@@ -426,11 +430,10 @@ def shared_source(
         source = teacher.source(net, device, autocast, kernels, full)
         if dropout:
             keep_dropout(source)
-        return SharedTeacher(source, taps, None)
+        return shared(source)
     source = teacher.source(net, device, autocast, dataclasses.replace(kernels, compile=None, parts=()))
     whole, layout = cache_layout(source, data, device, taps if teacher.spec.headless or cfg.cache_pooled else ())
     who = teacher.checksum + ("" if teacher.weights is None else f" {teacher.weights}")
     key = cache_key(who, whole.checksum, teacher.spec, autocast, kernels.fold_teacher, teacher.name)
     rebuild = cfg.rebuild_cache and machine.is_main()
-    cache = distributed.main_first(lambda: CachedTeacher(source, cfg, key, layout, device, rebuild))
-    return SharedTeacher(cache, taps, cache)
+    return shared(distributed.main_first(lambda: CachedTeacher(source, cfg, key, layout, device, rebuild)))

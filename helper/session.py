@@ -27,10 +27,9 @@ from helper.evaluation.evaluate import open_test
 from helper.machine import distributed
 from helper.machine.kernels import Hardware, pick_kernels
 from helper.machine.lane_memory import LaneMemory
-from helper.machine.seeding import seed_everything
+from helper.machine.seeding import rank_seed, seed_everything
 from helper.machine.stopper import Interrupted, Stopper
 from helper.networks.load import Network, file_checksum, load_backbone, position_notice
-from helper.networks.teacher_sources import SharedTeacher
 from helper.opening import (
     Opened,
     augmented,
@@ -49,11 +48,11 @@ from helper.opening import (
 from helper.options.naming import before_extension, folder_of
 from helper.options.settings import Settings
 from helper.runs.events import event_writer, require_backend
-from helper.runs.folder import RunFolder, file_name, refuse_differences, short_name_notice
+from helper.runs.folder import RunFolder, file_name, rows_checksum, short_name_notice
 from helper.runs.trackers import Reports, require_tracker
-from helper.training.loop import Lanes, train
 from helper.training.optim import optimizer
-from helper.training.run import TrainingRun, rank_seed, read_last, summary
+from helper.training.resume import LastState, chosen_state, state_to_resume
+from helper.training.run import Lanes, TrainingRun, summary, train
 from helper.training.schedule import make_schedule
 from helper.training.stages import Stage, StagePlan, build_stages
 from helper.training.step import StepSetup
@@ -71,7 +70,7 @@ class Lane:
     run: TrainingRun
     stages: Iterator[Stage]
     notes: Sequence[str]
-    chosen: Mapping[str, Any] | None  # the state of --resume PATH
+    chosen: LastState | None  # the state of --resume PATH or --extend
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Entered:
     """A lane whose folder is entered. state: to resume from; None: start."""
 
     lane: Lane
-    state: Mapping[str, Any] | None
+    state: LastState | None
 
 
 def begin() -> None:
@@ -170,7 +169,8 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
     if settings.method.teacher_mode != "frozen":
         teacher = source = None
     student = student_spec(settings, data)
-    folder = folder_of(settings, teacher.name if teacher else None)
+    teacher_name = teacher.name if teacher else None
+    folder = folder_of(settings, teacher_name)
     stages = build_chain(settings, opened, student, teacher, source)
     first = next(stages)
     start_backbone(settings, first, data.num_classes)
@@ -187,7 +187,9 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
     if (transforms := getattr(first.step.student.model, "transform_input", None)) is not None:
         run.describe = {**run.describe, "transform_input": transforms}
     refuse_idle(settings, first, run.steps)
-    chosen = chosen_state(settings, opened, folder, run.identity)
+    shorter = folder_of(before_extension(settings), teacher_name) if settings.run.extend is not None else None
+    alone = len(opened.lanes) == 1
+    chosen = chosen_state(settings.run, folder, shorter, run.identity, settings.off_default(), alone)
     notes = (
         [] if student.name == settings.model else [f"for images of this size, {settings.model} means {student.name}"]
     )
@@ -257,7 +259,6 @@ def build_run(
     full_batches: bool,
 ) -> TrainingRun:
     data, loader = opened.data, opened.loader
-    cached = source.cache if isinstance(source, SharedTeacher) else None
     return TrainingRun(
         folder,
         data,
@@ -280,7 +281,7 @@ def build_run(
         test_loader=opened.test_loader,
         identity=identity,
         full_batches=full_batches,
-        after_epoch=partial(end_of_epoch, [part.end_epoch for part in (cached, loader) if part is not None]),
+        after_epoch=partial(end_of_epoch, [part.end_epoch for part in (source, loader) if part is not None]),
         shown=settings is opened.lanes[0] and machine.is_main(),
         autocast=opened.hardware.autocast,
         probe=eval_probe(data, opened.hardware.device),
@@ -292,48 +293,6 @@ def eval_probe(data: DataSet, device: torch.device) -> EvalProbe | None:
     if not isinstance(data, UnlabelledData):
         return None
     return EvalProbe(data.probe, data.head, data.shapes["image"][-1], device)
-
-
-def chosen_state(
-    settings: Settings, opened: Opened, folder: RunFolder, identity: Mapping[str, Any]
-) -> Mapping[str, Any] | None:
-    """The state of --resume PATH; None for auto. UserError if it belongs to another run."""
-    path = settings.run.resume
-    if settings.run.extend is not None:
-        return extended_state(settings, opened, folder, identity)
-    if path == "auto":
-        return None
-    if len(opened.lanes) > 1:
-        raise UserError("--resume PATH belongs to one student: give a single --distill, or leave --resume out")
-    chosen = distributed.by_main(lambda: read_last(path))
-    refuse_differences(Path(path), chosen["identity"], identity, settings.off_default())
-    if settings.run.overwrite and Path(path).resolve().parent == folder.models.resolve():
-        raise UserError(
-            f"--overwrite would delete the rows and the best checkpoint that belong to --resume {path}: leave one of "
-            "the two out"
-        )
-    return chosen
-
-
-def extended_state(
-    settings: Settings, opened: Opened, folder: RunFolder, identity: Mapping[str, Any]
-) -> Mapping[str, Any] | None:
-    """The last state of the finished run that --extend prolongs; None if this run already has its own state."""
-    if settings.run.resume != "auto":
-        raise UserError("--extend finds the run to prolong by its settings: leave --resume out")
-    shorter = before_extension(settings)
-    uses_teacher = opened.teacher is not None and settings.method.teacher_mode == "frozen"
-    before = folder_of(shorter, opened.teacher.name if opened.teacher and uses_teacher else None)
-    if folder.last.exists() and not settings.run.overwrite:
-        return None
-    if not before.finished.exists():
-        raise UserError(
-            f"--extend {settings.run.extend}: {before.models} is not a finished run with these settings: train it first"
-        )
-    chosen = distributed.by_main(lambda: read_last(before.last))
-    same = dict.fromkeys(("epochs", "extend"))  # settings that may differ
-    refuse_differences(before.models, {**chosen["identity"], **same}, {**identity, **same})
-    return {**chosen, "identity": dict(identity), "path": str(before.last)}
 
 
 def end_of_epoch(parts: Sequence[Callable[[], Mapping[str, Any]]]) -> dict[str, Any]:
@@ -353,7 +312,9 @@ def enter(lane: Lane, opened: Opened, label: str | None) -> Entered | None:
     """Enter the run's folder; None if it is finished already."""
     folder, settings = lane.folder, lane.settings
     restarted = distributed.restarts() > 0  # restarted by an elastic launcher: always resume from the last state
-    if distributed.by_main(lambda: folder.enter(lane.described, settings.run.overwrite and not restarted)):
+    if distributed.by_main(
+        lambda: folder.enter(lane.described, settings.run.overwrite and not restarted, settings.off_default())
+    ):
         log.info("already finished: %s holds the result (--overwrite trains it again)", folder.models)
         return None
     if machine.is_main():
@@ -366,7 +327,13 @@ def enter(lane: Lane, opened: Opened, label: str | None) -> Entered | None:
     lane.run.log.info("run folder %s, %s on %s", folder.models, precision, opened.hardware.device)
     for note in lane.notes:
         lane.run.log.info(note)
-    return Entered(lane, distributed.by_main(lambda: find_resume(lane, restarted)))
+    state = distributed.by_main(
+        lambda: state_to_resume(lane.chosen, folder, lane.run.identity, settings.off_default(), restarted)
+    )
+    if state is not None:
+        where = f"epoch {state['epoch'] + 1}" + (f", step {state['step'] + 1}" if state["step"] else "")
+        lane.run.log.info("continuing from %s at %s", state.path, where)
+    return Entered(lane, state)
 
 
 def measure_teacher(opened: Opened) -> float | None:
@@ -385,8 +352,8 @@ def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
             lanes.start(one.lane.run, one.lane.stages, one.state, stopper)
         train(lanes, opened.loader)
     except Interrupted as stop:
-        asked, chosen = opened.lanes[0].run, entered[0].lane.chosen
-        once = [f"--{name}" for name, given in (("overwrite", asked.overwrite), ("resume", chosen)) if given]
+        asked = opened.lanes[0].run
+        once = ["--overwrite"] * asked.overwrite + ["--resume"] * (asked.resume != "auto")
         command = f"the same command without {' and '.join(once)}" if once else "the same command"
         raise Interrupted(f"{stop}; to resume, run {command}", stop.code) from None
     finally:
@@ -403,28 +370,6 @@ def refuse_idle(settings: Settings, stage: Stage, steps: int) -> None:
     idle |= {m.name for m in members if type(m).terms is Distiller.terms}
     if not weights[0].keys() - idle:
         raise UserError(f"every term of the loss of --distill {settings.distill} has weight 0: raise one of -c, -d, -b")
-
-
-def find_resume(lane: Lane, restarted: bool) -> Mapping[str, Any] | None:
-    """The state to resume from, if any; with --resume PATH its rows and best checkpoint are copied.
-
-    restarted: by an elastic launcher; then the run's own last state counts.
-    """
-    folder, chosen = lane.folder, lane.chosen
-    if restarted and folder.last.exists():
-        chosen = None
-    if chosen is None and not folder.last.exists():
-        return None
-    path = folder.last if chosen is None else Path(chosen.get("path", lane.settings.run.resume))
-    if chosen is None:
-        state: Mapping[str, Any] = read_last(folder.last)
-        refuse_differences(path, state["identity"], lane.described["identity"], lane.settings.off_default())
-    else:  # chosen_state() has compared it
-        state = chosen
-        folder.adopt(path.parent)
-    where = f"epoch {state['epoch'] + 1}" + (f", step {state['step'] + 1}" if state["step"] else "")
-    lane.run.log.info("continuing from %s at %s", path, where)
-    return state
 
 
 def describe(settings: Settings, data: DataSet, teacher: Network | None, hardware: Hardware) -> dict[str, Any]:
@@ -466,7 +411,7 @@ def finish(lanes: Sequence[Lane], opened: Opened, teacher_acc: float | None) -> 
 def complete(lane: Lane, opened: Opened, teacher_acc: float | None, together: Sequence[str]) -> None:
     """parameters.json marks the run as complete; a teacher also appears under its short name."""
     settings, folder, run, step = lane.settings, lane.folder, lane.run, lane.run.stage.step
-    data, teacher = opened.data, opened.teacher
+    data, teacher, reached = opened.data, opened.teacher, run.reached
     uses_teacher = teacher is not None and settings.method.teacher_mode == "frozen"
     bare, deployed = deployed_parameters(step.student, step.method.deployment())
     facts = {
@@ -478,17 +423,17 @@ def complete(lane: Lane, opened: Opened, teacher_acc: float | None, together: Se
         "Deployed MACs": macs(step.deployed(bare=True), data.shapes, run.device) / 1e6,
         "arch_t": teacher.name if teacher is not None and uses_teacher else None,
         "evaluated_on": data.evaluated_on,
-        "Total time": run.seconds / 3600,
+        "Total time": reached.seconds / 3600,
         "lanes": list(together),
         "num_classes": data.probe.num_classes if isinstance(data, UnlabelledData) else data.num_classes,
         "processes": distributed.world_size(),
         "teacher_acc": teacher_acc if uses_teacher else None,
-        "rows": run.rows_checksum,
-        "last": dict(run.last_row),
-        "best": {"test_acc": run.best_acc, "epoch": run.best_epoch},
+        "rows": rows_checksum(reached.rows),
+        "last": dict(reached.row),
+        "best": {"test_acc": reached.best_acc, "epoch": reached.best_epoch},
     }
     remember(settings.as_dict() | facts, folder.finished)
-    run.log.info(summary(run.last_row, run.best_acc, run.best_epoch, run.seconds, data.evaluated_on))
+    run.log.info(summary(reached, data.evaluated_on))
     run.log.info("result in %s", folder.models)
     if run.reports is not None:
         run.reports.result(table_row(settings, facts))

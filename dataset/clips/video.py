@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -114,15 +113,11 @@ class ClipLoader(PositionedLoader):
         plan: Callable[[int], list[list[tuple[int, int]]]],
         reading: Reading,
         device: torch.device,
-        identity: Mapping[str, int] = MappingProxyType({}),
     ):
         super().__init__(len(plan(1)))
         self.entries, self.view, self.plan = entries, view, plan
-        self.reading, self.device, self._identity = reading, device, dict(identity)
+        self.reading, self.device = reading, device
         self.bad: set[str] = set()  # messages, each shown once
-
-    def identity(self) -> dict[str, int]:
-        return self._identity
 
     def batches(self, start: int) -> Iterator[Batch]:
         plan, workers = self.plan(self.epoch)[start:], self.reading.workers
@@ -239,8 +234,7 @@ class VideoData(DataSet):
 
         skip = "replace" if self.options.stream.skip_corrupt else None
         reading = Reading(1, self.settings.num_segments, skip, self.options.num_workers)
-        identity = {"seed": seed, "batch_size": batch_size, "train_clips": plan.count}
-        return ClipLoader(self.train, view, batches, reading, device, identity)
+        return ClipLoader(self.train, view, batches, reading, device)
 
     @staticmethod
     def clip_views(**chosen: Any) -> TestViews:

@@ -127,9 +127,6 @@ class DaliLoader(PositionedLoader):
         self.unreadable: dict[int, str] = {}  # position -> why
         self.set_epoch(1)
 
-    def identity(self) -> dict[str, int]:
-        return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_images": len(self.files)}
-
     def end_epoch(self) -> dict[str, int]:
         """For the epoch's row: the number of unreadable images of this process so far."""
         return {"skipped_images": len(self.unreadable)} if self.allowed else {}

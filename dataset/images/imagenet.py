@@ -161,11 +161,6 @@ class Worked(PositionedLoader):
         )
         self.set_epoch(1)
 
-    def identity(self) -> dict[str, int]:
-        if not isinstance(self.plan, Plan):
-            return {}
-        return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_images": len(self.files)}
-
     def end_epoch(self) -> dict[str, int]:
         """For the epoch's row: the number of unreadable images of this process so far."""
         return {"skipped_images": len(self.skipped.seen)} if self.skipped.allowed else {}

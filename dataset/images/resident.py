@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core.protocols import Batch, DataSet, FullSet, UserError
 from dataset.base import DataOptions, Split, few, hold_out
-from dataset.order import Plan, ResidentLoader, generator
+from dataset.order import Plan, PositionedLoader, generator
 
 
 def scaled(images: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:
     return scaled(picked.view(len(index), height, width, channels))
 
 
-class TrainLoader(ResidentLoader):
+class TrainLoader(PositionedLoader):
     """The batches of a Plan; crop ids depend on (seed, epoch, place in the epoch), not on the batch size.
 
     positions: of the samples in the full training set, if they are a part of it. labelled: as in a Batch.
@@ -63,9 +63,6 @@ class TrainLoader(ResidentLoader):
         self.positions = positions
         self._drawn: int | None = None
         self.set_epoch(1)
-
-    def identity(self) -> dict[str, int]:
-        return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_images": len(self.labels)}
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         super().set_epoch(epoch, start_step)
@@ -90,7 +87,7 @@ class TrainLoader(ResidentLoader):
         return Batch({"image": image}, target, index, crop=crop, view_id=self.view_ids[mine], labelled=self.labelled)
 
 
-class TestLoader(ResidentLoader):
+class TestLoader(PositionedLoader):
     """The test images in order, unchanged; every rank has its own exact slice, which may be empty.
 
     `index` is the position in the test set, and `crop` is None: a crop id names a view of a training image.

@@ -24,7 +24,7 @@ from dataset.clips.clip_transforms import centre_box, crop_boxes, render, to_inp
 from dataset.clips.decode import ClipSource
 from dataset.clips.frame_cache import FrameCache
 from dataset.clips.frame_sampling import segment_frames
-from dataset.order import Plan, ResidentLoader, generator
+from dataset.order import Plan, PositionedLoader, generator
 from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Sample, check_split, pair
 from dataset.recordings.sensors import read_sensor, window
 
@@ -176,7 +176,7 @@ class ActionData(DataSet):
         return ActionTestLoader(self, batch_size, device, rank, world_size)
 
 
-class ActionTrainLoader(ResidentLoader):
+class ActionTrainLoader(PositionedLoader):
     """Batches of pairs. The order depends on (seed, epoch), frames and crops on (seed, epoch, place in the epoch).
 
     On a GPU, threads prepare the next batches while the device works on this one.
@@ -188,9 +188,6 @@ class ActionTrainLoader(ResidentLoader):
         self.labels = data.train_labels.to(device)
         self.windows = data.windows("train").to(device) if SENSOR in data.shapes else None
         self.set_epoch(1)
-
-    def identity(self) -> dict[str, int]:
-        return {"seed": self.plan.seed, "batch_size": self.plan.batch_size, "train_samples": self.plan.count}
 
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         super().set_epoch(epoch, start_step)
@@ -214,16 +211,13 @@ class ActionTrainLoader(ResidentLoader):
             inputs[SENSOR] = self.windows.index_select(0, index)
         return Batch(inputs, self.labels.index_select(0, index), index)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def batches(self, start: int) -> Iterator[Batch]:
         if self.device.type != "cuda" or VIDEO not in self.data.shapes:
-            yield from super().__iter__()
-            return
-        yield from self.ahead(max(1, len(os.sched_getaffinity(0)) - 1))
+            return super().batches(start)
+        return self.ahead(start, max(1, len(os.sched_getaffinity(0)) - 1))
 
-    def ahead(self, threads: int, batches: int = 2) -> Iterator[Batch]:
+    def ahead(self, start: int, threads: int, batches: int = 2) -> Iterator[Batch]:
         """The same batches; threads prepare their clips while the device works on earlier ones."""
-        start = self.step if self._fresh else 0
-        self._fresh = False
         with ThreadPoolExecutor(threads) as pool:
 
             def ask(step: int) -> list[Future[Tensor]]:
@@ -236,13 +230,12 @@ class ActionTrainLoader(ResidentLoader):
                 for step in range(start, self.steps):
                     clips = [future.result() for future in asked.popleft()]
                     asked.append(ask(step + batches))
-                    self.step = step + 1
                     yield self.batch(step, clips)
             finally:  # the caller may stop within an epoch
                 pool.shutdown(cancel_futures=True)
 
 
-class ActionTestLoader(ResidentLoader):
+class ActionTestLoader(PositionedLoader):
     """The test recordings in order: the middle frame of every segment, the centre crop."""
 
     def __init__(self, data: ActionData, batch_size: int, device: torch.device, rank: int, world_size: int):

@@ -16,6 +16,11 @@ def trial_seed(trial: str) -> int:
     return int(trial) if trial.isdecimal() else zlib.crc32(trial.encode())
 
 
+def rank_seed(seed: int, rank: int) -> int:
+    """The random seed of a process; rank 0 has that of a single process."""
+    return (seed + 1_000_003 * rank) % 2**63
+
+
 def seed_everything(seed: int) -> None:
     """Python, numpy and torch (all devices)."""
     random.seed(seed)

@@ -294,7 +294,7 @@ class CacheLayout:
     positions: Tensor | None = None
 
 
-class CachedTeacher:
+class CachedTeacher(TeacherSource):
     """Reads the teacher's features from disk, and runs the live teacher for missing views.
 
     key: from cache_key(); stored in key.json, with shape and dtype. Rows have the dtype of the teacher's output, so

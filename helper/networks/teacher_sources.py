@@ -16,7 +16,6 @@ from core.option import RESULT, Config, at_least, option
 from core.protocols import Batch, Features, TeacherSource, UserError
 from core.taps import TappedNet
 from helper.machine.kernels import PLAIN, Kernels, folded, maybe_compiled, with_cast_weights
-from helper.networks.teacher_cache import CachedTeacher
 
 ABSURD = 1e6  # of a logit
 
@@ -71,7 +70,7 @@ class TeacherConfig(Config):
     )
 
 
-class LiveTeacher:
+class LiveTeacher(TeacherSource):
     """A frozen network, run on every batch in eval mode without gradient.
 
     no_grad and not inference_mode: methods project teacher features with trainable layers, which keep them for
@@ -155,7 +154,7 @@ def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return torch.stack(parts).logsumexp(0)
 
 
-class EnsembleTeacher:
+class EnsembleTeacher(TeacherSource):
     """Several frozen networks as one: logits = log of the weighted mean of their probabilities (at temperature 1).
 
     With one teacher this is the teacher itself, as a softmax ignores a constant. Feature maps of several networks have
@@ -193,15 +192,14 @@ class SeveralTeachers(EnsembleTeacher):
         return {"logits": mean_logits([z for z, _ in counted], [w for _, w in counted]), **found}
 
 
-class SharedTeacher:
+class SharedTeacher(TeacherSource):
     """One forward pass per batch for several students: stores the last batch, by identity, with all requested taps.
 
-    taps: the union over the students. cache: the source, if it is one. A student whose method changes the batch needs
+    taps: the union over the students. A student whose method changes the batch needs
     its own forward pass; so does every student with --accumulate, which splits batches for each.
     """
 
-    def __init__(self, source: TeacherSource, taps: Sequence[str], cache: CachedTeacher | None = None):
-        self.cache = cache
+    def __init__(self, source: TeacherSource, taps: Sequence[str]):
         self.source, self.spec, self.taps = source, source.spec, tuple(dict.fromkeys(taps))
         self._batch: Batch | None = None
         self._features: Features = {}
@@ -213,3 +211,6 @@ class SharedTeacher:
             self._batch, self._features = batch, self.source.features(batch, self.taps)
         wanted = self.spec.outputs(taps)
         return {k: v for k, v in self._features.items() if k.partition("@")[0] in wanted}
+
+    def end_epoch(self) -> dict[str, Any]:
+        return self.source.end_epoch()

@@ -133,10 +133,11 @@ class RunFolder:
     def log(self) -> Path:
         return self.models / "log.txt"
 
-    def enter(self, described: Mapping[str, Any], overwrite: bool) -> bool:
+    def enter(self, described: Mapping[str, Any], overwrite: bool, moved: Collection[str] = ()) -> bool:
         """Create or re-enter the folder. described: the content of args.json. True if the run is already finished.
 
-        Raises UserError when the folder holds a run with other settings, naming each of them.
+        Raises UserError when the folder holds a run with other settings, naming each of them; moved: as for
+        refuse_differences().
         """
         folders = (self.models, self.tensorboard)
         for link in (folder for folder in folders if overwrite and folder.is_symlink()):
@@ -163,7 +164,7 @@ class RunFolder:
         args = self.models / "args.json"
         if args.exists():
             before = read_json(args, {"identity": dict}, "--overwrite starts the run from scratch")["identity"]
-            refuse_differences(self.models, before, json.loads(json.dumps(described["identity"])))
+            refuse_differences(self.models, before, json.loads(json.dumps(described["identity"])), moved)
             if not self.finished.exists():
                 self._note_continuation()
         else:

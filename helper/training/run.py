@@ -1,4 +1,4 @@
-"""The training of one student: epochs, validation, checkpoints, resume, interruption."""
+"""The training loop: of one student (TrainingRun: epochs, validation, checkpoints, interruption) or several (Lanes)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -22,13 +22,14 @@ from core.taps import TappedNet
 from helper.evaluation.evaluate import TestBatches, evaluate
 from helper.evaluation.metrics import Meter
 from helper.machine import distributed
-from helper.machine.seeding import rng_state, seed_everything, set_rng_state
+from helper.machine.lane_memory import LaneMemory, kept_by
+from helper.machine.seeding import rng_state, set_rng_state
 from helper.machine.stopper import Interrupted, Stopper
-from helper.networks.checkpoint import load_file
 from helper.runs.events import Writer
-from helper.runs.folder import RunFolder, previous_of, rows_checksum
+from helper.runs.folder import RunFolder
 from helper.runs.progress import ProgressLine
 from helper.runs.trackers import Reports
+from helper.training.resume import LastState, Reached, apply_last, write_last
 from helper.training.schedule import undiminished
 from helper.training.stages import LoopConfig, Stage, describe_method
 
@@ -45,6 +46,23 @@ class EpochPlace(NamedTuple):
     stage: int
     epoch: int
     start_step: int
+
+
+LATER_STAGE = 100_000  # added to the epoch of a later stage, which so draws another order and other crops
+
+
+def train(lanes: Lanes, loader: Loader) -> None:
+    """Train until every student has ended; raise the first exception that stopped one of them."""
+    while (place := lanes.next_epoch()) is not None:
+        loader.set_epoch(place.epoch + place.stage * LATER_STAGE, place.start_step)
+        lanes.each(TrainingRun.start_epoch)
+        for i, batch in enumerate(loader, place.start_step):
+            lanes.train_step(i, batch)
+            if all(i + 1 >= run.steps for run in lanes.together):
+                break
+        lanes.each(TrainingRun.finish_epoch)
+    if lanes.stopped:
+        raise lanes.stopped[0]
 
 
 @dataclass(eq=False)
@@ -85,7 +103,7 @@ class TrainingRun:
     probe: Callable[[TappedNet, torch.dtype | None], dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
-        self.best_acc, self.best_epoch, self.seconds = -1.0, 0, 0.0
+        self.reached = Reached()
         self.ended, self.rng = False, rng_state()
         steps = (
             len(self.data.train_labels) // self.cfg.batch_size
@@ -93,16 +111,10 @@ class TrainingRun:
             else len(self.loader)
         )
         self.steps = min(steps, self.cfg.max_steps or steps)
-        self.last_row: dict[str, Any] = {}
-        self.rows: list[dict[str, Any]] = []  # of metrics.jsonl, on rank 0
         self.place = EpochPlace(0, 1, 0)
         self.meter = Meter(self.device)
         self.line: ProgressLine | None = None
         self.writer: Writer | None = None
-
-    @property
-    def rows_checksum(self) -> str:
-        return rows_checksum(self.rows)
 
     def rate(self, stage: Stage, epoch: int) -> float:
         """The learning rate of an epoch of a stage."""
@@ -110,21 +122,21 @@ class TrainingRun:
             return stage.constant_lr
         return self.schedule(epoch) if stage.final else undiminished(self.schedule)
 
-    def start(self, stages: Iterator[Stage], state: Mapping[str, Any] | None, stopper: Stopper) -> None:
-        """Prepare the first epoch to train. state: from read_last(); None: start from scratch."""
+    def start(self, stages: Iterator[Stage], state: LastState | None, stopper: Stopper) -> None:
+        """Prepare the first epoch to train. state: to resume from; None: start from scratch."""
         self.stages, self.stopper = stages, stopper
         done = (0, 0) if state is None else (state["stage"], state["epoch"])
         if machine.is_main():
-            self.rows = self.folder.trim(done, None if state is None else state.get("rows"), self.log)
+            self.reached.rows = self.folder.trim(done, None if state is None else state.get("rows"), self.log)
         self.writer = self.open_writer()
-        for row in self.rows:
+        for row in self.reached.rows:
             self.writer.scalars(scalars_of(row), row["epoch"])
         if self.reports is not None:
-            self.reports.rows(self.rows)
+            self.reports.rows(self.reached.rows)
         # the state restores the networks, which hold the results of earlier stages
         self.stage = next(stage for stage in stages if stage.index >= done[0])
         if state is not None:
-            self._restore(state)
+            apply_last(state, self.stage, self.reached, self.meter, self._meta(), self.log)
         elif self.stage.step.method.prepares_teacher:
             self._prepare_teacher()
         self._move_to(done[1] + 1, 0 if state is None else state["step"])
@@ -154,46 +166,6 @@ class TrainingRun:
             self.stage, epoch = following, 1
         self.place = EpochPlace(self.stage.index, epoch, start_step)
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self._refuse_other_maps(self.stage, state)
-        self.stage.step.load_state_dict(state["step_state"])
-        self.loader.load_state_dict(state["loader"])
-        self.best_acc, self.best_epoch, self.seconds = state["best_acc"], state["best_epoch"], state["seconds"]
-        self.last_row = state["row"]
-        if state["step"] and machine.is_main():  # the state's meter covers all processes
-            self.meter.load_state_dict(state["meter"])
-        self._restore_rng(self.stage, state)
-
-    def _refuse_other_maps(self, stage: Stage, state: Mapping[str, Any]) -> None:
-        """UserError if an older version, which read other features of the teacher, began the run."""
-        theirs = state.get("meta", {}).get("shapes_t", {}).keys()
-        mine = self._meta()["shapes_t"].keys()
-        if theirs != mine:
-            raise UserError(
-                f"{self.folder.last} began with the teacher's features {', '.join(theirs) or 'none'}; this version "
-                f"reads {', '.join(mine) or 'none'}: --overwrite starts it from scratch"
-            )
-
-    def _restore_rng(self, stage: Stage, state: Mapping[str, Any]) -> None:
-        """Restore the generators of this process; new ones if the state has another number of processes."""
-        set_rng_state(state["rng"])
-        ranks, rank = state.get("ranks", [None]), machine.rank()
-        if len(ranks) == distributed.world_size():
-            if ranks[rank] is not None:
-                set_rng_state(ranks[rank]["rng"])
-                stage.step.set_rng(ranks[rank]["step"])
-            return
-        self.log.info(
-            "the state has %d process(es), this run has %d: the order of the data continues, random draws get "
-            "new seeds",
-            len(ranks),
-            distributed.world_size(),
-        )
-        if rank:
-            seed = rank_seed(int(self.identity.get("seed", 0)), rank) + state["epoch"]
-            seed_everything(seed)
-            stage.step.seed_rng(seed)
-
     def start_epoch(self) -> None:
         _, epoch, start_step = self.place
         self.started = time.monotonic()
@@ -212,7 +184,7 @@ class TrainingRun:
         if number and i + 1 < self.steps:
             self.meter = self.meter.merged()
             self._refuse_nan(epoch, i, self.meter.read()[1], stage)
-            self.seconds += time.monotonic() - self.started
+            self.reached.seconds += time.monotonic() - self.started
             self._save_last(epoch - 1, i + 1)
             self._stop(number, f"in epoch {epoch} after step {i + 1}")
         if self.line is not None and self.line.due(i):
@@ -237,12 +209,12 @@ class TrainingRun:
             if not math.isfinite(row["test_loss"]):
                 self._diverged("the test loss is", epoch, self.steps - 1)
         evaluated = time.monotonic() - self.started - trained
-        self.seconds += trained + evaluated
+        self.reached.seconds += trained + evaluated
         images = (self.steps - start_step) * self.cfg.batch_size
         row |= {
             "seconds_train": trained,
             "seconds_eval": evaluated,
-            "seconds_total": self.seconds,
+            "seconds_total": self.reached.seconds,
             "img_per_s": min(images, len(self.data.train_labels)) / trained,
             **self.after_epoch(),
         }
@@ -255,17 +227,17 @@ class TrainingRun:
 
     def _record(self, row: dict[str, Any], epoch: int) -> None:
         """Best checkpoint, metrics row, last state, event files: in this order."""
-        if self.stage.final and (row["test_acc"] > self.best_acc or self.stage.step.method.keeps_network):
+        if self.stage.final and (row["test_acc"] > self.reached.best_acc or self.stage.step.method.keeps_network):
             self._save_best(row, epoch)
         if machine.is_main():
             self.folder.append(row)
-            self.rows.append(row)
-        self.last_row = row
+            self.reached.rows.append(row)
+        self.reached.row = row
         self._save_last(epoch, 0)
         if self.writer is not None:
             self.writer.scalars(scalars_of(row), epoch)
         if self.reports is not None:
-            self.reports.rows(self.rows)
+            self.reports.rows(self.reached.rows)
 
     def _eval_autocast(self, epoch: int) -> torch.dtype | None:
         exact = self.cfg.eval_precision == "fp32" or (self.cfg.eval_precision == "auto" and epoch == self.stage.epochs)
@@ -327,12 +299,12 @@ class TrainingRun:
         return {**self.describe, **describe_method(method, method.cfg, self.stage.teacher)}
 
     def _save_best(self, row: Mapping[str, Any], epoch: int) -> None:
-        self.best_acc, self.best_epoch = row["test_acc"], epoch
+        self.reached.best_acc, self.reached.best_epoch = row["test_acc"], epoch
         if not machine.is_main():
             return
         self.log.info("saving the best model!")
         meta = self._meta() | {"evaluated_in": "bf16" if self._eval_autocast(epoch) else "fp32"}
-        content = {"epoch": epoch, **self.stage.step.deployed_state(), "best_acc": self.best_acc, "meta": meta}
+        content = {"epoch": epoch, **self.stage.step.deployed_state(), "best_acc": self.reached.best_acc, "meta": meta}
         atomic_save(content, self.folder.best)
         atomic_write_json(
             {k: row[k] for k in ("test_loss", "test_acc", "test_acc_top5")} | {"epoch": epoch},
@@ -340,39 +312,16 @@ class TrainingRun:
         )
 
     def _save_last(self, epoch: int, step: int) -> None:
-        """Save everything needed to resume. epoch: number of complete ones; step: completed steps of the next one.
-
-        Rank 0 writes and the others wait, so that none continues without a saved state.
-        """
-        several = distributed.world_size() > 1
-        ranks = distributed.gather({"rng": rng_state(), "step": self.stage.step.rng_state()}) if several else []
-        if machine.is_main():
-            self._write_last(epoch, step, {"ranks": ranks} if several else {})
-        distributed.barrier()
-
-    def _write_last(self, epoch: int, step: int, more: Mapping[str, Any]) -> None:
-        stage = self.stage
-        atomic_save(
-            {
-                **more,
-                "stage": stage.index,
-                "epoch": epoch,
-                "step": step,
-                "step_state": stage.step.state_dict(),
-                "loader": self.loader.state_dict(),
-                "meter": self.meter.state_dict(),
-                "rng": rng_state(),
-                "best_acc": self.best_acc,
-                "best_epoch": self.best_epoch,
-                "seconds": self.seconds,
-                "row": self.last_row,
-                "rows": self.rows,
-                "identity": dict(self.identity),
-                **stage.step.deployed_state(),
-                "meta": self._meta(),
-            },
-            self.folder.last,
-            self.folder.previous,
+        """epoch: number of complete ones; step: completed steps of the next one."""
+        write_last(
+            self.folder,
+            self.stage,
+            self.reached,
+            epoch=epoch,
+            step=step,
+            meter=self.meter,
+            identity=self.identity,
+            meta=self._meta(),
         )
 
     def _stop(self, number: int, where: str) -> None:
@@ -380,9 +329,78 @@ class TrainingRun:
         raise Interrupted(f"{name}: stopped {where}, saved in {self.folder.last}", 128 + number)
 
 
-def rank_seed(seed: int, rank: int) -> int:
-    """The random seed of a process; rank 0 has that of a single process."""
-    return (seed + 1_000_003 * rank) % 2**63
+class Lanes:
+    """Students that train together; usually one.
+
+    Each has its own random generators, so that it computes the same as alone. If one diverges or is interrupted, the
+    others continue. memory: checks that all of them fit; if not, all of them end.
+    """
+
+    def __init__(self, count: int, memory: LaneMemory | None = None):
+        self.alone, self.memory = count == 1, memory
+        self.training: list[TrainingRun] = []
+        self.together: list[TrainingRun] = []  # students that train the present epoch
+        self.stopped: list[Exception] = []
+        self._fresh: set[TrainingRun] = set()
+
+    def start(self, run: TrainingRun, stages: Iterator[Stage], state: LastState | None, stop: Stopper) -> None:
+        self.training.append(run)
+        self._fresh.add(run)
+        with self._turn_of(run):
+            run.start(stages, state, stop)
+
+    def close(self) -> None:
+        for run in self.training:
+            run.close()
+
+    @contextmanager
+    def _turn_of(self, run: TrainingRun) -> Iterator[None]:
+        """Inside, the global random generators are those of this run."""
+        if not self.alone:
+            set_rng_state(run.rng)
+        try:
+            yield
+        except (Interrupted, UserError) as error:
+            self.stopped.append(error)
+            self._drop(run)
+        except RuntimeError as error:
+            if self.memory is None or self.alone or not machine.out_of_memory(error):
+                raise
+            raise self.memory.exhausted(error) from error
+        finally:
+            if not self.alone:
+                run.rng = rng_state()
+        if run.ended and run in self.training:
+            self._drop(run)
+
+    def _drop(self, run: TrainingRun) -> None:
+        run.close()
+        self.training.remove(run)
+        self.together = [other for other in self.together if other is not run]
+
+    def next_epoch(self) -> EpochPlace | None:
+        """The earliest epoch that a student still has to train; students that need the same epoch share its batches."""
+        if not self.training:
+            return None
+        stage, epoch, _ = min(run.place for run in self.training)
+        self.together = [run for run in self.training if run.place[:2] == (stage, epoch)]
+        return EpochPlace(stage, epoch, min(run.place.start_step for run in self.together))
+
+    def each(self, action: Callable[[TrainingRun], None]) -> None:
+        """Do something for every student that trains the present epoch."""
+        for run in list(self.together):
+            with self._turn_of(run):
+                action(run)
+
+    def train_step(self, i: int, batch: Batch) -> None:
+        for run in list(self.together):
+            if not run.place.start_step <= i < run.steps:
+                continue
+            with self._turn_of(run):
+                run.train_step(i, batch)
+            if self.memory is not None and run in self._fresh:
+                self._fresh.discard(run)
+                self.memory.after_first_step(kept_by(run.stage.step.optimizers.values()))
 
 
 def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -397,33 +415,8 @@ def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
     return published | {f"{prefix}lr": row["lr"]} | {f"{prefix}loss/{k[6:]}": row[k] for k in sorted(terms)}
 
 
-# required entries of a state, and their types
-STATE: dict[str, type | tuple[type, ...]] = dict.fromkeys(("step_state", "loader", "rng", "row", "identity"), Mapping)
-STATE |= dict.fromkeys(("stage", "epoch", "step", "best_epoch"), int) | {
-    "best_acc": (int, float),
-    "seconds": (int, float),
-}
-
-
-def read_last(path: Any) -> dict[str, Any]:
-    """The state of an unfinished run, for TrainingRun.start()."""
-    path = Path(path)
-    before = previous_of(path)
-    way_out = f"--resume {before} resumes from the previous state" if before.exists() and before != path else ""
-    state = load_file(path, way_out or "--overwrite starts the run from scratch", expect_checksum=True)
-    missing = STATE.keys() - (state.keys() if isinstance(state, Mapping) else set())
-    if missing:
-        raise UserError(f"{path} is not the _last.pth of a run: it has no {', '.join(sorted(missing))}")
-    if wrong := [k for k, kind in STATE.items() if not isinstance(state[k], kind)]:
-        raise UserError(
-            f"{path} is not the _last.pth of a run: its {wrong[0]} is a {type(state[wrong[0]]).__name__}; "
-            f"{way_out or '--overwrite starts the run from scratch'}"
-        )
-    return state
-
-
-def summary(row: Mapping[str, Any], best_acc: float, best_epoch: int, seconds: float, evaluated_on: str) -> str:
+def summary(reached: Reached, evaluated_on: str) -> str:
     return (
-        f"last epoch Acc@1 {row['test_acc']:.2f}, best accuracy: {best_acc:.2f} (epoch {best_epoch}, "
-        f"chosen on {evaluated_on}, hence optimistic), {clock(seconds)}"
+        f"last epoch Acc@1 {reached.row['test_acc']:.2f}, best accuracy: {reached.best_acc:.2f} (epoch "
+        f"{reached.best_epoch}, chosen on {evaluated_on}, hence optimistic), {clock(reached.seconds)}"
     )

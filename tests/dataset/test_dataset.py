@@ -168,25 +168,7 @@ def test_resuming_in_mid_epoch_yields_the_same_batches():
         rest = list(resumed)
         assert len(rest) == len(expected) - start and len(resumed) == len(expected)
         assert all(same(a, b) for a, b in zip(rest, expected[start:], strict=True))
-
-
-def test_state_dict_points_at_the_next_batch():
-    data = make()
-    first = loader(data, 20)
-    first.set_epoch(2)
-    steps = iter(first)
-    for _ in range(3):
-        next(steps)
-    state = pickle.loads(pickle.dumps(first.state_dict()))
-    assert state["epoch"] == 2 and state["step"] == 3
-    second = loader(data, 20)
-    second.load_state_dict(state)
-    rest = list(steps)
-    assert all(same(a, b) for a, b in zip(rest, second, strict=True)) and len(rest) == 8
-    assert len(list(second)) == 11  # iterated again, an epoch is whole
-    for other in (loader(data, 10), loader(data, 20, seed=1), loader(make(100), 20)):
-        with pytest.raises(UserError, match="resume with"):
-            other.load_state_dict(state)
+        assert len(list(resumed)) == len(expected), "iterated again, an epoch is whole"
 
 
 def test_drop_last_and_lengths():

@@ -217,6 +217,16 @@ def test_a_run_that_read_other_maps_is_not_continued(commands, teacher, tmp_path
     run.start().wait().refused("the teacher's features", "elsewhere", "stage3", "--overwrite")
 
 
+def test_a_state_that_does_not_fit_is_refused(commands, teacher, tmp_path):
+    run = Run(commands, teacher, tmp_path)
+    assert run.start(signals=[[2, signal.SIGTERM]]).wait().code == 128 + signal.SIGTERM
+    (last,) = tmp_path.glob("students/models/*/resnet8_last.pth")
+    whole = torch.load(last, weights_only=True)
+    for name in ("trained", "optimizers"):
+        torch.save(whole | {"step_state": {k: v for k, v in whole["step_state"].items() if k != name}}, last)
+        run.go().refused("resnet8_last.pth does not fit", f"KeyError: '{name}'", "--overwrite")
+
+
 def test_a_damaged_state_names_the_one_before_it(commands, teacher, reference, tmp_path):
     run = Run(commands, teacher, tmp_path)
     run.go(signals=[[STEPS * 3 + 2, int(signal.SIGTERM)]])
@@ -249,7 +259,7 @@ def test_rows_are_mended_from_the_state(commands, teacher, reference, tmp_path):
     last.write_bytes(state)
     state = torch.load(last, weights_only=True)
     del state["rows"]
-    torch.save(state, last)  # as an older version wrote it
+    torch.save(state | {"loader": {"epoch": 5, "step": 1}}, last)  # as older versions wrote it
     metrics.write_text("\n".join([one, three, four]) + "\n")
     run.go().refused("metrics.jsonl has epoch 3 of stage 0 after epoch 1 of stage 0", "--overwrite")
     metrics.write_text("\n".join([one, two, three, four]) + "\n")
