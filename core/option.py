@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 import re
 import typing
@@ -183,7 +184,8 @@ def flag_of(f: dataclasses.Field[Any], prefix: str = "") -> Flag:
     return Flag(names, f.default, meta["help"], kind, choices, meta["role"], nargs, meta["check"])
 
 
-def parts_of(config: type) -> dict[str, type]:
+@functools.cache  # to evaluate the annotations takes longer than all else that parsing does
+def parts_of(config: type) -> Mapping[str, type]:
     """Field name -> Config class, for the fields of a dataclass that are Configs or groups of Configs."""
     hints = typing.get_type_hints(config)
     fields = ((f.name, hints[f.name]) for f in dataclasses.fields(config))

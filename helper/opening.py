@@ -297,7 +297,8 @@ def with_idle_flags(settings: Settings, data: DataSet, device: torch.device, has
     why = idle_flags(settings, data, device)
     if not has_teacher:
         why["path_t"] = f"--distill {settings.distill} uses no teacher"
-    without_effect = {**settings.without_effect, **{k: reason for k, reason in why.items() if k in settings.given}}
+    given = settings.given
+    without_effect = {**settings.without_effect, **{k: reason for k, reason in why.items() if k in given}}
     if without_effect:
         log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in without_effect.items()))
     own_term = settings.method.terms is not Distiller.terms and "+" not in str(settings.distill)

@@ -1,8 +1,5 @@
-"""Two gloo ranks under torchrun agree after training, for every method and family."""
+"""Two gloo ranks agree after training, for every method and family."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,17 +12,11 @@ OTHERS = sorted(ALL.keys() - {*QUICK})
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def torchrun(*args, processes=2, timeout=500):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *args]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
-
-
 @pytest.mark.parametrize("cases", [QUICK, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["quick", "others"])
-def test_two_ranks_agree_for_every_case(cases):
-    done = torchrun("tests/support/ddp_walk.py", *cases, timeout=1000)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert f"{len(cases)} cases agree" in done.stdout
+def test_two_ranks_agree_for_every_case(cases, commands):
+    done = commands("tests/support/ddp_walk.py", *cases, ranks=2)
+    assert done.code == 0, done.out + done.err[-3000:]
+    assert f"{len(cases)} cases agree" in done.out
 
 
 @pytest.mark.parametrize("kind", ["ranks disagree"])

@@ -1,12 +1,20 @@
-"""The (method, student, teacher) cases of the contract tests: every registry entry, and one toy of each family."""
+"""The (method, student, teacher) cases of the contract tests: every registry entry, and one toy of each family.
+
+The networks have the stages and taps of those that they are named after, with fewer channels where there are many.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from unittest import mock
 
 import torch
 
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined, CombinedConfig
 from models import model_dict
+from models.vgg import VGG
 from tests.support.toys import (
     SENSOR,
     VIDEO,
@@ -48,6 +56,21 @@ PAIRS_OF |= dict.fromkeys(("dpcd_teacher", "dpcd"), (("resnet8_aux_dpcd", "wrn_1
 CLASSES = 5
 
 
+def thin_vgg(**options):
+    with mock.patch("models.vgg.WIDTHS", (8, 16, 32, 64, 64)):
+        return VGG(**options)
+
+
+def thin(name):
+    """The spec of a network; with an eighth of the channels if it is a VGG, half of them if it is a wide ResNet."""
+    spec = model_dict[name]
+    if name.startswith("vgg"):
+        return dataclasses.replace(spec, build=partial(thin_vgg, **spec.build.keywords))
+    if name == "resnet8x4":
+        return dataclasses.replace(spec, build=partial(spec.build, widths=(16, 32, 64, 128)))
+    return spec
+
+
 def config(name, **settings):
     return method_dict[name].Config(**SMALL.get(name, {}), **settings)
 
@@ -62,10 +85,10 @@ def registry_cases():
     for name in method_dict:
         method = method_dict[name]
         for student, teacher in PAIRS_OF.get(name, PAIRS):
-            side = 16 if "_aux" in student else 32  # heads are many layers
+            side = 32 if "vit" in student + teacher else 16  # patches of 4 px
             data = ToyData(image=(3, side, side), num_classes=CLASSES)
-            factory = None if method.teacher_mode == "absent" else lambda t=teacher: network(model_dict[t], CLASSES)
-            cases[f"{name}-{student}-{teacher}"] = (method, config(name), model_dict[student], factory, data)
+            factory = None if method.teacher_mode == "absent" else lambda t=teacher: network(thin(t), CLASSES)
+            cases[f"{name}-{student}-{teacher}"] = (method, config(name), thin(student), factory, data)
     return cases
 
 

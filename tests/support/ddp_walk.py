@@ -1,4 +1,4 @@
-"""Two ranks walk through the contract cases: run by torchrun, see test_ddp.py.
+"""Two ranks walk through the contract cases: see test_ddp.py.
 
 Each rank trains on its own half of a batch; afterwards all parameters and buffers that a method shares must agree.
 """
@@ -34,8 +34,8 @@ def walk(case: str, rank: int, stage: int) -> list[str]:
     """Train one stage of a case; -1 is the method itself."""
     method, cfg, student, teacher, data = ALL[case]
     build = partial(make_step, method, cfg, student, teacher, data, B, stage=stage)
-    start = parameters_vector(build())
     step = build(wrap=ddp)
+    start = parameters_vector(step)
     step.train()
     for i in range(2):
         step(data.batch(seed=10 * i + rank), PROGRESS)
