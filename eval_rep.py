@@ -53,10 +53,16 @@ SGD, LBFGS = {"epochs": 100, "weight_decay": 0.0}, {"epochs": 500, "weight_decay
 def parser():
     parser = Parser("eval_rep.py", description=__doc__, add_help=False)
     quick.add_help(parser)
-    parser.add_argument("--s_path", "--path", "--student_weights", required=True, help="checkpoint of any network")
-    parser.add_argument("--arch", "--model", help="its architecture, if neither the file nor its path names it")
+    parser.add_argument(
+        "--s_path", "--path", "--student_weights", required=True, help="checkpoint of any network", metavar="FILE"
+    )
+    parser.add_argument(
+        "--arch", "--model", help="its architecture, if neither the file nor its path names it", metavar="NAME"
+    )
     add_data_set(parser, "STL-10")
-    parser.add_argument("--data", "--data_folder", default="../data/", help="folder of the data (default ../data/)")
+    parser.add_argument(
+        "--data", "--data_folder", default="../data/", help="folder of the data (default ../data/)", metavar="FOLDER"
+    )
     parser.add_argument(
         "--solver",
         default="sgd",
@@ -92,8 +98,8 @@ def parser():
     parser.add_argument("--few_ratio", type=float, default=1.0, help="share of the training images (default 1)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the features (default fp32)")
     parser.add_argument("--manual_seed", "--seed", type=int, default=0, help="random seed (default 0)")
-    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0)")
-    parser.add_argument("--json", help="also write the result to this file")
+    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0)", metavar="GPUS")
+    parser.add_argument("--json", help="also write the result to this file", metavar="FILE")
     return parser
 
 

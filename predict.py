@@ -53,8 +53,10 @@ def title_of(one: Prediction) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="files, or folders of files")
-    parser.add_argument("--path", required=True, help="the network: a checkpoint, a folder, an exported file")
-    parser.add_argument("--model", help="architecture, if neither the file nor its path names it")
+    parser.add_argument(
+        "--path", required=True, help="the network: a checkpoint, a folder, an exported file", metavar="FILE"
+    )
+    parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
     parser.add_argument(
         "--image_size",
         type=int,
@@ -68,11 +70,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=3,
         help="number of classes to print per file (default 3)",
     )
-    parser.add_argument("--csv", type=Path, help="write file, rank, class and probability to this CSV file")
-    parser.add_argument("--json", type=Path, help="write them here")
-    parser.add_argument("--show", type=Path, help=f"draw the first {SHOWN} files with their classes, as a .png")
-    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)")
-    parser.add_argument("--plugin", nargs="+", default=(), help="Python files that define the model")
+    parser.add_argument(
+        "--csv", type=Path, help="write file, rank, class and probability to this CSV file", metavar="FILE"
+    )
+    parser.add_argument("--json", type=Path, help="write them here", metavar="FILE")
+    parser.add_argument(
+        "--show", type=Path, help=f"draw the first {SHOWN} files with their classes, as a .png", metavar="FILE"
+    )
+    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
+    parser.add_argument("--plugin", nargs="+", default=(), help="Python files that define the model", metavar="FILE")
     args = parser.parse_args(normalised(argv))
     start_log()
     load_plugins(args.plugin)

@@ -69,9 +69,15 @@ def parser():
     parser = Parser("test_model.py", description=__doc__, add_help=False)
     quick.add_help(parser)
     parser.add_argument(
-        "--path", "--student_weights", required=True, help="checkpoint: a student, a teacher, or a plain state dict"
+        "--path",
+        "--student_weights",
+        required=True,
+        help="checkpoint: a student, a teacher, or a plain state dict",
+        metavar="FILE",
     )
-    parser.add_argument("--model", "--arch", help="architecture, if neither the file nor its path names it")
+    parser.add_argument(
+        "--model", "--arch", help="architecture, if neither the file nor its path names it", metavar="NAME"
+    )
     parser.add_argument(
         "--mean",
         type=float,
@@ -86,14 +92,20 @@ def parser():
         "--match_classes", action="store_true", help="reorder its logits to the data set's order of classes"
     )
     add_data_set(parser)
-    parser.add_argument("--data_folder", "--data", default="../data/")
+    parser.add_argument("--data_folder", "--data", default="../data/", metavar="FOLDER")
     parser.add_argument("--image_size", type=int, action=checked(image_side))
-    parser.add_argument("--file", type=Path, help="print the action in this sensor recording; needs no data set")
     parser.add_argument(
-        "--modality", help="modality of action recordings that the network reads (default: as in training)"
+        "--file", type=Path, help="print the action in this sensor recording; needs no data set", metavar="FILE"
     )
-    parser.add_argument("--data_split", help="published split of action recordings")
-    parser.add_argument("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames")
+    parser.add_argument(
+        "--modality",
+        help="modality of action recordings that the network reads (default: as in training)",
+        metavar="NAME",
+    )
+    parser.add_argument("--data_split", help="published split of action recordings", metavar="NAME")
+    parser.add_argument(
+        "--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames", metavar="FOLDER"
+    )
     parser.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="skip damaged recordings")
     parser.add_argument(
         "--num_segments",
@@ -108,7 +120,9 @@ def parser():
         default=500,
         help="samples per forward pass in each process",
     )
-    parser.add_argument("--gpu_id", help="GPU to use, or several (default 0; with torchrun one per process)")
+    parser.add_argument(
+        "--gpu_id", help="GPU to use, or several (default 0; with torchrun one per process)", metavar="GPUS"
+    )
     parser.add_argument("--manual_seed", "--seed", help="accepted for old commands: nothing is random here")
     parser.add_argument(
         "--num_workers",
@@ -125,6 +139,7 @@ def parser():
         action=checked(at_least(1, 1000)),
         default=1,
         help="temporal clips: 2 with uniform sampling, any with dense",
+        metavar="N",
     )
     views.add_argument("--crops", default="one", choices=("one", "three", "ten"))
     views.add_argument(
@@ -134,9 +149,14 @@ def parser():
     add_flags(parser.add_argument_group("several processes"), LAUNCH)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
     parser.add_argument(
-        "--report", type=Path, help="write a page of classes, confusions, worst mistakes and calibration to this file"
+        "--report",
+        type=Path,
+        help="write a page of classes, confusions, worst mistakes and calibration to this file",
+        metavar="FILE",
     )
-    parser.add_argument("--plugin", nargs="+", default=(), help="Python files that define the method or model")
+    parser.add_argument(
+        "--plugin", nargs="+", default=(), help="Python files that define the method or model", metavar="FILE"
+    )
     return parser
 
 

@@ -31,15 +31,16 @@ def option(
     short: str | tuple[str, ...] | None = None,
     check: Check | None = None,
     role: str | None = None,
+    metavar: str | None = None,
 ) -> Any:
     """A Config field that is also a flag: `--<field>` (of a method: `--<method>_<field>`), or `flag` if given.
 
     The field's annotation gives the flag's type: int, float, str, bool (a switch), or a list or tuple of them (several
-    words). short: further spellings.
+    words). short: further spellings. metavar: what --help shows as the value, such as FILE.
     """
     more = (short,) if isinstance(short, str) else tuple(short or ())
     metadata = {"help": help, "flag": flag, "choices": choices, "short": more, "check": check, "role": role}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata | {"metavar": metavar})
 
 
 def check_range(
@@ -156,6 +157,7 @@ class Flag:
     role: str | None = None
     nargs: str | None = None
     check: Check | None = None
+    metavar: str | None = None
 
     @property
     def dest(self) -> str:
@@ -181,7 +183,7 @@ def flag_of(f: dataclasses.Field[Any], prefix: str = "") -> Flag:
     names = (meta["flag"] or f"--{prefix}{f.name}", *meta["short"])
     choices = None if meta["choices"] is None else tuple(meta["choices"])
     nargs = "+" if several else None
-    return Flag(names, f.default, meta["help"], kind, choices, meta["role"], nargs, meta["check"])
+    return Flag(names, f.default, meta["help"], kind, choices, meta["role"], nargs, meta["check"], meta["metavar"])
 
 
 @functools.cache  # to evaluate the annotations takes longer than all else that parsing does
@@ -228,14 +230,14 @@ def flat(config: Any) -> dict[str, Any]:
 
 def add_flag(parser: argparse._ActionsContainer, flag: Flag, **kwargs: Any) -> None:
     """Add a flag to an argparse parser or group; a flag that is not given parses as UNSET."""
-    kwargs |= {"dest": flag.dest, "help": flag.help, "default": UNSET}
+    kwargs |= {"dest": flag.dest, "help": flag.help.replace("%", "%%"), "default": UNSET}
     if flag.type is bool:
         parser.add_argument(*flag.names, action="store_const", const=True, **kwargs)
         return
     if flag.default not in (None, "", ()) and "default" not in flag.help:
         kwargs["help"] += f" (default {flag.default})"
     if flag.choices is None:
-        kwargs["metavar"] = getattr(flag.type, "__name__", "value").upper() if flag.type is not str else "TEXT"
+        kwargs["metavar"] = flag.metavar or ("TEXT" if flag.type is str else flag.type.__name__.upper())
     parser.add_argument(*flag.names, type=flag.type, choices=flag.choices, nargs=flag.nargs, **kwargs)
 
 

@@ -42,8 +42,8 @@ class SourceConfig(Config):
 
     heading = "data"
 
-    dataset: str = option("cifar100", "data set; --list shows all", role=NAMED)
-    data_folder: str = option("../data/", "folder that holds data sets", short="--data")
+    dataset: str = option("cifar100", "data set; --list shows all", role=NAMED, metavar="NAME")
+    data_folder: str = option("../data/", "folder that holds data sets", short="--data", metavar="FOLDER")
     image_size: int | None = option(
         None,
         "side of the images in pixels (default: 224 for imagenet and clips, else 32)",
@@ -57,6 +57,7 @@ class SourceConfig(Config):
         None,
         "folder of an image tree that is evaluated on, next to train/ (default: val, else test)",
         role=RESULT,
+        metavar="FOLDER",
     )
     few_ratio: float = option(1.0, "train on this share of every class", check=share_above_0, role=RESULT)
     num_workers: int = option(
@@ -75,7 +76,9 @@ class StreamConfig(Config):
     dali: str | None = option(
         None, "decode training images with DALI on the CPU or the GPU", choices=("cpu", "gpu"), role=NAMED
     )
-    classes_subset: str | None = option(None, "classes of ImageNet: this many, or these names (a,b,c)", role=RESULT)
+    classes_subset: str | None = option(
+        None, "classes of ImageNet: this many, or these names (a,b,c)", role=RESULT, metavar="CLASSES"
+    )
     skip_corrupt: bool = option(
         False,
         "skip and count images, videos and recordings that cannot be read or have no counterpart",
@@ -104,7 +107,9 @@ class RecordingConfig(Config):
 
     heading = "recordings"
 
-    data_split: str | None = option(None, "published split of action recordings (default: cross_subject)", role=RESULT)
+    data_split: str | None = option(
+        None, "published split of action recordings (default: cross_subject)", role=RESULT, metavar="NAME"
+    )
     num_segments: int = option(
         8,
         "frames that a network reads from each clip; a listed video with fewer frames repeats some",
@@ -112,7 +117,9 @@ class RecordingConfig(Config):
         role=RESULT,
     )
     window: int | None = option(None, "samples of a sensor window (default 224)", check=at_least(8), role=RESULT)
-    clip_cache: str | None = option("./cache/clips", "folder for decoded frames of videos; None: memory")
+    clip_cache: str | None = option(
+        "./cache/clips", "folder for decoded frames of videos; None: memory", metavar="FOLDER"
+    )
 
 
 @dataclass(frozen=True)
@@ -121,8 +128,12 @@ class VideoConfig(Config):
 
     heading = "video"
 
-    train_list: str | None = option(None, "list of training videos (default: the published name, or train.txt)")
-    test_list: str | None = option(None, "list of test videos (default: the published name, or test.txt)")
+    train_list: str | None = option(
+        None, "list of training videos (default: the published name, or train.txt)", metavar="FILE"
+    )
+    test_list: str | None = option(
+        None, "list of test videos (default: the published name, or test.txt)", metavar="FILE"
+    )
     short_side: int | None = option(
         None, "shorter side of frames before the crop (default 256 at 224)", check=image_side, role=RESULT
     )
@@ -140,10 +151,15 @@ class VideoConfig(Config):
     )
     no_flip: bool = option(False, "never mirror clips", role=RESULT)
     flip_pairs: str = option(
-        "", "classes to exchange in a mirrored clip, such as 86:87,93:94,166:167 (default: none)", role=RESULT
+        "",
+        "classes to exchange in a mirrored clip, such as 86:87,93:94,166:167 (default: none)",
+        role=RESULT,
+        metavar="PAIRS",
     )
-    frame_template: str = option("img_{:05}.jpg", "file name of an extracted frame")
-    frame_cache: str | None = option(None, "folder that stores decoded frames, resized to --short_side, as uint8")
+    frame_template: str = option("img_{:05}.jpg", "file name of an extracted frame", metavar="NAME")
+    frame_cache: str | None = option(
+        None, "folder that stores decoded frames, resized to --short_side, as uint8", metavar="FOLDER"
+    )
     decoder: str = option(
         "av", "decoder of videos: PyAV, or OpenCV (opencv-python-headless)", choices=("av", "opencv"), role=RESULT
     )
@@ -166,14 +182,18 @@ class UnlabelledConfig(Config):
         "folder of images (for videos by list, of videos) without labels, with any subfolders; all loss terms except "
         "the cross-entropy use them",
         role=RESULT,
+        metavar="FOLDER",
     )
     label_ratio: float | None = option(
         None, "labelled share of each batch, with --unlabelled (default 0.5)", check=_inside, role=RESULT
     )
     eval_probe: str | None = option(
-        None, "labelled set that evaluates a student of --dataset unlabelled, by its frozen features", role=RESULT
+        None,
+        "labelled set that evaluates a student of --dataset unlabelled, by its frozen features",
+        role=RESULT,
+        metavar="NAME",
     )
-    eval_probe_folder: str = option("../data/", "folder that holds the set of --eval_probe")
+    eval_probe_folder: str = option("../data/", "folder that holds the set of --eval_probe", metavar="FOLDER")
     eval_probe_head: str = option(
         "knn",
         "what --eval_probe fits to the features: knn (20 neighbours) or linear (logistic regression)",

@@ -41,7 +41,9 @@ def main(argv=None):
     parser.add_argument("--method", default="crd", help="a method, or several joined by + (default: crd)")
     parser.add_argument("--max_steps", type=int, default=20, help="training steps (default: 20)")
     parser.add_argument("--side", type=int, default=64, help="side of the images in pixels (default: 64)")
-    parser.add_argument("--out", default="lightning_student.pth", help="file of the trained student's weights")
+    parser.add_argument(
+        "--out", default="lightning_student.pth", help="file of the trained student's weights", metavar="FILE"
+    )
     args = parser.parse_args(argv)
 
     photos = Photos(args.train, args.side, augment=True)

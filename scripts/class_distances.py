@@ -36,12 +36,16 @@ BATCH = 250
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path_t", required=True, help="checkpoint of the teacher")
-    parser.add_argument("--model_t", help="its architecture, if neither the file nor its path names it")
-    parser.add_argument("--dataset", default="cifar100", help="any set of images held in memory (default cifar100)")
-    parser.add_argument("--data_folder", default="../data/", help="folder of the data sets (default ../data/)")
-    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)")
-    parser.add_argument("--out", required=True, type=Path, help="file to write")
+    parser.add_argument("--path_t", required=True, help="checkpoint of the teacher", metavar="FILE")
+    parser.add_argument("--model_t", help="its architecture, if neither the file nor its path names it", metavar="NAME")
+    parser.add_argument(
+        "--dataset", default="cifar100", help="any set of images held in memory (default cifar100)", metavar="NAME"
+    )
+    parser.add_argument(
+        "--data_folder", default="../data/", help="folder of the data sets (default ../data/)", metavar="FOLDER"
+    )
+    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
+    parser.add_argument("--out", required=True, type=Path, help="file to write", metavar="FILE")
     return parser.parse_args(normalised(argv))
 
 

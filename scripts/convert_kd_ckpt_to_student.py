@@ -93,7 +93,9 @@ def student_of(content: Any, path: Path) -> tuple[dict[str, Any], list[str]]:
 def main(argv: Any = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--out_path", type=Path, help="folder to write to (default: that of the checkpoint)")
+    parser.add_argument(
+        "--out_path", type=Path, help="folder to write to (default: that of the checkpoint)", metavar="FOLDER"
+    )
     parser.add_argument("--inplace", action="store_true", help="replace the checkpoint")
     args = parser.parse_args(normalised(argv))
     if args.inplace and args.out_path:

@@ -35,11 +35,15 @@ def as_table(rows: Sequence[dict[str, float | str]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", nargs="+", required=True, help="checkpoints of runs on action recordings")
-    parser.add_argument("--model", help="architecture, if neither the file nor its path names it")
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for the .onnx files")
-    parser.add_argument("--file", type=Path, help="a sensor recording to classify with the exported graph")
-    parser.add_argument("--report", type=Path, help="also write the table to this file")
+    parser.add_argument(
+        "--path", nargs="+", required=True, help="checkpoints of runs on action recordings", metavar="FILE"
+    )
+    parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    parser.add_argument("--out", type=Path, default=Path("."), help="folder for the .onnx files", metavar="FOLDER")
+    parser.add_argument(
+        "--file", type=Path, help="a sensor recording to classify with the exported graph", metavar="FILE"
+    )
+    parser.add_argument("--report", type=Path, help="also write the table to this file", metavar="FILE")
     parser.add_argument(
         "--repetitions", type=int, action=checked(at_least(1)), default=30, help="number of timed calls"
     )

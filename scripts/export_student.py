@@ -335,9 +335,11 @@ def push(folder: Path, repository: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", required=True, help="checkpoint, _best.pth or _last.pth of a run")
-    parser.add_argument("--model", help="architecture, if neither the file nor its path names it")
-    parser.add_argument("--data_folder", default="../data/", help="folder of the data sets (default ../data/)")
+    parser.add_argument("--path", required=True, help="checkpoint, _best.pth or _last.pth of a run", metavar="FILE")
+    parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    parser.add_argument(
+        "--data_folder", default="../data/", help="folder of the data sets (default ../data/)", metavar="FOLDER"
+    )
     parser.add_argument(
         "--image_size",
         type=int,
@@ -353,7 +355,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="test samples to compare on (default 1000)",
     )
     parser.add_argument(
-        "--forms", nargs="+", default=list(FORMS), help=f"what is written, of {', '.join(FORMS)} (default: all)"
+        "--forms",
+        nargs="+",
+        default=list(FORMS),
+        help=f"what is written, of {', '.join(FORMS)} (default: all)",
+        metavar="FORM",
     )
     parser.add_argument(
         "--int8", action="store_true", help="also write model_int8.onnx, and measure its accuracy and latency"
@@ -365,9 +371,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=512,
         help="training samples for its calibration (default 512)",
     )
-    parser.add_argument("--name", help="heading of the model card (default: NETWORK on DATA SET)")
-    parser.add_argument("--push_to", help="repository to upload to, such as user/name (huggingface_hub)")
-    parser.add_argument("--out", type=Path, required=True, help="folder")
+    parser.add_argument("--name", help="heading of the model card (default: NETWORK on DATA SET)", metavar="TEXT")
+    parser.add_argument(
+        "--push_to", help="repository to upload to, such as user/name (huggingface_hub)", metavar="USER/NAME"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder", metavar="FOLDER")
     args = parser.parse_args(normalised(argv))
     start_log()
     if stray := set(args.forms) - set(FORMS):

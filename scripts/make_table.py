@@ -60,16 +60,29 @@ def on_terminal(args: argparse.Namespace, runs: list[Run], published: list[Cell]
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
-    parser.add_argument("--dataset", help="runs on this data set only")
-    parser.add_argument("--only", default="", help="only these methods or networks, such as kd,simkd,resnet8")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        nargs="+",
+        default=[Path("./save")],
+        help="roots of runs (default ./save)",
+        metavar="FOLDER",
+    )
+    parser.add_argument("--dataset", help="runs on this data set only", metavar="NAME")
+    parser.add_argument(
+        "--only", default="", help="only these methods or networks, such as kd,simkd,resnet8", metavar="NAMES"
+    )
     parser.add_argument("--format", choices=FORMATS, help="default: markdown; on a terminal, a table of its width")
-    parser.add_argument("--published", nargs="+", default=[], help="published tables to compare with, such as simkd")
+    parser.add_argument(
+        "--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE"
+    )
     parser.add_argument("--pivot", action="store_true", help="one row per method, one column per pair of networks")
-    parser.add_argument("--columns", help="columns to show, NAME or NAME=HEADING, without notes: method,gain,runs")
+    parser.add_argument(
+        "--columns", help="columns to show, NAME or NAME=HEADING, without notes: method,gain,runs", metavar="COLUMNS"
+    )
     parser.add_argument("--in_words", action="store_true", help="add a sentence on gains and losses")
-    parser.add_argument("--out", type=Path, help="write to this file instead of standard output")
-    parser.add_argument("--title", help="a heading above a Markdown table")
+    parser.add_argument("--out", type=Path, help="write to this file instead of standard output", metavar="FILE")
+    parser.add_argument("--title", help="a heading above a Markdown table", metavar="TEXT")
     args = parser.parse_args(argv)
     runs = chosen_runs(args.root, args.dataset, args.only)
     published = [cell for name in args.published for cell in read_table(name).cells]

@@ -291,23 +291,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, draw in (("curves", draw_curves), ("cost", draw_cost)):
         sub = kinds.add_parser(kind)
-        sub.add_argument("--root", type=Path, nargs="+", default=[Path("./save")])
-        sub.add_argument("--dataset", help="runs on this data set only")
-        sub.add_argument("--only", default="", help="only these methods or networks, such as kd,simkd")
+        sub.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], metavar="FOLDER")
+        sub.add_argument("--dataset", help="runs on this data set only", metavar="NAME")
+        sub.add_argument("--only", default="", help="only these methods or networks, such as kd,simkd", metavar="NAMES")
         sub.set_defaults(draw=draw)
     for kind, draw in (("correlation", draw_correlation), ("tsne", draw_tsne), ("reliability", draw_reliability)):
         sub = kinds.add_parser(kind)
-        sub.add_argument("--path", type=Path, nargs="+", required=True, help="checkpoints")
-        sub.add_argument("--data_folder", default="../data/")
+        sub.add_argument("--path", type=Path, nargs="+", required=True, help="checkpoints", metavar="FILE")
+        sub.add_argument("--data_folder", default="../data/", metavar="FOLDER")
         sub.add_argument("--image_size", type=int, action=checked(image_side))
         add_as_trained(sub)
-        sub.add_argument("--gpu_id", default="0")
+        sub.add_argument("--gpu_id", default="0", metavar="GPUS")
         sub.add_argument(
             "--images", type=int, action=checked(at_least(1, 10**9)), help="stop after this many test images"
         )
         sub.set_defaults(draw=draw)
         if kind == "correlation":
-            sub.add_argument("--path_t", type=Path, required=True, help="the teacher's checkpoint")
+            sub.add_argument("--path_t", type=Path, required=True, help="the teacher's checkpoint", metavar="FILE")
         if kind == "tsne":
             sub.add_argument(
                 "--classes",
@@ -321,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "--bins", type=int, action=checked(at_least(1)), default=15, help="bins of equal width (default 15)"
             )
     for sub in kinds.choices.values():
-        sub.add_argument("--out", type=Path, required=True)
+        sub.add_argument("--out", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(normalised(argv))
     start_log()
     args.draw(args)

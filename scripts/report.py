@@ -205,14 +205,23 @@ def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help="roots of runs (default ./save)")
-    parser.add_argument("--dataset", help="runs on this data set only")
-    parser.add_argument("--published", nargs="+", default=[], help="published tables to compare with, such as simkd")
-    parser.add_argument("--title", default="Knowledge distillation: results")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        nargs="+",
+        default=[Path("./save")],
+        help="roots of runs (default ./save)",
+        metavar="FOLDER",
+    )
+    parser.add_argument("--dataset", help="runs on this data set only", metavar="NAME")
+    parser.add_argument(
+        "--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE"
+    )
+    parser.add_argument("--title", default="Knowledge distillation: results", metavar="TEXT")
     parser.add_argument(
         "--hide_folders", action="store_true", help="show only the last part of absolute paths in commands"
     )
-    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
     args = parser.parse_args(normalised(argv))
     runs = chosen_runs(args.root, args.dataset)
     text = page(runs, args.title, args.published)

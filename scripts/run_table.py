@@ -67,7 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="name the tables")
     parser.add_argument("--trials", type=int, default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
     parser.add_argument(
-        "--only", default="", help="only rows and students with these names, or parts of names: KD,vgg8"
+        "--only",
+        default="",
+        help="only rows and students with these names, or parts of names: KD,vgg8",
+        metavar="NAMES",
     )
     parser.add_argument("--dry_run", action="store_true", help="print which cells would run and which are finished")
     parser.add_argument("--lanes", type=int, default=6, help="students to train in one process (default 6)")

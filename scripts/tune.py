@@ -186,7 +186,9 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
     cut = argv.index("--") if "--" in argv else len(argv)
     argv, given = argv[:cut], argv[cut + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--search", nargs="+", required=True, help="NAME=LOW:HIGH[:log] or NAME=A,B,C")
+    parser.add_argument(
+        "--search", nargs="+", required=True, help="NAME=LOW:HIGH[:log] or NAME=A,B,C", metavar="SETTING=VALUES"
+    )
     parser.add_argument(
         "--trials",
         type=int,
@@ -202,7 +204,11 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
         help="held-out share of the training set (default 0.1)",
     )
     parser.add_argument(
-        "--study", type=Path, default=Path("save/tune"), help="folder of the search (default save/tune, here)"
+        "--study",
+        type=Path,
+        default=Path("save/tune"),
+        help="folder of the search (default save/tune, here)",
+        metavar="FOLDER",
     )
     parser.add_argument("--seed", type=int, action=checked(at_least(0, 2**32 - 1)), default=0, help="of the search")
     args = parser.parse_args(normalised(argv))

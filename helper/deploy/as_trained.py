@@ -30,7 +30,9 @@ AS_TRAINED = tuple(
 def add_data_set(parser: argparse._ActionsContainer, otherwise: str = "cifar100") -> None:
     """Add the flags that choose a trained network's data; the defaults are those of its training."""
     parser.add_argument(
-        "--dataset", help=f"data set (default: that of the checkpoint's training, or {otherwise}); --list shows all"
+        "--dataset",
+        help=f"data set (default: that of the checkpoint's training, or {otherwise}); --list shows all",
+        metavar="NAME",
     )
     parser.add_argument(
         "--val_fraction",
@@ -38,8 +40,10 @@ def add_data_set(parser: argparse._ActionsContainer, otherwise: str = "cifar100"
         action=checked(share),
         help="evaluate on this held-out share of the training set (default: as in training; 0: the test set)",
     )
-    parser.add_argument("--val_dir", help="folder of an image tree to evaluate on (default: as in training)")
-    parser.add_argument("--classes_subset", help="classes of ImageNet (default: as in training)")
+    parser.add_argument(
+        "--val_dir", help="folder of an image tree to evaluate on (default: as in training)", metavar="FOLDER"
+    )
+    parser.add_argument("--classes_subset", help="classes of ImageNet (default: as in training)", metavar="CLASSES")
 
 
 def dataset_of(path: str | Path, given: str | None, otherwise: str = "cifar100") -> str:

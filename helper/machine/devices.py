@@ -23,7 +23,9 @@ M = TypeVar("M", bound=nn.Module)
 class DeviceConfig(Config):
     heading = "device and precision"
 
-    gpu_id: str = option("0", "GPU to use, or one per process; without CUDA, a number means a process on the CPU")
+    gpu_id: str = option(
+        "0", "GPU to use, or one per process; without CUDA, a number means a process on the CPU", metavar="GPUS"
+    )
     precision: str = option(
         "auto",
         "precision of the forward pass; auto: bf16 if the hardware supports it natively",

@@ -40,6 +40,7 @@ class StartConfig(Config):
         "initial weights, except the classifier: a checkpoint of a known layout, or torchvision's: imagenet for "
         "IMAGENET1K_V1, others by name, such as imagenet:IMAGENET1K_V2",
         role=RESULT,
+        metavar="FILE",
     )
     drop_path: float | None = option(
         None,
@@ -54,15 +55,21 @@ class StartConfig(Config):
 class TrainTeacherNetwork(StartConfig):
     """The network of train_teacher.py."""
 
-    model: str = option("resnet32x4", "network to train; --list models shows all", role=NAMED)
+    model: str = option("resnet32x4", "network to train; --list models shows all", role=NAMED, metavar="NAME")
     modality: str | None = option(
-        None, "modality of action recordings that the network reads, such as video or accel", role=RESULT
+        None,
+        "modality of action recordings that the network reads, such as video or accel",
+        role=RESULT,
+        metavar="NAME",
     )
-    distill: str = option("vanilla", "a method that needs no teacher; --list methods shows all", role=NAMED)
+    distill: str = option(
+        "vanilla", "a method that needs no teacher; --list methods shows all", role=NAMED, metavar="METHOD"
+    )
     pretrained_backbone: str | None = option(
         None,
         "initial weights of the backbone: a checkpoint, or torchvision:NAME; auxiliary heads start untrained",
         role=NAMED,
+        metavar="FILE",
     )
 
 
@@ -74,13 +81,17 @@ class TrainStudentNetwork(StartConfig):
         "resnet8x4",
         "student network; --list models shows all; several, such as resnet8,vgg8, are trained together",
         role=NAMED,
+        metavar="NAME",
     )
     modality_s: str | None = option(
-        None, "modality of action recordings that the student reads, such as accel", role=RESULT
+        None, "modality of action recordings that the student reads, such as accel", role=RESULT, metavar="NAME"
     )
-    modality_t: str | None = option(None, "modality that the teacher reads, such as video", role=RESULT)
+    modality_t: str | None = option(None, "modality that the teacher reads, such as video", role=RESULT, metavar="NAME")
     distill: str = option(
-        "kd", "method; --list methods shows all; kd+crd joins losses, kd,crd trains two students together", role=NAMED
+        "kd",
+        "method; --list methods shows all; kd+crd joins losses, kd,crd trains two students together",
+        role=NAMED,
+        metavar="METHOD",
     )
 
 

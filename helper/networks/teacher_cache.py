@@ -34,7 +34,7 @@ class CacheConfig(Config):
     heading = "teacher cache"
 
     teacher_cache: str | None = option(
-        None, "folder that stores the teacher's logits of every view, for this and later runs"
+        None, "folder that stores the teacher's logits of every view, for this and later runs", metavar="FOLDER"
     )
     cache_pooled: bool = option(False, "also store its pooled features, for methods that read no deeper features")
     cache_device: str = option(

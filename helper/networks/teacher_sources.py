@@ -29,8 +29,11 @@ class TeacherConfig(Config):
         "checkpoint of the teacher, or torchvision:NAME, timm:NAME for published weights; several form an ensemble; "
         "FILE@ema reads the averaged weights of a file that holds both",
         short="--teacher",
+        metavar="FILE",
     )
-    model_t: str | None = option(None, "teacher network, if neither the checkpoint nor its path names it")
+    model_t: str | None = option(
+        None, "teacher network, if neither the checkpoint nor its path names it", metavar="NAME"
+    )
     teacher_weight: list[float] | None = option(
         None, "weight of each teacher's probabilities in an ensemble (default: equal)", role=RESULT
     )

@@ -21,7 +21,10 @@ class WeightConfig(LossConfig):
     """Weights and settings of the loss, for all methods."""
 
     weight: list[str] | None = option(
-        None, "weights of the terms of a combination, such as crd=0.8 at=500 (default: the methods')", role=RESULT
+        None,
+        "weights of the terms of a combination, such as crd=0.8 at=500 (default: the methods')",
+        role=RESULT,
+        metavar="TERM=WEIGHT",
     )
     protocol: str = option(
         "simkd",

@@ -42,7 +42,7 @@ def plain_word(flag: str, text: str) -> None:
 class RunConfig(Config):
     heading = "run"
 
-    trial: str = option("0", "name of this repetition", short="-t", check=plain_word, role=NAMED)
+    trial: str = option("0", "name of this repetition", short="-t", check=plain_word, role=NAMED, metavar="NAME")
     trials: int = option(1, "number of repetitions, numbered from --trial", check=at_least(1, 10**4))
     seed: int | None = option(
         None,
@@ -50,14 +50,16 @@ class RunConfig(Config):
         short="--manual_seed",
         role=RESULT,
     )
-    save_root: str = option("./save", "root folder of runs and teachers")
-    name: str | None = option(None, "name of the run's folder (default: built from its settings)", check=plain_word)
+    save_root: str = option("./save", "root folder of runs and teachers", metavar="FOLDER")
+    name: str | None = option(
+        None, "name of the run's folder (default: built from its settings)", check=plain_word, metavar="NAME"
+    )
     run_names: str = option(
         "published",
         "spelling of run folders: published, with : and , or portable, for all file systems and rsync",
         choices=("published", "portable"),
     )
-    resume: str = option("auto", "auto: resume the existing run; or the path of a _last.pth")
+    resume: str = option("auto", "auto: resume the existing run; or the path of a _last.pth", metavar="FILE")
     extend: int | None = option(
         None,
         "prolong a finished run: its number of epochs, with the new number as --epochs and the other settings "
@@ -70,7 +72,7 @@ class RunConfig(Config):
     tb_backend: str = option(
         "tensorboard", "writer of event files", choices=("tensorboard", "tensorboard_logger", "none")
     )
-    plugin: list[str] | None = option(None, "Python files that define more methods or models")
+    plugin: list[str] | None = option(None, "Python files that define more methods or models", metavar="FILE")
     use_lmdb: bool = option(False, "accepted for old scripts")
     tb_freq: int | None = option(None, "accepted for old scripts")
     save_freq: int | None = option(None, "accepted for old scripts")

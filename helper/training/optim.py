@@ -35,6 +35,7 @@ class OptimConfig(Config):
         f"optimizer: {', '.join(OPTIMIZERS)}, or one of timm's, such as timm:lamb",
         check=_known,
         role=RESULT,
+        metavar="NAME",
     )
     momentum: float = option(0.9, "momentum of SGD", check=share, role=RESULT)
     nesterov: bool = option(False, "short for --optimizer nesterov, which HSAKD and DPCD use on CIFAR", role=RESULT)

@@ -34,6 +34,7 @@ class ScheduleConfig(Config):
         "data set)",
         check=_readable,
         role=RESULT,
+        metavar="EPOCHS",
     )
     lr_decay_rate: float = option(0.1, "factor of each learning-rate drop", check=positive, role=RESULT)
     schedule: str = option("step", "learning-rate schedule", choices=("step", "cosine"), role=RESULT)

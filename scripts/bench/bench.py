@@ -462,10 +462,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="cpu: seconds of the processor, with --threads 1, where other work is done too; loader processes "
         "of the baseline then cost nothing",
     )
-    add("--gpu_id", default="0")
+    add("--gpu_id", default="0", metavar="GPUS")
     add("--images", type=int, default=50_000, help="random training images, where no --data_folder is given")
-    add("--data_folder", default=None, help="where the real CIFAR-100 lies")
-    add("--json", nargs="?", const="", help="write all figures; without FILE to results/bench_<device>_<dtype>.json")
+    add("--data_folder", default=None, help="where the real CIFAR-100 lies", metavar="FOLDER")
+    add(
+        "--json",
+        nargs="?",
+        const="",
+        help="write all figures; without FILE to results/bench_<device>_<dtype>.json",
+        metavar="FILE",
+    )
     add("--merge", action="store_true", help="keep what --json FILE holds next to what is measured now")
     add("--show", metavar="FILE", help="measure nothing, print the report in a FILE")
     add("--markdown", action="store_true", help="print the table as markdown")

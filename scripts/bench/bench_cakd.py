@@ -259,9 +259,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--threads", type=int, default=os.cpu_count())
     add("--clock", choices=("wall", "cpu"), default="wall", help="cpu: seconds of the processor, with --threads 1")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
-    add("--gpu_id", default="0")
-    add("--json", help="write all figures here")
-    add("--markdown", help="write the table here")
+    add("--gpu_id", default="0", metavar="GPUS")
+    add("--json", help="write all figures here", metavar="FILE")
+    add("--markdown", help="write the table here", metavar="FILE")
     add("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:

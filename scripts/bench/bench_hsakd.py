@@ -146,9 +146,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: seconds of the processor, with --threads 1"
     )
-    parser.add_argument("--gpu_id", default="0", help="without CUDA, the CPU")
-    parser.add_argument("--json")
-    parser.add_argument("--markdown")
+    parser.add_argument("--gpu_id", default="0", help="without CUDA, the CPU", metavar="GPUS")
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--markdown", metavar="FILE")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:

@@ -144,7 +144,7 @@ def measure(args: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_folder", type=Path, required=True)
+    parser.add_argument("--data_folder", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--workers", type=int, default=usable_cores())
@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--passes", type=int, default=3, help="over the files, in one round; small sets have short epochs"
     )
     parser.add_argument("--loaders", default="folder,dali cpu")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     result = measure(args)
     for name, rate in result["img_per_s"].items():

@@ -129,8 +129,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--gpu_id", default="0", help="without CUDA, the CPU, and seconds of the processor")
-    parser.add_argument("--markdown", help="write a table there")
+    parser.add_argument(
+        "--gpu_id", default="0", help="without CUDA, the CPU, and seconds of the processor", metavar="GPUS"
+    )
+    parser.add_argument("--markdown", help="write a table there", metavar="FILE")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         filled, alone, taught = measured(args, Path(folder))

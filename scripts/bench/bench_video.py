@@ -119,7 +119,7 @@ def shift_overhead(name, size, batch, rounds, clock, dtype):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=Path, required=True, help="folder of videos")
+    parser.add_argument("--clips", type=Path, required=True, help="folder of videos", metavar="FOLDER")
     parser.add_argument("--repeats", type=int, default=3, help="rounds of reading that are timed")
     parser.add_argument("--networks", nargs="+", default=["torchvision:resnet50", "torchvision:mobilenet_v2"])
     parser.add_argument("--size", type=int, default=112, help="of the frames the networks see")
@@ -129,7 +129,7 @@ def main(argv=None):
     parser.add_argument(
         "--clock", default="wall", choices=CLOCKS, help="cpu: seconds of the processor, not of the wall"
     )
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     tune_allocator()  # as in training

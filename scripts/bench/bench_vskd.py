@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--steps", type=int, default=BATCHES, choices=range(1, BATCHES + 1), help="steps that are timed"
     )
     parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: seconds of the processor, one thread")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     if args.clock == "cpu" and device.type != "cpu":

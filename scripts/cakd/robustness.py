@@ -53,10 +53,10 @@ def columns(sigmas: Sequence[float]) -> dict[str, Spoil]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--path", nargs="+", required=True, help="checkpoints")
-    parser.add_argument("--model", help="architecture, if neither the file nor its path names it")
+    parser.add_argument("--path", nargs="+", required=True, help="checkpoints", metavar="FILE")
+    parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
     add_data_set(parser)
-    parser.add_argument("--data_folder", default="../data/")
+    parser.add_argument("--data_folder", default="../data/", metavar="FOLDER")
     parser.add_argument(
         "--image_size", type=int, action=checked(image_side), help="default: as each network was trained"
     )
@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=[0.05, 0.1, 0.2],
         help="standard deviations",
     )
-    parser.add_argument("--gpu_id", default="0")
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    parser.add_argument("--gpu_id", default="0", metavar="GPUS")
+    parser.add_argument("--out", type=Path, help="also write the table to this file", metavar="FILE")
     args = parser.parse_args(normalised(argv))
     start_log()
     device, _ = pick_device(args.gpu_id)

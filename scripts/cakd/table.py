@@ -46,9 +46,9 @@ def worth_of_teachers(runs: Sequence[Run]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--root", type=Path, nargs="+", required=True, help="roots of runs")
-    parser.add_argument("--title", required=True, help="heading above the table")
-    parser.add_argument("--out", type=Path, help="write to this file instead of standard output")
+    parser.add_argument("--root", type=Path, nargs="+", required=True, help="roots of runs", metavar="FOLDER")
+    parser.add_argument("--title", required=True, help="heading above the table", metavar="TEXT")
+    parser.add_argument("--out", type=Path, help="write to this file instead of standard output", metavar="FILE")
     args = parser.parse_args(argv)
     runs = [run for root in args.root for run in find_runs(root, None)]
     if not runs:

@@ -25,11 +25,15 @@ from helper.options.parse import normalised  # noqa: E402
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="cifar100", help="a set of images held in memory (default cifar100)")
-    parser.add_argument("--data_folder", "--data", default="../data/", help="folder of the data (default ../data/)")
+    parser.add_argument(
+        "--dataset", default="cifar100", help="a set of images held in memory (default cifar100)", metavar="NAME"
+    )
+    parser.add_argument(
+        "--data_folder", "--data", default="../data/", help="folder of the data (default ../data/)", metavar="FOLDER"
+    )
     parser.add_argument("--few_ratio", type=float, required=True, help="as the run has it")
     parser.add_argument("--seed", type=int, default=0, help="as the run has it (default 0)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the images")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the images", metavar="FOLDER")
     return parser.parse_args(normalised(argv))
 
 

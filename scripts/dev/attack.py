@@ -384,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--jobs", type=int, default=2, help="number of parallel cases (default 2)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="also write the counts to this file")
+    parser.add_argument("--out", type=Path, help="also write the counts to this file", metavar="FILE")
     parser.add_argument("--append", action="store_true", help="add to what --out holds: parts may run one by one")
     args = parser.parse_args(argv)
     started = time.monotonic()

@@ -208,7 +208,7 @@ def title(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "README.md")
+    parser.add_argument("--out", type=Path, default=RESULTS / "README.md", metavar="FILE")
     args = parser.parse_args(argv)
     atomic_write_text(args.out, page())
     print(f"wrote {args.out}")

@@ -23,7 +23,7 @@ from helper.machine.program import run_script
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder")
-    parser.add_argument("--out")
+    parser.add_argument("--out", metavar="FILE")
     args = parser.parse_args(argv)
     groups: dict[tuple[str, ...], list[dict]] = {}
     for path in sorted(Path(args.folder).glob("*.json")):

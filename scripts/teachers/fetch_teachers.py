@@ -414,11 +414,11 @@ def listing(sources: Sequence[Mapping[str, Any]], memory: Memory) -> str:
 def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="networks, or timm:NAME (default: the teachers of the tables)")
-    parser.add_argument("--save_root", type=Path, default=Path("./save"))
+    parser.add_argument("--save_root", type=Path, default=Path("./save"), metavar="FOLDER")
     parser.add_argument(
         "--list", action="store_true", help="list every source, and whether it was reachable when last tried"
     )
-    parser.add_argument("--sources", type=Path, default=SOURCES, help="your own list of sources")
+    parser.add_argument("--sources", type=Path, default=SOURCES, help="your own list of sources", metavar="FILE")
     parser.add_argument(
         "--retries",
         type=int,

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--modality", default="accel", choices=MODALITIES)
     parser.add_argument("--kind", default="gasf", choices=KINDS)
     parser.add_argument("--segments", type=int, help="aggregate to this many samples first")
-    parser.add_argument("--out", type=Path, default=Path("gaf.png"))
+    parser.add_argument("--out", type=Path, default=Path("gaf.png"), metavar="FILE")
     args = parser.parse_args(argv)
     series = torch.from_numpy(read_sensor(args.file, args.modality)).float()
     plot(series if args.segments is None else paa(series, args.segments), args.out, args.file.name, args.kind)
