@@ -24,7 +24,7 @@ from helper.options.naming import folder_of, run_name
 from helper.options.parse import parse
 from helper.runs.folder import RunFolder, paths_in, refuse_differences, short_name_notice, without_folders
 from models import model_dict
-from tests.support.commands import ENV, ROOT
+from tests.support.commands import DIGITS, ENV, ROOT
 
 TAGS = ["train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss"]
 SHORT = ("--epochs", 1, "--max_steps", 2, "--tb_backend", "none")
@@ -82,7 +82,7 @@ def chain(commands, teacher, tmp_path_factory) -> dict[str, Path]:
 )
 def test_layout_of_a_student(chain, teacher, method, name):
     folder = chain[method]
-    assert folder.name == f"{name}_epochs:3_max_steps:6"
+    assert folder.name == f"{name}_epochs:3_image_size:16_max_steps:6"
     assert sorted(p.name for p in folder.iterdir()) == [
         "args.json",
         "env.json",
@@ -134,7 +134,7 @@ def teacher_parameters(state):
 
 
 def test_layout_of_a_teacher(teacher_run):
-    assert teacher_run.name == "resnet8_vanilla_digits_trial_0_epochs:2"
+    assert teacher_run.name == "resnet8_vanilla_digits_trial_0_epochs:2_image_size:16"
     assert teacher_run.parent.parent.name == "teachers"
     best = torch.load(teacher_run / "resnet8_best.pth", weights_only=True)
     assert set(best) == {"epoch", "model", "best_acc", "meta"}
@@ -154,7 +154,7 @@ def test_events_of_a_run_that_was_killed(commands, tmp_path):
 
 def test_events_of_tensorboard_logger(tmp_path):
     """In an interpreter of its own: which implementation of protobuf is loaded is decided once."""
-    command = [sys.executable, str(ROOT / "train_teacher.py"), "--dataset", "digits", "--model", "resnet8"]
+    command = [sys.executable, str(ROOT / "train_teacher.py"), *map(str, DIGITS), "--model", "resnet8"]
     command += ["--epochs", "2", "--max_steps", "2", "--save_root", str(tmp_path), "--tb-backend", "tensorboard_logger"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ENV)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
