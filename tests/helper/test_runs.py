@@ -82,7 +82,7 @@ def chain(commands, teacher, tmp_path_factory) -> dict[str, Path]:
 )
 def test_layout_of_a_student(chain, teacher, method, name):
     folder = chain[method]
-    assert folder.name == f"{name}_epochs:3_image_size:16_max_steps:6"
+    assert folder.name == f"{name}_image_size:16_epochs:3_max_steps:6"
     assert sorted(p.name for p in folder.iterdir()) == [
         "args.json",
         "env.json",
@@ -134,7 +134,7 @@ def teacher_parameters(state):
 
 
 def test_layout_of_a_teacher(teacher_run):
-    assert teacher_run.name == "resnet8_vanilla_digits_trial_0_epochs:2_image_size:16"
+    assert teacher_run.name == "resnet8_vanilla_digits_trial_0_image_size:16_epochs:2"
     assert teacher_run.parent.parent.name == "teachers"
     best = torch.load(teacher_run / "resnet8_best.pth", weights_only=True)
     assert set(best) == {"epoch", "model", "best_acc", "meta"}
@@ -490,7 +490,7 @@ def test_the_published_commands_chain(commands, tmp_path):
     assert "already finished" in commands(script, *argv, cwd=cwd).finished().out
 
 
-SIZES = {"train": 128, "test": 20}
+SIZES = {"train": 64, "test": 10}
 PUBLISHED = (
     "python train_teacher.py --batch_size 64 --epochs 240 --dataset cifar100 --model resnet32x4 --learning_rate 0.05 "
     "--lr_decay_epochs 150,180,210 --weight_decay 5e-4 --trial 0 --gpu_id 0",
@@ -518,7 +518,7 @@ def test_a_replaced_classifier_is_trained_only_on_demand():
 
 
 def test_only_the_last_epoch_is_evaluated_in_float32(commands, tmp_path):
-    argv = ("--distill", "vanilla", "--epochs", 2, "--max_steps", 4, "--precision", "bf16", "--tb_backend", "none")
+    argv = ("--distill", "vanilla", "--epochs", 2, "--max_steps", 1, "--precision", "bf16", "--tb_backend", "none")
     rows, files = {}, {}
     for how in ("auto", "train", "fp32"):
         commands.student(*argv, "--eval_precision", how, "--save_root", tmp_path / how).finished()
