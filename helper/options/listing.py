@@ -320,8 +320,9 @@ def _models_page() -> str:
     return "\n".join([*lines, *textwrap.wrap(f"and any network of these packages: {others}", WIDTH)])
 
 
-def tables() -> dict[str, str]:
-    """The tables of README and docs/, in Markdown, by the name of their markers."""
+def tables(recount: bool = True) -> dict[str, str]:
+    """The tables of README and docs/, in Markdown, by the name of their markers; with the numbers of listing.json unless
+    they are to be counted."""
     rows = [
         (
             f"`{m.name}`" + "".join(f", `{a}`" for a in m.aliases),
@@ -330,12 +331,12 @@ def tables() -> dict[str, str]:
             f"`{m.weights}`" + (f"; `{m.by_authors}`" if m.by_authors else ""),
             f"{in_millions(m.deployed)} / {in_millions(m.trained)}",
         )
-        for m in methods(recount=True)
+        for m in methods(recount)
     ]
     header = ("method", "paper", "reads", "weights; authors' own", "extra parameters, test / training")
     sizes = [
         (f"`{m.name}`", f"{m.parameters / 1e6:.2f} M", f"{m.macs / 1e6:.1f} M", "x".join(map(str, m.shape)), m.taps)
-        for m in models(recount=True)
+        for m in models(recount)
     ]
     return {
         "methods": _markdown(header, rows),
@@ -359,10 +360,10 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 PAGES = {"measured": "README.md", "methods": "docs/methods.md", "models": "docs/models.md"}  # table -> its page
 
 
-def written() -> dict[Path, str]:
+def written(recount: bool = True) -> dict[Path, str]:
     """Page -> its text with the present table; UserError if a marker is missing."""
     pages = {}
-    for name, table in tables().items():
+    for name, table in tables(recount).items():
         path, start, end = ROOT / PAGES[name], f"<!-- {name} -->", f"<!-- end of {name} -->"
         text = path.read_text()
         if start not in text or end not in text:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.commands import ENV, ROOT
 
+TESTS = ("tests/distiller_zoo/test_contract.py", "tests/helper/test_sync.py", "tests/distiller_zoo/test_methods.py")
 FOLDERS = ("core", "crd", "dataset", "distiller_zoo", "helper", "models", "scripts", "tests")
 METHOD = '''"""Cosine (Example et al., 2026): one minus the cosine of the logits."""
 
@@ -99,12 +100,15 @@ def run(root, *argv):
 
 def test_one_run_of_all_that_was_added(clone):
     common = ("--dataset", "noise", "--epochs", 1, "--max_steps", 1, "--batch_size", 16, "--tb_backend", "none")
-    run(clone, "train_teacher.py", "--model", "two_convs", *common)
-    (teacher,) = clone.glob("save/teachers/models/*/two_convs_last.pth")
-    run(
-        clone, *("train_student.py", "--path_t", teacher, "--distill", "cosine", "-b", 1, "--model_s", "two_convs"),
-        *("--cosine_power", 2, "--shout", "hello", *common),
-    )  # fmt: skip
+    train_teacher = ("--model", "two_convs", *common)
+    train_student = ("--distill", "cosine", "-b", 1, "--model_s", "two_convs", "--cosine_power", 2, "--shout", "hello")
+    code = (
+        "import glob, train_student\n"
+        f"train_student.main({list(map(str, train_teacher))}, is_teacher=True)\n"
+        "teacher = glob.glob('save/teachers/models/*/two_convs_last.pth')\n"
+        f"train_student.main(['--path_t', *teacher, *{list(map(str, (*train_student, *common)))}])"
+    )
+    run(clone, "-c", code)  # in one process, whose start takes longer than both trainings
     (folder,) = clone.glob("save/students/models/*")
     settings = json.loads((folder / "args.json").read_text())["settings"]
     assert (settings["cosine_power"], settings["shout"]) == (2.0, "hello")
@@ -116,10 +120,10 @@ def test_one_run_of_all_that_was_added(clone):
 def test_listings_and_contract_tests_follow(clone):
     code = (
         "from helper.options import listing; print(listing.page()); "
-        "from scripts.cifar100 import method; method.main(['cosine'])"
+        "from scripts.cifar100 import method; method.main(['cosine']); "
+        "import pytest, sys; "
+        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{TESTS}, '-k', 'cosine']))"
     )
     out = run(clone, "-c", code)
     assert re.search("^cosine", out, re.M) and "--distill cosine" in out and "two_convs" in out and "noise" in out
-    tests = ("tests/distiller_zoo/test_contract.py", "tests/helper/test_sync.py", "tests/distiller_zoo/test_methods.py")
-    found = run(clone, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, "-k", "cosine")
-    assert re.search(r"\d+ passed", found)
+    assert re.search(r"\d+ passed", out)

@@ -24,6 +24,7 @@ from models import model_dict
 from tests.golden.rule import fill_array, fill_module, rand
 from tests.helper.test_resume import assert_same, rows_of
 from tests.support.cases import ALL
+from tests.support.commands import DIGITS
 from tests.support.contract import PROGRESS, make_step
 from tests.support.logs import records
 from tests.support.method_context import batch_of, build, run, spec
@@ -401,10 +402,11 @@ def test_cakd_refuses_networks(student, teacher, options, words):
 def vit_teacher(commands, tmp_path_factory):
     root = tmp_path_factory.mktemp("vit")
     commands(
-        "train_teacher.py", "--dataset", "digits", "--model", "vit_micro_cifar", "--epochs", 1, "--max_steps", 3,
+        "train_teacher.py", *DIGITS, "--model", "vit_micro_cifar", "--epochs", 1, "--max_steps", 3,
         "--tb_backend", "none", "--save_root", root,
     ).finished()  # fmt: skip
-    return root / "teachers" / "models" / "vit_micro_cifar_vanilla_digits_trial_0_epochs:1_max_steps:3"
+    (folder,) = (root / "teachers" / "models").glob("vit_micro_cifar_vanilla_digits_trial_0_*")
+    return folder
 
 
 SETTINGS = ("--distill", "cakd", "--epochs", 2, "--few_ratio", 0.1, "--batch_size", 60, "--tb_backend", "none")
@@ -477,11 +479,11 @@ def test_robustness_and_table(commands, vit_teacher, tmp_path):
     commands("scripts/cakd/robustness.py", "--path", best, *spoil[:-2], -1).refused("--noise -1.0")
 
     short = ("--epochs", 1, "--max_steps", 1, "--tb_backend", "none", "--save_root", tmp_path / "save")
-    commands.student("--distill", "baseline", *short[:-1], tmp_path / "small", "--image_size", 16).finished()
+    commands.student("--distill", "baseline", *short[:-1], tmp_path / "small", "--image_size", 8).finished()
     (small,) = (p / "resnet8_best.pth" for p in (tmp_path / "small/students/models").iterdir() if not p.is_symlink())
-    sizes = [], ["--image_size", 24]
+    sizes = [], ["--image_size", 12]
     rows = [commands("scripts/cakd/robustness.py", "--path", small, best, *spoil, *s).finished().out for s in sizes]
-    assert [[line.split(" | ")[1] for line in out.splitlines()[2:]] for out in rows] == [["16", "32"], ["24", "24"]]
+    assert [[line.split(" | ")[1] for line in out.splitlines()[2:]] for out in rows] == [["8", "16"], ["12", "12"]]
     out = commands("test_model.py", "--path", small, *spoil[:4]).finished().out
     clean = rows[0].splitlines()[2].split(" | ")[2]
     assert f"top-1 {clean} " in out and "recorded in the file" in out and "warning" not in out

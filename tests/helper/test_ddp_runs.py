@@ -4,18 +4,16 @@ import functools
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
 from tests.support import ddp_equal
-from tests.support.commands import ENV, ROOT
+from tests.support.commands import DIGITS
 
 SHORT = ("--tb_backend", "none", "--few_ratio", 0.1, "--batch_size", 40, "--lr_decay_epochs", "")
-TEACHER = ("--dataset", "digits", "--model", "resnet8", *SHORT)
+TEACHER = (*DIGITS, "--model", "resnet8", *SHORT)
 
 
 def relative(a, b):
@@ -64,13 +62,10 @@ def the_run(root, kind="students"):
     return folder
 
 
-def own_launcher(*argv, ids="0,1", background=False):
+def own_launcher(commands, *argv):
     """A script started with the published flags."""
-    flags = ("--multiprocessing-distributed", "--dist-url", f"tcp://127.0.0.1:{free_port()}", "--gpu_id", ids)
-    command = [sys.executable, *map(str, (ROOT / argv[0], *argv[1:], *flags))]
-    if background:
-        return subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+    flags = ("--multiprocessing-distributed", "--dist-url", f"tcp://127.0.0.1:{free_port()}", "--gpu_id", "0,1")
+    return commands(*argv, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -79,18 +74,17 @@ def crd(teacher):
 
 
 @pytest.fixture(scope="module")
-def two(crd, tmp_path_factory):
+def two(crd, commands, tmp_path_factory):
     """Folder and outcome of a CRD run of two processes."""
     root = tmp_path_factory.mktemp("two")
-    argv = ("--dataset", "digits", "--model_s", "resnet8", *crd, "--epochs", 2, "--save_root", root)
-    done = own_launcher("train_student.py", *argv, "--log-all-ranks", "--dist-backend", "gloo")
-    assert done.returncode == 0, done.stderr[-2000:]
+    argv = (*DIGITS, "--model_s", "resnet8", *crd, "--epochs", 2, "--save_root", root)
+    done = own_launcher(commands, "train_student.py", *argv, "--log-all-ranks", "--dist-backend", "gloo").finished()
     return the_run(root), done
 
 
 def test_rank_0_writes_and_every_rank_logs_on_request(two):
     folder, done = two
-    assert done.stdout.count("==> training...") == 1 and not done.stderr, done.stderr
+    assert done.out.count("==> training...") == 1
     assert [r["epoch"] for r in rows(folder)] == [1, 2]
     names = {p.name for p in folder.iterdir()}
     assert {"log.txt", "log_rank1.txt", "parameters.json", "resnet8_last.pth", "resnet8_best.pth"} <= names
@@ -110,9 +104,8 @@ def test_every_test_image_counts_once(two, commands):
     assert f"top-1 {max(r['test_acc'] for r in rows(folder)):.2f}" in done.out
     assert "without effect here: --rank (one process)" in commands(*argv, "--rank", 0).finished().out
     commands(*argv, "--gpu_id", "").refused("--gpu_id ''")
-    several = own_launcher(*argv, "--dist_backend", "gloo")
-    assert several.returncode == 0 and not several.stderr, several.stderr
-    tested = [out.splitlines()[1:-1] for out in (done.out, several.stdout)]  # without the devices and the time
+    several = commands(*argv, "--dist_backend", "gloo", ranks=2).finished()
+    tested = [out.splitlines()[1:-1] for out in (done.out, several.out)]  # without the devices and the time
     assert tested[0] == tested[1] and "360 samples" in tested[0][0]
 
 
@@ -220,6 +213,5 @@ def test_sync_bn_needs_cuda(commands, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a CUDA device")
-def test_sync_bn_normalises_the_whole_batch(tmp_path):
-    done = own_launcher("train_teacher.py", *TEACHER, "--sync-bn", "--epochs", 1, "--save_root", tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_sync_bn_normalises_the_whole_batch(commands, tmp_path):
+    own_launcher(commands, "train_teacher.py", *TEACHER, "--sync-bn", "--epochs", 1, "--save_root", tmp_path).finished()

@@ -490,7 +490,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_students_of_a_process_share_what_decodes_the_test_set(tmp_path):
     """In a process of its own, whose log a session may set up."""
-    argv = ["--dataset", "digits", "--distill", "vanilla", "--model_s", "resnet8,resnet14", "--tb_backend", "none"]
+    argv = ["--dataset", "digits", "--image_size", "16", "--tb_backend", "none"]
+    argv += ["--distill", "vanilla", "--model_s", "resnet8,resnet14"]
     script = (
         "import train_student\n"
         "from helper import session\n"

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.commands import DIGITS
+
 DEADLINE = 60  # seconds until something that must happen counts as not happening
 # memory banks, class means of the teacher, a projector, two generators, momentum, and a last batch that is smaller
 SETTINGS = ["--distill", "crd+simkd+kdpp", "-c", 1, "-d", 1, "--nce_k", 32, "--batch_size", 60, "--few_ratio", 0.1]
@@ -56,7 +58,7 @@ class Run:
         self.argv = ["--path_t", teacher, "--skip_validation", *SETTINGS, "--save_root", root, *more]
 
     def start(self, **hooks):
-        argv = ["--dataset", "digits", "--model_s", "resnet8", *self.argv]
+        argv = [*DIGITS, "--model_s", "resnet8", *self.argv]
         return self.commands.start("train_student.py", *argv, **hooks)
 
     def go(self, **hooks):

@@ -24,7 +24,7 @@ from helper.options.naming import folder_of, run_name
 from helper.options.parse import parse
 from helper.runs.folder import RunFolder, paths_in, refuse_differences, short_name_notice, without_folders
 from models import model_dict
-from tests.support.commands import ENV, ROOT
+from tests.support.commands import DIGITS, ENV, ROOT
 
 TAGS = ["train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss"]
 SHORT = ("--epochs", 1, "--max_steps", 2, "--tb_backend", "none")
@@ -82,7 +82,7 @@ def chain(commands, teacher, tmp_path_factory) -> dict[str, Path]:
 )
 def test_layout_of_a_student(chain, teacher, method, name):
     folder = chain[method]
-    assert folder.name == f"{name}_epochs:3_max_steps:6"
+    assert folder.name == f"{name}_image_size:16_epochs:3_max_steps:6"
     assert sorted(p.name for p in folder.iterdir()) == [
         "args.json",
         "env.json",
@@ -134,7 +134,7 @@ def teacher_parameters(state):
 
 
 def test_layout_of_a_teacher(teacher_run):
-    assert teacher_run.name == "resnet8_vanilla_digits_trial_0_epochs:2"
+    assert teacher_run.name == "resnet8_vanilla_digits_trial_0_image_size:16_epochs:2"
     assert teacher_run.parent.parent.name == "teachers"
     best = torch.load(teacher_run / "resnet8_best.pth", weights_only=True)
     assert set(best) == {"epoch", "model", "best_acc", "meta"}
@@ -154,7 +154,7 @@ def test_events_of_a_run_that_was_killed(commands, tmp_path):
 
 def test_events_of_tensorboard_logger(tmp_path):
     """In an interpreter of its own: which implementation of protobuf is loaded is decided once."""
-    command = [sys.executable, str(ROOT / "train_teacher.py"), "--dataset", "digits", "--model", "resnet8"]
+    command = [sys.executable, str(ROOT / "train_teacher.py"), *map(str, DIGITS), "--model", "resnet8"]
     command += ["--epochs", "2", "--max_steps", "2", "--save_root", str(tmp_path), "--tb-backend", "tensorboard_logger"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ENV)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
@@ -490,7 +490,7 @@ def test_the_published_commands_chain(commands, tmp_path):
     assert "already finished" in commands(script, *argv, cwd=cwd).finished().out
 
 
-SIZES = {"train": 128, "test": 20}
+SIZES = {"train": 64, "test": 10}
 PUBLISHED = (
     "python train_teacher.py --batch_size 64 --epochs 240 --dataset cifar100 --model resnet32x4 --learning_rate 0.05 "
     "--lr_decay_epochs 150,180,210 --weight_decay 5e-4 --trial 0 --gpu_id 0",
@@ -518,7 +518,7 @@ def test_a_replaced_classifier_is_trained_only_on_demand():
 
 
 def test_only_the_last_epoch_is_evaluated_in_float32(commands, tmp_path):
-    argv = ("--distill", "vanilla", "--epochs", 2, "--max_steps", 4, "--precision", "bf16", "--tb_backend", "none")
+    argv = ("--distill", "vanilla", "--epochs", 2, "--max_steps", 1, "--precision", "bf16", "--tb_backend", "none")
     rows, files = {}, {}
     for how in ("auto", "train", "fp32"):
         commands.student(*argv, "--eval_precision", how, "--save_root", tmp_path / how).finished()

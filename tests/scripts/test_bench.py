@@ -3,10 +3,7 @@
 import copy
 import itertools
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,7 +24,6 @@ from scripts.bench import bench, bench_worker
 from scripts.bench.usual_way import Projector, UsualStep
 from tests.support import reference_loop
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
@@ -48,23 +44,12 @@ def normalised(batch, spec):
     return ((batch.inputs["image"] - mean) / std).contiguous(), batch.target
 
 
-def test_bench_runs_and_reports(tmp_path):
+def test_bench_runs_and_reports(commands, tmp_path):
     """The real command on tiny settings: every figure of the report is there, with what it was measured on."""
     out = tmp_path / "bench.json"
     flags = "--pair resnet8:resnet8 --methods simkd --baseline --steps 2 --warmup 1 --rounds 1 --batch_size 8"
-    command = [
-        sys.executable,
-        "scripts/bench/bench.py",
-        *flags.split(),
-        "--images",
-        "128",
-        "--threads",
-        "1",
-        "--json",
-        str(out),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    done = commands("scripts/bench/bench.py", *flags.split(), "--images", 128, "--threads", 1, "--json", out)
+    assert done.code == 0, done
     report = json.loads(out.read_text())
     assert {"command", "date", "device", "dtype", "pair", "threads", "environment", "rows", "ratios"} <= report.keys()
     assert report["environment"]["versions"]["torch"] and report["environment"]["cpu"]
@@ -79,7 +64,7 @@ def test_bench_runs_and_reports(tmp_path):
     assert {r["what"] for r in report["ratios"]} == {"overhead", "speed-up"}
     for r in report["ratios"]:
         assert r["ratio_min"] <= r["ratio"] <= r["ratio_max"] and r["ratio_without_loader"] > 0
-    assert "ours simkd" in done.stdout and "baseline simkd" in done.stdout
+    assert "ours simkd" in done.out and "baseline simkd" in done.out
 
 
 @pytest.fixture

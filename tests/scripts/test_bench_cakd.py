@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from core.protocols import UserError
+from helper import opening
 from scripts.bench import bench_cakd
 from tests.support.commands import ROOT
 
@@ -26,21 +28,23 @@ def test_limits_and_verdicts():
         bench_cakd.main(["--steps", "0"])
 
 
-@pytest.mark.slow
+SMALL = {"student": "resnet8", "teacher": "vit_micro_cifar", "size": 32, "batch_size": 2, "clock": "cpu"}
+
+
+def test_a_process_of_the_benchmark(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", ['"macs"', "1"])
+    monkeypatch.setattr(opening, "tune_allocator", lambda: None)  # these two would outlive the test
+    monkeypatch.setattr(torch.backends.mha, "set_fastpath_enabled", lambda enabled: None)
+    machine = {"threads": torch.get_num_threads(), "gpu_id": "0", "precision": "fp32"}
+    bench_cakd.serve(SMALL | machine | {"kind": "cakd paper"})
+    ready, macs, turn = map(json.loads, capsys.readouterr().out.splitlines())
+    assert ready == "ready" and macs > 0 and turn["step_s"] > 0 and turn["peak_mb"] > 0 and turn["dtype"] == "fp32"
+
+
+@pytest.mark.slow  # three processes; the quick test above is one of them
 def test_the_benchmark_runs(tmp_path):
-    argv = [
-        "--student",
-        "resnet8",
-        "--teacher",
-        "vit_micro_cifar",
-        "--size",
-        "32",
-        "--batch_size",
-        "2",
-        "--rounds",
-        "1",
-    ]
-    argv += ["--steps", "1", "--threads", "1", "--clock", "cpu"]
+    argv = [word for flag, value in SMALL.items() for word in (f"--{flag}", str(value))]
+    argv += ["--rounds", "1", "--steps", "1", "--threads", "1"]
     out = [tmp_path / "bench.json", tmp_path / "bench.md"]
     command = [sys.executable, "scripts/bench/bench_cakd.py", *argv, "--json", str(out[0]), "--markdown", str(out[1])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -1,5 +1,6 @@
 """scripts/bench/bench_hsakd.py: its baseline computes what our float32 step computes, and the command reports it."""
 
+import argparse
 import copy
 import json
 import os
@@ -69,7 +70,15 @@ def test_targets_and_verdicts():
         bench_hsakd.main(["--clock", "cpu", "--threads", "2"])
 
 
-@pytest.mark.slow
+def test_a_process_of_the_benchmark(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", ["1"])
+    args = argparse.Namespace(threads=torch.get_num_threads(), clock="cpu", gpu_id="0", batch_size=2)
+    bench_hsakd.worker("dpcd", "ours", "fp32", args)
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["step_s"] > 0 and answer["peak_mb"] > 0
+
+
+@pytest.mark.slow  # three processes; the quick test above is one of them
 def test_the_benchmark_runs(tmp_path):
     argv = ["--methods", "dpcd", "--rounds", "1", "--steps", "1", "--batch_size", "2", "--threads", "1"]
     out = [tmp_path / "bench.json", tmp_path / "bench.md"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,18 +10,9 @@ import pytest
 
 from tests.support.commands import ENV, ROOT
 
-SHORT = (
-    "--dataset",
-    "digits",
-    "--model",
-    "resnet8",
-    "--few_ratio",
-    "0.1",
-    "--batch_size",
-    "40",
-    "--tb_backend",
-    "none",
-)
+SHORT = ("--dataset", "digits", "--image_size", "16", "--model", "resnet8", "--few_ratio", "0.1", "--batch_size", "40")
+SHORT += ("--tb_backend", "none")
+SUBMIT = "scripts/slurm/submit.py"
 
 
 def rows(root):
@@ -47,6 +39,15 @@ def test_torchrun_restarts_from_the_last_checkpoint(tmp_path):
     assert done.stdout.count("at epoch 2") == 1 and [r["epoch"] for r in rows(tmp_path / "save")] == [1, 2, 3]
 
 
+def test_two_hosts_of_one_process_each(commands, tmp_path):
+    argv = (*SHORT, "--epochs", 3, "--lr_decay_epochs", "", "--save_root", tmp_path)
+    lost = commands("train_teacher.py", *argv, hosts=2, in_rank=(1, {"signals": [(6, signal.SIGKILL)]}))
+    assert lost.code == 137 and "another process of this run has ended" in lost.err, lost.err
+    assert "continuing from" in commands("train_teacher.py", *argv, hosts=2).finished().out
+    assert [r["epoch"] for r in rows(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.slow  # torchrun starts six times; the quick tests are the one above and the one of a single torchrun
 def test_two_hosts_one_of_which_dies_and_comes_back(tmp_path):
     probe = subprocess.run(["unshare", "--net", "true"], capture_output=True) if os.name == "posix" else None
     if probe is None or probe.returncode:
@@ -63,43 +64,35 @@ def test_two_hosts_one_of_which_dies_and_comes_back(tmp_path):
     assert [r["epoch"] for r in rows(tmp_path)] == list(range(1, 13))
 
 
-def submit(*argv, cwd):
-    command = [sys.executable, str(ROOT / "scripts" / "slurm" / "submit.py"), *map(str, argv)]
-    return subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=200, cwd=cwd)
-
-
-def test_a_table_as_a_job_array_on_this_machine(tmp_path):
+def test_a_table_as_a_job_array_on_this_machine(commands, tmp_path):
     pytest.importorskip("submitit", reason="needs submitit, of requirements-extra.txt")
     save = tmp_path / "save"
     line = " ".join((*SHORT, "--epochs", "1", "--save_root", str(save)))
     grid = tmp_path / "grid.txt"
     grid.write_text(f"# two trials\npython train_teacher.py {line} --trial 0\ntrain_teacher.py {line} --trial 1\n")
     argv = ("--cluster", "local", "--gpus", 0, "--logs", tmp_path / "logs", "--wait")
-    done = submit(*argv, "--grid", grid, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(rows(save)) == 2 and done.stdout.count("log in") == 2
-    table = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "make_table.py"), "--root", str(save)], env=ENV, capture_output=True
-    )
-    assert table.returncode == 0
+    done = commands(SUBMIT, *argv, "--grid", grid, cwd=tmp_path)
+    assert done.code == 0, done
+    assert len(rows(save)) == 2 and done.out.count("log in") == 2
+    commands("scripts/make_table.py", "--root", save).finished()
 
 
-def test_a_shell_script_as_a_job_gets_the_devices_of_its_node(tmp_path):
+def test_a_shell_script_as_a_job_gets_the_devices_of_its_node(commands, tmp_path):
     pytest.importorskip("submitit", reason="needs submitit, of requirements-extra.txt")
     script = tmp_path / "show.sh"
     script.write_text('echo "on $GPUS: $1" >' + str(tmp_path / "said"))
     argv = ("--cluster", "local", "--gpus", 0, "--logs", tmp_path / "logs", "--wait", "--processes", 2)
-    done = submit(*argv, "--", script, "word", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = commands(SUBMIT, *argv, "--", script, "word", cwd=tmp_path)
+    assert done.code == 0, done
     assert (tmp_path / "said").read_text() == "on 0,1: word\n"
 
 
-def test_what_slurm_cannot_run_is_refused(tmp_path):
+def test_what_slurm_cannot_run_is_refused(commands, tmp_path):
     for argv, words in (
         (("--cluster", "local"), "give one command"),
         (("--nodes", 2, "--", "scripts/video/tsm_distil.sh"), "starts the processes of one node"),
         (("--cluster", "local", "--", "no_script.py"), "must begin with a script"),
         (("--cluster", "local", "--grid", tmp_path / "none.txt"), "cannot read --grid"),
     ):
-        done = submit(*argv, cwd=tmp_path)
-        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+        done = commands(SUBMIT, *argv, cwd=tmp_path)
+        assert done.code == 2 and words in done.err and "Traceback" not in done.err, done.err

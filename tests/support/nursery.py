@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def preload() -> None:
     """Import whatever a run imports on its way. Builds nothing: threads do not survive a fork."""
     import sklearn.datasets  # noqa: F401
-    import sklearn.model_selection  # noqa: F401
+    import sklearn.model_selection
     import torch._dynamo  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
     from torch.utils import checkpoint  # noqa: F401
@@ -37,6 +37,7 @@ def preload() -> None:
     for registry in (method_dict, model_dict):
         for name in registry:
             registry[name]
+    sklearn.model_selection.train_test_split([0, 1])  # the first call of a process looks for plugins of other packages
 
 
 def die_at_fsync(count: int, tear: bool) -> None:
@@ -97,18 +98,19 @@ def planted_bug():
     raise KeyError("planted")
 
 
-def as_ranks(count: int) -> None:
-    """Go on as `count` processes of one group; whoever forked them ends the others when one has failed, as torchrun
-    does, and with its code."""
+def as_ranks(count: int, hosts: int = 1) -> None:
+    """Go on as `count` processes of one group, as if on so many hosts; whoever forked them ends the others when one has
+    failed, as torchrun does, and with its code."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    world = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    local = count // hosts
+    world = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": local, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     pids = []
     for rank in range(count):
         pid = os.fork()
         if pid == 0:
-            os.environ |= {k: str(v) for k, v in {**world, "RANK": rank, "LOCAL_RANK": rank}.items()}
+            os.environ |= {k: str(v) for k, v in {**world, "RANK": rank, "LOCAL_RANK": rank % local}.items()}
             return
         pids.append(pid)
     worst = 0
@@ -174,6 +176,7 @@ HOOKS = {
     "memory": limit_memory,
     "hang_at": lambda count: at_step(count, lambda: time.sleep(8)),
     "ranks": as_ranks,
+    "hosts": lambda count: as_ranks(count, hosts=count),
     "in_rank": lambda where: in_rank(*where),
     "env": lambda values: os.environ.update(values),
 }
