@@ -222,13 +222,14 @@ def read(config: type[C], values: Mapping[str, Any]) -> C:
     """Build the Config (or group of Configs) from parsed values; absent flags keep their defaults."""
     own = {f.name: flag_of(f).dest for f in _fields(config) if "help" in f.metadata}
     found = {name: values[dest] for name, dest in own.items() if dest in values}
-    return config(**found, **{name: read(part, values) for name, part in parts_of(config).items()})
+    parts = parts_of(config)  # type: ignore[arg-type] # mypy takes a class for not hashable
+    return config(**found, **{name: read(part, values) for name, part in parts.items()})
 
 
 def flat(config: Any) -> dict[str, Any]:
     """Flag -> value for a Config or a group of Configs; the inverse of read()."""
     own = {flag_of(f).dest: getattr(config, f.name) for f in dataclasses.fields(config) if "help" in f.metadata}
-    for name in parts_of(type(config)):
+    for name in parts_of(type(config)):  # type: ignore[arg-type] # as above
         own |= flat(getattr(config, name))
     return own
 
