@@ -132,6 +132,22 @@ def parser():
         help="loader processes per machine, for data read from disk",
     )
     parser.add_argument("--average_clips", choices=("prob", "score"), help="of several views (default: the network's)")
+    add_views(parser)
+    add_flags(parser.add_argument_group("several processes"), LAUNCH)
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="write a page of classes, confusions, worst mistakes and calibration to this file",
+        metavar="FILE",
+    )
+    parser.add_argument(
+        "--plugin", nargs="+", default=(), help="Python files that define the method or model", metavar="FILE"
+    )
+    return parser
+
+
+def add_views(parser):
     views = parser.add_argument_group("views of a video")
     views.add_argument(
         "--clips",
@@ -146,18 +162,6 @@ def parser():
         "--crop_size", type=int, action=checked(image_side), help="side of the crops (default --image_size)"
     )
     add_flags(views, AS_TRAINED)
-    add_flags(parser.add_argument_group("several processes"), LAUNCH)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
-    parser.add_argument(
-        "--report",
-        type=Path,
-        help="write a page of classes, confusions, worst mistakes and calibration to this file",
-        metavar="FILE",
-    )
-    parser.add_argument(
-        "--plugin", nargs="+", default=(), help="Python files that define the method or model", metavar="FILE"
-    )
-    return parser
 
 
 def main(argv=None):
@@ -179,6 +183,27 @@ def main(argv=None):
     distributed.in_processes(launch, args.gpu_id, argv, lambda: report(args, own_device(args.gpu_id, named=named)))
 
 
+def open_network(args, data):
+    network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
+    network = matched(network, data.classes, args.match_classes)
+    network = with_normalisation(network, args.mean, args.std, ("--mean", "--std"))
+    for notice in evaluation_notice(network, data.shapes):
+        log.info(notice)
+    return network
+
+
+def notice_doubts(network, data, acc):
+    """Whether the accuracy is that of chance, or not the recorded one."""
+    flags, shape = ("--mean", "--std", "--match_classes"), data.shapes[network.spec.input]
+    if warning := near_chance(acc, data.num_classes, network.spec, shape, flags):
+        log.info("%s", warning)
+    recorded = network.checkpoint.best_acc
+    if recorded is not None:
+        rounding = network.checkpoint.rounding
+        differs = f"  (warning: more than {rounding} apart)" if abs(recorded - acc) > rounding else ""
+        log.info("recorded in the file: %.2f in %s%s", recorded, network.checkpoint.evaluated_in, differs)
+
+
 def report(args, device):
     if (given := launch_flags(args)) and distributed.world_size() == 1:
         log.info("without effect here: %s (one process)", ", ".join(given))
@@ -193,11 +218,7 @@ def report(args, device):
         raise UserError(f"--dataset {args.dataset} is not a list of videos: leave --clips, --crops and --crop_size out")
     if data.videos and (clips := clip_settings_notice(args.path, options)):
         log.info(clips)
-    network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
-    network = matched(network, data.classes, args.match_classes)
-    network = with_normalisation(network, args.mean, args.std, ("--mean", "--std"))
-    for notice in evaluation_notice(network, data.shapes):
-        log.info(notice)
+    network = open_network(args, data)
     net = to_device(network.tapped(network.spec.branches), device).eval()
     autocast = pick_autocast(args.precision, device)
 
@@ -229,14 +250,7 @@ def report(args, device):
         log.info("each sample seen in %s, averaged by %s", ", ".join(f"{k} {v}" for k, v in given.items()), how)
     for name in network.spec.branches:  # auxiliary: of classes alone, the sum over rotations, on upright images
         log.info("%s top-1 %.2f  top-5 %.2f", name, found[name]["acc"], found[name]["acc_top5"])
-    flags, shape = ("--mean", "--std", "--match_classes"), data.shapes[network.spec.input]
-    if warning := near_chance(result["acc"], data.num_classes, network.spec, shape, flags):
-        log.info("%s", warning)
-    recorded = network.checkpoint.best_acc
-    if recorded is not None:
-        rounding = network.checkpoint.rounding
-        differs = f"  (warning: more than {rounding} apart)" if abs(recorded - result["acc"]) > rounding else ""
-        log.info("recorded in the file: %.2f in %s%s", recorded, network.checkpoint.evaluated_in, differs)
+    notice_doubts(network, data, result["acc"])
     count = deployed_count(net.model)
     log.info(
         "parameters %d (%.3f M)  MACs %.1f M per sample  %.0f img/s%s",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from core.protocols import UserError
+from core.protocols import DataSet, ModelSpec, UserError
 
 Check = Callable[[str, Any], None]  # (flag, value); raises UserError
 C = TypeVar("C")
@@ -110,6 +110,25 @@ def checked(check: Check) -> type[argparse.Action]:
 
 
 @dataclass(frozen=True)
+class Around:
+    """What decides, besides a Config itself, whether its flags have an effect in a run.
+
+    dataset, distill: as the user named them. network: the trained one. alone: the method has neither teacher nor peer.
+    own_term: it has a term besides cross-entropy and the logit KL.
+    """
+
+    dataset: str
+    data: DataSet
+    network: ModelSpec
+    distill: str
+    alone: bool
+    own_term: bool
+    stages: int
+    on_cpu: bool
+    processes: int
+
+
+@dataclass(frozen=True)
 class Config:
     """Base class of the settings of one component. heading: title of its group of flags in --help."""
 
@@ -128,6 +147,15 @@ class Config:
                 raise UserError(f"{flag} {wrong[0]} is unknown: choose from {', '.join(map(str, choices))}")
             if check is not None and value is not None:
                 check(flag, value)
+
+    def idle(self, around: Around) -> dict[str, str]:
+        """Flag -> why it has no effect in a run, whether it was given or not."""
+        return {}
+
+    @classmethod
+    def every_flag(cls, why: str) -> dict[str, str]:
+        """All flags of this Config, for idle()."""
+        return dict.fromkeys((flag.dest for flag in flags_in(cls)), why)
 
 
 def declared(config: type, name: str) -> Mapping[str, Any]:
@@ -232,6 +260,14 @@ def flat(config: Any) -> dict[str, Any]:
     for name in parts_of(type(config)):  # type: ignore[arg-type] # as above
         own |= flat(getattr(config, name))
     return own
+
+
+def idle_in(config: Any, around: Around) -> dict[str, str]:
+    """idle() of a Config, or of all Configs of a group."""
+    why = config.idle(around) if isinstance(config, Config) else {}
+    for name in parts_of(type(config)):
+        why |= idle_in(getattr(config, name), around)
+    return why
 
 
 def add_flag(parser: argparse._ActionsContainer, flag: Flag, **kwargs: Any) -> None:

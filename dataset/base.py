@@ -19,6 +19,7 @@ from core.machine import free
 from core.option import (
     NAMED,
     RESULT,
+    Around,
     Config,
     at_least,
     flags_in,
@@ -66,6 +67,13 @@ class SourceConfig(Config):
         check=few_workers,
     )
 
+    def idle(self, around: Around) -> dict[str, str]:
+        data = around.data
+        why = {} if data.streamed or data.videos else {"num_workers": f"{around.dataset} is held on the device"}
+        return why | (
+            {} if data.name in ("folder", "imagenet") else {"val_dir": f"{around.dataset} is no tree of images"}
+        )
+
 
 @dataclass(frozen=True)
 class StreamConfig(Config):
@@ -100,6 +108,23 @@ class StreamConfig(Config):
         1, "copies of each drawn sample in an epoch", check=at_least(1, 100), role=RESULT
     )
 
+    def idle(self, around: Around) -> dict[str, str]:
+        data = around.data
+        why: dict[str, str] = {}
+        if not data.streamed:
+            flags = ("dali", "classes_subset", "random_erase", "repeated_augmentation")
+            why = dict.fromkeys(flags, f"{around.dataset} is held on the device")
+            if "image" in data.shapes and data.name not in ("folder", "tinyimagenet"):  # decoded when they are opened
+                why["skip_corrupt"] = why["dali"]
+        numbers = ("augment_ops", "augment_magnitude")
+        if "image" not in data.shapes:
+            return why | dict.fromkeys(("augment", *numbers), f"{data.name} holds no images")
+        if self.augment != "randaugment":
+            why |= dict.fromkeys(numbers, "--augment is not randaugment")
+            if not data.streamed:
+                why["augment"] = f"{data.name} is held on the device, where only randaugment works"
+        return why
+
 
 @dataclass(frozen=True)
 class RecordingConfig(Config):
@@ -120,6 +145,10 @@ class RecordingConfig(Config):
     clip_cache: str | None = option(
         "./cache/clips", "folder for decoded frames of videos; None: memory", metavar="FOLDER"
     )
+
+    def idle(self, around: Around) -> dict[str, str]:
+        images = "image" in around.data.shapes
+        return self.every_flag(f"{around.dataset} holds no action recordings") if images else {}
 
 
 @dataclass(frozen=True)
@@ -167,6 +196,9 @@ class VideoConfig(Config):
         False, "seek to the key frame before a wanted frame instead of decoding all frames; the pixels are the same"
     )
 
+    def idle(self, around: Around) -> dict[str, str]:
+        return {} if around.data.videos else self.every_flag(f"{around.dataset} is not a list of videos")
+
 
 def _inside(flag: str, value: float) -> None:
     if not 0 < value < 1:
@@ -200,6 +232,9 @@ class UnlabelledConfig(Config):
         choices=("knn", "linear"),
         role=RESULT,
     )
+
+    def idle(self, around: Around) -> dict[str, str]:
+        return {} if self.unlabelled else {"label_ratio": "there is no --unlabelled"}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core.log import log
-from core.protocols import Batch, Context, Features, ModelSpec, Progress, Side, TeacherSource, UserError
+from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, TeacherSource, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined, CombinedConfig, common_weights
@@ -234,32 +234,26 @@ def attach(
     cls, cfg = configured(method, settings)
     if cls.teacher_mode != "absent" and teacher is None:
         raise UserError(f"{method} needs a second network: pass it as the teacher")
-    taps = taps or {}
     networks = {"student": student}
     if teacher is not None and cls.teacher_mode != "absent":
         networks["teacher"] = teacher
-    specs = {name: spec_of(net, sample, taps.get(name, {}), pixels) for name, net in networks.items()}
+    specs = {name: spec_of(net, sample, (taps or {}).get(name, {}), pixels) for name, net in networks.items()}
     spec_s, spec_t = specs["student"], specs.get("teacher")
     needs = union_of_needs(cls, cfg, spec_s, spec_t)
-    if needs.full_batches and batch_size is None:
-        raise UserError(f"{method} needs batches of one size: pass batch_size=, and drop the last, smaller batch")
-    if any(stage.by_index for stage in members_of(cls, cfg)) and train_labels is None:
-        raise UserError(f"{method} stores every sample: pass train_labels=, the classes [N] of the training set")
-    s_net = TappedNet(student, spec_s, needs.student)
-    t_net = None if spec_t is None or teacher is None else TappedNet(teacher, spec_t, needs.teacher)
+    refuse_missing(method, members_of(cls, cfg), needs, batch_size, train_labels)
     device = next(student.parameters()).device
-    s_net.to(device)  # mean and std of the normalisation
+    s_net = TappedNet(student, spec_s, needs.student).to(device)  # mean and std of the normalisation
     side_s = run_once(s_net, sample)
     classes = side_s.shapes["logits"][-1]
     if num_classes not in (None, classes):
         raise UserError(f"num_classes is {num_classes}, but the student has {classes} outputs")
-    source, side_t = None, None
-    if t_net is not None:
-        t_net.to(device)
-        transform = teacher_transform if cls.teacher_mode == "frozen" else None
-        side_t = run_once(t_net, sample, transform)
+    source = peer = side_t = None
+    if spec_t is not None and teacher is not None:
+        t_net = TappedNet(teacher, spec_t, needs.teacher).to(device)
+        frozen = cls.teacher_mode == "frozen"
+        side_t = run_once(t_net, sample, teacher_transform if frozen else None)
         check_classes(side_t, classes, method)
-        source = FrozenTeacher(t_net, transform) if cls.teacher_mode == "frozen" else None
+        source, peer = (FrozenTeacher(t_net, teacher_transform), None) if frozen else (None, t_net)
     seed = torch.initial_seed() % 2**63
     labels = torch.zeros(1, dtype=torch.int64) if train_labels is None else train_labels
     context = Context(
@@ -272,21 +266,33 @@ def attach(
         init_rng=torch.Generator().manual_seed(seed),
         rng=torch.Generator(device).manual_seed(seed + 1),
     )
-    peer = t_net if cls.teacher_mode == "trained" else None
 
     def stage_of(stage: type[Distiller], previous: Distiller | None, following: Sequence[Any]) -> Task:
         built = stage(cfg, dataclasses.replace(context, previous=previous)).to(device)
-        if built.parts():
-            raise UserError(
-                f"{method} needs separate gradients of the parts of its loss and its own optimiser, which a "
-                "loop around one loss cannot do: train it with train_student.py"
-            )
+        refuse_parts(built, method)
         trained = Trained(s_net, peer, built)
         objective = Objective(trained, source, needs_of(stage, cfg, spec_s, spec_t).teacher)
         return Task(trained, objective, following, context.rng).train()
 
     first, *later = (partial(stage_of, stage) for stage in chain_of(cls))
     return first(None, later)
+
+
+def refuse_missing(
+    method: str, members: Sequence[type[Distiller]], needs: Needs, batch_size: int | None, train_labels: Tensor | None
+) -> None:
+    if needs.full_batches and batch_size is None:
+        raise UserError(f"{method} needs batches of one size: pass batch_size=, and drop the last, smaller batch")
+    if any(member.by_index for member in members) and train_labels is None:
+        raise UserError(f"{method} stores every sample: pass train_labels=, the classes [N] of the training set")
+
+
+def refuse_parts(built: Distiller, method: str) -> None:
+    if built.parts():
+        raise UserError(
+            f"{method} needs separate gradients of the parts of its loss and its own optimiser, which a "
+            "loop around one loss cannot do: train it with train_student.py"
+        )
 
 
 def members_of(cls: type[Distiller], cfg: Any) -> list[type[Distiller]]:

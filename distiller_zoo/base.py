@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.option import NAMED, RESULT, Config, not_negative, option, positive
+from core.option import NAMED, RESULT, Around, Config, not_negative, option, positive
 from core.protocols import (
     Batch,
     Context,
@@ -72,6 +72,13 @@ class LabelLossConfig(Config):
         choices=("none", "balanced"),
         role=RESULT,
     )
+
+    def idle(self, around: Around) -> dict[str, str]:
+        labels = around.data.train_labels
+        counts = labels[labels >= 0].bincount(minlength=around.data.num_classes)
+        if self.class_weight != "balanced" or len(counts.unique()) > 1:
+            return {}
+        return {"class_weight": f"every class of {around.dataset} has {int(counts[0])} samples"}
 
 
 @dataclass(frozen=True)
@@ -150,6 +157,12 @@ class LossConfig(Config):
         super().__post_init__()
         if self.logit_stand and self.norm_kd:
             raise UserError("--logit_stand and --norm_kd both set the scale of the logits: give one of them")
+
+    def idle(self, around: Around) -> dict[str, str]:
+        why = {} if around.own_term else {"beta": f"--distill {around.distill} has no term of its own"}
+        if around.alone:
+            return why | dict.fromkeys(("div", "kd_T"), f"--distill {around.distill} uses no teacher")
+        return why if self.div else why | {"kd_T": "the logit KL has weight 0"}
 
 
 # those of them that every logit loss reads

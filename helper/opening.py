@@ -17,10 +17,10 @@ from core import machine
 from core.files import remember, remembered
 from core.log import log
 from core.machine import usable_cores
-from core.option import flags_in
+from core.option import Around, idle_in
 from core.protocols import Batch, DataSet, Loader, ModelSpec, TeacherSource, UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions, VideoConfig
+from dataset.base import DataOptions
 from dataset.images.unlabelled import UnlabelledData, with_unlabelled
 from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import Distiller
@@ -41,29 +41,17 @@ from helper.networks.load import (
     with_normalisation,
 )
 from helper.networks.teacher_cache import (
-    CacheConfig,
     CachedTeacher,
     cache_key,
     cache_layout,
-    idle_cache_flags,
     not_kept,
     refuse_new_answers,
 )
-from helper.networks.teacher_sources import SharedTeacher, TeacherConfig, keep_dropout
+from helper.networks.teacher_sources import SharedTeacher, keep_dropout
 from helper.options.settings import Settings
 from helper.training.schedule import parse_decay_epochs
 from models import model_for
 from models._common import with_drop_path
-
-# flags only for data that is decoded while it is read
-STREAMED = ("dali", "classes_subset", "skip_corrupt", "random_erase", "repeated_augmentation")
-
-
-AUGMENT = ("augment", "augment_ops", "augment_magnitude")
-
-
-# flags only for action recordings
-RECORDINGS = ("modality", "modality_s", "modality_t", "data_split", "num_segments", "window", "clip_cache")
 
 
 @dataclass(frozen=True)
@@ -281,17 +269,6 @@ def augmented(settings: Settings, data: DataSet) -> bool:
     return settings.data.stream.augment == "randaugment" and "image" in data.shapes and not data.streamed
 
 
-def augment_without_effect(settings: Settings, data: DataSet) -> dict[str, str]:
-    """Flag -> why, of AUGMENT."""
-    kind = settings.data.stream.augment
-    if "image" not in data.shapes:
-        return dict.fromkeys(AUGMENT, f"{data.name} holds no images")
-    if kind == "randaugment":
-        return {}
-    why = {} if data.streamed else {"augment": f"{data.name} is held on the device, where only randaugment works"}
-    return why | dict.fromkeys(AUGMENT[1:], "--augment is not randaugment")
-
-
 def with_idle_flags(settings: Settings, data: DataSet, device: torch.device, has_teacher: bool) -> Settings:
     """The settings, naming the given flags that have no effect in this run; the log lists them in one line."""
     why = idle_flags(settings, data, device)
@@ -308,58 +285,21 @@ def with_idle_flags(settings: Settings, data: DataSet, device: torch.device, has
 
 
 def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[str, str]:
-    """Flag -> why it has no effect in this run, whether it was given or not."""
-    distill, alone = settings.distill, settings.method.teacher_mode == "absent"
-    dataset = settings.data.source.dataset
-    why: dict[str, str] = {}
-    if not data.streamed:
-        why = dict.fromkeys(("num_workers", *STREAMED), f"{dataset} is held on the device")
-    if data.name in ("folder", "tinyimagenet"):  # decoded once, when they are opened
-        why.pop("skip_corrupt", None)
-    if data.name not in ("folder", "imagenet"):
-        why["val_dir"] = f"{dataset} is no tree of images"
-    why |= augment_without_effect(settings, data)
-    if not data.videos:
-        why |= {f.dest: f"{dataset} is not a list of videos" for f in flags_in(VideoConfig)}
-    else:
-        why.pop("num_workers", None)
-    if distributed.world_size() == 1:
-        why["multiprocessing_distributed"] = "one process is enough for one device"
-        why |= dict.fromkeys(
-            ("dist_url", "dist_backend", "world_size", "rank", "dist_timeout", "sync_bn", "log_all_ranks"),
-            "one process",
-        )
-    if "image" in data.shapes:
-        why |= dict.fromkeys(RECORDINGS, f"{dataset} holds no action recordings")
-    else:
-        why.pop("skip_corrupt", None)
-    if len(chain_of(settings.method)) == 1:
-        why["init_epochs"] = f"--distill {distill} has no first stage"
-    if alone:
-        of_a_teacher = (f.dest for config in (TeacherConfig, CacheConfig) for f in flags_in(config))
-        why |= dict.fromkeys((*of_a_teacher, "div", "kd_T"), f"--distill {distill} uses no teacher")
-        del why["path_t"]  # which another student of the process may use
-    elif not settings.loss.div:
-        why["kd_T"] = "the logit KL has weight 0"
-    why = idle_cache_flags(settings.cache, device) | why
-    if settings.machine.kernels.compile == "none":
-        why["compile_parts"] = "nothing is compiled"
-    if settings.teacher.teacher_probe is not None:
-        why["match_classes"] = "--teacher_probe replaces the classifier"
-    if settings.data.unlabelled.unlabelled is None:
-        why["label_ratio"] = "there is no --unlabelled"
-    if len(settings.teacher.path_t or ()) < 2:
-        why["teacher_weight"] = "there is no ensemble to weigh"
-    if (rate := settings.network.drop_path) and with_drop_path(network_of(settings, data), rate) is None:
-        why["drop_path"] = f"{settings.model} has no residual branch that can be skipped"
-        if "drop_path" not in settings.given:
-            log.info("--protocol modern: no drop path, as %s", why["drop_path"])
-    if settings.method.terms is Distiller.terms:
-        why["beta"] = f"--distill {distill} has no term of its own"
-    labels = data.train_labels
-    counts = labels[labels >= 0].bincount(minlength=data.num_classes)
-    if settings.configs.labels.class_weight == "balanced" and len(counts.unique()) == 1:
-        why["class_weight"] = f"every class of {dataset} has {int(counts[0])} samples"
+    """Flag -> why it has no effect in this run, whether it was given or not; every Config says it of its flags."""
+    around = Around(
+        dataset=settings.data.source.dataset,
+        data=data,
+        network=network_of(settings, data),
+        distill=settings.distill,
+        alone=settings.method.teacher_mode == "absent",
+        own_term=settings.method.terms is not Distiller.terms,
+        stages=len(chain_of(settings.method)),
+        on_cpu=device.type == "cpu",
+        processes=distributed.world_size(),
+    )
+    why = idle_in(settings.configs, around)
+    if "drop_path" in why and "drop_path" not in settings.given:
+        log.info("--protocol modern: no drop path, as %s", why["drop_path"])
     return why
 
 

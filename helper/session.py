@@ -53,7 +53,6 @@ from helper.runs.trackers import Reports, require_tracker
 from helper.training.optim import optimizer
 from helper.training.resume import LastState, chosen_state, state_to_resume
 from helper.training.run import Lanes, TrainingRun, summary, train
-from helper.training.schedule import make_schedule
 from helper.training.stages import Stage, StagePlan, build_stages
 from helper.training.step import StepSetup
 
@@ -185,7 +184,7 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
     described = describe(settings, data, teacher, opened.hardware)
     run = build_run(settings, opened, folder, student, source, described["identity"], needs.full_batches)
     if (transforms := getattr(first.step.student.model, "transform_input", None)) is not None:
-        run.describe = {**run.describe, "transform_input": transforms}
+        run.meta = {**run.meta, "transform_input": transforms}
     refuse_idle(settings, first, run.steps)
     shorter = folder_of(before_extension(settings), teacher_name) if settings.run.extend is not None else None
     alone = len(opened.lanes) == 1
@@ -203,13 +202,13 @@ def build_chain(
     training, hardware, seed = settings.training, opened.hardware, seed_of(settings)
     seed_everything(seed)  # a student's initial weights must not depend on what was built before it
     return build_stages(
-        settings.method,
-        settings.config,
-        student,
-        teacher,
-        opened.data,
-        StepSetup(
-            optimizer(training.optim, training.schedule.learning_rate, hardware.kernels.fused_optimizer),
+        method=settings.method,
+        cfg=settings.config,
+        student=student,
+        teacher=teacher,
+        data=opened.data,
+        setup=StepSetup(
+            make_optimizer=optimizer(training.optim, training.schedule.learning_rate, hardware.kernels.fused_optimizer),
             device=hardware.device,
             autocast=hardware.autocast,
             accumulate=training.loop.accumulate,
@@ -218,13 +217,13 @@ def build_chain(
             ema=training.ema,
             quantize=training.quantize,
         ),
-        StagePlan(
+        plan=StagePlan(
             batch_size=training.loop.batch_size // distributed.world_size(),
             epochs=training.schedule.epochs,
             init_epochs=training.schedule.init_epochs,
             seed=seed,
         ),
-        source,
+        source=source,
     )
 
 
@@ -260,12 +259,13 @@ def build_run(
 ) -> TrainingRun:
     data, loader = opened.data, opened.loader
     return TrainingRun(
-        folder,
-        data,
-        opened.hardware.device,
-        schedule=make_schedule(settings.training.schedule),
-        open_writer=partial(event_writer, settings.run.tb_backend if machine.is_main() else "none", folder.tensorboard),
-        describe={
+        folder=folder,
+        data=data,
+        loader=loader,
+        test_loader=opened.test_loader,
+        hardware=opened.hardware,
+        training=settings.training,
+        meta={
             "arch": student.name,
             "num_classes": data.num_classes,
             "classes": list(map(str, data.classes)),
@@ -276,14 +276,11 @@ def build_run(
             "shapes": {k: list(shape) for k, shape in data.shapes.items() if k == "image"},
             **data.described,
         },
-        cfg=settings.training.loop,
-        loader=loader,
-        test_loader=opened.test_loader,
         identity=identity,
-        full_batches=full_batches,
+        open_writer=partial(event_writer, settings.run.tb_backend if machine.is_main() else "none", folder.tensorboard),
         after_epoch=partial(end_of_epoch, [part.end_epoch for part in (source, loader) if part is not None]),
+        full_batches=full_batches,
         shown=settings is opened.lanes[0] and machine.is_main(),
-        autocast=opened.hardware.autocast,
         probe=eval_probe(data, opened.hardware.device),
     )
 

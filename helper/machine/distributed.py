@@ -32,7 +32,7 @@ from torch import nn
 
 from core.log import log_to_file
 from core.machine import is_main, launched, local_world_size
-from core.option import RESULT, Config, at_least, check_range, flags_in, option
+from core.option import RESULT, Around, Config, at_least, check_range, flags_in, option
 from core.protocols import UserError
 from helper.machine.heartbeat import Heartbeat
 
@@ -54,6 +54,11 @@ class LaunchConfig(Config):
         check=lambda flag, value: check_range(flag, value, above=0),
     )
 
+    def idle(self, around: Around) -> dict[str, str]:
+        if around.processes > 1:
+            return {}
+        return self.every_flag("one process") | {"multiprocessing_distributed": "one process is enough for one device"}
+
 
 @dataclass(frozen=True)
 class RanksConfig(Config):
@@ -63,6 +68,9 @@ class RanksConfig(Config):
 
     sync_bn: bool = option(False, "compute batch-norm statistics over all processes (CUDA only)", role=RESULT)
     log_all_ranks: bool = option(False, "write one log file per process: log_rank1.txt and so on")
+
+    def idle(self, around: Around) -> dict[str, str]:
+        return {} if around.processes > 1 else self.every_flag("one process")
 
 
 LAUNCH = flags_in(LaunchConfig)

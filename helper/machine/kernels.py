@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from core.log import log
-from core.option import Config, option
+from core.option import Around, Config, option
 from core.protocols import Features, UserError
 from core.taps import TappedNet
 
@@ -52,6 +52,9 @@ class KernelConfig(Config):
         "auto", "channels-last memory order of images and weights; auto: on", choices=("auto", "on", "off")
     )
     fused_optimizer: str = option("auto", "run SGD as one kernel; auto: on", choices=("auto", "on", "off"))
+
+    def idle(self, around: Around) -> dict[str, str]:
+        return {"compile_parts": "nothing is compiled"} if self.compile == "none" else {}
 
 
 @dataclass(frozen=True)

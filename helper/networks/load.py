@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from core.log import log
-from core.option import NAMED, RESULT, Config, option, share
+from core.option import NAMED, RESULT, Around, Config, option, share
 from core.protocols import Context, ModelSpec, Side, Tap, TeacherSource, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
@@ -25,6 +25,7 @@ from helper.machine.kernels import PLAIN, Kernels
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher, SeveralTeachers
 from models import model_dict, model_in, without_heads
+from models._common import with_drop_path
 from models._hub import is_folder
 from models.external import input_options
 
@@ -49,6 +50,15 @@ class StartConfig(Config):
         check=share,
         role=RESULT,
     )
+
+    def idle(self, around: Around) -> dict[str, str]:
+        why = {}
+        if "image" in around.data.shapes:
+            flags = ("modality", "modality_s", "modality_t")
+            why = dict.fromkeys(flags, f"{around.dataset} holds no action recordings")
+        if self.drop_path and with_drop_path(around.network, self.drop_path) is None:
+            why["drop_path"] = f"{around.network.name} has no residual branch that can be skipped"
+        return why
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from core.files import make_folder, read_json, remember, row_checksums
 from core.log import log, progress
 from core.machine import free
-from core.option import Config, option
+from core.option import Around, Config, option
 from core.protocols import Batch, DataSet, Features, FullSet, TeacherSource, UserError
 
 CACHEABLE = ("logits", "pooled")  # taps of one vector per view; maps are hundreds of times larger
@@ -45,12 +45,12 @@ class CacheConfig(Config):
     )
     rebuild_cache: bool = option(False, "replace the content of --teacher_cache")
 
-
-def idle_cache_flags(cfg: CacheConfig, device: torch.device) -> dict[str, str]:
-    """Flag -> why it has no effect."""
-    if not cfg.teacher_cache:
-        return dict.fromkeys(("cache_pooled", "cache_device", "rebuild_cache"), "there is no --teacher_cache")
-    return {"cache_device": "the cache is mapped into memory"} if device.type == "cpu" else {}
+    def idle(self, around: Around) -> dict[str, str]:
+        if around.alone:
+            return self.every_flag(f"--distill {around.distill} uses no teacher")
+        if not self.teacher_cache:
+            return dict.fromkeys(("cache_pooled", "cache_device", "rebuild_cache"), "there is no --teacher_cache")
+        return {"cache_device": "the cache is mapped into memory"} if around.on_cpu else {}
 
 
 def refuse_new_answers(several: bool, dropout: float, mixes: bool) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from core.option import RESULT, Config, at_least, option
+from core.option import RESULT, Around, Config, at_least, option
 from core.protocols import Batch, Features, TeacherSource, UserError
 from core.taps import TappedNet
 from helper.machine.kernels import PLAIN, Kernels, folded, maybe_compiled, with_cast_weights
@@ -71,6 +71,15 @@ class TeacherConfig(Config):
         "keep the teacher's dropout and drop path active, as MMRazor does (batch norm is in eval mode)",
         role=RESULT,
     )
+
+    def idle(self, around: Around) -> dict[str, str]:
+        why = {} if len(self.path_t or ()) > 1 else {"teacher_weight": "there is no ensemble to weigh"}
+        if self.teacher_probe is not None:
+            why["match_classes"] = "--teacher_probe replaces the classifier"
+        if around.alone:
+            why = self.every_flag(f"--distill {around.distill} uses no teacher") | why
+            del why["path_t"]  # which another student of the process may use
+        return why
 
 
 class LiveTeacher(TeacherSource):

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -22,6 +22,7 @@ from core.taps import TappedNet
 from helper.evaluation.evaluate import TestBatches, evaluate
 from helper.evaluation.metrics import Meter
 from helper.machine import distributed
+from helper.machine.kernels import Hardware
 from helper.machine.lane_memory import LaneMemory, kept_by
 from helper.machine.seeding import rng_state, set_rng_state
 from helper.machine.stopper import Interrupted, Stopper
@@ -30,8 +31,8 @@ from helper.runs.folder import RunFolder
 from helper.runs.progress import ProgressLine
 from helper.runs.trackers import Reports
 from helper.training.resume import LastState, Reached, apply_last, write_last
-from helper.training.schedule import undiminished
-from helper.training.stages import LoopConfig, Stage, describe_method
+from helper.training.schedule import make_schedule, undiminished
+from helper.training.stages import Stage, TrainingConfig, describe_method
 
 
 def all_finite(module: nn.Module) -> bool:
@@ -65,44 +66,42 @@ def train(lanes: Lanes, loader: Loader) -> None:
         raise lanes.stopped[0]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class TrainingRun:
     """The training of one run; it writes checkpoints, rows and event files.
 
     Call start(), then for every epoch start_epoch(), train_step() for its batches and finish_epoch(), until it has
     `ended`; always call close(). `place` is the next epoch.
 
-    schedule: epoch -> learning rate of the final stage; earlier stages have its initial rate, without warm-up, or a
-        rate of their own.
     open_writer: opens empty event files; rows of earlier sessions are written into them again.
-    describe: the meta of every checkpoint (arch, num_classes, dataset).
+    meta: what every checkpoint says of the run (arch, num_classes, dataset); the method adds its part.
     identity: the settings that a state to resume from must share.
     loader, test_loader: shared by all runs of the process. log: logger of the run.
-    shown: whether progress is shown.
+    full_batches: the method reads whole batches only. shown: whether progress is shown.
     after_epoch: called before an epoch's row is written; returns entries for the row.
-    autocast: dtype of the forward pass in training; None: float32.
+    reports: to a tracker of experiments.
     probe: evaluates the student's features, where its images have no labels: (student, autocast) -> as evaluate().
     """
 
     folder: RunFolder
     data: DataSet
-    device: torch.device
-    schedule: Callable[[int], float]
-    open_writer: Callable[[], Writer]
-    describe: Mapping[str, Any]
-    cfg: LoopConfig
     loader: Loader
     test_loader: TestBatches
-    identity: Mapping[str, Any] = field(default_factory=dict)
-    full_batches: bool = False
+    hardware: Hardware
+    training: TrainingConfig
+    meta: Mapping[str, Any]
+    identity: Mapping[str, Any]
+    open_writer: Callable[[], Writer]
     after_epoch: Callable[[], Mapping[str, Any]] = dict
-    log: logging.Logger = log
+    full_batches: bool = False
     shown: bool = True
-    autocast: torch.dtype | None = None
-    reports: Reports | None = None  # to a tracker of experiments
+    log: logging.Logger = log
+    reports: Reports | None = None
     probe: Callable[[TappedNet, torch.dtype | None], dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
+        self.device, self.cfg = self.hardware.device, self.training.loop
+        self.schedule = make_schedule(self.training.schedule)
         self.reached = Reached()
         self.ended, self.rng = False, rng_state()
         steps = (
@@ -117,7 +116,7 @@ class TrainingRun:
         self.writer: Writer | None = None
 
     def rate(self, stage: Stage, epoch: int) -> float:
-        """The learning rate of an epoch of a stage."""
+        """The learning rate of an epoch: of an earlier stage its own, or the schedule's initial one without warm-up."""
         if stage.constant_lr is not None:
             return stage.constant_lr
         return self.schedule(epoch) if stage.final else undiminished(self.schedule)
@@ -136,7 +135,7 @@ class TrainingRun:
         # the state restores the networks, which hold the results of earlier stages
         self.stage = next(stage for stage in stages if stage.index >= done[0])
         if state is not None:
-            apply_last(state, self.stage, self.reached, self.meter, self._meta(), self.log)
+            apply_last(state, self.stage, self.reached, self.meter, self._whole_meta(), self.log)
         elif self.stage.step.method.prepares_teacher:
             self._prepare_teacher()
         self._move_to(done[1] + 1, 0 if state is None else state["step"])
@@ -241,7 +240,7 @@ class TrainingRun:
 
     def _eval_autocast(self, epoch: int) -> torch.dtype | None:
         exact = self.cfg.eval_precision == "fp32" or (self.cfg.eval_precision == "auto" and epoch == self.stage.epochs)
-        return None if exact else self.autocast
+        return None if exact else self.hardware.autocast
 
     def _validate(self, stage: Stage, autocast: torch.dtype | None) -> dict[str, float]:
         distributed.share_statistics(stage.step.trained)
@@ -294,16 +293,16 @@ class TrainingRun:
             f"A lower --learning_rate, a lower -b{advice} or --precision fp32 usually helps"
         )
 
-    def _meta(self) -> dict[str, Any]:
+    def _whole_meta(self) -> dict[str, Any]:
         method = self.stage.step.method
-        return {**self.describe, **describe_method(method, method.cfg, self.stage.teacher)}
+        return {**self.meta, **describe_method(method, method.cfg, self.stage.teacher)}
 
     def _save_best(self, row: Mapping[str, Any], epoch: int) -> None:
         self.reached.best_acc, self.reached.best_epoch = row["test_acc"], epoch
         if not machine.is_main():
             return
         self.log.info("saving the best model!")
-        meta = self._meta() | {"evaluated_in": "bf16" if self._eval_autocast(epoch) else "fp32"}
+        meta = self._whole_meta() | {"evaluated_in": "bf16" if self._eval_autocast(epoch) else "fp32"}
         content = {"epoch": epoch, **self.stage.step.deployed_state(), "best_acc": self.reached.best_acc, "meta": meta}
         atomic_save(content, self.folder.best)
         atomic_write_json(
@@ -321,7 +320,7 @@ class TrainingRun:
             step=step,
             meter=self.meter,
             identity=self.identity,
-            meta=self._meta(),
+            meta=self._whole_meta(),
         )
 
     def _stop(self, number: int, where: str) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from core.option import RESULT, Config, at_least, option, positive
+from core.option import RESULT, Around, Config, at_least, option, positive
 from core.protocols import UserError
 
 Schedule = Callable[[int], float]
@@ -46,6 +46,9 @@ class ScheduleConfig(Config):
     warmup_start: float = option(
         0.01, "initial learning rate of the warm-up, as a share of --learning_rate", role=RESULT
     )
+
+    def idle(self, around: Around) -> dict[str, str]:
+        return {} if around.stages > 1 else {"init_epochs": f"--distill {around.distill} has no first stage"}
 
 
 @dataclass(frozen=True)
