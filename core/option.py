@@ -219,12 +219,18 @@ def _flag(f: dataclasses.Field[Any], prefix: str, choices: tuple[Any, ...] | Non
     return Flag(names, f.default, meta["help"], kind, choices, meta["role"], nargs, meta["check"], meta["metavar"])
 
 
-@functools.cache  # to evaluate the annotations takes longer than all else that parsing does
+_PARTS: dict[type, Mapping[str, type]] = {}  # evaluating annotations takes longer than the rest of parsing
+
+
 def parts_of(config: type) -> Mapping[str, type]:
     """Field name -> Config class, for the fields of a dataclass that are Configs or groups of Configs."""
-    hints = typing.get_type_hints(config)
-    fields = ((f.name, hints[f.name]) for f in dataclasses.fields(config))
-    return {name: kind for name, kind in fields if dataclasses.is_dataclass(kind) and isinstance(kind, type)}
+    if config not in _PARTS:
+        hints = typing.get_type_hints(config)
+        fields = ((f.name, hints[f.name]) for f in dataclasses.fields(config))
+        _PARTS[config] = {
+            name: kind for name, kind in fields if dataclasses.is_dataclass(kind) and isinstance(kind, type)
+        }
+    return _PARTS[config]
 
 
 def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
@@ -250,14 +256,13 @@ def read(config: type[C], values: Mapping[str, Any]) -> C:
     """Build the Config (or group of Configs) from parsed values; absent flags keep their defaults."""
     own = {f.name: flag_of(f).dest for f in _fields(config) if "help" in f.metadata}
     found = {name: values[dest] for name, dest in own.items() if dest in values}
-    parts = parts_of(config)  # type: ignore[arg-type] # mypy takes a class for not hashable
-    return config(**found, **{name: read(part, values) for name, part in parts.items()})
+    return config(**found, **{name: read(part, values) for name, part in parts_of(config).items()})
 
 
 def flat(config: Any) -> dict[str, Any]:
     """Flag -> value for a Config or a group of Configs; the inverse of read()."""
     own = {flag_of(f).dest: getattr(config, f.name) for f in dataclasses.fields(config) if "help" in f.metadata}
-    for name in parts_of(type(config)):  # type: ignore[arg-type] # as above
+    for name in parts_of(type(config)):
         own |= flat(getattr(config, name))
     return own
 

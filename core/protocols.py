@@ -356,6 +356,17 @@ class FullSet:
     positions: Tensor | None
 
 
+@dataclass(frozen=True)
+class Batching:
+    """How an epoch becomes batches. batch_size counts the samples of all ranks; the order depends on (seed, epoch)."""
+
+    batch_size: int
+    seed: int
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+
 class DataSet(ABC):
     """One data set with its split and labels; it makes its loaders.
 
@@ -398,7 +409,6 @@ class DataSet(ABC):
     def described(self) -> Mapping[str, Any]:
         return {}
 
-    @abstractmethod
     def train_loader(
         self,
         batch_size: int,
@@ -408,7 +418,14 @@ class DataSet(ABC):
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
-    ) -> Loader: ...
+    ) -> Loader:
+        """Shuffled batches. batch_size counts the samples of all ranks; UserError if it exceeds N or the ranks do not
+        divide it."""
+        return self.shuffled(Batching(batch_size, seed, drop_last, rank, world_size), device)
+
+    @abstractmethod
+    def shuffled(self, batching: Batching, device: torch.device) -> Loader:
+        """What train_loader() returns."""
 
     @abstractmethod
     def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> Loader: ...

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.protocols import Batch, Loader, UserError
+from core.protocols import Batch, Batching, Loader, UserError
 
 
 def generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
@@ -58,47 +58,42 @@ class Plan:
     """
 
     count: int
-    batch_size: int
-    seed: int
-    drop_last: bool = False
-    rank: int = 0
-    world_size: int = 1
+    batching: Batching
     repeats: int = 1
     what: str = "images"
 
     def __post_init__(self) -> None:
-        assert 0 <= self.rank < self.world_size, f"rank {self.rank} of {self.world_size}"
-        if not 1 <= self.batch_size <= self.count:
+        size, ranks = self.batching.batch_size, self.batching.world_size
+        assert 0 <= self.batching.rank < ranks, f"rank {self.batching.rank} of {ranks}"
+        if not 1 <= size <= self.count:
             raise UserError(
-                f"batch_size is {self.batch_size}, but the training set has {self.count} {self.what}; "
+                f"batch_size is {size}, but the training set has {self.count} {self.what}; "
                 f"give a batch_size between 1 and {self.count}"
             )
-        if self.batch_size % self.world_size:
-            raise UserError(
-                f"batch_size {self.batch_size} cannot be divided among {self.world_size} processes; "
-                f"give a multiple of {self.world_size}"
-            )
+        if size % ranks:
+            raise UserError(f"batch_size {size} cannot be divided among {ranks} processes; give a multiple of {ranks}")
 
     @property
     def steps(self) -> int:
-        whole, left = divmod(self.count, self.batch_size)
-        return whole + (0 if self.drop_last or left < self.world_size else 1)
+        whole, left = divmod(self.count, self.batching.batch_size)
+        return whole + (0 if self.batching.drop_last or left < self.batching.world_size else 1)
 
     def order(self, epoch: int) -> Tensor:
         """[count] int64: the sample at every position of the epoch."""
-        order = torch.randperm(self.count, generator=generator("order", self.seed, epoch))
+        order = torch.randperm(self.count, generator=generator("order", self.batching.seed, epoch))
         if self.repeats > 1:
             order = order[: -(-self.count // self.repeats)].repeat_interleave(self.repeats)[: self.count]
         return order
 
     def places_of(self, step: int) -> range:
         """The positions in the epoch of this process's part of a batch."""
-        first = step * self.batch_size
-        size = min(self.batch_size, self.count - first) // self.world_size
-        return range(first + self.rank * size, first + (self.rank + 1) * size)
+        whole, rank = self.batching.batch_size, self.batching.rank
+        first = step * whole
+        size = min(whole, self.count - first) // self.batching.world_size
+        return range(first + rank * size, first + (rank + 1) * size)
 
     def places(self, epoch: int, start_step: int) -> list[list[Place]]:
         """This process's (position, seed of the view) in every batch from start_step on."""
-        seeds = torch.randint(2**62, (self.count,), generator=generator("view", self.seed, epoch)).tolist()
+        seeds = torch.randint(2**62, (self.count,), generator=generator("view", self.batching.seed, epoch)).tolist()
         order = self.order(epoch).tolist()
         return [[(order[at], seeds[at]) for at in self.places_of(step)] for step in range(start_step, self.steps)]

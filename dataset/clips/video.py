@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils import data as torch_data
 
 from core.log import log
-from core.protocols import Batch, DataSet, UserError
+from core.protocols import Batch, Batching, DataSet, UserError
 from dataset.base import DataOptions, VideoConfig, few, hold_out
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import UnreadableError
@@ -212,29 +212,19 @@ class VideoData(DataSet):
             digest.update(f"{e.source.path.name} {size} {e.label}\n".encode())
         return digest.hexdigest()[:16]
 
-    def train_loader(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        device: torch.device,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> ClipLoader:
-        """batch_size counts the clips of all ranks together."""
-        plan = Plan(len(self.train), batch_size, seed, drop_last, rank, world_size, what="clips")
+    def shuffled(self, batching: Batching, device: torch.device) -> ClipLoader:
+        plan = Plan(len(self.train), batching, what="clips")
 
-        def batches(epoch: int) -> list[list[tuple[int, int]]]:
+        def places(epoch: int) -> list[list[tuple[int, int]]]:
             order = plan.order(epoch).tolist()
             return [[(place, order[place]) for place in plan.places_of(step)] for step in range(plan.steps)]
 
         def view(epoch: int, entry: Entry, place: int) -> tuple[Tensor, int]:
-            return self.settings.train_view(self.reader, entry, np.random.default_rng([seed, epoch, place]))
+            return self.settings.train_view(self.reader, entry, np.random.default_rng([batching.seed, epoch, place]))
 
         skip = "replace" if self.options.stream.skip_corrupt else None
         reading = Reading(1, self.settings.num_segments, skip, self.options.num_workers)
-        return ClipLoader(self.train, view, batches, reading, device)
+        return ClipLoader(self.train, view, places, reading, device)
 
     @staticmethod
     def clip_views(**chosen: Any) -> TestViews:

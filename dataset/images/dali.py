@@ -150,7 +150,7 @@ class DaliLoader(PositionedLoader):
         flat = [position for batch in mine[start:] for position in batch]
         size = len(mine[0])
         paths = [str(self.files.root / self.files.paths[position]) for position in flat]
-        text = f"dali {self.plan.seed} {self.epoch} {self.plan.rank} {start}"
+        text = f"dali {self.plan.batching.seed} {self.epoch} {self.plan.batching.rank} {start}"
         seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") % 2**31
         built = pipeline(paths, flat, size, self.size, seed, self.kind, self.device, self.threads)
         todo = mine[start:]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from core.protocols import Batch, DataSet, Loader, UserError
+from core.protocols import Batch, Batching, DataSet, Loader, UserError
 from dataset.base import DataOptions, few, hold_out, seeded
 from dataset.images.files import (
     Files,
@@ -279,22 +279,9 @@ class StreamedData(DataSet):
     def test_checksum(self) -> str:
         return self.val.checksum
 
-    def train_loader(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        device: torch.device,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> Loader:
-        """batch_size counts the samples of all ranks; UserError if it exceeds N or cannot be divided among the
-        ranks."""
+    def shuffled(self, batching: Batching, device: torch.device) -> Loader:
         options = self.options
-        plan = Plan(
-            len(self.train), batch_size, seed, drop_last, rank, world_size, options.stream.repeated_augmentation
-        )
+        plan = Plan(len(self.train), batching, options.stream.repeated_augmentation)
         if options.stream.dali:
             from dataset.images.dali import DaliLoader
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.protocols import Batch, DataSet, FullSet, UserError
+from core.protocols import Batch, Batching, DataSet, FullSet, UserError
 from dataset.base import DataOptions, Split, few, hold_out
 from dataset.order import Plan, PositionedLoader, generator
 
@@ -71,7 +71,9 @@ class TrainLoader(PositionedLoader):
         count, device = len(self.labels), self.labels.device
         shifts = 2 * self.pad + 1
         order = self.plan.order(epoch)
-        crops = torch.randint(shifts * shifts * 2, (count,), generator=generator("crop", self.plan.seed, epoch))
+        crops = torch.randint(
+            shifts * shifts * 2, (count,), generator=generator("crop", self.plan.batching.seed, epoch)
+        )
         if not self.flips:
             crops -= crops % 2
         self.order, self.crops, self._drawn = order.to(device), crops.to(device), epoch
@@ -178,19 +180,8 @@ class ResidentData(DataSet):
         """Any pixel views of training images, on the device of `index`: float32 [B, C, H, W], as in the loader."""
         return view(self.on("train", index.device)[0], index, crop, self.pad)
 
-    def train_loader(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        device: torch.device,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> TrainLoader:
-        """batch_size counts the samples of all ranks; UserError if it exceeds N or cannot be divided among the
-        ranks."""
-        plan = Plan(len(self.train_labels), batch_size, seed, drop_last, rank, world_size)
+    def shuffled(self, batching: Batching, device: torch.device) -> TrainLoader:
+        plan = Plan(len(self.train_labels), batching)
         positions = None if self.full is None else self.full.positions
         return TrainLoader(*self.on("train", device), self.pad, self.flips, plan, positions)
 

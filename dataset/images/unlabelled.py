@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.protocols import Batch, DataSet, FullSet, Loader, UserError
+from core.protocols import Batch, Batching, DataSet, FullSet, Loader, UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions, Split, UnlabelledConfig, check_memory
 from dataset.clips.video import VideoData
@@ -68,8 +68,8 @@ class UnlabelledData(ResidentData):
         other.classes, other.num_classes = tuple(classes), len(classes)
         return other
 
-    def train_loader(self, batch_size: int, **how: Any) -> TrainLoader:
-        loader = super().train_loader(batch_size, **how)
+    def shuffled(self, batching: Batching, device: torch.device) -> TrainLoader:
+        loader = super().shuffled(batching, device)
         loader.labelled = 0
         return loader
 
@@ -136,25 +136,17 @@ class SemiLabelled(DataSet):
     def described(self) -> Mapping[str, Any]:
         return self._labelled.described
 
-    def train_loader(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        device: torch.device,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> Loader:
+    def shuffled(self, batching: Batching, device: torch.device) -> Loader:
         """Every batch is full, so drop_last changes nothing."""
+        batch_size, world_size = batching.batch_size, batching.world_size
         share = batch_size // world_size
         if share < 2:
             raise UserError(f"--batch_size {batch_size} is too small for samples with and without labels: raise it")
         with_labels = min(max(round(share * self.ratio), 1), share - 1) * world_size
-        how: dict[str, Any] = {"device": device, "drop_last": True, "rank": rank, "world_size": world_size}
+        full = replace(batching, batch_size=with_labels, drop_last=True)
         return SemiLoader(
-            self._labelled.train_loader(with_labels, seed=seed, **how),
-            self.others.train_loader(batch_size - with_labels, seed=seed, **how),
+            self._labelled.shuffled(full, device),
+            self.others.shuffled(replace(full, batch_size=batch_size - with_labels), device),
             len(self._labelled.train_labels),
             self.num_crops,
             self._labelled.full,

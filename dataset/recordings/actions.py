@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.protocols import Batch, DataSet, UserError
+from core.protocols import Batch, Batching, DataSet, UserError
 from dataset.base import DataOptions
 from dataset.clips.clip_transforms import centre_box, crop_boxes, render, to_input
 from dataset.clips.decode import ClipSource
@@ -154,19 +154,8 @@ class ActionData(DataSet):
         mirror = mirror and sample.label in self.layout.mirrored
         return render(chosen, range(len(picked)), area, self.options.side, mirror)
 
-    def train_loader(
-        self,
-        batch_size: int,
-        *,
-        seed: int,
-        device: torch.device,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> ActionTrainLoader:
-        """batch_size counts the samples of all ranks; UserError if it exceeds N or cannot be divided among the
-        ranks."""
-        plan = Plan(len(self.train), batch_size, seed, drop_last, rank, world_size, what="recordings")
+    def shuffled(self, batching: Batching, device: torch.device) -> ActionTrainLoader:
+        plan = Plan(len(self.train), batching, what="recordings")
         return ActionTrainLoader(self, plan, device)
 
     def test_loader(
@@ -193,7 +182,7 @@ class ActionTrainLoader(PositionedLoader):
         super().set_epoch(epoch, start_step)
         self.order = self.plan.order(epoch)
         numbers = self.data.options.num_segments + 2
-        draws = torch.rand(self.plan.count, numbers, generator=generator("clip", self.plan.seed, epoch))
+        draws = torch.rand(self.plan.count, numbers, generator=generator("clip", self.plan.batching.seed, epoch))
         self.draws = draws.tolist()
 
     def clip(self, place: int) -> Tensor:
