@@ -10,7 +10,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from core.protocols import DataSet, ModelSpec, UserError
 
@@ -233,10 +233,6 @@ def parts_of(config: type) -> Mapping[str, type]:
     return _PARTS[config]
 
 
-def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(config)
-
-
 def flags_in(config: type) -> tuple[Flag, ...]:
     """The flags of a Config, or of all Configs of a group."""
     own = tuple(flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata)
@@ -254,7 +250,7 @@ def refuse_absurd(flags: Iterable[Flag], values: Mapping[str, Any]) -> None:
 
 def read(config: type[C], values: Mapping[str, Any]) -> C:
     """Build the Config (or group of Configs) from parsed values; absent flags keep their defaults."""
-    own = {f.name: flag_of(f).dest for f in _fields(config) if "help" in f.metadata}
+    own = {f.name: flag_of(f).dest for f in dataclasses.fields(cast(Any, config)) if "help" in f.metadata}
     found = {name: values[dest] for name, dest in own.items() if dest in values}
     return config(**found, **{name: read(part, values) for name, part in parts_of(config).items()})
 

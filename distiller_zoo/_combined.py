@@ -125,7 +125,7 @@ class Combined(Distiller):
             batch = m.prepare(batch)
         return batch
 
-    def rows(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
+    def frames_as_views(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
         return s, t, batch  # each member has its own
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
@@ -136,7 +136,7 @@ class Combined(Distiller):
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         terms: Terms = {}
         for m in self.each():
-            terms.update(m.terms(*m.rows(s, t, batch), progress))
+            terms.update(m.terms(*m.frames_as_views(s, t, batch), progress))
         return terms
 
     def weights(self, progress: Progress) -> dict[str, float]:

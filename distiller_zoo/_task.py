@@ -226,7 +226,7 @@ class Objective:
     ) -> Terms:
         """weights: the present ones; a compiled graph must not compute them, as it would keep those of one epoch."""
         weights = self.method.weights(progress) if weights is None else weights
-        own = self.method.terms(*self.method.rows(s, t, batch), progress)
+        own = self.method.terms(*self.method.frames_as_views(s, t, batch), progress)
         return {**self.method.common_terms(s, t, batch, weights), **own}
 
     def features(self, batch: Batch) -> tuple[Features, Features]:

@@ -7,7 +7,7 @@
 | prepare | change the batch: rotations, second views, a view for the teacher only | unchanged |
 | deployment | layers on top of the student that evaluation and export keep | none |
 | connect | all other projections with parameters; runs inside the root that DDP, compile and autocast wrap | none |
-| rows | which rows of the logits `terms` compares: clips, or frames | clips |
+| frames_as_views | which rows of the logits `terms` compares: clips, or frames | clips |
 | row_weights | weight of each row in a logit loss | equal |
 | div_rows | values of `div`, row by row | the KL |
 | terms | named, unweighted float32 scalars; owns no parameters | none |
@@ -366,7 +366,7 @@ class Distiller(nn.Module):
         """[R] values of div before row_weights(), if they are not kl_rows(); z_s, z_t: raw logits [R, K]."""
         return None
 
-    def rows(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
+    def frames_as_views(self, s: Features, t: Features, batch: Batch) -> tuple[Features, Features, Batch]:
         """The features for `terms`. With --frame_logits a method that reads logits gets those of the T frames of a clip
         as views, [B*T, K]."""
         if not (self.cfg.frame_logits and self.reads_logits):

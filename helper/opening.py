@@ -34,8 +34,8 @@ from helper.networks.head_probe import with_probe
 from helper.networks.headless import load_teacher, refuse_headless, with_view
 from helper.networks.load import (
     Network,
+    ensemble_of,
     evaluation_notice,
-    joined,
     position_notice,
     started_from,
     with_normalisation,
@@ -44,8 +44,8 @@ from helper.networks.teacher_cache import (
     CachedTeacher,
     cache_key,
     cache_layout,
-    not_kept,
-    refuse_new_answers,
+    refuse_what_changes_per_batch,
+    taps_outside_cache,
 )
 from helper.networks.teacher_sources import SharedTeacher, keep_dropout
 from helper.options.settings import Settings
@@ -187,7 +187,7 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
     if settings.teacher_probe is not None:
         folder = Path(lanes[0].run.save_root) / "teacher_probes"
         networks = [with_probe(n, settings.teacher_probe, data, folder, device) for n in networks]
-    teacher = joined(networks, weights, all(lane.method.several_teachers for lane in wanting))
+    teacher = ensemble_of(networks, weights, all(lane.method.several_teachers for lane in wanting))
     for lane in wanting:
         refuse_headless(teacher, lane.distill, lane.method, lane.config)
     return teacher
@@ -360,12 +360,12 @@ def shared_source(
     def shared(source: TeacherSource) -> TeacherSource:
         return source if len(needs) == 1 else SharedTeacher(source, taps)
 
-    kept = cfg.teacher_cache is not None and not lanes[0].run.dry_run
+    wants_cache = cfg.teacher_cache is not None and not lanes[0].run.dry_run
     if cfg.teacher_cache is not None:
-        refuse_new_answers(
+        refuse_what_changes_per_batch(
             teacher.by_features, dropout, bool(mixing.mixup or mixing.cutmix) or augmented(lanes[0], data)
         )
-    if not kept or not_kept(cfg, taps, teacher.spec.headless):
+    if not wants_cache or taps_outside_cache(cfg, taps, teacher.spec.headless):
         loop = lanes[0].training.loop
         full = -(-loop.batch_size // distributed.world_size() // loop.accumulate)
         source = teacher.source(net, device, autocast, kernels, full)

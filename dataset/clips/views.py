@@ -21,9 +21,6 @@ SIDE = 224
 SHORT_SIDE = 256  # for a crop of 224
 
 
-CROPS = ("multiscale13", "multiscale5", "resized", "centre")
-
-
 @dataclass(frozen=True)
 class ClipSettings:
     """How a clip becomes a network's input.

@@ -127,7 +127,7 @@ def check_backend(backend: str | None, processes: int) -> str:
 
 
 @contextlib.contextmanager
-def joined(backend: str | None, timeout: float, advice: str = "") -> Iterator[None]:
+def process_group(backend: str | None, timeout: float, advice: str = "") -> Iterator[None]:
     """Inside, the processes of the launcher form one group. UserError if the address is taken or nothing listens there.
 
     advice: what to do if another process is lost, see lost_ranks().
@@ -342,7 +342,7 @@ def in_processes(
         if code := launch(wanted, argv, asked.dist_timeout):
             raise SystemExit(code)
         return
-    with joined(asked.dist_backend, asked.dist_timeout, advice):
+    with process_group(asked.dist_backend, asked.dist_timeout, advice):
         work()
 
 

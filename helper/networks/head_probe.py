@@ -59,7 +59,7 @@ def logistic(
     return layer, mean, std, int(optimizer.state[layer.weight]["n_iter"])
 
 
-def linear_head(x: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+def fit_linear_head(x: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Weight [K, D] and bias [K] of logistic() for raw features."""
     layer, mean, std, _ = logistic(x, y, num_classes, ITERATIONS, WEIGHT_DECAY)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def means_head(x: Tensor, y: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     return 2 * scale * means, -scale * means.square().sum(1)
 
 
-HEADS = {"linear": linear_head, "means": means_head}
+HEADS = {"linear": fit_linear_head, "means": means_head}
 
 
 @torch.no_grad()

@@ -256,7 +256,7 @@ class Network:
         return dataclasses.replace(side, shapes={**side.shapes, **others})
 
 
-def joined(networks: Sequence[Network], weights: tuple[float, ...] | None, by_features: bool) -> Network:
+def ensemble_of(networks: Sequence[Network], weights: tuple[float, ...] | None, by_features: bool) -> Network:
     """Several teachers joined: only their logits, or also their features; then the whole has logits only if all have a
     classifier."""
     first, by_features = networks[0], by_features and len(networks) > 1

@@ -53,7 +53,7 @@ class CacheConfig(Config):
         return {"cache_device": "the cache is mapped into memory"} if around.on_cpu else {}
 
 
-def refuse_new_answers(several: bool, dropout: float, mixes: bool) -> None:
+def refuse_what_changes_per_batch(several: bool, dropout: float, mixes: bool) -> None:
     """UserError where a teacher's answer is not one per view: several teachers, its dropout, mixed images."""
     if several:
         raise UserError(
@@ -71,7 +71,7 @@ def refuse_new_answers(several: bool, dropout: float, mixes: bool) -> None:
         )
 
 
-def not_kept(cfg: CacheConfig, taps: Sequence[str], headless: bool) -> list[str]:
+def taps_outside_cache(cfg: CacheConfig, taps: Sequence[str], headless: bool) -> list[str]:
     """The taps that a cache does not keep, so that the teacher runs for them; the log names them."""
     kept = ("pooled",) if headless else ("logits", "pooled") if cfg.cache_pooled else ("logits",)
     deeper = [tap for tap in taps if tap not in kept]
@@ -90,10 +90,10 @@ def cache_layout(
     if data.num_crops is None:
         raise UserError(f"--teacher_cache needs data with crop-and-flip views, but {data.name} has none: leave it out")
     whole = data.full or FullSet(data.checksum, len(data.train_labels), None)
-    return whole, CacheLayout(whole.count, data.num_crops, *widths(source, data, device, taps), whole.positions)
+    return whole, CacheLayout(whole.count, data.num_crops, *feature_widths(source, data, device, taps), whole.positions)
 
 
-def widths(
+def feature_widths(
     source: TeacherSource, data: DataSet, device: torch.device, taps: Sequence[str]
 ) -> tuple[int, torch.dtype, tuple[int, torch.dtype] | None]:
     """(K, dtype) of the logits and (D, dtype) of the pooled feature, found by a batch of noise."""
@@ -129,7 +129,7 @@ def cache_key(
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Inside, other processes that open the same cache wait, if folders can be locked."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
@@ -274,7 +274,7 @@ def _raw(rows: Tensor) -> np.ndarray:
     return rows.contiguous().view(torch.uint8).numpy()
 
 
-def given(values: Tensor) -> Tensor:
+def as_float32(values: Tensor) -> Tensor:
     """Rows that were stored in half precision, converted to float32 for methods; other rows unchanged."""
     return values.float() if values.dtype == torch.float16 else values
 
@@ -329,7 +329,7 @@ class CachedTeacher(TeacherSource):
         kept |= {} if layout.pooled is None else {"pooled": layout.pooled}
         self.stores = {k: Store(self.folder, k, layout.samples * layout.views, *v) for k, v in kept.items()}
         make_folder(self.folder, "teacher cache")
-        with alone(self.folder):
+        with locked(self.folder):
             self._open_folder(rebuild)
             resident = device.type != "cpu" and self._resident(device, cfg.cache_device)
             for store in self.stores.values():
@@ -403,14 +403,14 @@ class CachedTeacher(TeacherSource):
         index = batch.index if self.positions is None else self.positions[batch.index]
         rows = index * self.num_views + batch.crop
         if not len(missing):
-            return {name: given(store.read(rows)) for name, store in wanted.items()}
+            return {name: as_float32(store.read(rows)) for name, store in wanted.items()}
         return self._fill(batch, rows, torch.from_numpy(missing), wanted)
 
     def _fill(self, batch: Batch, rows: Tensor, missing: Tensor, wanted: Mapping[str, Store]) -> Features:
         """Run the teacher on the views at the positions `missing` [M], store its output, and join all rows."""
         assert batch.view_id is not None
         whole, view_id = len(missing) == len(batch), batch.view_id
-        out = {} if whole else {name: given(store.read(rows)) for name, store in wanted.items()}
+        out = {} if whole else {name: as_float32(store.read(rows)) for name, store in wanted.items()}
         if not whole:
             positions = (missing.pin_memory() if rows.is_cuda else missing).to(rows.device, non_blocking=True)
             inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
@@ -423,17 +423,14 @@ class CachedTeacher(TeacherSource):
             values = answer[name].detach().to(store.dtype)
             store.write(view_id, rows, values)
             if whole:
-                out[name] = given(values)
+                out[name] = as_float32(values)
             else:
-                out[name][positions] = given(values)
+                out[name][positions] = as_float32(values)
         return out
 
-    def flush(self) -> None:
-        """Write rows that were filled on an accelerator to disk; once per epoch."""
+    def end_epoch(self) -> dict[str, float]:
+        """Write rows that were filled on an accelerator to disk. Returns the share of samples that the cache answered
+        since the start, for the epoch's row."""
         for store in self.stores.values():
             store.flush()
-
-    def end_epoch(self) -> dict[str, float]:
-        """Flush; the share of samples answered from the cache since the start goes into metrics.jsonl."""
-        self.flush()
         return {"cache_hit_rate": self.hits / max(self.asked, 1)}

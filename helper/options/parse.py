@@ -152,7 +152,7 @@ def parse_students(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Se
         [_settings(given, trial, student, distill, argv) for student, distill in lanes] for trial in given.trials()
     ]
     if print_config:
-        print(_config_of(given, trials), end="")
+        print(_config_file_text(given, trials), end="")
         raise SystemExit(0)
     return trials
 
@@ -222,7 +222,7 @@ def _settings(given: _Given, trial: str, student: str | None, distill: str, argv
     return dataclasses.replace(resolved, command=list(argv), label=label)
 
 
-def _config_of(given: _Given, trials: Sequence[Sequence[Settings]]) -> str:
+def _config_file_text(given: _Given, trials: Sequence[Sequence[Settings]]) -> str:
     """The output of --print_config: the given settings, and all others that the students of all trials share."""
     every = [settings for lanes in trials for settings in lanes]
     first = every[0]

@@ -44,11 +44,6 @@ class StepSetup:
     wrap: Callable[[nn.Module], nn.Module] = distributed.ddp
 
 
-def entries_of(method: Distiller) -> dict[str, dict[str, Tensor]]:
-    """Checkpoint entry -> state, for the deployed layers of a method."""
-    return {} if (deployment := method.deployment()) is None else deployment.entries()
-
-
 @dataclass(frozen=True)
 class StepResult:
     loss: Tensor  # weighted sum of the main phase, mean over the batch
@@ -185,7 +180,9 @@ class DistillStep:
     def deployed_state(self) -> dict[str, Any]:
         """The deployed modules' state for a checkpoint; a copy of the moving average, if there is one."""
         with self.averaged():
-            state = {"model": self.student.model.state_dict(), **entries_of(self.method)}
+            state: dict[str, Any] = {"model": self.student.model.state_dict()}
+            if (deployment := self.method.deployment()) is not None:
+                state |= deployment.entries()
             if self.peer is not None:
                 state["peer"] = self.peer.model.state_dict()
             return state if self.ema is None else copy.deepcopy(state)

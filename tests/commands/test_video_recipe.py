@@ -332,4 +332,4 @@ def test_value_of_a_method_is_untouched_without_frames():
     cls = method_dict["dist"]
     method = cls(cls.Config(), None)
     s, t = {"logits": rand((4, 5), 0)}, {"logits": rand((4, 5), 1)}
-    assert method.rows(s, t, None) == (s, t, None)
+    assert method.frames_as_views(s, t, None) == (s, t, None)

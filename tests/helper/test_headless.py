@@ -13,9 +13,9 @@ from PIL import Image
 from core.protocols import Published, UserError
 from core.taps import TappedNet
 from distiller_zoo import method_dict
-from helper.networks.head_probe import linear_head, means_head
+from helper.networks.head_probe import fit_linear_head, means_head
 from helper.networks.headless import load_teacher, with_view
-from helper.networks.load import Network, joined
+from helper.networks.load import Network, ensemble_of
 from models import model_dict
 from models._imagenet_names import places
 from tests.support import hub
@@ -162,7 +162,7 @@ def test_each_teacher_has_a_projector():
     """The loss of two is the mean of what each alone would give; logits are those of the ensemble."""
     data = ToyData(image=(3, 32, 32), num_classes=5)
     teachers = [network(model_dict[name], 5) for name in ("resnet8", "resnet8x4")]
-    two = joined(teachers, (0.25, 0.75), by_features=True)
+    two = ensemble_of(teachers, (0.25, 0.75), by_features=True)
     cfg = method_dict["embed"].Config(cls=0.0)
     step = make_step(method_dict["embed"], cfg, model_dict["resnet8"], lambda: two, data, B)
     step.train()
@@ -256,7 +256,7 @@ def test_heads_find_classes_that_are_apart():
     g = torch.Generator().manual_seed(0)
     centres, y = 3 * torch.randn(5, 8, generator=g), torch.arange(200) % 5
     x = centres[y] + torch.randn(200, 8, generator=g)
-    for fit in (linear_head, means_head):
+    for fit in (fit_linear_head, means_head):
         weight, bias = fit(x, y, 5)
         assert ((x @ weight.T + bias).argmax(1) == y).float().mean() > 0.95
 

@@ -19,7 +19,7 @@ from core.taps import TappedNet
 from helper.machine import lane_memory
 from helper.networks import teacher_cache as under_test
 from helper.networks.checkpoint import load_file
-from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, alone, cache_key, widths
+from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, cache_key, feature_widths, locked
 from helper.networks.teacher_sources import LiveTeacher
 from helper.options.parse import parse_students
 from tests.support.commands import ROOT
@@ -411,7 +411,7 @@ def test_processes_open_a_cache_one_after_the_other(tmp_path):
     opened = []
     other = threading.Thread(target=lambda: opened.append(cache(tmp_path / "c", teacher="u")))
     (tmp_path / "c").mkdir()
-    with alone(tmp_path / "c"):
+    with locked(tmp_path / "c"):
         other.start()
         other.join(0.2)
         assert not opened
@@ -447,7 +447,7 @@ def test_rows_are_kept_as_the_teacher_answers():
     spec = dataclasses.replace(cnn(4), taps={}, feats=())
     for wrap, dtype in ((torch.nn.Sequential, torch.bfloat16), (Exact, torch.float32)):
         net = TappedNet(wrap(spec(num_classes=K)), spec)
-        found = widths(LiveTeacher(net, torch.bfloat16), ToyData(), torch.device("cpu"), ())
+        found = feature_widths(LiveTeacher(net, torch.bfloat16), ToyData(), torch.device("cpu"), ())
         assert found == (K, dtype, None)
 
 

@@ -106,7 +106,7 @@ def main():
     global reduced
     out, steps, *norms = sys.argv[1:]
     torch.set_num_threads(1)
-    with distributed.joined("gloo", 50):
+    with distributed.process_group("gloo", 50):
         for norm in norms:
             reduced = 0
             torch.save(train(norm, int(steps), 1 + (norm == "accumulated")), f"{out}.{norm}.{machine.rank()}")

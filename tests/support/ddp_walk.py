@@ -17,7 +17,7 @@ import torch.distributed as dist  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from distiller_zoo._task import chain_of  # noqa: E402
-from helper.machine.distributed import ddp, joined  # noqa: E402
+from helper.machine.distributed import ddp, process_group  # noqa: E402
 from tests.support.cases import ALL  # noqa: E402
 from tests.support.contract import PROGRESS, make_step, parameters_vector, plain_sgd  # noqa: E402
 from tests.support.tasks import CASES, PLACE, attached, first_of  # noqa: E402
@@ -71,7 +71,7 @@ def walk_task(case: str, rank: int) -> list[str]:
 def main() -> None:
     torch.set_num_threads(1)
     wanted = sys.argv[1:] or list(ALL)
-    with joined("gloo", 200):
+    with process_group("gloo", 200):
         rank = dist.get_rank()
         problems = [
             p for case in wanted for i in (*range(len(chain_of(ALL[case][0])) - 1), -1) for p in walk(case, rank, i)
