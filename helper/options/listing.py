@@ -145,8 +145,8 @@ def bare(spec: ModelSpec, num_classes: int, want: Sequence[str] = ()) -> TappedN
 def counts() -> dict[str, dict[str, list[Any]]]:
     """The content of listing.json: what count_model() and count_method() find."""
     return {
-        "models": {m.name: [m.parameters, m.macs] for m in models(recount=True)},
-        "methods": {m.name: [m.taps, m.deployed, m.trained, list(m.found)] for m in methods(recount=True)},
+        "models": {m.name: [m.parameters, m.macs] for m in models(True)},
+        "methods": {m.name: [m.taps, m.deployed, m.trained, list(m.found)] for m in methods(True)},
     }
 
 

@@ -4,7 +4,6 @@ import functools
 import json
 import signal
 import socket
-import time
 
 import pytest
 import torch
@@ -138,10 +137,9 @@ def test_a_run_goes_on_with_another_number_of_processes(crd, commands, tmp_path)
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_stops_the_other(commands, victim, tmp_path):
-    started = time.monotonic()
     argv = (*TEACHER, "--epochs", 500, "--save_root", tmp_path, "--print_freq", 1)
     done = commands("train_teacher.py", *argv, ranks=2, in_rank=(victim, {"signals": [(5, signal.SIGKILL)]}))
-    assert done.code == 137 and time.monotonic() - started < 60
+    assert done.code == 137 and len(rows(the_run(tmp_path, "teachers"))) == 1  # the other went no further
     assert "another process of this run has ended" in done.err and "Traceback" not in done.err, done.err
 
 
@@ -152,8 +150,17 @@ def test_a_process_that_hangs_stops_the_other(commands, tmp_path):
     assert "Traceback" not in done.err
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("where", [{"signals": [(5, signal.SIGSTOP)]}, {"evaluation_signal": signal.SIGSTOP}])
+IN_EPOCH, IN_EVALUATION = {"signals": [(5, signal.SIGSTOP)]}, {"evaluation_signal": signal.SIGSTOP}
+
+
+@pytest.mark.parametrize(
+    ("victim", "where"),
+    [
+        (0, IN_EPOCH),
+        (1, IN_EVALUATION),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in ((1, IN_EPOCH), (0, IN_EVALUATION))),
+    ],
+)
 def test_a_process_that_is_stopped_is_noticed_wherever_it_is(commands, victim, where, tmp_path):
     """In mid-epoch and in evaluation, where a collective of the control group would wait for two hours."""
     argv = (*TEACHER, "--epochs", 500, "--max_steps", 8, "--save_root", tmp_path, "--dist_timeout", 8)

@@ -2,9 +2,9 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -36,9 +36,11 @@ def test_help_imports_no_torch(script, flag):
 
 
 def test_help_takes_less_than_a_second():
-    started = time.monotonic()
+    """Of the processor: what else the machine does stays out."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     answer("train_student.py", "--help")
-    assert time.monotonic() - started < 1
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 def test_short_and_long():

@@ -16,7 +16,7 @@ from tests.support.commands import DIGITS
 DEADLINE = 60  # seconds until something that must happen counts as not happening
 # memory banks, class means of the teacher, a projector, two generators, momentum, and a last batch that is smaller
 SETTINGS = ["--distill", "crd+simkd+kdpp", "-c", 1, "-d", 1, "--nce_k", 32, "--batch_size", 60, "--few_ratio", 0.1]
-SETTINGS += ["--epochs", 6, "--lr_decay_epochs", 4, "--tb_backend", "none"]
+SETTINGS += ["--epochs", 6, "--lr_decay_epochs", 4, "--learning_rate", 0.01, "--tb_backend", "none"]
 STEPS, EPOCHS = 3, 6
 
 
@@ -190,7 +190,7 @@ def test_resume_from_a_path(commands, teacher, reference, tmp_path):
     assert len(rows_of(run.folder)) == 3, "the run it came from is as it was"
 
     other = Run(commands, teacher, tmp_path / "third", "--resume", last, "--learning_rate", 0.1)
-    other.go().refused("learning_rate was 0.05, is 0.1")
+    other.go().refused("learning_rate was 0.01, is 0.1")
     assert not (tmp_path / "third").exists()
     missing = Run(commands, teacher, tmp_path / "third", "--resume", tmp_path / "none.pth")
     missing.go().refused("none.pth")

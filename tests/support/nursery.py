@@ -99,8 +99,8 @@ def planted_bug():
 
 
 def as_ranks(count: int, hosts: int = 1) -> None:
-    """Go on as `count` processes of one group, as if on so many hosts; whoever forked them ends the others when one has
-    failed, as torchrun does, and with its code."""
+    """Go on as `count` processes of one group, as if on so many hosts. Whoever forked them ends the others a while
+    after one has failed, as torchrun does, and with its code."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -121,6 +121,12 @@ def as_ranks(count: int, hosts: int = 1) -> None:
         code = os.waitstatus_to_exitcode(status)
         if code and not worst:
             worst = code if code > 0 else 128 - code
+            deadline = time.monotonic() + 2  # to notice it by themselves, and to say so
+            while pids and time.monotonic() < deadline:
+                if (pid := os.waitpid(-1, os.WNOHANG)[0]) == 0:
+                    time.sleep(0.01)
+                else:
+                    pids.remove(pid)
             for other in pids:
                 os.kill(other, signal.SIGTERM)
                 os.kill(other, signal.SIGCONT)
