@@ -141,7 +141,7 @@ class LossConfig(Config):
     )
     frame_logits: bool = option(
         False,
-        "compare the scores of every frame instead of the clip in logit losses",
+        "in logit losses, compare the scores of every frame instead of those of the clip",
         role=RESULT,
         flag="--frame_logits",
     )

@@ -187,8 +187,10 @@ class CAKD(Distiller):
             "terms to train with: gl, gl+pca, gl+pca+mv (the ablation)",
             choices=("gl", "gl+pca", "gl+pca+mv"),
         )
-        stage: str = option("auto", "stage map of the student; auto: the one nearest to stride 16")
-        replace: float = option(0.5, "paper: share of the entries of Q, K, V that are the teacher's", check=probability)
+        stage: str = option("auto", "stage map of the student; auto: the one nearest to stride 16", metavar="STAGE")
+        replace: float = option(
+            0.5, "paper: share of the entries of Q, K, V that are replaced with the teacher's", check=probability
+        )
         dropout: float = option(
             0.1, "paper: dropout of the group-wise linear projector", check=within(least=0, most=0.99)
         )

@@ -72,7 +72,9 @@ class DPCD(WithHeads):
     @dataclass(frozen=True)
     class Config(WithHeads.Config):
         div: float = 0.0
-        temperature: float = option(3.0, "temperature of path 1; published 1 for ImageNet", "--dpcd_T", check=positive)
+        temperature: float = option(
+            3.0, "temperature of the teacher's path; published 1 for ImageNet", "--dpcd_T", check=positive
+        )
         base: float = option(
             6.0, "beta before confidence changes it; published 0.5 for ImageNet", "--dpcd_beta", check=not_negative
         )
@@ -82,17 +84,27 @@ class DPCD(WithHeads):
             "--dpcd_beta_min",
             check=not_negative,
         )
-        most: float = option(8.0, "largest beta; in the same notes 8, 10 and 4", "--dpcd_beta_max")
+        most: float = option(
+            8.0,
+            "largest beta; published notes: 8 for vgg and wrn, 10 for resnet32x4 and ResNet50, 4 for resnet56",
+            "--dpcd_beta_max",
+        )
         ramp: int = option(
-            20, "epochs over which the weight of path 1 rises from 0; 0 for none", "--dpcd_ramp", check=not_negative
+            20,
+            "epochs over which the weight of the teacher's path rises from 0; 0 for none",
+            "--dpcd_ramp",
+            check=not_negative,
         )
         history: int = option(2000, "number of stored confidences; published 20000 for ImageNet", "--dpcd_history")
         tiers: tuple[int, ...] = option(
             (200, 500), "the two steps at which the next tiers of tau begin", "--dpcd_tiers"
         )
-        ced_T: float = option(3.0, "temperature of path 2", "--dpcd_ced_T", check=positive)  # noqa: N815 (paper letter)
+        ced_T: float = option(3.0, "temperature of the path among the heads", "--dpcd_ced_T", check=positive)  # noqa: N815 (paper letter)
         ced_nckd: float = option(
-            8.0, "weight of the non-target part of path 2; 2 for ImageNet", "--dpcd_ced_beta", check=not_negative
+            8.0,
+            "weight of the non-target part of the path among the heads; published 2 for ImageNet",
+            "--dpcd_ced_beta",
+            check=not_negative,
         )
         detach: bool = option(False, "stop every gradient into the teaching head", "--dpcd_detach")
         as_published: bool = option(

@@ -86,7 +86,7 @@ class FCFD(Distiller):
         paths: int = option(2, "number of mixed networks per step", "--fcfd_paths", check=within(least=1))
         warmup: int = option(
             20,
-            "epochs over which the weight of the maps rises from 0; 5 on ImageNet",
+            "epochs over which the weight of the maps rises from 0; published 5 on ImageNet",
             "--fcfd_warmup",
             check=not_negative,
         )

@@ -210,7 +210,9 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
         help="folder of the search (default save/tune, here)",
         metavar="FOLDER",
     )
-    parser.add_argument("--seed", type=int, action=checked(at_least(0, 2**32 - 1)), default=0, help="of the search")
+    parser.add_argument(
+        "--seed", type=int, action=checked(at_least(0, 2**32 - 1)), default=0, help="random seed of the search"
+    )
     args = parser.parse_args(normalised(argv))
     if args.val_fraction == 1:
         raise UserError("--val_fraction 1 leaves nothing to train on: give less")
