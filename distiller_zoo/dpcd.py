@@ -1,8 +1,8 @@
-"""DPCD (wsh081, code 2025): decoupled KD weighted by the teacher's confidence, and KD among one's own heads.
+"""DPCD (wsh081, code 2025): decoupled KD weighted by the teacher's confidence, and KD among the student's heads.
 
 Path 1, term dpcd: alpha * TCKD + beta * NCKD (Zhao et al., CVPR 2022) from the teacher's logits; alpha and beta follow
-how confident the teacher has been of late. Path 2, dpcd_ced: every head teaches the deeper ones and the student itself,
-the non-target part weighted by how far both agree. The teacher's own heads are not used.
+the teacher's recent confidence. Path 2, dpcd_ced: every head of the student teaches the deeper heads and the student
+itself; the non-target part is weighted by how much both agree. The teacher's heads are not used.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class DPCD(WithHeads):
 
     Confidence: the teacher's probability of the label at T = 1. tau: a constant until `history` values are known, then
     their quantile; rho = sigmoid(sensitivity * (tau - moving mean)); alpha = clamp(1 + rho, 0.5, 2), beta =
-    clamp(base * (1 - rho / 2), least, most). tau and sensitivity follow the steps of training; published code never
-    passes the step, and so keeps what holds at step 0: --dpcd_as_published. All in log space: saturated logits give no
-    NaN. Pairs of a head with itself, which are zero, are left out. Under several processes, confidences are shared.
+    clamp(base * (1 - rho / 2), least, most). tau and sensitivity depend on the step; the published code never passes
+    the step, so its values stay those of step 0: --dpcd_as_published. Losses are computed in log space, so saturated
+    logits give no NaN. Pairs of a head with itself, which are zero, are left out. Processes share their confidences.
     """
 
     name = "dpcd"

@@ -148,7 +148,7 @@ def trn_over(backbone: ModelSpec, name: str, **options: Any) -> ModelSpec:
 
 @cache
 def trn_spec(name: str) -> ModelSpec:
-    """`trn:NAME` over any network of the registry, as trn:resnet8 or trn:torchvision:resnet18."""
+    """`trn:NAME` over any network of the registry, such as trn:resnet8 or trn:torchvision:resnet18."""
     from models import model_dict
 
     return trn_over(model_dict[name], f"trn:{name}", dropout=NARROW_DROPOUT)

@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if lacking:
         raise UserError(
-            f"no teacher at {', '.join(sorted(lacking))}: bash scripts/teachers/fetch_teachers.sh or "
-            "bash scripts/teachers/train_teachers.sh brings it"
+            f"no teacher at {', '.join(sorted(lacking))}: fetch it with bash scripts/teachers/fetch_teachers.sh, or "
+            "train it with bash scripts/teachers/train_teachers.sh"
         )
     logs = Path(everything[0].settings.run.save_root) / "run_table" / table.name
     if args.executor == "local":

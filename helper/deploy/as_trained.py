@@ -138,7 +138,7 @@ def lists_as_trained(meta: Mapping[str, Any], given: Mapping[str, Any], root: Pa
             log.info("as in training: --%s %s", name, path)
             found[name] = str(path)
         else:
-            log.info("--%s of training, %s, is not there: the data folder's own list is read", name, meta[name])
+            log.info("the --%s of training, %s, does not exist: the list in the data folder is read", name, meta[name])
     return found
 
 
