@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Long training by the teacher's logits alone, in the manner of two papers; nothing measured yet.
+# Long training with the teacher's logits, as in two papers. Not measured yet.
 # vanillakd: Hao et al., NeurIPS 2023: plain kd at temperature 1 next to the labels, LAMB, RandAugment, MixUp and CutMix,
-#            drop path, 600 epochs. Theirs is ImageNet with batches of 2048 and binary cross-entropy; ours softmax.
+#            drop path, 600 epochs. The paper uses ImageNet, batches of 2048 and binary cross-entropy; this script softmax.
 # funmatch:  Beyer et al., CVPR 2022: no labels, MixUp with a uniform weight, the same view for both, thousands of epochs.
 #   bash scripts/cifar100/patient_teachers.sh vanillakd TEACHER.pth DATA_FOLDER SAVE_ROOT [flags of the training]
 #   bash scripts/cifar100/patient_teachers.sh funmatch TEACHER.pth DATA_FOLDER SAVE_ROOT [flags of the training]
