@@ -217,7 +217,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE"
     )
-    parser.add_argument("--title", default="Knowledge distillation: results", metavar="TEXT")
+    parser.add_argument(
+        "--title", default="Knowledge distillation: results", help="heading of the page", metavar="TEXT"
+    )
     parser.add_argument(
         "--hide_folders", action="store_true", help="show only the last part of absolute paths in commands"
     )

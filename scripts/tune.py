@@ -207,7 +207,7 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
         "--study",
         type=Path,
         default=Path("save/tune"),
-        help="folder of the search (default save/tune, here)",
+        help="folder of the search (default ./save/tune)",
         metavar="FOLDER",
     )
     parser.add_argument(
