@@ -94,8 +94,10 @@ class TRN(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         clips_t = clips.shape[:2]
-        if clips_t[1] != self.consensus.num_frames:
-            raise UserError(f"this trn relates {self.consensus.num_frames} frames, a clip has {clips_t[1]}")
+        if clips_t[1] != (wanted := self.consensus.num_frames):
+            raise UserError(
+                f"this trn relates {wanted} frames, but a clip has {clips_t[1]}: use --num_segments {wanted}"
+            )
         frames = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         return self.consensus(self.new_fc(self.base_model(frames)).unflatten(0, clips_t))
 

@@ -190,5 +190,5 @@ def test_gaf_student_sees_shape_and_not_size():
 
 
 def test_windows_too_short_for_a_token_are_refused():
-    with pytest.raises(UserError, match="--window is 4"):
+    with pytest.raises(UserError, match="--window 4 is too short"):
         model_dict["sensor_transformer"].fitted({"sensor": (3, 4)})(num_classes=2)
