@@ -161,7 +161,7 @@ def test_trn_over_anything_with_a_linear_classifier(trn):
     assert model_dict["trn:torchvision:resnet18"].stages == ("stage1", "stage2", "stage3", "stage4")
     with pytest.raises(UserError, match="reads 'sensor'"):
         model_dict["trn:sensor_cnn"]
-    with pytest.raises(UserError, match="relates 4 frames, a clip has 5"):
+    with pytest.raises(UserError, match="relates 4 frames, but a clip has 5"):
         trn[0]({"video": torch.rand(1, 5, 3, 32, 32)})
 
 
