@@ -69,8 +69,12 @@ def parser():
         choices=("sgd", "lbfgs"),
         help="sgd (the default), as published, or lbfgs, which finds the optimum",
     )
-    parser.add_argument("--epochs", type=int, help="of SGD (default 100); most iterations of L-BFGS (default 500)")
-    parser.add_argument("--init_lr", "--learning_rate", type=float, default=0.1, help="of SGD (default 0.1)")
+    parser.add_argument(
+        "--epochs", type=int, help="epochs of SGD (default 100), or most iterations of L-BFGS (default 500)"
+    )
+    parser.add_argument(
+        "--init_lr", "--learning_rate", type=float, default=0.1, help="initial learning rate of SGD (default 0.1)"
+    )
     parser.add_argument(
         "--milestones",
         type=int,
@@ -78,8 +82,8 @@ def parser():
         default=[30, 60, 90],
         help="epochs done before each decay (default 30 60 90)",
     )
-    parser.add_argument("--weight_decay", type=float, help="default 0 for sgd, 1e-3 for lbfgs")
-    parser.add_argument("--batch_size", type=int, default=64, help="of SGD (default 64)")
+    parser.add_argument("--weight_decay", type=float, help="weight decay (default: 0 for sgd, 1e-3 for lbfgs)")
+    parser.add_argument("--batch_size", type=int, default=64, help="batch size of SGD (default 64)")
     parser.add_argument(
         "--views",
         type=int,
@@ -96,7 +100,9 @@ def parser():
         "--image_size", type=int, help="size of the images in pixels (default: the network's design size)"
     )
     parser.add_argument("--few_ratio", type=float, default=1.0, help="share of the training images (default 1)")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="of the features (default fp32)")
+    parser.add_argument(
+        "--precision", default="fp32", choices=("fp32", "bf16"), help="precision of the features (default fp32)"
+    )
     parser.add_argument("--manual_seed", "--seed", type=int, default=0, help="random seed (default 0)")
     parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0)", metavar="GPUS")
     parser.add_argument("--json", help="also write the result to this file", metavar="FILE")

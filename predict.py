@@ -54,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="files, or folders of files")
     parser.add_argument(
-        "--path", required=True, help="the network: a checkpoint, a folder, an exported file", metavar="FILE"
+        "--path",
+        required=True,
+        help="the network: a checkpoint, the folder of a run, or an exported file",
+        metavar="FILE",
     )
     parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
     parser.add_argument(
@@ -73,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--csv", type=Path, help="write file, rank, class and probability to this CSV file", metavar="FILE"
     )
-    parser.add_argument("--json", type=Path, help="write them here", metavar="FILE")
+    parser.add_argument("--json", type=Path, help="write the same to this JSON file", metavar="FILE")
     parser.add_argument(
-        "--show", type=Path, help=f"draw the first {SHOWN} files with their classes, as a .png", metavar="FILE"
+        "--show", type=Path, help=f"draw the first {SHOWN} files with their classes in this .png file", metavar="FILE"
     )
     parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
     parser.add_argument("--plugin", nargs="+", default=(), help="Python files that define the model", metavar="FILE")

@@ -83,17 +83,32 @@ def parser():
         type=float,
         action=checked(plausible),
         nargs="+",
-        help="of the pixels in [0, 1] (default: the network's)",
+        help="mean of the pixels, which are in [0, 1] (default: the network's)",
     )
     parser.add_argument(
-        "--std", type=float, action=checked(positive), nargs="+", help="likewise; 0.5 for both is [-1, 1]"
+        "--std",
+        type=float,
+        action=checked(positive),
+        nargs="+",
+        help="standard deviation of the pixels; mean 0.5 and std 0.5 mean pixels in [-1, 1]",
     )
     parser.add_argument(
-        "--match_classes", action="store_true", help="reorder its logits to the data set's order of classes"
+        "--match_classes", action="store_true", help="reorder the network's logits to the data set's order of classes"
     )
     add_data_set(parser)
-    parser.add_argument("--data_folder", "--data", default="../data/", metavar="FOLDER")
-    parser.add_argument("--image_size", type=int, action=checked(image_side))
+    parser.add_argument(
+        "--data_folder",
+        "--data",
+        default="../data/",
+        help="folder of the data sets (default ../data/)",
+        metavar="FOLDER",
+    )
+    parser.add_argument(
+        "--image_size",
+        type=int,
+        action=checked(image_side),
+        help="size of the images in pixels (default: as in training)",
+    )
     parser.add_argument(
         "--file", type=Path, help="print the action in this sensor recording; needs no data set", metavar="FILE"
     )
@@ -123,7 +138,9 @@ def parser():
     parser.add_argument(
         "--gpu_id", help="GPU to use, or several (default 0; with torchrun one per process)", metavar="GPUS"
     )
-    parser.add_argument("--manual_seed", "--seed", help="accepted for old commands: nothing is random here")
+    parser.add_argument(
+        "--manual_seed", "--seed", help="accepted for old commands, without effect: evaluation draws no random numbers"
+    )
     parser.add_argument(
         "--num_workers",
         type=int,
@@ -131,10 +148,17 @@ def parser():
         default=8,
         help="loader processes per machine, for data read from disk",
     )
-    parser.add_argument("--average_clips", choices=("prob", "score"), help="of several views (default: the network's)")
+    parser.add_argument(
+        "--average_clips", choices=("prob", "score"), help="how to average several views (default: as the network does)"
+    )
     add_views(parser)
     add_flags(parser.add_argument_group("several processes"), LAUNCH)
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="tables are evaluated in fp32")
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "bf16"),
+        help="precision of the forward pass (default fp32, as in tables)",
+    )
     parser.add_argument(
         "--report",
         type=Path,
@@ -157,7 +181,9 @@ def add_views(parser):
         help="temporal clips: 2 with uniform sampling, any with dense",
         metavar="N",
     )
-    views.add_argument("--crops", default="one", choices=("one", "three", "ten"))
+    views.add_argument(
+        "--crops", default="one", choices=("one", "three", "ten"), help="crops of each frame (default one)"
+    )
     views.add_argument(
         "--crop_size", type=int, action=checked(image_side), help="side of the crops (default --image_size)"
     )

@@ -127,7 +127,7 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
     shapes: modality -> per-sample input shape in the data set.
     """
     if net.spec.input not in shapes:
-        raise UserError(f"{net.spec.name} reads '{net.spec.input}', the data set has {', '.join(shapes)}")
+        raise UserError(f"{net.spec.name} reads '{net.spec.input}', but the data set has {', '.join(shapes)}")
     was_training = net.training
     net.eval()
     device = next(net.parameters()).device

@@ -85,7 +85,7 @@ class StreamConfig(Config):
         None, "decode training images with DALI on the CPU or the GPU", choices=("cpu", "gpu"), role=NAMED
     )
     classes_subset: str | None = option(
-        None, "classes of ImageNet: this many, or these names (a,b,c)", role=RESULT, metavar="CLASSES"
+        None, "classes of ImageNet to use: a number, or names such as a,b,c", role=RESULT, metavar="CLASSES"
     )
     skip_corrupt: bool = option(
         False,
@@ -164,7 +164,10 @@ class VideoConfig(Config):
         None, "list of test videos (default: the published name, or test.txt)", metavar="FILE"
     )
     short_side: int | None = option(
-        None, "shorter side of frames before the crop (default 256 at 224)", check=image_side, role=RESULT
+        None,
+        "shorter side of frames before the crop (default: 256 with --image_size 224)",
+        check=image_side,
+        role=RESULT,
     )
     sampling: str = option(
         "uniform",

@@ -27,6 +27,8 @@ from distiller_zoo.base import Deployment, Distiller
 
 @dataclass(frozen=True)
 class CombinedConfig(Distiller.Config):
+    """Settings of a combination. members: each method with its own Config."""
+
     members: tuple[tuple[type[Distiller], Any], ...] = ()
 
 
@@ -82,8 +84,8 @@ class Combined(Distiller):
         idle = [m.name for m in methods if m.terms is Distiller.terms and not (cfg.cls or cfg.div)]
         if deploying and idle:
             raise UserError(
-                f"{deploying[0]} replaces the classifier that {' and '.join(idle)} would train, and weighs it 0: "
-                f"leave {' and '.join(idle)} out, or train it too with -c and -d"
+                f"{deploying[0]} replaces the classifier that {' and '.join(idle)} would train, so it has no effect: "
+                f"leave {' and '.join(idle)} out, or train that classifier with -c and -d"
             )
         parted = [m.name for m in methods if m.parts is not Distiller.parts]
         if len(parted) > 1:

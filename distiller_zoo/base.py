@@ -62,7 +62,7 @@ OWN_LOGITS = "own_logits"  # logits of the student's own classifier, if the depl
 
 @dataclass(frozen=True)
 class LabelLossConfig(Config):
-    """Of cross-entropy, in the training of teachers and of students."""
+    """Settings of cross-entropy, for teachers and students."""
 
     heading = "loss"
 
@@ -148,7 +148,7 @@ class LossConfig(Config):
     )
     frame_logits: bool = option(
         False,
-        "compare the scores of every frame instead of the clip in logit losses",
+        "in logit losses, compare the scores of every frame instead of those of the clip",
         role=RESULT,
         flag="--frame_logits",
     )
@@ -170,8 +170,8 @@ LOGIT_FLAGS = ("logit_stand", "norm_kd", "ea_weight", "ea_T", "ea_as_published")
 
 
 def inverse_frequencies(labels: Tensor, num_classes: int) -> Tensor:
-    """[K] N / (K * count of the class), 1 on average over the samples; 0 of a class without one. Labels of -1, of
-    samples without a label, do not count."""
+    """[K] N / (K * count of the class), 1 on average over the samples; 0 for a class without samples. Samples
+    without a label (-1) do not count."""
     counts = torch.bincount(labels[labels >= 0], minlength=num_classes)
     return torch.where(counts > 0, counts.sum() / (num_classes * counts.clamp_min(1)), 0.0)
 

@@ -160,8 +160,8 @@ class CAKD(Distiller):
     """L = cls + beta (PCA + GL + generator), with a discriminator trained together with it on its own optimiser.
 
     paper. PCA, eq. 1-4: ||Attn_T - PCAttn_S||^2 + ||V_T V_T^T - V_S V_S^T||^2 / d, means over all elements, in the
-    teacher's heads, over patch tokens alone; in PCAttn_S each entry of Q, K and V is the teacher's with probability
-    `replace`, each drawn by itself. GL, eq. 5: ||h_T - h'_S||^2, mean, on the tokens behind the final norm.
+    teacher's heads, over patch tokens alone; in PCAttn_S each entry of Q, K and V is replaced with the teacher's with
+    probability `replace`, drawn separately. GL, eq. 5: ||h_T - h'_S||^2, mean, on the tokens behind the final norm.
     Generator, eq. 7: mean log(1 - D(h'_S)), weighed by `adv`; D: three layers on each token, eq. 6, every fifth step.
     The student sees a transformed view (distiller_zoo/_multiview.py) with probability `views`, the teacher
     the image itself.
@@ -187,8 +187,10 @@ class CAKD(Distiller):
             "terms to train with: gl, gl+pca, gl+pca+mv (the ablation)",
             choices=("gl", "gl+pca", "gl+pca+mv"),
         )
-        stage: str = option("auto", "stage map of the student; auto: the one nearest to stride 16")
-        replace: float = option(0.5, "paper: share of the entries of Q, K, V that are the teacher's", check=probability)
+        stage: str = option("auto", "stage map of the student; auto: the one nearest to stride 16", metavar="STAGE")
+        replace: float = option(
+            0.5, "paper: share of the entries of Q, K, V that are replaced with the teacher's", check=probability
+        )
         dropout: float = option(
             0.1, "paper: dropout of the group-wise linear projector", check=within(least=0, most=0.99)
         )

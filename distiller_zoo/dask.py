@@ -94,7 +94,9 @@ class DASK(Distiller):
         distance: float = option(1.0, "weight of the distances within the term", check=not_negative)
         angle: float = option(1.0, "weight of the angles within the term", check=not_negative)
         semantic: float = option(1.0, "weight of the semantic part within the term", check=not_negative)
-        glove: str = option("", "class vectors [classes, width] in a .npy file; without it they are learned if needed")
+        glove: str = option(
+            "", "class vectors, a .npy file [classes, width] (default: learned if needed)", metavar="FILE"
+        )
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -100,7 +100,7 @@ class DeepKD(Distiller):
         warmup: int = option(
             20, "with dkd: epochs over which the weights rise from 0", "--deepkd_warmup", check=not_negative
         )
-        as_published: bool = option(False, "the published optimiser, which exchanges two momenta")
+        as_published: bool = option(False, "use the published optimiser, which exchanges two momenta")
         authors: ClassVar[Mapping[str, float]] = {"cls": 0.5}
 
         def __post_init__(self) -> None:

@@ -48,9 +48,9 @@ class DHKD(Distiller):
         div: float = 0.0
         beta: float = 1.0
         loss: str = option(
-            "norm", "KL of every class by itself, of differences or plain", "--dhkd_loss", choices=LOSSES
+            "norm", "binary KL of every class: norm, of logit differences; or plain", "--dhkd_loss", choices=LOSSES
         )
-        head: str = option("mlp", "the second classifier", "--dhkd_head", choices=("mlp", "linear"))
+        head: str = option("mlp", "kind of the second classifier", "--dhkd_head", choices=("mlp", "linear"))
         temperature: float = option(2.0, "temperature", "--dhkd_T", check=positive)
         plain: bool = option(False, "do not change gradients with a negative inner product", "--dhkd_plain")
 

@@ -15,7 +15,7 @@ class DOT(Distiller):
     """Only the common terms, with two momentum buffers: mu - delta for cross-entropy, mu + delta for all distillation
     terms, including those of other methods (dkd+dot). mu is --momentum.
 
-    Both gradients are computed by themselves; weight decay goes with cross-entropy.
+    The two gradients are computed separately; weight decay is added to that of cross-entropy.
     """
 
     name = "dot"

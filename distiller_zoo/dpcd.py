@@ -1,8 +1,8 @@
-"""DPCD (wsh081, code 2025): decoupled KD weighted by the teacher's confidence, and KD among one's own heads.
+"""DPCD (wsh081, code 2025): decoupled KD weighted by the teacher's confidence, and KD among the student's heads.
 
 Path 1, term dpcd: alpha * TCKD + beta * NCKD (Zhao et al., CVPR 2022) from the teacher's logits; alpha and beta follow
-how confident the teacher has been of late. Path 2, dpcd_ced: every head teaches the deeper ones and the student itself,
-the non-target part weighted by how far both agree. The teacher's own heads are not used.
+the teacher's recent confidence. Path 2, dpcd_ced: every head of the student teaches the deeper heads and the student
+itself; the non-target part is weighted by how much both agree. The teacher's heads are not used.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class DPCD(WithHeads):
 
     Confidence: the teacher's probability of the label at T = 1. tau: a constant until `history` values are known, then
     their quantile; rho = sigmoid(sensitivity * (tau - moving mean)); alpha = clamp(1 + rho, 0.5, 2), beta =
-    clamp(base * (1 - rho / 2), least, most). tau and sensitivity follow the steps of training; published code never
-    passes the step, and so keeps what holds at step 0: --dpcd_as_published. All in log space: saturated logits give no
-    NaN. Pairs of a head with itself, which are zero, are left out. Under several processes, confidences are shared.
+    clamp(base * (1 - rho / 2), least, most). tau and sensitivity depend on the step; the published code never passes
+    the step, so its values stay those of step 0: --dpcd_as_published. Losses are computed in log space, so saturated
+    logits give no NaN. Pairs of a head with itself, which are zero, are left out. Processes share their confidences.
     """
 
     name = "dpcd"
@@ -72,7 +72,9 @@ class DPCD(WithHeads):
     @dataclass(frozen=True)
     class Config(WithHeads.Config):
         div: float = 0.0
-        temperature: float = option(3.0, "temperature of path 1; published 1 for ImageNet", "--dpcd_T", check=positive)
+        temperature: float = option(
+            3.0, "temperature of the teacher's path; published 1 for ImageNet", "--dpcd_T", check=positive
+        )
         base: float = option(
             6.0, "beta before confidence changes it; published 0.5 for ImageNet", "--dpcd_beta", check=not_negative
         )
@@ -82,17 +84,27 @@ class DPCD(WithHeads):
             "--dpcd_beta_min",
             check=not_negative,
         )
-        most: float = option(8.0, "largest beta; in the same notes 8, 10 and 4", "--dpcd_beta_max")
+        most: float = option(
+            8.0,
+            "largest beta; published notes: 8 for vgg and wrn, 10 for resnet32x4 and ResNet50, 4 for resnet56",
+            "--dpcd_beta_max",
+        )
         ramp: int = option(
-            20, "epochs over which the weight of path 1 rises from 0; 0 for none", "--dpcd_ramp", check=not_negative
+            20,
+            "epochs over which the weight of the teacher's path rises from 0; 0 for none",
+            "--dpcd_ramp",
+            check=not_negative,
         )
         history: int = option(2000, "number of stored confidences; published 20000 for ImageNet", "--dpcd_history")
         tiers: tuple[int, ...] = option(
             (200, 500), "the two steps at which the next tiers of tau begin", "--dpcd_tiers"
         )
-        ced_T: float = option(3.0, "temperature of path 2", "--dpcd_ced_T", check=positive)  # noqa: N815 (paper letter)
+        ced_T: float = option(3.0, "temperature of the path among the heads", "--dpcd_ced_T", check=positive)  # noqa: N815 (paper letter)
         ced_nckd: float = option(
-            8.0, "weight of the non-target part of path 2; 2 for ImageNet", "--dpcd_ced_beta", check=not_negative
+            8.0,
+            "weight of the non-target part of the path among the heads; published 2 for ImageNet",
+            "--dpcd_ced_beta",
+            check=not_negative,
         )
         detach: bool = option(False, "stop every gradient into the teaching head", "--dpcd_detach")
         as_published: bool = option(

@@ -24,7 +24,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _width(shape: Sequence[int]) -> int:
-    """Of patch tokens (P, D) or a map (D, h, w)."""
+    """Width D of patch tokens (P, D) or of a map (D, h, w)."""
     return shape[-1] if len(shape) == 2 else shape[0]
 
 
@@ -86,7 +86,7 @@ class Embed(Distiller):
         return nn.Linear(d_s, d_t) if self.cfg.projector == "linear" else nn.Sequential(*layers)
 
     def _loss(self, a: Tensor, b: Tensor) -> Tensor:
-        """Of the student's rows [R, D] and the teacher's."""
+        """The loss of the student's rows [R, D] and the teacher's, a scalar."""
         return LOSSES[self.cfg.loss](a, F.layer_norm(b, b.shape[1:]) if self.cfg.whiten else b)
 
     @classmethod

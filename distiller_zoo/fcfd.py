@@ -1,4 +1,4 @@
-"""Function-Consistent Feature Distillation (Liu et al., ICLR 2023): one network's maps, run on in the other."""
+"""Function-Consistent Feature Distillation (Liu et al., ICLR 2023): maps of one network continue through the other."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class FCFD(Distiller):
     the map. The teacher is frozen: the published code keeps it in training mode, so that its batch norms use the batch
     and drift. Published with --optimizer nesterov; -b 0.02 for resnet56 -> resnet20 and on ImageNet; --kd_T 8 for
     ResNet50 -> MobileNetV2 and resnet32x4 -> shuffle nets; --fcfd_mixed 0.2 for wrn_40_2 -> wrn_16_2.
-    Of vgg and ShuffleV1, whose stages the published code reads before their ReLU, it is behind it here.
+    The published code reads the stages of vgg and ShuffleV1 before their ReLU; here they are read after it.
     """
 
     name = "fcfd"
@@ -86,7 +86,7 @@ class FCFD(Distiller):
         paths: int = option(2, "number of mixed networks per step", "--fcfd_paths", check=within(least=1))
         warmup: int = option(
             20,
-            "epochs over which the weight of the maps rises from 0; 5 on ImageNet",
+            "epochs over which the weight of the maps rises from 0; published 5 on ImageNet",
             "--fcfd_warmup",
             check=not_negative,
         )

@@ -60,7 +60,7 @@ class FSPInit(Distiller):
 
 
 class FSP(Distiller):
-    """Second stage: labels and logits alone, from the student the first stage leaves."""
+    """Second stage: labels and logits alone, starting from the student of the first stage."""
 
     name = "fsp"
     before = FSPInit

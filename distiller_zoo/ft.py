@@ -20,7 +20,7 @@ RESNETS = ("resnet", "wrn")
 
 
 def layers(kind: type[nn.Module], widths: Sequence[int], norm: type[nn.Module] | None) -> nn.Sequential:
-    """Three 3x3 layers with leaky ReLU; a place without a norm is kept, so that the published key numbers hold."""
+    """Three 3x3 layers with leaky ReLU; a layer without a norm keeps its place, so that published keys fit."""
     parts: list[nn.Module] = []
     for c_in, c_out in zip(widths[:-1], widths[1:], strict=True):
         parts += [kind(c_in, c_out, 3, padding=1), norm(c_out) if norm else nn.Identity(), nn.LeakyReLU(0.1)]

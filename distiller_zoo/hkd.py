@@ -36,7 +36,7 @@ class HKD(Distiller):
     """Neighbourhoods of the batch at every paired stage: the last weighs 1, the others 100 * 0.7^(epochs done).
 
     SemCKD's code computes a decay over layers and drops it: there the first stage weighs 100 and the others 1, at all
-    times. Its table was made so, and `--hkd_layer_weights semckd` keeps it.
+    times. Its published table has these weights; `--hkd_layer_weights semckd` sets them.
     """
 
     name = "hkd"

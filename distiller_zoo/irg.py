@@ -52,7 +52,11 @@ class IRG(Distiller):
         transform_layer_t: tuple[int, ...] = option(
             (), "teacher layers to compare in pairs, 0 is the stem (default: none)", "--transform_layer_t"
         )
-        no_edge_transform: bool = option(False, "leave the edges out of that comparison", "--no_edge_transform")
+        no_edge_transform: bool = option(
+            False,
+            "leave the edges out of the comparison of --transform_layer_s and --transform_layer_t",
+            "--no_edge_transform",
+        )
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

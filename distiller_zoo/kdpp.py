@@ -34,8 +34,8 @@ class KDPP(Distiller):
     e is the direction of the mean of the teacher's pooled vectors over the training images of the sample's class,
     computed once before training on augmented images. Where widths differ, BN, dropout and a linear layer map the
     student's vector. The weight of the logit KL rises from 0 over the first epochs. With another loss in place of the
-    KL: dkd+kdpp -d 0, reviewkd+kdpp -d 0. Published weights (-d; --kdpp_nd): 3.5; 2 for resnet32x4 -> resnet8x4,
-    1; 2 for resnet56 -> resnet20, 2.5; 1 and 4; 1 on ImageNet.
+    KL: dkd+kdpp -d 0, reviewkd+kdpp -d 0. Published weights (-d and --kdpp_nd): 3.5 and 2 for resnet32x4 ->
+    resnet8x4; 1 and 2 for resnet56 -> resnet20; on ImageNet 2.5 and 1, or 4 and 1.
     """
 
     name = "kdpp"

@@ -24,9 +24,9 @@ def right_singular_vectors(f: Tensor, num: int) -> Tensor:
 
     From the eigenvectors of the smaller Gram matrix. Their derivative divides by differences of eigenvalues; where
     those vanish the quotient fades to 0, so equal or zero singular values give finite gradients. Vectors that belong
-    to a singular value of 0 are 0. A decomposition leaves signs open, and the loss depends on them: here the components
-    add up to a positive number (behind a ReLU none of them is negative then). torch itself waits for the device in
-    this place, to see whether the decomposition converged.
+    to a singular value of 0 are 0. A decomposition does not determine signs, but the loss depends on them: here the
+    components add up to a positive number (after a ReLU, none of them is then negative). torch waits for the
+    device here, to check that the decomposition converged.
     """
     x = f.flatten(2)  # [B, C, M]
     wide = x.shape[1] > x.shape[2]

@@ -38,7 +38,7 @@ class LDRLD(Distiller):
     """alpha * (sum over pairs of omega_ij KL_ij + KL of the d classes) + beta * KL of the others, mean over B.
 
     The d classes are those of the student's largest logits, T^2 KL at temperature T everywhere. The published code
-    divides the first part by its number of terms, d (d - 1) / 2 + 1, and takes the d classes for a pair if d = 2:
+    divides the first part by its number of terms, d (d - 1) / 2 + 1, and counts the d classes as one pair if d = 2:
     --ldrld_as_published. alpha and beta were published for that code; without it alpha is effectively 22 times as
     large. The loss jumps where the student's order changes.
     """

@@ -35,7 +35,7 @@ class SDD(Distiller):
     right about the region and wrong about the whole map, or the reverse, and 1 elsewhere. --sdd_scales 1 is the base
     method alone; published: 1 2 for networks of one family, 1 2 4 for others. dkd and nkd were published with
     -c 1 -b 1 --sdd_warmup 20. The published code for nkd leaves the label among the non-target classes, at gamma 8 and
-    T 4, and its numbers rest on it: --sdd_as_published.
+    T 4, and its published numbers depend on that: --sdd_as_published.
     """
 
     name = "sdd"

@@ -69,7 +69,7 @@ class SimKD(Distiller):
 
     The loss compares the maps before global pooling, the larger pooled to the smaller; mean over B, C, H, W. Deployed
     are the student's backbone, the projector and the teacher's classifier. cls and div, if weighted, act on the logits
-    of the student's own classifier, as published; otherwise what lies behind the last map is left out of training.
+    of the student's own classifier, as published; otherwise the layers after the last map are not trained.
     """
 
     name = "simkd"

@@ -8,6 +8,8 @@ from distiller_zoo.base import Distiller
 
 
 class Vanilla(Distiller):
+    """Only cls, the cross-entropy of the student, mean over B."""
+
     name = "vanilla"
     teacher_mode = "absent"
 

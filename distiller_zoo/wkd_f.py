@@ -59,7 +59,9 @@ class WKDF(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         beta: float = 0.08
-        ratio: float = option(4.0, "weight of the means against the deviations", "--wkd_f_ratio", check=not_negative)
+        ratio: float = option(
+            4.0, "weight of the means relative to the deviations", "--wkd_f_ratio", check=not_negative
+        )
         grid: int = option(1, "cells along each side of the map", "--wkd_f_grid", check=within(least=1))
         projector: str = option(
             "conv1x1",

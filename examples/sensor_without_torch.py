@@ -2,8 +2,8 @@
 
     python examples/sensor_without_torch.py exported/model_int8.onnx a1_s2_t1_inertial.mat
 
-It needs numpy, scipy and onnxruntime. A recording of UTD-MHAD (d_iner [T, 6]) is brought to the window of the network
-as in training: linear interpolation, which averages where the window is shorter than the recording.
+It needs numpy, scipy and onnxruntime. A recording of UTD-MHAD (d_iner [T, 6]) is resampled to the network's window as
+in training: by linear interpolation, with averages if the window is shorter than the recording.
 """
 
 from __future__ import annotations

@@ -131,17 +131,17 @@ def refuse_unlabelled(lanes: Sequence[Settings]) -> None:
     flag = "--dataset unlabelled" if alone else "--unlabelled"
     if first.data.unlabelled.eval_probe is not None and not alone:
         raise UserError(
-            "--eval_probe evaluates a student of --dataset unlabelled; of another data set it is evaluated on the test "
-            "images, and eval_rep.py probes it afterwards: leave it out"
+            "--eval_probe evaluates a student of --dataset unlabelled, but another data set has test images: leave it "
+            "out; eval_rep.py probes a trained student"
         )
     if first.data.unlabelled.unlabelled is None and not alone:
         return
     if first.data.mixing:
-        raise UserError(f"--mixup, --cutmix and --label_smoothing need labels: drop them, or {flag}")
+        raise UserError(f"--mixup, --cutmix and --label_smoothing need labels: leave them out, or {flag}")
     if alone and first.teacher.teacher_probe is not None:
         raise UserError("--teacher_probe fits a classifier to labels, and --dataset unlabelled has none: leave it out")
     if first.training.loop.accumulate > 1 and not alone:
-        raise UserError("--unlabelled needs whole batches: drop --accumulate")
+        raise UserError("--unlabelled needs whole batches: leave --accumulate out")
     for lane in lanes:
         if lane.method.teacher_mode == "absent":
             raise UserError(f"--distill {lane.distill} learns from labels alone: leave {flag} out")
@@ -205,7 +205,8 @@ def for_student(data: DataSet, teacher: Network | None, lanes: Sequence[Settings
     counts = {len(network.model.get_submodule(network.spec.head).weight) for network in networks}  # type: ignore[arg-type]
     if len(counts) > 1:
         raise UserError(
-            f"the teachers of {teacher.name} have {' and '.join(map(str, sorted(counts)))} classes: name others"
+            f"the teachers of {teacher.name} have {' and '.join(map(str, sorted(counts)))} classes: give teachers with "
+            "the same classes"
         )
     (count,) = counts
     names = teacher.checkpoint.meta.get("classes") or ()

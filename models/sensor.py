@@ -105,7 +105,7 @@ class SensorTransformer(nn.Module):
         super().__init__()
         axes, length = shape or SHAPE
         if length < PATCH:
-            raise UserError(f"sensor_transformer reads {PATCH} samples a token, and --window is {length}")
+            raise UserError(f"--window {length} is too short for sensor_transformer: give at least {PATCH}")
         self.scale = nn.BatchNorm1d(axes, affine=False)
         self.embed = nn.Conv1d(axes, width, PATCH, PATCH)
         self.position = nn.Parameter(torch.randn(1, length // PATCH, width) * 0.02)

@@ -260,7 +260,7 @@ def _own_keys(build: Any) -> list[str]:
 
 @cache
 def tsn_spec(name: str) -> ModelSpec:
-    """`tsn:NAME` over any network of images, as tsn:torchvision:resnet18 or tsn:timm:resnet50."""
+    """`tsn:NAME` over any network of images, such as tsn:torchvision:resnet18 or tsn:timm:resnet50."""
     from models import model_dict
 
     return _over("tsn", model_dict[name], f"tsn:{name}")
@@ -268,7 +268,7 @@ def tsn_spec(name: str) -> ModelSpec:
 
 @cache
 def tsm_spec(name: str) -> ModelSpec:
-    """`tsm:NAME` over any network of residual blocks, as tsm:timm:resnet50."""
+    """`tsm:NAME` over any network of residual blocks, such as tsm:timm:resnet50."""
     from models import model_dict
 
     return _over("tsm", model_dict[name], f"tsm:{name}")

@@ -94,8 +94,10 @@ class TRN(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         clips_t = clips.shape[:2]
-        if clips_t[1] != self.consensus.num_frames:
-            raise UserError(f"this trn relates {self.consensus.num_frames} frames, a clip has {clips_t[1]}")
+        if clips_t[1] != (wanted := self.consensus.num_frames):
+            raise UserError(
+                f"this trn relates {wanted} frames, but a clip has {clips_t[1]}: use --num_segments {wanted}"
+            )
         frames = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         return self.consensus(self.new_fc(self.base_model(frames)).unflatten(0, clips_t))
 
@@ -148,7 +150,7 @@ def trn_over(backbone: ModelSpec, name: str, **options: Any) -> ModelSpec:
 
 @cache
 def trn_spec(name: str) -> ModelSpec:
-    """`trn:NAME` over any network of the registry, as trn:resnet8 or trn:torchvision:resnet18."""
+    """`trn:NAME` over any network of the registry, such as trn:resnet8 or trn:torchvision:resnet18."""
     from models import model_dict
 
     return trn_over(model_dict[name], f"trn:{name}", dropout=NARROW_DROPOUT)

@@ -37,7 +37,9 @@ BATCH = 250
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path_t", required=True, help="checkpoint of the teacher", metavar="FILE")
-    parser.add_argument("--model_t", help="its architecture, if neither the file nor its path names it", metavar="NAME")
+    parser.add_argument(
+        "--model_t", help="the teacher's architecture, if neither the file nor its path names it", metavar="NAME"
+    )
     parser.add_argument(
         "--dataset", default="cifar100", help="any set of images held in memory (default cifar100)", metavar="NAME"
     )

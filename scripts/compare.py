@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="number of classes with the largest gains and losses to list (default 5; 0: none)",
     )
     parser.add_argument("--data_folder", help="folder of the data sets (default: as in training)", metavar="FOLDER")
-    parser.add_argument("--gpu_id", default="0", metavar="GPUS")
+    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
     args = parser.parse_args(argv)
     groups = cells(opened(args.runs))
     if len(groups) < 2:

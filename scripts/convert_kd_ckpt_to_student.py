@@ -92,7 +92,7 @@ def student_of(content: Any, path: Path) -> tuple[dict[str, Any], list[str]]:
 
 def main(argv: Any = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=Path, help="file that holds teacher and student")
     parser.add_argument(
         "--out_path", type=Path, help="folder to write to (default: that of the checkpoint)", metavar="FOLDER"
     )

@@ -72,7 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", default="", help="only these methods or networks, such as kd,simkd,resnet8", metavar="NAMES"
     )
-    parser.add_argument("--format", choices=FORMATS, help="default: markdown; on a terminal, a table of its width")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="output format (default: markdown; on a terminal, a table that fits its width)",
+    )
     parser.add_argument(
         "--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE"
     )

@@ -54,7 +54,7 @@ common=(--dataset digits --image_size 16 --batch_size 32 --save_root ./save/quic
 student=(--model_s resnet8 --few_ratio 0.1 --epochs 60 --lr_decay_epochs 40,52 --trials 3)
 echo "Training a teacher (resnet20) on all digits, then nine students (resnet8) on a tenth of them"
 train "teacher" train_teacher.py "${common[@]}" --model resnet20 --epochs 12 --lr_decay_epochs 8,10 ${extra[@]+"${extra[@]}"}
-# the teacher says where it lies; its name follows the extra arguments
+# the log names the teacher's folder, whose name depends on the extra arguments
 end_of_dry_run
 teacher="$(result_of "$log")/resnet20_best.pth"
 save="${teacher%/teachers/models/*}"

@@ -184,7 +184,7 @@ def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
     series = [series_of(label, group, look) for label, group, look in curves]
     most = max(2, *(len(group) for group in groups))
     if any(not math.isfinite(v) for s in series for v in (*s["loss"], *s["accuracy"])):
-        raise UserError("a run holds a loss or an accuracy that is not finite")
+        raise UserError("a loss or an accuracy of a run is NaN or infinite")
     about = (
         f"{len(runs)} finished runs in {len(groups)} rows; made by scripts/report.py on "
         f"{datetime.date.today().isoformat()}. Every number comes from metrics.jsonl of a run."
@@ -217,7 +217,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE"
     )
-    parser.add_argument("--title", default="Knowledge distillation: results", metavar="TEXT")
+    parser.add_argument(
+        "--title", default="Knowledge distillation: results", help="heading of the page", metavar="TEXT"
+    )
     parser.add_argument(
         "--hide_folders", action="store_true", help="show only the last part of absolute paths in commands"
     )

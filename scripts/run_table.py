@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no_cache", action="store_true", help="do not cache the teacher's logits")
     parser.add_argument("--jobs", type=int, default=1, help="concurrent processes without a GPU (default 1)")
     parser.add_argument("--per_gpu", type=int, default=1, help="processes per GPU (default 1)")
-    parser.add_argument("--executor", choices=("local", "slurm", "submitit"), default="local")
+    parser.add_argument(
+        "--executor", choices=("local", "slurm", "submitit"), default="local", help="where to run (default local)"
+    )
     parser.add_argument(
         "--slurm", default="", help="parameters of submitit, such as slurm_partition=gpu,gpus_per_node=1"
     )
@@ -114,8 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if lacking:
         raise UserError(
-            f"no teacher at {', '.join(sorted(lacking))}: bash scripts/teachers/fetch_teachers.sh or "
-            "bash scripts/teachers/train_teachers.sh brings it"
+            f"no teacher at {', '.join(sorted(lacking))}: fetch it with bash scripts/teachers/fetch_teachers.sh, or "
+            "train it with bash scripts/teachers/train_teachers.sh"
         )
     logs = Path(everything[0].settings.run.save_root) / "run_table" / table.name
     if args.executor == "local":

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Sourced by the other scripts: leaves a Python with the requirements in $PYTHON; with RETORT_REQUIREMENTS=extra before `source`
-# those of requirements-extra.txt too.
-# Run by itself it only installs; `bash scripts/setup.sh --cpu` installs no package that needs a GPU, and torch from
-# RETORT_TORCH_INDEX, the address of an index that offers its CPU build, where that is set.
+# Sourced by the other scripts: installs requirements.txt and sets $PYTHON to the interpreter that has them. With
+# RETORT_REQUIREMENTS=extra before `source`, it also installs requirements-extra.txt.
+# Run directly, it only installs. `bash scripts/setup.sh --cpu` installs no package that needs a GPU; it takes torch from the
+# package index RETORT_TORCH_INDEX, if that address is set.
 # Uses the active virtual environment if there is one, else makes .venv in the repository. Needs Python 3.11 or 3.12.
 set -euo pipefail
 cpu=""

@@ -75,8 +75,8 @@ def sort(folder: Path, labels: dict[str, str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--labels", type=Path, required=True, metavar="FILE")
+    parser.add_argument("folder", type=Path, help="folder of the images")
+    parser.add_argument("--labels", type=Path, required=True, help="class of every image", metavar="FILE")
     args = parser.parse_args(argv)
     try:
         if not args.folder.is_dir() or not args.labels.is_file():

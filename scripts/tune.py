@@ -95,12 +95,12 @@ def trained(argv: Sequence[str], log: Path) -> float:
         raise
     lines = log.read_text(errors="replace").strip().splitlines()
     if code < 0 or code in INTERRUPTED:
-        raise UserError(f"a trial was stopped (exit code {code}); the same command resumes")
+        raise UserError(f"a trial was stopped (exit code {code}); run the same command to resume")
     if code:
         raise FailedTrial(f"exit code {code}: {lines[-1] if lines else 'nothing was logged'} (log {log})")
     folders = [line for line in lines if line.startswith("result in ") or line.startswith("already finished: ")]
     if not folders:
-        raise UserError(f"a trial left no result, as with --dry_run (log {log}): leave that out")
+        raise UserError(f"a trial wrote no result (log {log}): leave --dry_run out, if it was given")
     folder = Path(
         folders[-1].removeprefix("result in ").removeprefix("already finished: ").split(" holds the result")[0]
     )
@@ -207,10 +207,12 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
         "--study",
         type=Path,
         default=Path("save/tune"),
-        help="folder of the search (default save/tune, here)",
+        help="folder of the search (default ./save/tune)",
         metavar="FOLDER",
     )
-    parser.add_argument("--seed", type=int, action=checked(at_least(0, 2**32 - 1)), default=0, help="of the search")
+    parser.add_argument(
+        "--seed", type=int, action=checked(at_least(0, 2**32 - 1)), default=0, help="random seed of the search"
+    )
     args = parser.parse_args(normalised(argv))
     if args.val_fraction == 1:
         raise UserError("--val_fraction 1 leaves nothing to train on: give less")
@@ -223,7 +225,7 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
             )
     students = sum(parse_students(given, teacher=False), [])
     if len(students) > 1:
-        raise UserError("a search is for one student: one --distill, one --model_s, and no --trials behind --")
+        raise UserError("a search is for one student: one --distill, one --model_s, and no --trials after --")
     (settings,) = students
     return search([read_axis(text, settings) for text in args.search], given, args, train)
 

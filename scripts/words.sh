@@ -1,5 +1,5 @@
-# Sourced by setup.sh: --help, and the words of a script before its flags. Sets $dry_run where --dry_run is among them.
-# scripts/flags.txt lists how many values a flag takes: 0, or + for several; other flags take one.
+# Sourced by setup.sh: prints --help, and separates a script's words from its flags. Sets $dry_run if --dry_run is given.
+# scripts/flags.txt lists how many values a flag takes: 0, or + for several; flags that are not listed take one.
 words=()
 flags=()
 while [ $# -gt 0 ]; do

@@ -63,7 +63,7 @@ def read_list(path: Path) -> list[ListRow]:
             ) from None
         check_label(row.where, row.label)
         if row.count < 1:
-            raise UserError(f"{row.where}: {row.count} frames cannot be")
+            raise UserError(f"{row.where}: a clip cannot have {row.count} frames: correct the list")
         rows.append(row)
     return rows
 

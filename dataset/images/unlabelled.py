@@ -36,7 +36,9 @@ def load(options: DataOptions) -> UnlabelledData:
             "--val_fraction and --few_ratio choose among labelled images, and --dataset unlabelled has none"
         )
     if name is None:
-        raise UserError("--dataset unlabelled is evaluated on a labelled set: name one with --eval_probe, as cifar10")
+        raise UserError(
+            "--dataset unlabelled is evaluated on a labelled set: name one with --eval_probe, such as cifar10"
+        )
     size = options.image_size or 32
     images = _read(options.root, size, "--dataset unlabelled: the data folder")
     probe = dataset_dict[name](DataOptions(Path(options.unlabelled.eval_probe_folder), image_size=size))

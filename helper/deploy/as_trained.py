@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.log import log
-from core.option import add_flags, at_least, checked, flags_in, flat, share
+from core.option import Flag, add_flags, at_least, checked, flags_in, flat, share
 from core.protocols import UserError
 from dataset.base import DataOptions, VideoConfig, data_options, few_workers
 from dataset.clips.video import FOUND_BY, LISTS
@@ -18,13 +18,15 @@ from helper.networks.checkpoint import read_checkpoint
 CHOSEN = ("val_fraction", "val_dir", "classes_subset")  # further settings that choose the training data
 
 
-# the same for a trained network: the default is the record in its checkpoint
-AS_TRAINED = tuple(
-    dataclasses.replace(f, default=None, help=f"{f.help} (default: as in training, or {f.default})")
-    if f.dest in ("sampling", *LISTS, *FOUND_BY)
-    else f
-    for f in flags_in(VideoConfig)
-)
+def _as_trained(flag: Flag) -> Flag:
+    """The flag for a trained network, whose checkpoint records the default."""
+    text, _, otherwise = flag.help.rstrip(")").partition(" (default: ")
+    return dataclasses.replace(
+        flag, default=None, help=f"{text} (default: as in training, or {otherwise or flag.default})"
+    )
+
+
+AS_TRAINED = tuple(_as_trained(f) if f.dest in ("sampling", *LISTS, *FOUND_BY) else f for f in flags_in(VideoConfig))
 
 
 def add_data_set(parser: argparse._ActionsContainer, otherwise: str = "cifar100") -> None:
@@ -73,7 +75,7 @@ def add_as_trained(parser: argparse._ActionsContainer) -> None:
         default=0,
         help="loader processes, for data read from disk",
     )
-    clips.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="skip what cannot be read")
+    clips.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="skip videos that cannot be read")
     add_flags(clips, AS_TRAINED)
 
 
@@ -136,7 +138,7 @@ def lists_as_trained(meta: Mapping[str, Any], given: Mapping[str, Any], root: Pa
             log.info("as in training: --%s %s", name, path)
             found[name] = str(path)
         else:
-            log.info("--%s of training, %s, is not there: the data folder's own list is read", name, meta[name])
+            log.info("the --%s of training, %s, does not exist: the list in the data folder is read", name, meta[name])
     return found
 
 

@@ -45,7 +45,9 @@ class LaunchConfig(Config):
 
     multiprocessing_distributed: bool = option(False, "one process per GPU of --gpu_id")
     dist_url: str = option("tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed", metavar="URL")
-    dist_backend: str | None = option(None, "nccl or gloo (default: by device)", choices=("nccl", "gloo"))
+    dist_backend: str | None = option(
+        None, "communication between processes (default: nccl on CUDA, else gloo)", choices=("nccl", "gloo")
+    )
     world_size: int | None = option(None, "number of nodes of --multiprocessing_distributed", check=at_least(1))
     rank: int | None = option(None, "rank of this node, from 0", check=at_least(0))
     dist_timeout: float = option(

@@ -157,8 +157,8 @@ def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expe
         if wanted := refused[1] if refused else ", ".join(_calls(content)):
             raise UserError(
                 f"{path} is refused: it needs {wanted}, and only tensors and plain values are loaded, "
-                "as anything else could run code; save its state_dict instead (of MMRazor's distillation checkpoints, "
-                "scripts/convert_kd_ckpt_to_student.py takes the student)"
+                "as anything else could run code; save its state_dict instead (for MMRazor's distillation checkpoints, "
+                "use scripts/convert_kd_ckpt_to_student.py)"
             ) from error
         raise UserError(
             f"{path} is truncated or not a checkpoint ({reason.splitlines()[0][:120]}): {way_out}"

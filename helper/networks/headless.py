@@ -71,7 +71,7 @@ def with_places(network: Network, chosen: Sequence[int]) -> Network:
         if (values := getattr(head, name, None)) is not None:
             setattr(head, name, nn.Parameter(values.detach()[torch.tensor(chosen)]))
     setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", len(chosen))
-    log.info("%s: %d of its %d classes are those of the data", network.spec.name, len(chosen), IMAGENET)
+    log.info("%s: %d of its %d classes are used, those of the data set", network.spec.name, len(chosen), IMAGENET)
     digest = hashlib.sha256(str(list(chosen)).encode()).hexdigest()[:8]
     checkpoint = dataclasses.replace(network.checkpoint, best_acc=None)
     return dataclasses.replace(network, checkpoint=checkpoint, changes=f"{network.changes} classes {digest}")

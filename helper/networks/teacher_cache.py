@@ -36,7 +36,7 @@ class CacheConfig(Config):
     teacher_cache: str | None = option(
         None, "folder that stores the teacher's logits of every view, for this and later runs", metavar="FOLDER"
     )
-    cache_pooled: bool = option(False, "also store its pooled features, for methods that read no deeper features")
+    cache_pooled: bool = option(False, "also store the teacher's pooled features, for methods that read no maps")
     cache_device: str = option(
         "auto",
         "read the cache from disk (mapped into memory) or from the GPU; auto: the GPU if it fits in half of its free "

@@ -58,7 +58,8 @@ class TeacherConfig(Config):
     )
     std_t: list[float] | None = option(
         None,
-        "their standard deviation; for pixels in [-1, 1] mean and std are 0.5, in 0..255 mean 0 and std 0.003922",
+        "standard deviation of these pixels; mean 0.5 and std 0.5 mean pixels in [-1, 1], mean 0 and std 0.003922 in "
+        "0..255",
         role=RESULT,
     )
     match_classes: bool = option(

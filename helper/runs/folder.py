@@ -73,9 +73,9 @@ class RunConfig(Config):
         "tensorboard", "writer of event files", choices=("tensorboard", "tensorboard_logger", "none")
     )
     plugin: list[str] | None = option(None, "Python files that define more methods or models", metavar="FILE")
-    use_lmdb: bool = option(False, "accepted for old scripts")
-    tb_freq: int | None = option(None, "accepted for old scripts")
-    save_freq: int | None = option(None, "accepted for old scripts")
+    use_lmdb: bool = option(False, "accepted for old scripts, without effect")
+    tb_freq: int | None = option(None, "accepted for old scripts, without effect")
+    save_freq: int | None = option(None, "accepted for old scripts, without effect")
 
     def __post_init__(self) -> None:
         super().__post_init__()

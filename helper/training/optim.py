@@ -59,7 +59,8 @@ class OptimConfig(Config):
     )
     param_groups: str = option(
         "one",
-        "tsm: biases at twice the rate, no decay on biases and batch norm; tsm_fc5: also the classifier at five times",
+        "tsm: biases at twice the rate, no decay on biases and batch norm; tsm_fc5: also the classifier at five times "
+        "the rate",
         choices=("one", "tsm", "tsm_fc5"),
         role=RESULT,
     )

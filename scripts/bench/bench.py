@@ -439,22 +439,47 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pair", default="resnet32x4:resnet8x4", metavar="TEACHER:STUDENT")
     add("--batch_size", type=int, default=64)
     add("--methods", default=None, help="comma-separated, or all; kd,simkd,crd unless another part is asked for")
-    add("--overhead", action="store_true", help="all methods against one process of kd, which is quicker; with all")
+    add(
+        "--overhead",
+        action="store_true",
+        help="with --methods all: compare all methods with one process of kd, which is quicker",
+    )
     add("--bare", action="store_true", help="kd next to its teacher's forward and its student's step alone")
-    add("--switches", nargs="?", const=",".join(SWITCHES), help="the gain of each setting, or of those listed")
-    add("--warm_cache", type=int, nargs="?", const=64, metavar="IMAGES", help="kd with all views of so many cached")
-    add("--lanes", nargs="?", const="kd,at,sp,simkd", help="methods that share each teacher forward")
-    add("--floor", action="store_true", help="FLOP of a step, and the share of the measured matrix rate it reaches")
+    add("--switches", nargs="?", const=",".join(SWITCHES), help="speed-up by each setting, or by those listed")
+    add(
+        "--warm_cache",
+        type=int,
+        nargs="?",
+        const=64,
+        metavar="IMAGES",
+        help="kd with the teacher's logits of this many images cached",
+    )
+    add(
+        "--lanes",
+        nargs="?",
+        const="kd,at,sp,simkd",
+        help="methods to train together, with one forward pass of the teacher",
+    )
+    add("--floor", action="store_true", help="FLOP of a step, and its share of the measured rate of matrix products")
     add("--profile", metavar="FOLDER", help="write a trace of each configuration there")
-    add("--steps", type=int, default=10, help="timed steps a turn")
-    add("--warmup", type=int, default=2, help="steps before them, every turn")
+    add("--steps", type=int, default=10, help="timed steps per turn")
+    add("--warmup", type=int, default=2, help="untimed steps before them, in every turn")
     add("--rounds", type=int, default=5, help="turns of every configuration")
-    add("--together", action="store_true", help="first steps, which compile, of what is compared at the same time")
-    add("--light", action="store_true", help="time the step as it is, and neither without its loader nor the loader")
+    add(
+        "--together",
+        action="store_true",
+        help="run the first steps, which compile, of all compared configurations at the same time",
+    )
+    add("--light", action="store_true", help="time only whole steps, not the loader alone nor steps without it")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     add("--baseline", action="store_true", help=f"also train {' and '.join(WEIGHTS)} the usual way, in float32")
-    add("--equal_precision", action="store_true", help="also ours in float32 and the baseline under bf16 autocast")
-    add("--threads", type=int, default=cores, help="of every process, and loader processes of the baseline")
+    add("--equal_precision", action="store_true", help="also time ours in float32 and the baseline under bf16 autocast")
+    add(
+        "--threads",
+        type=int,
+        default=cores,
+        help="threads of every process, and number of the baseline's loader processes",
+    )
     add(
         "--clock",
         choices=("wall", "cpu"),
@@ -463,8 +488,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "of the baseline then cost nothing",
     )
     add("--gpu_id", default="0", metavar="GPUS")
-    add("--images", type=int, default=50_000, help="random training images, where no --data_folder is given")
-    add("--data_folder", default=None, help="where the real CIFAR-100 lies", metavar="FOLDER")
+    add("--images", type=int, default=50_000, help="number of random training images, without --data_folder")
+    add("--data_folder", default=None, help="folder of the real CIFAR-100 (default: random images)", metavar="FOLDER")
     add(
         "--json",
         nargs="?",
@@ -472,13 +497,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="write all figures; without FILE to results/bench_<device>_<dtype>.json",
         metavar="FILE",
     )
-    add("--merge", action="store_true", help="keep what --json FILE holds next to what is measured now")
-    add("--show", metavar="FILE", help="measure nothing, print the report in a FILE")
+    add("--merge", action="store_true", help="add the new figures to those in --json FILE")
+    add("--show", metavar="FILE", help="measure nothing; print the report of this file")
     add("--markdown", action="store_true", help="print the table as markdown")
     add(
         "--check",
         action="store_true",
-        help="PASS or FAIL per target that can be shown; with no part named, also --baseline",
+        help="print PASS or FAIL for every measured target; implies --baseline if no part is named",
     )
     add("--worker", help=argparse.SUPPRESS)
     return parser.parse_args(argv)

@@ -6,8 +6,8 @@ python scripts/bench/bench_video.py --clips FOLDER --clock cpu [--out results/be
 One process and one thread. The baseline decodes to the last wanted frame and converts the wanted ones alone; next to it
 the naive way, which converts every frame on its way, the baseline where it has to count the frames first, seeking, and
 the cache of decoded frames. Readers take turns in every round, and so do TSN and TSM; figures are medians over rounds.
-The pixels of all readers are compared. `--clock cpu` takes the seconds of the processor, which other work on the
-machine does not stretch.
+The pixels of all readers are compared. `--clock cpu` measures processor time, which other work on the machine
+hardly changes.
 """
 
 from __future__ import annotations
@@ -126,9 +126,7 @@ def main(argv=None):
     parser.add_argument("--batch", type=int, default=1, help="clips of eight frames")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of TSN and TSM that are timed")
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
-    parser.add_argument(
-        "--clock", default="wall", choices=CLOCKS, help="cpu: seconds of the processor, not of the wall"
-    )
+    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: processor time; wall: elapsed time")
     parser.add_argument("--out", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

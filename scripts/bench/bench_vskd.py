@@ -7,8 +7,8 @@ Three things, on clips and windows of noise in the shapes of UTD-MHAD (16 pairs 
   BN-Inception, the student resnet18_gaf);
 - frames decoded per second, and the bytes of a cached clip.
 
-Figures are medians. `--clock cpu` takes the seconds of the processor on one thread, which other work on the machine
-does not stretch.
+Figures are medians. `--clock cpu` measures the processor time of one thread, which other work on the machine hardly
+changes.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Cells of the published tables under the full protocol: resnet56 teaches resnet20 on complete CIFAR-100, 240 epochs, batch 64,
 # SGD 0.05 times 0.1 after 150, 180, 210, weight decay 5e-4, each method with its authors' weights. In this order: the student
-# alone and KD, side by side; DKD, CRD, AT, PKT and DIST, side by side; the student alone and KD with a second seed.
+# alone and KD as one group; DKD, CRD, AT, PKT and DIST as one group; the student alone and KD with a second seed.
 #   bash scripts/cifar100/full_cells.sh plan                                   prints the commands, trains nothing
 #   bash scripts/cifar100/full_cells.sh TEACHER.pth DATA_FOLDER SAVE_ROOT [flags of every training]
-# Students side by side share the teacher's forward pass. Stopped at any time (Ctrl-C, SIGTERM, power), the same command
-# resumes from the last epoch; what is finished is skipped. Cost: days on two cores without native bf16, hours on a GPU; a
+# Students of a group share the teacher's forward pass. If it is stopped (Ctrl-C, SIGTERM, power cut), the same command
+# resumes from the last epoch; finished runs are skipped. Cost: days on two cores without native bf16, hours on a GPU; a
 # process of lowest priority leaves the machine usable: nice -n 19 bash scripts/cifar100/full_cells.sh ...
-# The table is written to SAVE_ROOT/full_cells.md, or in the file OUT names; it is rewritten after each group, from what is finished.
+# The table is written to SAVE_ROOT/full_cells.md, or in the file OUT names; it is written again after each group, from the finished runs.
 # Its notes name hardware and seeds, its rows the number of seeds, the teacher's accuracy and the wall-clock.
 if [ "${1:-}" = plan ]; then
     dry=1

@@ -31,8 +31,8 @@ def parse(argv):
     parser.add_argument(
         "--data_folder", "--data", default="../data/", help="folder of the data (default ../data/)", metavar="FOLDER"
     )
-    parser.add_argument("--few_ratio", type=float, required=True, help="as the run has it")
-    parser.add_argument("--seed", type=int, default=0, help="as the run has it (default 0)")
+    parser.add_argument("--few_ratio", type=float, required=True, help="--few_ratio of the run")
+    parser.add_argument("--seed", type=int, default=0, help="--seed of the run (default 0)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images", metavar="FOLDER")
     return parser.parse_args(normalised(argv))
 

@@ -3,7 +3,7 @@
 # ten epochs with two decays; the student alone once more in float32, to compare with bf16 where that is the default.
 #   bash scripts/cifar100/short_study.sh TEACHER.pth DATA_FOLDER SAVE_ROOT [JOBS [flags of every training]]
 # Cost: about 50 minutes with JOBS=2 on two cores of 2.x GHz with native bf16. The table is written to
-# results/cifar100_short_resnet20_resnet8.md, the published numbers of 240 epochs are another experiment.
+# results/cifar100_short_resnet20_resnet8.md, and cannot be compared with the published numbers of 240 epochs.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 teacher=${1:?path of a resnet20 checkpoint}
 data=${2:?folder with cifar100.npz or the official files}

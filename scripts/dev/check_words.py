@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Find unclear words in pages, messages, help texts and docstrings: python -m scripts.dev.check_words
 
-Prints each place with a plain word; exit code 1 if there is one.
+Prints each place with a plainer word for it; exit code 1 if there is one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What is checked and measured of every method: python scripts/dev/claims.py [--out results/README.md]
 
-Read off the tables in results/, the golden files and the reference implementations of the tests; nothing is typed.
+It reads the tables in results/, and the golden files and reference implementations of the tests; nothing is typed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ RESULTS = ROOT / "results"
 TESTS = ROOT / "tests"
 ABOUT = """# What is checked and what is measured
 
-Written by `python scripts/dev/claims.py`; every entry is read off the files it links to, by the names in them. An
-empty one: no file names the method there. Golden: numbers that the published code produced, for the method's loss and
-gradients. Reference: a literal transcription of the method's equations. Loop: steps of the published training loop.
-Full protocol: a run of {epochs} epochs on a complete data set. Gain: points of top-1 over the student alone under the
-same protocol, last epoch, each linked to its table; a loss is bold. Short studies show that a method trains; they do
-not rank methods and do not belong next to published numbers.
+`python scripts/dev/claims.py` writes this page from the files that it links to. An empty entry: no such file names the
+method. Golden: numbers that the published code produced, for the method's loss and gradients. Reference: a literal
+transcription of the method's equations. Loop: steps of the published training loop. Full protocol: a run of {epochs}
+epochs on a complete data set. Gain: points of top-1 over the student alone under the same protocol, in the last epoch,
+with a link to its table; bold where the student became worse. Short studies show that a method trains. They do not
+rank methods, and cannot be compared with published numbers.
 """
 
 

@@ -4,9 +4,10 @@
 python scripts/dev/record.py OUT.json [--only NAME ...]
 python scripts/dev/record.py --check BEFORE.json [--only NAME ...]
 
-They run through the command line of the repository this file lies in, on the CPU with one thread, on data made here and
-with teachers trained here for two steps. Kept of each: its folder's name, every number of metrics.jsonl but timings,
-and one digest for each part of its last state. All of it is bit for bit the same again on one machine with one torch.
+They run through the command line of this repository, on the CPU with one thread, on data made here and with teachers
+trained here for two steps. Of each, the file keeps the folder's name, every number of metrics.jsonl except timings, and
+one digest for each part of the last state. On one machine with one version of torch, all of it is reproduced bit for
+bit.
 --check prints a line per training and exits with 1 if one differs. Takes three minutes on one core.
 """
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # DPCD: CIFAR-100, and ImageNet ResNet34 -> ResNet18.
-# The clamps of beta follow notes in the published code, which does not say with which of them its table was made. Its base was 8
-# before the last edit and is 6 now, where the clamp [6, 10] of ResNet32x4 and ResNet50 leaves beta at 6 throughout: give those
-# cells --dpcd_beta 8, and it follows the teacher's confidence between 6 and 8.
-# Teacher and Student of the published table equal those of CRD's tables, networks without heads: here the cells "alone". What a
-# teacher with heads reaches is not published. ImageNet's loss is that of the last version of the code that runs: T = 1 for path 1, and
-# for path 2 T = 3 as on CIFAR.
+# The limits of beta follow notes in the published code, which does not say which of them its table used. Its base was 8 before
+# the last edit and is 6 now. With 6, the limits [6, 10] of ResNet32x4 and ResNet50 keep beta at 6 all the time; with
+# --dpcd_beta 8, beta follows the teacher's confidence between 6 and 8 in these cells.
+# Teacher and Student of the published table equal those of CRD's tables, networks without heads: here the cells "alone". The accuracy
+# of a teacher with heads is not published. The loss for ImageNet is that of the last version of the code that runs: T = 1 for the
+# teacher's path, and T = 3 among the heads, as on CIFAR.
 #   bash scripts/hsakd/dpcd.sh                        lists the cells with the published top-1
 #   bash scripts/hsakd/dpcd.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs are passed to its commands
 # Published numbers are of the DPCD repository's README, without deviations; HSAKD's tables are of other teachers and another MobileNetV2.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # CIFAR-100 with a share of the training images, ResNet56 -> ResNet20 (table 3).
-# The table's row is named HSAKD, and the published command for it learns from Teacher (seed 0): its numbers stand next to HSAKD here.
+# The table's row is named HSAKD, and the published command for it learns from Teacher (seed 0): so its numbers stand next to HSAKD here.
 # Its 100 % column is HSAKD*'s number of table 1, though, and its 75 % is above HSAKD's with all images: Teacher* may have taught it.
-# So HSAKD* has cells of its own. Published subsets are of another draw.
+# So HSAKD* has cells of its own. The published subsets were drawn in another way.
 #   bash scripts/hsakd/few_shot.sh                        lists the cells with the published top-1
 #   bash scripts/hsakd/few_shot.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs are passed to its commands
 # Published numbers are of the HSAKD repository (README, slides and poster of IJCAI 2021).

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # ImageNet, ResNet34 -> ResNet18, top-1/top-5 (table 5).
-# Images are read through the ImageNet data path; --dataset imagenet says what it needs.
-# Teacher teaches from its last epoch, as on CIFAR: only its heads learn. Teacher* teaches from its best, as published; here that
-# is the network's, published the best head's.
+# If the folder of ImageNet is not complete, the error of --dataset imagenet names what is missing.
+# Teacher teaches from its last epoch, as on CIFAR, because only its heads learn. Teacher* teaches from its best epoch, as
+# published; here the network's accuracy decides which is best, in the published code that of the best head.
 #   bash scripts/hsakd/imagenet.sh                        lists the cells with the published top-1
 #   bash scripts/hsakd/imagenet.sh NAME|REGEX [FLAG ...]  runs that cell, or those whose name matches; FLAGs are passed to its commands
 # Published numbers are of the HSAKD repository (README, slides and poster of IJCAI 2021).

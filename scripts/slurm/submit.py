@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs on SLURM, through submitit: one run on several nodes, or a table as a job array.
+"""Submit trainings to SLURM, through submitit: one run on several nodes, or a file of commands as a job array.
 
     python scripts/slurm/submit.py --nodes 2 --gpus 4 --time 2880 -- train_student.py --path_t T.pth --distill simkd
     python scripts/slurm/submit.py --gpus 1 --grid table.txt        # one command per line, # for comments
@@ -134,18 +134,30 @@ def submit(args: argparse.Namespace) -> list[Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cluster", default=None, choices=("slurm", "local", "debug"), help="default: what is here")
+    parser.add_argument(
+        "--cluster",
+        default=None,
+        choices=("slurm", "local", "debug"),
+        help="where to run (default: slurm if this machine has it, else local)",
+    )
     parser.add_argument("--grid", type=Path, help="file with one command per line: a job array", metavar="FILE")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus", type=int, default=1, help="per node, with a process each")
-    parser.add_argument("--processes", type=int, help="per node, where not one per GPU")
-    parser.add_argument("--cpus", type=int, default=8, help="per node")
-    parser.add_argument("--time", type=int, default=24 * 60, help="minutes")
-    parser.add_argument("--partition")
-    parser.add_argument("--parallel", type=int, default=64, help="jobs of an array at a time")
-    parser.add_argument("--name", default="retort", metavar="TEXT")
-    parser.add_argument("--logs", default="save/slurm", metavar="FOLDER")
-    parser.add_argument("--wait", action="store_true", help="until all have ended; exit code 1 if one failed")
+    parser.add_argument("--nodes", type=int, default=1, help="nodes per job (default 1)")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs per node, with one process each (default 1)")
+    parser.add_argument("--processes", type=int, help="processes per node (default: one per GPU)")
+    parser.add_argument("--cpus", type=int, default=8, help="CPU cores per node (default 8)")
+    parser.add_argument("--time", type=int, default=24 * 60, help="time limit in minutes (default 1440)")
+    parser.add_argument("--partition", help="partition of the cluster", metavar="NAME")
+    parser.add_argument(
+        "--parallel",
+        type=int,
+        default=64,
+        help="largest number of jobs of an array that run at the same time (default 64)",
+    )
+    parser.add_argument("--name", default="retort", help="name of the jobs (default retort)", metavar="TEXT")
+    parser.add_argument(
+        "--logs", default="save/slurm", help="folder of the logs (default save/slurm)", metavar="FOLDER"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait until all jobs have ended; exit code 1 if one failed")
     parser.add_argument("command", nargs="*", help="the script and its arguments, after --")
     args = parser.parse_args(argv)
     try:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# How a teacher without a classifier teaches: a small ViT, trained here on digits, teaches resnet8 a tenth of the labels, three
+# How a teacher without a classifier teaches: a small ViT, trained here on digits, teaches resnet8, which sees a tenth of the labels, three
 # seeds: by its own head, and without that head by a linear probe, by class means, and by features alone.
 #   bash scripts/studies/headless_study.sh SAVE_ROOT [flags of every training]
-# Stopped at any time, the same command resumes; finished runs are skipped. Writes results/headless_digits.md.
+# If it is stopped, the same command resumes; finished runs are skipped. Writes results/headless_digits.md.
 # Cost: 25 minutes of one core.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 save=${1:?folder for the runs}

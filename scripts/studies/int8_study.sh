@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Accuracy of int8, with and without quantisation-aware training: resnet20 on complete CIFAR-100 (continued for ten epochs
-# of 40 steps, alone and under resnet56), and a sensor network of UTD-MHAD (trained here, then continued alone and under itself in float32);
-# two seeds each. Writes results/int8_cifar100.md and results/int8_utd_mhad.md.
+# Accuracy of int8, with and without quantisation-aware training: resnet20 on complete CIFAR-100 (trained further for ten epochs
+# of 40 steps, alone and with resnet56 as teacher), and a sensor network of UTD-MHAD (trained here, then trained further alone and with
+# its own float32 version as teacher); two seeds each. Writes results/int8_cifar100.md and results/int8_utd_mhad.md.
 #   bash scripts/studies/int8_study.sh STUDENT_RESNET20.pth TEACHER_RESNET56.pth CIFAR_FOLDER UTD_FOLDER SAVE_ROOT [flags]
 # Cost: about 15 minutes of one core.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"

@@ -2,7 +2,7 @@
 # What images without labels add: CIFAR-100 with a tenth of its labels, resnet20 teaches resnet8, three seeds. The student
 # alone and with kd sees the labelled tenth; with --unlabelled, kd also learns from the other images.
 #   bash scripts/studies/unlabelled_study.sh TEACHER_RESNET20.pth DATA_FOLDER SAVE_ROOT [flags of every training]
-# Stopped at any time, the same command resumes; finished runs are skipped. Writes results/unlabelled_cifar100.md.
+# If it is stopped, the same command resumes; finished runs are skipped. Writes results/unlabelled_cifar100.md.
 # Cost: 30 minutes of one core.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 teacher=${1:?path of a resnet20 checkpoint}

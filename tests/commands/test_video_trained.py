@@ -117,7 +117,7 @@ def test_the_lists_of_training_travel(videos, commands, tmp_path):
     for part in ("train", "test"):
         (tmp_path / f"{part}.lst").rename(videos / f"{part}.txt")
     out = commands("test_model.py", *plain).finished().out
-    assert "test.lst, is not there: the data folder's own list is read" in out and "2 samples" in out
+    assert "test.lst, does not exist: the list in the data folder is read" in out and "2 samples" in out
 
 
 def test_a_network_of_videos_is_taken_away(network, videos, tmp_path, capsys):

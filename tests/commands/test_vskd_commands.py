@@ -174,7 +174,7 @@ def test_refusals(commands, home, student, root, teacher):
     commands("test_model.py", "--path", teacher, "--file", inertial).refused("does not record its input")
     common = (*QUICK, *SIZES, "--data_folder", root)
     commands("train_teacher.py", *common, "--model", "trn:resnet8", cwd=home).refused(
-        "trn:resnet8 reads 'video', the data set has sensor"
+        "trn:resnet8 reads 'video', but the data set has sensor"
     )
 
 

@@ -222,7 +222,7 @@ def test_an_imagenet_teacher_of_a_folder_of_wordnet_numbers(student, tmp_path):
                 Image.new("RGB", (32, 32), (30 * i, 100, 50)).save(place / f"{i}.png")
     argv = ["--dataset", "folder", "--data_folder", tmp_path / "tree", "--few_ratio", 1, "--batch_size", 8]
     done = student(NAMED[2], "--distill", "kd", *argv).finished()
-    assert "2 of its 1000 classes are those of the data" in done.out
+    assert "2 of its 1000 classes are used" in done.out
     (run,) = (tmp_path / "students" / "models").iterdir()
     assert " classes " in json.loads((run / "args.json").read_text())["identity"]["teacher"]
 

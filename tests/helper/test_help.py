@@ -27,6 +27,14 @@ def test_flags_json_is_up_to_date():
     assert kept == now, "run: python -m helper.options.flags"
 
 
+def test_the_flags_of_every_method_print():
+    """A percent sign in a help text must not reach argparse as a format."""
+    known = json.loads(quick.FLAGS.read_text())
+    about = known["scripts"]["train_student.py"]
+    texts = {m: quick.page(about | {"groups": [[m, flags]]}, everything=True) for m, flags in known["methods"].items()}
+    assert "5 % of the classes" in " ".join(texts["deepkd"].split())
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("flag", ["-h", "--help_all", "--help-all"])
 def test_help_imports_no_torch(script, flag):

@@ -161,7 +161,7 @@ def test_trn_over_anything_with_a_linear_classifier(trn):
     assert model_dict["trn:torchvision:resnet18"].stages == ("stage1", "stage2", "stage3", "stage4")
     with pytest.raises(UserError, match="reads 'sensor'"):
         model_dict["trn:sensor_cnn"]
-    with pytest.raises(UserError, match="relates 4 frames, a clip has 5"):
+    with pytest.raises(UserError, match="relates 4 frames, but a clip has 5"):
         trn[0]({"video": torch.rand(1, 5, 3, 32, 32)})
 
 
@@ -190,5 +190,5 @@ def test_gaf_student_sees_shape_and_not_size():
 
 
 def test_windows_too_short_for_a_token_are_refused():
-    with pytest.raises(UserError, match="--window is 4"):
+    with pytest.raises(UserError, match="--window 4 is too short"):
         model_dict["sensor_transformer"].fitted({"sensor": (3, 4)})(num_classes=2)
