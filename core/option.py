@@ -189,12 +189,15 @@ def _flag(f: dataclasses.Field[Any], prefix: str, choices: tuple[Any, ...] | Non
     return Flag(names, f.default, meta["help"], kind, choices, meta["role"], nargs, meta["check"])
 
 
-@functools.cache  # to evaluate the annotations takes longer than all else that parsing does
-def parts_of(config: type) -> Mapping[str, type]:
+def _parts_of(config: type) -> Mapping[str, type]:
     """Field name -> Config class, for the fields of a dataclass that are Configs or groups of Configs."""
     hints = typing.get_type_hints(config)
     fields = ((f.name, hints[f.name]) for f in dataclasses.fields(config))
     return {name: kind for name, kind in fields if dataclasses.is_dataclass(kind) and isinstance(kind, type)}
+
+
+# cached: to evaluate the annotations takes longer than all else that parsing does
+parts_of: Callable[[type], Mapping[str, type]] = functools.cache(_parts_of)
 
 
 def _fields(config: Any) -> tuple[dataclasses.Field[Any], ...]:
