@@ -321,8 +321,7 @@ def _models_page() -> str:
 
 
 def tables(recount: bool = True) -> dict[str, str]:
-    """The tables of README and docs/, in Markdown, by the name of their markers; with the numbers of listing.json unless
-    they are to be counted."""
+    """The tables of README and docs/, in Markdown, by the name of their markers. recount: not from listing.json."""
     rows = [
         (
             f"`{m.name}`" + "".join(f", `{a}`" for a in m.aliases),
