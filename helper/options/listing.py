@@ -321,8 +321,7 @@ def _models_page() -> str:
 
 
 def tables(recount: bool = True) -> dict[str, str]:
-    """The tables of README and docs/, in Markdown, by the name of their markers. recount: build the networks and count;
-    else the numbers of listing.json."""
+    """The tables of README and docs/, in Markdown, by the name of their markers. recount: not from listing.json."""
     rows = [
         (
             f"`{m.name}`" + "".join(f", `{a}`" for a in m.aliases),

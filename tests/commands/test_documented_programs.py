@@ -47,7 +47,7 @@ ELSEWHERE = {  # program -> where it is run
     "helper/options/listing.py": "helper/test_listing.py, for it writes into the repository",
     "helper/options/flags.py": "helper/test_help.py, for it writes into the repository",
 }
-SHORT_CLIPS = "--num_segments 2 --short_side 64 --crop_size 64"
+SHORT_CLIPS = "--num_segments 2 --image_size 64 --short_side 64 --crop_size 64"
 SCRIPTS = (
     "teachers/fetch_teachers.sh",
     "quickstart.sh",
