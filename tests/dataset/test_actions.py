@@ -486,7 +486,7 @@ def test_lists_that_are_wrong(tmp_path):
     for text, words in (
         ("a1_s1_t1_color 6\n", "not of the form"),
         ("a1_s1_t1_color six 0\n", "not of the form"),
-        ("a1_s1_t1_color 0 0\n", "cannot be"),
+        ("a1_s1_t1_color 0 0\n", "a clip cannot have 0 frames"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=f"train_list.txt, line 1: .*{words}"):

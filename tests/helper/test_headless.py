@@ -68,7 +68,8 @@ def student(commands, sources, tmp_path):
 
     def run(source, *argv):
         path = source if ":" in source else sources / source
-        few = ["--epochs", 1, "--few_ratio", 0.2, "--max_steps", 2, "--save_root", tmp_path, "--tb_backend", "none"]
+        few = ["--image_size", 32, "--epochs", 1, "--few_ratio", 0.2, "--max_steps", 2, "--save_root", tmp_path]
+        few += ["--tb_backend", "none"]
         return commands.student("--path_t", path, *few, *argv, env=hub.offline(sources))
 
     return run
