@@ -233,7 +233,7 @@ class Cached(Ours):
         ids = torch.arange(views)
         for part in ids.split(self.batch_size):
             self.cache.features(self.rendered(part // self.data.num_crops, part % self.data.num_crops), ())
-        self.cache.flush()
+        self.cache.end_epoch()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.fill_s, self.views = clock() - started, views
