@@ -66,16 +66,15 @@ def _refuse_lost(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
 def _validation(folder: Path, classes: list[str]) -> list[Sample]:
     annotations, number = folder / "val_annotations.txt", {name: i for i, name in enumerate(classes)}
     if not annotations.exists():
-        strange = sorted(set(class_names(folder)) ^ set(classes))
-        if len(strange) < len(classes):
-            for name in strange:
-                where = "val/" if name in classes else "train/"
-                raise UserError(f"'{folder.parent}': {where} has no class {name}; unpack {URL} again")
+        have = set(class_names(folder))
         found = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
         if not found:
             raise UserError(
                 f"'{folder}' has neither val_annotations.txt nor folders of the classes in train/; unpack {URL} again"
             )
+        for name in sorted(have ^ set(classes)):
+            where = "val/" if name in classes else "train/"
+            raise UserError(f"'{folder.parent}': {where} has no class {name}; unpack {URL} again")
         return found
     samples = []
     for place, line in enumerate(annotations.read_text().splitlines(), 1):

@@ -170,7 +170,7 @@ def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
     flags = {f.dest: f for f in common_flags(kind)}
     named = _named_before(argv, "--distill", len("--disti"))
     if named is None:
-        named = file.text("distill") or flags["distill"].default
+        named = file.text("distill") if "distill" in file.given else flags["distill"].default
     distills = _listed(named, "--distill")
     methods = list(dict.fromkeys(m for distill in distills for m in methods_named(distill)))
     if kind is TrainTeacherConfigs and (len(methods) != 1 or methods[0].teacher_mode != "absent"):

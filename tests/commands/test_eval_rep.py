@@ -124,6 +124,11 @@ def test_tinyimagenet_says_what_is_missing(tiny, tmp_path):
     annotations.unlink()
     with pytest.raises(UserError, match="neither val_annotations.txt nor folders"):
         open_data("tinyimagenet", tmp_path)
+    for wnid in ("n01", "n04"):
+        (copy / "val" / wnid).mkdir()
+        shutil.copy(tiny / "val" / "images" / "val_0.JPEG", copy / "val" / wnid)
+    with pytest.raises(UserError, match="val/ has no class n02"):
+        open_data("tinyimagenet", tmp_path)
     for file in (copy / "train" / "n02" / "images").iterdir():
         file.unlink()
     with pytest.raises(UserError, match="no images of n02"):

@@ -59,6 +59,7 @@ def test_the_command_line_wins(tmp_path):
         ("j.yaml", "a: [", ("j.yaml is not a YAML file",)),
         ("k.toml", "epochs = true", ("epochs = true must be a whole number",)),
         ("l.toml", "epochs = -1", ("--epochs -1",)),
+        ("n.toml", 'distill = ""', ("--distill is empty",)),
         ("m.toml", None, ("cannot read", "m.toml': No such file")),
     ],
 )
