@@ -66,7 +66,7 @@ def _refuse_lost(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
 def _validation(folder: Path, classes: list[str]) -> list[Sample]:
     annotations, number = folder / "val_annotations.txt", {name: i for i, name in enumerate(classes)}
     if not annotations.exists():
-        have = set(class_names(folder))
+        have = set(class_names(folder)) - {"images"}
         found = [(path, label) for label, name in enumerate(classes) for path in _images(folder / name)]
         if not found:
             raise UserError(
