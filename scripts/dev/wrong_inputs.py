@@ -250,7 +250,8 @@ def _tried(module: str, argv: tuple[object, ...], action: argparse.Action, root:
 
     for value in NUMBERS.get(action.type, ()):
         may_run = value in ("-1", "0", "1e300")
-        yield Wrong(f"{script} {flag} {value!r}", script, command(value), flag.lstrip("-"), may_run)
+        words = "" if may_run and module == "scripts.tune" else flag.lstrip("-")  # its trials are dry runs here
+        yield Wrong(f"{script} {flag} {value!r}", script, command(value), words, may_run)
     if action.choices:
         yield Wrong(f"{script} {flag} misspelt", script, command("misspelt"), "misspelt")
     read = ("path", "path_t", "s_path", "file", "sources", "train_list", "test_list", "root", "data_folder", "data")

@@ -98,6 +98,7 @@ def test_a_path_is_no_flag():
     ],
 )
 def test_completion(line, offered, others, tmp_path):
+    pytest.importorskip("argcomplete", reason="needs argcomplete, of requirements-extra.txt")
     out = tmp_path / "offered"
     request = {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)), "COMP_TYPE": "9"}
     request |= {"_ARGCOMPLETE_STDOUT_FILENAME": str(out), "_ARGCOMPLETE_IFS": "\n", "COMP_WORDBREAKS": " "}
