@@ -70,9 +70,10 @@ class InputFormat:
         """Extensions of the files to find in a folder."""
         return ENDINGS[self.kind]
 
-    def read(self, path: Path) -> Tensor:
+    def read(self, path: str | Path) -> Tensor:
         """float32 of `shape`: a picture [C, S, S] or a clip [T, C, S, S] in [0, 1], a sensor window [C, L]. UserError
         if the file does not fit the network."""
+        path = Path(path)
         if not path.is_file():
             raise UserError(f"there is no file '{path}'")
         if self.kind == "image":

@@ -48,10 +48,19 @@ class Task(nn.Module):
     any autocast. Gradients of several micro-batches may be accumulated before a step; DDP(task) works.
     """
 
-    def __init__(self, trained: Trained, objective: Objective, following: Sequence[Any], rng: torch.Generator):
+    def __init__(
+        self,
+        trained: Trained,
+        objective: Objective,
+        following: Sequence[Any],
+        rng: torch.Generator,
+        batch_size: int | None = None,
+    ):
+        """batch_size: the only one that the method takes; None: any."""
         super().__init__()
         self.trained = trained
         self._objective, self._following, self._rng = objective, following, rng
+        self._batch_size = batch_size
         self._kept: list[tuple[Features, Features, Batch]] = []
         self._place = (0, 0)  # epoch of the last batch, batches seen in it
         self._prepared = not self.method.prepares_teacher
@@ -114,7 +123,7 @@ class Task(nn.Module):
         in the training set, for methods that store samples (crd). epoch: from 1; epochs, steps_per_epoch: for
         methods whose weights change over time.
         """
-        if self.method.by_index and index is None:
+        if self.training and self.method.by_index and index is None:
             raise UserError(f"{self.method.name} stores every sample: pass index=, the positions in the training set")
         if self.training and not self._prepared:
             raise UserError(
@@ -125,6 +134,11 @@ class Task(nn.Module):
         if not self.training:
             logits = self.deployed_logits(batch.inputs)
             return {"loss": nn.functional.cross_entropy(logits, targets), "logits": logits, "terms": {}}
+        if self._batch_size not in (None, len(targets)):
+            raise UserError(
+                f"{self.method.name} was attached with batch_size={self._batch_size}, but this batch has "
+                f"{len(targets)} samples; the last, smaller batch of an epoch must be dropped"
+            )
         if missing := [p.name for p in self._objective.isolated if p.name not in self._objective.optimizers]:
             raise UserError(
                 f"{missing[0]} needs a separate optimiser: call task.own_optimizers(lambda params, scale: "
@@ -213,7 +227,7 @@ def attach(
     *,
     sample: Inputs,
     num_classes: int | None = None,
-    train_labels: Tensor | None = None,
+    train_labels: Tensor | Sequence[int] | None = None,
     taps: Mapping[str, Mapping[str, str]] | None = None,
     teacher_transform: Callable[[Tensor], Tensor] | None = None,
     **settings: Any,
@@ -231,6 +245,7 @@ def attach(
     Random draws follow torch.manual_seed(). Raises UserError if something does not fit.
     """
     batch_size, pixels = settings.pop("batch_size", None), settings.pop("pixels", False)
+    check_arguments(student, teacher, sample, taps or {})
     cls, cfg = configured(method, settings)
     if cls.teacher_mode != "absent" and teacher is None:
         raise UserError(f"{method} needs a second network: pass it as the teacher")
@@ -255,7 +270,7 @@ def attach(
         check_classes(side_t, classes, method)
         source, peer = (FrozenTeacher(t_net, teacher_transform), None) if frozen else (None, t_net)
     seed = torch.initial_seed() % 2**63
-    labels = torch.zeros(1, dtype=torch.int64) if train_labels is None else train_labels
+    labels = class_labels(train_labels, classes)
     context = Context(
         classes,
         labels.to(device),
@@ -272,14 +287,43 @@ def attach(
         refuse_parts(built, method)
         trained = Trained(s_net, peer, built)
         objective = Objective(trained, source, needs_of(stage, cfg, spec_s, spec_t).teacher)
-        return Task(trained, objective, following, context.rng).train()
+        return Task(trained, objective, following, context.rng, batch_size if needs.full_batches else None).train()
 
     first, *later = (partial(stage_of, stage) for stage in chain_of(cls))
     return first(None, later)
 
 
+def check_arguments(student: Any, teacher: Any, sample: Any, taps: Any) -> None:
+    for side, net in (("student", student), ("teacher", teacher)):
+        if not isinstance(net, nn.Module) and not (net is None and side == "teacher"):
+            raise UserError(f"the {side} must be an nn.Module, not a {type(net).__name__}")
+    if student is teacher:
+        raise UserError("student and teacher are one module, which would be frozen: pass a copy as the teacher")
+    if not isinstance(sample, Tensor | Mapping):
+        raise UserError(f"sample= must be a few inputs, such as images[:2], not a {type(sample).__name__}")
+    sides = taps.items() if isinstance(taps, Mapping) else [("", taps)]
+    if any(side not in ("student", "teacher") or not isinstance(own, Mapping) for side, own in sides):
+        raise UserError(f"taps= must be {{'student': {{tap: module}}, 'teacher': {{...}}}}, not {taps}")
+
+
+def class_labels(train_labels: Sequence[int] | Tensor | None, classes: int) -> Tensor:
+    labels = torch.zeros(1, dtype=torch.int64) if train_labels is None else torch.as_tensor(train_labels)
+    if (
+        labels.ndim != 1
+        or labels.is_floating_point()
+        or not len(labels)
+        or not 0 <= labels.min() <= labels.max() < classes
+    ):
+        raise UserError(f"train_labels must be the classes [N] of the training set, from 0 to {classes - 1}")
+    return labels
+
+
 def refuse_missing(
-    method: str, members: Sequence[type[Distiller]], needs: Needs, batch_size: int | None, train_labels: Tensor | None
+    method: str,
+    members: Sequence[type[Distiller]],
+    needs: Needs,
+    batch_size: int | None,
+    train_labels: Tensor | Sequence[int] | None,
 ) -> None:
     if needs.full_batches and batch_size is None:
         raise UserError(f"{method} needs batches of one size: pass batch_size=, and drop the last, smaller batch")
@@ -308,6 +352,15 @@ def configured(method: str, settings: Mapping[str, Any]) -> tuple[type[Distiller
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UserError(f"{method} has no setting '{name}'" + (f": did you mean {near[0]}?" if near else ""))
+    try:
+        return joined_config(methods, settings, fields)
+    except TypeError as error:  # such as a text that is compared with a number
+        raise UserError(f"{method}: a setting has the wrong type ({error})") from error
+
+
+def joined_config(
+    methods: Sequence[type[Distiller]], settings: Mapping[str, Any], fields: Mapping[str, Sequence[str]]
+) -> tuple[type[Distiller], Any]:
     if len(methods) == 1:
         return methods[0], methods[0].Config(**settings)
     rows = [{"cls": m.Config.cls, "div": m.Config.div, "kd_T": m.Config.kd_T} for m in methods]

@@ -212,10 +212,19 @@ def found_spec(model: nn.Module, images: Tensor, taps: Mapping[str, str]) -> Mod
     name, was_training = type(model).__name__, model.training
     logits, calls = _calls(model.eval(), images)
     model.train(was_training)
+    if not isinstance(logits, Tensor):
+        raise UserError(f"{name} returns a {type(logits).__name__}: wrap it in a module that returns logits [B, K]")
     shapes = {call.name: tuple(call.output.shape[1:]) for call in calls}
     unknown = [path for path in taps.values() if path not in shapes]
     if unknown:
-        raise UserError(f"{name} has no module '{unknown[0]}' that runs once per image; it has {listed(shapes)}")
+        exists = unknown[0] in dict(model.named_modules())
+        why = "does not run exactly once, or its output is overwritten in place" if exists else "does not exist"
+        raise UserError(f"module '{unknown[0]}' of {name} {why}; it has {listed(shapes)}")
+    if "head" in taps and logits.shape[-1] not in shapes[taps["head"]]:
+        raise UserError(
+            f"module '{taps['head']}' of {name} is not its classifier: it has no {logits.shape[-1]} outputs, one per "
+            f"class; it has {listed(shapes)}"
+        )
     head = taps.get("head") or _head_of(model, calls, logits.shape[-1])
     if head is None:
         raise UserError(

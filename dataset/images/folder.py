@@ -45,7 +45,10 @@ def load(options: DataOptions) -> ResidentData:
             f"the data folder '{root}' does not exist; point --data_folder at a folder with train/ and val/"
         )
     if not (root / "train").is_dir():
-        raise UserError(f"'{root}' has no folder train/; expected train/<class>/<image> and val/<class>/<image>")
+        raise UserError(
+            f"'{root}' has no folder train/; point --data_folder at a folder with train/<class>/<image> and "
+            "val/<class>/<image>"
+        )
     classes = class_names(root / "train")
     if not classes:
         raise UserError(f"'{root / 'train'}' holds no class folders; expected train/<class>/<image>")

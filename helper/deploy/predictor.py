@@ -107,6 +107,8 @@ def _onnx(path: Path) -> Predictor:
 
 
 def _program(path: Path) -> Predictor:
+    if not path.is_file():
+        raise UserError(f"there is no file '{path}'")
     try:
         program: Any = torch.export.load(path).module()
     except Exception as error:  # errors of the zip file, JSON or operators

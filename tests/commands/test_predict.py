@@ -123,7 +123,7 @@ def test_action_recordings_are_read_as_in_evaluation(tmp_path):
 
 def test_a_real_recording(tmp_path):
     path = shared("utd_mhad") / "Inertial" / "a2_s1_t1_inertial.mat"
-    x = InputFormat("sensor", (3, 64), modality="accel").read(path)
+    x = InputFormat("sensor", (3, 64), modality="accel").read(str(path))
     assert x.shape == (3, 64) and x.isfinite().all()
     with pytest.raises(UserError, match="has 3 axes, but the network reads 6"):
         InputFormat("sensor", (6, 64), modality="accel").read(path)

@@ -670,7 +670,7 @@ def test_folders_without_images_are_named(tree, tmp_path_factory):
     with pytest.raises(UserError, match=r"only files with the extensions .txt"):
         read(tree)
     bare = tmp_path_factory.mktemp("bare")
-    with pytest.raises(UserError, match="has no folder train/"):
+    with pytest.raises(UserError, match="has no folder train/; point --data_folder"):
         read(bare)
     (bare / "train").mkdir()
     with pytest.raises(UserError, match="holds no class folders"):

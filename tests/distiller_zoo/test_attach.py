@@ -64,7 +64,7 @@ def steps_of(task, count, amp=False):
 
 
 def task_of(method="kd", seed=0, **settings):
-    return distiller_zoo.attach(method, *pair(seed), sample=IMAGES[:2], **settings)
+    return distiller_zoo.attach(method, *pair(seed), **{"sample": IMAGES[:2], **settings})
 
 
 CRD = {"train_labels": torch.arange(40) % CLASSES, "nce_k": 8}
@@ -152,7 +152,12 @@ def test_first_stages_follow_each_other():
         ("semckd", {}, ("batch_size",)),
         ("kd", {"kd_t": 2}, ("no setting 'kd_t'", "kd_T")),
         ("kd", {"num_classes": 7}, ("num_classes is 7", "has 5 outputs")),
-        ("kd", {"taps": {"student": {"stage1": "three"}}}, ("no module 'three'", "one [4, 32, 32]")),
+        ("kd", {"taps": {"student": {"stage1": "three"}}}, ("'three' of Small does not exist", "one [4, 32, 32]")),
+        ("kd", {"taps": {"stage1": "one"}}, ("'student': {tap: module}",)),
+        ("kd", {"taps": {"student": {"head": "one"}}}, ("'one' of", "is not its classifier", "classify [5]")),
+        ("kd", {"kd_T": "four"}, ("kd: a setting has the wrong type",)),
+        ("crd", {"train_labels": [0, 5]}, ("from 0 to 4",)),
+        ("kd", {"sample": None}, ("sample= must be a few inputs",)),
         ("vanilla+simkd", {}, ("replaces the classifier",)),
         ("nothing", {}, ("nothing",)),
     ],
@@ -172,6 +177,17 @@ def test_other_classes_a_missing_teacher_and_a_missing_index_are_refused():
         distiller_zoo.attach("kd", student, sample=IMAGES[:2])
     with pytest.raises(UserError, match="pass index="):
         task_of("crd", **CRD)(IMAGES, TARGETS)
+    with pytest.raises(UserError, match="student and teacher are one module"):
+        distiller_zoo.attach("kd", student, student, sample=IMAGES[:2])
+    with pytest.raises(UserError, match="must be an nn.Module, not a str"):
+        distiller_zoo.attach("kd", student, "resnet18", sample=IMAGES[:2])
+    student.forward = lambda x: {"logits": x}
+    with pytest.raises(UserError, match="Small returns a dict"):
+        distiller_zoo.attach("kd", student, teacher, sample=IMAGES[:2])
+    task = task_of("crd", **CRD)
+    assert task.eval()(IMAGES, TARGETS)["loss"].isfinite()  # nothing is stored in evaluation
+    with pytest.raises(UserError, match=f"batch_size=64, but this batch has {len(IMAGES)} samples"):
+        task_of("semckd", batch_size=64)(IMAGES, TARGETS)
     with pytest.raises(UserError, match="own_optimizers"):
         attached("cakd-resnet8-vit_micro_cifar")(IMAGES, TARGETS)
 
