@@ -63,7 +63,7 @@ def load_classifier(path: str | Path, model: str | None = None, flag: str = "--m
     if missing := [k for k in ("classes", "modalities", "shapes") if k not in meta]:
         raise UserError(
             f"{path} does not record its input (missing: {', '.join(missing)}): give a checkpoint of a run on action "
-            "recordings, such as --dataset utd_mhad"
+            "recordings, such as --dataset utd_mhad; predict.py reads images and videos"
         )
     shapes = recorded_shapes(path)
     network = load_network(path, model, len(meta["classes"]), shapes, flag=flag)
