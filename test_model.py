@@ -95,6 +95,32 @@ def parser():
     parser.add_argument(
         "--match_classes", action="store_true", help="reorder the network's logits to the data set's order of classes"
     )
+    add_data(parser)
+    parser.add_argument(
+        "--average_clips", choices=("prob", "score"), help="how to average several views (default: as the network does)"
+    )
+    add_views(parser)
+    add_flags(parser.add_argument_group("several processes"), LAUNCH)
+    parser.add_argument(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "bf16"),
+        help="precision of the forward pass (default fp32, as in tables)",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="write a page of classes, confusions, worst mistakes and calibration to this file",
+        metavar="FILE",
+    )
+    parser.add_argument(
+        "--plugin", nargs="+", default=(), help="Python files that define the method or model", metavar="FILE"
+    )
+    return parser
+
+
+def add_data(parser):
+    """The flags that choose the samples and how they are read."""
     add_data_set(parser)
     parser.add_argument(
         "--data_folder",
@@ -148,27 +174,6 @@ def parser():
         default=8,
         help="loader processes per machine, for data read from disk",
     )
-    parser.add_argument(
-        "--average_clips", choices=("prob", "score"), help="how to average several views (default: as the network does)"
-    )
-    add_views(parser)
-    add_flags(parser.add_argument_group("several processes"), LAUNCH)
-    parser.add_argument(
-        "--precision",
-        default="fp32",
-        choices=("fp32", "bf16"),
-        help="precision of the forward pass (default fp32, as in tables)",
-    )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        help="write a page of classes, confusions, worst mistakes and calibration to this file",
-        metavar="FILE",
-    )
-    parser.add_argument(
-        "--plugin", nargs="+", default=(), help="Python files that define the method or model", metavar="FILE"
-    )
-    return parser
 
 
 def add_views(parser):

@@ -157,7 +157,7 @@ class Attack:
         with self.lock:
             self.counts.setdefault((part, case), Counter())[outcome] += 1
             if outcome not in GOOD:
-                self.examples.append(f"{part}, {case}: {outcome}. {said.strip()[-600:]}")
+                self.examples.append(f"{part}, {case}: {outcome}. {said.replace(f'{self.root}/', '').strip()[-600:]}")
                 print(self.examples[-1], file=sys.stderr, flush=True)
 
     def judge(self, done: Done) -> str:
