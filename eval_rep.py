@@ -30,6 +30,7 @@ from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
 from helper.machine.devices import pick_autocast, pick_device, to_device
 from helper.machine.program import run_script
 from helper.machine.seeding import seed_everything
+from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
 from helper.options.old_flags import Parser
 from helper.runs.folder import environment
@@ -54,7 +55,13 @@ def parser():
     parser = Parser("eval_rep.py", description=__doc__, add_help=False)
     quick.add_help(parser)
     parser.add_argument(
-        "--s_path", "--path", "--student_weights", required=True, help="checkpoint of any network", metavar="FILE"
+        "--s_path",
+        "--path",
+        "--student_weights",
+        required=True,
+        action=CheckpointOf,
+        help="checkpoint of any network, or the folder of a run",
+        metavar="FILE",
     )
     parser.add_argument(
         "--arch", "--model", help="its architecture, if neither the file nor its path names it", metavar="NAME"

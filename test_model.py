@@ -36,6 +36,7 @@ from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.distributed import LAUNCH, LaunchConfig
 from helper.machine.program import run_script
+from helper.networks.checkpoint import CheckpointOf
 from helper.networks.classes import matched
 from helper.networks.load import evaluation_notice, load_network, with_normalisation
 from helper.options.old_flags import Parser
@@ -72,7 +73,8 @@ def parser():
         "--path",
         "--student_weights",
         required=True,
-        help="checkpoint: a student, a teacher, or a plain state dict",
+        action=CheckpointOf,
+        help="checkpoint: a student, a teacher, or a plain state dict; or the folder of a run",
         metavar="FILE",
     )
     parser.add_argument(

@@ -22,6 +22,7 @@ from core.files import atomic_write_text
 from core.option import at_least, checked
 from helper.deploy.export import MEASURED, export_onnx, load_classifier, onnx_session, report
 from helper.machine.program import run_script
+from helper.networks.checkpoint import CheckpointOf
 from helper.runs.folder import environment, file_name
 
 
@@ -36,7 +37,12 @@ def as_table(rows: Sequence[dict[str, float | str]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--path", nargs="+", required=True, help="checkpoints of runs on action recordings", metavar="FILE"
+        "--path",
+        nargs="+",
+        required=True,
+        action=CheckpointOf,
+        help="checkpoints, or folders, of runs on action recordings",
+        metavar="FILE",
     )
     parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder for the .onnx files", metavar="FOLDER")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Export a network: python scripts/export_student.py --path RUN/NAME_best.pth --dataset cifar100 --out exported/
+"""Export a network: python scripts/export_student.py --path RUN --dataset cifar100 --out exported/
 
 Writes model.safetensors with config.json, model.pt2 (torch.export), model.onnx and README.md, a model card with the
 run's numbers; with --int8 also model_int8.onnx, and accuracy and latency in float32, bf16 and int8. Each form is run on
@@ -39,6 +39,7 @@ from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import Plain, latency, needs, onnx_session, write_onnx
 from helper.deploy.quantize import Measured, calibration_samples, compare, in_bf16, quantize_onnx
 from helper.machine.program import run_script
+from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import Network, load_network, network_without_heads
 from helper.options.parse import normalised
 from helper.runs.folder import without_folders
@@ -335,7 +336,13 @@ def push(folder: Path, repository: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", required=True, help="checkpoint, _best.pth or _last.pth of a run", metavar="FILE")
+    parser.add_argument(
+        "--path",
+        required=True,
+        action=CheckpointOf,
+        help="checkpoint of a run, _best.pth or _last.pth, or its folder (then the best epoch)",
+        metavar="FILE",
+    )
     parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
     parser.add_argument(
         "--data_folder", default="../data/", help="folder of the data sets (default ../data/)", metavar="FOLDER"

@@ -35,6 +35,7 @@ from helper.deploy.pictures import pyplot, save
 from helper.evaluation.metrics import calibration
 from helper.machine.devices import pick_device, to_device
 from helper.machine.program import run_script
+from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
 from helper.options.parse import normalised
 from helper.tables.looks import COLOURS, LINES, looks, method_of
@@ -297,7 +298,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         sub.set_defaults(draw=draw)
     for kind, draw in (("correlation", draw_correlation), ("tsne", draw_tsne), ("reliability", draw_reliability)):
         sub = kinds.add_parser(kind)
-        sub.add_argument("--path", type=Path, nargs="+", required=True, help="checkpoints", metavar="FILE")
+        sub.add_argument(
+            "--path",
+            type=Path,
+            nargs="+",
+            required=True,
+            action=CheckpointOf,
+            help="checkpoints, or folders of runs",
+            metavar="FILE",
+        )
         sub.add_argument("--data_folder", default="../data/", metavar="FOLDER")
         sub.add_argument("--image_size", type=int, action=checked(image_side))
         add_as_trained(sub)
@@ -307,7 +316,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         sub.set_defaults(draw=draw)
         if kind == "correlation":
-            sub.add_argument("--path_t", type=Path, required=True, help="the teacher's checkpoint", metavar="FILE")
+            sub.add_argument(
+                "--path_t",
+                type=Path,
+                required=True,
+                action=CheckpointOf,
+                help="the teacher's checkpoint",
+                metavar="FILE",
+            )
         if kind == "tsne":
             sub.add_argument(
                 "--classes",

@@ -13,12 +13,12 @@ from core.protocols import UserError
 from dataset.single_file import InputFormat
 from helper.deploy.as_trained import recorded_shapes
 from helper.deploy.export import needs
-from helper.networks.checkpoint import infer_arch, read_checkpoint
+from helper.networks.checkpoint import EXPORTED_WEIGHTS, infer_arch, read_checkpoint, weights_in
 from helper.networks.load import Network, load_network, network_without_heads, published
 from models import SMALL_IMAGE, model_dict
 
 HUB = "hf_hub:"
-EXPORTED = ("model.safetensors", "model.onnx", "model.pt2", "model_int8.onnx")
+EXPORTED = (EXPORTED_WEIGHTS, "model.onnx", "model.pt2", "model_int8.onnx")
 
 
 class Student(nn.Module):
@@ -104,22 +104,6 @@ def found(path: str | Path) -> Path:
             f"{path} is not in the local cache of Hugging Face and cannot be downloaded ({reason}): check the name, "
             "or give a folder on this machine"
         ) from error
-
-
-def weights_in(place: Path) -> Path:
-    """The checkpoint of a path: the file itself, the exported weights in a folder, or the best epoch of a run."""
-    if not place.is_dir():
-        return place
-    runs = [*sorted(place.glob("*_best.pth")), *sorted(place.glob("*_last.pth"))]
-    choice = [place / EXPORTED[0]] if (place / EXPORTED[0]).is_file() else runs
-    if not choice:
-        raise UserError(
-            f"'{place}' holds neither {EXPORTED[0]} of an export nor a *_best.pth of a run: give the path of the "
-            "checkpoint"
-        )
-    if len({p.name.rpartition("_")[0] for p in choice}) > 1:
-        raise UserError(f"'{place}' holds several networks ({', '.join(p.name for p in choice)}): give one of them")
-    return choice[0]
 
 
 def exported_config(path: Path) -> dict[str, Any]:

@@ -50,6 +50,9 @@ PEERS = ("net1", "net2")  # of an online run: the student, and its peer
 AVERAGE = "ema"  # FILE@ema: the averaged weights of a file that holds both
 
 
+EXPORTED_WEIGHTS = "model.safetensors"  # of scripts/export_student.py
+
+
 META: dict[str, Any] = dict.fromkeys(
     ("arch", "arch_t", "classes_subset", "dataset", "deploys", "method", "val_dir"), str
 )
@@ -233,6 +236,31 @@ def _safetensors(path: Path, content: bytes) -> Any:
         entry, _, name = key.partition(".")
         found.setdefault(entry, {})[name] = value
     return found
+
+
+def weights_in(path: str | Path) -> str | Path:
+    """The checkpoint of a path: the file itself, the exported weights in a folder, or the best epoch of a run."""
+    place = Path(path)
+    if not place.is_dir():
+        return path
+    runs = [*sorted(place.glob("*_best.pth")), *sorted(place.glob("*_last.pth"))]
+    choice = [place / EXPORTED_WEIGHTS] if (place / EXPORTED_WEIGHTS).is_file() else runs
+    if not choice:
+        raise UserError(
+            f"'{place}' holds neither {EXPORTED_WEIGHTS} of an export nor a *_best.pth of a run: give the path of the "
+            "checkpoint"
+        )
+    if len({p.name.rpartition("_")[0] for p in choice}) > 1:
+        raise UserError(f"'{place}' holds several networks ({', '.join(p.name for p in choice)}): give one of them")
+    return choice[0]
+
+
+class CheckpointOf(argparse.Action):
+    """An `action` of argparse: checkpoints, each the file itself or the folder of a run or an export."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        found = [weights_in(value) for value in values] if isinstance(values, list) else weights_in(values)
+        setattr(namespace, self.dest, found)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

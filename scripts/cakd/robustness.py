@@ -29,6 +29,7 @@ from helper.deploy.as_trained import CHOSEN, add_data_set, dataset_of, options_a
 from helper.evaluation.evaluate import evaluate
 from helper.machine.devices import pick_device, to_device
 from helper.machine.program import run_script
+from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
 from helper.options.parse import normalised
 
@@ -53,7 +54,14 @@ def columns(sigmas: Sequence[float]) -> dict[str, Spoil]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--path", nargs="+", required=True, help="checkpoints", metavar="FILE")
+    parser.add_argument(
+        "--path",
+        nargs="+",
+        required=True,
+        action=CheckpointOf,
+        help="checkpoints, or folders of runs",
+        metavar="FILE",
+    )
     parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
     add_data_set(parser)
     parser.add_argument("--data_folder", default="../data/", metavar="FOLDER")

@@ -40,15 +40,17 @@ def test_every_tool_uses_it(commands, trained, tree, tmp_path):
     assert "data set as in training: folder" in out and "as in training: --val_fraction 0.25" in out
     assert "20 samples, fp32" in out and "apart" not in out, "the accuracy is that of the training"
     commands("test_model.py", "--path", trained, *data, "--val_fraction", 0).refused("--val_fraction")
-    out = commands("test_model.py", "--path", trained, *data, "--val_fraction", 0.5).finished().out
+    commands("test_model.py", "--path", tmp_path, *data).refused(str(tmp_path), "neither model.safetensors")
+    run = trained.parent  # the folder of the run means its best epoch
+    out = commands("test_model.py", "--path", run, *data, "--val_fraction", 0.5).finished().out
     assert "40 samples, fp32" in out
-    argv = ("--s_path", trained, "--data", tree, "--image_size", 16, "--epochs", 1)
+    argv = ("--s_path", run, "--data", tree, "--image_size", 16, "--epochs", 1)
     assert "60 + 20 features" in commands("eval_rep.py", *argv).finished().out
-    argv = ("--path", trained, *data, "--forms", "safetensors", "--images", 10, "--out", tmp_path / "export")
+    argv = ("--path", run, *data, "--forms", "safetensors", "--images", 10, "--out", tmp_path / "export")
     commands("scripts/export_student.py", *argv).finished()
-    argv = ("--path", trained, *data, "--out", tmp_path / "plot.png")
+    argv = ("--path", run, *data, "--out", tmp_path / "plot.png")
     commands("scripts/plot.py", "reliability", *argv).finished()
-    out = commands("scripts/cakd/robustness.py", "--path", trained, *data).finished().out
+    out = commands("scripts/cakd/robustness.py", "--path", run, *data).finished().out
     assert "| 16 |" in out
 
 
