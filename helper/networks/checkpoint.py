@@ -239,13 +239,18 @@ def _safetensors(path: Path, content: bytes) -> Any:
 
 
 def weights_in(path: str | Path) -> str | Path:
-    """The checkpoint of a path: the file itself, the exported weights in a folder, or the best epoch of a run."""
+    """The checkpoint of a path: the file itself, the exported weights in a folder, or the best epoch of a run.
+
+    Folders of transformers and names of published weights are returned as they are.
+    """
     place = Path(path)
     if not place.is_dir():
         return path
     runs = [*sorted(place.glob("*_best.pth")), *sorted(place.glob("*_last.pth"))]
     choice = [place / EXPORTED_WEIGHTS] if (place / EXPORTED_WEIGHTS).is_file() else runs
     if not choice:
+        if (place / "config.json").is_file():
+            return path
         raise UserError(
             f"'{place}' holds neither {EXPORTED_WEIGHTS} of an export nor a *_best.pth of a run: give the path of the "
             "checkpoint"

@@ -15,7 +15,7 @@ from core.log import log
 from core.protocols import UserError
 from distiller_zoo._task import chain_of
 from distiller_zoo.base import Distiller
-from helper.networks.checkpoint import num_classes_of
+from helper.networks.checkpoint import num_classes_of, weights_in
 from helper.networks.load import (
     Network,
     assembled,
@@ -43,12 +43,10 @@ def load_teacher(
     data set's classes.
     """
     num_classes = len(classes_of) if isinstance(classes_of, Sequence) else classes_of
-    exported = Path(path) / "model.safetensors"
-    if published(path) is None and exported.is_file():  # a folder of scripts/export_student.py
-        path = exported
     if (named := published(path)) is not None:
         network, classes = named_network(named, None), model_dict[named].published.classes
     else:
+        path = weights_in(path)
         checkpoint, spec = identified(path, explicit, shapes, "--model_t")
         if not any(key.startswith(f"{spec.head}.") for key in checkpoint.state):
             return headless_network(path, checkpoint, spec)

@@ -107,7 +107,7 @@ def test_an_exported_student_teaches(commands, teacher, tmp_path):
     commands("scripts/export_student.py", *export).finished()
     argv = ["--epochs", 1, "--max_steps", 2, "--tb_backend", "none", "--distill", "kd"]
     said = []
-    for i, path in enumerate((teacher, tmp_path / "out", tmp_path / "out" / "model.safetensors")):
+    for i, path in enumerate((teacher.parent, tmp_path / "out", tmp_path / "out" / "model.safetensors")):
         done = commands.student("--path_t", path, "--save_root", tmp_path / str(i), *argv).finished()
         said += [line for line in done.out.splitlines() if line.startswith("teacher accuracy")]
     assert len(said) == 3 and len(set(said)) == 1
