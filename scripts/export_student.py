@@ -2,11 +2,11 @@
 """Export a network: python scripts/export_student.py --path RUN --dataset cifar100 --out exported/
 
 Writes model.safetensors with config.json, model.pt2 (torch.export), model.onnx and README.md, a model card with the
-run's numbers; with --int8 also model_int8.onnx, and accuracy and latency in float32, bf16 and int8. Each form is run on
-test images and must reproduce the logits of the checkpoint (except int8); the latency on this CPU is printed. A network
-with deployed layers of its method (SimKD's projector and reused classifier) is exported as one model; a network with
-auxiliary heads is exported without them. Inputs are those of the data set (images in [0, 1], sensor windows); the
-normalisation is part of the model.
+run's numbers. --int8 adds model_int8.onnx, model_int8.pt2 (torchao), and accuracy and latency in float32, bf16 and
+int8. Each form is run on test images and must reproduce the logits of the checkpoint (except int8); the latency on this
+CPU is printed. A network with deployed layers of its method (SimKD's projector and reused classifier) is exported as
+one model; a network with auxiliary heads is exported without them. Inputs are those of the data set (images in [0, 1],
+sensor windows); the normalisation is part of the model.
 """
 
 from __future__ import annotations
@@ -36,8 +36,19 @@ from dataset.base import image_side
 from dataset.single_file import InputFormat
 from helper.deploy.as_trained import add_as_trained, clip_options, clip_settings_notice, dataset_of, options_as_trained
 from helper.deploy.cost import deployed_count, macs
-from helper.deploy.export import Plain, latency, needs, onnx_session, write_onnx
-from helper.deploy.quantize import Measured, calibration_samples, compare, in_bf16, quantize_onnx
+from helper.deploy.export import Plain, exported_program, latency, needs, onnx_session, write_onnx
+from helper.deploy.quantize import (
+    INT8_PROGRAM,
+    Measured,
+    calibration_samples,
+    compare,
+    compiled,
+    in_bf16,
+    load_program,
+    quantize_onnx,
+    quantize_program,
+)
+from helper.machine.kernels import compiler_fault
 from helper.machine.program import run_script
 from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import Network, load_network, network_without_heads
@@ -63,19 +74,13 @@ def write_safetensors(network: Network, config: dict[str, Any], path: Path) -> N
     atomic_write(save(whole, metadata={"format": "pt", "meta": json.dumps(meta)}), path)
 
 
-def write_program(model: Plain, example: Tensor, path: Path) -> None:
-    batch = torch.export.Dim("batch", min=1, max=4096)
-    program = torch.export.export(model, (example,), dynamic_shapes={"x": {0: batch}}, strict=False)
-    torch.export.save(program, path)
-
-
 def reader_of(path: Path, data: DataSet) -> Callable[[Tensor], Tensor]:
     """The exported file as a function of a batch, through what a user would open it with."""
     if path.suffix == ".safetensors":
         network = load_network(path, None, data.num_classes, data.shapes)
         return torch.no_grad()(Plain(network.tapped()).eval())
     if path.suffix == ".pt2":
-        return torch.no_grad()(torch.export.load(path).module())
+        return load_program(path)
     session = onnx_session(path)
     return lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
 
@@ -102,20 +107,29 @@ def on_one_thread(predict: Callable[[Tensor], Tensor], x: Tensor) -> float:
 
 
 def in_int8(network: Plain, data: DataSet, modality: str, args: argparse.Namespace, source: Path) -> list[Measured]:
-    """Quantise the ONNX graph `source`; every precision side by side, on the whole test set."""
-    path = args.out / "model_int8.onnx"
-    print(f"{path}: {quantize_onnx(source, path, calibration_samples(data, modality, args.calibration))}")
+    """Quantise the ONNX graph `source`, and the network with torchao; every precision on the whole test set."""
+    path, program = args.out / "model_int8.onnx", args.out / INT8_PROGRAM
+    batches = list(calibration_samples(data, modality, args.calibration))
+    said, narrow = quantize_onnx(source, path, batches)
+    print(f"{path}: {said}")
+    missing = quantize_program(network, batches, program, narrow)
+    if missing:
+        print(f"{program} is left out: {missing}")
 
     def test() -> Iterator[tuple[Tensor, Tensor]]:
         for batch in data.test_loader(125, device=torch.device("cpu")):
             yield batch.inputs[modality].contiguous(), batch.target
 
-    predictors = [
+    predictors: list[tuple[str, Callable[[Tensor], Tensor], Path | None]] = [
         ("float32, onnxruntime", reader_of(source, data), source),
         ("int8, onnxruntime", reader_of(path, data), path),
         ("float32, torch", torch.no_grad()(network), None),
         ("bf16, torch", in_bf16(network), None),
     ]
+    if not missing and (fault := compiler_fault(torch.device("cpu"))):
+        print(f"{program} is not measured: torch.compile does not work on this machine ({fault})")
+    elif not missing:
+        predictors.append(("int8, torch.compile", compiled(load_program(program)), program))
     rows = compare(predictors, test, next(iter(test()))[0][:1])
     for row in rows:
         print(f"{row.precision}: top-1 {row.accuracy:.2f}, {row.latency:.2f} ms on one CPU thread ({row.ratio:.2f} x)")
@@ -285,7 +299,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     make_folder(args.out)
     writers = {
         "safetensors": (args.out / "model.safetensors", lambda path: write_safetensors(network, config, path)),
-        "export": (args.out / "model.pt2", lambda path: write_program(model, example, path)),
+        "export": (args.out / "model.pt2", lambda path: torch.export.save(exported_program(model, example), path)),
         "onnx": (args.out / "model.onnx", lambda path: write_onnx(model, example, path, metadata)),
     }
     metadata = {
@@ -369,7 +383,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FORM",
     )
     parser.add_argument(
-        "--int8", action="store_true", help="also write model_int8.onnx, and measure its accuracy and latency"
+        "--int8",
+        action="store_true",
+        help="also write model_int8.onnx and, with torchao, model_int8.pt2, and measure its accuracy and latency",
     )
     parser.add_argument(
         "--calibration",
@@ -390,8 +406,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    for library in ("torch.onnx", "onnxscript", "torch.utils._pytree"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     export(args)
     if args.push_to:
         push(args.out, args.push_to)

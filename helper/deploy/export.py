@@ -114,6 +114,12 @@ def export_onnx(classifier: Classifier, out: Path) -> None:
     write_onnx(Plain(classifier.net).eval(), torch.randn(2, *classifier.shape), out, metadata)
 
 
+def exported_program(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """A program for any batch size. example: a batch of two."""
+    shapes = ({0: torch.export.Dim("batch", min=1, max=4096)},)
+    return torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+
+
 def write_onnx(model: Plain, example: Tensor, out: Path, metadata: Mapping[str, str]) -> None:
     """Write any network in evaluation mode. example: a batch of two. metadata: of the file."""
     onnx = needs("onnx")

@@ -14,6 +14,7 @@ from torch import Tensor
 from core.protocols import UserError
 from dataset.single_file import InputFormat
 from helper.deploy.export import onnx_session
+from helper.deploy.quantize import load_program
 from helper.deploy.student import EXPORTED, exported_config, found, load_student
 from helper.networks.load import published
 
@@ -110,13 +111,15 @@ def _program(path: Path) -> Predictor:
     if not path.is_file():
         raise UserError(f"there is no file '{path}'")
     try:
-        program: Any = torch.export.load(path).module()
+        program = load_program(path)
+    except UserError:
+        raise
     except Exception as error:  # errors of the zip file, JSON or operators
         raise UserError(
             f"'{path}' is damaged or not an exported program ({str(error).splitlines()[0][:120]})"
         ) from error
     exported = exported_config(path)
-    return Predictor(torch.no_grad()(program), exported.get("classes"), _stated(exported.get("preprocess"), path))
+    return Predictor(program, exported.get("classes"), _stated(exported.get("preprocess"), path))
 
 
 def _stated(reads: Any, path: Path) -> InputFormat:

@@ -1,8 +1,9 @@
-"""Networks in int8: an exported ONNX graph with static quantisation (QDQ), calibrated on training samples."""
+"""Networks in int8, calibrated on training samples: an ONNX graph (QDQ), or a program of torch.export (PT2E)."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import logging
 import statistics
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.log import progress
 from core.protocols import DataSet, UserError
-from helper.deploy.export import latency, needs, onnx_session
+from helper.deploy.export import exported_program, latency, needs, onnx_session
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+PT2E = "torchao.quantization.pt2e"
+INT8_PROGRAM = "model_int8.pt2"  # of scripts/export_student.py
 OVERFLOW = 0.03  # mean difference of a logit, in standard deviations, that rounding alone does not cause
 ROUNDS, CALLS = 5, 20  # rounds of timing, all precisions in each
 
@@ -48,13 +51,13 @@ class Samples:
         return None if x is None else {self.entry: x.numpy()}
 
 
-def quantize_onnx(source: Path, out: Path, batches: Iterable[Tensor]) -> str:
+def quantize_onnx(source: Path, out: Path, batches: Sequence[Tensor]) -> tuple[str, bool]:
     """Write `source` with int8 weights (symmetric, for each output channel) and int8 activations (one scale per
     tensor).
 
-    Returns a sentence on what was quantised. UserError if onnxruntime fails or there is nothing to quantise.
+    Returns a sentence on what was quantised, and whether 7 bits replace 8 because sums of products overflow on this
+    CPU. UserError if onnxruntime fails or there is nothing to quantise.
     """
-    batches = list(batches)
     _quantize(source, out, batches)
     narrow = _overflows(out, batches[0])
     if narrow:
@@ -70,7 +73,7 @@ def quantize_onnx(source: Path, out: Path, batches: Iterable[Tensor]) -> str:
     left = [f"{n} {kind}" for kind, n in sorted(whole.items()) if kind not in ("QuantizeLinear", "DequantizeLinear")]
     rest = f"; in float32 remain {', '.join(left)}" if left else ""
     bits = "; weights have 7 bits, as sums of 8-bit products overflow on this CPU" if narrow else ""
-    return f"{len(done)} of {len(weighted)} convolutions and matrix products are in int8{rest}{bits}"
+    return f"{len(done)} of {len(weighted)} convolutions and matrix products are in int8{rest}{bits}", narrow
 
 
 def _quantize(source: Path, out: Path, batches: Sequence[Tensor], **options: bool) -> None:
@@ -107,6 +110,44 @@ def _overflows(path: Path, x: Tensor) -> bool:
     feed = {exact.get_inputs()[0].name: x.numpy()}
     a, b = (session.run(None, feed)[0] for session in (exact, onnx_session(path)))
     return bool(abs(a - b).mean() > OVERFLOW * a.std())
+
+
+def quantize_program(model: nn.Module, batches: Sequence[Tensor], out: Path, narrow: bool) -> str | None:
+    """Write a program of torch.export with int8 weights and activations, by torchao's PT2E quantiser for x86.
+
+    narrow: activations have 7 bits. The program computes in float32 what int8 kernels would; torch.compile makes the
+    kernels. Returns why no file was written: torchao is missing, or cannot quantise the network.
+    """
+    if importlib.util.find_spec("torchao") is None:
+        return "it needs the package torchao: pip install torchao"
+    steps, x86 = needs(f"{PT2E}.quantize_pt2e"), needs(f"{PT2E}.quantizer.x86_inductor_quantizer")
+    example = batches[0][:2].clone()  # a view would bring the whole batch into the file
+    try:
+        quantizer = x86.X86InductorQuantizer()
+        quantizer.set_global(x86.get_default_x86_inductor_quantization_config(reduce_range=narrow))
+        prepared = steps.prepare_pt2e(exported_program(model, example).module(), quantizer)
+        with torch.no_grad():
+            for x in batches:
+                prepared(x)
+        torch.export.save(exported_program(steps.convert_pt2e(prepared), example), out)
+    except Exception as error:  # every stage has its own errors
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return f"torchao cannot quantise this network ({reason[:160]})"
+    return None
+
+
+def load_program(path: Path) -> Callable[[Tensor], Tensor]:
+    """A file of torch.export as a function of a batch. UserError if torchao, which wrote it, is missing."""
+    if path.name == INT8_PROGRAM:
+        needs(PT2E)
+    return torch.no_grad()(torch.export.load(path).module())
+
+
+def compiled(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """With kernels of torch.compile for inference; int8 kernels need constants that are folded (freezing)."""
+    from torch._inductor import config
+
+    return torch.no_grad()(config.patch(freezing=True)(torch.compile(predict)))
 
 
 def accuracy(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, int]:

@@ -13,12 +13,13 @@ from core.protocols import UserError
 from dataset.single_file import InputFormat
 from helper.deploy.as_trained import recorded_shapes
 from helper.deploy.export import needs
+from helper.deploy.quantize import INT8_PROGRAM
 from helper.networks.checkpoint import EXPORTED_WEIGHTS, infer_arch, read_checkpoint, weights_in
 from helper.networks.load import Network, load_network, network_without_heads, published
 from models import SMALL_IMAGE, model_dict
 
 HUB = "hf_hub:"
-EXPORTED = (EXPORTED_WEIGHTS, "model.onnx", "model.pt2", "model_int8.onnx")
+EXPORTED = (EXPORTED_WEIGHTS, "model.onnx", "model.pt2", "model_int8.onnx", INT8_PROGRAM)
 
 
 class Student(nn.Module):

@@ -1,6 +1,7 @@
 """int8: what training rounds, what onnxruntime makes of a graph, and what is said of it."""
 
 import copy
+import importlib.util
 import json
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_training_rounds_as_the_graph_does(onnx, tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 5))
     write_onnx(net.eval(), IMAGES[:2], tmp_path / "a.onnx", {})
-    said = quantize_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", [IMAGES])
+    said, narrow = quantize_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", [IMAGES])
     assert said.startswith("3 of 3 convolutions and matrix products are in int8")
     int8 = torch.from_numpy(onnx_session(tmp_path / "b.onnx").run(None, {"input": IMAGES.numpy()})[0])
     with torch.no_grad():
@@ -88,6 +89,23 @@ def test_training_rounds_as_the_graph_does(onnx, tmp_path):
     spread = float(plain.std())
     for one, other in ((int8, plain), (rounding, plain), (int8, rounding)):
         assert 0 < (one - other).abs().mean() < 0.04 * spread
+
+
+def test_a_program_in_int8(tmp_path):
+    from helper.deploy.quantize import load_program, quantize_program
+
+    pytest.importorskip("torchao", reason="needs torchao, of requirements-extra.txt")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1568, 5)).eval()
+    with torch.no_grad():
+        plain = net(IMAGES)
+    program = tmp_path / "model_int8.pt2"
+    assert quantize_program(net, [IMAGES], program, narrow=True) is None
+    int8 = load_program(program)
+    torch.testing.assert_close(int8(IMAGES[:1]), int8(IMAGES)[:1])  # of any batch size
+    assert 0 < (int8(IMAGES) - plain).abs().mean() < 0.05 * plain.std()
+    fault = quantize_program(nn.Embedding(3, 5), [torch.rand(2, 3)], tmp_path / "b.pt2", narrow=False)
+    assert fault.startswith("torchao cannot quantise this network (") and not (tmp_path / "b.pt2").exists()
 
 
 def test_what_cannot_be_quantised_is_one_sentence(onnx, tmp_path):
@@ -104,7 +122,8 @@ def test_what_cannot_be_quantised_is_one_sentence(onnx, tmp_path):
         quantize_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", [torch.rand(2, 3, 4)])
 
 
-def test_an_export_in_int8(onnx, tmp_path, capsys):
+@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_export_in_int8(onnx, tmp_path, capsys, monkeypatch, kernels):
     """Every precision side by side, in config.json and in the model card, and predict.py reads the graph."""
     from helper.deploy.predictor import open_predictor
     from scripts.export_student import main
@@ -114,20 +133,30 @@ def test_an_export_in_int8(onnx, tmp_path, capsys):
     path, out = tmp_path / "resnet8_best.pth", tmp_path / "out"
     torch.save({"model": model_dict["resnet8"](num_classes=10).state_dict(), "meta": meta}, path)
     argv = ["--path", str(path), "--dataset", "digits", "--images", "20", "--out", str(out), "--forms", "onnx"]
+    if not kernels:
+        monkeypatch.setattr("scripts.export_student.compiler_fault", lambda device: "no compiler")
     main([*argv, "--int8", "--calibration", "64"])
-    assert "10 of 10 convolutions and matrix products are in int8" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 of 10 convolutions and matrix products are in int8" in said
+    known = importlib.util.find_spec("torchao") is not None
+    assert kernels or ("not measured: torch.compile does not work on this machine (no compiler)" in said) == known
+    assert ("model_int8.pt2 is left out: it needs the package torchao" in said) != known
     config = json.loads((out / "config.json").read_text())["int8"]
     rows = {row["precision"]: row for row in config["rows"]}
-    assert list(rows) == ["float32, onnxruntime", "int8, onnxruntime", "float32, torch", "bf16, torch"]
+    measured = ["float32, onnxruntime", "int8, onnxruntime", "float32, torch", "bf16, torch"]
+    assert list(rows) == [*measured, *["int8, torch.compile"] * (kernels and known)]
+    if kernels and known:
+        assert rows["int8, torch.compile"]["accuracy"] == pytest.approx(rows["float32, torch"]["accuracy"], abs=3)
     assert config["calibration"] == 64 and rows["float32, onnxruntime"]["ratio"] == 1
     assert rows["float32, onnxruntime"]["accuracy"] == pytest.approx(rows["float32, torch"]["accuracy"], abs=0.3)
     assert rows["int8, onnxruntime"]["bytes"] < 0.6 * rows["float32, onnxruntime"]["bytes"]
     card = (out / "README.md").read_text()
     for name, row in rows.items():
         assert f"| {name} | {row['accuracy']:.2f} % |" in card and f"| {row['ratio']:.2f} x |" in card
-    predictor = open_predictor(out / "model_int8.onnx")
     expected = load_student(path)(IMAGES).detach()
-    assert float((predictor.logits(IMAGES) - expected).abs().mean()) < 0.1 * float(expected.std())
+    for name in ("model_int8.onnx", "model_int8.pt2")[: 1 + known]:
+        gap = (open_predictor(out / name).logits(IMAGES) - expected).abs().mean()
+        assert float(gap) < 0.1 * float(expected.std()), name
     with pytest.raises(UserError, match="add onnx to --forms"):
         main([*argv[:-1], "safetensors", "--int8"])
     with pytest.raises(UserError, match="--calibration 0"):
