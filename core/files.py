@@ -93,6 +93,14 @@ def make_folder(path: Path, what: str = "folder") -> None:
         raise UserError(f"cannot make the {what} {path}: {error.strerror or error}") from error
 
 
+def refuse_folder(path: Path, what: str = "folder") -> None:
+    """UserError if make_folder() would fail; makes nothing."""
+    place = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        reason = "cannot be written to" if place.is_dir() else "is a file"
+        raise UserError(f"cannot make the {what} {path}: {place} {reason}")
+
+
 def _replace(path: Path, content: bytes | memoryview, previous: Path | None = None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from core import machine
-from core.files import remember, remembered
+from core.files import refuse_folder, remember, remembered
 from core.log import log
 from core.machine import usable_cores
 from core.option import Around, idle_in
@@ -361,7 +361,10 @@ def shared_source(
     def shared(source: TeacherSource) -> TeacherSource:
         return source if len(needs) == 1 else SharedTeacher(source, taps)
 
-    wants_cache = cfg.teacher_cache is not None and not lanes[0].run.dry_run
+    dry = lanes[0].run.dry_run
+    wants_cache = cfg.teacher_cache is not None and not dry
+    if cfg.teacher_cache is not None and dry:
+        refuse_folder(Path(cfg.teacher_cache), "teacher cache")
     if cfg.teacher_cache is not None:
         refuse_what_changes_per_batch(
             teacher.by_features, dropout, bool(mixing.mixup or mixing.cutmix) or augmented(lanes[0], data)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from core import lock, machine
-from core.files import remember
+from core.files import refuse_folder, remember
 from core.log import log, open_run_log, start_log
 from core.protocols import DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
 from dataset.images.unlabelled import UnlabelledData
@@ -152,6 +152,7 @@ def try_out(lanes: Sequence[Lane], loader: Loader) -> None:
     loader.set_epoch(1)
     batch = next(iter(loader))
     for lane in lanes:
+        refuse_folder(lane.folder.models, "run folder")
         for note in lane.notes:
             log.info(note)
         stage = next(lane.stages)

@@ -255,6 +255,10 @@ def test_a_save_root_that_cannot_be(commands, teacher, tmp_path):
     (tmp_path / "file").write_text("a file")
     done = commands.student("--path_t", teacher, *SHORT, "--save_root", tmp_path / "file" / "save")
     done.refused("cannot create the run folder", "Not a directory")
+    dry = ("--path_t", teacher, *SHORT, "--dry_run", "--save_root")
+    commands.student(*dry, tmp_path / "file" / "save").refused("cannot make the run folder", "file is a file")
+    cache = ("--teacher_cache", tmp_path / "file" / "cache")
+    commands.student(*dry, tmp_path, *cache).refused("cannot make the teacher cache", "file is a file")
 
 
 @pytest.mark.parametrize("backend", ["tensorboard", "tensorboard_logger"])
