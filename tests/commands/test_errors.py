@@ -42,7 +42,7 @@ def student(commands, teacher, tmp_path):
         (("--distill", "kd+kd"), ("names a method twice",)),
         (("--dataset", "cifar10O"), ("unknown data set 'cifar10O'", "cifar100")),
         (("--path_t", "nowhere/resnet8_best.pth"), ("nowhere/resnet8_best.pth", "No such file")),
-        (("--path_t", "."), ("is a folder",)),
+        (("--path_t", "."), ("neither model.safetensors",)),
         (("--batch_size", 1438), ("--batch_size 1438", "1437")),
         (("--batch_size", 0), ("--batch_size 0",)),
         (("--distill", "semckd", "--batch_size", 3), ("semckd", "3 samples")),
