@@ -49,6 +49,13 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + STD_EPS)
 
 
+def gram(x: Tensor) -> Tensor:
+    """[..., N, D] -> x x^T [..., N, N], whose gradient takes one product instead of two: the left factor is detached,
+    and a summand of value 0 carries the rest."""
+    products = x.detach() @ x.mT
+    return products + (products.mT - products.detach())
+
+
 def distances(e: Tensor) -> Tensor:
     """[B, D] -> [B, B] Euclidean distances divided by their mean over pairs of different samples; diagonal 0."""
     square = e.pow(2).sum(1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from core.option import option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from distiller_zoo._math import gram
 from distiller_zoo._stages import paired_stages, unequal_stages
 from distiller_zoo.base import Distiller
 
@@ -18,11 +19,11 @@ FIRST_WEIGHT, DECAY = 100.0, 0.7
 
 def neighbourhoods(f: Tensor) -> tuple[Tensor, Tensor]:
     """[B, ...] -> two [B, B], rows summing to one: cosine moved to [0, 1], and Student-t 1 / (1 + distance)."""
-    flat = f.flatten(1)
-    unit = flat / (flat.norm(dim=1, keepdim=True) + EPS)
-    square = flat.pow(2).sum(1)
-    distance = ((square[:, None] + square - 2 * flat @ flat.T).clamp_min(0) + EPS).sqrt()
-    kernels = (unit @ unit.T + 1) / 2, 1 / (1 + distance)
+    products = gram(f.flatten(1))
+    square = products.diagonal()
+    length = square.clamp_min(1e-30).sqrt() + EPS  # the root of 0 has no derivative
+    distance = ((square[:, None] + square - 2 * products).clamp_min(0) + EPS).sqrt()
+    kernels = (products / (length[:, None] * length) + 1) / 2, 1 / (1 + distance)
     cosine, student_t = (k / k.sum(1, keepdim=True) for k in kernels)
     return cosine, student_t
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.protocols import Batch, Context, Features, Progress, Terms, UserError
+from distiller_zoo._math import gram
 from distiller_zoo._stages import require_equal_channels
 from distiller_zoo.base import Distiller, StagePairs
 
@@ -30,15 +31,15 @@ def right_singular_vectors(f: Tensor, num: int) -> Tensor:
     """
     x = f.flatten(2)  # [B, C, M]
     wide = x.shape[1] > x.shape[2]
-    gram = x.mT @ x if wide else x @ x.mT
-    fixed = gram.detach().nan_to_num(0.0, 0.0, 0.0)  # an infinite map shall reach the loss, not end in an exception
+    products = gram(x.mT if wide else x)
+    fixed = products.detach().nan_to_num(0.0, 0.0, 0.0)  # an infinite map shall reach the loss, not end in an exception
     values, basis = torch.linalg.eigh(fixed)
     values, basis = values.flip(1), basis.flip(2)  # largest first
     largest, first = values[:, :1, None], values[:, None, :num]
     gap = first - values[:, :, None]  # [B, M, num]
     pull = gap / (gap.pow(2) + (SOFTNESS * largest).pow(2) + 1e-30)
     # first-order perturbation: adds 0, and carries the gradient of the eigenvectors
-    vectors = basis[..., :num] + basis @ (pull * (basis.mT @ (gram - fixed) @ basis[..., :num]))
+    vectors = basis[..., :num] + basis @ (pull * (basis.mT @ ((products - fixed) @ basis[..., :num])))
     exists = (first > 100 * torch.finfo(f.dtype).eps * largest).to(f.dtype)  # [B, 1, num]
     unit = F.normalize((x @ vectors if wide else vectors) + (1 - exists), dim=1)
     return unit * exists * torch.where(unit.detach().sum(1, keepdim=True) < 0, -1.0, 1.0)
@@ -52,8 +53,11 @@ def aligned(v_s: Tensor, v_t: Tensor) -> Tensor:
 
 
 def relations(v: Tensor, before: Tensor) -> Tensor:
-    """[b, C, 1] and [b, C', 1] -> [b, C, C', 1] radial basis function of every pair of channels."""
-    return (-(v[:, :, None] - before[:, None]).pow(2) / 8).exp()
+    """[b, C, 1] and [b, C', 1] -> [b, C, C'] radial basis function exp(-(v_i - before_j)^2 / 8) of pairs of channels,
+    minus 1: only differences of it count, and near 1 it would round them away."""
+    left = torch.cat([v, v.pow(2), torch.ones_like(v)], 2)
+    right = torch.cat([2 * before, -torch.ones_like(before), -before.pow(2)], 2) / 8
+    return (left @ right.mT).expm1()
 
 
 class KDSVD(StagePairs):
@@ -87,5 +91,5 @@ class KDSVD(StagePairs):
             size = max(1, CHUNK // (now[0].shape[1] * before[0].shape[1]))
             parts = zip(*(v.split(size) for v in (*now, *before)), strict=True)
             for now_s, now_t, before_s, before_t in parts:
-                loss = loss + (relations(now_s, before_s) - relations(now_t, before_t)).pow(2).sum()
+                loss = loss + F.mse_loss(relations(now_s, before_s), relations(now_t, before_t), reduction="sum")
         return {"kdsvd": loss / len(vectors[0][0])}

@@ -37,11 +37,19 @@ class Fusion(nn.Module):
         x = self.conv1(f_s)
         if self.att_conv is not None:
             deeper = F.interpolate(residual, self.size_s, mode="nearest")
-            attention = self.att_conv(torch.cat([x, deeper], 1))  # [B, 2, H, W]
-            x = x * attention[:, :1] + deeper * attention[:, 1:]
+            attention = self._attention(x, residual)
+            x = torch.addcmul(x * attention[:, :1], deeper, attention[:, 1:])
         if self.size_s != self.size_t:
             x = F.interpolate(x, self.size_t, mode="nearest")
         return self.conv2(x), x
+
+    def _attention(self, x: Tensor, residual: Tensor) -> Tensor:
+        """att_conv of x and the enlarged residual: [B, 2, H, W]. A 1x1 convolution and the enlargement commute: two
+        channels suffice, and the two maps are not joined."""
+        conv, sigmoid = self.att_conv
+        own, other = conv.weight.chunk(2, 1)
+        enlarged = F.interpolate(F.conv2d(residual, other, conv.bias), self.size_s, mode="nearest")
+        return sigmoid(F.conv2d(x, own) + enlarged)
 
 
 def hierarchical_context(f_s: Tensor, f_t: Tensor) -> Tensor:

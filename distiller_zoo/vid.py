@@ -63,6 +63,7 @@ class VID(StagePairs):
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         loss = s["logits"].new_zeros(())
         for stage_s, stage_t in self.pairs:
-            mean, variance = s[f"vid.mean.{stage_s}"], s[f"vid.variance.{stage_s}"].view(-1, 1, 1)
-            loss = loss + 0.5 * ((mean - t[f"vid.target.{stage_t}"]).pow(2) / variance + variance.log()).mean()
+            mean, variance = s[f"vid.mean.{stage_s}"], s[f"vid.variance.{stage_s}"]
+            error = F.mse_loss(mean, t[f"vid.target.{stage_t}"], reduction="none").mean((0, 2, 3))  # [C_t]
+            loss = loss + 0.5 * (error / variance + variance.log()).mean()
         return {"vid": loss}

@@ -368,7 +368,7 @@ def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
     overhead = {r["slow"]: r for r in report["ratios"] if r["what"] == "overhead"}
     header = (
         "configuration", "ms/step", "range", "img/s", "without loader", "loader ms (share)", "first step s",
-        "peak MB", "loader processes MB", "time / kd", "MACs / kd", "connector MMACs/img", "GFLOP/step",
+        "peak MB", "loader processes MB", "time / kd", "MACs / kd", "time / MACs", "connector MMACs/img", "GFLOP/step",
         "matrix GFLOP/s", "share of it", "eval img/s", "validation, fp32", "as in training",
     )  # fmt: skip
     lines = [header]
@@ -387,6 +387,7 @@ def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
                 cell(r, "loader_processes_mb", ".0f") if r.get("loader_processes_mb") else "",
                 cell(over, "ratio", ".3f"),
                 cell(over, "step_macs_ratio", ".3f"),
+                f"{over['ratio'] / over['step_macs_ratio']:.3f}" if over else "",
                 cell(r, "connector_macs", ".2f", 1e-6),
                 cell(r, "step_flops", ".1f", 1e-9),
                 cell(r, "matrix_flops", ".0f", 1e-9),

@@ -115,6 +115,8 @@ def tests_of(method: str) -> str:
 def try_mutant(tree: Path, method: str, mutant: Mutant) -> str | None:
     path = tree / mutant.path(method)
     original = path.read_text()
+    if mutant.old not in original:
+        raise RuntimeError(f"{mutant.path(method)} has no text '{mutant.old}': the mutant of {method} changes nothing")
     try:
         path.write_text(original.replace(mutant.old, mutant.new))
         return first_failure(tree, tests_of(method))

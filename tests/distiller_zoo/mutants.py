@@ -73,6 +73,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("/ 2, 1 / (1 + distance)", "/ 2, 1 / (2 + distance)"),
         Mutant("DECAY = 100.0, 0.7", "DECAY = 100.0, 0.8"),
         Mutant("EPS = 1e-6", "EPS = 1e-5"),
+        Mutant("(products.mT - products.detach())", "(products - products.detach())", "distiller_zoo/_math.py"),
     ),
     "irg": (
         Mutant("- 2 * flat @ flat.T", "+ 2 * flat @ flat.T"),
@@ -81,11 +82,15 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("(F.mse_loss(s[a], s[b]) - F", "(F.mse_loss(s[a], s[b]) + F"),
     ),
     "kdsvd": (
-        Mutant(".pow(2) / 8)", ".pow(2) / 4)"),
+        Mutant("-before.pow(2)], 2) / 8", "-before.pow(2)], 2) / 4"),
         Mutant("CANDIDATES = 4", "CANDIDATES = 1"),
         Mutant("gap = first - values", "gap = first + values"),
     ),
-    "nst": (Mutant("- 2 * mean_kernel", "+ 2 * mean_kernel"), Mutant("(a @ b.mT).pow(2)", "(a @ b.mT).pow(4)")),
+    "nst": (
+        Mutant("- 2 * k_st", "+ 2 * k_st"),
+        Mutant("x[:, :, None] * (p / y", "x[:, :, None] * (1 / y"),
+        Mutant("/ x.shape[1] for x", "/ x.shape[2] for x"),
+    ),
     "ofd": (
         Mutant("/ 2 ** (len(self.pairs) - 1 - i)", "/ 2 ** (len(self.pairs) - i)"),
         Mutant("(f_s > target)", "(f_s < target)"),
@@ -94,7 +99,8 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     "pkt": (Mutant("unit @ unit.T + 1) / 2", "unit @ unit.T - 1) / 2"), Mutant("EPS = 1e-7", "EPS = 1e-6")),
     "reviewkd": (
         Mutant("weight /= 2", "weight /= 4"),
-        Mutant("attention[:, :1] + deeper", "attention[:, :1] - deeper"),
+        Mutant("[:, :1], deeper", "[:, :1], -deeper"),
+        Mutant("own, other = conv", "other, own = conv"),
         Mutant("WARM_UP = 20", "WARM_UP = 10"),
         Mutant("WIDEST = 512", "WIDEST = 8"),
     ),

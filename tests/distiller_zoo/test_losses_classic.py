@@ -230,6 +230,19 @@ def test_table_hkd():
     assert grads(value, x) == pytest.approx([0.41714, 0.00171716, 0.0113352], **GRAD)
 
 
+def test_hkd_and_its_gradient_do_not_depend_on_the_precision():
+    """A distance of a sample to itself that is rounding noise shifts both by percents."""
+    x = {name: f.detach() * 30 for name, f in table_maps("s0 s1 s2 t0 t1 t2").items()}
+    values, gradients = [], []
+    for dtype in (torch.float32, torch.float64):
+        own = {name: f.to(dtype).requires_grad_(name[0] == "s") for name, f in x.items()}
+        values.append(on_maps("hkd", own)[1])
+        gradients.append(torch.autograd.grad(values[-1], [own[f"s{i}"] for i in range(3)]))
+    assert values[0].item() == pytest.approx(values[1].item(), rel=1e-5)
+    for ours, exact in zip(*gradients, strict=True):
+        assert (ours - exact).norm() < 1e-4 * exact.norm()
+
+
 def test_table_factor():
     x = table_maps("s2 t2")
     value = (direction(x["s2"]) - direction(x["t2"])).abs().mean()

@@ -82,6 +82,11 @@ def test_norm(size_s, size_t, copies):
     assert terms["div"].item() == pytest.approx(div, **TOLERANCE)
 
 
+def test_the_weight_of_norm_changes_after_the_epochs_of_its_ramp():
+    method, *_ = prepared("norm", [(3, 4, 4)], [(5, 4, 4)], copies=1, beta=2.0, ramp=(1, 2, 4, 5))
+    assert [method.weights(Progress(e, 6))["norm"] for e in range(1, 7)] == [0.2, 1.0, 2.0, 2.0, 1.0, 0.2]
+
+
 def test_the_layers_of_norm():
     method, s, *_ = prepared("norm", [(3, 4, 4)], [(5, 4, 4)], copies=2)
     output, extra = method.deployment().widened(s["stage1"])
