@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 
@@ -113,11 +112,11 @@ def test_parts_of_the_page(page):
     assert "resnet8x4" in models and "METHODS" not in models and models in page and listing.page("methods") in page
 
 
-def test_a_reader_that_stops_early():
+def test_a_reader_that_stops_early(commands):
     """A page larger than a pipe's buffer, read by nobody."""
     reader, writer = os.pipe()
     code = "from helper.options import listing; listing.page = lambda kind: 'line\\n' * 10**5; listing.show('all')"
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, env=ENV)
+    child = subprocess.Popen([commands.python, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, env=ENV)
     os.close(writer)
     os.read(reader, 10)
     os.close(reader)

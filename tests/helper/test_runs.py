@@ -82,7 +82,7 @@ def chain(commands, teacher, tmp_path_factory) -> dict[str, Path]:
 )
 def test_layout_of_a_student(chain, teacher, method, name):
     folder = chain[method]
-    assert folder.name == f"{name}_image_size:16_epochs:3_max_steps:6"
+    assert folder.name == f"{name}_image_size:8_epochs:3_max_steps:6"
     assert sorted(p.name for p in folder.iterdir()) == [
         "args.json",
         "env.json",
@@ -134,7 +134,7 @@ def teacher_parameters(state):
 
 
 def test_layout_of_a_teacher(teacher_run):
-    assert teacher_run.name == "resnet8_vanilla_digits_trial_0_image_size:16_epochs:2"
+    assert teacher_run.name == "resnet8_vanilla_digits_trial_0_image_size:8_epochs:2"
     assert teacher_run.parent.parent.name == "teachers"
     best = torch.load(teacher_run / "resnet8_best.pth", weights_only=True)
     assert set(best) == {"epoch", "model", "best_acc", "meta"}

@@ -2,24 +2,31 @@
 
 A job is a line of JSON on standard input: script, argv, cwd, out, err (files), and hooks that make trouble at a chosen
 moment. Two lines of JSON answer it, each with its number: the process id at once, the wait status when it has ended.
+
+nursery.py SOCKET PYTHON: what a job starts with sys.executable, which is PYTHON to it, comes from here too. PYTHON is
+interpreter_client.py, which asks at SOCKET.
 """
 
 import contextlib
 import errno
+import fcntl
 import gc
 import json
 import os
 import resource
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {*os.environ}  # what imports set stays
 
 
 def preload() -> None:
@@ -194,11 +201,20 @@ def child(job: dict) -> int:
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
     script = ROOT / job["script"]
     sys.argv = [str(script), *job["argv"]]
-    code = 0
-    try:
+
+    def work() -> None:
         for hook, value in job["hooks"].items():
             HOOKS[hook](value)
         runpy.run_path(str(script), run_name="__main__")
+
+    return exit_code(work)
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do the work of a program; the code to exit with."""
+    code = 0
+    try:
+        work()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BaseException:
@@ -209,11 +225,80 @@ def child(job: dict) -> int:
     return code
 
 
+def python(argv: list[str]) -> None:
+    """Run what `python argv...` runs."""
+    argv = argv[argv[0] == "-u" :]
+    if argv[0] in ("-m", "-c"):
+        sys.argv, sys.path[0] = [argv[0], *argv[2:]], os.getcwd()
+        if argv[0] == "-m":
+            runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        else:
+            exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv, sys.path[0] = argv, str(Path(argv[0]).parent)
+        runpy.run_path(argv[0], run_name="__main__")
+
+
+def started(request: dict, fds: list[int]) -> int:
+    """Be the process that interpreter_client.py asks for; fds: its files, under other numbers."""
+    for fd, number in [(fcntl.fcntl(fd, fcntl.F_DUPFD, 1000), n) for fd, n in zip(fds, request["fds"], strict=True)]:
+        os.dup2(fd, number)
+        os.close(fd)
+    os.chdir(request["cwd"])
+    for name in ENVIRONMENT - request["env"].keys():
+        os.environ.pop(name, None)
+    os.environ.update(request["env"])
+    # the old ones take their files as seekable or not
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, "rww"[fd], buffering=1, closefd=False) for fd in range(3))
+    return exit_code(lambda: python(request["argv"]))
+
+
+def attend(client: socket.socket) -> None:
+    """Start a process for a client, and end it if the client is killed."""
+    request, fds, *_ = socket.recv_fds(client, 1 << 20, 99)
+    pid = os.fork()
+    if pid == 0:
+        client.close()
+        os._exit(started(json.loads(request), fds))
+    for fd in fds:
+        os.close(fd)
+    client.send(str(pid).encode())
+    ended = os.pidfd_open(pid)
+    if ended not in select.select([ended, client], [], [])[0]:
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(BrokenPipeError):
+        client.send(str(os.waitpid(pid, 0)[1]).encode())
+
+
+def serve(path: str) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    listener.listen(64)
+    if os.fork():  # the socket is open when the first job starts
+        listener.close()
+        return
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.dup2(0, 1)  # or the end of the nursery would not be seen
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    nursery = os.pidfd_open(os.getppid())
+    while nursery not in select.select([nursery, listener], [], [])[0]:
+        client, _ = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            attend(client)
+            os._exit(0)
+        client.close()
+    os._exit(0)
+
+
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     preload()
     gc.collect()
     gc.freeze()  # pages that the collector does not touch stay shared with the forked
+    path, sys.executable = sys.argv[1:]
+    serve(path)
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
