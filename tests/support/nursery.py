@@ -10,7 +10,9 @@ interpreter_client.py, which asks at SOCKET.
 import contextlib
 import errno
 import fcntl
+import functools
 import gc
+import importlib
 import json
 import os
 import resource
@@ -26,24 +28,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ("train_student", "helper.session", "helper.options.config_file", "helper.options.old_flags")
+PROGRAMS += ("helper.options.plugins", "helper.deploy.as_trained", "helper.deploy.checkpoint_page")
+PROGRAMS += ("helper.deploy.export", "helper.deploy.pictures", "helper.tables.table", "helper.tables.writers")
 ENVIRONMENT = {*os.environ}  # what imports set stays
 
 
 def preload() -> None:
     """Import whatever a run imports on its way. Builds nothing: threads do not survive a fork."""
-    import sklearn.datasets  # noqa: F401
+    import sklearn.datasets
     import sklearn.model_selection
     import torch._dynamo  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
     from torch.utils import checkpoint  # noqa: F401
 
-    import helper.session  # noqa: F401
+    from dataset import dataset_dict
     from distiller_zoo import method_dict
     from models import model_dict
 
-    for registry in (method_dict, model_dict):
+    for name in PROGRAMS:
+        importlib.import_module(name)
+    for registry in (dataset_dict, method_dict, model_dict):
         for name in registry:
             registry[name]
+    sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)  # from text, each time
+    sklearn.datasets.load_digits()
     sklearn.model_selection.train_test_split([0, 1])  # the first call of a process looks for plugins of other packages
 
 
