@@ -96,6 +96,12 @@ class Commands:
         job = {"number": number, "script": script, "argv": argv, "cwd": str(cwd or self.folder), "hooks": hooks}
         return Process(self, {**job, "out": out, "err": err})
 
+    def load(self, *names: str, **env: str) -> None:
+        """Let all later processes find these modules imported, in this environment, which some of them read then."""
+        number = next(self.numbers)
+        self.tell({"number": number, "load": names, "env": env})
+        self.answer(number)
+
     def __call__(self, script: str, *argv: object, cwd: Path | None = None, **hooks: object) -> Done:
         return self.start(script, *argv, cwd=cwd, **hooks).wait()
 

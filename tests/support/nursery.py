@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("train_student", "helper.session", "helper.options.config_file", "helper.options.old_flags")
 PROGRAMS += ("helper.options.plugins", "helper.deploy.as_trained", "helper.deploy.checkpoint_page")
 PROGRAMS += ("helper.deploy.export", "helper.deploy.pictures", "helper.tables.table", "helper.tables.writers")
+PACKAGES = ("av", "matplotlib.pyplot", "torchvision.transforms.v2")  # of some programs
 ENVIRONMENT = {*os.environ}  # what imports set stays
 
 
@@ -48,6 +49,9 @@ def preload() -> None:
 
     for name in PROGRAMS:
         importlib.import_module(name)
+    for name in PACKAGES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     for registry in (dataset_dict, method_dict, model_dict):
         for name in registry:
             registry[name]
@@ -311,6 +315,13 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
+        if "load" in job:
+            os.environ.update(job["env"])
+            for name in job["load"]:
+                importlib.import_module(name)
+            gc.freeze()
+            print(json.dumps([job["number"], 0]), flush=True)
+            continue
         pid = os.fork()
         if pid == 0:
             os._exit(child(job))
