@@ -13,7 +13,7 @@ import pytest
 from distiller_zoo import method_dict
 from helper.options import listing
 from models import model_dict
-from tests.support.commands import ENV, ROOT
+from tests.support.commands import DIGITS, ENV, ROOT
 
 MINE = dataclasses.replace(model_dict["resnet8"], name="mine8")
 README = (ROOT / "README.md").read_text()
@@ -140,7 +140,7 @@ def test_adding_your_own_works_as_written(commands, teacher, tmp_path):
     for line in script.splitlines():
         python, name, *argv = shlex.split(line.replace("T.pth", str(teacher)))
         assert python == "python"
-        short = ("--dataset", "digits", "--model_s", "resnet8", "--epochs", 2, "--max_steps", 8, "--tb_backend", "none")
+        short = (*DIGITS, "--model_s", "resnet8", "--epochs", 2, "--max_steps", 8, "--tb_backend", "none")
         done = commands(name, *argv, *short, "--save_root", tmp_path / "save", cwd=tmp_path).finished()
         assert "cosine" in done.out
     alone, joined = sorted((tmp_path / "save/students/models").iterdir(), key=lambda p: len(p.name.split("+")))
