@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import pytest
 
@@ -89,16 +88,27 @@ def clone(tmp_path_factory):
     return root
 
 
-def run(root, *argv):
-    command = [sys.executable, *map(str, argv)]
-    done = subprocess.run(
-        command, cwd=root, env={**ENV, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=300
+@pytest.fixture
+def run(clone, commands):
+    """Python code in the clone: in a process that has imported torch, but nothing of this repository."""
+    forget = (
+        "import os, sys; os.environ['PYTHONPATH'] = os.getcwd()\n"
+        f"sys.path[:] = [p for p in sys.path if p not in {(str(ROOT), str(ROOT / 'tests' / 'support'))}]\n"
+        f"for m in [m for m in sys.modules if m.partition('.')[0] in {(*FOLDERS, 'train_student')}]:\n"
+        "    del sys.modules[m]\n"
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+
+    def run(code):
+        done = subprocess.run(
+            [commands.python, "-c", forget + code], cwd=clone, env=ENV, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
 
 
-def test_one_run_of_all_that_was_added(clone):
+def test_one_run_of_all_that_was_added(clone, run):
     common = ("--dataset", "noise", "--epochs", 1, "--max_steps", 1, "--batch_size", 16, "--tb_backend", "none")
     train_teacher = ("--model", "two_convs", *common)
     train_student = ("--distill", "cosine", "-b", 1, "--model_s", "two_convs", "--cosine_power", 2, "--shout", "hello")
@@ -108,7 +118,7 @@ def test_one_run_of_all_that_was_added(clone):
         "teacher = glob.glob('save/teachers/models/*/two_convs_last.pth')\n"
         f"train_student.main(['--path_t', *teacher, *{list(map(str, (*train_student, *common)))}])"
     )
-    run(clone, "-c", code)  # in one process, whose start takes longer than both trainings
+    run(code)  # in one process, whose start takes longer than both trainings
     (folder,) = clone.glob("save/students/models/*")
     settings = json.loads((folder / "args.json").read_text())["settings"]
     assert (settings["cosine_power"], settings["shout"]) == (2.0, "hello")
@@ -117,13 +127,13 @@ def test_one_run_of_all_that_was_added(clone):
     assert row["train_cosine"] > 0
 
 
-def test_listings_and_contract_tests_follow(clone):
+def test_listings_and_contract_tests_follow(run):
     code = (
         "from helper.options import listing; print(listing.page()); "
         "from scripts.cifar100 import method; method.main(['cosine']); "
         "import pytest, sys; "
         f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{TESTS}, '-k', 'cosine']))"
     )
-    out = run(clone, "-c", code)
+    out = run(code)
     assert re.search("^cosine", out, re.M) and "--distill cosine" in out and "two_convs" in out and "noise" in out
     assert re.search(r"\d+ passed", out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 
 import pytest
@@ -14,6 +15,7 @@ import crd.memory as memory_module
 from core.protocols import UserError
 from crd.criterion import NCECriterion
 from crd.memory import ContrastSampler, MemoryBank, bank_scores
+from tests.support.commands import ROOT
 from tests.support.method_context import batch_of, build, run, side
 
 LABELS = torch.tensor([0] * 9 + [1] * 4 + [3] * 7)[torch.randperm(20, generator=torch.Generator().manual_seed(3))]
@@ -220,8 +222,10 @@ def _rank(rank: int, folder: str) -> None:
         torch.distributed.destroy_process_group()
 
 
-def test_two_processes_keep_equal_banks(tmp_path):
-    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+def test_two_processes_keep_equal_banks(commands, tmp_path):
+    code = "import sys; from tests.crd.test_crd import _rank; _rank(int(sys.argv[1]), sys.argv[2])"
+    ranks = [subprocess.Popen([commands.python, "-c", code, str(rank), str(tmp_path)], cwd=ROOT) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(a["bank"][k].equal(b["bank"][k]) for k in a["bank"])
     alone = banks()

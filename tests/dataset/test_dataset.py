@@ -551,6 +551,7 @@ def test_half_downloaded_cifar_is_named(official, download):
     assert ("no route to host" in sentence) == download and "cifar-100-python.tar.gz from https://" in sentence
 
 
+@pytest.mark.slow  # 185 MB; test_cifar_from_npz reads a small file of this layout
 def test_cifar100_complete(tmp_path):
     if not SHARED.is_dir():
         pytest.skip("shared data is absent: CIFAR-100")

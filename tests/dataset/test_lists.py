@@ -2,7 +2,6 @@
 
 import logging
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -94,7 +93,7 @@ def test_a_recording_that_expands_to_gigabytes_is_refused(tmp_path, monkeypatch)
         read_mat(path, "d_depth")
 
 
-def test_decoders_write_nothing_to_the_console(tmp_path):
+def test_decoders_write_nothing_to_the_console(commands, tmp_path):
     """In a fresh process, as OpenCV reads its settings when it starts."""
     whole = bytearray(write_video(tmp_path / "x.mp4", 30, codec="libx264").read_bytes())
     start = whole.index(b"mdat") + 60
@@ -113,5 +112,5 @@ def test_decoders_write_nothing_to_the_console(tmp_path):
         "        try: FrameReader(16, decoder=decoder).read(ClipSource(Path(sys.argv[1]) / name), range(30))\n"
         "        except UserError: print(decoder)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run([commands.python, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "av\nopencv\n" * 2, "")

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 
 import pytest
 
@@ -37,8 +36,8 @@ run_script(lambda argv: list(load(sys.argv[1], num_workers=1).train_loader(8, se
         (signal.SIGSTOP, "the loader processes sent nothing for 600 s (a disk or a decoder hangs)"),
     ],
 )
-def test_a_lost_worker_is_one_sentence(tree, number, words):  # noqa: F811
-    command = [sys.executable, "-c", PROGRAM, str(tree.parent), str(int(number))]
+def test_a_lost_worker_is_one_sentence(tree, commands, number, words):  # noqa: F811
+    command = [commands.python, "-c", PROGRAM, str(tree.parent), str(int(number))]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert "run the same command again to resume from the last checkpoint" in done.stderr

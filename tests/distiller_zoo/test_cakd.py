@@ -402,7 +402,7 @@ def test_cakd_refuses_networks(student, teacher, options, words):
 def vit_teacher(commands, tmp_path_factory):
     root = tmp_path_factory.mktemp("vit")
     commands(
-        "train_teacher.py", *DIGITS, "--model", "vit_micro_cifar", "--epochs", 1, "--max_steps", 3,
+        "train_teacher.py", *DIGITS, "--image_size", 16, "--model", "vit_micro_cifar", "--epochs", 1, "--max_steps", 3,
         "--tb_backend", "none", "--save_root", root,
     ).finished()  # fmt: skip
     (folder,) = (root / "teachers" / "models").glob("vit_micro_cifar_vanilla_digits_trial_0_*")
@@ -410,7 +410,7 @@ def vit_teacher(commands, tmp_path_factory):
 
 
 SETTINGS = ("--distill", "cakd", "--epochs", 2, "--few_ratio", 0.1, "--batch_size", 60, "--tb_backend", "none")
-SETTINGS += ("--skip_validation", "--cakd_every", 2, "--learning_rate", 0.001)
+SETTINGS += ("--skip_validation", "--cakd_every", 2, "--learning_rate", 0.001, "--image_size", 16)
 
 
 @pytest.mark.parametrize("variant", ["paper", "code"])
@@ -478,7 +478,8 @@ def test_robustness_and_table(commands, vit_teacher, tmp_path):
     assert first in done.out
     commands("scripts/cakd/robustness.py", "--path", best, *spoil[:-2], -1).refused("--noise -1.0")
 
-    short = ("--epochs", 1, "--max_steps", 1, "--tb_backend", "none", "--save_root", tmp_path / "save")
+    short = ("--image_size", 16, "--epochs", 1, "--max_steps", 1, "--tb_backend", "none")
+    short += ("--save_root", tmp_path / "save")
     commands.student("--distill", "baseline", *short[:-1], tmp_path / "small", "--image_size", 8).finished()
     (small,) = (p / "resnet8_best.pth" for p in (tmp_path / "small/students/models").iterdir() if not p.is_symlink())
     sizes = [], ["--image_size", 12]

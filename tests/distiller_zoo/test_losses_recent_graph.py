@@ -19,6 +19,7 @@ from tests.distiller_zoo.test_reference_losses import TOLERANCE, B, K, arrays, m
 from tests.golden.rule import fill_module, rand
 from tests.support import reference_recent_features as reference
 from tests.support.method_context import batch_of, build, run, side
+from tests.support.model_contract import undrawn
 from tests.support.reference_losses import cross_entropy
 
 TARGET = torch.arange(B) % K
@@ -222,12 +223,24 @@ def test_golden_fcfd(case, monkeypatch):
 CHAINED = [n for n in model_dict if model_dict[n].chain and model_dict[n].input_shape[-1] == 32 and "x2" not in n]
 
 
-@pytest.mark.parametrize("name", [*CHAINED, "ResNet18", "MobileNetV1", "torchvision:resnet18", "timm:resnet18"])
+# NAME_aux_dpcd has the backbone of NAME_aux
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(n, marks=pytest.mark.slow if n.endswith("_aux_dpcd") else ()) for n in CHAINED),
+        *("ResNet18", "MobileNetV1", "torchvision:resnet18", "timm:resnet18"),
+    ],
+)
 def test_fcfd_runs_the_rest_of_a_network(name):
     if name.startswith("timm"):
         pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
     spec = model_dict[name]
-    net, side_of_images = TappedNet(spec(num_classes=5), spec, spec.stages).eval(), min(spec.input_shape[-1], 64)
+    with undrawn():
+        model = spec(num_classes=5)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.uniform_(-0.1, 0.1)  # quicker than what its family draws
+    net, side_of_images = TappedNet(model, spec, spec.stages).eval(), min(spec.input_shape[-1], 64)
     with torch.no_grad():
         features = net({"image": torch.rand(1, 3, side_of_images, side_of_images)})
         for i, stage in enumerate(spec.stages):

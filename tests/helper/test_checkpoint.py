@@ -6,7 +6,6 @@ import os
 import pickle
 import random
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -48,7 +47,7 @@ def test_save_replaces_and_leaves_nothing_else(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["args.json", "resnet8_best.pth"]
 
 
-def test_full_disk_keeps_the_previous_file(tmp_path):
+def test_full_disk_keeps_the_previous_file(commands, tmp_path):
     """A limit on file size stands in for a full disk: both end a write with an OSError half way."""
     path = tmp_path / "last.pth"
     atomic_save({"model": {"w": torch.ones(3)}, "epoch": 1}, path)
@@ -69,7 +68,7 @@ for write in (lambda: atomic_save({"model": {"w": torch.ones(100_000)}, "epoch":
     else:
         sys.exit("no error")
 """
-    run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    run = subprocess.run([commands.python, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     messages = run.stdout.splitlines()
     assert messages[0] == f"cannot write {path}: File too large; its previous content is kept"

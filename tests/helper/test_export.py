@@ -199,7 +199,7 @@ def assert_exports(model, shape, tmp_path, forms):
         assert gap <= TOLERANCE * max(1.0, want.abs().max()), (form, gap)
 
 
-FEW = ("resnet8", "vgg8", "MobileNetV2", "ShuffleV2", "vit_micro_cifar", "sensor_cnn")
+FEW = ("resnet8", "vgg8", "ShuffleV2", "vit_micro_cifar", "sensor_cnn")
 
 
 @pytest.mark.parametrize("name", FEW)

@@ -62,8 +62,17 @@ def sources(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def loaded(commands, sources):
+    """What reads the sources takes seconds to import."""
+    own = (f"transformers.models.{name}.modeling_{name}" for name in ("dinov2", "siglip"))
+    commands.load(
+        "timm", "safetensors.torch", *own, **{k: v for k, v in hub.offline(sources).items() if k[:3] == "HF_"}
+    )
+
+
 @pytest.fixture
-def student(commands, sources, tmp_path):
+def student(commands, sources, loaded, tmp_path):
     """train_student.py for a few steps with a teacher of `sources`."""
 
     def run(source, *argv):

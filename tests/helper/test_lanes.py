@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 
 import numpy as np
@@ -488,9 +487,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "c" / "thesis.tex").read_text() == "mine"
 
 
-def test_students_of_a_process_share_what_decodes_the_test_set(tmp_path):
+def test_students_of_a_process_share_what_decodes_the_test_set(commands, tmp_path):
     """In a process of its own, whose log a session may set up."""
-    argv = ["--dataset", "digits", "--image_size", "16", "--tb_backend", "none"]
+    argv = ["--dataset", "digits", "--image_size", "8", "--tb_backend", "none"]
     argv += ["--distill", "vanilla", "--model_s", "resnet8,resnet14"]
     script = (
         "import train_student\n"
@@ -499,5 +498,5 @@ def test_students_of_a_process_share_what_decodes_the_test_set(tmp_path):
         "session.fit = lambda entered, *_: print('loaders', len(entered), len(loaders(entered)))\n"
         f"train_student.main({[*argv, '--save_root', str(tmp_path)]})\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([commands.python, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "loaders 2 1" in done.stdout

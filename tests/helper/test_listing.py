@@ -7,14 +7,13 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 
 from distiller_zoo import method_dict
 from helper.options import listing
 from models import model_dict
-from tests.support.commands import ENV, ROOT
+from tests.support.commands import DIGITS, ENV, ROOT
 
 MINE = dataclasses.replace(model_dict["resnet8"], name="mine8")
 README = (ROOT / "README.md").read_text()
@@ -113,11 +112,11 @@ def test_parts_of_the_page(page):
     assert "resnet8x4" in models and "METHODS" not in models and models in page and listing.page("methods") in page
 
 
-def test_a_reader_that_stops_early():
+def test_a_reader_that_stops_early(commands):
     """A page larger than a pipe's buffer, read by nobody."""
     reader, writer = os.pipe()
     code = "from helper.options import listing; listing.page = lambda kind: 'line\\n' * 10**5; listing.show('all')"
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, env=ENV)
+    child = subprocess.Popen([commands.python, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, env=ENV)
     os.close(writer)
     os.read(reader, 10)
     os.close(reader)
@@ -141,7 +140,7 @@ def test_adding_your_own_works_as_written(commands, teacher, tmp_path):
     for line in script.splitlines():
         python, name, *argv = shlex.split(line.replace("T.pth", str(teacher)))
         assert python == "python"
-        short = ("--dataset", "digits", "--model_s", "resnet8", "--epochs", 2, "--max_steps", 8, "--tb_backend", "none")
+        short = (*DIGITS, "--model_s", "resnet8", "--epochs", 2, "--max_steps", 8, "--tb_backend", "none")
         done = commands(name, *argv, *short, "--save_root", tmp_path / "save", cwd=tmp_path).finished()
         assert "cosine" in done.out
     alone, joined = sorted((tmp_path / "save/students/models").iterdir(), key=lambda p: len(p.name.split("+")))

@@ -7,8 +7,8 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from tests.support.commands import DIGITS, ENV, ROOT
 
 TAGS = ["train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss"]
 SHORT = ("--epochs", 1, "--max_steps", 2, "--tb_backend", "none")
-SUFFIX = "_epochs:1"
+SUFFIX = "_batch_size:8_epochs:1"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -82,7 +82,7 @@ def chain(commands, teacher, tmp_path_factory) -> dict[str, Path]:
 )
 def test_layout_of_a_student(chain, teacher, method, name):
     folder = chain[method]
-    assert folder.name == f"{name}_image_size:16_epochs:3_max_steps:6"
+    assert folder.name == f"{name}_image_size:8_epochs:3_max_steps:6"
     assert sorted(p.name for p in folder.iterdir()) == [
         "args.json",
         "env.json",
@@ -134,7 +134,7 @@ def teacher_parameters(state):
 
 
 def test_layout_of_a_teacher(teacher_run):
-    assert teacher_run.name == "resnet8_vanilla_digits_trial_0_image_size:16_epochs:2"
+    assert teacher_run.name == "resnet8_vanilla_digits_trial_0_image_size:8_epochs:2"
     assert teacher_run.parent.parent.name == "teachers"
     best = torch.load(teacher_run / "resnet8_best.pth", weights_only=True)
     assert set(best) == {"epoch", "model", "best_acc", "meta"}
@@ -152,9 +152,17 @@ def test_events_of_a_run_that_was_killed(commands, tmp_path):
     assert_events(tmp_path / "teachers" / "tensorboard" / folder.name, rows_of(folder))
 
 
-def test_events_of_tensorboard_logger(tmp_path):
-    """In an interpreter of its own: which implementation of protobuf is loaded is decided once."""
-    command = [sys.executable, str(ROOT / "train_teacher.py"), *map(str, DIGITS), "--model", "resnet8"]
+def test_events_of_tensorboard_logger(commands, tmp_path):
+    """In a process that has forgotten protobuf: which implementation of it is loaded is decided once."""
+    code = (
+        "import runpy, sys\n"
+        "for m in [m for m in sys.modules if 'tensorboard' in m or m.partition('.')[0] == 'google']:\n"
+        "    del sys.modules[m]\n"
+        f"sys.argv[0] = {str(ROOT / 'train_teacher.py')!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "assert 'google.protobuf.internal.python_message' in sys.modules"
+    )
+    command = [commands.python, "-c", code, *map(str, DIGITS), "--model", "resnet8"]
     command += ["--epochs", "2", "--max_steps", "2", "--save_root", str(tmp_path), "--tb-backend", "tensorboard_logger"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=ENV)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
@@ -207,18 +215,18 @@ def test_two_processes_do_not_train_one_run(commands, tmp_path):
     commands.teacher(*argv).finished()
 
 
-def test_a_dead_process_frees_its_folder_and_forks_hold_nothing(tmp_path):
+def test_a_dead_process_frees_its_folder_and_forks_hold_nothing(commands, tmp_path):
     code = (
         "import os, sys, time; from pathlib import Path; from core import lock\n"
         "lock.hold(Path(sys.argv[1]))\n"
         "if os.fork() == 0: time.sleep(30); os._exit(0)\n"
-        "print(flush=True); time.sleep(30)\n"
+        "print(os.getpid(), flush=True); time.sleep(30)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as first:
-        first.stdout.readline()
-        with pytest.raises(UserError, match=rf"another process is training .*\(process {first.pid} on "):
+    with subprocess.Popen([commands.python, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as first:
+        pid = int(first.stdout.readline())
+        with pytest.raises(UserError, match=rf"another process is training .*\(process {pid} on "):
             lock.hold(tmp_path)
-        first.kill()
+        os.kill(pid, signal.SIGKILL)
         first.wait()
         lock.hold(tmp_path)
     lock.hold(tmp_path)  # again, by the same process
@@ -477,7 +485,7 @@ def test_the_published_commands_chain(commands, tmp_path):
     images = {f"{part}_images": rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for part, n in SIZES.items()}
     labels = {f"{part}_labels": np.arange(n) % 100 for part, n in SIZES.items()}
     np.savez(data / "cifar100.npz", **images, **labels, classes=[f"class{i}" for i in range(100)])
-    first, second = (f"{line} --epochs 1" for line in PUBLISHED)
+    first, second = (f"{line} --epochs 1 --batch_size 8" for line in PUBLISHED)
     for line in (first, second):
         script, *argv = shlex.split(line)[1:]
         commands(script, *argv, cwd=cwd).finished()
@@ -490,7 +498,7 @@ def test_the_published_commands_chain(commands, tmp_path):
     assert "already finished" in commands(script, *argv, cwd=cwd).finished().out
 
 
-SIZES = {"train": 64, "test": 10}
+SIZES = {"train": 8, "test": 10}
 PUBLISHED = (
     "python train_teacher.py --batch_size 64 --epochs 240 --dataset cifar100 --model resnet32x4 --learning_rate 0.05 "
     "--lr_decay_epochs 150,180,210 --weight_decay 5e-4 --trial 0 --gpu_id 0",

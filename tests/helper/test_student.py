@@ -12,7 +12,7 @@ from models import load_student, model_dict
 from scripts.export_student import main as export
 
 SHORT = ("--epochs", 1, "--max_steps", 4, "--tb_backend", "none")
-IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))  # digits of `commands` have 16 px
+IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))  # digits of `commands` have 8 px
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def exported(simkd, tmp_path_factory):
 
 @torch.no_grad()
 def logits_of(path):
-    network = load_network(path, None, None, {"image": (3, 16, 16)})
+    network = load_network(path, None, None, {"image": (3, 8, 8)})
     return network.tapped().eval()({"image": IMAGES})["logits"]
 
 
@@ -45,7 +45,7 @@ def test_a_run_folder_and_its_checkpoint(teacher):
         student = load_student(path)
         assert not student.training and torch.equal(student(IMAGES), expected)
     assert "stage2" in student.taps and student.name == "resnet8"
-    assert (student.format.kind, student.format.shape) == ("image", (3, 16, 16))
+    assert (student.format.kind, student.format.shape) == ("image", (3, 8, 8))
     features = load_student(teacher, taps=("pooled",)).features(IMAGES)
     assert features["pooled"].shape == (3, 64) and torch.equal(features["logits"], expected)
     with pytest.raises(UserError, match="no tap nose; it has stem, "):

@@ -2,7 +2,6 @@
 
 import csv
 import subprocess
-import sys
 
 import pytest
 
@@ -198,8 +197,8 @@ def test_a_terminal_is_not_wider_than_it_is(runs, capsys, monkeypatch):
     assert {"kd_T", "beta"} <= set(heads[1])
 
 
-def test_a_reader_that_has_enough_gets_no_traceback(runs):
-    command = f"{sys.executable} {ROOT / 'scripts' / 'make_table.py'} --root {runs} | true; exit ${{PIPESTATUS[0]}}"
+def test_a_reader_that_has_enough_gets_no_traceback(commands, runs):
+    command = f"{commands.python} {ROOT / 'scripts' / 'make_table.py'} --root {runs} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode in (0, 141) and not done.stderr, done
 

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -15,16 +13,17 @@ from core.taps import TappedNet, probe
 from models import model_dict
 from models._common import shuffle
 from tests.golden.rule import fill_module, rand
-from tests.support.model_contract import check_layout, check_training, tapped
+from tests.support.model_contract import check_layout, check_training, shapes_alone, tapped, undrawn
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "checkpoints"
 RENAMED = {("repdistiller", "ResNet50"): "ResNet50_cifar"}
-CASES = [
-    pytest.param(RENAMED.get((source, name), name), case, id=f"{source}-{name}")
-    for source in ("simkd", "repdistiller")
-    for name, case in json.loads((GOLDEN / f"models_{source}.json").read_text()).items()
-]
+CASES: dict[str, list] = {}  # name -> what each source publishes
+for source in ("simkd", "repdistiller"):
+    for name, case in json.loads((GOLDEN / f"models_{source}.json").read_text()).items():
+        CASES.setdefault(RENAMED.get((source, name), name), []).append(case)
+# filling these takes seconds; ResNet10x2 and ResNet50 are the same code
+HEAVY = ("ResNet18x2", "ResNet34x2", "wrn_50_2")
 SMALL = (3, 32, 32)
 SPECS = [
     pytest.param(model_dict[name], id=name)
@@ -37,15 +36,29 @@ def some(*names):
     return pytest.mark.parametrize("spec", [pytest.param(model_dict[name], id=name) for name in names])
 
 
-@pytest.mark.parametrize(("name", "golden"), CASES)
-def test_golden(name, golden):
-    spec = model_dict[name]
-    model = fill_module(spec(num_classes=100), salt=0).eval()
-    assert sum(p.numel() for p in model.parameters()) == golden["params"]
-    assert [[k, list(v.shape)] for k, v in model.state_dict().items()] == golden["keys"]
+@pytest.mark.parametrize("name", CASES)
+def test_golden_keys(name):
+    """Parameters, keys in order and shapes, without arithmetic."""
+    with shapes_alone():
+        model = model_dict[name](num_classes=100)
+    for golden in CASES[name]:
+        assert sum(p.numel() for p in model.parameters()) == golden["params"]
+        assert [[k, list(v.shape)] for k, v in model.state_dict().items()] == golden["keys"]
 
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in HEAVY else ()) for n in CASES])
+def test_golden(name):
+    spec = model_dict[name]
+    with undrawn():
+        model = spec(num_classes=100)
+    fill_module(model, salt=0).eval()
     with torch.no_grad():
         out = tapped(spec, model, spec.feats)({"image": rand((2, 3, 32, 32), 1000)})
+    for golden in CASES[name]:
+        compare(spec, out, golden)
+
+
+def compare(spec, out, golden):
     assert len(spec.feats) == len(golden["feats"])
     for tap, want in zip(spec.feats, golden["feats"], strict=True):
         got = out[tap]
@@ -87,31 +100,26 @@ def test_golden_preact():
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_taps_in_training(spec):
-    """Every stage of a CIFAR network also says what its last ReLU reads, and no tapped tensor was ever written over."""
-    net = tapped(spec)
+def test_contract(spec):
+    """Every stage of a CIFAR network also says what its last ReLU reads, and no tapped tensor was ever written over;
+    channels_last stays channels_last at every tap and changes no value; 64 px inputs run; a second network built the
+    same way takes the first one's state, probing it changes none of it."""
+    net = tapped(spec, num_classes=7)
     check_training(net, 32)
     assert {f"{stage}_preact" for stage in spec.stages} <= net.want
     with torch.no_grad():
         out = net({"image": rand((2, 3, 32, 32), 1)})
     assert {k: v._version for k, v in out.items()} == dict.fromkeys(out, 0)
 
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_layout_and_sizes(spec):
-    """channels_last stays channels_last at every tap and changes no value; 64 px inputs run."""
-    net = tapped(spec)
     plain = check_layout(net, 32)
     with torch.no_grad():
         large = net({"image": rand((1, 3, 64, 64), 3)})
-    assert large["logits"].shape == (1, 100)
+    assert large["logits"].shape == (1, 7)
     assert large["pooled"].shape[1] == plain["pooled"].shape[1]
 
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_state_dict_and_probe(spec):
-    """A second network built the same way takes the first one's state, probing it changes none of it."""
-    first, second = spec(num_classes=7), spec(num_classes=7)
+    first = net.model
+    with undrawn():
+        second = spec(num_classes=7)
     second.load_state_dict(first.state_dict())
     side = probe(TappedNet(second, spec, spec.feats).train(), {"image": (3, 32, 32)})
     assert second.training
@@ -197,11 +205,6 @@ def test_vgg_pools_its_fourth_block_at_64_px_only():
     with torch.no_grad():
         size = {s: net({"image": rand((1, 3, s, s), 5)})["stage4"].shape[-1] for s in (32, 48, 64)}
     assert size == {32: 4, 48: 6, 64: 4}
-
-
-def test_importing_models_imports_no_torchvision():
-    script = "import sys, models; assert 'resnet8' in models.model_dict and 'torchvision' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2], check=True)
 
 
 def test_unknown_name_suggests_near_ones():

@@ -19,7 +19,7 @@ from helper.options import listing
 from models import AUXILIARY, PAIRS, model_dict, model_in
 from models.auxiliary import SPECS
 from tests.golden.rule import fill_array, rand
-from tests.support.model_contract import check_layout, check_training, tapped
+from tests.support.model_contract import check_layout, check_training, shapes_alone, tapped, undrawn
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {  # name -> {ending: published case}
@@ -43,7 +43,7 @@ SMALL = [
 
 
 def on_meta(spec, num_classes):
-    with torch.device("meta"):
+    with shapes_alone():
         return spec(num_classes=num_classes)
 
 
@@ -110,7 +110,8 @@ def test_published_sizes(name):
     base, _, end = name.partition("_dpcd")
     spec = model_dict[f"{base}_aux{'_dpcd' if 'dpcd' in name else ''}"]
     total, backbone, total_macs, backbone_macs = TABLE[name]
-    net = TappedNet(spec(num_classes=100), spec, spec.branches)
+    with undrawn():
+        net = TappedNet(spec(num_classes=100), spec, spec.branches)
     assert deployed_parameters(net, None) == (total, backbone) and deployed_count(net.model) == backbone
     shapes, cpu = {"image": (3, 32, 32)}, torch.device("cpu")
     assert macs(net, shapes, cpu) / 1e6 == pytest.approx(total_macs, abs=0.3)
@@ -139,7 +140,8 @@ def test_contract_without_numbers(name):
     model = on_meta(spec, 10)
     levels = [KEY.match(key)["level"] for key in model.state_dict()]
     assert {level for level in levels if level} == {branch.removeprefix("aux") for branch in spec.branches}
-    features = check_training(tapped(spec, model), 64 if "imagenet" in name else 32)
+    with shapes_alone():
+        features = check_training(tapped(spec, model), 64 if "imagenet" in name else 32)
     assert [features[branch].shape[1] for branch in spec.branches] == [10 * per_class] * len(spec.branches)
     backbone = sum(p.numel() for p in model.backbone.parameters())
     heads = sum(p.numel() for branch in spec.branches for part in model.parts(branch) for p in part.parameters())

@@ -1,6 +1,7 @@
 """scripts/bench/bench.py runs, and its baseline is what it claims to be: the published loop, losses and time."""
 
 import copy
+import gc
 import itertools
 import json
 import statistics
@@ -79,7 +80,7 @@ def one_process(monkeypatch):
 
     monkeypatch.setattr(opening, "tune_allocator", opening.tune_allocator)  # the worker may replace it
     monkeypatch.setattr(bench_worker, "MATRICES", {"cpu": (64,)})
-    for name in ("EVAL_BATCHES", "LOADER_BATCHES", "PROFILED_STEPS"):
+    for name in ("EVAL_BATCHES", "KEPT_BATCHES", "LOADER_BATCHES", "PROFILED_STEPS"):
         monkeypatch.setattr(bench_worker, name, 1)
     monkeypatch.setattr(bench.Subject, "start", start)
     sent = {}  # orders that were not answered yet
@@ -92,6 +93,9 @@ def one_process(monkeypatch):
     monkeypatch.setattr(bench.Subject, "read", read)
     monkeypatch.setattr(bench.Subject, "send", lambda self, **order: sent.update({id(self): order}))
     threads, rng = torch.get_num_threads(), torch.get_rng_state()
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # the first of a process imports torch._dynamo
+    gc.collect()
+    gc.freeze()  # the benchmark collects after each turn, and need not look at what other tests imported
     yield
     torch.set_num_threads(threads)
     torch.set_rng_state(rng)

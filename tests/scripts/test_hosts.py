@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.commands import ENV, ROOT
 
-SHORT = ("--dataset", "digits", "--image_size", "16", "--model", "resnet8", "--few_ratio", "0.1", "--batch_size", "40")
+SHORT = ("--dataset", "digits", "--image_size", "8", "--model", "resnet8", "--few_ratio", "0.1", "--batch_size", "40")
 SHORT += ("--tb_backend", "none")
 SUBMIT = "scripts/slurm/submit.py"
 
@@ -19,9 +19,9 @@ def rows(root):
     return [json.loads(x) for f in root.glob("teachers/models/*/metrics.jsonl") for x in f.read_text().splitlines()]
 
 
-# each process of torchrun imports torch; one of two that dies stops the other below and in test_ddp_runs.py
+# one of two that dies stops the other below and in test_ddp_runs.py
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_torchrun_restarts_from_the_last_checkpoint(processes, tmp_path):
+def test_torchrun_restarts_from_the_last_checkpoint(processes, commands, tmp_path):
     """The last worker kills itself once, in the second epoch; --overwrite must keep what the restart continues."""
     script = tmp_path / "script.py"
     script.write_text(
@@ -33,7 +33,7 @@ def test_torchrun_restarts_from_the_last_checkpoint(processes, tmp_path):
         "import train_student\n"
         "run_script(lambda argv: train_student.main(argv, is_teacher=True))\n"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max_restarts=1"]
+    command = [commands.python, "-m", "torch.distributed.run", "--standalone", "--max_restarts=1"]
     command.append(f"--nproc_per_node={processes}")
     argv = [*SHORT, "--epochs", "3", "--lr_decay_epochs", "", "--overwrite", "--save_root", str(tmp_path / "save")]
     done = subprocess.run([*command, str(script), *argv], env=ENV, capture_output=True, text=True, timeout=200)

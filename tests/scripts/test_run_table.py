@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -178,9 +179,10 @@ def place(tmp_path, teacher) -> Path:
 
 
 @pytest.fixture
-def run(place, monkeypatch, capfd):
+def run(commands, place, monkeypatch, capfd):
     """The script in this process; the trainings it starts are processes of their own."""
     monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "executable", str(commands.python))
     for key, value in ENV.items():
         monkeypatch.setenv(key, value)
 

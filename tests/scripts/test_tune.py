@@ -1,6 +1,7 @@
 """The search is judged on a held-out slice, resumes where it stopped, and ends in a command."""
 
 import shlex
+import sys
 
 import pytest
 
@@ -86,7 +87,8 @@ def test_what_is_searched():
             main(["--search", "kd_T=1:2", "--", *KD, *several])
 
 
-def test_a_real_search(teacher, tmp_path, monkeypatch, capsys):
+def test_a_real_search(commands, teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "executable", str(commands.python))
     for key, value in ENV.items():
         monkeypatch.setenv(key, value)
     given = [

@@ -2,41 +2,61 @@
 
 A job is a line of JSON on standard input: script, argv, cwd, out, err (files), and hooks that make trouble at a chosen
 moment. Two lines of JSON answer it, each with its number: the process id at once, the wait status when it has ended.
+
+nursery.py SOCKET PYTHON: what a job starts with sys.executable, which is PYTHON to it, comes from here too. PYTHON is
+interpreter_client.py, which asks at SOCKET.
 """
 
 import contextlib
 import errno
+import fcntl
+import functools
 import gc
+import importlib
 import json
 import os
 import resource
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = ("train_student", "helper.session", "helper.options.config_file", "helper.options.old_flags")
+PROGRAMS += ("helper.options.plugins", "helper.deploy.as_trained", "helper.deploy.checkpoint_page")
+PROGRAMS += ("helper.deploy.export", "helper.deploy.pictures", "helper.tables.table", "helper.tables.writers")
+PACKAGES = ("av", "matplotlib.pyplot", "torchvision.transforms.v2")  # of some programs
+ENVIRONMENT = {*os.environ}  # what imports set stays
 
 
 def preload() -> None:
     """Import whatever a run imports on its way. Builds nothing: threads do not survive a fork."""
-    import sklearn.datasets  # noqa: F401
+    import sklearn.datasets
     import sklearn.model_selection
     import torch._dynamo  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
     from torch.utils import checkpoint  # noqa: F401
 
-    import helper.session  # noqa: F401
+    from dataset import dataset_dict
     from distiller_zoo import method_dict
     from models import model_dict
 
-    for registry in (method_dict, model_dict):
+    for name in PROGRAMS:
+        importlib.import_module(name)
+    for name in PACKAGES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    for registry in (dataset_dict, method_dict, model_dict):
         for name in registry:
             registry[name]
+    sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)  # from text, each time
+    sklearn.datasets.load_digits()
     sklearn.model_selection.train_test_split([0, 1])  # the first call of a process looks for plugins of other packages
 
 
@@ -194,11 +214,20 @@ def child(job: dict) -> int:
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
     script = ROOT / job["script"]
     sys.argv = [str(script), *job["argv"]]
-    code = 0
-    try:
+
+    def work() -> None:
         for hook, value in job["hooks"].items():
             HOOKS[hook](value)
         runpy.run_path(str(script), run_name="__main__")
+
+    return exit_code(work)
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Do the work of a program; the code to exit with."""
+    code = 0
+    try:
+        work()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     except BaseException:
@@ -209,14 +238,90 @@ def child(job: dict) -> int:
     return code
 
 
+def python(argv: list[str]) -> None:
+    """Run what `python argv...` runs."""
+    argv = argv[argv[0] == "-u" :]
+    if argv[0] in ("-m", "-c"):
+        sys.argv, sys.path[0] = [argv[0], *argv[2:]], os.getcwd()
+        if argv[0] == "-m":
+            runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        else:
+            exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.argv, sys.path[0] = argv, str(Path(argv[0]).parent)
+        runpy.run_path(argv[0], run_name="__main__")
+
+
+def started(request: dict, fds: list[int]) -> int:
+    """Be the process that interpreter_client.py asks for; fds: its files, under other numbers."""
+    for fd, number in [(fcntl.fcntl(fd, fcntl.F_DUPFD, 1000), n) for fd, n in zip(fds, request["fds"], strict=True)]:
+        os.dup2(fd, number)
+        os.close(fd)
+    os.chdir(request["cwd"])
+    for name in ENVIRONMENT - request["env"].keys():
+        os.environ.pop(name, None)
+    os.environ.update(request["env"])
+    # the old ones take their files as seekable or not
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, "rww"[fd], buffering=1, closefd=False) for fd in range(3))
+    return exit_code(lambda: python(request["argv"]))
+
+
+def attend(client: socket.socket) -> None:
+    """Start a process for a client, and end it if the client is killed."""
+    request, fds, *_ = socket.recv_fds(client, 1 << 20, 99)
+    pid = os.fork()
+    if pid == 0:
+        client.close()
+        os._exit(started(json.loads(request), fds))
+    for fd in fds:
+        os.close(fd)
+    client.send(str(pid).encode())
+    ended = os.pidfd_open(pid)
+    if ended not in select.select([ended, client], [], [])[0]:
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(BrokenPipeError):
+        client.send(str(os.waitpid(pid, 0)[1]).encode())
+
+
+def serve(path: str) -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    listener.listen(64)
+    if os.fork():  # the socket is open when the first job starts
+        listener.close()
+        return
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.dup2(0, 1)  # or the end of the nursery would not be seen
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    nursery = os.pidfd_open(os.getppid())
+    while nursery not in select.select([nursery, listener], [], [])[0]:
+        client, _ = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            attend(client)
+            os._exit(0)
+        client.close()
+    os._exit(0)
+
+
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     preload()
     gc.collect()
     gc.freeze()  # pages that the collector does not touch stay shared with the forked
+    path, sys.executable = sys.argv[1:]
+    serve(path)
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
+        if "load" in job:
+            os.environ.update(job["env"])
+            for name in job["load"]:
+                importlib.import_module(name)
+            gc.freeze()
+            print(json.dumps([job["number"], 0]), flush=True)
+            continue
         pid = os.fork()
         if pid == 0:
             os._exit(child(job))
