@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time of a training step: python scripts/bench/bench.py --methods all
 
-Other questions: --switches, --bare, --warm_cache, --lanes, --floor.
+Other questions: --switches, --bare, --students, --warm_cache, --lanes, --floor.
 
 Every configuration runs in its own process; compared configurations take turns (A B A B ...), and every ratio is
 computed within a round, so that a slow phase of the machine affects both. The report shows medians and the range over
@@ -303,6 +303,16 @@ def measure_switches(names: Sequence[str], args: argparse.Namespace, dtype: str,
     ]
 
 
+def measure_student(name: str, args: argparse.Namespace, dtype: str) -> Measured:
+    """A student alone with the automatic settings and in plain float32; under kd, next to the usual loop."""
+    student = {"student": name}
+    alone = Subject("ours", "vanilla", dtype, name, student)
+    plain = Subject("ours", "vanilla", "fp32", f"{name} plain", student | {"flags": [*PLAIN, "--channels_last", "off"]})
+    kd, usual = (Subject(kind, REFERENCE, d, name, student) for kind, d in (("ours", dtype), ("baseline", "fp32")))
+    take_turns([alone, plain, kd, usual], args)
+    return [alone, plain, kd, usual], [ratio("automatic settings", [plain], [alone]), ratio("speed-up", [usual], [kd])]
+
+
 def measure_warm_cache(args: argparse.Namespace, dtype: str) -> Measured:
     """kd whose teacher is a filled cache, next to kd and the baseline."""
     cached = Subject("cached", REFERENCE, dtype, request={"cache_images": args.warm_cache})
@@ -346,6 +356,9 @@ def checks(
             if method == "crd":
                 out.append(("crd <= 1.3 x kd", r["ratio"], r["ratio"] <= 1.3))
             out.append((f"{method} <= {limit:.2f} x kd", r["ratio"], r["ratio"] <= limit))
+        elif r["what"] == "automatic settings":
+            name = r["fast"].split()[3]
+            out.append((f"{name}: automatic settings >= 0.97 x plain float32", r["ratio"], r["ratio"] >= 0.97))
         elif r["what"] == "bare forward and step":
             out.append(("kd >= 92 % of the rate of its bare halves", r["ratio"], r["ratio"] >= 0.92))
         elif r["what"] == "speed-up of a warm cache" and not on_cuda:
@@ -456,6 +469,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="kd with the teacher's logits of this many images cached",
     )
     add(
+        "--students",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="each alone, in plain float32, and under kd next to the usual loop; the teacher is that of --pair",
+    )
+    add(
         "--lanes",
         nargs="?",
         const="kd,at,sp,simkd",
@@ -526,7 +546,8 @@ def plan(args: argparse.Namespace) -> list[str]:
         raise UserError(f"--switches {', '.join(unknown)} are none of {', '.join(SWITCHES)}")
     if args.lanes is not None:
         args.lanes = list(dict.fromkeys(method_dict.resolve(m) for m in args.lanes.split(",")))
-    parts = (args.bare, args.switches, args.warm_cache, args.lanes)
+    args.students = [model_for(name, (3, 32, 32)).name for name in args.students]
+    parts = (args.bare, args.switches, args.students, args.warm_cache, args.lanes)
     if args.methods is None:
         args.methods = "" if any(parts) else "kd,simkd,crd"
         args.baseline |= args.check and bool(args.methods)
@@ -566,6 +587,7 @@ def measure(methods: Sequence[str], args: argparse.Namespace, dtype: str, on_cud
         done.append(measure_bare(args, dtype))
     if args.switches:
         done.append(measure_switches(args.switches.split(","), args, dtype, on_cuda))
+    done += [measure_student(name, args, dtype) for name in args.students]
     if args.warm_cache:
         done.append(measure_warm_cache(args, dtype))
     if args.lanes:

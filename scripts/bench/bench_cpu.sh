@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Writes results/bench_cpu_<dtype>_{baseline,speed,methods}: bash scripts/bench/bench_cpu.sh [part ...]; without a part, all of them. One
-# thread and processor time, so that other work on the machine does not change the figures; about 30
-# minutes. Parts of a few minutes each may be measured one by one:
-# kd simkd | halves switches cache lanes | overheads=NAME,NAME (any methods) | pages
+# Writes results/bench_cpu_<dtype>_{baseline,speed,students,methods}: bash scripts/bench/bench_cpu.sh [part ...]; without
+# a part, all of them. One thread and processor time, so that other work on the machine changes the figures little;
+# about an hour. DTYPE=fp32 measures float32 instead of bf16. Parts of a few minutes each may be measured one by one:
+# kd simkd | halves switches cache lanes | students | overheads=NAME,NAME (any methods) | pages
 # The part two_cores, three minutes of wall-clock time, needs an idle machine and runs only if named.
 set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
@@ -25,6 +25,10 @@ switches() {
 }
 cache() { into _speed --warm_cache 64 --light --steps 3 --warmup 1 --rounds 3; }
 lanes() { into _speed --lanes kd,at,sp,simkd --light --steps 2 --warmup 1 --rounds 3; }
+students() {
+  into _students --students resnet20 resnet32 resnet8x4 wrn_16_2 wrn_40_1 vgg8 MobileNetV2 ShuffleV1 ShuffleV2 ShuffleV2_1_5 \
+    --light --steps 1 --warmup 1 --rounds 3
+}
 two_cores() {
   "$PYTHON" scripts/bench/bench.py --precision "$DTYPE" --threads 2 --methods kd --baseline --bare --warm_cache 32 --images 5000 \
     --light --steps 4 --warmup 1 --rounds 3 --check --json "${TO}_two_cores.json"
@@ -42,12 +46,13 @@ pages() {
   page "Against the usual way of training" _baseline
   page "Settings, cache, several students and the floor" _speed
   page "Every method's step next to kd's" _methods
+  page "The tables' students: automatic settings, and kd next to the usual loop" _students
   page "Two cores, by the clock on the wall" _two_cores "clock on the wall"
 }
 
 if [[ $# == 0 ]]; then
-  rm -f "${TO}_baseline.json" "${TO}_speed.json" "${TO}_methods.json"
-  set -- kd simkd halves switches cache lanes overheads=all pages
+  rm -f "$TO"_{baseline,speed,students,methods}.json
+  set -- kd simkd halves switches cache lanes students overheads=all pages
 fi
 for part in "$@"; do
   if [[ $part == overheads=* ]]; then overheads "${part#*=}"; else "$part"; fi
