@@ -95,10 +95,14 @@ def make_folder(path: Path, what: str = "folder") -> None:
 
 def refuse_folder(path: Path, what: str = "folder") -> None:
     """UserError if make_folder() would fail; makes nothing."""
-    place = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        reason = "cannot be written to" if place.is_dir() else "is a file"
-        raise UserError(f"cannot make the {what} {path}: {place} {reason}")
+    try:
+        place = next(p for p in (path, *path.absolute().parents) if p.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(0, f"{place} is a file")
+        if place != path and not os.access(place, os.W_OK):
+            raise PermissionError(0, f"{place} cannot be written to")
+    except OSError as error:  # also a name that is too long, or a parent that cannot be searched
+        raise UserError(f"cannot make the {what} {path}: {error.strerror or error}") from error
 
 
 def _replace(path: Path, content: bytes | memoryview, previous: Path | None = None) -> None:

@@ -23,7 +23,7 @@ def mean_kernels(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     The squares of a b^T add up to the inner product of a^T a and b^T b: the smaller of [C_a, C_b] and [M, M] is made.
     """
     if a.shape[1] * b.shape[1] <= a.shape[2] ** 2:
-        products = gram(a), gram(b), (b @ a.mT).mT  # so the gradient of a has its order in memory
+        products = gram(a), gram(b), (b @ a.mT).mT  # not a @ b.mT: the gradient of a keeps the memory order of a
         square_a, square_b = (p.diagonal(dim1=1, dim2=2).clamp_min(EPS**2) for p in products[:2])
         squares = (square_a, square_a), (square_b, square_b), (square_a, square_b)
         kernels = (p / x[:, :, None] * (p / y[:, None]) for p, (x, y) in zip(products, squares, strict=True))

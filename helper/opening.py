@@ -361,11 +361,9 @@ def shared_source(
     def shared(source: TeacherSource) -> TeacherSource:
         return source if len(needs) == 1 else SharedTeacher(source, taps)
 
-    dry = lanes[0].run.dry_run
-    wants_cache = cfg.teacher_cache is not None and not dry
-    if cfg.teacher_cache is not None and dry:
-        refuse_folder(Path(cfg.teacher_cache), "teacher cache")
+    wants_cache = cfg.teacher_cache is not None and not lanes[0].run.dry_run
     if cfg.teacher_cache is not None:
+        refuse_folder(Path(cfg.teacher_cache), "teacher cache")
         refuse_what_changes_per_batch(
             teacher.by_features, dropout, bool(mixing.mixup or mixing.cutmix) or augmented(lanes[0], data)
         )

@@ -110,10 +110,8 @@ def in_int8(network: Plain, data: DataSet, modality: str, args: argparse.Namespa
     """Quantise the ONNX graph `source`, and the network with torchao; every precision on the whole test set."""
     path, program = args.out / "model_int8.onnx", args.out / INT8_PROGRAM
     batches = list(calibration_samples(data, modality, args.calibration))
-    said, narrow = quantize_onnx(source, path, batches)
-    print(f"{path}: {said}")
-    missing = quantize_program(network, batches, program, narrow)
-    if missing:
+    print(f"{path}: {quantize_onnx(source, path, batches)}")
+    if missing := quantize_program(network, batches, program):
         print(f"{program} is left out: {missing}")
 
     def test() -> Iterator[tuple[Tensor, Tensor]]:
@@ -323,8 +321,6 @@ def export(args: argparse.Namespace) -> dict[str, float]:
             speed[f"{path.name}, batch {size}"] = on_one_thread(predict, x[:size])
     print("\n".join(agreed))
     if args.int8:
-        if "onnx" not in args.forms:
-            raise UserError("--int8 quantises the ONNX graph: add onnx to --forms")
         rows = in_int8(model, data, spec.input, args, args.out / "model.onnx")
         config["int8"] = {"calibration": args.calibration, "rows": [dataclasses.asdict(row) for row in rows]}
     for what, value in speed.items():
@@ -403,11 +399,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_log()
     if stray := set(args.forms) - set(FORMS):
         raise UserError(f"--forms {', '.join(sorted(stray))}: known are {', '.join(FORMS)}")
+    if args.int8 and "onnx" not in args.forms:
+        raise UserError("--int8 quantises the ONNX graph: add onnx to --forms")
     warnings.filterwarnings("ignore", category=UserWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    for library in ("torch.onnx", "onnxscript", "torch.utils._pytree"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     export(args)
     if args.push_to:
         push(args.out, args.push_to)

@@ -51,12 +51,11 @@ class Samples:
         return None if x is None else {self.entry: x.numpy()}
 
 
-def quantize_onnx(source: Path, out: Path, batches: Sequence[Tensor]) -> tuple[str, bool]:
+def quantize_onnx(source: Path, out: Path, batches: Sequence[Tensor]) -> str:
     """Write `source` with int8 weights (symmetric, for each output channel) and int8 activations (one scale per
     tensor).
 
-    Returns a sentence on what was quantised, and whether 7 bits replace 8 because sums of products overflow on this
-    CPU. UserError if onnxruntime fails or there is nothing to quantise.
+    Returns a sentence on what was quantised. UserError if onnxruntime fails or there is nothing to quantise.
     """
     _quantize(source, out, batches)
     narrow = _overflows(out, batches[0])
@@ -73,16 +72,15 @@ def quantize_onnx(source: Path, out: Path, batches: Sequence[Tensor]) -> tuple[s
     left = [f"{n} {kind}" for kind, n in sorted(whole.items()) if kind not in ("QuantizeLinear", "DequantizeLinear")]
     rest = f"; in float32 remain {', '.join(left)}" if left else ""
     bits = "; weights have 7 bits, as sums of 8-bit products overflow on this CPU" if narrow else ""
-    return f"{len(done)} of {len(weighted)} convolutions and matrix products are in int8{rest}{bits}", narrow
+    return f"{len(done)} of {len(weighted)} convolutions and matrix products are in int8{rest}{bits}"
 
 
 def _quantize(source: Path, out: Path, batches: Sequence[Tensor], **options: bool) -> None:
     tools: Any = needs("onnxruntime.quantization")
     entry = needs("onnx").load(str(source)).graph.input[0].name
-    logger, level = logging.getLogger(), logging.getLogger().level
     try:
-        logger.setLevel(logging.ERROR)  # it recommends preprocessing, which the exporter has already done
-        with contextlib.redirect_stdout(io.StringIO()):
+        # it recommends preprocessing, which the exporter has already done
+        with _errors_alone(""), contextlib.redirect_stdout(io.StringIO()):
             tools.quantize_static(
                 str(source),
                 str(out),
@@ -96,6 +94,16 @@ def _quantize(source: Path, out: Path, batches: Sequence[Tensor], **options: boo
     except Exception as error:  # its own errors, numpy's and protobuf's
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{source} cannot be quantised to int8 ({reason[:160]}): leave --int8 out") from error
+
+
+@contextlib.contextmanager
+def _errors_alone(name: str) -> Iterator[None]:
+    """Meanwhile, a logger and its children drop what is less severe than an error."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
     finally:
         logger.setLevel(level)
 
@@ -112,15 +120,18 @@ def _overflows(path: Path, x: Tensor) -> bool:
     return bool(abs(a - b).mean() > OVERFLOW * a.std())
 
 
-def quantize_program(model: nn.Module, batches: Sequence[Tensor], out: Path, narrow: bool) -> str | None:
+def quantize_program(model: nn.Module, batches: Sequence[Tensor], out: Path) -> str | None:
     """Write a program of torch.export with int8 weights and activations, by torchao's PT2E quantiser for x86.
 
-    narrow: activations have 7 bits. The program computes in float32 what int8 kernels would; torch.compile makes the
-    kernels. Returns why no file was written: torchao is missing, or cannot quantise the network.
+    Activations have 7 bits on processors without VNNI, whose sums of 8-bit products overflow. The program computes in
+    float32 what int8 kernels would; torch.compile makes the kernels. Returns why no file was written: torchao is
+    missing, or cannot quantise the network.
     """
     if importlib.util.find_spec("torchao") is None:
         return "it needs the package torchao: pip install torchao"
-    steps, x86 = needs(f"{PT2E}.quantize_pt2e"), needs(f"{PT2E}.quantizer.x86_inductor_quantizer")
+    with _errors_alone("torch"):
+        steps, x86 = needs(f"{PT2E}.quantize_pt2e"), needs(f"{PT2E}.quantizer.x86_inductor_quantizer")
+    narrow = not torch.cpu._is_vnni_supported()
     example = batches[0][:2].clone()  # a view would bring the whole batch into the file
     try:
         quantizer = x86.X86InductorQuantizer()
@@ -129,18 +140,20 @@ def quantize_program(model: nn.Module, batches: Sequence[Tensor], out: Path, nar
         with torch.no_grad():
             for x in batches:
                 prepared(x)
-        torch.export.save(exported_program(steps.convert_pt2e(prepared), example), out)
+        program = exported_program(steps.convert_pt2e(prepared), example)
     except Exception as error:  # every stage has its own errors
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return f"torchao cannot quantise this network ({reason[:160]})"
+    torch.export.save(program, out)
     return None
 
 
 def load_program(path: Path) -> Callable[[Tensor], Tensor]:
     """A file of torch.export as a function of a batch. UserError if torchao, which wrote it, is missing."""
-    if path.name == INT8_PROGRAM:
-        needs(PT2E)
-    return torch.no_grad()(torch.export.load(path).module())
+    with _errors_alone("torch"):
+        if path.name == INT8_PROGRAM:
+            needs(PT2E)
+        return torch.no_grad()(torch.export.load(path).module())
 
 
 def compiled(predict: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -11,6 +11,7 @@ import argparse
 import io
 import json
 import math
+import os
 import pickletools
 import re
 import stat
@@ -29,6 +30,7 @@ from core.files import intact
 from core.log import log
 from core.machine import free
 from core.protocols import ModelSpec, UserError
+from models._hub import is_folder
 
 State = dict[str, Tensor]
 
@@ -244,12 +246,12 @@ def weights_in(path: str | Path) -> str | Path:
     Folders of transformers and names of published weights are returned as they are.
     """
     place = Path(path)
-    if not place.is_dir():
+    if not os.path.isdir(place):  # Path.is_dir() raises an error if the name is too long
         return path
     runs = [*sorted(place.glob("*_best.pth")), *sorted(place.glob("*_last.pth"))]
     choice = [place / EXPORTED_WEIGHTS] if (place / EXPORTED_WEIGHTS).is_file() else runs
     if not choice:
-        if (place / "config.json").is_file():
+        if is_folder(place):
             return path
         raise UserError(
             f"'{place}' holds neither {EXPORTED_WEIGHTS} of an export nor a *_best.pth of a run: give the path of the "

@@ -44,8 +44,7 @@ def tested(path: Path, data: DataSet, calibration: int) -> tuple[float, float, f
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{name}.onnx" for name in ("float32", "int8")]
         write_onnx(Plain(network.tapped()).eval(), torch.rand(2, *data.shapes[entry]), files[0], {})
-        said, _ = quantize_onnx(files[0], files[1], list(calibration_samples(data, entry, calibration)))
-        print(f"{path}: {said}")
+        print(f"{path}: {quantize_onnx(files[0], files[1], list(calibration_samples(data, entry, calibration)))}")
         for file in files:
             session = onnx_session(file)
             out.append(accuracy(lambda x, s=session: torch.from_numpy(s.run(None, {"input": x.numpy()})[0]), batches()))

@@ -15,9 +15,16 @@ import torch
 from torch import nn
 
 from core import files
-from core.files import atomic_save, atomic_write_text, intact, read_json, remember, remembered
+from core.files import atomic_save, atomic_write_text, intact, read_json, refuse_folder, remember, remembered
 from core.protocols import UserError
-from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
+from helper.networks.checkpoint import (
+    Checkpoint,
+    infer_arch,
+    load_weights,
+    num_classes_of,
+    read_checkpoint,
+    weights_in,
+)
 from models import model_dict
 from models.external import input_options
 
@@ -45,6 +52,23 @@ def test_save_replaces_and_leaves_nothing_else(tmp_path):
     atomic_write_text(tmp_path / "args.json", '{"ä": 1}')
     assert (tmp_path / "args.json").read_text(encoding="utf-8") == '{"ä": 1}'
     assert sorted(p.name for p in tmp_path.iterdir()) == ["args.json", "resnet8_best.pth"]
+
+
+def test_a_folder_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("a file")
+    refuse_folder(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+    for name, reason in {"file": "file is a file", "file/b": "file is a file", 300 * "n": "File name too long"}.items():
+        with pytest.raises(UserError, match=f"cannot make the folder .*{reason}"):
+            refuse_folder(tmp_path / name)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    refuse_folder(tmp_path)  # it is there already, perhaps with all that is read from it
+    with pytest.raises(UserError, match="cannot be written to"):
+        refuse_folder(tmp_path / "a")
+
+
+def test_a_path_with_a_long_name_is_no_folder():
+    assert weights_in(300 * "n") == 300 * "n"
 
 
 def test_full_disk_keeps_the_previous_file(commands, tmp_path):

@@ -79,7 +79,7 @@ def test_training_rounds_as_the_graph_does(onnx, tmp_path):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1152, 5))
     write_onnx(net.eval(), IMAGES[:2], tmp_path / "a.onnx", {})
-    said, narrow = quantize_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", [IMAGES])
+    said = quantize_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", [IMAGES])
     assert said.startswith("3 of 3 convolutions and matrix products are in int8")
     int8 = torch.from_numpy(onnx_session(tmp_path / "b.onnx").run(None, {"input": IMAGES.numpy()})[0])
     with torch.no_grad():
@@ -100,12 +100,25 @@ def test_a_program_in_int8(tmp_path):
     with torch.no_grad():
         plain = net(IMAGES)
     program = tmp_path / "model_int8.pt2"
-    assert quantize_program(net, [IMAGES], program, narrow=True) is None
+    assert quantize_program(net, [IMAGES], program) is None
     int8 = load_program(program)
     torch.testing.assert_close(int8(IMAGES[:1]), int8(IMAGES)[:1])  # of any batch size
     assert 0 < (int8(IMAGES) - plain).abs().mean() < 0.05 * plain.std()
-    fault = quantize_program(nn.Embedding(3, 5), [torch.rand(2, 3)], tmp_path / "b.pt2", narrow=False)
+    fault = quantize_program(nn.Embedding(3, 5), [torch.rand(2, 3)], tmp_path / "b.pt2")
     assert fault.startswith("torchao cannot quantise this network (") and not (tmp_path / "b.pt2").exists()
+
+
+@pytest.mark.slow  # torch.compile takes half a minute
+def test_sums_of_a_compiled_program_do_not_overflow(tmp_path):
+    """Every product is the largest there is."""
+    from helper.deploy.quantize import compiled, load_program, quantize_program
+
+    pytest.importorskip("torchao", reason="needs torchao, of requirements-extra.txt")
+    net, x = nn.Conv2d(8, 8, 3), torch.ones(2, 8, 6, 6)
+    nn.init.constant_(net.weight, 0.1)
+    assert quantize_program(net.eval(), [x], tmp_path / "model_int8.pt2") is None
+    program = load_program(tmp_path / "model_int8.pt2")
+    torch.testing.assert_close(compiled(program)(x), program(x), rtol=0.01, atol=0)
 
 
 def test_what_cannot_be_quantised_is_one_sentence(onnx, tmp_path):
