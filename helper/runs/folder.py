@@ -162,7 +162,7 @@ class RunFolder:
             for leftover in self.models.glob(".*.tmp"):  # left by a process that was killed while saving
                 leftover.unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(f"cannot create the run folder {self.models}: {error.strerror}") from error
+            raise UserError(f"cannot make the run folder {self.models}: {error.strerror}") from error
         args = self.models / "args.json"
         if args.exists():
             before = read_json(args, {"identity": dict}, "--overwrite starts the run from scratch")["identity"]

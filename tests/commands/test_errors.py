@@ -254,7 +254,7 @@ def test_stages_that_differ_are_paired_and_named(commands, student, tmp_path):
 def test_a_save_root_that_cannot_be(commands, teacher, tmp_path):
     (tmp_path / "file").write_text("a file")
     done = commands.student("--path_t", teacher, *SHORT, "--save_root", tmp_path / "file" / "save")
-    done.refused("cannot create the run folder", "Not a directory")
+    done.refused("cannot make the run folder", "Not a directory")
     dry = ("--path_t", teacher, *SHORT, "--dry_run", "--save_root")
     commands.student(*dry, tmp_path / "file" / "save").refused("cannot make the run folder", "file is a file")
     cache = ("--teacher_cache", tmp_path / "file" / "cache")

@@ -163,7 +163,7 @@ IN_EPOCH, IN_EVALUATION = {"signals": [(5, signal.SIGSTOP)]}, {"evaluation_signa
 )
 def test_a_process_that_is_stopped_is_noticed_wherever_it_is(commands, victim, where, tmp_path):
     """In mid-epoch and in evaluation, where a collective of the control group would wait for two hours."""
-    argv = (*TEACHER, "--epochs", 500, "--max_steps", 8, "--save_root", tmp_path, "--dist_timeout", 4)
+    argv = (*TEACHER, "--epochs", 500, "--max_steps", 8, "--save_root", tmp_path, "--dist_timeout", 8)
     done = commands("train_teacher.py", *argv, ranks=2, in_rank=(victim, where))
     assert done.code == 2 and "does not answer" in done.err and "Traceback" not in done.err, done.err
 
