@@ -17,6 +17,8 @@ def lost_worker(error: BaseException) -> str | None:
     text = str(error)
     if "DataLoader timed out" not in text and "DataLoader worker" not in text:
         return None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises an error for each one that is killed
     for child in multiprocessing.active_children():
         child.kill()  # a stopped process ignores everything else, and the run would wait for it
     what = (

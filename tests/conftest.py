@@ -51,12 +51,15 @@ def pytest_sessionfinish(session, exitstatus):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+FRESH = log.handlers[:], log.level, log.propagate
+
+
 @pytest.fixture(autouse=True)
 def quiet_log():
-    """Each test finds the logger as a new process would: no console that another test's command opened."""
-    before = log.handlers[:], log.level, log.propagate
+    """Each test finds the logger as a new process would: no console that another test or a fixture opened."""
+    log.handlers[:], log.level, log.propagate = FRESH
     yield
-    log.handlers[:], log.level, log.propagate = before
+    log.handlers[:], log.level, log.propagate = FRESH
 
 
 @pytest.fixture(scope="session")

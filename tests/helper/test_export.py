@@ -15,11 +15,11 @@ from core.protocols import ModelSpec, UserError
 from core.taps import TappedNet
 from dataset import dataset_dict
 from dataset.base import DataOptions
-from helper.deploy.export import Plain, onnx_session, write_onnx
+from helper.deploy.export import Plain, exported_program, onnx_session, write_onnx
 from helper.networks.checkpoint import read_checkpoint
 from models import model_dict
 from models._external_vit import any_size
-from scripts.export_student import TOLERANCE, main, reader_of, real_batch, write_program
+from scripts.export_student import TOLERANCE, main, reader_of, real_batch
 from tests.support.recordings import utd
 
 for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
@@ -192,7 +192,7 @@ def assert_exports(model, shape, tmp_path, forms):
     for form in forms:
         path = tmp_path / f"model.{form}"
         if form == "pt2":
-            write_program(model, x[:2].clone(), path)
+            torch.export.save(exported_program(model, x[:2].clone()), path)
         else:
             write_onnx(model, x[:2].clone(), path, {})
         gap = (reader_of(path, None)(x) - want).abs().max()
