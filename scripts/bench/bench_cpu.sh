@@ -45,7 +45,7 @@ page() {
 pages() {
   page "Against the usual way of training" _baseline
   page "Settings, cache, several students and the floor" _speed
-  page "Every method's step next to kd's" _methods
+  page "Steps of methods next to kd's" _methods
   page "The tables' students: automatic settings, and kd next to the usual loop" _students
   page "Two cores, by the clock on the wall" _two_cores "clock on the wall"
 }
