@@ -111,8 +111,6 @@ def in_int8(network: Plain, data: DataSet, modality: str, args: argparse.Namespa
     path, program = args.out / "model_int8.onnx", args.out / INT8_PROGRAM
     batches = list(calibration_samples(data, modality, args.calibration))
     print(f"{path}: {quantize_onnx(source, path, batches)}")
-    if missing := quantize_program(network, batches, program):
-        print(f"{program} is left out: {missing}")
 
     def test() -> Iterator[tuple[Tensor, Tensor]]:
         for batch in data.test_loader(125, device=torch.device("cpu")):
@@ -124,9 +122,11 @@ def in_int8(network: Plain, data: DataSet, modality: str, args: argparse.Namespa
         ("float32, torch", torch.no_grad()(network), None),
         ("bf16, torch", in_bf16(network), None),
     ]
-    if not missing and (fault := compiler_fault(torch.device("cpu"))):
+    if missing := quantize_program(network, batches, program):
+        print(f"{program} is left out: {missing}")
+    elif fault := compiler_fault(torch.device("cpu")):
         print(f"{program} is not measured: torch.compile does not work on this machine ({fault})")
-    elif not missing:
+    else:
         predictors.append(("int8, torch.compile", compiled(load_program(program)), program))
     rows = compare(predictors, test, next(iter(test()))[0][:1])
     for row in rows:
