@@ -14,6 +14,17 @@ from torch.utils.hooks import RemovableHandle
 from core.protocols import Features, ModelSpec, Side, Tap, UserError
 
 
+def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(x - mean) / std. On a CPU, images [B, C, H, W] in channels_last memory are computed along whole rows [W * C],
+    which vectorises: a fifth of the time, the same bits."""
+    in_rows = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if x.device.type != "cpu" or not in_rows:
+        return (x - mean) / std
+    rows = x.permute(0, 2, 3, 1)
+    mean, std = (v.flatten().repeat(x.shape[3]) for v in (mean, std))
+    return ((rows.flatten(2) - mean) / std).view(rows.shape).permute(0, 3, 1, 2)
+
+
 class TappedNet(nn.Module):
     """A model, its input normalisation, and hooks on the requested taps.
 
@@ -100,7 +111,7 @@ class TappedNet(nn.Module):
         if self.spec.view is not None:
             x = resized(x, self.spec.view, self.spec.published.interpolation)
         if self.spec.mean is not None:
-            x = (x - self.mean) / self.std
+            x = normalised(x, self.mean, self.std)
         self._kept, self._collecting, self._clips = {}, True, x.shape[0]
         try:
             logits = self.model(x, asked) if asked else self.model(x)

@@ -16,8 +16,9 @@ done
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+export PYTHON verbose logs
 
 # one line for each run that ends: "kd, seed 1: 98.15 %, 0:12"
 ends() {
@@ -37,29 +38,43 @@ ends() {
         { fflush() }'
 }
 
-# train NAME PROGRAM ARGUMENTS...: a training, its log in $log; without -v one line a run is shown
+# train NAME LOG PROGRAM ARGUMENTS...: a training; without -v one line a run is shown
 train() {
-    if [ -n "$verbose" ]; then
-        "$PYTHON" "${@:2}" 2>&1 | tee "$log"
-    else
-        "$PYTHON" "${@:2}" 2>&1 | tee "$log" | ends "$1" || {
-            code=${PIPESTATUS[0]}
-            cat "$log" >&2
-            exit "$code"
-        }
-    fi
+    local code=0
+    "$PYTHON" "${@:3}" 2>&1 | tee "$logs/$2" | if [ -n "$verbose" ]; then cat; else ends "$1"; fi || code=${PIPESTATUS[0]}
+    [ "$code" = 0 ] && return
+    [ -n "$verbose" ] || cat "$logs/$2" >&2
+    echo "$code" >"$logs/code"
+    return "$code"
 }
 
-common=(--dataset digits --image_size 16 --batch_size 32 --save_root ./save/quickstart)
-student=(--model_s resnet8 --few_ratio 0.1 --epochs 60 --lr_decay_epochs 40,52 --trials 3)
-echo "Training a teacher (resnet20) on all digits, then nine students (resnet8) on a tenth of them"
-train "teacher" train_teacher.py "${common[@]}" --model resnet20 --epochs 12 --lr_decay_epochs 8,10 ${extra[@]+"${extra[@]}"}
+# job teacher, or a method, and flags of every training
+job() {
+    local common=(--dataset digits --image_size 16 --batch_size 32 --save_root ./save/quickstart)
+    local student=(--model_s resnet8 --few_ratio 0.1 --epochs 60 --lr_decay_epochs 40,52 --trials 3)
+    case $1 in
+        teacher) train teacher teacher train_teacher.py "${common[@]}" --model resnet20 --epochs 12 --lr_decay_epochs 8,10 "${@:2}" ;;
+        vanilla) train "student alone" vanilla train_student.py "${common[@]}" "${student[@]}" --distill vanilla "${@:2}" ;;
+        next) printf ' %q' train_student.py "${common[@]}" "${student[@]}" --path_t "$teacher" --distill crd "${@:2}" ;;
+        *) train "$1" "$1" train_student.py "${common[@]}" "${student[@]}" --path_t "$teacher" --distill "$1" "${@:2}" ;;
+    esac
+}
+export -f job train ends
+
+# at_once JOB JOB: two processes
+at_once() {
+    printf '%s\n' "$@" | xargs -P 2 -I{} bash -c 'set -euo pipefail; job {} "$@"' job ${extra[@]+"${extra[@]}"} ||
+        exit "$(cat "$logs/code" 2>/dev/null || echo 1)"
+}
+
+echo "Training a teacher (resnet20) on all digits, and nine students (resnet8) on a tenth of them"
+at_once teacher vanilla
 # the log names the teacher's folder, whose name depends on the extra arguments
 end_of_dry_run
-teacher="$(result_of "$log")/resnet20_best.pth"
+teacher="$(result_of "$logs/teacher")/resnet20_best.pth"
+export teacher
 save="${teacher%/teachers/models/*}"
-train "student" train_student.py "${common[@]}" "${student[@]}" --path_t "$teacher" --distill vanilla,kd,simkd \
-    ${extra[@]+"${extra[@]}"}
+at_once kd simkd
 
 echo
 "$PYTHON" scripts/make_table.py --root "$save" --dataset digits --in_words \
@@ -67,7 +82,6 @@ echo
 "$PYTHON" scripts/plot.py curves --root "$save" --dataset digits --out "$save/quickstart.png"
 echo
 echo "Next, another method in the same setting; the quickstart's command then shows it in the table:"
-next=("${common[@]}" "${student[@]}" --path_t "$teacher" --distill crd ${extra[@]+"${extra[@]}"})
-printf '  %s train_student.py' "$PYTHON"
-printf ' %q' "${next[@]}"
+printf '  %s' "$PYTHON"
+job next ${extra[@]+"${extra[@]}"}
 echo

@@ -33,7 +33,8 @@ from dataset.images.files import (
     find_root,
     flat_val,
     listed,
-    picture,
+    pillow,
+    read_pixels,
     say_unusual,
     unusual,
 )
@@ -84,12 +85,11 @@ class Decoded(Dataset[Item]):
 
     def _read(self, position: int, seed: int) -> tuple[Tensor | None, str]:
         try:
-            image = picture(self.files.root / self.files.paths[position])
+            image = read_pixels(self.files.root / self.files.paths[position])
         except PictureError as error:
             return None, str(error)
         with seeded(seed):
-            image = self.transform(image)
-        return image.contiguous() if isinstance(image, Tensor) else torch.from_numpy(np.array(image)), ""
+            return self.transform(image), ""
 
 
 def collated(items: Sequence[Item]) -> tuple[Tensor, Tensor, list[str], list[bool], list[tuple[str, str]]]:
@@ -211,11 +211,36 @@ def finished(batch: Batch) -> Batch:
     return Batch({k: scaled(x) for k, x in batch.inputs.items()}, batch.target, batch.index)
 
 
-def train_transform(size: int, options: DataOptions) -> Any:
-    """PIL image -> PIL image; torchvision's classes, in the order of its reference recipes."""
+class View:
+    """uint8 [H, W, 3], NumPy -> uint8 [size, size, 3], torch: the pixels of torchvision's RandomResizedCrop and
+    RandomHorizontalFlip, from the same random numbers; then `after` on the Pillow image."""
+
+    def __init__(self, size: int, after: Sequence[Any]):
+        from torchvision.transforms import v2
+
+        self.size, self.crop, self.after = size, v2.RandomResizedCrop(size), v2.Compose(after) if after else None
+
+    def __call__(self, image: np.ndarray) -> Tensor:
+        # only the crop becomes a Pillow image
+        box = self.crop.make_params([torch.from_numpy(image).permute(2, 0, 1)])
+        top, left = box["top"], box["left"]
+        part = image[top : top + box["height"], left : left + box["width"]]
+        view = pillow().fromarray(part).resize((self.size, self.size), pillow().Resampling.BILINEAR)
+        if torch.rand(1) < 0.5:
+            view = view.transpose(pillow().Transpose.FLIP_LEFT_RIGHT)
+        return as_tensor(view if self.after is None else self.after(view))
+
+
+def as_tensor(image: Any) -> Tensor:
+    """A Pillow image as uint8 [H, W, 3]; a tensor contiguous."""
+    return image.contiguous() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+
+
+def train_transform(size: int, options: DataOptions) -> View:
+    """torchvision's classes, in the order of its reference recipes."""
     from torchvision.transforms import v2
 
-    steps: list[Any] = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+    steps: list[Any] = []
     if options.stream.augment == "randaugment":
         steps.append(v2.RandAugment(options.stream.augment_ops, options.stream.augment_magnitude))
     elif options.stream.augment == "trivialaugment":
@@ -224,7 +249,7 @@ def train_transform(size: int, options: DataOptions) -> Any:
         steps.append(v2.AutoAugment())
     if options.stream.random_erase:
         steps += [v2.PILToTensor(), Erased(options.stream.random_erase)]
-    return v2.Compose(steps)
+    return View(size, steps)
 
 
 class Erased:
@@ -239,13 +264,16 @@ class Erased:
         return self.erase(image).permute(1, 2, 0)
 
 
-def test_transform(size: int) -> Any:
-    from torchvision.transforms import v2
+class Centre:
+    """uint8 [H, W, 3], NumPy -> uint8 [size, size, 3], torch: shorter side to size * 256 / 224, the centre of that."""
 
-    return v2.Compose([v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)])
+    def __init__(self, size: int):
+        from torchvision.transforms import v2
 
+        self.view = v2.Compose([v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)])
 
-test_transform.__test__ = False  # type: ignore[attr-defined]  # the name makes pytest look
+    def __call__(self, image: np.ndarray) -> Tensor:
+        return as_tensor(self.view(pillow().fromarray(image)))
 
 
 @dataclass(frozen=True)
@@ -295,4 +323,4 @@ class StreamedData(DataSet):
         positions = range(count * rank // world_size, count * (rank + 1) // world_size)
         batches = [[(i, 0) for i in positions[at : at + batch_size]] for at in range(0, len(positions), batch_size)]
         skipped = Skipped(self.options.stream.skip_corrupt)
-        return Worked(self.val, test_transform(self.size), device, self.options.num_workers, skipped, batches)
+        return Worked(self.val, Centre(self.size), device, self.options.num_workers, skipped, batches)

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.files import atomic_write_json
 from core.machine import usable_cores
 from core.protocols import UserError
+from core.taps import normalised
 from dataset import dataset_dict
 from dataset.base import data_options
 from dataset.images.files import Files, find_root
@@ -49,7 +50,7 @@ def ours(args: argparse.Namespace, device: torch.device, dali: str | None) -> Ca
     def epoch(number: int) -> Iterator[int]:
         loader.set_epoch(number)
         for batch in loader:
-            yield len(batch.inputs["image"].sub_(mean).div_(std))  # as the network would
+            yield len(normalised(batch.inputs["image"], mean, std))  # as the network does
 
     return epoch
 

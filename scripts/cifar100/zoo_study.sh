@@ -2,6 +2,7 @@
 # Trains every method of the zoo: ten epochs on a stratified tenth of CIFAR-100 (5,000 images, --few_ratio 0.1), two decays,
 # two seeds, resnet20 -> resnet8, evaluated on the complete test set; the student alone next to them.
 #   bash scripts/cifar100/zoo_study.sh TEACHER.pth DATA_FOLDER SAVE_ROOT [JOBS [flags of every training]]
+# METHODS=recent trains those since 2022, next to kd, sp and hkd, and writes cifar100_zoo_recent_resnet20_resnet8.md instead.
 # Methods of one group are lanes of one process: they share the batches and the teacher's forward pass. Those with a first
 # stage (three epochs here) are a separate group. An interrupted study resumes where it stopped. Cost: two hours on one core with native bf16.
 # This is a check that each method works, on a set far too small to rank them: its results cannot be compared with published ones.
@@ -23,10 +24,19 @@ run() {
 }
 export -f run
 # at 0.05 the loss of SemCKD leaves the finite numbers within ten steps here; so it and the student alone take 0.01 as well
-for methods in vanilla kd,fitnet,at,sp,vid,crd,srrl,simkd semckd@0.01 vanilla@0.01 cc,rkd,pkt,nst,kdsvd,irg,hkd,ofd,reviewkd \
-    dkd,dist,nkd,wttm,ctkd,cat_kd mgd,srd,vkd,ofa_kd,mlkd ab,ft,fsp; do
+recent="ttm,pld,luminet,wkd_l,rld,sdd,ldrld,skd dot,deepkd,dhkd crld itrd,wkd_f,norm,kdpp,embed,fcfd"
+case ${METHODS:-all} in
+    all)
+        table=zoo what="every method"
+        groups="vanilla kd,fitnet,at,sp,vid,crd,srrl,simkd semckd@0.01 vanilla@0.01 cc,rkd,pkt,nst,kdsvd,irg,hkd,ofd,reviewkd
+            dkd,dist,nkd,wttm,ctkd,cat_kd mgd,srd,vkd,ofa_kd,mlkd ab,ft,fsp $recent"
+        ;;
+    recent) table=zoo_recent what="methods since 2022" groups="vanilla kd,sp,hkd,$recent" ;;
+    *) echo "METHODS=$METHODS must be all or recent" >&2 && exit 2 ;;
+esac
+for methods in $groups; do
     printf '%s 0\n%s 1\n' "$methods" "$methods"
 done | xargs -P "$jobs" -I{} bash -c 'set -euo pipefail; run {} "$@"' run ${extra[@]+"${extra[@]}"} | into "$save/study.log"
 end_of_dry_run
-"$PYTHON" scripts/make_table.py --root "$save" --out results/cifar100_zoo_resnet20_resnet8.md \
-    --title "CIFAR-100, a tenth of train, short schedule: every method, resnet20 teaches resnet8"
+"$PYTHON" scripts/make_table.py --root "$save" --out "results/cifar100_${table}_resnet20_resnet8.md" \
+    --title "CIFAR-100, a tenth of train, short schedule: $what, resnet20 teaches resnet8"
