@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
+import numpy as np
 import psutil
 import torch
 
@@ -16,6 +18,12 @@ def free(device: torch.device = CPU) -> int:
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
     return psutil.virtual_memory().available
+
+
+def fresh(shape: Sequence[int]) -> torch.Tensor:
+    """float32 on the CPU, not initialised, in huge pages, which NumPy requests and torch does not: page faults of 38 MB
+    take a third of the time."""
+    return torch.from_numpy(np.empty(tuple(shape), np.float32))
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -9,20 +9,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
+from core.machine import fresh
 from core.protocols import Features, ModelSpec, Side, Tap, UserError
 
 
 def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """(x - mean) / std. On a CPU, images [B, C, H, W] in channels_last memory are computed along whole rows [W * C],
     which vectorises: a fifth of the time, the same bits."""
-    in_rows = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    if x.device.type != "cpu" or not in_rows:
+    by_pixel = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    if not by_pixel or x.device.type != "cpu" or x.dtype != torch.float32 or x.requires_grad or is_compiling():
         return (x - mean) / std
-    rows = x.permute(0, 2, 3, 1)
+    rows = x.permute(0, 2, 3, 1).flatten(2)
     mean, std = (v.flatten().repeat(x.shape[3]) for v in (mean, std))
-    return ((rows.flatten(2) - mean) / std).view(rows.shape).permute(0, 3, 1, 2)
+    values = torch.sub(rows, mean, out=fresh(rows.shape)).div_(std)
+    return values.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 class TappedNet(nn.Module):

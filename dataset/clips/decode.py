@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from core.protocols import UserError
-from dataset.images.files import LARGEST_PICTURE, PictureError, pillow, read_pixels
+from dataset.images.files import LARGEST_PICTURE, PictureError, picture, pillow
 
 LARGEST_ARRAY = 2**30  # bytes of one recording; the largest published one takes 20 MB
 MAT_BYTES = {"int8": 1, "uint8": 1, "logical": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "single": 4}
@@ -223,14 +223,11 @@ def read_image(source: ClipSource, number: int, short_side: int | None = None) -
             "frames again"
         )
     try:
-        image = read_pixels(path)
+        image = picture(path)
     except PictureError as error:
         raise UnreadableError(f"{error}: extract the frame again, or pass --skip_corrupt") from error
-    height, width, _ = image.shape
-    size = _scaled(width, height, short_side)
-    if size == (width, height):
-        return image
-    return np.asarray(pillow().fromarray(image).resize(size, pillow().Resampling.BOX))
+    size = _scaled(image.width, image.height, short_side)
+    return np.asarray(image if image.size == size else image.resize(size, pillow().Resampling.BOX))
 
 
 def read_folder(source: ClipSource, short_side: int | None = None) -> np.ndarray:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from core.protocols import Batch, UserError
 from dataset.base import DataOptions
-from dataset.images.files import PictureError, read_pixels
+from dataset.images.files import PictureError, picture
 from dataset.images.resident import scaled
 from dataset.order import PositionedLoader
 
@@ -192,7 +192,7 @@ class DaliLoader(PositionedLoader):
         found = {}
         for position in {self._readable(p) for batch in places for p in batch}:
             try:
-                read_pixels(self.files.root / self.files.paths[position])
+                picture(self.files.root / self.files.paths[position])
             except PictureError as damage:
                 found[position] = str(damage)
         if not found:

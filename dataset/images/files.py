@@ -1,7 +1,7 @@
 """Image files (what their pixels mean) and folders of them (which files, of which class).
 
 Every reader (folders, ImageNet, TinyImageNet, frames of clips, DALI's search for damaged files) opens an image file
-with read_pixels(), which alone decides what the pixels mean:
+with picture(), which alone decides what the pixels mean:
 
 | the file has | the image becomes |
 |---|---|
@@ -70,8 +70,8 @@ def pillow() -> Any:
     return Image
 
 
-def read_pixels(path: Path) -> np.ndarray:
-    """A file as uint8 [H, W, 3], RGB; see the table above. PictureError if it is damaged or its pixels are
+def picture(path: Path) -> Any:
+    """A file as a Pillow image in RGB; see the table above. PictureError if it is damaged or its pixels are
     undefined."""
     image_class = pillow()
     from PIL import ImageOps  # part of Pillow
@@ -79,10 +79,6 @@ def read_pixels(path: Path) -> np.ndarray:
     try:
         with image_class.open(path) as file:
             notes = _unusual(file)
-            if file.format == "JPEG" and not notes:
-                values = _jpeg(path)
-                if values is not None:
-                    return values
             file.load()
             ImageOps.exif_transpose(file, in_place=True)  # after load(), which itself rotates a TIFF
             if _deep(file.mode):
@@ -97,18 +93,7 @@ def read_pixels(path: Path) -> np.ndarray:
         ) from error
     for note in notes:
         _met.setdefault(note, str(path))
-    return np.array(image)
-
-
-def _jpeg(path: Path) -> np.ndarray | None:
-    """read_pixels() of a JPEG in RGB or grey by torchvision: those of Pillow in less than half of the time. None: it
-    refuses the file, and Pillow decides."""
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
-
-    try:
-        return decode_jpeg(read_file(str(path)), ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    except RuntimeError:
-        return None
+    return image
 
 
 def _deep(mode: str) -> bool:

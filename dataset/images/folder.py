@@ -25,8 +25,8 @@ from dataset.images.files import (
     a_few,
     class_names,
     is_image,
+    picture,
     pillow,
-    read_pixels,
     say_left_out,
     say_unusual,
     unusual,
@@ -169,7 +169,7 @@ def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
 
 def decode(path: Path, size: int, short_side: int | None = None) -> np.ndarray:
     """One image file as uint8 [size, size, 3]: RGB, shorter side resized to short_side (None: size), centre crop."""
-    image = pillow().fromarray(read_pixels(path))
+    image = picture(path)
     width, height = image.size
     short, target = min(width, height), short_side or size
     image = image.resize((width * target // short, height * target // short), pillow().Resampling.BILINEAR)

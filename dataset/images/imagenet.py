@@ -33,8 +33,8 @@ from dataset.images.files import (
     find_root,
     flat_val,
     listed,
+    picture,
     pillow,
-    read_pixels,
     say_unusual,
     unusual,
 )
@@ -85,11 +85,12 @@ class Decoded(Dataset[Item]):
 
     def _read(self, position: int, seed: int) -> tuple[Tensor | None, str]:
         try:
-            image = read_pixels(self.files.root / self.files.paths[position])
+            image = picture(self.files.root / self.files.paths[position])
         except PictureError as error:
             return None, str(error)
         with seeded(seed):
-            return self.transform(image), ""
+            image = self.transform(image)
+        return image.contiguous() if isinstance(image, Tensor) else torch.from_numpy(np.array(image)), ""
 
 
 def collated(items: Sequence[Item]) -> tuple[Tensor, Tensor, list[str], list[bool], list[tuple[str, str]]]:
@@ -212,32 +213,26 @@ def finished(batch: Batch) -> Batch:
 
 
 class View:
-    """uint8 [H, W, 3], NumPy -> uint8 [size, size, 3], torch: the pixels of torchvision's RandomResizedCrop and
-    RandomHorizontalFlip, from the same random numbers; then `after` on the Pillow image."""
+    """Pillow image -> a random crop, resized and mirrored at random, then `after`: the pixels and random numbers of
+    torchvision's RandomResizedCrop and RandomHorizontalFlip, without what their general form costs."""
 
     def __init__(self, size: int, after: Sequence[Any]):
         from torchvision.transforms import v2
 
         self.size, self.crop, self.after = size, v2.RandomResizedCrop(size), v2.Compose(after) if after else None
 
-    def __call__(self, image: np.ndarray) -> Tensor:
-        # only the crop becomes a Pillow image
-        box = self.crop.make_params([torch.from_numpy(image).permute(2, 0, 1)])
+    def __call__(self, image: Any) -> Any:
+        box = self.crop.make_params([image])
         top, left = box["top"], box["left"]
-        part = image[top : top + box["height"], left : left + box["width"]]
-        view = pillow().fromarray(part).resize((self.size, self.size), pillow().Resampling.BILINEAR)
+        part = image.crop((left, top, left + box["width"], top + box["height"]))
+        view = part.resize((self.size, self.size), pillow().Resampling.BILINEAR)
         if torch.rand(1) < 0.5:
             view = view.transpose(pillow().Transpose.FLIP_LEFT_RIGHT)
-        return as_tensor(view if self.after is None else self.after(view))
-
-
-def as_tensor(image: Any) -> Tensor:
-    """A Pillow image as uint8 [H, W, 3]; a tensor contiguous."""
-    return image.contiguous() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
+        return view if self.after is None else self.after(view)
 
 
 def train_transform(size: int, options: DataOptions) -> View:
-    """torchvision's classes, in the order of its reference recipes."""
+    """PIL image -> PIL image; torchvision's classes, in the order of its reference recipes."""
     from torchvision.transforms import v2
 
     steps: list[Any] = []
@@ -264,16 +259,13 @@ class Erased:
         return self.erase(image).permute(1, 2, 0)
 
 
-class Centre:
-    """uint8 [H, W, 3], NumPy -> uint8 [size, size, 3], torch: shorter side to size * 256 / 224, the centre of that."""
+def test_transform(size: int) -> Any:
+    from torchvision.transforms import v2
 
-    def __init__(self, size: int):
-        from torchvision.transforms import v2
+    return v2.Compose([v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)])
 
-        self.view = v2.Compose([v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)])
 
-    def __call__(self, image: np.ndarray) -> Tensor:
-        return as_tensor(self.view(pillow().fromarray(image)))
+test_transform.__test__ = False  # type: ignore[attr-defined]  # the name makes pytest look
 
 
 @dataclass(frozen=True)
@@ -323,4 +315,4 @@ class StreamedData(DataSet):
         positions = range(count * rank // world_size, count * (rank + 1) // world_size)
         batches = [[(i, 0) for i in positions[at : at + batch_size]] for at in range(0, len(positions), batch_size)]
         skipped = Skipped(self.options.stream.skip_corrupt)
-        return Worked(self.val, Centre(self.size), device, self.options.num_workers, skipped, batches)
+        return Worked(self.val, test_transform(self.size), device, self.options.num_workers, skipped, batches)

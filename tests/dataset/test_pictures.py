@@ -16,7 +16,7 @@ from dataset.base import DataOptions, data_options
 from dataset.clips.decode import ClipSource, read_image, read_video
 from dataset.clips.frame_reader import FrameReader
 from dataset.images import files
-from dataset.images.files import PictureError
+from dataset.images.files import PictureError, picture
 from dataset.single_file import InputFormat
 from tests.dataset.test_imagenet import dali_or_skip
 from tests.dataset.test_video import write_video
@@ -115,7 +115,7 @@ def test_every_reader_sees_the_same_pixels(odd, monkeypatch, caplog):
     # the evaluation of imagenet keeps the centre of an image a little larger: compare it with that of the wanted pixels
     streamed = dataset_dict["imagenet"](DataOptions(root, image_size=SIDE))
     seen = torch.cat([b.inputs["image"] for b in streamed.test_loader(7, device=CPU)])[: len(names)]
-    from dataset.images.imagenet import Centre
+    from dataset.images.imagenet import test_transform
 
     for i, name in enumerate(names):
         path = root / "train" / "a" / name
@@ -123,9 +123,9 @@ def test_every_reader_sees_the_same_pixels(odd, monkeypatch, caplog):
         close(read_image(ClipSource(path.parent, name.replace("{", "{{")), 0), wanted[name], name)
         shown = InputFormat("image", (3, SIDE, SIDE)).read(path).permute(1, 2, 0).numpy()  # what predict.py shows
         assert np.array_equal(shown, resident.train_images[i].numpy().astype(np.float32) / 255), name
-        opened = files.read_pixels(path)
-        close(opened, wanted[name], name)
-        expected = Centre(SIDE)(opened).numpy().astype(np.float32) / 255
+        opened = picture(path)
+        close(np.asarray(opened), wanted[name], name)
+        expected = np.asarray(test_transform(SIDE)(opened)).astype(np.float32) / 255
         assert np.array_equal(seen[i].permute(1, 2, 0).numpy(), expected), name
     assert len(records(caplog)) == len(said), "each kind is logged once"
 
@@ -177,7 +177,7 @@ def test_dali_reads_depth_and_orientation_as_evaluation_does(tmp_path):
 def test_pixels_without_a_meaning_are_refused(tmp_path, pixels, words):
     Image.fromarray(pixels).save(tmp_path / "x.tif")
     with pytest.raises(PictureError, match=rf"x\.tif' is corrupt or not an image \({words}"):
-        files.read_pixels(tmp_path / "x.tif")
+        picture(tmp_path / "x.tif")
 
 
 def test_a_decompression_bomb_is_one_sentence_in_every_reader(tmp_path, monkeypatch):
