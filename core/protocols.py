@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 
 Features = dict[str, Tensor]  # tap name -> tensor; holds "logits" [B*V, K] unless the network is headless
-
-
 Terms = dict[str, Tensor]  # term name -> unweighted scalar
 
 

@@ -76,14 +76,8 @@ class RanksConfig(Config):
 
 
 LAUNCH = flags_in(LaunchConfig)
-
-
 T = TypeVar("T")
-
-
 CONTROL_TIMEOUT = timedelta(hours=2)  # ranks may differ this long: validation of a teacher, decoding of a data set
-
-
 SPEAK_AFTER = 3.0  # seconds that other ranks give rank 0 to report a common error
 
 

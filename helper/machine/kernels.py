@@ -25,14 +25,8 @@ from core.protocols import Features, UserError
 from core.taps import TappedNet
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-
-
 PARTS = ("student", "teacher", "loss")
-
-
 LONG_RUN = 5000  # from this many steps on, compiling (a minute or two) saves time on a GPU
-
-
 EXACT_CASTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # layers whose weights autocast casts in every call
 
 

@@ -38,31 +38,17 @@ from helper.options.method_flags import flags_of
 from models import model_dict
 
 STUDENT, TEACHER, BATCH = "resnet8x4", "resnet32x4", 64  # the pair of networks for which taps and parameters are shown
-
-
 TRANSFORMER = "vit_tiny_cifar"  # the teacher of methods that need a transformer
-
-
 LARGE_IMAGE = 64  # px; larger networks are counted with 1000 classes, others with 100
-
-
 WIDTH = 118
-
 
 PAPER = re.compile(
     r"(?P<title>.+?) \((?P<authors>[^(),]+?), (?:(?P<venue>[^(),]*?) )?(?P<year>\d{4})(?:, (?P<where>[^()]*))?\)"
 )
 
-
 MEASURED = ROOT / "results" / "cifar100_scaled_resnet20_resnet8.md"  # README shows it in short
-
-
 COLUMNS = ("method", "network", "teacher", "last epoch", "(best)", "gain", "runs", "parameters", "MACs")
-
-
 COUNTED = Path(__file__).with_name("listing.json")
-
-
 KINDS = ("all", "methods", "models", "data")
 
 

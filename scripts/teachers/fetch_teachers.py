@@ -35,11 +35,7 @@ from helper.runs.folder import file_name
 from models import model_dict, model_in
 
 SOURCES = Path(__file__).with_name("teachers.toml")
-
-
 TABLES = ("resnet32x4", "vgg13", "wrn_40_2", "resnet56", "resnet110", "ResNet50")  # the teachers of the tables
-
-
 KINDS = ("file", "tar", "torchvision", "timm", "manual")
 LARGEST = 8 * 2**30  # bytes of a file of weights, and of a member of an archive
 LONGEST = 6 * 3600  # seconds of one attempt
