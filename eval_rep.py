@@ -66,7 +66,7 @@ def parser():
     parser.add_argument(
         "--arch", "--model", help="its architecture, if neither the file nor its path names it", metavar="NAME"
     )
-    add_data_set(parser, "STL-10")
+    add_data_set(parser, "STL-10", folder=())
     parser.add_argument(
         "--data", "--data_folder", default="../data/", help="folder of the data (default ../data/)", metavar="FOLDER"
     )

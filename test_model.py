@@ -123,20 +123,7 @@ def parser():
 
 def add_data(parser):
     """The flags that choose the samples and how they are read."""
-    add_data_set(parser)
-    parser.add_argument(
-        "--data_folder",
-        "--data",
-        default="../data/",
-        help="folder of the data sets (default ../data/)",
-        metavar="FOLDER",
-    )
-    parser.add_argument(
-        "--image_size",
-        type=int,
-        action=checked(image_side),
-        help="size of the images in pixels (default: as in training)",
-    )
+    add_data_set(parser, folder=("--data_folder", "--data"))
     parser.add_argument(
         "--file", type=Path, help="print the action in this sensor recording; needs no data set", metavar="FILE"
     )

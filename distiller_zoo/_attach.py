@@ -103,9 +103,7 @@ class Task(nn.Module):
         the first batch, for methods with such parts.
         """
         if make is not None:
-            self._objective.optimize_phases(
-                lambda p: make(p.params(), p.lr_scale) if p.optimizer is None else p.optimizer(p.params())
-            )
+            self._objective.optimize_phases(make)
         return list(self._objective.optimizers.values())
 
     def forward(

@@ -20,7 +20,6 @@ from core.protocols import (
     ModelSpec,
     Needs,
     Part,
-    Phase,
     Progress,
     TeacherSource,
     Terms,
@@ -209,9 +208,9 @@ class Objective:
         for module in self._frozen:
             module.eval()
 
-    def optimize_phases(self, make: Callable[[Phase], Optimizer]) -> None:
-        """make: builds the optimiser of an isolated phase."""
-        self.optimizers = {phase.name: make(phase) for phase in self.isolated}
+    def optimize_phases(self, make: Callable[[Sequence[nn.Parameter], float], Optimizer]) -> None:
+        """make: (parameters, factor of the learning rate) -> optimiser of an isolated phase."""
+        self.optimizers = {phase.name: make(phase.params(), phase.lr_scale) for phase in self.isolated}
 
     @torch.no_grad()
     def prepare_teacher(self, batches: Callable[[], Iterable[Batch]]) -> None:

@@ -32,7 +32,6 @@ from core.log import log, progress, start_log
 from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from dataset.base import image_side
 from dataset.single_file import InputFormat
 from helper.deploy.as_trained import add_as_trained, clip_options, clip_settings_notice, dataset_of, options_as_trained
 from helper.deploy.cost import deployed_count, macs
@@ -354,15 +353,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FILE",
     )
     parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
-    parser.add_argument(
-        "--data_folder", default="../data/", help="folder of the data sets (default ../data/)", metavar="FOLDER"
-    )
-    parser.add_argument(
-        "--image_size",
-        type=int,
-        action=checked(image_side),
-        help="size of the images in pixels (default: as in training)",
-    )
     add_as_trained(parser)
     parser.add_argument(
         "--images",

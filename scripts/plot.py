@@ -29,7 +29,6 @@ from core.log import progress, start_log
 from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from dataset.base import image_side
 from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
 from helper.deploy.pictures import pyplot, save
 from helper.evaluation.metrics import calibration
@@ -307,8 +306,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             help="checkpoints, or folders of runs",
             metavar="FILE",
         )
-        sub.add_argument("--data_folder", default="../data/", metavar="FOLDER")
-        sub.add_argument("--image_size", type=int, action=checked(image_side))
         add_as_trained(sub)
         sub.add_argument("--gpu_id", default="0", metavar="GPUS")
         sub.add_argument(

@@ -86,14 +86,7 @@ class DistillStep:
         self.objective.forward = self._forward
         plain = PLAIN if method.follows_time else kernels
         self.objective.loss_terms = maybe_compiled("loss", self.objective.main_terms, plain, full)
-        isolated = self.objective.isolated
-        self.objective.optimize_phases(
-            lambda phase: (
-                phase.optimizer(phase.params())
-                if phase.optimizer
-                else setup.make_optimizer(phase.params(), phase.lr_scale)
-            )
-        )
+        self.objective.optimize_phases(setup.make_optimizer)
         main, self.parts = setup.make_optimizer(self.main_params, 1.0), method.parts()
         if any(part.momentum is not None for part in self.parts):
             main = PartedSGD(main, self.parts, method.name)
@@ -102,7 +95,6 @@ class DistillStep:
         self.optimizers = self.objective.optimizers | {"main": main}
         averaged = [m for m in (student.model, peer, method.deployment()) if m is not None]
         self.ema = Average(averaged, setup.ema) if setup.ema else None
-        self._scheduled = ["main", *(phase.name for phase in isolated if phase.optimizer is None)]
 
     def _forward(self, size: int, inputs: Mapping[str, Tensor], t: Features) -> tuple[Features, Features]:
         with torch.autocast(self.device.type, self.setup.autocast, enabled=self.setup.autocast is not None):
@@ -113,8 +105,8 @@ class DistillStep:
         self.objective.train()
 
     def set_lr(self, lr: float) -> None:
-        for name in self._scheduled:
-            for group in self.optimizers[name].param_groups:
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def __call__(self, batch: Batch, progress: Progress) -> StepResult:

@@ -23,7 +23,6 @@ from core.log import start_log
 from core.option import checked, not_negative
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from dataset.base import image_side
 from distiller_zoo._multiview import multi_view
 from helper.deploy.as_trained import CHOSEN, add_data_set, dataset_of, options_as_trained
 from helper.evaluation.evaluate import evaluate
@@ -64,10 +63,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
     add_data_set(parser)
-    parser.add_argument("--data_folder", default="../data/", metavar="FOLDER")
-    parser.add_argument(
-        "--image_size", type=int, action=checked(image_side), help="default: as each network was trained"
-    )
     parser.add_argument(
         "--noise",
         type=float,

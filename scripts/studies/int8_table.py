@@ -62,8 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--row", nargs="+", action="append", required=True, metavar="WORD", help="a label, then its checkpoints"
     )
-    parser.add_argument("--data_folder", default="../data/", metavar="FOLDER")
-    parser.add_argument("--image_size", type=int, help="size of the images in pixels (default: as in training)")
     add_as_trained(parser)
     parser.add_argument("--calibration", type=int, default=512, help="training samples for calibration")
     parser.add_argument("--title", default="What int8 costs", metavar="TEXT")
