@@ -60,7 +60,8 @@ def on_terminal(args: argparse.Namespace, runs: list[Run], published: list[Cell]
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--root",
         type=Path,
         nargs="+",
@@ -68,25 +69,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="roots of runs (default ./save)",
         metavar="FOLDER",
     )
-    parser.add_argument("--dataset", help="runs on this data set only", metavar="NAME")
-    parser.add_argument(
-        "--only", default="", help="only these methods or networks, such as kd,simkd,resnet8", metavar="NAMES"
-    )
-    parser.add_argument(
+    add("--dataset", help="runs on this data set only", metavar="NAME")
+    add("--only", default="", help="only these methods or networks, such as kd,simkd,resnet8", metavar="NAMES")
+    add(
         "--format",
         choices=FORMATS,
         help="output format (default: markdown; on a terminal, a table that fits its width)",
     )
-    parser.add_argument(
-        "--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE"
-    )
-    parser.add_argument("--pivot", action="store_true", help="one row per method, one column per pair of networks")
-    parser.add_argument(
-        "--columns", help="columns to show, NAME or NAME=HEADING, without notes: method,gain,runs", metavar="COLUMNS"
-    )
-    parser.add_argument("--in_words", action="store_true", help="add a sentence on gains and losses")
-    parser.add_argument("--out", type=Path, help="write to this file instead of standard output", metavar="FILE")
-    parser.add_argument("--title", help="a heading above a Markdown table", metavar="TEXT")
+    add("--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE")
+    add("--pivot", action="store_true", help="one row per method, one column per pair of networks")
+    add("--columns", help="columns to show, NAME or NAME=HEADING, without notes: method,gain,runs", metavar="COLUMNS")
+    add("--in_words", action="store_true", help="add a sentence on gains and losses")
+    add("--out", type=Path, help="write to this file instead of standard output", metavar="FILE")
+    add("--title", help="a heading above a Markdown table", metavar="TEXT")
     args = parser.parse_args(argv)
     runs = chosen_runs(args.root, args.dataset, args.only)
     published = [cell for name in args.published for cell in read_table(name).cells]

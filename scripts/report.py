@@ -205,7 +205,8 @@ def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--root",
         type=Path,
         nargs="+",
@@ -213,17 +214,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="roots of runs (default ./save)",
         metavar="FOLDER",
     )
-    parser.add_argument("--dataset", help="runs on this data set only", metavar="NAME")
-    parser.add_argument(
-        "--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE"
-    )
-    parser.add_argument(
-        "--title", default="Knowledge distillation: results", help="heading of the page", metavar="TEXT"
-    )
-    parser.add_argument(
-        "--hide_folders", action="store_true", help="show only the last part of absolute paths in commands"
-    )
-    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    add("--dataset", help="runs on this data set only", metavar="NAME")
+    add("--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE")
+    add("--title", default="Knowledge distillation: results", help="heading of the page", metavar="TEXT")
+    add("--hide_folders", action="store_true", help="show only the last part of absolute paths in commands")
+    add("--out", type=Path, default=Path("report.html"), metavar="FILE")
     args = parser.parse_args(normalised(argv))
     runs = chosen_runs(args.root, args.dataset)
     text = page(runs, args.title, args.published)

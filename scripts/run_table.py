@@ -63,27 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = argv.index("--") if "--" in argv else len(argv)
     argv, extra = argv[:cut], argv[cut + 1 :]
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", nargs="?", help="name of a table, see --list; or the path of your own FILE.toml")
-    parser.add_argument("--list", action="store_true", help="name the tables")
-    parser.add_argument("--trials", type=int, default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("table", nargs="?", help="name of a table, see --list; or the path of your own FILE.toml")
+    add("--list", action="store_true", help="name the tables")
+    add("--trials", type=int, default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
+    add(
         "--only",
         default="",
         help="only rows and students with these names, or parts of names: KD,vgg8",
         metavar="NAMES",
     )
-    parser.add_argument("--dry_run", action="store_true", help="print which cells would run and which are finished")
-    parser.add_argument("--lanes", type=int, default=6, help="students to train in one process (default 6)")
-    parser.add_argument("--no_cache", action="store_true", help="do not cache the teacher's logits")
-    parser.add_argument("--jobs", type=int, default=1, help="concurrent processes without a GPU (default 1)")
-    parser.add_argument("--per_gpu", type=int, default=1, help="processes per GPU (default 1)")
-    parser.add_argument(
-        "--executor", choices=("local", "slurm", "submitit"), default="local", help="where to run (default local)"
-    )
-    parser.add_argument(
-        "--slurm", default="", help="parameters of submitit, such as slurm_partition=gpu,gpus_per_node=1"
-    )
-    parser.add_argument("--no_wait", action="store_true", help="exit after submitting")
+    add("--dry_run", action="store_true", help="print which cells would run and which are finished")
+    add("--lanes", type=int, default=6, help="students to train in one process (default 6)")
+    add("--no_cache", action="store_true", help="do not cache the teacher's logits")
+    add("--jobs", type=int, default=1, help="concurrent processes without a GPU (default 1)")
+    add("--per_gpu", type=int, default=1, help="processes per GPU (default 1)")
+    add("--executor", choices=("local", "slurm", "submitit"), default="local", help="where to run (default local)")
+    add("--slurm", default="", help="parameters of submitit, such as slurm_partition=gpu,gpus_per_node=1")
+    add("--no_wait", action="store_true", help="exit after submitting")
     args = parser.parse_args(normalised(argv))
     if args.list or not args.table:
         for name in tables():

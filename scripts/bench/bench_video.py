@@ -112,17 +112,16 @@ def shift_overhead(name, size, batch, rounds, clock, dtype):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=Path, required=True, help="folder of videos", metavar="FOLDER")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of reading that are timed")
-    parser.add_argument("--networks", nargs="+", default=["torchvision:resnet50", "torchvision:mobilenet_v2"])
-    parser.add_argument("--size", type=int, default=112, help="of the frames the networks see")
-    parser.add_argument("--batch", type=int, default=1, help="clips of eight frames")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds of TSN and TSM that are timed")
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
-    parser.add_argument(
-        "--clock", default="wall", choices=THREAD_CLOCKS, help="cpu: processor time; wall: elapsed time"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE")
+    add = parser.add_argument
+    add("--clips", type=Path, required=True, help="folder of videos", metavar="FOLDER")
+    add("--repeats", type=int, default=3, help="rounds of reading that are timed")
+    add("--networks", nargs="+", default=["torchvision:resnet50", "torchvision:mobilenet_v2"])
+    add("--size", type=int, default=112, help="of the frames the networks see")
+    add("--batch", type=int, default=1, help="clips of eight frames")
+    add("--rounds", type=int, default=9, help="rounds of TSN and TSM that are timed")
+    add("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
+    add("--clock", default="wall", choices=THREAD_CLOCKS, help="cpu: processor time; wall: elapsed time")
+    add("--out", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     tune_allocator()  # as in training

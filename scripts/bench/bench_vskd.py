@@ -123,15 +123,12 @@ def loader_share(root: Path, watch: Stopwatch, side: int, steps: int) -> tuple[f
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--side", type=int, nargs="+", default=[64, 224], help="pixels of clips and fields")
-    parser.add_argument(
-        "--steps", type=int, default=BATCHES, choices=range(1, BATCHES + 1), help="steps that are timed"
-    )
-    parser.add_argument(
-        "--clock", default="wall", choices=THREAD_CLOCKS, help="cpu: seconds of the processor, one thread"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE")
+    add = parser.add_argument
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--side", type=int, nargs="+", default=[64, 224], help="pixels of clips and fields")
+    add("--steps", type=int, default=BATCHES, choices=range(1, BATCHES + 1), help="steps that are timed")
+    add("--clock", default="wall", choices=THREAD_CLOCKS, help="cpu: seconds of the processor, one thread")
+    add("--out", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     if args.clock == "cpu" and device.type != "cpu":

@@ -53,17 +53,11 @@ def columns(sigmas: Sequence[float]) -> dict[str, Spoil]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--path",
-        nargs="+",
-        required=True,
-        action=CheckpointOf,
-        help="checkpoints, or folders of runs",
-        metavar="FILE",
-    )
-    parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    add = parser.add_argument
+    add("--path", nargs="+", required=True, action=CheckpointOf, help="checkpoints, or folders of runs", metavar="FILE")
+    add("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
     add_data_set(parser)
-    parser.add_argument(
+    add(
         "--noise",
         type=float,
         action=checked(not_negative),
@@ -71,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=[0.05, 0.1, 0.2],
         help="standard deviations",
     )
-    parser.add_argument("--gpu_id", default="0", metavar="GPUS")
-    parser.add_argument("--out", type=Path, help="also write the table to this file", metavar="FILE")
+    add("--gpu_id", default="0", metavar="GPUS")
+    add("--out", type=Path, help="also write the table to this file", metavar="FILE")
     args = parser.parse_args(normalised(argv))
     start_log()
     device, _ = pick_device(args.gpu_id)

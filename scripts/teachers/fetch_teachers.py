@@ -409,20 +409,19 @@ def listing(sources: Sequence[Mapping[str, Any]], memory: Memory) -> str:
 
 def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="networks, or timm:NAME (default: the teachers of the tables)")
-    parser.add_argument("--save_root", type=Path, default=Path("./save"), metavar="FOLDER")
-    parser.add_argument(
-        "--list", action="store_true", help="list every source, and whether it was reachable when last tried"
-    )
-    parser.add_argument("--sources", type=Path, default=SOURCES, help="your own list of sources", metavar="FILE")
-    parser.add_argument(
+    add = parser.add_argument
+    add("names", nargs="*", help="networks, or timm:NAME (default: the teachers of the tables)")
+    add("--save_root", type=Path, default=Path("./save"), metavar="FOLDER")
+    add("--list", action="store_true", help="list every source, and whether it was reachable when last tried")
+    add("--sources", type=Path, default=SOURCES, help="your own list of sources", metavar="FILE")
+    add(
         "--retries",
         type=int,
         action=checked(at_least(0, 100)),
         default=4,
         help="further attempts per address (default 4)",
     )
-    parser.add_argument(
+    add(
         "--timeout",
         type=float,
         action=checked(positive),
