@@ -73,7 +73,7 @@ class DistillStep:
     ):
         self.setup, kernels = setup, setup.kernels
         self.student, self.teacher, self.peer, self.method = student, teacher, peer, method
-        self.rng = rng
+        self.rng = rng or torch.Generator(setup.device)
         if setup.quantize:
             make_rounding([m for m in (student.model, peer, method.deployment()) if m is not None])
         self.trained = Trained(student, peer, method)
@@ -179,24 +179,12 @@ class DistillStep:
                 state["peer"] = self.peer.model.state_dict()
             return state if self.ema is None else copy.deepcopy(state)
 
-    def rng_state(self) -> Tensor | None:
-        return None if self.rng is None else self.rng.get_state()
-
-    def set_rng(self, state: Tensor | None) -> None:
-        if self.rng is not None and state is not None:
-            self.rng.set_state(state.cpu())
-
-    def seed_rng(self, seed: int) -> None:
-        if self.rng is not None:
-            self.rng.manual_seed(seed)
-
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "trained": self.trained.state_dict(),
             "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
+            "rng": self.rng.get_state(),
         }
-        if self.rng is not None:
-            state["rng"] = self.rng.get_state()
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         return state
@@ -205,8 +193,7 @@ class DistillStep:
         self.trained.load_state_dict(state["trained"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        if self.rng is not None:
-            self.rng.set_state(state["rng"].cpu())
+        self.rng.set_state(state["rng"].cpu())
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
 
