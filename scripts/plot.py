@@ -38,7 +38,7 @@ from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
 from helper.options.parse import normalised
 from helper.tables.looks import COLOURS, LINES, looks, method_of
-from helper.tables.runs import Run, chosen_runs, grouped, last, mean_std, network
+from helper.tables.runs import Run, add_runs, chosen_runs, grouped, last, mean_std, network
 from helper.tables.table import tell_apart
 
 MARKERS = "osD^vP*X<>"
@@ -291,9 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, draw in (("curves", draw_curves), ("cost", draw_cost)):
         sub = kinds.add_parser(kind)
-        sub.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], metavar="FOLDER")
-        sub.add_argument("--dataset", help="runs on this data set only", metavar="NAME")
-        sub.add_argument("--only", default="", help="only these methods or networks, such as kd,simkd", metavar="NAMES")
+        add_runs(sub)
         sub.set_defaults(draw=draw)
     for kind, draw in (("correlation", draw_correlation), ("tsne", draw_tsne), ("reliability", draw_reliability)):
         sub = kinds.add_parser(kind)
