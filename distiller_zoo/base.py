@@ -438,17 +438,24 @@ class PooledVectors(LastMaps):
 
 
 class StagePairs(Distiller):
-    """A method that compares stage maps of both networks in pairs; `pairs` holds their tap names."""
+    """A method that compares maps of both networks in pairs; `pairs` holds their tap names: those of the first stages,
+    or the deepest ones, unless pairs_of() names others."""
+
+    deepest: ClassVar[bool] = False
 
     def __init__(self, cfg: Any, ctx: Context):
         super().__init__(cfg, ctx)
-        self.pairs = paired_stages(ctx.student.spec, None if ctx.teacher is None else ctx.teacher.spec, self.name)
+        self.pairs = self.pairs_of(ctx.student.spec, None if ctx.teacher is None else ctx.teacher.spec)
+
+    @classmethod
+    def pairs_of(cls, student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
+        return paired_stages(student, teacher, cls.name, cls.deepest)
 
     @classmethod
     def needs(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name), strict=True)
-        return Needs(stages_s, stages_t)
+        names_s, names_t = zip(*cls.pairs_of(student, teacher), strict=True)
+        return Needs(names_s, names_t)
 
     @classmethod
     def notes(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        return unequal_stages(student, teacher, cls.name)
+        return unequal_stages(student, teacher, cls.name, cls.deepest)
