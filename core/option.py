@@ -169,7 +169,7 @@ def declared(config: type[Config], name: str) -> tuple[Mapping[str, Any], str]:
             continue
         meta = meta or f.metadata
         if f.metadata is meta:  # a class also lists the fields that it inherits
-            prefix = kind.prefix
+            prefix = cast(type[Config], kind).prefix
     return meta, prefix
 
 

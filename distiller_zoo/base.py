@@ -419,12 +419,14 @@ class LastMaps(Distiller):
     """A method that compares one tap of both networks, `last_s` and `last_t`: the last stage map, unless `tap_of` names
     another."""
 
-    tap_of: ClassVar[Callable[[ModelSpec | None, str], str]] = staticmethod(last_stage)
-
     def __init__(self, cfg: Any, ctx: Context):
         super().__init__(cfg, ctx)
         self.last_s = self.tap_of(ctx.student.spec, self.name)
         self.last_t = self.tap_of(None if ctx.teacher is None else ctx.teacher.spec, self.name)
+
+    @staticmethod
+    def tap_of(spec: ModelSpec | None, method: str) -> str:
+        return last_stage(spec, method)
 
     @classmethod
     def needs(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
