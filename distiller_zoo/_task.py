@@ -98,6 +98,18 @@ class Deployed(nn.Module):
         return self.method.readouts(features)
 
 
+class Composite(nn.Module):
+    """A student as one plain model: backbone, the deployed layers of its method, logits. Reads images in [0, 1]."""
+
+    def __init__(self, student: TappedNet, deployment: Deployment | None):
+        super().__init__()
+        self.student, self.deployment = student, deployment
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.student({self.student.spec.input: x}, ())
+        return (features if self.deployment is None else self.deployment(features))["logits"]
+
+
 def parts_of(terms: Terms, weights: Mapping[str, float], parts: Sequence[Part]) -> tuple[Tensor | None, ...]:
     """The loss of every part; None if none of its terms was computed."""
     named = {name for part in parts for name in part.terms or ()}

@@ -22,7 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from core.log import log
 from core.option import Around, Config, option
 from core.protocols import Features, UserError
-from core.taps import TappedNet
+from core.taps import TappedNet, without_taps
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PARTS = ("student", "teacher", "loss")
@@ -206,12 +206,7 @@ def begin_step(kernels: Kernels) -> None:
 
 def private_copy(net: TappedNet) -> TappedNet:
     """A copy of the network with its own weights, without hooks of other wrappers of the model."""
-    model = copy.deepcopy(net.model)
-    for module in model.modules():
-        for number, hook in list(module._forward_hooks.items()):
-            if isinstance(hook, functools.partial) and getattr(hook.func, "__func__", None) is TappedNet._keep:
-                del module._forward_hooks[number]
-    device = next(net.parameters()).device
+    model, device = without_taps(copy.deepcopy(net.model)), next(net.parameters()).device
     return TappedNet(model, net.spec, net.want).to(device).eval().requires_grad_(False)
 
 
