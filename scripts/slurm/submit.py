@@ -159,14 +159,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--wait", action="store_true", help="wait until all jobs have ended; exit code 1 if one failed")
     add("command", nargs="*", help="the script and its arguments, after --")
     args = parser.parse_args(argv)
-    try:
-        if bool(args.grid) == bool(args.command):
-            raise UserError("give one command after --, or several in --grid FILE")
-        jobs = submit(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    failed = [job.job_id for job in jobs if args.wait and job.exception() is not None]
+    if bool(args.grid) == bool(args.command):
+        raise UserError("give one command after --, or several in --grid FILE")
+    failed = [job.job_id for job in submit(args) if args.wait and job.exception() is not None]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))

@@ -27,6 +27,7 @@ from dataset import dataset_dict
 from helper.deploy.as_trained import add_as_trained, clip_options, options_as_trained
 from helper.deploy.export import Plain, onnx_session, write_onnx
 from helper.deploy.quantize import accuracy, calibration_samples, quantize_onnx
+from helper.machine.program import run_script
 from helper.networks.load import load_network
 from helper.options.parse import normalised
 from helper.runs.folder import environment
@@ -101,8 +102,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)
