@@ -531,7 +531,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured = measure(methods, args, dtype, device.type == "cuda")
     rows = [subject.row(args.batch_size) for subjects, _ in measured for subject in subjects if subject.turns]
     ratios = [r for _, rs in measured for r in rs]
-    told = ("pair", "batch_size", "threads", "clock", "steps", "warmup", "rounds")
+    named = ("pair", "batch_size", "threads", "clock", "steps", "warmup", "rounds")
     report = measuring.report(
         __file__,
         argv,
@@ -539,7 +539,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows,
         dtype=dtype,
         data=f"{args.data_folder and 'CIFAR-100' or f'{args.images} random images'}, 100 classes",
-        **{k: getattr(args, k) for k in told},
+        **{k: getattr(args, k) for k in named},
     ) | {"ratios": ratios, "checks": []}
     report["checks"] = checked(report) if args.check else []
     path = None
