@@ -54,7 +54,8 @@ SGD, LBFGS = {"epochs": 100, "weight_decay": 0.0}, {"epochs": 500, "weight_decay
 def parser():
     parser = Parser("eval_rep.py", description=__doc__, add_help=False)
     quick.add_help(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--s_path",
         "--path",
         "--student_weights",
@@ -63,56 +64,44 @@ def parser():
         help="checkpoint of any network, or the folder of a run",
         metavar="FILE",
     )
-    parser.add_argument(
-        "--arch", "--model", help="its architecture, if neither the file nor its path names it", metavar="NAME"
-    )
-    add_data_set(parser, "STL-10")
-    parser.add_argument(
-        "--data", "--data_folder", default="../data/", help="folder of the data (default ../data/)", metavar="FOLDER"
-    )
-    parser.add_argument(
+    add("--arch", "--model", help="its architecture, if neither the file nor its path names it", metavar="NAME")
+    add_data_set(parser, "STL-10", folder=())
+    add("--data", "--data_folder", default="../data/", help="folder of the data (default ../data/)", metavar="FOLDER")
+    add(
         "--solver",
         default="sgd",
         choices=("sgd", "lbfgs"),
         help="sgd (the default), as published, or lbfgs, which finds the optimum",
     )
-    parser.add_argument(
-        "--epochs", type=int, help="epochs of SGD (default 100), or most iterations of L-BFGS (default 500)"
-    )
-    parser.add_argument(
-        "--init_lr", "--learning_rate", type=float, default=0.1, help="initial learning rate of SGD (default 0.1)"
-    )
-    parser.add_argument(
+    add("--epochs", type=int, help="epochs of SGD (default 100), or most iterations of L-BFGS (default 500)")
+    add("--init_lr", "--learning_rate", type=float, default=0.1, help="initial learning rate of SGD (default 0.1)")
+    add(
         "--milestones",
         type=int,
         nargs="+",
         default=[30, 60, 90],
         help="epochs done before each decay (default 30 60 90)",
     )
-    parser.add_argument("--weight_decay", type=float, help="weight decay (default: 0 for sgd, 1e-3 for lbfgs)")
-    parser.add_argument("--batch_size", type=int, default=64, help="batch size of SGD (default 64)")
-    parser.add_argument(
+    add("--weight_decay", type=float, help="weight decay (default: 0 for sgd, 1e-3 for lbfgs)")
+    add("--batch_size", type=int, default=64, help="batch size of SGD (default 64)")
+    add(
         "--views",
         type=int,
         default=1,
         help="views of each training image (default 1): the whole image, then random crops",
     )
-    parser.add_argument(
+    add(
         "--norm",
         default="own",
         choices=("own", "published"),
         help="pixel statistics: the network's own (default), or those of the published probe",
     )
-    parser.add_argument(
-        "--image_size", type=int, help="size of the images in pixels (default: the network's design size)"
-    )
-    parser.add_argument("--few_ratio", type=float, default=1.0, help="share of the training images (default 1)")
-    parser.add_argument(
-        "--precision", default="fp32", choices=("fp32", "bf16"), help="precision of the features (default fp32)"
-    )
-    parser.add_argument("--manual_seed", "--seed", type=int, default=0, help="random seed (default 0)")
-    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0)", metavar="GPUS")
-    parser.add_argument("--json", help="also write the result to this file", metavar="FILE")
+    add("--image_size", type=int, help="size of the images in pixels (default: the network's design size)")
+    add("--few_ratio", type=float, default=1.0, help="share of the training images (default 1)")
+    add("--precision", default="fp32", choices=("fp32", "bf16"), help="precision of the features (default fp32)")
+    add("--manual_seed", "--seed", type=int, default=0, help="random seed (default 0)")
+    add("--gpu_id", default="0", help="GPU to use (default 0)", metavar="GPUS")
+    add("--json", help="also write the result to this file", metavar="FILE")
     return parser
 
 

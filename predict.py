@@ -52,36 +52,33 @@ def title_of(one: Prediction) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", type=Path, help="files, or folders of files")
-    parser.add_argument(
+    add = parser.add_argument
+    add("files", nargs="+", type=Path, help="files, or folders of files")
+    add(
         "--path",
         required=True,
         help="the network: a checkpoint, the folder of a run, or an exported file",
         metavar="FILE",
     )
-    parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
-    parser.add_argument(
+    add("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    add(
         "--image_size",
         type=int,
         action=checked(image_side),
         help="size of the images in pixels, if the file does not record it",
     )
-    parser.add_argument(
+    add(
         "--top",
         type=int,
         action=checked(at_least(1)),
         default=3,
         help="number of classes to print per file (default 3)",
     )
-    parser.add_argument(
-        "--csv", type=Path, help="write file, rank, class and probability to this CSV file", metavar="FILE"
-    )
-    parser.add_argument("--json", type=Path, help="write the same to this JSON file", metavar="FILE")
-    parser.add_argument(
-        "--show", type=Path, help=f"draw the first {SHOWN} files with their classes in this .png file", metavar="FILE"
-    )
-    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
-    parser.add_argument("--plugin", nargs="+", default=(), help="Python files that define the model", metavar="FILE")
+    add("--csv", type=Path, help="write file, rank, class and probability to this CSV file", metavar="FILE")
+    add("--json", type=Path, help="write the same to this JSON file", metavar="FILE")
+    add("--show", type=Path, help=f"draw the first {SHOWN} files with their classes in this .png file", metavar="FILE")
+    add("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
+    add("--plugin", nargs="+", default=(), help="Python files that define the model", metavar="FILE")
     args = parser.parse_args(normalised(argv))
     start_log()
     load_plugins(args.plugin)

@@ -69,7 +69,8 @@ def launch_flags(args):
 def parser():
     parser = Parser("test_model.py", description=__doc__, add_help=False)
     quick.add_help(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--path",
         "--student_weights",
         required=True,
@@ -77,99 +78,73 @@ def parser():
         help="checkpoint: a student, a teacher, or a plain state dict; or the folder of a run",
         metavar="FILE",
     )
-    parser.add_argument(
-        "--model", "--arch", help="architecture, if neither the file nor its path names it", metavar="NAME"
-    )
-    parser.add_argument(
+    add("--model", "--arch", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    add(
         "--mean",
         type=float,
         action=checked(plausible),
         nargs="+",
         help="mean of the pixels, which are in [0, 1] (default: the network's)",
     )
-    parser.add_argument(
+    add(
         "--std",
         type=float,
         action=checked(positive),
         nargs="+",
         help="standard deviation of the pixels; mean 0.5 and std 0.5 mean pixels in [-1, 1]",
     )
-    parser.add_argument(
-        "--match_classes", action="store_true", help="reorder the network's logits to the data set's order of classes"
-    )
+    add("--match_classes", action="store_true", help="reorder the network's logits to the data set's order of classes")
     add_data(parser)
-    parser.add_argument(
+    add(
         "--average_clips", choices=("prob", "score"), help="how to average several views (default: as the network does)"
     )
     add_views(parser)
     add_flags(parser.add_argument_group("several processes"), LAUNCH)
-    parser.add_argument(
+    add(
         "--precision",
         default="fp32",
         choices=("fp32", "bf16"),
         help="precision of the forward pass (default fp32, as in tables)",
     )
-    parser.add_argument(
+    add(
         "--report",
         type=Path,
         help="write a page of classes, confusions, worst mistakes and calibration to this file",
         metavar="FILE",
     )
-    parser.add_argument(
-        "--plugin", nargs="+", default=(), help="Python files that define the method or model", metavar="FILE"
-    )
+    add("--plugin", nargs="+", default=(), help="Python files that define the method or model", metavar="FILE")
     return parser
 
 
 def add_data(parser):
     """The flags that choose the samples and how they are read."""
-    add_data_set(parser)
-    parser.add_argument(
-        "--data_folder",
-        "--data",
-        default="../data/",
-        help="folder of the data sets (default ../data/)",
-        metavar="FOLDER",
-    )
-    parser.add_argument(
-        "--image_size",
-        type=int,
-        action=checked(image_side),
-        help="size of the images in pixels (default: as in training)",
-    )
-    parser.add_argument(
-        "--file", type=Path, help="print the action in this sensor recording; needs no data set", metavar="FILE"
-    )
-    parser.add_argument(
+    add_data_set(parser, folder=("--data_folder", "--data"))
+    add = parser.add_argument
+    add("--file", type=Path, help="print the action in this sensor recording; needs no data set", metavar="FILE")
+    add(
         "--modality",
         help="modality of action recordings that the network reads (default: as in training)",
         metavar="NAME",
     )
-    parser.add_argument("--data_split", help="published split of action recordings", metavar="NAME")
-    parser.add_argument(
-        "--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames", metavar="FOLDER"
-    )
-    parser.add_argument("--skip_corrupt", "--skip_bad", action="store_true", help="skip damaged recordings")
-    parser.add_argument(
+    add("--data_split", help="published split of action recordings", metavar="NAME")
+    add("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames", metavar="FOLDER")
+    add("--skip_corrupt", "--skip_bad", action="store_true", help="skip damaged recordings")
+    add(
         "--num_segments",
         type=int,
         action=checked(at_least(1, 1000)),
         help="frames of a clip (default: as in training, or 8)",
     )
-    parser.add_argument(
+    add(
         "--batch_size",
         type=int,
         action=checked(at_least(1)),
         default=500,
         help="samples per forward pass in each process",
     )
-    parser.add_argument(
-        "--gpu_id", help="GPU to use, or several (default 0; with torchrun one per process)", metavar="GPUS"
-    )
-    parser.add_argument(
-        "--manual_seed", "--seed", help="accepted for old commands, without effect: evaluation draws no random numbers"
-    )
-    parser.add_argument(
+    add("--gpu_id", help="GPU to use, or several (default 0; with torchrun one per process)", metavar="GPUS")
+    add("--manual_seed", "--seed", help="accepted for old commands, without effect: evaluation draws no random numbers")
+    add(
         "--num_workers",
         type=int,
         action=checked(few_workers),

@@ -137,9 +137,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            meta, value = declared(type(self), f.name), getattr(self, f.name)
-            flag, check, choices = (meta.get(key) for key in ("flag", "check", "choices"))
-            flag = flag or f"--{self.prefix}{f.name}"
+            meta, prefix = declared(type(self), f.name)
+            value, check, choices = getattr(self, f.name), meta.get("check"), meta.get("choices")
+            flag = meta.get("flag") or f"--{prefix}{f.name}"
             words = value if isinstance(value, list | tuple) else [value]
             if check is None and f.default != value and any(isinstance(w, str) and not w.strip() for w in words):
                 raise UserError(f"{flag} is empty: give a value or leave the flag out")
@@ -158,10 +158,19 @@ class Config:
         return dict.fromkeys((flag.dest for flag in flags_in(cls)), why)
 
 
-def declared(config: type, name: str) -> Mapping[str, Any]:
-    """What option() says of a field; a subclass that redeclares it with another default leaves that out."""
-    fields = (kind.__dict__.get("__dataclass_fields__", {}).get(name) for kind in config.__mro__)
-    return next((f.metadata for f in fields if f is not None and f.metadata), {})
+def declared(config: type[Config], name: str) -> tuple[Mapping[str, Any], str]:
+    """What option() says of a field, and the prefix of the class that declares it; a subclass that redeclares it with
+    another default leaves option() out."""
+    meta: Mapping[str, Any] = {}
+    prefix = config.prefix
+    for kind in config.__mro__:
+        f = kind.__dict__.get("__dataclass_fields__", {}).get(name)
+        if f is None or not f.metadata:
+            continue
+        meta = meta or f.metadata
+        if f.metadata is meta:  # a class also lists the fields that it inherits
+            prefix = cast(type[Config], kind).prefix
+    return meta, prefix
 
 
 class _Unset:

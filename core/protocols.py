@@ -11,18 +11,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
-
 Features = dict[str, Tensor]  # tap name -> tensor; holds "logits" [B*V, K] unless the network is headless
-
-
 Terms = dict[str, Tensor]  # term name -> unweighted scalar
 
 
@@ -285,8 +279,7 @@ class Phase:
     """An additional backward pass and optimiser step, before those of the main loss.
 
     It trains parameters of its own, which are frozen everywhere else; the student's features reach the phase detached.
-    Phases run on every n-th step (`every`).
-    optimizer: builds the phase's optimiser from its parameters; None: the run's optimiser, with lr * lr_scale.
+    Phases run on every n-th step (`every`), with the run's optimiser and lr * lr_scale.
     """
 
     name: str
@@ -294,7 +287,6 @@ class Phase:
     terms: Callable[[Features, Features, Batch, Progress], Terms]
     every: int = 1
     lr_scale: float = 1.0
-    optimizer: Callable[[Sequence[nn.Parameter]], Optimizer] | None = None
 
 
 @dataclass(frozen=True)

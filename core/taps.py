@@ -127,6 +127,15 @@ class TappedNet(nn.Module):
         return kept if self.spec.headless else {"logits": logits, **kept}
 
 
+def without_taps(model: nn.Module) -> nn.Module:
+    """The model itself, after removing the hooks of its wrappers."""
+    for module in model.modules():
+        for number, hook in list(module._forward_hooks.items()):
+            if isinstance(hook, partial) and getattr(hook.func, "__func__", None) is TappedNet._keep:
+                del module._forward_hooks[number]
+    return model
+
+
 def resized(x: Tensor, size: int, mode: str) -> Tensor:
     """Images [B, C, H, W] in [0, 1] at another size, antialiased when they shrink; channels_last is kept."""
     if x.shape[2:] == (size, size):

@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 
 from core.log import log
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, TeacherSource, UserError
-from core.taps import TappedNet, probe
+from core.taps import TappedNet, probe, without_taps
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined, CombinedConfig, common_weights
 from distiller_zoo._math import detached
-from distiller_zoo._task import Deployed, Objective, Trained, chain_of, needs_of, union_of_needs
+from distiller_zoo._task import Composite, Deployed, Objective, Trained, chain_of, needs_of, union_of_needs
 from distiller_zoo.base import Distiller
 
 Inputs = Tensor | Mapping[str, Tensor]  # images [B, C, H, W], or entry of Batch.inputs -> tensor
@@ -103,9 +103,7 @@ class Task(nn.Module):
         the first batch, for methods with such parts.
         """
         if make is not None:
-            self._objective.optimize_phases(
-                lambda p: make(p.params(), p.lr_scale) if p.optimizer is None else p.optimizer(p.params())
-            )
+            self._objective.optimize_phases(make)
         return list(self._objective.optimizers.values())
 
     def forward(
@@ -172,7 +170,7 @@ class Task(nn.Module):
         """A copy of the deployed student: an nn.Module in eval mode, images [B, C, H, W] -> logits [B, K]."""
         if self.method.deployment() is None and self.student.spec.mean is None:
             return without_taps(copy.deepcopy(self.student.model)).eval()
-        whole = Classifier(self.student, self.method.deployment())
+        whole = Composite(self.student, self.method.deployment())
         return copy.deepcopy(whole).eval()  # copied together: they may share layers
 
     def next_stage(self) -> Task | None:
@@ -198,26 +196,6 @@ class Task(nn.Module):
         self._place = tuple(state["place"])
         self._prepared = state.get("prepared", self._prepared)
         self._rng.set_state(state["rng"].cpu())
-
-
-class Classifier(nn.Module):
-    """A student with its deployed layers or pixel normalisation: images -> logits."""
-
-    def __init__(self, student: TappedNet, deployment: nn.Module | None):
-        super().__init__()
-        self.student, self.deployment = student, deployment
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.student({self.student.spec.input: x}, ())
-        return (features if self.deployment is None else self.deployment(features))["logits"]
-
-
-def without_taps(model: nn.Module) -> nn.Module:
-    for module in model.modules():
-        for number, hook in list(module._forward_hooks.items()):
-            if isinstance(hook, partial) and getattr(hook.func, "__func__", None) is TappedNet._keep:
-                del module._forward_hooks[number]
-    return model
 
 
 def attach(

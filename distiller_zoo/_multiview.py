@@ -15,17 +15,9 @@ from torch import Tensor
 from dataset.images.randaugment import grey
 
 JITTER = 0.4  # brightness, contrast and saturation are multiplied by 1 -+ this
-
-
 SMALLEST_CROP = 0.75  # side of the crop, as a share of the image's side
-
-
 ROTATION = math.radians(15)  # to either side
-
-
 HIDDEN = 0.1  # share of the patches that are set to black
-
-
 PATCHES = 14  # patches per side, or fewer, so that each has at least two pixels
 
 

@@ -20,7 +20,6 @@ from core.protocols import (
     ModelSpec,
     Needs,
     Part,
-    Phase,
     Progress,
     TeacherSource,
     Terms,
@@ -97,6 +96,18 @@ class Deployed(nn.Module):
         if self.peer is not None:
             features = {**features, "peer": self.peer(inputs, ())["logits"]}
         return self.method.readouts(features)
+
+
+class Composite(nn.Module):
+    """A student as one plain model: backbone, the deployed layers of its method, logits. Reads images in [0, 1]."""
+
+    def __init__(self, student: TappedNet, deployment: Deployment | None):
+        super().__init__()
+        self.student, self.deployment = student, deployment
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.student({self.student.spec.input: x}, ())
+        return (features if self.deployment is None else self.deployment(features))["logits"]
 
 
 def parts_of(terms: Terms, weights: Mapping[str, float], parts: Sequence[Part]) -> tuple[Tensor | None, ...]:
@@ -209,9 +220,9 @@ class Objective:
         for module in self._frozen:
             module.eval()
 
-    def optimize_phases(self, make: Callable[[Phase], Optimizer]) -> None:
-        """make: builds the optimiser of an isolated phase."""
-        self.optimizers = {phase.name: make(phase) for phase in self.isolated}
+    def optimize_phases(self, make: Callable[[Sequence[nn.Parameter], float], Optimizer]) -> None:
+        """make: (parameters, factor of the learning rate) -> optimiser of an isolated phase."""
+        self.optimizers = {phase.name: make(phase.params(), phase.lr_scale) for phase in self.isolated}
 
     @torch.no_grad()
     def prepare_teacher(self, batches: Callable[[], Iterable[Batch]]) -> None:

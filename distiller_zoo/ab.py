@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms, UserError
 from distiller_zoo._stages import paired_stages, preact, resizing_conv, shown, unequal_stages
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Distiller, StagePairs
 
 MARGIN = 1.0
 SCALE = 3 / 1000  # of the published loss
@@ -34,7 +34,7 @@ def boundary(f_s: Tensor, f_t: Tensor) -> Tensor:
     return torch.where(f_t > 0, active, silent).sum() / len(f_s)
 
 
-class ABInit(Distiller):
+class ABInit(StagePairs):
     """First stage: the student's feature layers and a connector per stage, at every stage half the weight of the next.
 
     loss = 3 / 1000 * sum over n stages of 2^(i - n + 1) * boundary_i. No labels, no logits, no schedule.
@@ -45,7 +45,6 @@ class ABInit(Distiller):
     def __init__(self, cfg: AB.Config, ctx: Context):
         super().__init__(cfg, ctx)
         student, teacher = ctx.student, ctx.teacher
-        self.pairs = self._pairs(student.spec, teacher.spec)
         self.connectors = nn.ModuleList()
         for a, b in self.pairs:
             shape_s, shape_t = student.shapes[a], teacher.shapes[b]
@@ -58,15 +57,10 @@ class ABInit(Distiller):
             same = shape_s == shape_t
             self.connectors.append(nn.Identity() if same else Connector(conv, shape_t[0]))
 
-    @staticmethod
-    def _pairs(student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
+    @classmethod
+    def pairs_of(cls, student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
         stages_s, stages_t = zip(*paired_stages(student, teacher, "ab"), strict=True)
         return tuple(zip(preact(student, stages_s, "ab"), preact(teacher, stages_t, "ab"), strict=True))
-
-    @classmethod
-    def needs(cls, cfg: AB.Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        names_s, names_t = zip(*cls._pairs(student, teacher), strict=True)
-        return Needs(names_s, names_t)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         added = {f"ab_init.{a}": m(s[a]) for m, (a, _) in zip(self.connectors, self.pairs, strict=True)}

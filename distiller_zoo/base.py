@@ -54,7 +54,7 @@ from core.protocols import (
     UserError,
 )
 from distiller_zoo._math import STD_EPS, detached, entropy_weights, kl, kl_rows, over_views, standardised
-from distiller_zoo._stages import paired_stages, unequal_stages, unreached
+from distiller_zoo._stages import last_stage, paired_stages, pooled_tap, unequal_stages, unreached
 
 FRAME_LOGITS = "frame_logits"  # tap of networks that score every frame of a clip: [B*T, K]
 OWN_LOGITS = "own_logits"  # logits of the student's own classifier, if the deployment has another: [B*V, K]
@@ -93,7 +93,6 @@ class LossConfig(Config):
         short=("-c", "-r", "--gamma"),
         check=not_negative,
         role=NAMED,
-        flag="--cls",
     )
     div: float = option(
         1.0,
@@ -101,56 +100,39 @@ class LossConfig(Config):
         short=("-d", "-a", "--alpha"),
         check=not_negative,
         role=NAMED,
-        flag="--div",
     )
     beta: float = option(
-        0.0,
-        "weight of the method's own term (default: the method's)",
-        short="-b",
-        check=not_negative,
-        role=NAMED,
-        flag="--beta",
+        0.0, "weight of the method's own term (default: the method's)", short="-b", check=not_negative, role=NAMED
     )
-    kd_T: float = option(4.0, "temperature of the logit KL", check=positive, role=RESULT, flag="--kd_T")  # noqa: N815
+    kd_T: float = option(4.0, "temperature of the logit KL", check=positive, role=RESULT)  # noqa: N815
     logit_stand: bool = option(
         False,
         "compare z-scored logits in every logit loss (LSKD; published next to kd with -c 0.1 -d 9 --kd_T 2)",
         role=RESULT,
-        flag="--logit_stand",
     )
     norm_kd: bool = option(
         False,
         "multiply the temperatures of logit losses by each row's standard deviation (NormKD; published with kd, "
         "-c 0.1 -d 0.9 --kd_T 2)",
         role=RESULT,
-        flag="--norm_kd",
     )
     ea_weight: bool = option(
         False,
         "weigh each sample of a logit loss by the entropies of teacher and student (EA-KD; published with kd, "
         "-c 0.1 -d 0.9)",
         role=RESULT,
-        flag="--ea_weight",
     )
     ea_T: float = option(  # noqa: N815
-        3.0,
-        "temperature of the entropies of --ea_weight; published 2 on ImageNet",
-        check=positive,
-        role=RESULT,
-        flag="--ea_T",
+        3.0, "temperature of the entropies of --ea_weight; published 2 on ImageNet", check=positive, role=RESULT
     )
     ea_as_published: bool = option(
         False,
         "in --ea_weight, bound the student's entropy by the number of classes instead of its logarithm, as the "
         "published code for kd and dkd on CIFAR-100 does",
         role=RESULT,
-        flag="--ea_as_published",
     )
     frame_logits: bool = option(
-        False,
-        "in logit losses, compare the scores of every frame instead of those of the clip",
-        role=RESULT,
-        flag="--frame_logits",
+        False, "in logit losses, compare the scores of every frame instead of those of the clip", role=RESULT
     )
 
     def __post_init__(self) -> None:
@@ -433,18 +415,49 @@ class Peers(Distiller):
         return super().readouts(features) | ({"peer": features["peer"]} if "peer" in features else {})
 
 
-class StagePairs(Distiller):
-    """A method that compares stage maps of both networks in pairs; `pairs` holds their tap names."""
+class LastMaps(Distiller):
+    """A method that compares one tap of both networks, `last_s` and `last_t`: the last stage map, unless `tap_of` names
+    another."""
 
     def __init__(self, cfg: Any, ctx: Context):
         super().__init__(cfg, ctx)
-        self.pairs = paired_stages(ctx.student.spec, None if ctx.teacher is None else ctx.teacher.spec, self.name)
+        self.last_s = self.tap_of(ctx.student.spec, self.name)
+        self.last_t = self.tap_of(None if ctx.teacher is None else ctx.teacher.spec, self.name)
+
+    @staticmethod
+    def tap_of(spec: ModelSpec | None, method: str) -> str:
+        return last_stage(spec, method)
 
     @classmethod
     def needs(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name), strict=True)
-        return Needs(stages_s, stages_t)
+        return Needs((cls.tap_of(student, cls.name),), (cls.tap_of(teacher, cls.name),))
+
+
+class PooledVectors(LastMaps):
+    """A method that compares the pooled features of both networks."""
+
+    tap_of = staticmethod(pooled_tap)
+
+
+class StagePairs(Distiller):
+    """A method that compares maps of both networks in pairs; `pairs` holds their tap names: those of the first stages,
+    or the deepest ones, unless pairs_of() names others."""
+
+    deepest: ClassVar[bool] = False
+
+    def __init__(self, cfg: Any, ctx: Context):
+        super().__init__(cfg, ctx)
+        self.pairs = self.pairs_of(ctx.student.spec, None if ctx.teacher is None else ctx.teacher.spec)
+
+    @classmethod
+    def pairs_of(cls, student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
+        return paired_stages(student, teacher, cls.name, cls.deepest)
+
+    @classmethod
+    def needs(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+        names_s, names_t = zip(*cls.pairs_of(student, teacher), strict=True)
+        return Needs(names_s, names_t)
 
     @classmethod
     def notes(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        return unequal_stages(student, teacher, cls.name)
+        return unequal_stages(student, teacher, cls.name, cls.deepest)

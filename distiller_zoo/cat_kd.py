@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.option import option, within
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Terms, UserError
+from core.protocols import Batch, Context, Features, Progress, Side, Terms, UserError
 from distiller_zoo._stages import classified_map, linear_head
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LastMaps
 
 
 def require_size(side: Side, stage: str, resolution: int) -> None:
@@ -23,7 +23,7 @@ def require_size(side: Side, stage: str, resolution: int) -> None:
         )
 
 
-class CATKD(Distiller):
+class CATKD(LastMaps):
     """Mean (A_s - A_t)^2, where A = normalise(pool(W f + b)): one map per class, pooled to 2x2, of unit length.
 
     W, b: each network's own classifier, applied to every place of its last map; the student's learns from this term.
@@ -32,10 +32,11 @@ class CATKD(Distiller):
     """
 
     name = "cat_kd"
+    tap_of = staticmethod(classified_map)
     reads_logits = True  # through the classifier's weights
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LastMaps.Config):
         beta: float = 300.0
         resolution: int = option(2, "side of the pooled class maps", "--cat_kd_resolution", check=within(least=1))
         raw: bool = option(False, "compare the class maps without scaling them to unit length", "--cat_kd_raw")
@@ -43,16 +44,10 @@ class CATKD(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        self.last_s = classified_map(ctx.student.spec, self.name)
-        self.last_t = classified_map(ctx.teacher.spec, self.name)
         self.student_head = linear_head(ctx.student, self.last_s, self.name)  # the student's own, not a copy
         self.teacher_head = linear_head(ctx.teacher, self.last_t, self.name).requires_grad_(False)
         require_size(ctx.student, self.last_s, cfg.resolution)
         require_size(ctx.teacher, self.last_t, cfg.resolution)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((classified_map(student, cls.name),), (classified_map(teacher, cls.name),))
 
     def _class_maps(self, f: Tensor, head: nn.Linear) -> Tensor:
         """[B, C, H, W] -> [B, K, R * R]. Pooled first, which is the same: the classifier is linear."""

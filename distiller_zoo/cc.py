@@ -9,12 +9,11 @@ from typing import ClassVar
 from torch import nn
 
 from core.option import option, within
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
-from distiller_zoo._stages import pooled_tap
-from distiller_zoo.base import Distiller
+from core.protocols import Batch, Context, Features, Progress, Terms
+from distiller_zoo.base import PooledVectors
 
 
-class CC(Distiller):
+class CC(PooledVectors):
     """d_b = e_s(b) - e_t(b), the difference of two learned linear embeddings of the pooled features; neighbours in the
     batch, mean over its B - 1 pairs.
 
@@ -25,7 +24,7 @@ class CC(Distiller):
     relational = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(PooledVectors.Config):
         beta: float = 0.02
         feat_dim: int = option(128, "width of the embeddings", "--feat_dim", check=within(least=1, most=2**20))
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
@@ -34,10 +33,6 @@ class CC(Distiller):
         super().__init__(cfg, ctx)
         self.embed_s = nn.Linear(ctx.student.shapes["pooled"][0], cfg.feat_dim)
         self.embed_t = nn.Linear(ctx.teacher.shapes["pooled"][0], cfg.feat_dim)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         return {**s, "cc.embedded": self.embed_s(s["pooled"])}, {**t, "cc.embedded": self.embed_t(t["pooled"])}

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.option import option, positive, probability, within
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Context, Features, Progress, Terms
 from crd.criterion import NCECriterion
 from crd.memory import ContrastSampler, MemoryBank
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import PooledVectors
 
 
 class Embed(nn.Module):
@@ -27,7 +27,7 @@ class Embed(nn.Module):
         return F.normalize(self.linear(x))
 
 
-class CRD(Distiller):
+class CRD(PooledVectors):
     """Student and teacher embeddings of one sample agree, against negatives of other classes from memory banks.
 
     With several views per sample, view 0 is contrasted. The banks are updated after the optimiser's step.
@@ -37,7 +37,7 @@ class CRD(Distiller):
     by_index = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(PooledVectors.Config):
         beta: float = 0.8
         feat_dim: int = option(128, "width of the embeddings", "--feat_dim", check=within(least=1, most=2**20))
         mode: str = option(
@@ -56,10 +56,6 @@ class CRD(Distiller):
         self.contrast = ContrastSampler(ctx.train_labels, cfg.nce_k, cfg.mode, ctx.rng)
         self.memory = MemoryBank(num_samples, cfg.feat_dim, cfg.nce_m, ctx.init_rng)
         self.criterion = NCECriterion(num_samples, cfg.nce_t)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs(("pooled",), ("pooled",))
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         return {**s, "crd.v_s": self.embed_s(s["pooled"])}, {**t, "crd.v_t": self.embed_t(t["pooled"])}

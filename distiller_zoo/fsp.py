@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms, UserError
 from distiller_zoo._math import pool_to_smaller
 from distiller_zoo._stages import require_equal_channels, unequal_stages
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Distiller, StagePairs
 
 
 def flow(top: Tensor, bottom: Tensor) -> Tensor:
@@ -22,18 +22,17 @@ def flow(top: Tensor, bottom: Tensor) -> Tensor:
     return top @ bottom.mT / top.shape[2]
 
 
-class FSPInit(Distiller):
+class FSPInit(StagePairs):
     """First stage: the student's feature layers alone. Mean over B, C, C', summed over consecutive maps."""
 
     name = "fsp_init"
 
     def __init__(self, cfg: FSP.Config, ctx: Context):
         super().__init__(cfg, ctx)
-        self.maps = self._maps(ctx.student.spec, ctx.teacher.spec)
-        require_equal_channels(ctx.student, ctx.teacher, self.maps, "fsp")
+        require_equal_channels(ctx.student, ctx.teacher, self.pairs, "fsp")
 
-    @staticmethod
-    def _maps(student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
+    @classmethod
+    def pairs_of(cls, student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
         """Stem and stages of both networks side by side, the shorter list deciding, as published."""
         feats_t = teacher.feats[:-1] if teacher is not None else ()
         maps = tuple(zip(student.feats[:-1], feats_t, strict=False))
@@ -44,14 +43,9 @@ class FSPInit(Distiller):
             )
         return maps
 
-    @classmethod
-    def needs(cls, cfg: FSP.Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        names_s, names_t = zip(*cls._maps(student, teacher), strict=True)
-        return Needs(names_s, names_t)
-
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         loss = s["logits"].new_zeros(())
-        for (top_s, top_t), (bottom_s, bottom_t) in pairwise(self.maps):
+        for (top_s, top_t), (bottom_s, bottom_t) in pairwise(self.pairs):
             loss = loss + F.mse_loss(flow(s[top_s], s[bottom_s]), flow(t[top_t], t[bottom_t]))
         return {"fsp_init": loss}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._math import pool_to_smaller
 from distiller_zoo._stages import last_stage
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Distiller, LastMaps
 
 PARAPHRASE_RATE = 0.5  # width of a factor over width of the teacher's map
 RESNET_LR = 0.01  # of the first stage, with these students
@@ -88,7 +88,7 @@ class FTInit(Distiller):
         return {"ft_init": 1.0}
 
 
-class FT(Distiller):
+class FT(LastMaps):
     """Second stage: a translator brings the student's factor to that of the trained, fixed paraphraser.
 
     Mean over B and H*W of absolute differences (the published p2 = 1), the larger factor pooled to the smaller.
@@ -104,13 +104,8 @@ class FT(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        self.last_s, self.last_t = last_stage(ctx.student.spec, self.name), last_stage(ctx.teacher.spec, self.name)
         self.paraphraser = ctx.previous.paraphraser
         self.translator = Translator(ctx.student.shapes[self.last_s][0], ctx.teacher.shapes[self.last_t][0])
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((last_stage(student, cls.name),), (last_stage(teacher, cls.name),))
 
     @classmethod
     def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from core.option import option
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import gram
-from distiller_zoo._stages import paired_stages, unequal_stages
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import StagePairs
 
 EPS = 1e-6
 FIRST_WEIGHT, DECAY = 100.0, 0.7
@@ -33,7 +31,7 @@ def jeffreys(p: Tensor, q: Tensor) -> Tensor:
     return ((p - q) * (p.clamp_min(1e-12).log() - q.clamp_min(1e-12).log())).mean()
 
 
-class HKD(Distiller):
+class HKD(StagePairs):
     """Neighbourhoods of the batch at every paired stage: the last weighs 1, the others 100 * 0.7^(epochs done).
 
     SemCKD's code computes a decay over layers and drops it: there the first stage weighs 100 and the others 1, at all
@@ -44,7 +42,7 @@ class HKD(Distiller):
     follows_time = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(StagePairs.Config):
         beta: float = 1.0
         layer_weights: str = option(
             "paper",
@@ -52,23 +50,9 @@ class HKD(Distiller):
             choices=("paper", "semckd"),
         )
 
-    def __init__(self, cfg: Config, ctx: Context):
-        super().__init__(cfg, ctx)
-        self.pairs = paired_stages(ctx.student.spec, ctx.teacher.spec, self.name)
-        self.fading = cfg.layer_weights == "paper"
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name), strict=True)
-        return Needs(stages_s, stages_t)
-
-    @classmethod
-    def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        return unequal_stages(student, teacher, cls.name)
-
     def _layer_weights(self, progress: Progress) -> list[float]:
         others = len(self.pairs) - 1
-        if self.fading:
+        if self.cfg.layer_weights == "paper":
             return [FIRST_WEIGHT * DECAY ** (progress.epoch - 1)] * others + [1.0]
         return [FIRST_WEIGHT] + [1.0] * others
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.option import not_negative, option, positive, within
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
-from distiller_zoo._stages import pooled_tap, refuse_single_samples
-from distiller_zoo.base import Distiller
+from core.protocols import Batch, Context, Features, Progress, Terms
+from distiller_zoo._stages import refuse_single_samples
+from distiller_zoo.base import PooledVectors
 
 EPS = 1e-6  # on the deviation of a dimension; the published code divides 0 by 0 where a channel is constant
 
@@ -40,7 +40,7 @@ def mutual(x: Tensor, f_t: Tensor) -> Tensor:
     return gram_s.pow(2).sum() - gram_st.pow(2).sum()
 
 
-class ITRD(Distiller):
+class ITRD(PooledVectors):
     """correlation_weight * log2 sum |v - 1|^(2 alpha) + mutual_weight * (sum G_s^2 - sum G_st^2), of pooled vectors.
 
     One linear layer maps the student's vector to the teacher's width. The correlation term always reads the mapped
@@ -50,7 +50,7 @@ class ITRD(Distiller):
     name = "itrd"
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(PooledVectors.Config):
         beta: float = 1.0
         correlation_weight: float = option(2.0, "weight of the correlation term", "--itrd_correlation", check=positive)
         mutual_weight: float = option(
@@ -73,10 +73,6 @@ class ITRD(Distiller):
         (d_s,), (d_t,) = ctx.student.shapes["pooled"], ctx.teacher.shapes["pooled"]
         self.embed = nn.Linear(d_s, d_t)
         self.same_width = d_s == d_t
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         embedded = self.embed(s["pooled"])

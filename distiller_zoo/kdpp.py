@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.option import not_negative, option, within
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Context, Features, Progress, Terms
 from distiller_zoo._math import labels_of, summed_over_ranks, warmed_up
-from distiller_zoo._stages import Dropout, pooled_tap, refuse_single_samples
-from distiller_zoo.base import Distiller
+from distiller_zoo._stages import Dropout, refuse_single_samples
+from distiller_zoo.base import PooledVectors
 
 EPS = 1e-12  # below which a length counts as this much; the published code divides 0 by 0
 
@@ -28,7 +28,7 @@ def norm_and_direction(f_s: Tensor, f_t: Tensor, directions: Tensor) -> Tensor:
     return 1 - (f_s * directions).sum(1) / longer
 
 
-class KDPP(Distiller):
+class KDPP(PooledVectors):
     """norm_and_direction() of pooled vectors, mean over B: rewards length up to the teacher's, then direction alone.
 
     e is the direction of the mean of the teacher's pooled vectors over the training images of the sample's class,
@@ -42,7 +42,7 @@ class KDPP(Distiller):
     reads_labels = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(PooledVectors.Config):
         beta: float = 1.0
         direction: float = option(
             2.0, "weight of the norm-and-direction term; published 0.5 to 4", "--kdpp_nd", check=not_negative
@@ -68,10 +68,6 @@ class KDPP(Distiller):
             refuse_single_samples(ctx, self.name)
             self.fc1 = nn.Sequential(nn.BatchNorm1d(d_s), Dropout(cfg.dropout, ctx.rng), nn.Linear(d_s, d_t))
             nn.init.zeros_(self.fc1[2].bias)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
 
     def prepare_teacher(self, seen: Callable[[], Iterable[tuple[Features, Batch]]]) -> None:
         sums, counts = torch.zeros_like(self.class_means), torch.zeros_like(self.class_means[:, 0])

@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 from core.option import option, within
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Context, Features, Progress, Terms
 from distiller_zoo._math import pool_to_smaller
-from distiller_zoo._stages import last_stage
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LastMaps
 
 
-class MGD(Distiller):
+class MGD(LastMaps):
     """From the student's last map with random channels hidden, a generator rebuilds the teacher's: mean over B of sums.
 
     G: conv 3x3, ReLU, conv 3x3. The channels of a sample are hidden as a whole, as the paper does for classification.
@@ -28,7 +27,7 @@ class MGD(Distiller):
     name = "mgd"
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LastMaps.Config):
         beta: float = 7e-5
         mask: float = option(
             0.15, "share of the student's channels that is hidden", "--mgd_mask", check=within(least=0, most=0.99)
@@ -38,14 +37,9 @@ class MGD(Distiller):
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
         self.rng = ctx.rng
-        self.last_s, self.last_t = last_stage(ctx.student.spec, self.name), last_stage(ctx.teacher.spec, self.name)
         c_s, c_t = ctx.student.shapes[self.last_s][0], ctx.teacher.shapes[self.last_t][0]
         self.align = nn.Identity() if c_s == c_t else nn.Conv2d(c_s, c_t, 1)
         self.generate = nn.Sequential(nn.Conv2d(c_t, c_t, 3, padding=1), nn.ReLU(), nn.Conv2d(c_t, c_t, 3, padding=1))
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((last_stage(student, cls.name),), (last_stage(teacher, cls.name),))
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         f_s, f_t = pool_to_smaller(s[self.last_s], t[self.last_t])

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.option import option, within
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Terms, UserError
+from core.protocols import Batch, Context, Features, Progress, Side, Terms, UserError
 from distiller_zoo._stages import last_stage, shown
-from distiller_zoo.base import Deployment, Distiller
+from distiller_zoo.base import Deployment, LastMaps
 
 SCALE, EPS = 2.5, 1e-7  # of levelled logits
 RAMP = (0.1, 0.5, 1.0, 0.5, 0.1)  # the term's weight between the epochs of --norm_ramp
@@ -60,7 +60,7 @@ class Levelled(Deployment):
         self.widened.load_state_dict(entries["proj"])
 
 
-class NORM(Distiller):
+class NORM(LastMaps):
     """N * mean over B, C, H, W of (E - [F_t, ..., F_t])^2: N copies of the teacher's last map against the expanded one.
 
     The student gets two 1x1 convolutions behind its last stage: E = BN(conv(F_s)) with N * C_t channels, and
@@ -72,7 +72,7 @@ class NORM(Distiller):
     name = "norm"
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LastMaps.Config):
         cls: float = 0.1
         div: float = 0.0
         beta: float = 1.0
@@ -93,7 +93,6 @@ class NORM(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        self.last_s, self.last_t = (last_stage(side.spec, self.name) for side in (ctx.student, ctx.teacher))
         if ctx.student.spec.taps[self.last_s].per_frame:
             raise UserError(
                 f"norm inserts layers into the student, but {ctx.student.spec.name} reads the frames of a clip one by "
@@ -106,10 +105,6 @@ class NORM(Distiller):
                     "a convolutional network"
                 )
         self.levelled = Levelled(cfg, ctx.student, cfg.copies * ctx.teacher.shapes[self.last_t][0])
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((last_stage(student, cls.name),), (last_stage(teacher, cls.name),))
 
     def deployment(self) -> Deployment:
         return self.levelled

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms
 from distiller_zoo._math import pool_to_smaller
-from distiller_zoo._stages import paired_stages, preact, unequal_stages
-from distiller_zoo.base import Distiller
+from distiller_zoo._stages import preact
+from distiller_zoo.base import StagePairs
 
 
 def margin_of(f_t: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def partial_l2(f_s: Tensor, f_t: Tensor, margin: Tensor) -> Tensor:
     return ((f_s - target).pow(2) * counts).sum() / len(f_s)
 
 
-class OFD(Distiller):
+class OFD(StagePairs):
     """Pre-activations of the deepest stages both have, the student's through a 1x1 convolution and batch norm.
 
     loss = sum over n stages of partial_l2_i / 2^(n - 1 - i). The larger map is pooled to the smaller first. The margin
@@ -39,15 +39,15 @@ class OFD(Distiller):
     """
 
     name = "ofd"
+    deepest = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(StagePairs.Config):
         beta: float = 1e-3
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        self.pairs = self._pairs(ctx.student.spec, ctx.teacher.spec)
         self.connectors = nn.ModuleList()
         for a, b in self.pairs:
             conv = nn.Conv2d(ctx.student.shapes[a][0], c_t := ctx.teacher.shapes[b][0], 1, bias=False)
@@ -55,18 +55,9 @@ class OFD(Distiller):
             self.connectors.append(nn.Sequential(conv, nn.BatchNorm2d(c_t)))
 
     @classmethod
-    def _pairs(cls, student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
-        stages_s, stages_t = zip(*paired_stages(student, teacher, cls.name, deepest=True), strict=True)
+    def pairs_of(cls, student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
+        stages_s, stages_t = zip(*super().pairs_of(student, teacher), strict=True)
         return tuple(zip(preact(student, stages_s, cls.name), preact(teacher, stages_t, cls.name), strict=True))
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        names_s, names_t = zip(*cls._pairs(student, teacher), strict=True)
-        return Needs(names_s, names_t)
-
-    @classmethod
-    def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        return unequal_stages(student, teacher, cls.name, deepest=True)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         added_s, added_t = {}, {}

@@ -8,9 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from core.protocols import Batch, Features, ModelSpec, Needs, Progress, Terms
-from distiller_zoo._stages import pooled_tap
-from distiller_zoo.base import Distiller
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo.base import PooledVectors
 
 EPS = 1e-7
 
@@ -22,20 +21,16 @@ def neighbourhood(e: Tensor) -> Tensor:
     return similarity / similarity.sum(1, keepdim=True)
 
 
-class PKT(Distiller):
+class PKT(PooledVectors):
     """Neighbourhoods of the pooled features. Mean over B^2 entries where the paper sums: hence the weight of 3e4."""
 
     name = "pkt"
     relational = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(PooledVectors.Config):
         beta: float = 30000.0
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         p_s, p_t = neighbourhood(s["pooled"]), neighbourhood(t["pooled"])

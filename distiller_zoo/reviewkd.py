@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
-from distiller_zoo._stages import paired_stages, pooled_tap, refuse_single_samples, unequal_stages
-from distiller_zoo.base import Distiller
+from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms
+from distiller_zoo._stages import pooled_tap, refuse_single_samples
+from distiller_zoo.base import StagePairs
 
 WIDEST = 512  # of the fused maps
 WARM_UP = 20  # epochs over which the weight grows to its full value
@@ -64,17 +64,7 @@ def hierarchical_context(f_s: Tensor, f_t: Tensor) -> Tensor:
     return loss / total
 
 
-def levels(student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
-    """Pooled feature and stages of both networks side by side, the deepest first. The teacher's stages are read before
-    their ReLU where it has taps there."""
-    pairs = [(pooled_tap(student, "reviewkd"), pooled_tap(teacher, "reviewkd"))]
-    for stage_s, stage_t in reversed(paired_stages(student, teacher, "reviewkd", deepest=True)):
-        before_relu = f"{stage_t}_preact"
-        pairs.append((stage_s, before_relu if before_relu in teacher.taps else stage_t))
-    return tuple(pairs)
-
-
-class ReviewKD(Distiller):
+class ReviewKD(StagePairs):
     """A student level reviews all deeper ones: fused from the pooled feature upwards, compared at each level.
 
     Sum over levels. Weight beta * min(epoch / 20, 1). Published beta: 5; 8 for ShuffleNetV2, 0.6 for resnet20. All
@@ -82,18 +72,18 @@ class ReviewKD(Distiller):
     """
 
     name = "reviewkd"
+    deepest = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(StagePairs.Config):
         beta: float = 5.0
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
         refuse_single_samples(ctx, self.name)
-        self.levels = levels(ctx.student.spec, ctx.teacher.spec)
         shapes = [
-            ((*ctx.student.shapes[a], 1, 1)[:3], (*ctx.teacher.shapes[b], 1, 1)[:3]) for a, b in self.levels
+            ((*ctx.student.shapes[a], 1, 1)[:3], (*ctx.teacher.shapes[b], 1, 1)[:3]) for a, b in self.pairs
         ]  # [C] of a pooled feature -> [C, 1, 1]
         mid = min(WIDEST, shapes[0][0][0])
         self.abfs = nn.ModuleList(
@@ -102,24 +92,25 @@ class ReviewKD(Distiller):
         )
 
     @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        names_s, names_t = zip(*levels(student, teacher), strict=True)
-        return Needs(names_s, names_t)
-
-    @classmethod
-    def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        return unequal_stages(student, teacher, cls.name, deepest=True)
+    def pairs_of(cls, student: ModelSpec, teacher: ModelSpec | None) -> tuple[tuple[str, str], ...]:
+        """Pooled feature and stages of both networks side by side, the deepest first. The teacher's stages are read
+        before their ReLU where it has taps there."""
+        pairs = [(pooled_tap(student, cls.name), pooled_tap(teacher, cls.name))]
+        for stage_s, stage_t in reversed(super().pairs_of(student, teacher)):
+            before_relu = f"{stage_t}_preact"
+            pairs.append((stage_s, before_relu if before_relu in teacher.taps else stage_t))
+        return tuple(pairs)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         added_s, added_t, residual = {}, {}, None
-        for fuse, (a, b) in zip(self.abfs, self.levels, strict=True):
+        for fuse, (a, b) in zip(self.abfs, self.pairs, strict=True):
             f_s, f_t = (f if f.ndim == 4 else f[:, :, None, None] for f in (s[a], t[b]))
             added_s[f"reviewkd.{a}"], residual = fuse(f_s, residual)
             added_t[f"reviewkd.{b}"] = f_t
         return {**s, **added_s}, {**t, **added_t}
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        losses = [hierarchical_context(s[f"reviewkd.{a}"], t[f"reviewkd.{b}"]) for a, b in self.levels]
+        losses = [hierarchical_context(s[f"reviewkd.{a}"], t[f"reviewkd.{b}"]) for a, b in self.pairs]
         return {"reviewkd": torch.stack(losses).sum()}
 
     def weights(self, progress: Progress) -> dict[str, float]:

@@ -9,20 +9,19 @@ from typing import ClassVar
 import torch.nn.functional as F
 
 from core.option import not_negative, option
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
+from core.protocols import Batch, Context, Features, Progress, Terms
 from distiller_zoo._math import angles, distances
-from distiller_zoo._stages import pooled_tap
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import PooledVectors
 
 
-class RKD(Distiller):
+class RKD(PooledVectors):
     """Relations among the pooled features of a batch: smooth L1 (beta 1), mean over B^2 distances and B^3 angles."""
 
     name = "rkd"
     relational = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(PooledVectors.Config):
         beta: float = 1.0
         distance: float = option(25.0, "weight of the distances within the term", check=not_negative)
         angle: float = option(50.0, "weight of the angles within the term", check=not_negative)
@@ -31,10 +30,6 @@ class RKD(Distiller):
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
         self.weight_d, self.weight_a = cfg.distance, cfg.angle
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         e_s, e_t = s["pooled"], t["pooled"]

@@ -14,7 +14,7 @@ from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress,
 from distiller_zoo._math import kl_rows, labels_of, non_target, warmed_up
 from distiller_zoo._rows import dkd_rows, soft_cross_entropy, target_rows
 from distiller_zoo._stages import classified_map, linear_head
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LastMaps
 
 FINEST = 4  # cells along each side; coarser regions are means of these
 
@@ -28,7 +28,7 @@ def region_means(f: Tensor, scales: Sequence[int]) -> Tensor:
     return torch.cat([F.avg_pool2d(cells, FINEST // n).flatten(2) for n in scales], 2).mT
 
 
-class SDD(Distiller):
+class SDD(LastMaps):
     """Mean over the B samples and N regions of u * l(z_s, z_t, y), where l is the row of kd, dkd or nkd.
 
     z: each network's classifier on the region's mean; the student's learns from this term. u is 2 where the teacher is
@@ -39,12 +39,13 @@ class SDD(Distiller):
     """
 
     name = "sdd"
+    tap_of = staticmethod(classified_map)
     reads_labels = True
     reads_logits = True  # through the classifier's weights
     weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LastMaps.Config):
         cls: float = 0.1
         div: float = 0.0
         beta: float = 0.9
@@ -71,8 +72,6 @@ class SDD(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        self.last_s = classified_map(ctx.student.spec, self.name)
-        self.last_t = classified_map(ctx.teacher.spec, self.name)
         self.student_head = linear_head(ctx.student, self.last_s, self.name)  # the student's own, not a copy
         self.teacher_head = linear_head(ctx.teacher, self.last_t, self.name).requires_grad_(False)
         self.scales = sorted(cfg.scales)  # the whole map first
@@ -81,7 +80,7 @@ class SDD(Distiller):
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         if cfg.frame_logits:
             raise UserError("sdd scores regions of clips, not frames: leave --frame_logits out")
-        return Needs((classified_map(student, cls.name),), (classified_map(teacher, cls.name),))
+        return super().needs(cfg, student, teacher)
 
     def _region_logits(self, f: Tensor, head: nn.Module) -> Tensor:
         """[B, C, H, W] -> [B, N, K]."""

@@ -9,9 +9,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
-from distiller_zoo._stages import last_stage
-from distiller_zoo.base import Distiller
+from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo.base import LastMaps
 
 
 def similarity(f: Tensor) -> Tensor:
@@ -20,24 +19,16 @@ def similarity(f: Tensor) -> Tensor:
     return F.normalize(flat @ flat.T)
 
 
-class SP(Distiller):
+class SP(LastMaps):
     """Similarities of the samples of one batch, at the last stage map; mean over B^2."""
 
     name = "sp"
     relational = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LastMaps.Config):
         beta: float = 3000.0
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-    def __init__(self, cfg: Config, ctx: Context):
-        super().__init__(cfg, ctx)
-        self.last_s, self.last_t = last_stage(ctx.student.spec, self.name), last_stage(ctx.teacher.spec, self.name)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((last_stage(student, cls.name),), (last_stage(teacher, cls.name),))
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         return {"sp": F.mse_loss(similarity(s[self.last_s]), similarity(t[self.last_t]))}  # [B, B]

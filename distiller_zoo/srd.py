@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from core.option import option, within
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
-from distiller_zoo._stages import pooled_tap, refuse_single_samples
-from distiller_zoo.base import Distiller
+from core.protocols import Batch, Context, Features, Progress, Terms
+from distiller_zoo._stages import refuse_single_samples
+from distiller_zoo.base import PooledVectors
 
 EPS = 1e-4  # of both batch norms
 
 
-class SRD(Distiller):
+class SRD(PooledVectors):
     """2 log sum |BN(W f_s) - BN(f_t)|^e over B and D, next to the logit KL. f: pooled vectors [B, D].
 
     Both batch norms (eps 1e-4, as released) have no parameters and use the statistics of the batch; W has no bias,
@@ -28,7 +28,7 @@ class SRD(Distiller):
     name = "srd"
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(PooledVectors.Config):
         beta: float = 1.0
         exponent: float = option(
             4.0, "power of the differences inside the logarithm", "--srd_exponent", check=within(least=1)
@@ -41,10 +41,6 @@ class SRD(Distiller):
         (d_s,), (d_t,) = ctx.student.shapes["pooled"], ctx.teacher.shapes["pooled"]
         self.project = nn.Linear(d_s, d_t, bias=False)
         self.norm = nn.BatchNorm1d(d_t, eps=EPS, affine=False, track_running_stats=False)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         return (

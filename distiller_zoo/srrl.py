@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import nn
 
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.protocols import Batch, Context, Features, Progress, Terms, UserError
 from distiller_zoo._stages import head_width, refuse_single_samples
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import PooledVectors
 
 
-class SRRL(Distiller):
+class SRRL(PooledVectors):
     """mean (g - f_t)^2 + mean (W_t(g) - z_t)^2, where g = transfer(f_s) and W_t is the teacher's frozen classifier.
 
     f_s, f_t: pooled vectors [B, D]; both means run over all elements.
@@ -22,7 +22,7 @@ class SRRL(Distiller):
     reads_teacher_head = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(PooledVectors.Config):
         beta: float = 1.0
 
     def __init__(self, cfg: Config, ctx: Context):
@@ -36,10 +36,6 @@ class SRRL(Distiller):
         refuse_single_samples(ctx, self.name)
         self.transfer = nn.Sequential(nn.Conv2d(d_s, d_t, 1, bias=False), nn.BatchNorm2d(d_t), nn.ReLU())
         self.teacher_head = ctx.teacher.head.requires_grad_(False)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs(("pooled",), ("pooled",))
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         vector = self.transfer(s["pooled"][:, :, None, None]).flatten(1)

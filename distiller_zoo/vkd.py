@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
-from distiller_zoo._stages import pooled_tap
-from distiller_zoo.base import Distiller
+from core.protocols import Batch, Context, Features, Progress, Terms
+from distiller_zoo.base import PooledVectors
 
 
 def orthonormal(weight: Tensor) -> Tensor:
@@ -27,7 +26,7 @@ def orthonormal(weight: Tensor) -> Tensor:
     return q if rows >= columns else q.mT
 
 
-class VkD(Distiller):
+class VkD(PooledVectors):
     """Mean smooth-L1 of P f_s - LayerNorm(f_t), P with orthonormal rows or columns. f: pooled vectors [B, D].
 
     The layer norm has no parameters. The weight 1, with a logit KL of weight 1 at temperature 1 (--protocol authors),
@@ -37,7 +36,7 @@ class VkD(Distiller):
     name = "vkd"
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(PooledVectors.Config):
         beta: float = 1.0
         authors: ClassVar[Mapping[str, float]] = {"kd_T": 1.0}
 
@@ -45,10 +44,6 @@ class VkD(Distiller):
         super().__init__(cfg, ctx)
         (d_s,), (d_t,) = ctx.student.shapes["pooled"], ctx.teacher.shapes["pooled"]
         self.project = nn.Linear(d_s, d_t, bias=False)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((pooled_tap(student, cls.name),), (pooled_tap(teacher, cls.name),))
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         # bfloat16 would leave P orthogonal to two digits only

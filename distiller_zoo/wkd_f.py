@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from core.option import not_negative, option, within
-from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from core.protocols import Batch, Context, Features, Progress, Terms, UserError
 from distiller_zoo._stages import classified_map, resizing_conv
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LastMaps
 
 EPS = 1e-5  # added to a variance
 
@@ -45,7 +45,7 @@ class Bottleneck(nn.Sequential):
         self.conv3 = nn.Conv2d(hidden, c_t, 1)
 
 
-class WKDF(Distiller):
+class WKDF(LastMaps):
     """Squared Wasserstein distance of diagonal Gaussians fitted to the last maps, in each of grid x grid cells.
 
     Sum over channels and cells, mean over B, divided by grid^2. The student's map is projected to the teacher's width
@@ -55,9 +55,10 @@ class WKDF(Distiller):
     """
 
     name = "wkd_f"
+    tap_of = staticmethod(classified_map)
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LastMaps.Config):
         beta: float = 0.08
         ratio: float = option(
             4.0, "weight of the means relative to the deviations", "--wkd_f_ratio", check=not_negative
@@ -75,7 +76,6 @@ class WKDF(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        self.last_s, self.last_t = (classified_map(side.spec, self.name) for side in (ctx.student, ctx.teacher))
         shape_s, shape_t = ctx.student.shapes[self.last_s], ctx.teacher.shapes[self.last_t]
         for side, shape in ((ctx.student, shape_s), (ctx.teacher, shape_t)):
             if cfg.grid >= min(shape[1:]):
@@ -89,10 +89,6 @@ class WKDF(Distiller):
         else:
             self.conv = resizing_conv(shape_s, shape_t) or nn.Conv2d(c_s, c_t, 1)
         self.bn = nn.BatchNorm2d(c_t)
-
-    @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        return Needs((classified_map(student, cls.name),), (classified_map(teacher, cls.name),))
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         return {**s, "wkd_f.projected": self.bn(self.conv(s[self.last_s])).relu()}, t

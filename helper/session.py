@@ -177,7 +177,7 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
     seed = seed_of(settings)
     if machine.rank():  # networks start equal in all processes, later draws differ
         seed_everything(rank_seed(seed, machine.rank()))
-        first.step.seed_rng(rank_seed(seed, machine.rank()) + 1)
+        first.step.rng.manual_seed(rank_seed(seed, machine.rank()) + 1)
     spec_t = teacher.spec if teacher else None
     needs = union_of_needs(settings.method, settings.config, student, spec_t)
     if needs.full_batches:

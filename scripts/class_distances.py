@@ -36,18 +36,13 @@ BATCH = 250
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path_t", required=True, help="checkpoint of the teacher", metavar="FILE")
-    parser.add_argument(
-        "--model_t", help="the teacher's architecture, if neither the file nor its path names it", metavar="NAME"
-    )
-    parser.add_argument(
-        "--dataset", default="cifar100", help="any set of images held in memory (default cifar100)", metavar="NAME"
-    )
-    parser.add_argument(
-        "--data_folder", default="../data/", help="folder of the data sets (default ../data/)", metavar="FOLDER"
-    )
-    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
-    parser.add_argument("--out", required=True, type=Path, help="file to write", metavar="FILE")
+    add = parser.add_argument
+    add("--path_t", required=True, help="checkpoint of the teacher", metavar="FILE")
+    add("--model_t", help="the teacher's architecture, if neither the file nor its path names it", metavar="NAME")
+    add("--dataset", default="cifar100", help="any set of images held in memory (default cifar100)", metavar="NAME")
+    add("--data_folder", default="../data/", help="folder of the data sets (default ../data/)", metavar="FOLDER")
+    add("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
+    add("--out", required=True, type=Path, help="file to write", metavar="FILE")
     return parser.parse_args(normalised(argv))
 
 

@@ -89,17 +89,18 @@ def as_text(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
-    parser.add_argument("--out", type=Path, help="picture of the curves: png, pdf or svg", metavar="FILE")
-    parser.add_argument(
+    add = parser.add_argument
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
+    add("--out", type=Path, help="picture of the curves: png, pdf or svg", metavar="FILE")
+    add(
         "--classes",
         type=int,
         action=checked(at_least(0)),
         default=5,
         help="number of classes with the largest gains and losses to list (default 5; 0: none)",
     )
-    parser.add_argument("--data_folder", help="folder of the data sets (default: as in training)", metavar="FOLDER")
-    parser.add_argument("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
+    add("--data_folder", help="folder of the data sets (default: as in training)", metavar="FOLDER")
+    add("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
     args = parser.parse_args(argv)
     groups = cells(opened(args.runs))
     if len(groups) < 2:

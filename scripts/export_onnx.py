@@ -36,7 +36,8 @@ def as_table(rows: Sequence[dict[str, float | str]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--path",
         nargs="+",
         required=True,
@@ -44,15 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="checkpoints, or folders, of runs on action recordings",
         metavar="FILE",
     )
-    parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
-    parser.add_argument("--out", type=Path, default=Path("."), help="folder for the .onnx files", metavar="FOLDER")
-    parser.add_argument(
-        "--file", type=Path, help="a sensor recording to classify with the exported graph", metavar="FILE"
-    )
-    parser.add_argument("--report", type=Path, help="also write the table to this file", metavar="FILE")
-    parser.add_argument(
-        "--repetitions", type=int, action=checked(at_least(1)), default=30, help="number of timed calls"
-    )
+    add("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    add("--out", type=Path, default=Path("."), help="folder for the .onnx files", metavar="FOLDER")
+    add("--file", type=Path, help="a sensor recording to classify with the exported graph", metavar="FILE")
+    add("--report", type=Path, help="also write the table to this file", metavar="FILE")
+    add("--repetitions", type=int, action=checked(at_least(1)), default=30, help="number of timed calls")
     args = parser.parse_args(argv)
     rows = []
     for path in args.path:

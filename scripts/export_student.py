@@ -32,7 +32,6 @@ from core.log import log, progress, start_log
 from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from dataset.base import image_side
 from dataset.single_file import InputFormat
 from helper.deploy.as_trained import add_as_trained, clip_options, clip_settings_notice, dataset_of, options_as_trained
 from helper.deploy.cost import deployed_count, macs
@@ -346,55 +345,45 @@ def push(folder: Path, repository: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--path",
         required=True,
         action=CheckpointOf,
         help="checkpoint of a run, _best.pth or _last.pth, or its folder (then the best epoch)",
         metavar="FILE",
     )
-    parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
-    parser.add_argument(
-        "--data_folder", default="../data/", help="folder of the data sets (default ../data/)", metavar="FOLDER"
-    )
-    parser.add_argument(
-        "--image_size",
-        type=int,
-        action=checked(image_side),
-        help="size of the images in pixels (default: as in training)",
-    )
+    add("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
     add_as_trained(parser)
-    parser.add_argument(
+    add(
         "--images",
         type=int,
         action=checked(at_least(1, 10**9)),
         default=1000,
         help="test samples to compare on (default 1000)",
     )
-    parser.add_argument(
+    add(
         "--forms",
         nargs="+",
         default=list(FORMS),
         help=f"what is written, of {', '.join(FORMS)} (default: all)",
         metavar="FORM",
     )
-    parser.add_argument(
+    add(
         "--int8",
         action="store_true",
         help="also write model_int8.onnx and, with torchao, model_int8.pt2, and measure its accuracy and latency",
     )
-    parser.add_argument(
+    add(
         "--calibration",
         type=int,
         action=checked(at_least(1, 10**9)),
         default=512,
         help="training samples for its calibration (default 512)",
     )
-    parser.add_argument("--name", help="heading of the model card (default: NETWORK on DATA SET)", metavar="TEXT")
-    parser.add_argument(
-        "--push_to", help="repository to upload to, such as user/name (huggingface_hub)", metavar="USER/NAME"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder", metavar="FOLDER")
+    add("--name", help="heading of the model card (default: NETWORK on DATA SET)", metavar="TEXT")
+    add("--push_to", help="repository to upload to, such as user/name (huggingface_hub)", metavar="USER/NAME")
+    add("--out", type=Path, required=True, help="folder", metavar="FOLDER")
     args = parser.parse_args(normalised(argv))
     start_log()
     if stray := set(args.forms) - set(FORMS):

@@ -20,25 +20,22 @@ from core.files import atomic_write_text, make_folder
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.tables.published import Cell, read_table
-from helper.tables.runs import Run, chosen_runs
+from helper.tables.runs import Run, add_runs, chosen_runs
 from helper.tables.table import against_pairs, table
 from helper.tables.words import in_words
 from helper.tables.writers import as_csv, as_latex, as_markdown, as_terminal, chosen_columns
 
+Content = tuple[list[str], list[list[str]], list[str]]  # header, rows, notes
 FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
 
 
-def fits_terminal(args: argparse.Namespace) -> bool:
-    return sys.stdout.isatty() and not args.out and args.format is None
-
-
-def written(args: argparse.Namespace, runs: list[Run], published: list[Cell]) -> str:
-    header, rows, notes = (against_pairs if args.pivot else table)(runs, published)
+def content(args: argparse.Namespace, runs: list[Run], published: list[Cell], pairs: bool) -> Content:
+    header, rows, notes = (against_pairs if pairs else table)(runs, published)
     if args.columns:
         header, rows, notes = *chosen_columns(header, rows, args.columns), []
     if args.in_words:
         notes.insert(0, in_words(runs))
-    return FORMATS[args.format or "markdown"](header, rows, notes)
+    return header, rows, notes
 
 
 def on_terminal(args: argparse.Namespace, runs: list[Run], published: list[Cell]) -> str:
@@ -49,48 +46,32 @@ def on_terminal(args: argparse.Namespace, runs: list[Run], published: list[Cell]
             header, rows, notes = against_pairs(runs, published)
             parts.append(as_terminal(header, rows, [] if not args.pivot else notes, width))
     if not args.pivot or not parts:
-        header, rows, notes = table(runs, published)
-        if args.columns:
-            header, rows, notes = *chosen_columns(header, rows, args.columns), []
-        if args.in_words:
-            notes.insert(0, in_words(runs))
-        parts.append(as_terminal(header, rows, notes, width))
+        parts.append(as_terminal(*content(args, runs, published, pairs=False), width))
     return "\n".join(parts)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--root",
-        type=Path,
-        nargs="+",
-        default=[Path("./save")],
-        help="roots of runs (default ./save)",
-        metavar="FOLDER",
-    )
-    parser.add_argument("--dataset", help="runs on this data set only", metavar="NAME")
-    parser.add_argument(
-        "--only", default="", help="only these methods or networks, such as kd,simkd,resnet8", metavar="NAMES"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add_runs(parser)
+    add(
         "--format",
         choices=FORMATS,
         help="output format (default: markdown; on a terminal, a table that fits its width)",
     )
-    parser.add_argument(
-        "--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE"
-    )
-    parser.add_argument("--pivot", action="store_true", help="one row per method, one column per pair of networks")
-    parser.add_argument(
-        "--columns", help="columns to show, NAME or NAME=HEADING, without notes: method,gain,runs", metavar="COLUMNS"
-    )
-    parser.add_argument("--in_words", action="store_true", help="add a sentence on gains and losses")
-    parser.add_argument("--out", type=Path, help="write to this file instead of standard output", metavar="FILE")
-    parser.add_argument("--title", help="a heading above a Markdown table", metavar="TEXT")
+    add("--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE")
+    add("--pivot", action="store_true", help="one row per method, one column per pair of networks")
+    add("--columns", help="columns to show, NAME or NAME=HEADING, without notes: method,gain,runs", metavar="COLUMNS")
+    add("--in_words", action="store_true", help="add a sentence on gains and losses")
+    add("--out", type=Path, help="write to this file instead of standard output", metavar="FILE")
+    add("--title", help="a heading above a Markdown table", metavar="TEXT")
     args = parser.parse_args(argv)
     runs = chosen_runs(args.root, args.dataset, args.only)
     published = [cell for name in args.published for cell in read_table(name).cells]
-    text = on_terminal(args, runs, published) if fits_terminal(args) else written(args, runs, published)
+    if sys.stdout.isatty() and not args.out and args.format is None:
+        text = on_terminal(args, runs, published)
+    else:
+        text = FORMATS[args.format or "markdown"](*content(args, runs, published, args.pivot))
     if args.title and args.format in (None, "markdown"):
         text = f"# {args.title}\n\n{text}"
     if args.out:

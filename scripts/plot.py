@@ -29,7 +29,6 @@ from core.log import progress, start_log
 from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from dataset.base import image_side
 from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
 from helper.deploy.pictures import pyplot, save
 from helper.evaluation.metrics import calibration
@@ -39,7 +38,7 @@ from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
 from helper.options.parse import normalised
 from helper.tables.looks import COLOURS, LINES, looks, method_of
-from helper.tables.runs import Run, chosen_runs, grouped, last, mean_std, network
+from helper.tables.runs import Run, add_runs, chosen_runs, grouped, last, mean_std, network
 from helper.tables.table import tell_apart
 
 MARKERS = "osD^vP*X<>"
@@ -292,9 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, draw in (("curves", draw_curves), ("cost", draw_cost)):
         sub = kinds.add_parser(kind)
-        sub.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], metavar="FOLDER")
-        sub.add_argument("--dataset", help="runs on this data set only", metavar="NAME")
-        sub.add_argument("--only", default="", help="only these methods or networks, such as kd,simkd", metavar="NAMES")
+        add_runs(sub)
         sub.set_defaults(draw=draw)
     for kind, draw in (("correlation", draw_correlation), ("tsne", draw_tsne), ("reliability", draw_reliability)):
         sub = kinds.add_parser(kind)
@@ -307,8 +304,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             help="checkpoints, or folders of runs",
             metavar="FILE",
         )
-        sub.add_argument("--data_folder", default="../data/", metavar="FOLDER")
-        sub.add_argument("--image_size", type=int, action=checked(image_side))
         add_as_trained(sub)
         sub.add_argument("--gpu_id", default="0", metavar="GPUS")
         sub.add_argument(

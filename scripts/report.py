@@ -29,7 +29,7 @@ from helper.runs.folder import paths_in
 from helper.tables.compare import last_by_seed, settings_of, shown, t_quantile
 from helper.tables.looks import DASHES, looks, method_of
 from helper.tables.published import read_table
-from helper.tables.runs import Run, chosen_runs, grouped
+from helper.tables.runs import Run, add_runs, chosen_runs, grouped
 from helper.tables.table import table
 from helper.tables.writers import chosen_columns
 
@@ -205,27 +205,14 @@ def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--root",
-        type=Path,
-        nargs="+",
-        default=[Path("./save")],
-        help="roots of runs (default ./save)",
-        metavar="FOLDER",
-    )
-    parser.add_argument("--dataset", help="runs on this data set only", metavar="NAME")
-    parser.add_argument(
-        "--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE"
-    )
-    parser.add_argument(
-        "--title", default="Knowledge distillation: results", help="heading of the page", metavar="TEXT"
-    )
-    parser.add_argument(
-        "--hide_folders", action="store_true", help="show only the last part of absolute paths in commands"
-    )
-    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    add = parser.add_argument
+    add_runs(parser)
+    add("--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE")
+    add("--title", default="Knowledge distillation: results", help="heading of the page", metavar="TEXT")
+    add("--hide_folders", action="store_true", help="show only the last part of absolute paths in commands")
+    add("--out", type=Path, default=Path("report.html"), metavar="FILE")
     args = parser.parse_args(normalised(argv))
-    runs = chosen_runs(args.root, args.dataset)
+    runs = chosen_runs(args.root, args.dataset, args.only)
     text = page(runs, args.title, args.published)
     if args.hide_folders:
         text = without_folders_of(runs, text)

@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from core.option import at_least, checked
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.options.parse import normalised
@@ -63,36 +64,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut = argv.index("--") if "--" in argv else len(argv)
     argv, extra = argv[:cut], argv[cut + 1 :]
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", nargs="?", help="name of a table, see --list; or the path of your own FILE.toml")
-    parser.add_argument("--list", action="store_true", help="name the tables")
-    parser.add_argument("--trials", type=int, default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("table", nargs="?", help="name of a table, see --list; or the path of your own FILE.toml")
+    add("--list", action="store_true", help="name the tables")
+    positive = checked(at_least(1))
+    add("--trials", type=int, action=positive, default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
+    add(
         "--only",
         default="",
         help="only rows and students with these names, or parts of names: KD,vgg8",
         metavar="NAMES",
     )
-    parser.add_argument("--dry_run", action="store_true", help="print which cells would run and which are finished")
-    parser.add_argument("--lanes", type=int, default=6, help="students to train in one process (default 6)")
-    parser.add_argument("--no_cache", action="store_true", help="do not cache the teacher's logits")
-    parser.add_argument("--jobs", type=int, default=1, help="concurrent processes without a GPU (default 1)")
-    parser.add_argument("--per_gpu", type=int, default=1, help="processes per GPU (default 1)")
-    parser.add_argument(
-        "--executor", choices=("local", "slurm", "submitit"), default="local", help="where to run (default local)"
-    )
-    parser.add_argument(
-        "--slurm", default="", help="parameters of submitit, such as slurm_partition=gpu,gpus_per_node=1"
-    )
-    parser.add_argument("--no_wait", action="store_true", help="exit after submitting")
+    add("--dry_run", action="store_true", help="print which cells would run and which are finished")
+    add("--lanes", type=int, action=positive, default=6, help="students to train in one process (default 6)")
+    add("--no_cache", action="store_true", help="do not cache the teacher's logits")
+    add("--jobs", type=int, action=positive, default=1, help="concurrent processes without a GPU (default 1)")
+    add("--per_gpu", type=int, action=positive, default=1, help="processes per GPU (default 1)")
+    add("--executor", choices=("local", "slurm", "submitit"), default="local", help="where to run (default local)")
+    add("--slurm", default="", help="parameters of submitit, such as slurm_partition=gpu,gpus_per_node=1")
+    add("--no_wait", action="store_true", help="exit after submitting")
     args = parser.parse_args(normalised(argv))
     if args.list or not args.table:
         for name in tables():
             table = read_table(name)
             print(f"{name:24s} {table.title}: {len(table.cells)} cells; {table.source}")
         return 0
-    for name in ("trials", "lanes", "jobs", "per_gpu"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
     table = read_table(args.table)
     everything = wants(chosen_cells(table, args.only), args.trials, extra)
     finished = [w for w in everything if (w.folder / "parameters.json").exists()]

@@ -73,20 +73,15 @@ def sort(folder: Path, labels: dict[str, str]) -> int:
     return len(images)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of the images")
     parser.add_argument("--labels", type=Path, required=True, help="class of every image", metavar="FILE")
     args = parser.parse_args(argv)
-    try:
-        if not args.folder.is_dir() or not args.labels.is_file():
-            raise UserError(f"{args.folder} must be a folder and {args.labels} a file")
-        read = labels_from_devkit if ".tar" in args.labels.suffixes else labels_from_text
-        print(f"{sort(args.folder, read(args.labels))} images sorted in {args.folder}")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    if not args.folder.is_dir() or not args.labels.is_file():
+        raise UserError(f"{args.folder} must be a folder and {args.labels} a file")
+    read = labels_from_devkit if ".tar" in args.labels.suffixes else labels_from_text
+    print(f"{sort(args.folder, read(args.labels))} images sorted in {args.folder}")
 
 
 if __name__ == "__main__":

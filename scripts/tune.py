@@ -186,33 +186,30 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
     cut = argv.index("--") if "--" in argv else len(argv)
     argv, given = argv[:cut], argv[cut + 1 :]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--search", nargs="+", required=True, help="NAME=LOW:HIGH[:log] or NAME=A,B,C", metavar="SETTING=VALUES"
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add("--search", nargs="+", required=True, help="NAME=LOW:HIGH[:log] or NAME=A,B,C", metavar="SETTING=VALUES")
+    add(
         "--trials",
         type=int,
         action=checked(at_least(1)),
         default=20,
         help="number of trials in total, including failed and earlier ones",
     )
-    parser.add_argument(
+    add(
         "--val_fraction",
         type=float,
         action=checked(share_above_0),
         default=0.1,
         help="held-out share of the training set (default 0.1)",
     )
-    parser.add_argument(
+    add(
         "--study",
         type=Path,
         default=Path("save/tune"),
         help="folder of the search (default ./save/tune)",
         metavar="FOLDER",
     )
-    parser.add_argument(
-        "--seed", type=int, action=checked(at_least(0, 2**32 - 1)), default=0, help="random seed of the search"
-    )
+    add("--seed", type=int, action=checked(at_least(0, 2**32 - 1)), default=0, help="random seed of the search")
     args = parser.parse_args(normalised(argv))
     if args.val_fraction == 1:
         raise UserError("--val_fraction 1 leaves nothing to train on: give less")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.log import log
 from core.option import Flag, add_flags, at_least, checked, flags_in, flat, share
 from core.protocols import UserError
-from dataset.base import DataOptions, VideoConfig, data_options, few_workers
+from dataset.base import DataOptions, VideoConfig, data_options, few_workers, image_side
 from dataset.clips.video import FOUND_BY, LISTS
 from helper.networks.checkpoint import read_checkpoint
 
@@ -29,8 +29,17 @@ def _as_trained(flag: Flag) -> Flag:
 AS_TRAINED = tuple(_as_trained(f) if f.dest in ("sampling", *LISTS, *FOUND_BY) else f for f in flags_in(VideoConfig))
 
 
-def add_data_set(parser: argparse._ActionsContainer, otherwise: str = "cifar100") -> None:
-    """Add the flags that choose a trained network's data; the defaults are those of its training."""
+def add_data_set(
+    parser: argparse._ActionsContainer, otherwise: str = "cifar100", folder: Sequence[str] = ("--data_folder",)
+) -> None:
+    """Add the flags that choose a trained network's data; the defaults are those of its training.
+
+    folder: spellings of the folder's flag; () leaves out folder and size of the images."""
+    if folder:
+        text = "folder of the data sets (default ../data/)"
+        parser.add_argument(*folder, default="../data/", help=text, metavar="FOLDER")
+        text = "size of the images in pixels (default: as in training)"
+        parser.add_argument("--image_size", type=int, action=checked(image_side), help=text)
     parser.add_argument(
         "--dataset",
         help=f"data set (default: that of the checkpoint's training, or {otherwise}); --list shows all",

@@ -10,9 +10,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.taps import TappedNet
-from distiller_zoo._task import Deployed
+from distiller_zoo._task import Composite, Deployed
 from distiller_zoo.base import Deployment
-from helper.networks.load import Composite
 
 
 def deployed_parameters(student: TappedNet, deployment: Deployment | None) -> tuple[int, int]:

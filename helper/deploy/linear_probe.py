@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -197,12 +196,8 @@ class EvalProbe:
 def accuracy(layer: nn.Linear, x: Tensor, y: Tensor, batch: int = 4096) -> tuple[float, float]:
     """(top-1, top-5) in percent."""
     meter = Meter(x.device)
-    for i, (features, target) in enumerate(_batches(x, y, batch)):
+    for i, (features, target) in enumerate(zip(x.split(batch), y.split(batch), strict=True)):
         logits = layer(features)
         meter.update(F.cross_entropy(logits, target), logits, target, {}, i)
     means = meter.read()[0]
     return means["acc"], means["acc_top5"]
-
-
-def _batches(x: Tensor, y: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    yield from zip(x.split(batch), y.split(batch), strict=True)

@@ -90,15 +90,20 @@ def open_predictor(
     return Predictor(torch.no_grad()(lambda x: student(x.to(device)).cpu()), student.classes, student.format)
 
 
-def _onnx(path: Path) -> Predictor:
+def _opened(path: Path, kind: str, load: Callable[[Path], Any]) -> Any:
+    """load(path). UserError if the file is missing or damaged."""
     if not path.is_file():
         raise UserError(f"there is no file '{path}'")
     try:
-        session = onnx_session(path)
+        return load(path)
     except UserError:
         raise
-    except Exception as error:  # onnxruntime has separate errors for every stage of loading
-        raise UserError(f"'{path}' is damaged or not an ONNX graph ({str(error).splitlines()[0][:120]})") from error
+    except Exception as error:  # onnxruntime and torch have separate errors for every stage of loading
+        raise UserError(f"'{path}' is damaged or not an {kind} ({str(error).splitlines()[0][:120]})") from error
+
+
+def _onnx(path: Path) -> Predictor:
+    session = _opened(path, "ONNX graph", onnx_session)
     written = session.get_modelmeta().custom_metadata_map
     exported = exported_config(path)
     reads = json.loads(written["preprocess"]) if "preprocess" in written else exported.get("preprocess")
@@ -108,17 +113,7 @@ def _onnx(path: Path) -> Predictor:
 
 
 def _program(path: Path) -> Predictor:
-    if not path.is_file():
-        raise UserError(f"there is no file '{path}'")
-    try:
-        program = load_program(path)
-    except UserError:
-        raise
-    except Exception as error:  # errors of the zip file, JSON or operators
-        raise UserError(
-            f"'{path}' is damaged or not an exported program ({str(error).splitlines()[0][:120]})"
-        ) from error
-    exported = exported_config(path)
+    program, exported = _opened(path, "exported program", load_program), exported_config(path)
     return Predictor(program, exported.get("classes"), _stated(exported.get("preprocess"), path))
 
 

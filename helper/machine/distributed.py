@@ -32,7 +32,7 @@ from torch import nn
 
 from core.log import log_to_file
 from core.machine import is_main, launched, local_world_size
-from core.option import RESULT, Around, Config, at_least, check_range, flags_in, option
+from core.option import RESULT, Around, Config, at_least, flags_in, option, positive
 from core.protocols import UserError
 from helper.machine.heartbeat import Heartbeat
 
@@ -53,7 +53,7 @@ class LaunchConfig(Config):
     dist_timeout: float = option(
         50.0,
         "seconds to wait for the other processes at the start, and for each of their steps in training",
-        check=lambda flag, value: check_range(flag, value, above=0),
+        check=positive,
     )
 
     def idle(self, around: Around) -> dict[str, str]:
@@ -76,14 +76,8 @@ class RanksConfig(Config):
 
 
 LAUNCH = flags_in(LaunchConfig)
-
-
 T = TypeVar("T")
-
-
 CONTROL_TIMEOUT = timedelta(hours=2)  # ranks may differ this long: validation of a teacher, decoding of a data set
-
-
 SPEAK_AFTER = 3.0  # seconds that other ranks give rank 0 to report a common error
 
 
@@ -243,20 +237,9 @@ def by_main(work: Callable[[], T]) -> T:
 
 def main_first(work: Callable[[], T]) -> T:
     """All processes work, rank 0 first, so that the others find what it created."""
-    if _group.size == 1:
-        return work()
-    if _group.rank == 0:
-        try:
-            result = work()
-        except UserError as error:
-            broadcast(str(error))
-            raise
-        broadcast(None)
-        return result
-    message = broadcast(None)
-    if message is not None:
-        raise UserError(message)
-    return work()
+    first: list[T] = []
+    by_main(lambda: first.append(work()))
+    return first[0] if first else work()
 
 
 class Agreement:

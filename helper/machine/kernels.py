@@ -22,17 +22,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from core.log import log
 from core.option import Around, Config, option
 from core.protocols import Features, UserError
-from core.taps import TappedNet
+from core.taps import TappedNet, without_taps
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
-
-
 PARTS = ("student", "teacher", "loss")
-
-
 LONG_RUN = 5000  # from this many steps on, compiling (a minute or two) saves time on a GPU
-
-
 EXACT_CASTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # layers whose weights autocast casts in every call
 
 
@@ -212,12 +206,7 @@ def begin_step(kernels: Kernels) -> None:
 
 def private_copy(net: TappedNet) -> TappedNet:
     """A copy of the network with its own weights, without hooks of other wrappers of the model."""
-    model = copy.deepcopy(net.model)
-    for module in model.modules():
-        for number, hook in list(module._forward_hooks.items()):
-            if isinstance(hook, functools.partial) and getattr(hook.func, "__func__", None) is TappedNet._keep:
-                del module._forward_hooks[number]
-    device = next(net.parameters()).device
+    model, device = without_taps(copy.deepcopy(net.model)), next(net.parameters()).device
     return TappedNet(model, net.spec, net.want).to(device).eval().requires_grad_(False)
 
 

@@ -35,25 +35,12 @@ from models._hub import is_folder
 State = dict[str, Tensor]
 
 NUMPY_MAKERS: list[Any] = [x.__reduce__()[0] for x in (np.float64(0), np.zeros(0))]
-
-
 WEIGHT_ENTRIES = ("model", "net", "state_dict", "model_state_dict", "model_state", "network", "weights")
-
-
 AVERAGED_ENTRIES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model")
-
-
 ACCURACY_ENTRIES = ("best_acc", "accuracy", "acc")
-
-
 PEERS = ("net1", "net2")  # of an online run: the student, and its peer
-
-
 AVERAGE = "ema"  # FILE@ema: the averaged weights of a file that holds both
-
-
 EXPORTED_WEIGHTS = "model.safetensors"  # of scripts/export_student.py
-
 
 META: dict[str, Any] = dict.fromkeys(
     ("arch", "arch_t", "classes_subset", "dataset", "deploys", "method", "val_dir"), str
@@ -61,22 +48,15 @@ META: dict[str, Any] = dict.fromkeys(
 META |= dict.fromkeys(("config", "shapes", "shapes_t", "modalities"), Mapping)
 META |= dict.fromkeys(("train_list", "test_list", "frame_template", "decoder", "sampling"), str)
 META |= {"num_classes": int, "val_fraction": int | float}
-
-
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")  # DistributedDataParallel, torch.compile, Lightning
-
 
 COMPANIONS = re.compile(
     r"[^.]*(loss|criterion|metric|accuracy)[^.]*\.", re.IGNORECASE
 )  # a network in Lightning's modules
 
-
 # keys that counters, profilers and averagers add to a state dict
 ADDED = ("total_ops", "total_params", "n_averaged", "num_updates", "__flops__", "__params__")
-
-
 DOTTED = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # the first DenseNets
-
 
 # classes of plain records besides tensors: RepDistiller's options, numpy's numbers and arrays, paths
 PLAIN_CLASSES: list[Any] = [
@@ -96,7 +76,6 @@ PLAIN_CLASSES: list[Any] = [
         for kind in ("Windows", "PureWindows")
     ),
 ]
-
 
 TORCH_FILES = (b"PK\x03\x04", b"\x80")  # zip, pickle
 

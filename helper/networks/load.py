@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from core.log import log
 from core.option import NAMED, RESULT, Around, Config, option, share
 from core.protocols import Context, ModelSpec, Side, Tap, TeacherSource, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
+from distiller_zoo._task import Composite
 from distiller_zoo.base import Deployment
 from helper.machine.devices import to_device
 from helper.machine.kernels import PLAIN, Kernels
@@ -157,17 +158,6 @@ def with_normalisation(
         raise UserError(f"{flags[1]} {' '.join(map(str, chosen[1]))} must be above 0")
     changes = f"{network.changes} mean {chosen[0]} std {chosen[1]}"
     return dataclasses.replace(network, spec=dataclasses.replace(spec, mean=chosen[0], std=chosen[1]), changes=changes)
-
-
-class Composite(nn.Module):
-    """A deployed student as one plain model: backbone, the method's deployed layers, logits. Reads images in [0, 1]."""
-
-    def __init__(self, student: TappedNet, deployment: Deployment):
-        super().__init__()
-        self.student, self.deployment = student, deployment
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.deployment(self.student({self.student.spec.input: x}, ()))["logits"]
 
 
 def composite_spec(student: ModelSpec, deployment: Deployment) -> ModelSpec:

@@ -38,31 +38,17 @@ from helper.options.method_flags import flags_of
 from models import model_dict
 
 STUDENT, TEACHER, BATCH = "resnet8x4", "resnet32x4", 64  # the pair of networks for which taps and parameters are shown
-
-
 TRANSFORMER = "vit_tiny_cifar"  # the teacher of methods that need a transformer
-
-
 LARGE_IMAGE = 64  # px; larger networks are counted with 1000 classes, others with 100
-
-
 WIDTH = 118
-
 
 PAPER = re.compile(
     r"(?P<title>.+?) \((?P<authors>[^(),]+?), (?:(?P<venue>[^(),]*?) )?(?P<year>\d{4})(?:, (?P<where>[^()]*))?\)"
 )
 
-
 MEASURED = ROOT / "results" / "cifar100_scaled_resnet20_resnet8.md"  # README shows it in short
-
-
 COLUMNS = ("method", "network", "teacher", "last epoch", "(best)", "gain", "runs", "parameters", "MACs")
-
-
 COUNTED = Path(__file__).with_name("listing.json")
-
-
 KINDS = ("all", "methods", "models", "data")
 
 
@@ -270,16 +256,12 @@ def in_millions(count: int | None) -> str:
 
 def page(kind: str = "all") -> str:
     """The plain text of `--list`."""
-    parts = []
-    if kind in ("all", "methods"):
-        parts.append(_methods_page())
-    if kind in ("all", "models"):
-        parts.append(_models_page())
-    if kind in ("all", "data"):
-        parts.append(
-            textwrap.fill(f"DATA SETS (--dataset): {', '.join(dataset_dict)}", WIDTH, subsequent_indent="    ")
-        )
-    return "\n\n".join(parts)
+    parts = {"methods": _methods_page, "models": _models_page, "data": _data_page}
+    return "\n\n".join(text() for name, text in parts.items() if kind in ("all", name))
+
+
+def _data_page() -> str:
+    return textwrap.fill(f"DATA SETS (--dataset): {', '.join(dataset_dict)}", WIDTH, subsequent_indent="    ")
 
 
 def _methods_page() -> str:
@@ -304,12 +286,16 @@ def _methods_page() -> str:
     return "\n".join(lines)
 
 
+def model_rows(recount: bool = False) -> list[tuple[str, ...]]:
+    return [
+        (m.name, f"{m.parameters / 1e6:.2f} M", f"{m.macs / 1e6:.1f} M", "x".join(map(str, m.shape)), m.taps)
+        for m in models(recount)
+    ]
+
+
 def _models_page() -> str:
     head = ("name", "parameters", "MACs", "input", "taps")
-    rows = [
-        (m.name, f"{m.parameters / 1e6:.2f} M", f"{m.macs / 1e6:.1f} M", "x".join(map(str, m.shape)), m.taps)
-        for m in models()
-    ]
+    rows = model_rows()
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(4)]
     lines = ["MODELS (--model, --model_s, --model_t; parameters with 100 classes, for networks of 224 px with 1000)"]
     for name, *numbers, taps in (head, *rows):
@@ -333,10 +319,7 @@ def tables(recount: bool = True) -> dict[str, str]:
         for m in methods(recount)
     ]
     header = ("method", "paper", "reads", "weights; authors' own", "extra parameters, test / training")
-    sizes = [
-        (f"`{m.name}`", f"{m.parameters / 1e6:.2f} M", f"{m.macs / 1e6:.1f} M", "x".join(map(str, m.shape)), m.taps)
-        for m in models(recount)
-    ]
+    sizes = [(f"`{name}`", *rest) for name, *rest in model_rows(recount)]
     return {
         "methods": _markdown(header, rows),
         "models": _markdown(("model", "parameters", "MACs", "input", "taps"), sizes),

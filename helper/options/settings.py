@@ -83,7 +83,6 @@ NAME_ORDER = (
     *("param_groups", "pretrained", "frame_logits", "teacher_dropout", "quantize"),
 )
 
-
 # the page of --help: heading -> flags; --help_all shows every flag under the heading of its Config
 COMMON = {
     "run": ("trial", "trials", "save_root", "name", "resume", "overwrite", "dry_run", "max_steps"),

@@ -18,11 +18,7 @@ from helper.options.parse import parse
 from helper.options.settings import Settings
 
 IMAGE = (3, 32, 32)
-
-
 FOLDER = ROOT / "scripts" / "cifar100" / "tables"
-
-
 TEACHER_PATH = "./save/teachers/models/{0}_vanilla/{0}_best.pth"
 
 

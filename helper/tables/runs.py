@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import statistics
@@ -93,6 +94,15 @@ def run_folders(root: Path) -> list[Path]:
 def find_runs(root: Path, dataset: str | None) -> list[Run]:
     runs = [run for run in map(read_run, progress(run_folders(root), f"runs below {root}")) if run is not None]
     return [r for r in runs if dataset is None or r.identity["dataset"] == dataset]
+
+
+def add_runs(parser: argparse.ArgumentParser) -> None:
+    """Add the flags whose values are chosen_runs()'s arguments."""
+    text = "roots of runs (default ./save)"
+    parser.add_argument("--root", type=Path, nargs="+", default=[Path("./save")], help=text, metavar="FOLDER")
+    parser.add_argument("--dataset", help="runs on this data set only", metavar="NAME")
+    text = "only these methods or networks, such as kd,simkd,resnet8"
+    parser.add_argument("--only", default="", help=text, metavar="NAMES")
 
 
 def chosen_runs(roots: Sequence[Path], dataset: str | None, only: str = "") -> list[Run]:

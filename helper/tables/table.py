@@ -20,24 +20,16 @@ from helper.tables.writers import add_published, pivot
 
 # settings that define networks and methods; all others are part of the protocol
 OF_A_NETWORK = {"model", "model_s", "modality", "modality_s", "modality_t", "pretrained_backbone"}
-
-
 OF_A_METHOD = {"distill", "weight", "cls", "div", "beta", "kd_T", "init_epochs", "frame_logits", *LOGIT_FLAGS}
 OF_A_METHOD |= {"unlabelled", "label_ratio"}
-
-
 OF_A_TEACHER = {"teacher_weight", "fold_teacher", "teacher_dropout", "teacher_probe", "teacher_image_size"}
-
-
 APART = {*REPETITION, "deterministic", "dali", "nesterov", "eval_precision"}  # the last two: see protocol()
-
 
 SHARED = {  # setting of the protocol -> its default, also for runs older than the setting
     f.dest: f.default
     for f in (*common_flags(TrainTeacherConfigs), *common_flags(TrainStudentConfigs))
     if f.result and f.dest not in OF_A_NETWORK | OF_A_METHOD | OF_A_TEACHER | APART
 }
-
 
 # settings that describe_protocol() always names
 SPELLED_OUT = (
@@ -53,10 +45,7 @@ SPELLED_OUT = (
     "precision",
 )
 
-
 CHECKSUMS = {"data": "training data", "test_data": "test data", "teacher": "teacher's weights"}  # in an identity
-
-
 NAMELESS = ("folder", "video")  # data sets whose name does not define their content
 
 

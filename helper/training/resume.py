@@ -70,7 +70,7 @@ def write_last(
 ) -> None:
     """Rank 0 writes and the others wait, so that none continues without a saved state."""
     several = distributed.world_size() > 1
-    ranks = distributed.gather({"rng": rng_state(), "step": stage.step.rng_state()}) if several else []
+    ranks = distributed.gather({"rng": rng_state(), "step": stage.step.rng.get_state()}) if several else []
     if machine.is_main():
         state = {
             "stage": stage.index,
@@ -207,7 +207,7 @@ def _restore_rng(state: LastState, stage: Stage, log: logging.Logger) -> None:
     if len(ranks) == distributed.world_size():
         if ranks[rank] is not None:
             set_rng_state(ranks[rank]["rng"])
-            stage.step.set_rng(ranks[rank]["step"])
+            stage.step.rng.set_state(ranks[rank]["step"].cpu())
         return
     log.info(
         "the state has %d process(es), this run has %d: the order of the data continues, random draws get new seeds",
@@ -217,4 +217,4 @@ def _restore_rng(state: LastState, stage: Stage, log: logging.Logger) -> None:
     if rank:
         seed = rank_seed(int(state["identity"].get("seed", 0)), rank) + state["epoch"]
         seed_everything(seed)
-        stage.step.seed_rng(seed)
+        stage.step.rng.manual_seed(seed)

@@ -73,7 +73,7 @@ class DistillStep:
     ):
         self.setup, kernels = setup, setup.kernels
         self.student, self.teacher, self.peer, self.method = student, teacher, peer, method
-        self.rng = rng
+        self.rng = rng or torch.Generator(setup.device)
         if setup.quantize:
             make_rounding([m for m in (student.model, peer, method.deployment()) if m is not None])
         self.trained = Trained(student, peer, method)
@@ -86,14 +86,7 @@ class DistillStep:
         self.objective.forward = self._forward
         plain = PLAIN if method.follows_time else kernels
         self.objective.loss_terms = maybe_compiled("loss", self.objective.main_terms, plain, full)
-        isolated = self.objective.isolated
-        self.objective.optimize_phases(
-            lambda phase: (
-                phase.optimizer(phase.params())
-                if phase.optimizer
-                else setup.make_optimizer(phase.params(), phase.lr_scale)
-            )
-        )
+        self.objective.optimize_phases(setup.make_optimizer)
         main, self.parts = setup.make_optimizer(self.main_params, 1.0), method.parts()
         if any(part.momentum is not None for part in self.parts):
             main = PartedSGD(main, self.parts, method.name)
@@ -102,7 +95,6 @@ class DistillStep:
         self.optimizers = self.objective.optimizers | {"main": main}
         averaged = [m for m in (student.model, peer, method.deployment()) if m is not None]
         self.ema = Average(averaged, setup.ema) if setup.ema else None
-        self._scheduled = ["main", *(phase.name for phase in isolated if phase.optimizer is None)]
 
     def _forward(self, size: int, inputs: Mapping[str, Tensor], t: Features) -> tuple[Features, Features]:
         with torch.autocast(self.device.type, self.setup.autocast, enabled=self.setup.autocast is not None):
@@ -113,8 +105,8 @@ class DistillStep:
         self.objective.train()
 
     def set_lr(self, lr: float) -> None:
-        for name in self._scheduled:
-            for group in self.optimizers[name].param_groups:
+        for optimizer in self.optimizers.values():
+            for group in optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def __call__(self, batch: Batch, progress: Progress) -> StepResult:
@@ -187,24 +179,12 @@ class DistillStep:
                 state["peer"] = self.peer.model.state_dict()
             return state if self.ema is None else copy.deepcopy(state)
 
-    def rng_state(self) -> Tensor | None:
-        return None if self.rng is None else self.rng.get_state()
-
-    def set_rng(self, state: Tensor | None) -> None:
-        if self.rng is not None and state is not None:
-            self.rng.set_state(state.cpu())
-
-    def seed_rng(self, seed: int) -> None:
-        if self.rng is not None:
-            self.rng.manual_seed(seed)
-
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {
             "trained": self.trained.state_dict(),
             "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
+            "rng": self.rng.get_state(),
         }
-        if self.rng is not None:
-            state["rng"] = self.rng.get_state()
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         return state
@@ -213,8 +193,7 @@ class DistillStep:
         self.trained.load_state_dict(state["trained"])
         for name, optimizer in self.optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        if self.rng is not None:
-            self.rng.set_state(state["rng"].cpu())
+        self.rng.set_state(state["rng"].cpu())
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
 

@@ -12,16 +12,11 @@ random weights: arithmetic does not depend on them. Parts of one report may be m
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
 import re
-import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,32 +30,20 @@ from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
 from helper.machine.devices import pick_autocast, pick_device
 from helper.machine.program import run_script
-from helper.runs.folder import environment
 from models import model_for
-from scripts.bench.bench_worker import serve
+from scripts.bench import measuring
+from scripts.bench.bench_worker import KINDS
+from scripts.bench.measuring import positive, spread, take_turns
 from scripts.bench.usual_way import WEIGHTS
 
 REFERENCE = "kd"  # what a method's overhead is measured against
-
-
 TIMES = ("step_s", "bare_step_s", "loader_s")
-
-
 CIFAR = (50_000, 10_000)  # training and test images of an epoch with its validation
-
-
 OVERHEAD, OVER_ARITHMETIC = 1.6, 1.25  # limits of a step's time over kd's, and over what its multiplications cost
-
-
 GAIN = {"cpu": 2.0, "cuda": 8.0}  # over the baseline, at least
-
-
 EPOCHS = 240  # of a CIFAR-100 run
-
-
 MINUTES = {"ours kd": 4.0, "ours simkd": 4.0, "cached kd": 2.0}  # that such a run may take on a GPU, at most
-
-
+PLAIN = ["--compile", "none"]  # what switches are compared with, on every device
 # name -> (flags or request that switch it over, whether the default has it on)
 SWITCHES: dict[str, tuple[dict[str, Any], bool]] = {
     "bf16": ({"precision": "fp32"}, True),
@@ -79,76 +62,26 @@ SWITCHES: dict[str, tuple[dict[str, Any], bool]] = {
 }
 
 
-PLAIN = ["--compile", "none"]  # what switches are compared with, on every device
+class Subject(measuring.Subject):
+    """kind: ours, cached, bare or baseline. method: several, separated by commas, share each teacher forward.
+    name: what is special about it."""
 
-
-@dataclass
-class Subject:
-    """One configuration: a process that waits for its turn, and what it has answered."""
-
-    kind: str  # ours, cached, bare or baseline
-    method: str  # several, separated by commas, share each teacher forward
-    dtype: str
-    name: str = ""  # what is special about it
-    request: dict[str, Any] = field(default_factory=dict)
-    turns: list[dict[str, Any]] = field(default_factory=list)
-    once: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        return f"{self.kind} {self.method} {self.dtype} {self.name}".strip()
+    def __init__(self, kind: str, method: str, dtype: str, name: str = "", request: dict[str, Any] | None = None):
+        super().__init__(__file__, f"{kind} {method} {dtype} {name}".strip(), request or {})
+        self.kind, self.method, self.dtype = kind, method, dtype
 
     def start(self, args: argparse.Namespace) -> None:
-        request = {
-            "kind": self.kind,
-            "method": self.method,
-            "precision": self.dtype,
-            "teacher": args.teacher,
-            "student": args.student,
-            "flags": [],
-            **{k: getattr(args, k) for k in ("batch_size", "threads", "clock", "gpu_id", "images", "data_folder")},
-            **self.request,
-        }
-        env = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
-        command = [sys.executable, __file__, "--worker", json.dumps(request)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-
-    def read(self) -> dict[str, Any]:
-        line = self.process.stdout.readline()
-        if not line:
-            raise UserError(f"the process of '{self.label}' stopped with exit code {self.process.wait()}; see above")
-        return json.loads(line)
-
-    def ask(self, **order: dict[str, Any]) -> dict[str, Any]:
-        self.send(**order)
-        return self.read()
-
-    def send(self, **order: dict[str, Any]) -> None:
-        print(json.dumps(order), file=self.process.stdin, flush=True)
-
-    def take_turn(self, args: argparse.Namespace, round_number: int) -> None:
-        settings = {k: getattr(args, k) for k in ("warmup", "steps", "light", "floor")}
-        self.turns.append(self.ask(time=settings))
-        milliseconds = self.turns[-1]["step_s"] * 1e3
-        print(f"round {round_number}/{args.rounds}  {self.label:32s} {milliseconds:9.1f} ms", file=sys.stderr)
+        common = {k: getattr(args, k) for k in ("teacher", "student", "images", "data_folder")}
+        own = {"kind": self.kind, "method": self.method, "precision": self.dtype, "flags": []}
+        self.request = own | common | dict(self.request)
+        super().start(args)
 
     def finish(self, args: argparse.Namespace) -> None:
         if args.profile and self.kind != "baseline":
             path = Path(args.profile) / f"trace_{self.label.replace(' ', '_').replace(',', '+')}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             self.once |= self.ask(profile={"path": str(path)})
-        self.once |= self.ask(finish={"evaluation": not args.light})
-
-    def stop(self) -> None:
-        if not hasattr(self, "process"):
-            return
-        self.process.stdin.close()
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-
-    def median(self, key: str) -> float:
-        return statistics.median(t[key] for t in self.turns)
+        super().finish(args)
 
     def row(self, batch_size: int) -> dict[str, Any]:
         step = self.median("step_s")
@@ -182,35 +115,8 @@ def ratio(what: str, slow: Sequence[Subject], fast: Sequence[Subject]) -> dict[s
         rounds = [
             sum(s.turns[i][key] for s in slow) / sum(s.turns[i][key] for s in fast) for i in range(len(fast[0].turns))
         ]
-        out |= {name: statistics.median(rounds), f"{name}_min": min(rounds), f"{name}_max": max(rounds)}
+        out |= spread(name, rounds)
     return out
-
-
-def take_turns(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
-    """Fill `turns` and `once` of every subject."""
-    try:
-        for subject in subjects:
-            subject.start(args)
-        for subject in subjects:
-            subject.read()
-        first_steps(subjects, args)
-        for number in range(args.rounds):
-            for subject in subjects:
-                subject.take_turn(args, number + 1)
-        for subject in subjects:
-            subject.finish(args)
-    finally:
-        for subject in subjects:
-            subject.stop()
-
-
-def first_steps(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
-    """Compilation included; with --together all of them compile at the same time."""
-    if args.together:
-        for subject in subjects:
-            subject.send(first={})
-    for subject in subjects:
-        subject.once = subject.read() if args.together else subject.ask(first={})
 
 
 Measured = tuple[list[Subject], list[dict[str, Any]]]  # the subjects to report, and their ratios
@@ -251,19 +157,20 @@ def arithmetic(ours: Subject, kd: Subject) -> dict[str, Any]:
 def measure_overheads(methods: Sequence[str], args: argparse.Namespace, dtype: str) -> Measured:
     """Many methods, each taking turns with one and the same process of kd."""
     kd, subjects, ratios = Subject("ours", REFERENCE, dtype), [], []
+
+    def begin(subject: Subject) -> None:
+        subject.start(args)
+        subject.read()
+        subject.once = subject.ask(first={})
+        subject.finish(args)
+
     try:
-        kd.start(args)
-        kd.read()
-        kd.once = kd.ask(first={})
-        kd.finish(args)
+        begin(kd)
         for method in methods:
             ours = Subject("ours", method, dtype)
             kd.turns = []
             try:
-                ours.start(args)
-                ours.read()
-                ours.once = ours.ask(first={})
-                ours.finish(args)
+                begin(ours)
                 for number in range(args.rounds):
                     kd.take_turn(args, number + 1)
                     ours.take_turn(args, number + 1)
@@ -422,8 +329,7 @@ def show(report: dict[str, Any], markdown: bool) -> None:
     )
     lines = table(report)
     if markdown:
-        lines.insert(1, ("---",) * len(lines[0]))
-        print("", *("| " + " | ".join(line) + " |" for line in lines), "", sep="\n")
+        print("", *measuring.table(lines[0], lines[1:]), "", sep="\n")
     else:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
@@ -448,10 +354,8 @@ def show(report: dict[str, Any], markdown: bool) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     add = parser.add_argument
     add("--pair", default="resnet32x4:resnet8x4", metavar="TEACHER:STUDENT")
-    add("--batch_size", type=int, default=64)
     add("--methods", default=None, help="comma-separated, or all; kd,simkd,crd unless another part is asked for")
     add(
         "--overhead",
@@ -463,6 +367,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--warm_cache",
         type=int,
+        action=positive,
         nargs="?",
         const=64,
         metavar="IMAGES",
@@ -483,9 +388,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--floor", action="store_true", help="FLOP of a step, and its share of the measured rate of matrix products")
     add("--profile", metavar="FOLDER", help="write a trace of each configuration there")
-    add("--steps", type=int, default=10, help="timed steps per turn")
+    measuring.add_turns(parser, batch_size=64, steps=10, rounds=5)
     add("--warmup", type=int, default=2, help="untimed steps before them, in every turn")
-    add("--rounds", type=int, default=5, help="turns of every configuration")
     add(
         "--together",
         action="store_true",
@@ -496,20 +400,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--baseline", action="store_true", help=f"also train {' and '.join(WEIGHTS)} the usual way, in float32")
     add("--equal_precision", action="store_true", help="also time ours in float32 and the baseline under bf16 autocast")
     add(
-        "--threads",
+        "--images",
         type=int,
-        default=cores,
-        help="threads of every process, and number of the baseline's loader processes",
+        action=positive,
+        default=50_000,
+        help="number of random training images, without --data_folder",
     )
-    add(
-        "--clock",
-        choices=("wall", "cpu"),
-        default="wall",
-        help="cpu: seconds of the processor, with --threads 1, where other work is done too; loader processes "
-        "of the baseline then cost nothing",
-    )
-    add("--gpu_id", default="0", metavar="GPUS")
-    add("--images", type=int, default=50_000, help="number of random training images, without --data_folder")
     add("--data_folder", default=None, help="folder of the real CIFAR-100 (default: random images)", metavar="FOLDER")
     add(
         "--json",
@@ -526,7 +422,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print PASS or FAIL for every measured target; implies --baseline if no part is named",
     )
-    add("--worker", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
@@ -536,11 +431,7 @@ def plan(args: argparse.Namespace) -> list[str]:
     if not colon:
         raise UserError(f"--pair '{args.pair}' must read TEACHER:STUDENT, such as resnet32x4:resnet8x4")
     args.teacher, args.student = (model_for(name, (3, 32, 32)).name for name in (teacher, student))
-    for name in ("batch_size", "steps", "rounds", "threads", "images", "warm_cache"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)} must be at least 1")
-    if args.clock == "cpu" and args.threads > 1:
-        raise UserError("--clock cpu adds the seconds of all threads, including waiting ones: pass --threads 1")
+    measuring.refuse_clock(args)
     unknown = [] if args.switches is None else [n for n in args.switches.split(",") if n not in SWITCHES]
     if unknown:
         raise UserError(f"--switches {', '.join(unknown)} are none of {', '.join(SWITCHES)}")
@@ -553,28 +444,25 @@ def plan(args: argparse.Namespace) -> list[str]:
         args.baseline |= args.check and bool(args.methods)
     if args.methods == "all":
         args.overhead, args.light = True, True
-    methods = (
-        _of_the_pair(args.pair) if args.methods == "all" else [method_dict.resolve(m) for m in _listed(args.methods)]
-    )
-    return list(dict.fromkeys(methods))
+    return _methods_of(args.methods, args.pair)
 
 
-def _of_the_pair(pair: str) -> list[str]:
-    """Methods that such a student can be trained with, next to such a teacher: not those of networks of their own."""
+def _methods_of(names: str, pair: str) -> list[str]:
+    """Those that are listed; UserError if one needs other networks. all: those that such a student can be trained with,
+    next to such a teacher."""
     teacher, student = (model_for(name, (3, 32, 32)) for name in pair.split(":"))
 
     def fits(method: type[Distiller]) -> bool:
         try:
             method.needs(method.Config(), student, teacher)
         except UserError:
+            if names != "all":
+                raise
             return False
-        return method.teacher_mode == "frozen"
+        return names != "all" or method.teacher_mode == "frozen"
 
-    return [name for name in method_dict if fits(method_dict[name])]
-
-
-def _listed(text: str) -> list[str]:
-    return text.split(",") if text else []
+    listed = method_dict if names == "all" else (method_dict.resolve(name) for name in names.split(",") if name)
+    return [name for name in dict.fromkeys(listed) if fits(method_dict[name])]
 
 
 def measure(methods: Sequence[str], args: argparse.Namespace, dtype: str, on_cuda: bool) -> list[Measured]:
@@ -626,8 +514,7 @@ def checked(report: dict[str, Any]) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     if args.worker:
-        serve(json.loads(args.worker))
-        return
+        return measuring.serve(args.worker, lambda request: KINDS[request["kind"]](request))
     if args.show:
         report = json.loads(Path(args.show).read_text())
         show(report | {"checks": checked(report) if report["checks"] else []}, args.markdown)
@@ -641,19 +528,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured = measure(methods, args, dtype, device.type == "cuda")
     rows = [subject.row(args.batch_size) for subjects, _ in measured for subject in subjects if subject.turns]
     ratios = [r for _, rs in measured for r in rs]
-    machine = environment()
-    report = {
-        "command": shlex.join(["python", "scripts/bench/bench.py", *(sys.argv[1:] if argv is None else argv)]),
-        "date": datetime.date.today().isoformat(),
-        "device": machine["gpus"][device.index] if device.type == "cuda" else machine["cpu"],
-        "dtype": dtype,
-        "data": f"{args.data_folder and 'CIFAR-100' or f'{args.images} random images'}, 100 classes",
-        **{k: getattr(args, k) for k in ("pair", "batch_size", "threads", "clock", "steps", "warmup", "rounds")},
-        "environment": machine,
-        "rows": rows,
-        "ratios": ratios,
-        "checks": [],
-    }
+    named = ("pair", "batch_size", "threads", "clock", "steps", "warmup", "rounds")
+    report = measuring.report(
+        __file__,
+        argv,
+        device,
+        rows,
+        dtype=dtype,
+        data=f"{args.data_folder and 'CIFAR-100' or f'{args.images} random images'}, 100 classes",
+        **{k: getattr(args, k) for k in named},
+    ) | {"ratios": ratios, "checks": []}
     report["checks"] = checked(report) if args.check else []
     path = None
     if args.json is not None:

@@ -9,23 +9,19 @@ there, in turns, loader included. Target: at most TARGET times the student alone
 from __future__ import annotations
 
 import argparse
-import datetime
-import os
-import shlex
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save, atomic_write_text
+from core.files import atomic_save
 from core.protocols import Progress, TeacherSource
-from dataset.base import Split
 from dataset.images.resident import ResidentData
 from helper.evaluation.metrics import Meter
 from helper.machine.devices import pick_device
@@ -37,28 +33,21 @@ from helper.networks.load import Network, without_classifier
 from helper.opening import shared_source
 from helper.options.parse import parse
 from helper.options.settings import Settings
-from helper.runs.folder import environment
 from helper.training import optim, stages
 from helper.training.step import StepSetup
 from models import model_dict
+from scripts.bench import measuring
+from scripts.bench.bench_worker import LONG_RUN, random_data
 
-CLASSES, LONG_RUN, TARGET = 100, 10**6, 1.1
-
-
-def random_data(count: int) -> ResidentData:
-    images = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    split = Split(images, torch.arange(count) % CLASSES)
-    return ResidentData("random", [str(k) for k in range(CLASSES)], split, split, flips=True)
+TARGET = 1.1
 
 
 def headless_teacher(name: str, size: int, folder: Path, data: ResidentData) -> Network:
     """Random weights, in a file, without a classifier; it resizes images to `size`."""
-    torch.manual_seed(0)
-    spec, path = model_dict[name], folder / "teacher.pth"
-    model = spec(num_classes=1)
-    atomic_save(model.state_dict(), path)
-    network = without_classifier(Network(spec, model, Checkpoint(path, model.state_dict())), "it was left out")
-    return with_view(network, size, data.shapes)
+    random, path = measuring.random_network(model_dict[name], 1), folder / "teacher.pth"
+    atomic_save(random.checkpoint.state, path)
+    network = Network(random.spec, random.model, Checkpoint(path, random.checkpoint.state))
+    return with_view(without_classifier(network, "it was left out"), size, data.shapes)
 
 
 def epochs_of(
@@ -66,25 +55,13 @@ def epochs_of(
 ) -> Callable[[], float]:
     """A function that trains the first epoch once more, with its views, and says how many seconds that took."""
     batch_size, device = settings.training.loop.batch_size, hardware.device
-    *_, stage = stages.build_stages(
-        settings.method,
-        settings.config,
-        model_dict[settings.model],
-        teacher,
-        data,
-        StepSetup(
-            optim.optimizer(settings.training.optim, settings.training.schedule.learning_rate),
-            device,
-            hardware.autocast,
-            kernels=hardware.kernels,
-        ),
-        stages.StagePlan(batch_size, epochs=240),
-        source,
-    )
+    make = optim.optimizer(settings.training.optim, settings.training.schedule.learning_rate)
+    setup = StepSetup(make, device, hardware.autocast, kernels=hardware.kernels)
+    plan, student = stages.StagePlan(batch_size, epochs=240), model_dict[settings.model]
+    step = measuring.step_of(settings.method, settings.config, student, teacher, data, setup, plan, source)
     loader = data.train_loader(batch_size, seed=0, device=device)
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    stage.step.train()
 
     def epoch() -> float:
         meter = Meter(device)
@@ -92,7 +69,7 @@ def epochs_of(
         wait()
         started = clock()
         for i, batch in enumerate(loader):
-            result = stage.step(batch, Progress(1, 240, i, len(loader)))
+            result = step(batch, Progress(1, 240, i, len(loader)))
             meter.update(result.loss, result.logits, result.target, result.terms, i)
         meter.read()
         wait()
@@ -120,44 +97,45 @@ def measured(args: argparse.Namespace, folder: Path) -> tuple[float, list[float]
     return filled, [a for a, _ in rounds], [b for _, b in rounds]
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--teacher", default="torchvision:vit_b_16")
-    parser.add_argument("--teacher_image_size", type=int, default=224)
-    parser.add_argument("--student", default="resnet20")
-    parser.add_argument("--images", type=int, default=128, help="of an epoch (default 128)")
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--gpu_id", default="0", help="without CUDA, the CPU, and seconds of the processor", metavar="GPUS"
-    )
-    parser.add_argument("--markdown", help="write a table there", metavar="FILE")
+    add = parser.add_argument
+    add("--teacher", default="torchvision:vit_b_16")
+    add("--teacher_image_size", type=int, default=224)
+    add("--student", default="resnet20")
+    add("--images", type=int, default=128, help="of an epoch (default 128)")
+    add("--batch_size", type=int, default=64)
+    add("--rounds", type=int, default=7)
+    add("--threads", type=int, default=1)
+    add("--gpu_id", default="0", help="without CUDA, the CPU, and seconds of the processor", metavar="GPUS")
+    add("--markdown", help="write a table there", metavar="FILE")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         filled, alone, taught = measured(args, Path(folder))
-    ratios = [b / a for a, b in zip(alone, taught, strict=True)]
-    ratio, found = statistics.median(ratios), environment()
-    command = shlex.join(["python", "scripts/bench/bench_teachers.py", *(sys.argv[1:] if argv is None else argv)])
-    lines = [
-        f"# A cached headless teacher: {args.teacher} at {args.teacher_image_size} px teaches {args.student}",
-        "",
-        f"`{command}`",
-        "",
-        f"{found['gpus'][0] if found['gpus'] else found['cpu']}, {args.threads} thread(s), {args.images} images in "
-        f"batches of {args.batch_size}, float32, torch {torch.__version__.partition('+')[0]}, "
-        f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}, median of {args.rounds} rounds.",
-        "",
-        "| epoch | seconds | times the student alone | target |",
-        "|---|---|---|---|",
-        f"| student alone | {statistics.median(alone):.3f} | 1.00 | |",
-        f"| taught, every view in the cache | {statistics.median(taught):.3f} | {ratio:.3f} ({min(ratios):.3f} to "
-        f"{max(ratios):.3f}) | {TARGET} {'PASS' if ratio <= TARGET else 'FAIL'} |",
-        f"| taught, no view in the cache | {filled:.3f} | {filled / statistics.median(alone):.1f} | |",
+    base = statistics.median(alone)
+    ratio = measuring.spread("median", [b / a for a, b in zip(alone, taught, strict=True)])
+    report = measuring.report(__file__, argv, pick_device(args.gpu_id)[0], [])
+    shown = f"{ratio['median']:.3f} ({ratio['median_min']:.3f} to {ratio['median_max']:.3f})"
+    rows = [
+        ("student alone", f"{base:.3f}", "1.00", ""),
+        (
+            "taught, every view in the cache",
+            f"{statistics.median(taught):.3f}",
+            shown,
+            measuring.verdict(ratio["median"], TARGET),
+        ),
+        ("taught, no view in the cache", f"{filled:.3f}", f"{filled / base:.1f}", ""),
     ]
-    print("\n".join(lines))
-    if args.markdown:
-        atomic_write_text(args.markdown, "\n".join(lines) + os.linesep)
+    lines = [
+        f"`{report['command']}`",
+        "",
+        f"{report['device']}, {args.threads} thread(s), {args.images} images in batches of {args.batch_size}, float32, "
+        f"torch {report['environment']['versions']['torch']}, {report['date']}, median of {args.rounds} rounds.",
+        "",
+        *measuring.table(("epoch", "seconds", "times the student alone", "target"), rows),
+    ]
+    title = f"A cached headless teacher: {args.teacher} at {args.teacher_image_size} px teaches {args.student}"
+    measuring.publish(title, lines, args.markdown)
 
 
 if __name__ == "__main__":

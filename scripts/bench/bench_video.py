@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +23,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_write_text
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource, open_video, pixels
 from dataset.clips.frame_reader import FrameReader, layout, shrunk
@@ -33,16 +30,12 @@ from dataset.clips.lists import Entry
 from dataset.clips.views import ClipSettings
 from helper.machine.kernels import tune_allocator
 from helper.machine.program import run_script
-from helper.runs.folder import environment
 from models import model_dict
+from scripts.bench import measuring
+from scripts.bench.measuring import THREAD_CLOCKS
 
 BASELINE = "baseline: decode to the last wanted frame, convert the wanted ones"
-
-
 CALLS = {"training": 1, "evaluation": 4}  # of each network in turn, in a round
-
-
-CLOCKS = {"cpu": time.thread_time, "wall": time.perf_counter}
 
 
 class Naive(FrameReader):
@@ -119,15 +112,16 @@ def shift_overhead(name, size, batch, rounds, clock, dtype):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=Path, required=True, help="folder of videos", metavar="FOLDER")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds of reading that are timed")
-    parser.add_argument("--networks", nargs="+", default=["torchvision:resnet50", "torchvision:mobilenet_v2"])
-    parser.add_argument("--size", type=int, default=112, help="of the frames the networks see")
-    parser.add_argument("--batch", type=int, default=1, help="clips of eight frames")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds of TSN and TSM that are timed")
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
-    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: processor time; wall: elapsed time")
-    parser.add_argument("--out", type=Path, metavar="FILE")
+    add = parser.add_argument
+    add("--clips", type=Path, required=True, help="folder of videos", metavar="FOLDER")
+    add("--repeats", type=int, default=3, help="rounds of reading that are timed")
+    add("--networks", nargs="+", default=["torchvision:resnet50", "torchvision:mobilenet_v2"])
+    add("--size", type=int, default=112, help="of the frames the networks see")
+    add("--batch", type=int, default=1, help="clips of eight frames")
+    add("--rounds", type=int, default=9, help="rounds of TSN and TSM that are timed")
+    add("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
+    add("--clock", default="wall", choices=THREAD_CLOCKS, help="cpu: processor time; wall: elapsed time")
+    add("--out", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     tune_allocator()  # as in training
@@ -137,7 +131,7 @@ def main(argv=None):
     if not paths:
         raise UserError(f"--clips {args.clips} holds no .avi, .mp4 or .mkv files")
     entries = [Entry(ClipSource(p), 0, str(p)) for p in paths]
-    settings, lines, rows, clock = ClipSettings(), [], [], CLOCKS[args.clock]
+    settings, lines, rows, clock = ClipSettings(), [], [], THREAD_CLOCKS[args.clock]
     with tempfile.TemporaryDirectory() as cache:
         readers = {
             BASELINE: FrameReader(settings.short_side),
@@ -148,41 +142,29 @@ def main(argv=None):
         }
         speeds = clips_per_second(readers, entries, settings, args.repeats, clock)
         for name, (speed, same) in speeds.items():
-            lines.append(f"| {name} | {speed:.2f} | {speed / speeds[BASELINE][0]:.2f} | {'yes' if same else 'NO'} |")
-            print(lines[-1], flush=True)
+            lines.append((name, f"{speed:.2f}", f"{speed / speeds[BASELINE][0]:.2f}", "yes" if same else "NO"))
         size = sum(p.stat().st_size for p in Path(cache).iterdir()) / 2**20
     for name in args.networks:
         for dtype in args.precision:
             overhead = shift_overhead(name, args.size, args.batch, args.rounds, clock, dtype)
             for mode, (tsn, tsm, ratio) in overhead.items():
-                rows.append(f"| {name} | {dtype} | {mode} | {tsn:.3f} | {tsm:.3f} | {100 * (ratio - 1):+.1f} % |")
-                print(rows[-1], flush=True)
-    env = environment()
-    text = "\n".join(
-        [
-            "# Benchmark: video clips",
-            "",
-            f"`{shlex.join(['python', 'scripts/bench/bench_video.py', *sys.argv[1:]])}`, {env['cpu']}, one thread, "
-            f"seconds of the {'processor' if args.clock == 'cpu' else 'wall clock'}, torch {torch.__version__}.",
-            "",
-            f"{len(entries)} clips; 8 frames each, shorter side 256, MultiScaleCrop to 224; medians of "
-            f"{args.repeats} rounds. The cache takes {size:.0f} MiB.",
-            "",
-            "| reader | clips/s | times baseline | same pixels |",
-            "|---|---|---|---|",
-            *lines,
-            "",
-            f"The temporal shift: seconds for {args.batch} clip(s) of 8 frames of {args.size} px, medians of "
-            f"{args.rounds} alternating rounds.",
-            "",
-            "| network | | | TSN | TSM | difference |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
-    if args.out:
-        atomic_write_text(args.out, text)
+                rows.append((name, dtype, mode, f"{tsn:.3f}", f"{tsm:.3f}", f"{100 * (ratio - 1):+.1f} %"))
+    report = measuring.report(__file__, argv, torch.device("cpu"), [])
+    page = [
+        f"`{report['command']}`, {report['device']}, one thread, seconds of the "
+        f"{'processor' if args.clock == 'cpu' else 'wall clock'}, torch {torch.__version__}.",
+        "",
+        f"{len(entries)} clips; 8 frames each, shorter side 256, MultiScaleCrop to 224; medians of "
+        f"{args.repeats} rounds. The cache takes {size:.0f} MiB.",
+        "",
+        *measuring.table(("reader", "clips/s", "times baseline", "same pixels"), lines),
+        "",
+        f"The temporal shift: seconds for {args.batch} clip(s) of 8 frames of {args.size} px, medians of "
+        f"{args.rounds} alternating rounds.",
+        "",
+        *measuring.table(("network", "", "", "TSN", "TSM", "difference"), rows),
+    ]
+    measuring.publish("Benchmark: video clips", page, args.out)
 
 
 if __name__ == "__main__":

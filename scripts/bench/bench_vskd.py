@@ -14,10 +14,8 @@ changes.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +25,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_write_text
 from core.protocols import Progress, UserError
 from dataset.base import data_options
 from dataset.clips.decode import ClipSource, read_video
@@ -37,19 +34,15 @@ from distiller_zoo import method_dict
 from helper.machine.devices import native_bf16
 from helper.machine.kernels import tune_allocator
 from helper.machine.program import run_script
-from helper.networks.checkpoint import Checkpoint
-from helper.networks.load import Network
-from helper.runs.folder import environment
 from helper.training.optim import OptimConfig, optimizer
-from helper.training.stages import StagePlan, build_stages
+from helper.training.stages import StagePlan
 from helper.training.step import StepSetup
 from models import model_dict
 from models._gaf import gramian_field
+from scripts.bench import measuring
+from scripts.bench.measuring import THREAD_CLOCKS
 
 BATCH, BATCHES, FRAMES, SIZE = 16, 4, 52, (240, 320)
-
-
-CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.thread_time, "wall": time.perf_counter}
 
 
 @dataclass(frozen=True)
@@ -107,28 +100,12 @@ def loader_share(root: Path, watch: Stopwatch, side: int, steps: int) -> tuple[f
     device = watch.device
     options = data_options(root, image_size=side, window=side, modality=("accel", "video"), clip_cache=root / "cache")
     data = load_utd_mhad(options)
-    teacher = model_dict["trn_bninception"].fitted(data.shapes)
-    network = Network(
-        teacher, teacher(num_classes=27), Checkpoint(path="", state={}, meta={}, best_acc=None, epoch=None, extra={})
-    )
-    kd = method_dict["kd"]
-    stage = next(
-        build_stages(
-            kd,
-            kd.Config(),
-            model_dict["resnet18_gaf"].fitted(data.shapes),
-            network,
-            data,
-            StepSetup(
-                optimizer(OptimConfig(momentum=0.9, weight_decay=0.0005), 0.01),
-                device=device,
-                autocast=torch.bfloat16 if native_bf16(device) else None,
-            ),
-            StagePlan(batch_size=BATCH, epochs=1),
-        )
-    )
+    teacher, student = (model_dict[name].fitted(data.shapes) for name in ("trn_bninception", "resnet18_gaf"))
+    autocast = torch.bfloat16 if native_bf16(device) else None
+    setup = StepSetup(optimizer(OptimConfig(momentum=0.9, weight_decay=0.0005), 0.01), device, autocast)
+    kd, plan, network = method_dict["kd"], StagePlan(BATCH, epochs=1), measuring.random_network(teacher, 27)
+    train = measuring.step_of(kd, kd.Config(), student, network, data, setup, plan)
     loader = data.train_loader(BATCH, seed=0, device=device)
-    stage.step.train()
     waited: list[float] = []
     worked: list[float] = []
     for epoch in (1, 2):  # the first does not count
@@ -138,7 +115,7 @@ def loader_share(root: Path, watch: Stopwatch, side: int, steps: int) -> tuple[f
             started = watch.now()
             batch = next(batches)
             arrived = watch.now()
-            stage.step(batch, Progress())
+            train(batch, Progress())
             waited.append(arrived - started)
             worked.append(watch.now() - arrived)
     return float(np.median(waited)), float(np.median(worked))
@@ -146,13 +123,12 @@ def loader_share(root: Path, watch: Stopwatch, side: int, steps: int) -> tuple[f
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--side", type=int, nargs="+", default=[64, 224], help="pixels of clips and fields")
-    parser.add_argument(
-        "--steps", type=int, default=BATCHES, choices=range(1, BATCHES + 1), help="steps that are timed"
-    )
-    parser.add_argument("--clock", default="wall", choices=CLOCKS, help="cpu: seconds of the processor, one thread")
-    parser.add_argument("--out", type=Path, metavar="FILE")
+    add = parser.add_argument
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--side", type=int, nargs="+", default=[64, 224], help="pixels of clips and fields")
+    add("--steps", type=int, default=BATCHES, choices=range(1, BATCHES + 1), help="steps that are timed")
+    add("--clock", default="wall", choices=THREAD_CLOCKS, help="cpu: seconds of the processor, one thread")
+    add("--out", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     if args.clock == "cpu" and device.type != "cpu":
@@ -160,11 +136,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.clock == "cpu":
         torch.set_num_threads(1)
     tune_allocator()  # as in training
-    watch = Stopwatch(device, CLOCKS[args.clock])
-    lines = ["| what | side | value |", "|---|---|---|"]
+    watch = Stopwatch(device, THREAD_CLOCKS[args.clock])
+    rows: list[tuple[str, str, str]] = []
 
     def say(what: str, side: int | str, value: str) -> None:
-        lines.append(f"| {what} | {side} | {value} |")
+        rows.append((what, str(side), value))
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -181,15 +157,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             say("waiting for a batch", side, f"{1000 * load:.1f} ms")
             say("training step on it", side, f"{1000 * step:.0f} ms")
             say("loader's share", side, f"{100 * load / (load + step):.1f} %")
-    env = environment()
-    where = env["gpus"][0] if device.type == "cuda" else f"{env['cpu']}, {torch.get_num_threads()} threads"
+    report = measuring.report(__file__, argv, device, [])
+    where = report["device"] + ("" if device.type == "cuda" else f", {torch.get_num_threads()} threads")
     of = "processor" if args.clock == "cpu" else "wall clock"
-    command = shlex.join(["python", "scripts/bench/bench_vskd.py", *(sys.argv[1:] if argv is None else argv)])
-    note = f"`{command}`; {where}; seconds of the {of}; torch {torch.__version__}"
-    text = "\n".join(["# Benchmark: clips and Gramian fields", "", note, "", *lines, ""])
-    print(text)
-    if args.out is not None:
-        atomic_write_text(args.out, text)
+    note = f"`{report['command']}`; {where}; seconds of the {of}; torch {torch.__version__}"
+    lines = [note, "", *measuring.table(("what", "side", "value"), rows)]
+    measuring.publish("Benchmark: clips and Gramian fields", lines, args.out)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,11 @@
-"""One configuration of bench.py in a process of its own, so that peaks of memory do not mix and turns can alternate.
-
-Reads one JSON request a line and answers with one JSON line: "first" runs the first step, "time" a turn, "profile"
-writes a trace, "finish" measures what is measured once. Between requests it is idle and holds no loader process.
-"""
+"""The subjects of bench.py: our step, with a live or a cached teacher, its bare arithmetic, and the usual loop."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import gc
 import itertools
-import json
-import math
-import multiprocessing
-import os
-import resource
-import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -38,59 +25,50 @@ from helper.evaluation.evaluate import eval_batch, evaluate
 from helper.evaluation.metrics import Meter
 from helper.machine.devices import to_device
 from helper.machine.kernels import pick_kernels
-from helper.networks.checkpoint import Checkpoint
 from helper.networks.load import Network
 from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, cache_key
 from helper.networks.teacher_sources import SharedTeacher
 from helper.options.parse import parse
+from helper.options.settings import Settings
 from helper.training import optim, stages
 from helper.training.step import StepSetup
 from models import model_for
-from scripts.bench.usual_way import UsualStep, private_memory, usual_loader
-
-KEPT_BATCHES = 4  # that a turn without the loader goes round
-
-
-LOADER_BATCHES = 20
-
+from scripts.bench import measuring
+from scripts.bench.measuring import random_network, step_of
+from scripts.bench.usual_way import UsualStep, usual_loader
 
 EVAL_BATCHES = 6
-
-
-MATRICES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # sizes whose products measure the machine's rate
-
-
-PROFILED_STEPS = 3
-
-
 LONG_RUN = 10**6  # steps; automatic choices are those of a long run
 
 
-def open_data(request: dict[str, Any]) -> ResidentData:
-    """CIFAR-100 from its folder, or random pixels of its shape and number."""
-    if request["data_folder"]:
-        return load_cifar100(DataOptions(root=Path(request["data_folder"])))
+def random_data(count: int) -> ResidentData:
+    """Random pixels of the shape of CIFAR-100; a fifth as many test images."""
     rng = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
         images = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, generator=rng)
         return Split(images, torch.arange(count) % 100)
 
-    count = request["images"]
     return ResidentData("random", [str(k) for k in range(100)], split(count), split(max(1, count // 5)), flips=True)
+
+
+def open_data(request: dict[str, Any]) -> ResidentData:
+    if request["data_folder"]:
+        return load_cifar100(DataOptions(root=Path(request["data_folder"])))
+    return random_data(request["images"])
 
 
 @torch.no_grad()
 def random_teacher(name: str, data: ResidentData, device: torch.device) -> Network:
     """Random weights, with batch-norm statistics of the data: activations then have the scale of a trained network."""
-    spec = model_for(name, data.shapes["image"])
-    torch.manual_seed(0)
-    model = spec(num_classes=data.num_classes).to(device)
+    network = random_network(model_for(name, data.shapes["image"]), data.num_classes)
+    model = network.model.to(device)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # the plain mean over batches, of which there is one
-    TappedNet(model, spec).to(device).train()(next(iter(data.test_loader(64, device=device))).inputs)
-    return Network(spec, model.eval(), Checkpoint(Path("random"), model.state_dict()))
+    TappedNet(model, network.spec).to(device).train()(next(iter(data.test_loader(64, device=device))).inputs)
+    model.eval()
+    return network
 
 
 class Counted(SharedTeacher):
@@ -104,7 +82,18 @@ class Counted(SharedTeacher):
         return super().features(batch, taps)
 
 
-class Ours:
+class OneProcess:
+    """What a turn reads of every subject; see measuring.py."""
+
+    def set_up(self, settings: Settings) -> None:
+        self.device, self.autocast = opening.setup(settings)
+        self.dtype = "bf16" if self.autocast else "fp32"
+
+    def finish(self, evaluation: bool) -> dict[str, Any]:
+        return {}
+
+
+class Ours(OneProcess):
     """What train_student.py does between two batches: loader, steps of one or several methods, meters."""
 
     def __init__(self, request: dict[str, Any]):
@@ -114,7 +103,7 @@ class Ours:
         common += ["--batch_size", str(request["batch_size"]), "--model_s", request["student"], *request["flags"]]
         lanes = [parse(["--distill", name, *common], teacher=False) for name in request["method"].split(",")]
         settings = lanes[0]
-        self.device, self.autocast = opening.setup(settings)
+        self.set_up(settings)
         self.data, self.batch_size = open_data(request), settings.training.loop.batch_size
         self.kernels, _ = pick_kernels(settings.machine.kernels, self.device, LONG_RUN, settings.teacher.fold_teacher)
         student = model_for(settings.model, self.data.shapes["image"])
@@ -126,34 +115,13 @@ class Ours:
         self.teacher = Counted(self.source(teacher, net), taps)
         self.steps, self.meters = [], [Meter(self.device) for _ in lanes]
         for lane in lanes:
-            *_, stage = stages.build_stages(
-                lane.method,
-                lane.config,
-                student,
-                teacher if lane in frozen else None,
-                self.data,
-                StepSetup(
-                    optim.optimizer(
-                        optim.OptimConfig(
-                            momentum=lane.training.optim.momentum, weight_decay=lane.training.optim.weight_decay
-                        ),
-                        lane.training.schedule.learning_rate,
-                        self.kernels.fused_optimizer,
-                    ),
-                    device=self.device,
-                    autocast=self.autocast,
-                    kernels=self.kernels,
-                ),
-                stages.StagePlan(batch_size=settings.training.loop.batch_size, epochs=1),
-                source=self.teacher,
-            )
-            stage.step.train()
-            self.steps.append(stage.step)
-        self.loader = self.data.train_loader(
-            settings.training.loop.batch_size, seed=0, device=self.device, drop_last=True
-        )
+            rate, own = lane.training.schedule.learning_rate, teacher if lane in frozen else None
+            make = optim.optimizer(lane.training.optim, rate, self.kernels.fused_optimizer)
+            setup = StepSetup(make, self.device, self.autocast, kernels=self.kernels)
+            plan = stages.StagePlan(self.batch_size, epochs=1)
+            self.steps.append(step_of(lane.method, lane.config, student, own, self.data, setup, plan, self.teacher))
+        self.loader = self.data.train_loader(self.batch_size, seed=0, device=self.device, drop_last=True)
         self.done = 0
-        self.dtype = "bf16" if self.autocast else "fp32"
 
     def source(self, teacher: Network, net: TappedNet) -> Any:
         return teacher.source(net, self.device, self.autocast, self.kernels, self.batch_size)
@@ -210,9 +178,9 @@ class Ours:
         batch = next(iter(self.data.test_loader(size, device=self.device)))
         batches = [batch] * EVAL_BATCHES
         evaluate(deployed, batches[:1], self.device, autocast)  # type: ignore[arg-type]
-        started = clock()
+        started = measuring.clock()
         evaluate(deployed, batches, self.device, autocast)  # type: ignore[arg-type]  # reads its result: nothing is pending
-        rate = len(batch) * EVAL_BATCHES / (clock() - started)
+        rate = len(batch) * EVAL_BATCHES / (measuring.clock() - started)
         self.steps[0].train()
         return rate
 
@@ -229,14 +197,14 @@ class Cached(Ours):
         self.subset = min(self.subset, len(self.data.train_labels))
         self.rng = torch.Generator().manual_seed(1)
         views = self.subset * self.data.num_crops
-        started = clock()
+        started = measuring.clock()
         ids = torch.arange(views)
         for part in ids.split(self.batch_size):
             self.cache.features(self.rendered(part // self.data.num_crops, part % self.data.num_crops), ())
         self.cache.end_epoch()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        self.fill_s, self.views = clock() - started, views
+        self.fill_s, self.views = measuring.clock() - started, views
         self.cache.hits = self.cache.asked = 0
 
     def source(self, teacher: Network, net: TappedNet) -> Any:
@@ -273,12 +241,11 @@ class Cached(Ours):
         return super().finish(evaluation) | filled
 
 
-class Bare:
+class Bare(OneProcess):
     """One half of a kd step with nothing around it: the teacher's forward, or the student's step on labels alone."""
 
     def __init__(self, request: dict[str, Any]):
-        settings = parse(["--gpu_id", request["gpu_id"], "--precision", request["precision"]], teacher=False)
-        self.device, self.autocast = opening.setup(settings)
+        self.set_up(parse(["--gpu_id", request["gpu_id"], "--precision", request["precision"]], teacher=False))
         self.data = open_data(request)
         self.method = request["method"]
         teacher = random_teacher(request["teacher"], self.data, self.device)
@@ -288,12 +255,10 @@ class Bare:
             torch.manual_seed(0)
             spec = model_for(request["student"], self.data.shapes["image"])
             self.net = to_device(spec(num_classes=self.data.num_classes), self.device).train()
-            self.optimizer = optim.optimizer(optim.OptimConfig(momentum=0.9, weight_decay=0.0005), 0.05)(
-                list(self.net.parameters()), 1.0
-            )
+            make = optim.optimizer(optim.OptimConfig(momentum=0.9, weight_decay=0.0005), 0.05)
+            self.optimizer = make(list(self.net.parameters()), 1.0)
         self.loader = self.data.train_loader(request["batch_size"], seed=0, device=self.device, drop_last=True)
         self.last = torch.zeros(())
-        self.dtype = "bf16" if self.autocast else "fp32"
 
     batches = Ours.batches
 
@@ -311,17 +276,13 @@ class Bare:
     def loss(self) -> float:
         return float(self.last.detach())
 
-    def finish(self, evaluation: bool) -> dict[str, Any]:
-        return {}
 
-
-class Usual:
+class Usual(OneProcess):
     """The baseline: its own loader, step and metrics."""
 
     def __init__(self, request: dict[str, Any]):
-        settings = parse(["--gpu_id", request["gpu_id"], "--precision", request["precision"]], teacher=False)
         opening.tune_allocator = lambda: None  # no other program does that
-        self.device, autocast = opening.setup(settings)
+        self.set_up(parse(["--gpu_id", request["gpu_id"], "--precision", request["precision"]], teacher=False))
         data = open_data(request)
         teacher = random_teacher(request["teacher"], data, self.device)
         student = model_for(request["student"], data.shapes["image"])
@@ -341,9 +302,9 @@ class Usual:
             teacher.model,
             teacher.spec,
             self.device,
-            autocast,
+            self.autocast,
         )
-        self.seen, self.dtype = 0, "bf16" if autocast else "fp32"
+        self.seen = 0
 
     def batches(self) -> Iterator[list[Tensor]]:
         while True:
@@ -356,135 +317,5 @@ class Usual:
     def loss(self) -> float:
         return self.train_step.sums["loss"] / self.seen
 
-    def finish(self, evaluation: bool) -> dict[str, Any]:
-        return {}
-
 
 KINDS: dict[str, Callable[[dict[str, Any]], Any]] = {"ours": Ours, "cached": Cached, "bare": Bare, "baseline": Usual}
-
-
-clock: Callable[[], float] = time.perf_counter  # --clock cpu: time.process_time
-
-
-class Stopwatch:
-    """Seconds between marks: by the clock on a CPU; on a GPU events, read at the end, so that measuring waits for
-    nothing."""
-
-    def __init__(self, device: torch.device):
-        self.cuda, self.marks = device.type == "cuda", []
-
-    def mark(self) -> None:
-        if not self.cuda:
-            self.marks.append(clock())
-            return
-        self.marks.append(torch.cuda.Event(enable_timing=True))
-        self.marks[-1].record()
-
-    def median(self) -> float:
-        pairs = itertools.pairwise(self.marks)
-        if not self.cuda:
-            return statistics.median(b - a for a, b in pairs)
-        torch.cuda.synchronize()
-        return statistics.median(a.elapsed_time(b) / 1000 for a, b in pairs)
-
-
-def timed(
-    work: Callable[[Any], object], batches: Iterator[Any], warmup: int, steps: int, device: torch.device
-) -> float:
-    """Median seconds of fetching a batch and working on it."""
-    for _ in range(warmup):
-        work(next(batches))
-    watch = Stopwatch(device)
-    watch.mark()
-    for _ in range(steps):
-        work(next(batches))
-        watch.mark()
-    return watch.median()
-
-
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of square matrix products in this precision, the best of three sizes: what the machine gives now."""
-    rates = []
-    for size in MATRICES[device.type]:
-        a, b = (torch.rand(size, size, device=device).to(dtype) for _ in range(2))
-        work = itertools.repeat(b)
-        rates.append(2 * size**3 / timed(lambda x, a=a: a @ x, work, 1, 3, device))
-    return max(rates)
-
-
-def peak_mb(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def turn(subject: Any, warmup: int, steps: int, light: bool, floor: bool) -> dict[str, Any]:
-    """Seconds per step with and without the loader, and of the loader alone; memory so far.
-
-    light: the step with its loader and nothing else. floor: also the machine's rate of matrix products, next to it.
-    """
-    device, batches = subject.device, subject.batches()
-    out: dict[str, Any] = {"step_s": timed(subject.step, batches, warmup, steps, device)}
-    if not light:
-        children = [p.pid for p in multiprocessing.active_children()]
-        out["loader_processes_mb"] = private_memory(children) if children else 0.0
-        out["loader_s"] = timed(lambda batch: None, batches, warmup, LOADER_BATCHES, device)
-        kept = [next(batches) for _ in range(KEPT_BATCHES)]
-        del batches
-        gc.collect()  # ends the loader's processes before anything else is timed
-        out["bare_step_s"] = timed(subject.step, itertools.cycle(kept), warmup, steps, device)
-    if floor:
-        out["matrix_flops"] = matrix_rate(device, torch.bfloat16 if subject.dtype == "bf16" else torch.float32)
-    out["peak_mb"], out["loss"] = peak_mb(device), subject.loss()
-    if not math.isfinite(out["loss"]):
-        raise RuntimeError(f"the loss is {out['loss']}: these timings mean nothing")
-    return out
-
-
-def first_step(subject: Any) -> dict[str, Any]:
-    """Seconds of the first step, compilation included."""
-    batch = next(subject.batches())
-    started = clock()
-    subject.step(batch)
-    subject.loss()  # waits for the device
-    return {"first_step_s": clock() - started}
-
-
-def profiled(subject: Any, path: str) -> dict[str, Any]:
-    """Write a trace of a few steps that chrome://tracing and perfetto read."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if subject.device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    batches = subject.batches()
-    with torch.profiler.profile(activities=activities) as profile:
-        for _ in range(PROFILED_STEPS):
-            subject.step(next(batches))
-    profile.export_chrome_trace(path)
-    return {"trace": path}
-
-
-def finish(subject: Any, evaluation: bool) -> dict[str, Any]:
-    return subject.finish(evaluation)
-
-
-def respond(subject: Any, order: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The answer to one order: a name (first, time, profile, finish) and its arguments."""
-    ((name, arguments),) = order.items()
-    work = {"first": first_step, "time": turn, "profile": profiled, "finish": finish}[name]
-    return work(subject, **arguments)
-
-
-def serve(request: dict[str, Any]) -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
-
-    def answer(content: dict[str, Any]) -> None:
-        print(json.dumps(content), file=answers, flush=True)
-
-    global clock
-    torch.set_num_threads(request["threads"])
-    clock = time.process_time if request["clock"] == "cpu" else time.perf_counter
-    subject = KINDS[request["kind"]](request)
-    answer({"dtype": subject.dtype})
-    for line in sys.stdin:
-        answer(respond(subject, json.loads(line)))

@@ -7,8 +7,6 @@ network classes and none of its step, loader or taps. tests/scripts/test_bench.p
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,8 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 from core.protocols import ModelSpec
 
 WEIGHTS = {"kd": (1.0, 1.0, 0.0), "simkd": (0.0, 0.0, 1.0)}  # of cross-entropy, KL and the method's own term
-
-
 TEMPERATURE = 4.0
 
 
@@ -169,15 +165,3 @@ class UsualStep:
         loss.backward()
         self.optimizer.step()
         return value
-
-
-def private_memory(pids: Iterable[int]) -> float | None:
-    """MB that processes hold for themselves alone (Linux); None where the kernel does not tell."""
-    total = 0
-    try:
-        for pid in pids:
-            with open(f"/proc/{pid}/smaps_rollup") as file:
-                total += sum(int(line.split()[1]) for line in file if line.startswith("Private"))
-    except OSError:
-        return None
-    return total / 1024

@@ -23,7 +23,6 @@ from core.log import start_log
 from core.option import checked, not_negative
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from dataset.base import image_side
 from distiller_zoo._multiview import multi_view
 from helper.deploy.as_trained import CHOSEN, add_data_set, dataset_of, options_as_trained
 from helper.evaluation.evaluate import evaluate
@@ -54,21 +53,11 @@ def columns(sigmas: Sequence[float]) -> dict[str, Spoil]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--path",
-        nargs="+",
-        required=True,
-        action=CheckpointOf,
-        help="checkpoints, or folders of runs",
-        metavar="FILE",
-    )
-    parser.add_argument("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    add = parser.add_argument
+    add("--path", nargs="+", required=True, action=CheckpointOf, help="checkpoints, or folders of runs", metavar="FILE")
+    add("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
     add_data_set(parser)
-    parser.add_argument("--data_folder", default="../data/", metavar="FOLDER")
-    parser.add_argument(
-        "--image_size", type=int, action=checked(image_side), help="default: as each network was trained"
-    )
-    parser.add_argument(
+    add(
         "--noise",
         type=float,
         action=checked(not_negative),
@@ -76,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=[0.05, 0.1, 0.2],
         help="standard deviations",
     )
-    parser.add_argument("--gpu_id", default="0", metavar="GPUS")
-    parser.add_argument("--out", type=Path, help="also write the table to this file", metavar="FILE")
+    add("--gpu_id", default="0", metavar="GPUS")
+    add("--out", type=Path, help="also write the table to this file", metavar="FILE")
     args = parser.parse_args(normalised(argv))
     start_log()
     device, _ = pick_device(args.gpu_id)

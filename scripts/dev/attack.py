@@ -376,16 +376,15 @@ def seconds_of(save: Callable[[Any, Path], None], state: Any, root: Path) -> flo
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=500)
-    parser.add_argument("--damaged", type=int, default=300)
-    parser.add_argument("--inputs", type=int, default=10**6, help="number of inputs (default: all)")
-    parser.add_argument(
-        "--minutes", type=float, default=60, help="start no new case after this many minutes (default 60)"
-    )
-    parser.add_argument("--jobs", type=int, default=2, help="number of parallel cases (default 2)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="also write the counts to this file", metavar="FILE")
-    parser.add_argument("--append", action="store_true", help="add to what --out holds: parts may run one by one")
+    add = parser.add_argument
+    add("--kills", type=int, default=500)
+    add("--damaged", type=int, default=300)
+    add("--inputs", type=int, default=10**6, help="number of inputs (default: all)")
+    add("--minutes", type=float, default=60, help="start no new case after this many minutes (default 60)")
+    add("--jobs", type=int, default=2, help="number of parallel cases (default 2)")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, help="also write the counts to this file", metavar="FILE")
+    add("--append", action="store_true", help="add to what --out holds: parts may run one by one")
     args = parser.parse_args(argv)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -28,13 +28,8 @@ from helper.machine.program import run_script
 from tests.distiller_zoo.mutants import MUTANTS, Mutant
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process that forks may have no threads
-
-
 ROOT = Path(__file__).resolve().parents[2]
-
-
 PACKAGES = ("core", "crd", "dataset", "distiller_zoo", "helper", "models", "tests")
-
 
 TESTS = (
     "test_reference_classic",
@@ -51,7 +46,6 @@ TESTS = (
     "test_losses_recent_graph",
     "test_losses_parts",
 )
-
 
 DEADLINE = 300  # seconds for one run of the tests
 

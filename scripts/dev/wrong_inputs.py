@@ -49,7 +49,7 @@ class Captured(BaseException):
     pass
 
 
-def parser_of(module: str, argv: Sequence[str] = ()) -> argparse.ArgumentParser:
+def parser_of(module: str) -> argparse.ArgumentParser:
     """The parser that a script's main() makes."""
 
     def capture(parser: argparse.ArgumentParser, *_: Any) -> None:
@@ -57,7 +57,7 @@ def parser_of(module: str, argv: Sequence[str] = ()) -> argparse.ArgumentParser:
 
     with mock.patch.object(argparse.ArgumentParser, "parse_args", capture), contextlib.suppress(SystemExit):
         try:
-            importlib.import_module(module).main(list(argv))
+            importlib.import_module(module).main([])
         except Captured as found:
             return found.args[0]
     raise AssertionError(f"{module} parses nothing")
@@ -167,10 +167,6 @@ class Known:
         }
 
 
-def file_of(module: str) -> str:
-    return module.replace(".", "/") + ".py"
-
-
 def checkpoints(known: Known) -> Iterator[Wrong]:
     """Odd files in every place of a checkpoint."""
     for case, path, words in odd_files(known.teacher, known.root / "odd"):
@@ -187,14 +183,7 @@ def checkpoints(known: Known) -> Iterator[Wrong]:
                 *("--forms", "safetensors"),
             ),
             "train_teacher.py": (
-                "--dataset",
-                "digits",
-                "--model",
-                "resnet8",
-                *BRIEF,
-                "--dry_run",
-                "--pretrained",
-                path,
+                *("--dataset", "digits", "--model", "resnet8", *BRIEF, "--dry_run", "--pretrained", path),
             ),
         }
         for script, argv in places.items():
@@ -242,7 +231,7 @@ def parsers(known: Known) -> Iterator[Wrong]:
 
 
 def _tried(module: str, argv: tuple[object, ...], action: argparse.Action, root: Path) -> Iterator[Wrong]:
-    flag, script = action.option_strings[0], file_of(module)
+    flag, script = action.option_strings[0], module.replace(".", "/") + ".py"
     cut = argv.index("--") if "--" in argv else len(argv)
 
     def command(value: object) -> tuple[object, ...]:
@@ -397,14 +386,8 @@ def clips(known: Known) -> Iterator[Wrong]:
         path = root / f"{name.replace(' ', '_')}.txt"
         path.write_bytes(content)
         for more in ((), ("--skip_corrupt",), ("--decoder", "opencv")):
-            argv = (
-                *brief,
-                "--train_list",
-                path,
-                "--save_root",
-                known.root / "save" / f"{name} {' '.join(more)}",
-                *more,
-            )
+            save = known.root / "save" / f"{name} {' '.join(more)}"
+            argv = (*brief, "--train_list", path, "--save_root", save, *more)
             yield Wrong(f"list: {name} {' '.join(more)}", "train_teacher.py", argv, "", may_run=bool(more))
     for kind, path in bad_paths(known.root / "paths", ".txt").items():
         yield Wrong(f"list: {kind}", "train_teacher.py", (*brief, "--train_list", path, "--dry_run"), "")

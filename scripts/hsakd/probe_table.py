@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.files import atomic_write_text
 from core.protocols import UserError
 from helper.machine.program import run_script
+from helper.tables.runs import mean_std
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,11 +56,6 @@ def main(argv: list[str] | None = None) -> None:
     print("\n".join(lines))
     if args.out:
         atomic_write_text(args.out, "\n".join(lines) + "\n")
-
-
-def mean_std(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
 
 
 if __name__ == "__main__":

@@ -134,40 +134,34 @@ def submit(args: argparse.Namespace) -> list[Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--cluster",
         default=None,
         choices=("slurm", "local", "debug"),
         help="where to run (default: slurm if this machine has it, else local)",
     )
-    parser.add_argument("--grid", type=Path, help="file with one command per line: a job array", metavar="FILE")
-    parser.add_argument("--nodes", type=int, default=1, help="nodes per job (default 1)")
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs per node, with one process each (default 1)")
-    parser.add_argument("--processes", type=int, help="processes per node (default: one per GPU)")
-    parser.add_argument("--cpus", type=int, default=8, help="CPU cores per node (default 8)")
-    parser.add_argument("--time", type=int, default=24 * 60, help="time limit in minutes (default 1440)")
-    parser.add_argument("--partition", help="partition of the cluster", metavar="NAME")
-    parser.add_argument(
+    add("--grid", type=Path, help="file with one command per line: a job array", metavar="FILE")
+    add("--nodes", type=int, default=1, help="nodes per job (default 1)")
+    add("--gpus", type=int, default=1, help="GPUs per node, with one process each (default 1)")
+    add("--processes", type=int, help="processes per node (default: one per GPU)")
+    add("--cpus", type=int, default=8, help="CPU cores per node (default 8)")
+    add("--time", type=int, default=24 * 60, help="time limit in minutes (default 1440)")
+    add("--partition", help="partition of the cluster", metavar="NAME")
+    add(
         "--parallel",
         type=int,
         default=64,
         help="largest number of jobs of an array that run at the same time (default 64)",
     )
-    parser.add_argument("--name", default="retort", help="name of the jobs (default retort)", metavar="TEXT")
-    parser.add_argument(
-        "--logs", default="save/slurm", help="folder of the logs (default save/slurm)", metavar="FOLDER"
-    )
-    parser.add_argument("--wait", action="store_true", help="wait until all jobs have ended; exit code 1 if one failed")
-    parser.add_argument("command", nargs="*", help="the script and its arguments, after --")
+    add("--name", default="retort", help="name of the jobs (default retort)", metavar="TEXT")
+    add("--logs", default="save/slurm", help="folder of the logs (default save/slurm)", metavar="FOLDER")
+    add("--wait", action="store_true", help="wait until all jobs have ended; exit code 1 if one failed")
+    add("command", nargs="*", help="the script and its arguments, after --")
     args = parser.parse_args(argv)
-    try:
-        if bool(args.grid) == bool(args.command):
-            raise UserError("give one command after --, or several in --grid FILE")
-        jobs = submit(args)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    failed = [job.job_id for job in jobs if args.wait and job.exception() is not None]
+    if bool(args.grid) == bool(args.command):
+        raise UserError("give one command after --, or several in --grid FILE")
+    failed = [job.job_id for job in submit(args) if args.wait and job.exception() is not None]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))

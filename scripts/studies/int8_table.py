@@ -27,6 +27,7 @@ from dataset import dataset_dict
 from helper.deploy.as_trained import add_as_trained, clip_options, options_as_trained
 from helper.deploy.export import Plain, onnx_session, write_onnx
 from helper.deploy.quantize import accuracy, calibration_samples, quantize_onnx
+from helper.machine.program import run_script
 from helper.networks.load import load_network
 from helper.options.parse import normalised
 from helper.runs.folder import environment
@@ -62,8 +63,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--row", nargs="+", action="append", required=True, metavar="WORD", help="a label, then its checkpoints"
     )
-    parser.add_argument("--data_folder", default="../data/", metavar="FOLDER")
-    parser.add_argument("--image_size", type=int, help="size of the images in pixels (default: as in training)")
     add_as_trained(parser)
     parser.add_argument("--calibration", type=int, default=512, help="training samples for calibration")
     parser.add_argument("--title", default="What int8 costs", metavar="TEXT")
@@ -103,8 +102,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+    run_script(main)

@@ -35,11 +35,7 @@ from helper.runs.folder import file_name
 from models import model_dict, model_in
 
 SOURCES = Path(__file__).with_name("teachers.toml")
-
-
 TABLES = ("resnet32x4", "vgg13", "wrn_40_2", "resnet56", "resnet110", "ResNet50")  # the teachers of the tables
-
-
 KINDS = ("file", "tar", "torchvision", "timm", "manual")
 LARGEST = 8 * 2**30  # bytes of a file of weights, and of a member of an archive
 LONGEST = 6 * 3600  # seconds of one attempt
@@ -413,20 +409,19 @@ def listing(sources: Sequence[Mapping[str, Any]], memory: Memory) -> str:
 
 def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="networks, or timm:NAME (default: the teachers of the tables)")
-    parser.add_argument("--save_root", type=Path, default=Path("./save"), metavar="FOLDER")
-    parser.add_argument(
-        "--list", action="store_true", help="list every source, and whether it was reachable when last tried"
-    )
-    parser.add_argument("--sources", type=Path, default=SOURCES, help="your own list of sources", metavar="FILE")
-    parser.add_argument(
+    add = parser.add_argument
+    add("names", nargs="*", help="networks, or timm:NAME (default: the teachers of the tables)")
+    add("--save_root", type=Path, default=Path("./save"), metavar="FOLDER")
+    add("--list", action="store_true", help="list every source, and whether it was reachable when last tried")
+    add("--sources", type=Path, default=SOURCES, help="your own list of sources", metavar="FILE")
+    add(
         "--retries",
         type=int,
         action=checked(at_least(0, 100)),
         default=4,
         help="further attempts per address (default 4)",
     )
-    parser.add_argument(
+    add(
         "--timeout",
         type=float,
         action=checked(positive),

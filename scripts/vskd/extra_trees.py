@@ -12,8 +12,6 @@ from dataset.recordings.pairs import SENSOR, Sample
 from dataset.recordings.sensors import read_sensor
 
 PARTS = 4  # of the time axis, next to the whole
-
-
 TREES = 500
 
 

@@ -138,13 +138,14 @@ def opened(name: str, folder: Path, runs: Sequence[Run], cache: Path | None) -> 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="root of the runs on UTD-MHAD", metavar="FOLDER")
-    parser.add_argument("--data_folder", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--clip_cache", type=Path, default=Path("./cache/clips"), metavar="FOLDER")
-    parser.add_argument("--network", default="resnet18_gaf", help="student of the picture")
-    parser.add_argument("--berkeley_root", type=Path)
-    parser.add_argument("--berkeley_folder", type=Path)
-    parser.add_argument("--out", default="results/vskd", help="beginning of the files' names", metavar="FILE")
+    add = parser.add_argument
+    add("--root", type=Path, required=True, help="root of the runs on UTD-MHAD", metavar="FOLDER")
+    add("--data_folder", type=Path, required=True, metavar="FOLDER")
+    add("--clip_cache", type=Path, default=Path("./cache/clips"), metavar="FOLDER")
+    add("--network", default="resnet18_gaf", help="student of the picture")
+    add("--berkeley_root", type=Path)
+    add("--berkeley_folder", type=Path)
+    add("--out", default="results/vskd", help="beginning of the files' names", metavar="FILE")
     args = parser.parse_args(argv)
     runs = find_runs(args.root, "utd_mhad")
     if not runs:

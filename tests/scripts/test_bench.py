@@ -21,7 +21,7 @@ from helper.networks.load import Network
 from helper.training import optim, stages
 from helper.training.step import StepSetup
 from models import model_dict
-from scripts.bench import bench, bench_worker
+from scripts.bench import bench, bench_worker, measuring
 from scripts.bench.usual_way import Projector, UsualStep
 from tests.support import reference_loop
 
@@ -79,16 +79,15 @@ def one_process(monkeypatch):
         self.worker = bench_worker.KINDS[self.kind](request | self.request)
 
     monkeypatch.setattr(opening, "tune_allocator", opening.tune_allocator)  # the worker may replace it
-    monkeypatch.setattr(bench_worker, "MATRICES", {"cpu": (64,)})
-    for name in ("EVAL_BATCHES", "KEPT_BATCHES", "LOADER_BATCHES", "PROFILED_STEPS"):
-        monkeypatch.setattr(bench_worker, name, 1)
+    monkeypatch.setattr(measuring, "MATRICES", {"cpu": (64,)})
+    monkeypatch.setattr(bench_worker, "EVAL_BATCHES", 1)
+    for name in ("KEPT_BATCHES", "LOADER_BATCHES", "PROFILED_STEPS"):
+        monkeypatch.setattr(measuring, name, 1)
     monkeypatch.setattr(bench.Subject, "start", start)
     sent = {}  # orders that were not answered yet
 
     def read(self):
-        return (
-            bench_worker.respond(self.worker, sent.pop(id(self))) if id(self) in sent else {"dtype": self.worker.dtype}
-        )
+        return measuring.respond(self.worker, sent.pop(id(self))) if id(self) in sent else {"dtype": self.worker.dtype}
 
     monkeypatch.setattr(bench.Subject, "read", read)
     monkeypatch.setattr(bench.Subject, "send", lambda self, **order: sent.update({id(self): order}))

@@ -10,7 +10,7 @@ import torch
 
 from core.protocols import UserError
 from helper import opening
-from scripts.bench import bench_cakd
+from scripts.bench import bench_cakd, measuring
 from tests.support.commands import ROOT
 
 
@@ -31,14 +31,13 @@ def test_limits_and_verdicts():
 SMALL = {"student": "resnet8", "teacher": "vit_micro_cifar", "size": 32, "batch_size": 2, "clock": "cpu"}
 
 
-def test_a_process_of_the_benchmark(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", ['"macs"', "1"])
+def test_a_process_of_the_benchmark(monkeypatch):
     monkeypatch.setattr(opening, "tune_allocator", lambda: None)  # these two would outlive the test
     monkeypatch.setattr(torch.backends.mha, "set_fastpath_enabled", lambda enabled: None)
-    machine = {"threads": torch.get_num_threads(), "gpu_id": "0", "precision": "fp32"}
-    bench_cakd.serve(SMALL | machine | {"kind": "cakd paper"})
-    ready, macs, turn = map(json.loads, capsys.readouterr().out.splitlines())
-    assert ready == "ready" and macs > 0 and turn["step_s"] > 0 and turn["peak_mb"] > 0 and turn["dtype"] == "fp32"
+    step = bench_cakd.Step(SMALL | {"gpu_id": "0", "precision": "fp32", "kind": "cakd paper"})
+    turn = measuring.respond(step, {"time": {"warmup": 0, "steps": 1, "light": True, "floor": False}})
+    assert turn["step_s"] > 0 and turn["peak_mb"] > 0 and step.dtype == "fp32"
+    assert measuring.respond(step, {"finish": {"evaluation": False}})["macs"] > 0
 
 
 @pytest.mark.slow  # three processes; the quick test above is one of them

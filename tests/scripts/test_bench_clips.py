@@ -11,7 +11,7 @@ from dataset.clips.decode import ClipSource
 from dataset.clips.frame_reader import FrameReader
 from dataset.clips.lists import Entry
 from dataset.clips.views import ClipSettings
-from scripts.bench import bench_video, bench_vskd
+from scripts.bench import bench_video, bench_vskd, measuring
 from tests.support.recordings import left_bright, write_video
 
 
@@ -51,7 +51,7 @@ def test_the_command_writes_both_tables(clips, tmp_path, commands):
 
 
 def test_the_stopwatch_of_the_processor_does_not_count_waiting():
-    watch = bench_vskd.Stopwatch(torch.device("cpu"), bench_vskd.CLOCKS["cpu"])
+    watch = bench_vskd.Stopwatch(torch.device("cpu"), measuring.THREAD_CLOCKS["cpu"])
     assert watch.median(lambda: time.sleep(0.05), 1) < 0.01
     assert bench_vskd.fields(watch, 2, 16) > 0
     with pytest.raises(UserError, match="use --clock wall"):

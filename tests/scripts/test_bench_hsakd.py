@@ -1,6 +1,5 @@
 """scripts/bench/bench_hsakd.py: its baseline computes what our float32 step computes, and the command reports it."""
 
-import argparse
 import copy
 import json
 import os
@@ -16,7 +15,7 @@ from distiller_zoo import method_dict
 from helper.training import optim, stages
 from helper.training.step import StepSetup
 from models import model_dict
-from scripts.bench import bench_hsakd
+from scripts.bench import bench_hsakd, measuring
 from scripts.bench.usual_hsakd import UsualDPCD, UsualHSAKD
 from tests.support.toys import ToyData, network
 
@@ -63,18 +62,17 @@ def test_targets_and_verdicts():
     assert all(bench_hsakd.target_of(*subject, on_gpu=False) for subject in bench_hsakd.SUBJECTS if "ours" in subject)
     row = {"step": "ours", "speed_up": 2.0, "peak_mb": 9.0, "usual_peak_mb": 8.0}
     assert [bench_hsakd.verdicts(row | {"target": t}) for t in (1.8, 2.5, None)] == [
-        "1.8 PASS | FAIL", "2.5 FAIL | FAIL", " | FAIL",
+        ("1.8 PASS", "FAIL"), ("2.5 FAIL", "FAIL"), ("", "FAIL"),
     ]  # fmt: skip
-    assert bench_hsakd.verdicts(row | {"target": None, "step": "usual"}) == " | "
+    assert bench_hsakd.verdicts(row | {"target": None, "step": "usual"}) == ("", "")
     with pytest.raises(UserError, match="pass --threads 1"):
         bench_hsakd.main(["--clock", "cpu", "--threads", "2"])
 
 
-def test_a_process_of_the_benchmark(monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", ["1"])
-    args = argparse.Namespace(threads=torch.get_num_threads(), clock="cpu", gpu_id="0", batch_size=2)
-    bench_hsakd.worker("dpcd", "ours", "fp32", args)
-    answer = json.loads(capsys.readouterr().out)
+@pytest.mark.parametrize("kind", ["ours", "usual"])
+def test_a_process_of_the_benchmark(kind):
+    step = bench_hsakd.Step({"method": "dpcd", "kind": kind, "dtype": "fp32", "gpu_id": "0", "batch_size": 2})
+    answer = measuring.respond(step, {"time": {"warmup": 0, "steps": 1, "light": True, "floor": False}})
     assert answer["step_s"] > 0 and answer["peak_mb"] > 0
 
 
