@@ -344,7 +344,7 @@ def test_crd_runs_in_two_processes_and_resumes(tree, tree_teacher, dali, command
     argv += ("--path_t", tree_teacher, "--model_s", "resnet8", "--distill", "crd", "--nce_k", 8)
     argv += ("--dali", dali) if dali else ("--skip_corrupt",)
     # killed in the second epoch, continued from its beginning
-    died = commands("train_student.py", *argv, ranks=2, in_rank=(1, {"signals": [(5, 9)]}))
+    died = commands("train_student.py", *argv, ranks=2, in_rank=(1, {"signals": [(5, 9)]}), speak_after=0.1)
     assert died.code == 137 and "another process" in died.err, (died.out, died.err)
     done = commands("train_student.py", *argv, ranks=2).finished()
     (folder,) = (tmp_path / "students" / "models").iterdir()

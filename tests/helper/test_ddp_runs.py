@@ -138,14 +138,15 @@ def test_a_run_goes_on_with_another_number_of_processes(crd, commands, tmp_path)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_stops_the_other(commands, victim, tmp_path):
     argv = (*TEACHER, "--epochs", 500, "--save_root", tmp_path, "--print_freq", 1)
-    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(victim, {"signals": [(5, signal.SIGKILL)]}))
+    killed = (victim, {"signals": [(5, signal.SIGKILL)]})
+    done = commands("train_teacher.py", *argv, ranks=2, in_rank=killed, speak_after=0.1)
     assert done.code == 137 and len(rows(the_run(tmp_path, "teachers"))) == 1  # the other went no further
     assert "another process of this run has ended" in done.err and "Traceback" not in done.err, done.err
 
 
 def test_a_process_that_hangs_stops_the_other(commands, tmp_path):
     argv = (*TEACHER, "--epochs", 500, "--save_root", tmp_path, "--dist_timeout", 2)
-    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(1, {"hang_at": 5}))
+    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(1, {"hang_at": 5}), speak_after=0.1)
     assert done.code == 2 and "does not answer" in done.err and "--dist_timeout" in done.err, done.err
     assert "Traceback" not in done.err
 
@@ -163,8 +164,8 @@ IN_EPOCH, IN_EVALUATION = {"signals": [(5, signal.SIGSTOP)]}, {"evaluation_signa
 )
 def test_a_process_that_is_stopped_is_noticed_wherever_it_is(commands, victim, where, tmp_path):
     """In mid-epoch and in evaluation, where a collective of the control group would wait for two hours."""
-    argv = (*TEACHER, "--epochs", 500, "--max_steps", 8, "--save_root", tmp_path, "--dist_timeout", 8)
-    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(victim, where))
+    argv = (*TEACHER, "--epochs", 500, "--max_steps", 8, "--save_root", tmp_path, "--dist_timeout", 3)
+    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(victim, where), speak_after=0.1)
     assert done.code == 2 and "does not answer" in done.err and "Traceback" not in done.err, done.err
 
 
