@@ -1,6 +1,7 @@
 """Shared fixtures and the rule about skips. Tests import their helpers (toys, contract, cases) from tests/support."""
 
 import gc
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def quiet_log():
     log.handlers[:], log.level, log.propagate = FRESH
     yield
     log.handlers[:], log.level, log.propagate = FRESH
+
+
+@pytest.fixture
+def quick_export(monkeypatch):
+    """For tests that export in this process."""
+    from tests.support.quick_export import list_operators_once, shorten
+
+    shorten(monkeypatch.setattr)
+    if importlib.util.find_spec("onnxscript"):
+        list_operators_once(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,7 @@ def test_the_lists_of_training_travel(videos, commands, tmp_path):
     assert "test.lst, does not exist: the list in the data folder is read" in out and "2 samples" in out
 
 
-def test_a_network_of_videos_is_taken_away(network, videos, tmp_path, capsys):
+def test_a_network_of_videos_is_taken_away(network, videos, tmp_path, capsys, quick_export):
     for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
     from scripts.export_student import main

@@ -187,7 +187,7 @@ def test_flags_of_recordings_are_named_where_they_do_nothing(commands, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["resnet18_gaf", "sensor_transformer"])
-def test_the_graph_computes_what_the_network_does(name, tmp_path):
+def test_the_graph_computes_what_the_network_does(name, tmp_path, quick_export):
     """Any batch size, the Gramian field inside: sensor values in, logits out."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="needs onnx, onnxscript and onnxruntime, of requirements-extra.txt")

@@ -14,6 +14,8 @@ from core.taps import TappedNet
 from helper.training.fake_quant import RoundingConv2d, int8_input, int8_weight, make_rounding
 from models import load_student, model_dict
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 IMAGES = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 

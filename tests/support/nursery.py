@@ -52,6 +52,9 @@ def preload() -> None:
     for name in PACKAGES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    from tests.support.quick_export import shorten
+
+    shorten()
     for registry in (dataset_dict, method_dict, model_dict):
         for name in registry:
             registry[name]
