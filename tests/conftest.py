@@ -2,6 +2,7 @@
 
 import gc
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,10 @@ def quick_export(monkeypatch):
 
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory):
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        pytest.skip("needs pidfd_open, of Linux 5.3 or newer: scripts are run in forked processes, which it watches")
     commands = Commands(tmp_path_factory.mktemp("commands"))
     yield commands
     commands.close()

@@ -31,11 +31,11 @@ for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
 SHORTER = {  # program -> what is said last
     "scripts/bench/bench.py": "--steps 1 --warmup 0 --rounds 1 --pair resnet8:resnet8 --batch_size 8 "
     "--images 64 --threads 1",
-    "eval_rep.py": "--views 2",  # of ten
+    "eval_rep.py": "--views 2 --epochs 1",  # of ten, and of many
     "scripts/bench/bench_video.py": "--size 16 --repeats 1 --rounds 1 --networks resnet8",
     "scripts/dev/attack.py": "--minutes 0",
     "scripts/export_student.py": "--forms safetensors --images 8",  # the others: helper/test_export.py
-    "scripts/run_table.py": "--dry-run",
+    "scripts/run_table.py": "--dry-run --trials 1",
     "scripts/teachers/fetch_teachers.py": "--list",
 }
 ELSEWHERE = {  # program -> where it is run
