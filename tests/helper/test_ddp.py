@@ -4,18 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from distiller_zoo import method_dict
-from distiller_zoo.base import Distiller
-from tests.support.cases import ALL, registry_cases
+from tests.support.cases import ALL, TERMS_ALONE, registry_cases
 
-# what only computes terms holds nothing that could differ between ranks: kd stands for all of these
-TERMS_ALONE = {
-    name
-    for name, method in method_dict.items()
-    if method.__base__ is Distiller
-    and {n for n in vars(Distiller).keys() & vars(method).keys() if callable(getattr(method, n))}
-    <= {"Config", "terms", "weights"}
-}
 # toys that are a method of the registry with other settings, or several
 SETTINGS = {"simkd-own-logits", "logits", "logits-weighted", "kd-hard", "crld-and-skd", "sdd-nkd", "cat_kd-authors"}
 SETTINGS |= {"srd-only", "mlkd-video", "cakd-code-gl", "cakd-gl+pca", "hsakd-heads", "hsakd-rotations"}
