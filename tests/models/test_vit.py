@@ -39,7 +39,10 @@ def need_timm(request):
         pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
 
 
-@pytest.mark.parametrize("name", WHOLE)
+LARGE = ("torchvision:vit_b_32", "torchvision:vit_l_16", "timm:swin_large_patch4_window7_224")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in WHOLE])
 def test_taps_of_teachers_are_found(name):
     spec, (qkv, patches, class_token) = model_dict[name], WHOLE[name]
     assert ("class_token" in spec.taps) == (class_token is not None)
