@@ -22,11 +22,11 @@ from tests.commands.test_documented_runs import ARGUMENTS, STUDIES
 from tests.support import image_sets
 from tests.support.commands import ROOT
 from tests.support.interpreter import Interpreter
+from tests.support.packages import need
 from tests.support.recordings import left_bright, utd, write_inertial, write_video
 from tests.support.run_folders import write_run
 
-for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
-    pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
+need("safetensors", "onnx", "onnxscript", "onnxruntime")
 
 SHORTER = {  # program -> what is said last
     "scripts/bench/bench.py": "--steps 1 --warmup 0 --rounds 1 --pair resnet8:resnet8 --batch_size 8 "

@@ -21,10 +21,10 @@ from models import model_dict
 from models._external_vit import any_size
 from models.vit import VisionTransformer
 from scripts.export_student import TOLERANCE, main, reader_of, real_batch
+from tests.support.packages import need
 from tests.support.recordings import utd
 
-for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
-    pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
+need("safetensors", "onnx", "onnxscript", "onnxruntime")
 
 pytestmark = pytest.mark.usefixtures("quick_export")
 
