@@ -156,8 +156,9 @@ def test_students_with_automatic_settings(one_process, tmp_path):
         ("automatic settings", plain, alone),
         ("speed-up", usual, kd),
     ]
-    teacher = rows[kd]["step_macs"] - rows[alone]["step_macs"]  # the same network
-    assert rows[alone]["step_macs"] == rows[plain]["step_macs"] and rows[alone]["step_macs"] % teacher == 0, rows
+    forward = rows[kd]["step_macs"] - rows[alone]["step_macs"]  # of the teacher, which is the same network
+    assert rows[alone]["step_macs"] == rows[plain]["step_macs"]
+    assert 2.9 < rows[alone]["step_macs"] / forward < 3  # backward costs two of them, but for the first layer
 
 
 def test_a_gpu_has_targets_of_its_own():
