@@ -28,7 +28,7 @@ def alone(norm, steps, parts=1):
     return vector(ddp_equal.train(norm, steps, parts))
 
 
-@pytest.mark.parametrize("world, steps, norms", [(2, 20, ("none", "batch", "accumulated")), (4, 3, ("none",))])
+@pytest.mark.parametrize("world, steps, norms", [(2, 10, ("none", "batch", "accumulated")), (4, 3, ("none",))])
 def test_several_processes_train_as_one(world, steps, norms, commands, tmp_path):
     """With batch norm, the one process normalises every part of a batch by itself. Micro-batches cost no exchange of
     gradients each, and are one batch together."""
