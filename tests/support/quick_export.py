@@ -17,7 +17,7 @@ def shorten(setattr=setattr) -> None:
 def _known():
     from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-    return functools.cache(ONNXRegistry.from_torchlib)
+    return staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # it is called on the class and on instances
 
 
 def list_operators_once(setattr) -> None:
