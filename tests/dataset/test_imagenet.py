@@ -18,7 +18,7 @@ from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions, data_options
 from scripts import sort_imagenet_val
-from tests.support.commands import ROOT
+from tests.support.commands import AT_ONCE, ROOT
 
 CPU = torch.device("cpu")
 PHOTOS = ROOT.parent / "shared" / "data" / "imagenette_small"
@@ -344,7 +344,7 @@ def test_crd_runs_in_two_processes_and_resumes(tree, tree_teacher, dali, command
     argv += ("--path_t", tree_teacher, "--model_s", "resnet8", "--distill", "crd", "--nce_k", 8)
     argv += ("--dali", dali) if dali else ("--skip_corrupt",)
     # killed in the second epoch, continued from its beginning
-    died = commands("train_student.py", *argv, ranks=2, in_rank=(1, {"signals": [(5, 9)]}), speak_after=0.1)
+    died = commands("train_student.py", *argv, ranks=2, in_rank=(1, {"signals": [(5, 9)]}), set=AT_ONCE)
     assert died.code == 137 and "another process" in died.err, (died.out, died.err)
     done = commands("train_student.py", *argv, ranks=2).finished()
     (folder,) = (tmp_path / "students" / "models").iterdir()

@@ -171,10 +171,11 @@ def hang() -> None:
     time.sleep(60)
 
 
-def speak_after(seconds: float) -> None:
-    import helper.machine.distributed
-
-    helper.machine.distributed.SPEAK_AFTER = seconds
+def set_values(values: dict) -> None:
+    """module.NAME -> value."""
+    for path, value in values.items():
+        module, _, name = path.rpartition(".")
+        setattr(importlib.import_module(module), name, value)
 
 
 def hide_module(name: str) -> None:
@@ -218,7 +219,7 @@ HOOKS = {
     "hide": hide_module,
     "memory": limit_memory,
     "hang_at": lambda count: at_step(count, hang),
-    "speak_after": speak_after,
+    "set": set_values,
     "ranks": as_ranks,
     "hosts": lambda count: as_ranks(count, hosts=count),
     "in_rank": lambda where: in_rank(*where),
