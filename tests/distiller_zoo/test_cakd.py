@@ -413,7 +413,8 @@ SETTINGS = ("--distill", "cakd", "--epochs", 2, "--few_ratio", 0.05, "--batch_si
 SETTINGS += ("--skip_validation", "--cakd_every", 2, "--learning_rate", 0.001, "--image_size", 16)
 
 
-@pytest.mark.parametrize("variant", ["paper", "code"])
+# the other critic is kept and restored in test_contract.py
+@pytest.mark.parametrize("variant", ["paper", pytest.param("code", marks=pytest.mark.slow)])
 def test_cakd_resumes_exactly(commands, vit_teacher, tmp_path, variant):
     """Interrupted in mid-epoch and in the middle of the critic's period, all files are those of the whole run."""
     argv = ("--path_t", vit_teacher / "vit_micro_cifar_best.pth", *SETTINGS, "--cakd_variant", variant)

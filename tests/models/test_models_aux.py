@@ -35,7 +35,7 @@ CASES = {  # name -> {ending: published case}
 # of the large ones, one of each family is compared by value; the others are too slow to fill for every run of the tests
 HEAVY = ("ResNet50_aux", "resnet34_imagenet_aux", "resnet50_imagenet_aux")
 # others of the same code with more layers or channels are quick
-DEEP = ("resnet32x4_aux", "resnet56_aux", "wrn_40_1_aux", "wrn_40_2_aux", "vgg13_bn_aux")
+DEEP = ("resnet32x4_aux", "resnet56_aux", "wrn_40_1_aux", "wrn_40_2_aux", "vgg13_bn_aux", "ResNet18_aux")
 # ResNet50 is ResNet18 with more blocks
 SMALL = [
     name

@@ -71,7 +71,11 @@ def test_published_table(name):
         assert list(ours.items()) == [(k, v.shape) for k, v in theirs.state_dict().items()]
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "ResNet50", "MobileNetV2_Imagenet", "shufflenet_v2_x0_5"])
+# the other block of residual networks is compared by value in test_models.py
+@pytest.mark.parametrize(
+    "name",
+    ["ResNet18", pytest.param("ResNet50", marks=pytest.mark.slow), "MobileNetV2_Imagenet", "shufflenet_v2_x0_5"],
+)
 def test_equal_to_torchvision_bit_by_bit(name):
     """The same start from the same seed, the same logits in evaluation, the same gradients in training.
 
