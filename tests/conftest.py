@@ -1,6 +1,8 @@
 """Shared fixtures and the rule about skips. Tests import their helpers (toys, contract, cases) from tests/support."""
 
 import gc
+import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -62,8 +64,22 @@ def quiet_log():
     log.handlers[:], log.level, log.propagate = FRESH
 
 
+@pytest.fixture
+def quick_export(monkeypatch):
+    """For tests that export in this process."""
+    from tests.support.quick_export import list_operators_once, shorten
+
+    shorten(monkeypatch.setattr)
+    if importlib.util.find_spec("onnxscript"):
+        list_operators_once(monkeypatch.setattr)
+
+
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory):
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        pytest.skip("needs pidfd_open, of Linux 5.3 or newer: scripts are run in forked processes, which it watches")
     commands = Commands(tmp_path_factory.mktemp("commands"))
     yield commands
     commands.close()

@@ -2,7 +2,6 @@
 
 import ast
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -150,10 +149,30 @@ def test_functions_are_neither_wide_nor_long():
             assert length <= 70, f"{name}.{node.name} has {length} lines"
 
 
-def test_asking_for_one_method_imports_no_other():
-    code = (
-        "import sys; from distiller_zoo import method_dict; from models import model_dict; method_dict['kd']; "
-        "print(sorted(m for m in sys.modules if m.startswith(('distiller_zoo.', 'torchvision', 'sklearn', 'crd'))))"
-    )
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert {m for m in eval(out) if not m.startswith("distiller_zoo._")} == {"distiller_zoo.base", "distiller_zoo.kd"}
+def test_what_is_imported_only_where_it_is_asked_for(commands):
+    """A recipe imports no loader, a method no other, a loader and the list of networks no optional package.
+
+    In a process that has imported torch, but nothing of this repository.
+    """
+    code = """
+import sys
+
+optional = {"torchvision", "timm", "sklearn", "PIL"}
+for m in [m for m in sys.modules if m.partition(".")[0] in {*FOLDERS, *optional}]:
+    del sys.modules[m]
+import dataset
+
+dataset.recipe("digits"), dataset.recipe("imagenet")
+assert not {m for m in sys.modules if m.startswith("dataset.")} - {"dataset.recipes"}, sys.modules
+from distiller_zoo import method_dict
+from models import model_dict
+
+method_dict["kd"]
+named = {m for m in sys.modules if m.startswith(("distiller_zoo.", "torchvision", "sklearn", "crd"))}
+assert {m for m in named if not m.startswith("distiller_zoo._")} == {"distiller_zoo.base", "distiller_zoo.kd"}, named
+assert len([model_dict[name] for name in model_dict]) > 40
+[dataset.dataset_dict[name] for name in dataset.dataset_dict]
+assert not optional & {*sys.modules}, sys.modules
+"""
+    code = f"FOLDERS = {[*PACKAGES, 'tests']}\n{code}"
+    subprocess.run([commands.python, "-c", code], cwd=ROOT, check=True)

@@ -22,20 +22,20 @@ from tests.commands.test_documented_runs import ARGUMENTS, STUDIES
 from tests.support import image_sets
 from tests.support.commands import ROOT
 from tests.support.interpreter import Interpreter
+from tests.support.packages import need
 from tests.support.recordings import left_bright, utd, write_inertial, write_video
 from tests.support.run_folders import write_run
 
-for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
-    pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
+need("safetensors", "onnx", "onnxscript", "onnxruntime")
 
 SHORTER = {  # program -> what is said last
     "scripts/bench/bench.py": "--steps 1 --warmup 0 --rounds 1 --pair resnet8:resnet8 --batch_size 8 "
     "--images 64 --threads 1",
-    "eval_rep.py": "--views 2",  # of ten
+    "eval_rep.py": "--views 2 --epochs 1",  # of ten, and of many
     "scripts/bench/bench_video.py": "--size 16 --repeats 1 --rounds 1 --networks resnet8",
     "scripts/dev/attack.py": "--minutes 0",
     "scripts/export_student.py": "--forms safetensors --images 8",  # the others: helper/test_export.py
-    "scripts/run_table.py": "--dry-run",
+    "scripts/run_table.py": "--dry-run --trials 1",
     "scripts/teachers/fetch_teachers.py": "--list",
 }
 ELSEWHERE = {  # program -> where it is run
@@ -59,7 +59,7 @@ SCRIPTS = (
 SCRIPTS += tuple(f"video/{kind}_{part}.sh" for kind in ("tsm", "tsn") for part in ("teacher", "student", "distil"))
 SCRIPTS += tuple(f"cifar100/{size}_study.sh" for size in ("short", "zoo", "scaled"))
 SLOW = {"docs/speed.md", "bench/bench_cpu.sh", "bench/bench_gpu.sh"}  # many processes, each of which compiles
-SLOW |= {"video/tsn_teacher.sh"}  # a large network
+SLOW |= {"video/tsn_teacher.sh", "video/tsn_student.sh"}  # large networks; those of TSM say the same
 SLOW |= {"CONTRIBUTING.md"}  # the recorder of refactors, which trains fourteen times
 
 

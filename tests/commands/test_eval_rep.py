@@ -143,6 +143,7 @@ def test_tinyimagenet_says_what_is_missing(tiny, tmp_path):
         open_data("tinyimagenet", tmp_path / "nowhere")
 
 
+@pytest.mark.slow  # twelve thousand images in the layout of those above
 def test_the_shared_sample_of_tinyimagenet():
     if not SHARED.exists():
         pytest.skip("shared data is absent: tiny-imagenet-200, a sample in its distributed layout")
@@ -281,7 +282,7 @@ def test_wrong_input_is_one_sentence(student, tmp_path):
 
 def test_the_printed_test_command_runs(commands, teacher, student, tmp_path):
     argv = ("--arch", "mobilenetV2_aux", "--student-weights", student, "--dataset", "digits", "--data", tmp_path)
-    done = commands("test_model.py", *argv, "--gpu", 0, "--manual", 0).finished()
+    done = commands("test_model.py", *argv, "--gpu", 0, "--manual", 0, "--image_size", 16).finished()
     assert "aux4 top-1" in done.out and "parameters 697" in done.out  # of the network without its heads, 10 classes
     assert "aux1" not in commands("test_model.py", "--path", teacher, "--dataset", "digits").finished().out
 

@@ -131,7 +131,7 @@ def test_peers_refuse_a_teacher(commands, aux_teacher, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("steps", [[3, 2], [1, 4]])
+@pytest.mark.parametrize("steps", [[3, 2], pytest.param([1, 4], marks=pytest.mark.slow)])
 def test_peers_resume_bit_by_bit(online, commands, tmp_path, steps):
     argv = (*ONLINE, "--save_root", tmp_path)
     for at in steps:

@@ -288,7 +288,8 @@ def test_published_weights_by_name(monkeypatch, commands, tmp_path):
     loaded = load_network("torchvision:resnet18", None, 1000, {"image": (3, 64, 64)})
     assert torch.equal(loaded.model.fc.weight, net.fc.weight) and loaded.name == "torchvision:resnet18"
     argv = ("--dataset", "digits", "--teacher", "torchvision:resnet18", "--save_root", tmp_path / "save")
-    commands("train_student.py", *argv).refused("cannot download the weights of resnet18")
+    nowhere = {"https_proxy": "http://127.0.0.1:1", "TORCH_HOME": str(tmp_path)}
+    commands("train_student.py", *argv, env=nowhere).refused("cannot download the weights of resnet18")
 
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network")

@@ -17,6 +17,7 @@ from dataset.images.unlabelled import with_unlabelled
 from helper.deploy.as_trained import clip_settings_notice, options_as_trained
 from helper.networks.checkpoint import read_checkpoint
 from tests.dataset.test_video import CPU, load, write_video
+from tests.support.packages import need
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +121,13 @@ def test_the_lists_of_training_travel(videos, commands, tmp_path):
     assert "test.lst, does not exist: the list in the data folder is read" in out and "2 samples" in out
 
 
-def test_a_network_of_videos_is_taken_away(network, videos, tmp_path, capsys):
-    for package in ("safetensors", "onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
+def test_a_network_of_videos_is_taken_away(network, videos, tmp_path, capsys, quick_export):
+    need("onnx", "onnxscript", "onnxruntime")
     from scripts.export_student import main
 
     plain = ["--path", str(network), "--dataset", "video", "--data_folder", str(videos), "--out", str(tmp_path)]
-    main([*plain, "--test_list", str(videos / "test.txt")])
-    assert "as trained: 4 frames" in (said := capsys.readouterr().out) and said.count("agree to") == 3
+    main([*plain, "--test_list", str(videos / "test.txt"), "--forms", "onnx"])
+    assert "as trained: 4 frames" in (said := capsys.readouterr().out) and said.count("agree to") == 1
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["architecture"], config["input_shape"]) == ("tsm:resnet8", [4, 3, 32, 32])
 

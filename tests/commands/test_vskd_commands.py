@@ -14,6 +14,7 @@ from distiller_zoo import method_dict
 from helper.deploy.export import export_onnx, load_classifier, onnx_session, report
 from models import model_dict
 from scripts.vskd.extra_trees import statistics_of
+from tests.support.cases import mostly
 from tests.support.contract import PROGRESS, check_contract, make_step
 from tests.support.recordings import utd
 from tests.support.toys import network
@@ -75,7 +76,7 @@ def pair_step(name, **settings):
 ELSEWHERE = {"vanilla", "cakd", "hsakd_teacher", "hsakd", "hsakd_online", "dpcd_teacher", "dpcd"}
 
 
-@pytest.mark.parametrize("name", [n for n in method_dict if n not in {*ELSEWHERE, *REFUSED}] + ["mlkd-views"])
+@pytest.mark.parametrize("name", mostly([n for n in method_dict if n not in {*ELSEWHERE, *REFUSED}] + ["mlkd-views"]))
 def test_every_method_works_on_the_pair(name):
     """The teacher sees the clip, the student the window of the same performance, and alone at test time."""
     step, data = pair_step("mlkd", views=1) if name == "mlkd-views" else pair_step(name)
@@ -186,8 +187,9 @@ def test_flags_of_recordings_are_named_where_they_do_nothing(commands, tmp_path)
 # ---- export
 
 
-@pytest.mark.parametrize("name", ["resnet18_gaf", "sensor_transformer"])
-def test_the_graph_computes_what_the_network_does(name, tmp_path):
+# another transformer is written by helper/test_export.py
+@pytest.mark.parametrize("name", ["resnet18_gaf", pytest.param("sensor_transformer", marks=pytest.mark.slow)])
+def test_the_graph_computes_what_the_network_does(name, tmp_path, quick_export):
     """Any batch size, the Gramian field inside: sensor values in, logits out."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="needs onnx, onnxscript and onnxruntime, of requirements-extra.txt")
@@ -233,11 +235,12 @@ def test_the_report_of_a_study(commands, home, root):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="needs onnx, onnxscript and onnxruntime, of requirements-extra.txt")
     flags = ("--root", "save", "--data_folder", root, "--clip_cache", "clips", "--network", "sensor_cnn")
-    done = commands("scripts/vskd/report.py", *flags, "--out", "out/vskd", cwd=home)
+    few = {"scripts.vskd.extra_trees.TREES": 20}
+    done = commands("scripts/vskd/report.py", *flags, "--out", "out/vskd", cwd=home, set=few)
     assert done.code == 0, done.err
     text = (home / "out" / "vskd_utd_mhad_short.md").read_text()
     rows = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")]
-    assert rows == ["method", "teacher", "student alone", "dask", "ExtraTrees, 500 trees on accel statistics"]
+    assert rows == ["method", "teacher", "student alone", "dask", "ExtraTrees, 20 trees on accel statistics"]
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
     trees = dict(zip(cells[0], cells[-1], strict=True))
     assert trees["runs"] == "3" and trees["gain"] == "" and "±" in trees["last epoch"]

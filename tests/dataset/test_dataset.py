@@ -311,16 +311,6 @@ def test_recipes_are_the_published_ones():
     }
 
 
-def test_a_recipe_imports_no_loader_and_a_loader_no_optional_package():
-    code = (
-        "import sys, dataset; dataset.recipe('digits'); dataset.recipe('imagenet')\n"
-        "assert not {m for m in sys.modules if m.startswith('dataset.')} - {'dataset.recipes'}, sys.modules\n"
-        "[dataset.dataset_dict[name] for name in dataset.dataset_dict]\n"
-        "assert not {'torchvision', 'sklearn', 'PIL'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
 def test_imagenet_says_what_is_missing():
     with pytest.raises(UserError, match="no ImageNet in.*--data_folder"):
         dataset_dict["imagenet"](DataOptions(Path(".")))

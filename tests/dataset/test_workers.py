@@ -16,7 +16,7 @@ from dataset.images import imagenet
 from helper.machine.program import run_script
 from tests.dataset.test_imagenet import load
 
-imagenet.TIMEOUT = 4.0
+imagenet.TIMEOUT = float(sys.argv[3])
 read = imagenet.Decoded._read
 
 def deadly(self, position, seed):
@@ -30,14 +30,14 @@ run_script(lambda argv: list(load(sys.argv[1], num_workers=1).train_loader(8, se
 
 
 @pytest.mark.parametrize(
-    ("number", "words"),
+    ("number", "seconds", "words"),
     [
-        (signal.SIGKILL, "a loader process was lost (DataLoader worker (pid"),
-        (signal.SIGSTOP, "the loader processes sent nothing for 600 s (a disk or a decoder hangs)"),
+        (signal.SIGKILL, 60, "a loader process was lost (DataLoader worker (pid"),
+        (signal.SIGSTOP, 1, "the loader processes sent nothing for 600 s (a disk or a decoder hangs)"),
     ],
 )
-def test_a_lost_worker_is_one_sentence(tree, commands, number, words):  # noqa: F811
-    command = [commands.python, "-c", PROGRAM, str(tree.parent), str(int(number))]
+def test_a_lost_worker_is_one_sentence(tree, commands, number, seconds, words):  # noqa: F811
+    command = [commands.python, "-c", PROGRAM, str(tree.parent), str(int(number)), str(seconds)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=120)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert "run the same command again to resume from the last checkpoint" in done.stderr

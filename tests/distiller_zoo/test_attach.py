@@ -9,14 +9,14 @@ from torch import nn
 import distiller_zoo
 from core.protocols import Progress, UserError
 from models import model_dict
-from tests.support.cases import CLASSES
+from tests.support.cases import CLASSES, mostly
 from tests.support.contract import make_step, plain_sgd
 from tests.support.tasks import CASES, FIRST, attached, train
 from tests.support.toys import B
 
 
 @pytest.mark.parametrize("steps", [2, pytest.param(10, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", FIRST)
+@pytest.mark.parametrize("case", mostly(FIRST))
 def test_a_task_computes_what_the_script_computes(case, steps):
     method, cfg, student, teacher, data = CASES[case]
     step = make_step(method, cfg, student, teacher, data, B)

@@ -112,7 +112,7 @@ def test_kdsvd_hands_an_infinite_map_on():
 def test_kdsvd_gradient_is_the_derivative():
     shapes = [(5, 4, 4), (20, 2, 2), (6, 3, 3)]
     method = build("kdsvd", *(side(letter, shapes, 6, 5) for letter in "st"))
-    s, t = ({k: v.double() for k, v in feature_maps(shapes, 2, seed).items()} for seed in (0, 1))
+    s, t = ({k: v.double() for k, v in feature_maps(shapes, 1, seed).items()} for seed in (0, 1))
     names = ("stage1", "stage2", "stage3")
 
     def loss(*maps):

@@ -98,7 +98,14 @@ def build_step(run: dict) -> DistillStep:
     )
 
 
-@pytest.mark.parametrize("run", GOLDEN["runs"], ids=lambda r: r["method"])
+# semckd's layers are large, and its loss is compared in test_losses.py
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(run, id=run["method"], marks=pytest.mark.slow if run["method"] == "semckd" else ())
+        for run in GOLDEN["runs"]
+    ],
+)
 def test_trajectory(run):
     step = build_step(run)
     connector = run["connector"] or {}  # for semckd with layers that the published forward never uses

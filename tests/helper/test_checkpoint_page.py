@@ -9,8 +9,9 @@ import test_model
 from core.protocols import Batch, UserError
 from helper.deploy.checkpoint_page import WORST, Seen, class_rows, page, pair_rows
 from models import model_dict
+from tests.support.packages import need
 
-pytest.importorskip("matplotlib", reason="needs matplotlib, of requirements-extra.txt")
+need("matplotlib")
 CLASSES = ("cat", "dog", "<cow>")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support import ddp_equal
-from tests.support.commands import DIGITS
+from tests.support.commands import AT_ONCE, DIGITS
 
 SHORT = ("--tb_backend", "none", "--few_ratio", 0.1, "--batch_size", 40, "--lr_decay_epochs", "")
 TEACHER = (*DIGITS, "--model", "resnet8", *SHORT)
@@ -28,7 +28,7 @@ def alone(norm, steps, parts=1):
     return vector(ddp_equal.train(norm, steps, parts))
 
 
-@pytest.mark.parametrize("world, steps, norms", [(2, 20, ("none", "batch", "accumulated")), (4, 3, ("none",))])
+@pytest.mark.parametrize("world, steps, norms", [(2, 10, ("none", "batch", "accumulated")), (4, 3, ("none",))])
 def test_several_processes_train_as_one(world, steps, norms, commands, tmp_path):
     """With batch norm, the one process normalises every part of a batch by itself. Micro-batches cost no exchange of
     gradients each, and are one batch together."""
@@ -138,14 +138,15 @@ def test_a_run_goes_on_with_another_number_of_processes(crd, commands, tmp_path)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_stops_the_other(commands, victim, tmp_path):
     argv = (*TEACHER, "--epochs", 500, "--save_root", tmp_path, "--print_freq", 1)
-    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(victim, {"signals": [(5, signal.SIGKILL)]}))
+    killed = (victim, {"signals": [(5, signal.SIGKILL)]})
+    done = commands("train_teacher.py", *argv, ranks=2, in_rank=killed, set=AT_ONCE)
     assert done.code == 137 and len(rows(the_run(tmp_path, "teachers"))) == 1  # the other went no further
     assert "another process of this run has ended" in done.err and "Traceback" not in done.err, done.err
 
 
 def test_a_process_that_hangs_stops_the_other(commands, tmp_path):
     argv = (*TEACHER, "--epochs", 500, "--save_root", tmp_path, "--dist_timeout", 2)
-    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(1, {"hang_at": 5}))
+    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(1, {"hang_at": 5}), set=AT_ONCE)
     assert done.code == 2 and "does not answer" in done.err and "--dist_timeout" in done.err, done.err
     assert "Traceback" not in done.err
 
@@ -163,8 +164,8 @@ IN_EPOCH, IN_EVALUATION = {"signals": [(5, signal.SIGSTOP)]}, {"evaluation_signa
 )
 def test_a_process_that_is_stopped_is_noticed_wherever_it_is(commands, victim, where, tmp_path):
     """In mid-epoch and in evaluation, where a collective of the control group would wait for two hours."""
-    argv = (*TEACHER, "--epochs", 500, "--max_steps", 8, "--save_root", tmp_path, "--dist_timeout", 8)
-    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(victim, where))
+    argv = (*TEACHER, "--epochs", 500, "--max_steps", 8, "--save_root", tmp_path, "--dist_timeout", 3)
+    done = commands("train_teacher.py", *argv, ranks=2, in_rank=(victim, where), set=AT_ONCE)
     assert done.code == 2 and "does not answer" in done.err and "Traceback" not in done.err, done.err
 
 

@@ -14,6 +14,8 @@ from core.taps import TappedNet
 from helper.training.fake_quant import RoundingConv2d, int8_input, int8_weight, make_rounding
 from models import load_student, model_dict
 
+pytestmark = pytest.mark.usefixtures("quick_export")
+
 IMAGES = torch.rand(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -135,9 +137,12 @@ def test_what_cannot_be_quantised_is_one_sentence(onnx, tmp_path):
         quantize_onnx(tmp_path / "a.onnx", tmp_path / "b.onnx", [torch.rand(2, 3, 4)])
 
 
-@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_an_export_in_int8(onnx, tmp_path, capsys, monkeypatch, kernels):
-    """Every precision side by side, in config.json and in the model card, and predict.py reads the graph."""
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_export_in_int8(onnx, tmp_path, capsys, monkeypatch, whole):
+    """Every precision side by side, in config.json and in the model card, and predict.py reads the graph.
+
+    whole: with torchao's program, which is written and read above, and its kernels.
+    """
     from helper.deploy.predictor import open_predictor
     from scripts.export_student import main
 
@@ -146,19 +151,20 @@ def test_an_export_in_int8(onnx, tmp_path, capsys, monkeypatch, kernels):
     path, out = tmp_path / "resnet8_best.pth", tmp_path / "out"
     torch.save({"model": model_dict["resnet8"](num_classes=10).state_dict(), "meta": meta}, path)
     argv = ["--path", str(path), "--dataset", "digits", "--images", "20", "--out", str(out), "--forms", "onnx"]
-    if not kernels:
+    if not whole:
+        monkeypatch.setattr("scripts.export_student.quantize_program", lambda *_: None)
         monkeypatch.setattr("scripts.export_student.compiler_fault", lambda device: "no compiler")
     main([*argv, "--int8", "--calibration", "64"])
     said = capsys.readouterr().out
     assert "10 of 10 convolutions and matrix products are in int8" in said
-    known = importlib.util.find_spec("torchao") is not None
-    assert kernels or ("not measured: torch.compile does not work on this machine (no compiler)" in said) == known
-    assert ("model_int8.pt2 is left out: it needs the package torchao" in said) != known
+    known = whole and importlib.util.find_spec("torchao") is not None
+    assert whole or "not measured: torch.compile does not work on this machine (no compiler)" in said
+    assert known or not whole or "model_int8.pt2 is left out: it needs the package torchao" in said
     config = json.loads((out / "config.json").read_text())["int8"]
     rows = {row["precision"]: row for row in config["rows"]}
     measured = ["float32, onnxruntime", "int8, onnxruntime", "float32, torch", "bf16, torch"]
-    assert list(rows) == [*measured, *["int8, torch.compile"] * (kernels and known)]
-    if kernels and known:
+    assert list(rows) == [*measured, *["int8, torch.compile"] * known]
+    if known:
         assert rows["int8, torch.compile"]["accuracy"] == pytest.approx(rows["float32, torch"]["accuracy"], abs=3)
     assert config["calibration"] == 64 and rows["float32, onnxruntime"]["ratio"] == 1
     assert rows["float32, onnxruntime"]["accuracy"] == pytest.approx(rows["float32, torch"]["accuracy"], abs=0.3)

@@ -28,7 +28,7 @@ from tests.support.commands import DIGITS, ENV, ROOT
 
 TAGS = ["train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss"]
 SHORT = ("--epochs", 1, "--max_steps", 2, "--tb_backend", "none")
-SUFFIX = "_batch_size:8_epochs:1"
+SUFFIX = "_batch_size:2_epochs:1"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -485,7 +485,7 @@ def test_the_published_commands_chain(commands, tmp_path):
     images = {f"{part}_images": rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for part, n in SIZES.items()}
     labels = {f"{part}_labels": np.arange(n) % 100 for part, n in SIZES.items()}
     np.savez(data / "cifar100.npz", **images, **labels, classes=[f"class{i}" for i in range(100)])
-    first, second = (f"{line} --epochs 1 --batch_size 8" for line in PUBLISHED)
+    first, second = (f"{line} --epochs 1 --batch_size 2" for line in PUBLISHED)
     for line in (first, second):
         script, *argv = shlex.split(line)[1:]
         commands(script, *argv, cwd=cwd).finished()
@@ -498,7 +498,7 @@ def test_the_published_commands_chain(commands, tmp_path):
     assert "already finished" in commands(script, *argv, cwd=cwd).finished().out
 
 
-SIZES = {"train": 8, "test": 10}
+SIZES = {"train": 2, "test": 3}
 PUBLISHED = (
     "python train_teacher.py --batch_size 64 --epochs 240 --dataset cifar100 --model resnet32x4 --learning_rate 0.05 "
     "--lr_decay_epochs 150,180,210 --weight_decay 5e-4 --trial 0 --gpu_id 0",

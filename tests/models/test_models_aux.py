@@ -34,6 +34,8 @@ CASES = {  # name -> {ending: published case}
 }
 # of the large ones, one of each family is compared by value; the others are too slow to fill for every run of the tests
 HEAVY = ("ResNet50_aux", "resnet34_imagenet_aux", "resnet50_imagenet_aux")
+# others of the same code with more layers or channels are quick
+DEEP = ("resnet32x4_aux", "resnet56_aux", "wrn_40_1_aux", "wrn_40_2_aux", "vgg13_bn_aux", "ResNet18_aux")
 # ResNet50 is ResNet18 with more blocks
 SMALL = [
     name
@@ -63,7 +65,7 @@ def test_golden_keys(name):
         assert len(case["keys"]) == case["n_keys"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in HEAVY else ()) for n in CASES])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in HEAVY + DEEP else ()) for n in CASES])
 def test_golden(name):
     """Logits and every head of both repositories; weights that they share are filled once."""
     size, classes = (224, 1000) if "imagenet" in name else (32, 100)
@@ -119,7 +121,10 @@ def test_published_sizes(name):
         assert macs(TappedNet(net.model, spec), shapes, cpu) / 1e6 == pytest.approx(backbone_macs, abs=0.3)
 
 
-@pytest.mark.parametrize("name", [*SMALL, "resnet18_imagenet_aux"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in DEEP else ()) for n in (*SMALL, "resnet18_imagenet_aux")],
+)
 def test_contract_of_taps(name):
     """Each tap fires once, gradients reach every parameter, and channels_last changes nothing."""
     spec = model_dict[name]
@@ -133,7 +138,14 @@ def test_contract_of_taps(name):
 KEY = re.compile(r"backbone\.|auxiliary_classifier\.(block_extractor|bn|conv2_|fc)(?P<level>\d)\.")
 
 
-@pytest.mark.parametrize("name", [n for n in SPECS if n not in (*SMALL, "resnet18_imagenet_aux")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n.removesuffix("_dpcd") in DEEP + HEAVY and "_dpcd" in n else ())
+        for n in SPECS
+        if n not in (*SMALL, "resnet18_imagenet_aux")
+    ],
+)
 def test_contract_without_numbers(name):
     """Of all others, the large ones and those of DPCD: taps, keys, heads and counts, without arithmetic."""
     spec, per_class = model_dict[name], 1 if name.endswith("_dpcd") else 4

@@ -18,7 +18,7 @@ from helper.networks.load import load_network
 from helper.runs.folder import RunFolder, file_name
 from models import external, model_dict
 from tests.golden.rule import rand
-from tests.support.model_contract import check_layout, check_training, tapped
+from tests.support.model_contract import check_layout, check_training, shapes_alone, tapped
 
 PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenette_small"
 STAGES = tuple(f"stage{i}" for i in (1, 2, 3, 4))
@@ -68,7 +68,7 @@ def test_taps_are_found(name):
     assert {k: t.module for k, t in spec.taps.items()} == FOUND[name]
     assert spec.feats == ("stem", *STAGES, "pooled")
     assert spec.taps["pooled"] == Tap(spec.head, "vector", "input")
-    with torch.device("meta"):
+    with shapes_alone():
         net = tapped(spec, num_classes=7)
         out = net({"image": torch.zeros(2, 3, 112, 112)})
     assert [112 / out[s].shape[-1] for s in STAGES[:3]] == [4, 8, 16]
@@ -85,7 +85,7 @@ def test_taps_of_a_network_in_training(name):
 @pytest.mark.parametrize("name", ["torchvision:googlenet", "torchvision:inception_v3"])
 def test_auxiliary_heads_are_left_out(name):
     spec = model_dict[name]
-    with torch.device("meta"):
+    with shapes_alone():
         out = tapped(spec, num_classes=7).train()({"image": torch.zeros(2, *spec.input_shape)})
     assert out["logits"].shape == (2, 7)
     assert spec.stages == STAGES
@@ -99,7 +99,7 @@ def test_a_network_without_maps_says_so(name):
     assert spec.taps.keys() - {"tokens", "patches", "class_token", "qkv"} == {"pooled"}
     with pytest.raises(UserError, match="stage maps"):
         method_dict["at"].needs(method_dict["at"].Config(), spec, spec)
-    with torch.device("meta"):
+    with shapes_alone():
         out = tapped(spec, num_classes=7)({"image": torch.zeros(1, 3, 224, 224)})
     assert out["pooled"].ndim == 2
     if "tokens" in out:

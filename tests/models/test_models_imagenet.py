@@ -1,9 +1,5 @@
 """ImageNet networks: torchvision's own, seen through taps; the published table; one name for two ResNet50s."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,7 +10,7 @@ from helper.networks.load import load_network
 from models import model_dict, model_for, model_in
 from models._common import shuffle
 from tests.golden.rule import fill_module, rand
-from tests.support.model_contract import check_layout, check_training, tapped
+from tests.support.model_contract import check_layout, check_training, shapes_alone, tapped, zeros
 
 RESNET = ((64, 56), (64, 56), (128, 28), (256, 14), (512, 7), 512)
 DEEP = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7), 2048)
@@ -56,7 +52,7 @@ def test_published_table(name):
     """Counts, keys and the shape of every feature at 224 px, on the meta device: no arithmetic, every layer."""
     torchvision_name, params, keys, feats = PUBLISHED[name]
     spec = model_dict[name]
-    with torch.device("meta"):
+    with shapes_alone():
         model = spec(num_classes=1000)
         out = tapped(spec, model, spec.feats)({"image": torch.zeros(1, 3, 224, 224)})
     assert sum(p.numel() for p in model.parameters()) == params
@@ -69,13 +65,17 @@ def test_published_table(name):
     assert spec.std == (0.229, 0.224, 0.225)
     if torchvision_name is not None:
         torchvision = pytest.importorskip("torchvision")
-        with torch.device("meta"):
+        with shapes_alone():
             theirs = torchvision.models.get_model(torchvision_name)
         ours = {k: v.shape for k, v in model.state_dict().items()}
         assert list(ours.items()) == [(k, v.shape) for k, v in theirs.state_dict().items()]
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "ResNet50", "MobileNetV2_Imagenet", "shufflenet_v2_x0_5"])
+# the other block of residual networks is compared by value in test_models.py
+@pytest.mark.parametrize(
+    "name",
+    ["ResNet18", pytest.param("ResNet50", marks=pytest.mark.slow), "MobileNetV2_Imagenet", "shufflenet_v2_x0_5"],
+)
 def test_equal_to_torchvision_bit_by_bit(name):
     """The same start from the same seed, the same logits in evaluation, the same gradients in training.
 
@@ -128,7 +128,7 @@ def test_taps(name):
 def test_vgg_taps_on_its_own_size():
     """132 million parameters: forward only. The head is all three layers, and reads `pooled`."""
     spec = model_dict["vgg11_imagenet"]
-    net = tapped(spec, num_classes=10).eval()
+    net = tapped(spec, num_classes=2).eval()
     with torch.no_grad():
         out = net({"image": rand((1, 3, 64, 64), 9)})
         assert torch.equal(net.head(out["pooled"]), out["logits"])
@@ -193,14 +193,6 @@ def test_no_connection_is_one_sentence(monkeypatch):
         model_dict["ResNet18"](pretrained=True)
 
 
-def test_specs_need_no_torchvision():
-    script = (
-        "import sys; from models import model_dict; specs = [model_dict[n] for n in model_dict]; "
-        "assert len(specs) > 40 and 'torchvision' not in sys.modules and 'timm' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2], check=True)
-
-
 @pytest.mark.parametrize(
     ("size", "name"), [(32, "ResNet50_cifar"), (64, "ResNet50_cifar"), (65, "ResNet50"), (224, "ResNet50")]
 )
@@ -213,15 +205,14 @@ def test_resnet50_means_two_networks(size, name):
 def test_keys_of_a_checkpoint_decide_which_resnet50_it_is(tmp_path):
     shapes = {"image": (3, 64, 64)}
     for name in ("ResNet50", "ResNet50_cifar"):
-        state = model_dict[name](num_classes=10).state_dict()
+        state = zeros(model_dict[name], 10)
         assert model_in("ResNet50", state) is model_dict[name]
         path = tmp_path / name / "ResNet50_vanilla" / "ckpt_epoch_240.pth"  # RepDistiller's layout, either kind
         path.parent.mkdir(parents=True)
         torch.save({"model": state}, path)
-        assert load_network(path, None, 10, shapes).spec is model_dict[name]
         assert load_network(path, "ResNet50", 10, shapes).spec is model_dict[name]
         torch.save({"model": state, "meta": {"arch": name}}, path)
-        assert load_network(path, "ResNet50", 10, shapes).spec is model_dict[name]
+        assert load_network(path, None, 10, shapes).spec is model_dict[name]
 
 
 def test_unknown_tap_lists_those_that_exist():

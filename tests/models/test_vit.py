@@ -19,7 +19,7 @@ from models._common import with_drop_path
 from models._external_vit import any_size
 from models._transformer import read_normed_qkv, read_qkv, resized_positions
 from tests.golden.rule import rand
-from tests.support.model_contract import check_layout, check_training, tapped
+from tests.support.model_contract import check_layout, check_training, shapes_alone, tapped
 
 TINY = ("torchvision:vit_b_16", "timm:vit_tiny_patch16_224", "timm:deit_tiny_distilled_patch16_224")
 WHOLE = {  # name: per-sample shapes of qkv, patches and class token
@@ -39,12 +39,15 @@ def need_timm(request):
         pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
 
 
-@pytest.mark.parametrize("name", WHOLE)
+LARGE = ("torchvision:vit_b_32", "torchvision:vit_l_16", "timm:swin_large_patch4_window7_224")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in WHOLE])
 def test_taps_of_teachers_are_found(name):
     spec, (qkv, patches, class_token) = model_dict[name], WHOLE[name]
     assert ("class_token" in spec.taps) == (class_token is not None)
     want = tuple(k for k in ("qkv", "patches", "class_token") if k in spec.taps)
-    with torch.device("meta"):
+    with shapes_alone():
         out = tapped(spec, num_classes=7, want=want)({"image": torch.zeros(2, 3, 224, 224)})
     assert {k: tuple(out[k].shape[1:]) for k in want} == {
         k: v for k, v in (("qkv", qkv), ("patches", patches), ("class_token", class_token)) if v is not None
@@ -88,7 +91,7 @@ def test_which_networks_have_branches_to_skip(name, has):
     spec = with_drop_path(model_dict[name], 0.2)
     assert (spec is not None) == has and torch.equal(torch.get_rng_state(), before)
     if spec is not None:
-        with torch.device("meta"):
+        with shapes_alone():
             rates = [getattr(m, "drop_prob", getattr(m, "p", None)) for m in spec(num_classes=2).modules()]
         assert max(rate for rate in rates if rate is not None) == pytest.approx(0.2)
 
@@ -111,7 +114,7 @@ def test_networks_that_show_no_attention(name):
 @pytest.mark.parametrize(("size", "map_size"), [(448, "14x14"), (192, "6x6")])
 def test_a_swin_whose_window_is_not_its_map_is_one_sentence(size, map_size):
     """Larger images have several windows, smaller ones a padded map: neither is attention over all patches."""
-    with torch.device("meta"):
+    with shapes_alone():
         net = tapped(model_dict["torchvision:swin_t"], num_classes=7, want=("qkv", "patches"))
         with pytest.raises(UserError, match=f"windows of 7x7, but its last map is {map_size} .*--image_size"):
             probe(net, {"image": (3, size, size)})

@@ -100,7 +100,7 @@ def one_process(monkeypatch):
     torch.set_rng_state(rng)
 
 
-TINY = "--pair resnet14:resnet8 --steps 1 --warmup 0 --rounds 2 --batch_size 8 --images 64 --threads 1 --precision fp32"
+TINY = "--pair resnet14:resnet8 --steps 1 --warmup 0 --rounds 1 --batch_size 8 --images 64 --threads 1 --precision fp32"
 
 
 def test_parts_of_a_report(one_process, tmp_path, capsys):
@@ -138,6 +138,26 @@ def test_parts_of_a_report(one_process, tmp_path, capsys):
     assert "| ours vid fp32 |" in capsys.readouterr().out
     with pytest.raises(UserError, match="batch_size"):
         bench.main([*f"{TINY} --batch_size 16 --bare --json {out} --merge".split()])
+
+
+def test_students_with_automatic_settings(one_process, tmp_path):
+    """Alone, in plain float32, under kd and next to the usual loop, each with the student that is named."""
+    out = tmp_path / "bench.json"
+    bench.main([*f"{TINY} --students resnet14 --light --json {out}".split()])
+    report = json.loads(out.read_text())
+    rows = {row["label"]: row for row in report["rows"]}
+    alone, plain, kd, usual = (
+        f"{kind} fp32 resnet14" for kind in ("ours vanilla", "ours vanilla", "ours kd", "baseline kd")
+    )
+    plain += " plain"
+    assert rows.keys() == {alone, plain, kd, usual}
+    assert [(r["what"], r["slow"], r["fast"]) for r in report["ratios"]] == [
+        ("automatic settings", plain, alone),
+        ("speed-up", usual, kd),
+    ]
+    forward = rows[kd]["step_macs"] - rows[alone]["step_macs"]  # of the teacher, which is the same network
+    assert rows[alone]["step_macs"] == rows[plain]["step_macs"]
+    assert 2.9 < rows[alone]["step_macs"] / forward < 3  # backward costs two of them, but for the first layer
 
 
 def test_a_gpu_has_targets_of_its_own():

@@ -28,6 +28,7 @@ from scripts.teachers.fetch_teachers import (
     publisher_prefix,
     read_sources,
 )
+from tests.support.model_contract import zeros
 
 pooch = pytest.importorskip("pooch", reason="needs pooch, of requirements-extra.txt")
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,13 +228,15 @@ def test_a_teacher_of_another_data_set_is_not_already_there(fetch, tmp_path):
     assert code == 2 and "holds a network of 10 classes, this one has 100" in said
     place = tmp_path / "teachers/models/ResNet50_vanilla/ResNet50_best.pth"
     place.parent.mkdir(parents=True)
-    for held, asked, other in (("ResNet50_cifar", "ResNet50", 1000), ("ResNet50", "ResNet50@imagenet", 100)):
-        classes = 1100 - other
-        torch.save(model_dict[held](num_classes=classes).state_dict(), place)
-        assert main([asked, "--save_root", str(tmp_path)]) == 0
-        torch.save(model_dict[held](num_classes=other).state_dict(), place)
+
+    def put(held, classes):
+        torch.save(zeros(model_dict[held], classes), place)
+
+    for held, asked, other in (("ResNet50", "ResNet50@imagenet", 100), ("ResNet50_cifar", "ResNet50", 1000)):
+        put(held, other)
         assert main([asked, "--save_root", str(tmp_path)]) == 2
-    torch.save(model_dict["ResNet50_cifar"](num_classes=100).state_dict(), place)
+        put(held, 1100 - other)
+        assert main([asked, "--save_root", str(tmp_path)]) == 0
     assert main(["ResNet50@imagenet", "--save_root", str(tmp_path)]) == 2
 
 

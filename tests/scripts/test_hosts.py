@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support.commands import ENV, ROOT
+from tests.support.commands import AT_ONCE, ENV, ROOT
 
 SHORT = ("--dataset", "digits", "--image_size", "8", "--model", "resnet8", "--few_ratio", "0.1", "--batch_size", "40")
 SHORT += ("--tb_backend", "none")
@@ -44,7 +44,8 @@ def test_torchrun_restarts_from_the_last_checkpoint(processes, commands, tmp_pat
 
 def test_two_hosts_of_one_process_each(commands, tmp_path):
     argv = (*SHORT, "--epochs", 3, "--lr_decay_epochs", "", "--save_root", tmp_path)
-    lost = commands("train_teacher.py", *argv, hosts=2, in_rank=(1, {"signals": [(6, signal.SIGKILL)]}))
+    killed = (1, {"signals": [(6, signal.SIGKILL)]})
+    lost = commands("train_teacher.py", *argv, hosts=2, in_rank=killed, set=AT_ONCE)
     assert lost.code == 137 and "another process of this run has ended" in lost.err, lost.err
     assert "continuing from" in commands("train_teacher.py", *argv, hosts=2).finished().out
     assert [r["epoch"] for r in rows(tmp_path)] == [1, 2, 3]

@@ -12,9 +12,10 @@ from helper.deploy.pictures import pyplot
 from helper.evaluation.metrics import calibration
 from helper.tables.looks import FIRST, looks
 from scripts.plot import correlations, label_points, main
+from tests.support.packages import need
 from tests.support.run_folders import write_run
 
-pytest.importorskip("matplotlib", reason="needs matplotlib, of requirements-extra.txt")
+need("matplotlib")
 
 
 def drawn(path) -> float:

@@ -9,8 +9,9 @@ from core.protocols import UserError
 from helper.options.parse import parse
 from scripts.tune import FailedTrial, main, read_axis, trained
 from tests.support.commands import ENV
+from tests.support.packages import need
 
-pytest.importorskip("optuna", reason="needs optuna, of requirements-extra.txt")
+need("optuna")
 KD = ["--path_t", "T.pth", "--distill", "at", "--model_s", "resnet8", "--epochs", "3"]
 
 

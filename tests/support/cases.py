@@ -9,10 +9,12 @@ import dataclasses
 from functools import partial
 from unittest import mock
 
+import pytest
 import torch
 
 from distiller_zoo import method_dict
 from distiller_zoo._combined import Combined, CombinedConfig
+from distiller_zoo.base import Distiller
 from models import model_dict
 from models.vgg import VGG
 from tests.support.toys import (
@@ -39,6 +41,25 @@ SMALL = {
     "queue": {"size": 16},
     "fcfd": {"paths": 6},
 }  # settings that fit a toy data set
+
+
+# methods that only compute terms, of logits: they hold nothing that several ranks, another loop or another kind of
+# input could treat otherwise than kd
+TERMS_ALONE = {
+    name
+    for name, method in method_dict.items()
+    if method.__base__ is Distiller
+    and method.teacher_mode == "frozen"
+    and {n for n in vars(Distiller).keys() & vars(method).keys() if callable(getattr(method, n))}
+    <= {"Config", "terms", "weights"}
+}
+
+
+def mostly(names):
+    """Parameters of a test; what kd stands for is left to the slow sweep."""
+    return [pytest.param(n, marks=pytest.mark.slow if n.split("-")[0] in TERMS_ALONE else ()) for n in names]
+
+
 PAIRS = (("resnet8", "resnet8x4"), ("vgg8", "wrn_16_1"))  # student, teacher; the second pairs unequal stages
 EQUAL_WIDTHS = (("resnet8", "resnet14"), ("vgg8", "vgg11"))
 PAIRS_OF = {  # methods that compare channel by channel, or read a transformer

@@ -76,8 +76,6 @@ def check_contract(make, batch, num_classes):
     assert terms.keys() <= weights.keys(), "a term without a weight"
     del loss, s, t, terms
 
-    step = make()
-    step.train()
     before = {n: p.detach().clone() for n, p in step.trained.named_parameters()}
     teacher_before = frozen_state(step)
     for _ in range(2):

@@ -34,6 +34,12 @@ def undrawn() -> Iterator[None]:
         yield
 
 
+def zeros(spec: ModelSpec, num_classes: int) -> dict[str, Tensor]:
+    """A state dict of zeros: nothing is drawn."""
+    with undrawn():
+        return {k: torch.zeros_like(v) for k, v in spec(num_classes=num_classes).state_dict().items()}
+
+
 def _scaled(x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, *rest: object) -> Tensor:
     shape = (-1, *[1] * (x.ndim - 2))
     return x * weight.view(shape) + bias.view(shape)

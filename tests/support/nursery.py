@@ -52,6 +52,9 @@ def preload() -> None:
     for name in PACKAGES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    from tests.support.quick_export import shorten
+
+    shorten()
     for registry in (dataset_dict, method_dict, model_dict):
         for name in registry:
             registry[name]
@@ -133,23 +136,25 @@ def as_ranks(count: int, hosts: int = 1) -> None:
             os.environ |= {k: str(v) for k, v in {**world, "RANK": rank, "LOCAL_RANK": rank % local}.items()}
             return
         pids.append(pid)
-    worst = 0
+    worst, stopped = 0, set()
     signal.signal(signal.SIGTERM, lambda *_: [os.kill(pid, signal.SIGTERM) for pid in pids])
     while pids:
-        pid, status = os.wait()
+        pid, status = os.waitpid(-1, os.WUNTRACED)
+        if os.WIFSTOPPED(status):
+            stopped.add(pid)
+            continue
         pids.remove(pid)
         code = os.waitstatus_to_exitcode(status)
         if code and not worst:
             worst = code if code > 0 else 128 - code
             deadline = time.monotonic() + 2  # to notice it by themselves, and to say so
-            while pids and time.monotonic() < deadline:
+            while {*pids} - stopped and time.monotonic() < deadline:
                 if (pid := os.waitpid(-1, os.WNOHANG)[0]) == 0:
                     time.sleep(0.01)
                 else:
                     pids.remove(pid)
             for other in pids:
-                os.kill(other, signal.SIGTERM)
-                os.kill(other, signal.SIGCONT)
+                os.kill(other, signal.SIGKILL if other in stopped else signal.SIGTERM)
     os._exit(worst)
 
 
@@ -158,6 +163,19 @@ def in_rank(rank: int, hooks: dict) -> None:
     if int(os.environ["RANK"]) == rank:
         for hook, value in hooks.items():
             HOOKS[hook](value)
+
+
+def hang() -> None:
+    """As in a call that never returns: no handler runs, and the default of SIGTERM ends it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(60)
+
+
+def set_values(values: dict) -> None:
+    """module.NAME -> value."""
+    for path, value in values.items():
+        module, _, name = path.rpartition(".")
+        setattr(importlib.import_module(module), name, value)
 
 
 def hide_module(name: str) -> None:
@@ -200,7 +218,8 @@ HOOKS = {
     "fsize": lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
     "hide": hide_module,
     "memory": limit_memory,
-    "hang_at": lambda count: at_step(count, lambda: time.sleep(8)),
+    "hang_at": lambda count: at_step(count, hang),
+    "set": set_values,
     "ranks": as_ranks,
     "hosts": lambda count: as_ranks(count, hosts=count),
     "in_rank": lambda where: in_rank(*where),
@@ -327,7 +346,7 @@ def main() -> None:
             os._exit(child(job))
         print(json.dumps([job["number"], pid]), flush=True)
         print(json.dumps([job["number"], os.waitpid(pid, 0)[1]]), flush=True)
-    gc.unfreeze()
+    os._exit(0)  # taking apart what was imported takes seconds
 
 
 if __name__ == "__main__":
