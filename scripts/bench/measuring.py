@@ -58,6 +58,7 @@ class Subject:
 
     def __init__(self, script: str, label: str, request: Mapping[str, Any]):
         self.script, self.label, self.request = script, label, request
+        self.dtype = ""  # of the forward pass, as its process says
         self.turns: list[dict[str, Any]] = []
         self.once: dict[str, Any] = {}
 
@@ -110,7 +111,7 @@ def take_turns(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
         for subject in subjects:
             subject.start(args)
         for subject in subjects:
-            subject.read()
+            subject.dtype = subject.read()["dtype"]
         if args.together:  # the first steps, compilation included, at the same time
             for subject in subjects:
                 subject.send(first={})
