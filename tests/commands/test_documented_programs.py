@@ -40,6 +40,7 @@ SHORTER = {  # program -> what is said last
 }
 ELSEWHERE = {  # program -> where it is run
     "scripts/slurm/submit.py": "scripts/test_hosts.py, which starts its jobs",
+    "scripts/export_onnx.py": "commands/test_vskd_commands.py",
     "scripts/sort_imagenet_val.py": "dataset/test_imagenet.py",
     "scripts/bench/bench_cakd.py": "scripts/test_bench_cakd.py, for it starts a process for each step it compares",
     "scripts/bench/bench_hsakd.py": "scripts/test_bench_hsakd.py, likewise",

@@ -55,7 +55,7 @@ METHODS = {  # of cifar100/method.py -> kind of teacher, kind of student
 SCRIPTS = {  # script -> (arguments, --distill of the command that is run, kind of teacher, kind of student)
     "cifar100/scaled_study.sh": (("T.pth", "DATA", "SAVE", "1"), "", "plain", "plain"),
     "cifar100/patient_teachers.sh": (("vanillakd", "T.pth", "DATA", "SAVE"), "kd", "plain", "plain"),
-    "quickstart.sh": ((), "vanilla,kd,simkd", "plain", "plain"),
+    "quickstart.sh": ((), "simkd", "plain", "plain"),
     "teachers/train_teachers.sh": ((), "vanilla", None, "plain"),
     "hsakd/teachers.sh": ((".",), "hsakd_teacher", None, "aux"),
     "hsakd/same_style.sh": ((".",), "hsakd", "aux", "aux"),

@@ -74,7 +74,7 @@ def test_dist_on_clips_or_on_frames(frame_logits):
     s, t = step.objective.features(batch)
     terms = step.objective.main_terms(s, t, batch, PROGRESS)
     name = "frame_logits" if frame_logits else "logits"
-    assert len(s[name]) == (32 if frame_logits else 8)
+    assert len(s[name]) == (8 * data.shapes["video"][0] if frame_logits else 8)
     p_s, p_t = s[name].softmax(1), t[name].softmax(1)
 
     def rho(a, b):
@@ -96,7 +96,7 @@ def test_kl_and_labelled_losses_on_frames():
     torch.testing.assert_close(terms["div"], kl(s["frame_logits"], t["frame_logits"], 4.0))
     cls = method_dict["dkd"]
     frames = {"logits": s["frame_logits"]}, {"logits": t["frame_logits"]}
-    labels = batch.__class__({}, batch.target.repeat_interleave(4), batch.index)
+    labels = batch.__class__({}, batch.target.repeat_interleave(data.shapes["video"][0]), batch.index)
     torch.testing.assert_close(terms["dkd"], cls.terms(step.method, *frames, labels, PROGRESS)["dkd"])
     members = [(method_dict[n], method_dict[n].Config(frame_logits=True)) for n in ("dist", "at")]
     combined = CombinedConfig(members=tuple(members), frame_logits=True)

@@ -187,8 +187,8 @@ def test_flags_of_recordings_are_named_where_they_do_nothing(commands, tmp_path)
 # ---- export
 
 
-# another transformer is written by helper/test_export.py
-@pytest.mark.parametrize("name", ["resnet18_gaf", pytest.param("sensor_transformer", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the export command below writes a sensor's network, helper/test_export.py a transformer
+@pytest.mark.parametrize("name", ["resnet18_gaf", "sensor_transformer"])
 def test_the_graph_computes_what_the_network_does(name, tmp_path, quick_export):
     """Any batch size, the Gramian field inside: sensor values in, logits out."""
     for package in ("onnx", "onnxscript", "onnxruntime"):

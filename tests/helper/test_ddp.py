@@ -10,9 +10,10 @@ from tests.support.cases import ALL, TERMS_ALONE, registry_cases
 SETTINGS = {"simkd-own-logits", "logits", "logits-weighted", "kd-hard", "crld-and-skd", "sdd-nkd", "cat_kd-authors"}
 SETTINGS |= {"srd-only", "mlkd-video", "cakd-code-gl", "cakd-gl+pca", "hsakd-heads", "hsakd-rotations"}
 SETTINGS |= {"kd-of-aux", "kd-only"}
+WITHOUT_PARAMETERS = {"sp", "pkt", "rkd", "nst", "irg", "hkd", "kdsvd", "cat_kd"}  # at stands for them
 # one pair of networks of every other method, and the toys of every family; the rest is walked in the slow sweep
 FIRST = {case.split("-")[0]: case for case in reversed(registry_cases())}
-QUICK = [case for name, case in FIRST.items() if name not in TERMS_ALONE] + sorted(
+QUICK = [case for name, case in FIRST.items() if name not in TERMS_ALONE | WITHOUT_PARAMETERS] + sorted(
     ALL.keys() - registry_cases() - SETTINGS
 )
 OTHERS = sorted(ALL.keys() - {*QUICK})

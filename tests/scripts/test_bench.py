@@ -106,7 +106,7 @@ TINY = "--pair resnet14:resnet8 --steps 1 --warmup 0 --rounds 1 --batch_size 8 -
 def test_parts_of_a_report(one_process, tmp_path, capsys):
     """Floor, halves, switches, cache, lanes and traces in one report; another run adds to it."""
     out = tmp_path / "bench.json"
-    switches = "bf16,channels_last,fused_optimizer,allocator,fold_teacher,reduce_overhead"
+    switches = "bf16,channels_last,allocator,fold_teacher,reduce_overhead"
     parts = f"--bare --switches {switches} --warm_cache 2 --lanes kd,simkd --floor --together"
     bench.main([*f"{TINY} {parts} --json {out} --profile {tmp_path}".split()])
     report = json.loads(out.read_text())
