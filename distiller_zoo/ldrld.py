@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.option import not_negative, option, positive, within
-from core.protocols import Batch, Context, Features, Progress, Terms, UserError
+from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms, UserError
 from distiller_zoo._math import kl_rows
 from distiller_zoo.base import Distiller
 
@@ -68,6 +69,16 @@ class LDRLD(Distiller):
         if cfg.top >= ctx.num_classes:
             raise UserError(f"--ldrld_d {cfg.top} must be below the number of classes, {ctx.num_classes}")
         self.register_buffer("omega", pair_weights(cfg.top), persistent=False)
+
+    @classmethod
+    def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
+        if cfg.as_published:
+            return ()
+        times = cfg.top * (cfg.top - 1) // 2 + 1
+        return (
+            f"ldrld sums over pairs, as the paper does; its weights were published for the mean, {times} times smaller: "
+            f"if the student does not learn, pass --ldrld_as_published or divide --ldrld_alpha by {times}",
+        )
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t, temperature = self.comparable(s["logits"]), self.comparable(t["logits"]), self.cfg.temperature

@@ -643,3 +643,10 @@ def test_class_distances_of_a_teacher(commands, teacher, tmp_path):
     commands.student("--path_t", teacher, *flags, *SHORT).finished()
     wrong = ("--dataset", "imagenet", "--data_folder", tmp_path, "--out", out)
     assert commands("scripts/class_distances.py", "--path_t", teacher, *wrong).code == 2
+
+
+def test_ldrld_says_for_which_sum_its_weights_were_published():
+    cls = method_dict["ldrld"]
+    (note,) = cls.notes(cls.Config(), None, None)
+    assert "the mean, 22 times smaller" in note and "--ldrld_as_published" in note
+    assert cls.notes(cls.Config(as_published=True), None, None) == ()
