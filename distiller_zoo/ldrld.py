@@ -76,7 +76,7 @@ class LDRLD(Distiller):
             return ()
         times = cfg.top * (cfg.top - 1) // 2 + 1
         return (
-            f"ldrld sums over pairs, as the paper does; its weights were published for the mean, {times} times smaller: "
+            f"ldrld sums over pairs, as the paper does; its weights were published for the mean, {times} times less: "
             f"if the student does not learn, pass --ldrld_as_published or divide --ldrld_alpha by {times}",
         )
 

@@ -648,5 +648,5 @@ def test_class_distances_of_a_teacher(commands, teacher, tmp_path):
 def test_ldrld_says_for_which_sum_its_weights_were_published():
     cls = method_dict["ldrld"]
     (note,) = cls.notes(cls.Config(), None, None)
-    assert "the mean, 22 times smaller" in note and "--ldrld_as_published" in note
+    assert "the mean, 22 times less" in note and "--ldrld_as_published" in note
     assert cls.notes(cls.Config(as_published=True), None, None) == ()
