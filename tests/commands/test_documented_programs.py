@@ -60,7 +60,11 @@ SCRIPTS = (
 SCRIPTS += tuple(f"video/{kind}_{part}.sh" for kind in ("tsm", "tsn") for part in ("teacher", "student", "distil"))
 SCRIPTS += tuple(f"cifar100/{size}_study.sh" for size in ("short", "zoo", "scaled"))
 SLOW = {"docs/speed.md", "bench/bench_cpu.sh", "bench/bench_gpu.sh"}  # many processes, each of which compiles
-SLOW |= {"video/tsn_teacher.sh", "video/tsn_student.sh"}  # large networks; those of TSM say the same
+SLOW |= {
+    "video/tsn_teacher.sh",
+    "video/tsn_student.sh",
+    "video/tsn_distil.sh",
+}  # large networks; those of TSM say the same
 SLOW |= {"CONTRIBUTING.md"}  # the recorder of refactors, which trains fourteen times
 
 

@@ -103,6 +103,7 @@ def one_process(monkeypatch):
 TINY = "--pair resnet14:resnet8 --steps 1 --warmup 0 --rounds 1 --batch_size 8 --images 64 --threads 1 --precision fp32"
 
 
+@pytest.mark.slow  # thirteen configurations
 def test_parts_of_a_report(one_process, tmp_path, capsys):
     """Floor, halves, switches, cache, lanes and traces in one report; another run adds to it."""
     out = tmp_path / "bench.json"

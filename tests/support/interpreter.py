@@ -18,7 +18,9 @@ class Interpreter:
         self.venv, self.tree = folder / "venv", folder / "tree"
         python = self.venv / "bin" / "python"
         python.parent.mkdir(parents=True)
-        python.write_text(f"#!/bin/bash\n{answer}\nexec >>{self.venv}/asked\nprintf '%s\\0' \"$@\"\necho\n")
+        # two calls at once may not mix: cat writes a call's line in one piece
+        keep = f"{{ printf '%s\\0' \"$@\"; echo; }} >{self.venv}/call.$$\ncat {self.venv}/call.$$ >>{self.venv}/asked"
+        python.write_text(f"#!/bin/bash\n{answer}\n{keep}\n")
         python.chmod(0o755)
         shutil.copytree(ROOT / "scripts", self.tree / "scripts", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
         for name in ("requirements.txt", "requirements-extra.txt"):
