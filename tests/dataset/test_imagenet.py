@@ -13,10 +13,12 @@ import torch
 import torchvision.datasets.imagenet
 from PIL import Image
 from scipy.io import savemat
+from torchvision.transforms import v2
 
 from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions, data_options
+from dataset.images.imagenet import View
 from scripts import sort_imagenet_val
 from tests.support.commands import AT_ONCE, ROOT
 
@@ -235,6 +237,19 @@ def test_evaluation_is_exact_and_as_torchvision_does_it(tree):
     with Image.open(data.val.root / data.val.paths[int(batch.index[0])]) as file:
         wanted = v2.CenterCrop(SIZE)(v2.Resize(SIZE * 256 // 224)(file.convert("RGB")))
     assert torch.equal(batch.inputs["image"][0], torch.from_numpy(np.array(wanted)).permute(2, 0, 1) / 255)
+
+
+def test_training_views_are_those_of_torchvision():
+    noise = np.random.default_rng(0).integers(0, 256, (47, 61, 3), np.uint8)
+    image = Image.fromarray(noise)
+    theirs = v2.Compose([v2.RandomResizedCrop(32, antialias=True), v2.RandomHorizontalFlip()])
+    ours = View(32, [])
+    for seed in range(8):
+        torch.manual_seed(seed)
+        expected = np.asarray(theirs(image))
+        following = torch.rand(1)
+        torch.manual_seed(seed)
+        assert np.array_equal(np.asarray(ours(image)), expected) and torch.equal(torch.rand(1), following)
 
 
 def test_repeated_augmentation_and_erasing(tree):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from core.protocols import UserError
-from core.taps import TappedNet, probe
+from core.taps import TappedNet, normalised, probe
 from models import model_dict
 from models._common import shuffle
 from tests.golden.rule import fill_module, rand
@@ -232,3 +232,13 @@ def test_published_checkpoint_loads_strictly(name):
         pytest.skip(f"shared data is absent: {name}.pth, a checkpoint of other people")
     model = model_dict[name](num_classes=100)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 8, 6), (2, 1, 5, 5), (3, 3, 1, 7), (1, 3, 4, 4)])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_images_are_normalised_to_the_bit_in_any_memory_order(shape, memory_format):
+    torch.manual_seed(0)
+    x = torch.rand(shape).contiguous(memory_format=memory_format)
+    mean, std = torch.rand(2, shape[1], 1, 1)
+    expected, got = (x - mean) / std, normalised(x, mean, std)
+    assert torch.equal(got, expected) and got.stride() == expected.stride()
