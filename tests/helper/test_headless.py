@@ -90,7 +90,7 @@ def test_no_teacher_teaches_through_a_random_head(student, source):
     done.refused("has no classifier for this data", SOURCES[source], "--teacher_probe linear", "embed -d 0", "-d 1")
 
 
-# the others are told apart by the same code, above
+# the same code, tested above, recognises the others
 @pytest.mark.parametrize("source", ["headless.pth", *(s for s in SOURCES if s in (NAMED[0], NAMED[2], "dinov2"))])
 def test_features_alone_need_no_classifier(student, source):
     done = student(source, "--distill", "embed", "-d", 0).finished()
