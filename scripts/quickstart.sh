@@ -48,10 +48,15 @@ train() {
     return "$code"
 }
 
-# job teacher, or a method, and flags of every training
+# job teacher, or a method, and flags of every training. What reads the teacher waits for it: its log names its folder
 job() {
-    local common=(--dataset digits --image_size 16 --batch_size 32 --save_root ./save/quickstart)
-    local student=(--model_s resnet8 --few_ratio 0.1 --epochs 60 --lr_decay_epochs 40,52 --trials 3)
+    local common=(--dataset digits --image_size 16 --batch_size 32 --save_root ./save/quickstart) teacher=
+    local student=(--model_s resnet8 --few_ratio 0.1 --epochs 60 --lr_decay_epochs 40,52 --eval_freq 4 --trials 3)
+    until [[ $1 == teacher || $1 == vanilla || -n $teacher ]]; do
+        [ ! -e "$logs/code" ] || return 1
+        sleep 0.2
+        teacher=$(teacher_of "$logs/teacher")
+    done
     case $1 in
         teacher) train teacher teacher train_teacher.py "${common[@]}" --model resnet20 --epochs 12 --lr_decay_epochs 8,10 "${@:2}" ;;
         vanilla) train "student alone" vanilla train_student.py "${common[@]}" "${student[@]}" --distill vanilla "${@:2}" ;;
@@ -59,22 +64,24 @@ job() {
         *) train "$1" "$1" train_student.py "${common[@]}" "${student[@]}" --path_t "$teacher" --distill "$1" "${@:2}" ;;
     esac
 }
-export -f job train ends
 
-# at_once JOB JOB: two processes
-at_once() {
-    printf '%s\n' "$@" | xargs -P 2 -I{} bash -c 'set -euo pipefail; job {} "$@"' job ${extra[@]+"${extra[@]}"} ||
-        exit "$(cat "$logs/code" 2>/dev/null || echo 1)"
+# teacher_of LOG: the teacher's checkpoint, once it is trained
+teacher_of() {
+    local folder
+    folder=$(result_of "$1" 2>/dev/null) && [ -n "$folder" ] && echo "$folder/resnet20_best.pth" || true
 }
+export -f job train ends result_of teacher_of
 
 echo "Training a teacher (resnet20) on all digits, and nine students (resnet8) on a tenth of them"
-at_once teacher vanilla
-# the log names the teacher's folder, whose name depends on the extra arguments
+# two at a time; in this order, the two processes end at about the same time
+students="vanilla simkd kd"
+[ -z "$dry_run" ] || students=vanilla
+printf '%s\n' teacher $students |
+    xargs -P 2 -I{} bash -c 'set -euo pipefail; job {} "$@"' job ${extra[@]+"${extra[@]}"} ||
+    exit "$(cat "$logs/code" 2>/dev/null || echo 1)"
 end_of_dry_run
-teacher="$(result_of "$logs/teacher")/resnet20_best.pth"
-export teacher
-save="${teacher%/teachers/models/*}"
-at_once kd simkd
+teacher=$(teacher_of "$logs/teacher")
+save=${teacher%/teachers/models/*}
 
 echo
 "$PYTHON" scripts/make_table.py --root "$save" --dataset digits --in_words \

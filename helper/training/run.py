@@ -127,13 +127,14 @@ class TrainingRun:
         done = (0, 0) if state is None else (state["stage"], state["epoch"])
         if machine.is_main():
             self.reached.rows = self.folder.trim(done, None if state is None else state.get("rows"), self.log)
-        self.writer = self.open_writer()
-        for row in self.reached.rows:
-            self.writer.scalars(scalars_of(row), row["epoch"])
-        if self.reports is not None:
-            self.reports.rows(self.reached.rows)
         # the state restores the networks, which hold the results of earlier stages
         self.stage = next(stage for stage in stages if stage.index >= done[0])
+        self.writer = self.open_writer()
+        for row in self.reached.rows:
+            final = self.stage.final and row["stage"] == self.stage.index
+            self.writer.scalars(scalars_of(row, final), row["epoch"])
+        if self.reports is not None:
+            self.reports.rows(self.reached.rows)
         if state is not None:
             apply_last(state, self.stage, self.reached, self.meter, self._whole_meta(), self.log)
         elif self.stage.step.method.prepares_teacher:
@@ -203,7 +204,7 @@ class TrainingRun:
         self.log.info(" * Epoch %d, train: %sLoss %.4f, Time %.2f", epoch, accuracy, means["loss"], trained)
         row: dict[str, Any] = {"stage": stage.index, "epoch": epoch, "lr": self.lr}
         row |= {f"train_{k}": v for k, v in means.items()}
-        if stage.final:
+        if stage.final and (epoch % self.cfg.eval_freq == 0 or epoch == stage.epochs):
             row |= self._validate(stage, self._eval_autocast(epoch))
             if not math.isfinite(row["test_loss"]):
                 self._diverged("the test loss is", epoch, self.steps - 1)
@@ -226,7 +227,7 @@ class TrainingRun:
 
     def _record(self, row: dict[str, Any], epoch: int) -> None:
         """Best checkpoint, metrics row, last state, event files: in this order."""
-        if self.stage.final and (row["test_acc"] > self.reached.best_acc or self.stage.step.method.keeps_network):
+        if "test_acc" in row and (row["test_acc"] > self.reached.best_acc or self.stage.step.method.keeps_network):
             self._save_best(row, epoch)
         if machine.is_main():
             self.folder.append(row)
@@ -234,7 +235,7 @@ class TrainingRun:
         self.reached.row = row
         self._save_last(epoch, 0)
         if self.writer is not None:
-            self.writer.scalars(scalars_of(row), epoch)
+            self.writer.scalars(scalars_of(row, self.stage.final), epoch)
         if self.reports is not None:
             self.reports.rows(self.reached.rows)
 
@@ -402,15 +403,13 @@ class Lanes:
                 self.memory.after_first_step(kept_by(run.stage.step.optimizers.values()))
 
 
-def scalars_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The published tags of a row of metrics.jsonl, then the learning rate and every loss term; a first stage, which is
-    not evaluated, has init_train_loss instead of the published tags."""
+def scalars_of(row: Mapping[str, Any], final: bool) -> dict[str, float]:
+    """The published tags of a row of metrics.jsonl, then the learning rate and every loss term; an epoch without
+    evaluation lacks the tags of the test set, and a first stage (not final) has init_train_loss instead of all of them."""
     shown = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
-    published = (
-        {tag: row[tag] for tag in shown if tag in row} if "test_acc" in row else {"init_train_loss": row["train_loss"]}
-    )
+    published = {tag: row[tag] for tag in shown if tag in row} if final else {"init_train_loss": row["train_loss"]}
     terms = {k for k in row if k.startswith("train_")} - {"train_acc", "train_acc_top5", "train_loss"}
-    prefix = "" if "test_acc" in row else "init_"
+    prefix = "" if final else "init_"
     return published | {f"{prefix}lr": row["lr"]} | {f"{prefix}loss/{k[6:]}": row[k] for k in sorted(terms)}
 
 

@@ -41,6 +41,12 @@ class LoopConfig(Config):
         None, "stop every epoch after this many steps (for a trial run)", check=at_least(1, 10**9), role=RESULT
     )
     print_freq: int = option(200, "steps between progress lines in the log", check=at_least(1))
+    eval_freq: int = option(
+        1,
+        "epochs between evaluations on the test set, from which the best epoch is chosen; the last epoch is always evaluated",
+        check=at_least(1),
+        role=RESULT,
+    )
     eval_precision: str = option(
         "auto",
         "precision of evaluation: fp32; train: as in training; auto: as in training, and float32 after the last epoch, "

@@ -541,6 +541,26 @@ def test_only_the_last_epoch_is_evaluated_in_float32(commands, tmp_path):
     assert files["auto"][0] == ("fp32" if files["auto"][1] == 2 else "bf16")
 
 
+def test_evaluation_every_few_epochs_changes_no_weight(commands, tmp_path):
+    argv = ("--distill", "vanilla", "--epochs", 5, "--few_ratio", 0.1)
+    folders = []
+    for every in (1, 2):
+        commands.student(*argv, "--eval_freq", every, "--save_root", tmp_path / str(every)).finished()
+        folders += (tmp_path / str(every) / "students" / "models").iterdir()
+    each, some = (rows_of(folder) for folder in folders)
+    assert [row["epoch"] for row in some if "test_acc" in row] == [2, 4, 5] and len(some) == 5
+    assert all(some[epoch - 1]["test_loss"] == each[epoch - 1]["test_loss"] for epoch in (2, 4, 5))
+    assert [row["train_loss"] for row in some] == [row["train_loss"] for row in each]
+    weights = [read_checkpoint(folder / "resnet8_last.pth").state for folder in folders]
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights), strict=True))
+    best = max((2, 4, 5), key=lambda epoch: some[epoch - 1]["test_acc"])
+    assert read_checkpoint(folders[1] / "resnet8_best.pth").epoch == best
+    parameters = json.loads((folders[1] / "parameters.json").read_text())
+    assert parameters["best"] == {"test_acc": some[best - 1]["test_acc"], "epoch": best}
+    events = events_of(tmp_path / "2" / "students" / "tensorboard" / folders[1].name)
+    assert [step for step, _ in events["test_acc"]] == [2, 4, 5] and len(events["train_acc"]) == 5
+
+
 def test_paths_are_shortened_wherever_they_stand():
     words = [
         "--data_folder",
