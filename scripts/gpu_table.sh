@@ -34,8 +34,10 @@ common=(--data_folder "$data" --save_root "$save" ${extra[@]+"${extra[@]}"})
 
 # training saves its state when it is terminated; a minute of the limit is left for that
 limited() {
-    local code=0
-    timeout --signal=TERM --kill-after=50 "$((limit > 120 ? limit - 60 : limit))" "$@" || code=$?
+    local code=0 time=$((limit > 120 ? limit - 60 : limit)) started=$SECONDS
+    timeout --signal=TERM --kill-after="$((limit > 120 ? 50 : limit))" "$time" "$@" || code=$?
+    # killed before its step ended; the state of its last epoch is there
+    [ "$code" != 137 ] || [ $((SECONDS - started)) -lt "$time" ] || code=124
     case $code in
         0) echo "$phase: finished" ;;
         124 | 130 | 143) echo "$phase: out of time; run the same command again to resume" && exit 75 ;;

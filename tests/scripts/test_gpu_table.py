@@ -1,5 +1,7 @@
 """scripts/gpu_table.sh: its plan, its phases, and how it stops and is resumed."""
 
+import pytest
+
 from helper.options.parse import parse_students
 from tests.support.interpreter import Interpreter
 
@@ -27,6 +29,12 @@ def test_phases(tmp_path):
     assert program == "scripts/make_table.py" and str(save / "gpu_table.md") in argv
 
 
-def test_a_phase_out_of_time_asks_to_be_called_again(tmp_path):
-    said = Interpreter(tmp_path, "sleep 9").bash("gpu_table.sh", "teacher", str(tmp_path), LIMIT="1")
+@pytest.mark.parametrize("work", ["sleep 9", "trap '' TERM; sleep 9"])
+def test_a_phase_out_of_time_asks_to_be_called_again(work, tmp_path):
+    said = Interpreter(tmp_path, work).bash("gpu_table.sh", "teacher", str(tmp_path), LIMIT="1")
     assert said.returncode == 75 and "run the same command again to resume" in said.stdout
+
+
+def test_a_killed_phase_is_not_out_of_time(tmp_path):
+    said = Interpreter(tmp_path, "kill -9 $$").bash("gpu_table.sh", "teacher", str(tmp_path), LIMIT="30")
+    assert said.returncode == 137 and "again" not in said.stdout
