@@ -43,7 +43,8 @@ train() {
     local code=0
     "$PYTHON" "${@:3}" 2>&1 | tee "$logs/$2" | if [ -n "$verbose" ]; then cat; else ends "$1"; fi || code=${PIPESTATUS[0]}
     [ "$code" = 0 ] && return
-    [ -n "$verbose" ] || cat "$logs/$2" >&2
+    # two processes that fail for one reason say it once
+    [ -n "$verbose" ] || ! mkdir "$logs/said" 2>/dev/null || cat "$logs/$2" >&2
     echo "$code" >"$logs/code"
     return "$code"
 }
