@@ -38,7 +38,7 @@ from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
 from helper.options.parse import normalised
 from helper.tables.looks import COLOURS, LINES, looks, method_of
-from helper.tables.runs import Run, add_runs, chosen_runs, grouped, last, mean_std, network
+from helper.tables.runs import Run, add_runs, chosen_runs, evaluated, grouped, last, mean_std, network
 from helper.tables.table import tell_apart
 
 MARKERS = "osD^vP*X<>"
@@ -77,11 +77,10 @@ def curves(named: list[tuple[str, list[Run]]], out: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.0))
     named = sorted(named, key=lambda item: -sum(last(item[1])) / len(item[1]))  # the legend follows the curves' ends
     for (label, group), (colour, line) in zip(named, looks_of([g for _, g in named]), strict=True):
+        runs = evaluated(group)
+        epochs = [row["epoch"] for row in runs[0]]
         for axis, key in zip(axes, ("test_loss", "test_acc"), strict=True):
-            runs = [[row for row in run.rows if key in row] for run in group]
-            count = min(map(len, runs))
-            epochs = [row["epoch"] for row in runs[0][:count]]
-            values = torch.tensor([[row[key] for row in rows[:count]] for rows in runs], dtype=torch.float64)
+            values = torch.tensor([[row[key] for row in rows] for rows in runs], dtype=torch.float64)
             text = f"{label} {mean_std(last(group))}"
             axis.plot(epochs, values.mean(0).numpy(), linestyle=line, color=colour, lw=1.3, label=text)
             if len(group) > 1:

@@ -29,7 +29,7 @@ from helper.runs.folder import paths_in
 from helper.tables.compare import last_by_seed, settings_of, shown, t_quantile
 from helper.tables.looks import DASHES, looks, method_of
 from helper.tables.published import read_table
-from helper.tables.runs import Run, add_runs, chosen_runs, grouped
+from helper.tables.runs import Run, add_runs, chosen_runs, evaluated, grouped
 from helper.tables.table import table
 from helper.tables.writers import chosen_columns
 
@@ -153,15 +153,14 @@ def filters_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def series_of(label: str, group: Sequence[Run], look: tuple[str, int]) -> dict[str, Any]:
     """One curve: mean and range over the runs, of the epochs that all of them have; and what comparing it takes."""
-    rows = [[row for row in run.rows if "test_acc" in row] for run in group]
-    count = min(map(len, rows))
+    rows = evaluated(group)
 
     def over_runs(key: str, fold: Callable[[list[float]], float]) -> list[float]:
-        return [round(fold([r[i][key] for r in rows]), 5) for i in range(count)]
+        return [round(fold([row[key] for row in epoch]), 5) for epoch in zip(*rows, strict=True)]
 
     return {
         "label": label,
-        "epochs": [row["epoch"] for row in rows[0][:count]],
+        "epochs": [row["epoch"] for row in rows[0]],
         "loss": over_runs("test_loss", statistics.mean),
         "accuracy": over_runs("test_acc", statistics.mean),
         "band": {

@@ -182,6 +182,13 @@ def order(run: Run) -> tuple[int, str]:
     return (0 if run.identity.get("distill") in (None, "vanilla") else 1, run.identity.get("distill", ""))
 
 
+def evaluated(group: Sequence[Run]) -> list[list[dict[str, Any]]]:
+    """Rows of every run, of the epochs after which all of them were evaluated."""
+    rows = [{row["epoch"]: row for row in run.rows if "test_acc" in row} for run in group]
+    shared = sorted(set.intersection(*map(set, rows)))
+    return [[of_run[epoch] for epoch in shared] for of_run in rows]
+
+
 def last(group: Sequence[Run]) -> list[float]:
     return [r.rows[-1]["test_acc"] for r in group]
 

@@ -43,7 +43,7 @@ class LoopConfig(Config):
     print_freq: int = option(200, "steps between progress lines in the log", check=at_least(1))
     eval_freq: int = option(
         1,
-        "epochs between evaluations on the test set, from which the best epoch is chosen; the last epoch is always evaluated",
+        "evaluate after every so many epochs and after the last; the best epoch is one of those",
         check=at_least(1),
         role=RESULT,
     )

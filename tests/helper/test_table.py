@@ -1,6 +1,7 @@
 """scripts/make_table.py on run folders made for it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +10,7 @@ from core.protocols import UserError
 from helper.options.parse import parse
 from helper.runs.folder import rows_checksum
 from helper.tables import table as tables
-from helper.tables.runs import find_runs, read_run
+from helper.tables.runs import Run, evaluated, find_runs, read_run
 from tests.support.run_folders import write_run
 
 
@@ -185,3 +186,12 @@ def test_rows_that_a_run_did_not_write_are_refused(tmp_path):
         parameters.write_text(text)
         with pytest.raises(UserError, match=r"parameters.json is damaged \(.+\): "):
             read_run(folder)
+
+
+def test_curves_hold_the_epochs_that_all_repetitions_evaluated():
+    def run(*epochs):
+        rows = [{"epoch": e, **({"test_acc": 10.0 * e} if e in epochs else {})} for e in range(1, 7)]
+        return Run(Path("x"), {}, {}, rows, {})
+
+    group = [run(2, 4, 6), run(2, 3, 5, 6)]
+    assert [[(row["epoch"], row["test_acc"]) for row in rows] for rows in evaluated(group)] == [[(2, 20), (6, 60)]] * 2
