@@ -90,7 +90,8 @@ def picture(path: Path, divisor: Divisor | None = None) -> Any:
                 # a part of a pixel at the right would come to lie at the left of an image that is turned upright
                 whole = [s for s in (8, 4, 2) if turned not in range(2, 9) or not (width % s or height % s)]
                 by = divisor(height, width, whole) if turned in range(5, 9) else divisor(width, height, whole)
-                file.draft(None, (width // by, height // by))
+                if by > 1:
+                    file.draft(None, (width // by, height // by))
             file.load()
             ImageOps.exif_transpose(file, in_place=True)  # after load(), which itself rotates a TIFF
             if _deep(file.mode):
