@@ -94,7 +94,9 @@ def picture(path: Path, divisor: Divisor | None = None) -> Any:
                     file.draft(None, (width // by, height // by))
             file.load()
             ImageOps.exif_transpose(file, in_place=True)  # after load(), which itself rotates a TIFF
-            if _deep(file.mode):
+            if file.mode == "RGB":
+                image = file  # convert() would copy it
+            elif _deep(file.mode):
                 image = image_class.fromarray(_in_eight_bits(file)).convert("RGB")
             elif file.mode in ("P", "PA") and "transparency" in file.info:
                 image = file.convert("RGBA").convert("RGB")  # the same colours, without Pillow's warning
