@@ -107,12 +107,17 @@ class StreamConfig(Config):
     repeated_augmentation: int = option(
         1, "copies of each drawn sample in an epoch", check=at_least(1, 100), role=RESULT
     )
+    reduced_decode: bool = option(
+        False,
+        "decode a JPEG file at 1/2, 1/4 or 1/8 of its sides where the crop keeps at least --image_size pixels a side",
+        role=RESULT,
+    )
 
     def idle(self, around: Around) -> dict[str, str]:
         data = around.data
         why: dict[str, str] = {}
         if not data.streamed:
-            flags = ("dali", "classes_subset", "random_erase", "repeated_augmentation")
+            flags = ("dali", "classes_subset", "random_erase", "repeated_augmentation", "reduced_decode")
             why = dict.fromkeys(flags, f"{around.dataset} is held on the device")
             if "image" in data.shapes and data.name not in ("folder", "tinyimagenet"):  # decoded when they are opened
                 why["skip_corrupt"] = why["dali"]

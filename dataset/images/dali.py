@@ -116,9 +116,10 @@ class DaliLoader(PositionedLoader):
     def __init__(self, files: Files, plan: Plan, size: int, device: torch.device, options: DataOptions):
         kind = str(options.stream.dali)
         require(kind, device)
-        if options.stream.augment != "none" or options.stream.random_erase:
+        if options.stream.augment != "none" or options.stream.random_erase or options.stream.reduced_decode:
             raise UserError(
-                f"--dali {kind} can only crop and flip: leave out --augment and --random_erase, or leave out --dali"
+                f"--dali {kind} can only crop and flip: leave out --augment, --random_erase and --reduced_decode, or "
+                "leave out --dali"
             )
         super().__init__(plan.steps)
         self.files, self.plan, self.size, self.device, self.kind = files, plan, size, device, kind

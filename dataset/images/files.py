@@ -70,18 +70,33 @@ def pillow() -> Any:
     return Image
 
 
-def picture(path: Path) -> Any:
+Divisor = Callable[[int, int, Sequence[int]], int]
+
+
+def picture(path: Path, divisor: Divisor | None = None) -> Any:
     """A file as a Pillow image in RGB; see the table above. PictureError if it is damaged or its pixels are
-    undefined."""
+    undefined.
+
+    divisor: called for a JPEG only, with the width and height of the upright image and what libjpeg may divide them by
+    (8, 4, 2, rounding up) to decode in less time; returns one of these, or 1."""
     image_class = pillow()
     from PIL import ImageOps  # part of Pillow
 
     try:
         with image_class.open(path) as file:
             notes = _unusual(file)
+            if divisor is not None and file.format in ("JPEG", "MPO"):
+                (width, height), turned = file.size, file.getexif().get(0x0112, 1)
+                # a part of a pixel at the right would come to lie at the left of an image that is turned upright
+                whole = [s for s in (8, 4, 2) if turned not in range(2, 9) or not (width % s or height % s)]
+                by = divisor(height, width, whole) if turned in range(5, 9) else divisor(width, height, whole)
+                if by > 1:
+                    file.draft(None, (width // by, height // by))
             file.load()
             ImageOps.exif_transpose(file, in_place=True)  # after load(), which itself rotates a TIFF
-            if _deep(file.mode):
+            if file.mode == "RGB":
+                image = file  # convert() would copy it
+            elif _deep(file.mode):
                 image = image_class.fromarray(_in_eight_bits(file)).convert("RGB")
             elif file.mode in ("P", "PA") and "transparency" in file.info:
                 image = file.convert("RGBA").convert("RGB")  # the same colours, without Pillow's warning

@@ -13,7 +13,7 @@ Shape letters: N training samples, B samples of a batch, H W space.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -85,11 +85,10 @@ class Decoded(Dataset[Item]):
 
     def _read(self, position: int, seed: int) -> tuple[Tensor | None, str]:
         try:
-            image = picture(self.files.root / self.files.paths[position])
+            with seeded(seed):
+                image = self.transform(self.files.root / self.files.paths[position])
         except PictureError as error:
             return None, str(error)
-        with seeded(seed):
-            image = self.transform(image)
         return image.contiguous() if isinstance(image, Tensor) else torch.from_numpy(np.array(image)), ""
 
 
@@ -212,27 +211,52 @@ def finished(batch: Batch) -> Batch:
     return Batch({k: scaled(x) for k, x in batch.inputs.items()}, batch.target, batch.index)
 
 
+Frame = tuple[tuple[int, int, int, int], tuple[int, int]]  # left, top, right, bottom of a part; its sides afterwards
+
+
+def framed(path: Path, choose: Callable[[int, int], Frame], reduced: bool) -> Any:
+    """The part of an image that `choose` takes, given its width and height, resized. reduced: if the part of a JPEG is
+    at least twice as large as it becomes, the file is decoded at 1/2, 1/4 or 1/8, still not smaller than that."""
+    frame, by = None, 1
+
+    def divisor(width: int, height: int, allowed: Sequence[int]) -> int:
+        nonlocal frame, by
+        frame = (left, top, right, bottom), sides = choose(width, height)
+        by = next((s for s in allowed if right - left >= s * sides[0] and bottom - top >= s * sides[1]), 1)
+        return by
+
+    image = picture(path, divisor if reduced else None)
+    box, sides = frame or choose(*image.size)
+    if by > 1:
+        return image.resize(sides, pillow().Resampling.BILINEAR, [edge / by for edge in box])
+    part = image if box == (0, 0, *image.size) else image.crop(box)
+    return part.resize(sides, pillow().Resampling.BILINEAR)
+
+
 class View:
-    """Pillow image -> a random crop, resized and mirrored at random, then `after`: the pixels and random numbers of
+    """Image file -> a random crop, resized and mirrored at random, then `after`: the pixels and random numbers of
     torchvision's RandomResizedCrop and RandomHorizontalFlip, without what their general form costs."""
 
-    def __init__(self, size: int, after: Sequence[Any]):
+    def __init__(self, size: int, after: Sequence[Any] = (), reduced: bool = False):
         from torchvision.transforms import v2
 
         self.size, self.crop, self.after = size, v2.RandomResizedCrop(size), v2.Compose(after) if after else None
+        self.reduced = reduced
 
-    def __call__(self, image: Any) -> Any:
-        box = self.crop.make_params([image])
-        top, left = box["top"], box["left"]
-        part = image.crop((left, top, left + box["width"], top + box["height"]))
-        view = part.resize((self.size, self.size), pillow().Resampling.BILINEAR)
+    def __call__(self, path: Path) -> Any:
+        view = framed(path, self.choose, self.reduced)
         if torch.rand(1) < 0.5:
             view = view.transpose(pillow().Transpose.FLIP_LEFT_RIGHT)
         return view if self.after is None else self.after(view)
 
+    def choose(self, width: int, height: int) -> Frame:
+        box = self.crop.make_params([torch.empty(height, width, device="meta")])
+        top, left = box["top"], box["left"]
+        return (left, top, left + box["width"], top + box["height"]), (self.size, self.size)
+
 
 def train_transform(size: int, options: DataOptions) -> View:
-    """PIL image -> PIL image; torchvision's classes, in the order of its reference recipes."""
+    """Image file -> Pillow image; torchvision's classes, in the order of its reference recipes."""
     from torchvision.transforms import v2
 
     steps: list[Any] = []
@@ -244,7 +268,7 @@ def train_transform(size: int, options: DataOptions) -> View:
         steps.append(v2.AutoAugment())
     if options.stream.random_erase:
         steps += [v2.PILToTensor(), Erased(options.stream.random_erase)]
-    return View(size, steps)
+    return View(size, steps, options.stream.reduced_decode)
 
 
 class Erased:
@@ -259,13 +283,21 @@ class Erased:
         return self.erase(image).permute(1, 2, 0)
 
 
-def test_transform(size: int) -> Any:
-    from torchvision.transforms import v2
+class Centre:
+    """Image file -> its centre, after the shorter side became size * 256 / 224: the pixels of torchvision's Resize and
+    CenterCrop."""
 
-    return v2.Compose([v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)])
+    def __init__(self, size: int, reduced: bool = False):
+        from torchvision.transforms import v2
 
+        self.short, self.crop, self.reduced = size * 256 // 224, v2.CenterCrop(size), reduced
 
-test_transform.__test__ = False  # type: ignore[attr-defined]  # the name makes pytest look
+    def __call__(self, path: Path) -> Any:
+        return self.crop(framed(path, self.choose, self.reduced))
+
+    def choose(self, width: int, height: int) -> Frame:
+        sides = [int(self.short * side / min(width, height)) for side in (width, height)]
+        return (0, 0, width, height), (sides[0], sides[1])
 
 
 @dataclass(frozen=True)
@@ -291,6 +323,11 @@ class StreamedData(DataSet):
         held_out = f"held-out {options.val_fraction:g} of train" if options.val_fraction else None
         self.evaluated_on = held_out or options.val_dir or "val"
 
+    @property
+    def described(self) -> dict[str, bool]:
+        """For evaluation as in training."""
+        return {"reduced_decode": True} if self.options.stream.reduced_decode else {}
+
     @cached_property
     def checksum(self) -> str:
         return self.train.checksum
@@ -315,4 +352,5 @@ class StreamedData(DataSet):
         positions = range(count * rank // world_size, count * (rank + 1) // world_size)
         batches = [[(i, 0) for i in positions[at : at + batch_size]] for at in range(0, len(positions), batch_size)]
         skipped = Skipped(self.options.stream.skip_corrupt)
-        return Worked(self.val, test_transform(self.size), device, self.options.num_workers, skipped, batches)
+        transform = Centre(self.size, self.options.stream.reduced_decode)
+        return Worked(self.val, transform, device, self.options.num_workers, skipped, batches)

@@ -124,7 +124,7 @@ def options_as_trained(path: str | Path, root: Path, image_size: int | None = No
     recorded = {
         "num_segments": video[0] if video else None,
         "window": sensor[-1] if sensor else None,
-        "data_split": meta.get("data_split"),
+        **{name: meta.get(name) for name in ("data_split", "reduced_decode")},
         **{name: meta.get(name) for name in ("sampling", *FOUND_BY)},
         **lists_as_trained(meta, given, root),
     }

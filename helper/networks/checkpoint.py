@@ -47,7 +47,7 @@ META: dict[str, Any] = dict.fromkeys(
 )
 META |= dict.fromkeys(("config", "shapes", "shapes_t", "modalities"), Mapping)
 META |= dict.fromkeys(("train_list", "test_list", "frame_template", "decoder", "sampling"), str)
-META |= {"num_classes": int, "val_fraction": int | float}
+META |= {"num_classes": int, "val_fraction": int | float, "reduced_decode": bool}
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")  # DistributedDataParallel, torch.compile, Lightning
 
 COMPANIONS = re.compile(

@@ -18,8 +18,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,9 +39,16 @@ from helper.machine.program import run_script
 from helper.runs.folder import environment
 from models._common import IMAGENET_MEAN, IMAGENET_STD
 
+LOADERS: dict[str, dict[str, Any]] = {
+    "folder": {},
+    "folder reduced": {"reduced_decode": True},
+    "dali cpu": {"dali": "cpu"},
+    "dali gpu": {"dali": "gpu"},
+}
 
-def ours(args: argparse.Namespace, device: torch.device, dali: str | None) -> Callable[[int], Iterator[int]]:
-    options = data_options(args.data_folder, image_size=args.size, num_workers=args.workers, dali=dali)
+
+def ours(args: argparse.Namespace, device: torch.device, flags: Mapping[str, Any]) -> Callable[[int], Iterator[int]]:
+    options = data_options(args.data_folder, image_size=args.size, num_workers=args.workers, **flags)
     data = dataset_dict["imagenet"](options)
     files = data.train
     data.train = Files(files.root, files.paths * args.passes, files.labels.repeat(args.passes))
@@ -112,9 +120,9 @@ def measure(args: argparse.Namespace) -> dict:
     tune_allocator()  # as runs do
     loaders = {"torchvision reference": reference(args, device)}
     for name in args.loaders.split(","):
-        if name not in ("folder", "dali cpu", "dali gpu"):
-            raise UserError(f"--loaders '{name}' must be of folder, dali cpu, dali gpu")
-        loaders[name] = ours(args, device, None if name == "folder" else name.split()[1])
+        if name not in LOADERS:
+            raise UserError(f"--loaders '{name}' must be of {', '.join(LOADERS)}")
+        loaders[name] = ours(args, device, LOADERS[name])
     rates: dict[str, list[float]] = {name: [] for name in loaders}
     for number in range(args.rounds + 1):
         for name, epoch in loaders.items():
@@ -139,7 +147,7 @@ def measure(args: argparse.Namespace) -> dict:
         "cores": usable_cores(),
         "command": f"python scripts/bench/bench_loader.py --data_folder {args.data_folder.resolve().name} "
         f"--size {args.size} --workers {args.workers} --clock {args.clock} --rounds {args.rounds} "
-        f"--passes {args.passes}",
+        f"--passes {args.passes} --loaders '{args.loaders}'",
     }
 
 
@@ -154,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--passes", type=int, default=3, help="over the files, in one round; small sets have short epochs"
     )
-    parser.add_argument("--loaders", default="folder,dali cpu")
+    parser.add_argument("--loaders", default="folder,dali cpu", help=f"of {', '.join(LOADERS)}")
     parser.add_argument("--out", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     result = measure(args)

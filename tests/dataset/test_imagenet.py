@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets.imagenet
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from scipy.io import savemat
 from torchvision.transforms import v2
 
 from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions, data_options
-from dataset.images.imagenet import View
+from dataset.images.imagenet import Centre, View
+from helper.deploy.as_trained import options_as_trained
 from scripts import sort_imagenet_val
 from tests.support.commands import AT_ONCE, ROOT
 
@@ -239,17 +241,104 @@ def test_evaluation_is_exact_and_as_torchvision_does_it(tree):
     assert torch.equal(batch.inputs["image"][0], torch.from_numpy(np.array(wanted)).permute(2, 0, 1) / 255)
 
 
-def test_training_views_are_those_of_torchvision():
-    noise = np.random.default_rng(0).integers(0, 256, (47, 61, 3), np.uint8)
-    image = Image.fromarray(noise)
+def seeded_view(transform, image, seed):
+    """The pixels of a view, and the random number that follows it."""
+    torch.manual_seed(seed)
+    return np.asarray(transform(image)).astype(int), torch.rand(1).item()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+@pytest.mark.parametrize("reduced", [False, True])
+def test_training_views_are_those_of_torchvision(tmp_path, kind, reduced):
+    """Also with --reduced_decode, if no crop is twice as large as its view."""
+    path = tmp_path / f"noise.{kind}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (47, 61, 3), np.uint8)).save(path)
     theirs = v2.Compose([v2.RandomResizedCrop(32, antialias=True), v2.RandomHorizontalFlip()])
-    ours = View(32, [])
     for seed in range(8):
-        torch.manual_seed(seed)
-        expected = np.asarray(theirs(image))
-        following = torch.rand(1)
-        torch.manual_seed(seed)
-        assert np.array_equal(np.asarray(ours(image)), expected) and torch.equal(torch.rand(1), following)
+        expected, following = seeded_view(theirs, Image.open(path), seed)
+        pixels, then = seeded_view(View(32, reduced=reduced), path, seed)
+        assert np.array_equal(pixels, expected) and then == following
+
+
+# --- --reduced_decode -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    """896 x 640 pixels: photographs side by side."""
+    if not PHOTOS.is_dir():
+        pytest.skip("shared data is absent: imagenette_small")
+    whole = Image.new("RGB", (896, 640))
+    for i, path in enumerate(sorted(PHOTOS.glob("train/*/*.JPEG"))[::50][:12]):
+        whole.paste(ImageOps.fit(Image.open(path).convert("RGB"), (224, 224)), (i % 4 * 224, i // 4 * 224))
+    return whole
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Sizes at which JPEG files are decoded."""
+    sizes: list[tuple[int, int]] = []
+    load = JpegImageFile.load
+
+    def load_and_note(file):
+        if file.tile:  # it was not read before
+            sizes.append(file.size)
+        return load(file)
+
+    monkeypatch.setattr(JpegImageFile, "load", load_and_note)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("mode", "turned", "sides"),
+    [("RGB", 1, (896, 640)), ("L", 1, (893, 637)), ("RGB", 6, (896, 640)), ("CMYK", 3, (892, 636))],
+)
+def test_large_crops_are_decoded_at_a_reduced_scale(photograph, tmp_path, decoded, mode, turned, sides):
+    """The same part of the image: the views differ by far less than by a shift of one pixel."""
+    path, exif = tmp_path / "photograph.jpg", Image.Exif()
+    exif[0x0112] = turned
+    photograph.crop((0, 0, *sides)).convert(mode).save(path, quality=90, exif=exif)
+    train, test = ([kind(40, reduced=r) for r in (False, True)] for kind in (View, Centre))
+    for whole, reduced, seed in ((*train, 0), (*train, 1), (*train, 2), (*test, 0)):
+        pixels, following = seeded_view(whole, path, seed)
+        others, then = seeded_view(reduced, path, seed)
+        difference = np.abs(others - pixels).mean()
+        assert then == following and others.shape == pixels.shape
+        assert 0 < difference < min(4, np.abs(np.roll(pixels, 1, 0) - pixels).mean() / 5)
+    divisors = [next(s for s in (1, 2, 4, 8) if tuple(-(-side // s) for side in sides) == size) for size in decoded]
+    assert set(divisors[::2]) == {1} and set(divisors[1::2]) <= {2, 4, 8}
+    assert divisors[-1] == (4 if sides[0] == 892 else 8), "a turned image is divided without remainder"
+
+
+def test_other_files_are_decoded_whole(photograph, tmp_path):
+    photograph.save(tmp_path / "photograph.png")
+    for kind in (View, Centre):
+        whole, reduced = (seeded_view(kind(40, reduced=r), tmp_path / "photograph.png", 0) for r in (False, True))
+        assert np.array_equal(whole[0], reduced[0]) and whole[1] == reduced[1]
+
+
+def test_runs_at_a_reduced_scale(own_tree, tmp_path):
+    """Both loaders take the flag, a checkpoint records it, and DALI, which has no such scale, refuses it."""
+    image = own_tree / "train" / "n02" / "n02_3.JPEG"
+    with Image.open(image) as file:
+        file.resize((300, 240)).save(image)
+    victim = own_tree / "val" / "n02" / "n02_3.JPEG"
+    shutil.copy(image, victim)
+    whole, reduced = load(own_tree), load(own_tree, reduced_decode=True)
+    for name, places in (("train_loader", (8,)), ("test_loader", (8,))):
+        kwargs = TRAINING if name == "train_loader" else {"device": CPU}
+        one, other = (list(getattr(data, name)(*places, **kwargs)) for data in (whole, reduced))
+        assert index(one) == index(other)
+        differs = (images(one) != images(other)).flatten(1).any(1)
+        files = whole.train if name == "train_loader" else whole.val
+        assert [files.paths[i] for i, d in zip(index(one), differs, strict=True) if d] == ["n02/n02_3.JPEG"]
+    victim.write_bytes(victim.read_bytes()[:900])
+    with pytest.raises(UserError, match=r"n02_3\.JPEG' is corrupt.*--skip_corrupt"):
+        list(reduced.test_loader(4, device=CPU))
+    torch.save({"model": {"w": torch.zeros(1)}, "meta": reduced.described}, tmp_path / "net.pth")
+    assert options_as_trained(tmp_path / "net.pth", own_tree).stream.reduced_decode and not whole.described
+    with pytest.raises(UserError, match="leave out .*--reduced_decode"):
+        load(own_tree, reduced_decode=True, dali=dali_or_skip("cpu")).train_loader(9, **TRAINING)
 
 
 def test_repeated_augmentation_and_erasing(tree):

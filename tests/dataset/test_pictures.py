@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from core.protocols import UserError
 from dataset import dataset_dict
@@ -115,8 +116,7 @@ def test_every_reader_sees_the_same_pixels(odd, monkeypatch, caplog):
     # the evaluation of imagenet keeps the centre of an image a little larger: compare it with that of the wanted pixels
     streamed = dataset_dict["imagenet"](DataOptions(root, image_size=SIDE))
     seen = torch.cat([b.inputs["image"] for b in streamed.test_loader(7, device=CPU)])[: len(names)]
-    from dataset.images.imagenet import test_transform
-
+    centre = v2.Compose([v2.Resize(SIDE * 256 // 224), v2.CenterCrop(SIDE)])
     for i, name in enumerate(names):
         path = root / "train" / "a" / name
         close(resident.train_images[i].numpy(), wanted[name], name)
@@ -125,7 +125,7 @@ def test_every_reader_sees_the_same_pixels(odd, monkeypatch, caplog):
         assert np.array_equal(shown, resident.train_images[i].numpy().astype(np.float32) / 255), name
         opened = picture(path)
         close(np.asarray(opened), wanted[name], name)
-        expected = np.asarray(test_transform(SIDE)(opened)).astype(np.float32) / 255
+        expected = np.asarray(centre(opened)).astype(np.float32) / 255
         assert np.array_equal(seen[i].permute(1, 2, 0).numpy(), expected), name
     assert len(records(caplog)) == len(said), "each kind is logged once"
 
