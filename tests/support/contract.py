@@ -64,6 +64,7 @@ def check_contract(make, batch, num_classes):
 
     step = make()
     step.train()
+    teacher_before = frozen_state(step)
     prepared = step.method.prepare(batch)
     s, t = step.objective.features(prepared)
     terms = step.objective.main_terms(s, t, prepared, PROGRESS)
@@ -77,7 +78,6 @@ def check_contract(make, batch, num_classes):
     del loss, s, t, terms
 
     before = {n: p.detach().clone() for n, p in step.trained.named_parameters()}
-    teacher_before = frozen_state(step)
     for _ in range(2):
         result = step(batch, PROGRESS)
     assert result.logits.shape == (len(batch), num_classes) and result.target.shape == (len(batch),)
