@@ -36,7 +36,7 @@ from helper.machine.devices import pick_device, to_device
 from helper.machine.program import run_script
 from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
-from helper.options.parse import normalised
+from helper.options.quick import normalised
 from helper.tables.looks import COLOURS, LINES, looks, method_of
 from helper.tables.runs import Run, add_runs, chosen_runs, grouped, last, mean_std, network
 from helper.tables.table import tell_apart

@@ -30,7 +30,7 @@ from helper.machine.devices import pick_device, to_device
 from helper.machine.program import run_script
 from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
-from helper.options.parse import normalised
+from helper.options.quick import normalised
 
 SEED = 0
 Spoil = Callable[[Tensor, torch.Generator], Tensor]
