@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text
 from core.option import at_least, checked
+from helper.deploy.as_trained import add_network
 from helper.deploy.export import MEASURED, export_onnx, load_classifier, onnx_function, report
 from helper.machine.program import run_script
-from helper.networks.checkpoint import CheckpointOf
 from helper.runs.folder import environment, file_name
 from helper.tables.writers import as_markdown
 
@@ -33,15 +33,7 @@ def as_table(rows: Sequence[dict[str, float | str]]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add(
-        "--path",
-        nargs="+",
-        required=True,
-        action=CheckpointOf,
-        help="checkpoints, or folders, of runs on action recordings",
-        metavar="FILE",
-    )
-    add("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    add_network(parser, "checkpoints, or folders, of runs on action recordings", nargs="+")
     add("--out", type=Path, default=Path("."), help="folder for the .onnx files", metavar="FOLDER")
     add("--file", type=Path, help="a sensor recording to classify with the exported graph", metavar="FILE")
     add("--report", type=Path, help="also write the table to this file", metavar="FILE")

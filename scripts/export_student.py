@@ -34,7 +34,14 @@ from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from dataset.single_file import InputFormat
-from helper.deploy.as_trained import add_as_trained, clip_options, clip_settings_notice, dataset_of, options_as_trained
+from helper.deploy.as_trained import (
+    add_as_trained,
+    add_network,
+    clip_options,
+    clip_settings_notice,
+    dataset_of,
+    options_as_trained,
+)
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import Plain, exported_program, latency, needs, onnx_function, write_onnx
 from helper.deploy.quantize import (
@@ -51,7 +58,6 @@ from helper.deploy.quantize import (
 )
 from helper.machine.kernels import compiler_fault
 from helper.machine.program import run_script
-from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import Network, load_network, network_without_heads
 from helper.options.quick import normalised
 from helper.runs.folder import without_folders
@@ -334,14 +340,7 @@ def push(folder: Path, repository: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add(
-        "--path",
-        required=True,
-        action=CheckpointOf,
-        help="checkpoint of a run, _best.pth or _last.pth, or its folder (then the best epoch)",
-        metavar="FILE",
-    )
-    add("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    add_network(parser, "checkpoint of a run, _best.pth or _last.pth, or its folder (then the best epoch)")
     add_as_trained(parser)
     add(
         "--images",
