@@ -231,10 +231,9 @@ class Objective:
         self.method.prepare_teacher(lambda: ((full_precision(features(b, self.taps)), b) for b in batches()))
 
     def main_terms(
-        self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float] | None = None
+        self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float]
     ) -> Terms:
         """weights: the present ones; a compiled graph must not compute them, as it would keep those of one epoch."""
-        weights = self.method.weights(progress) if weights is None else weights
         own = self.method.terms(*self.method.frames_as_views(s, t, batch), progress)
         return {**self.method.common_terms(s, t, batch, weights), **own}
 

@@ -57,7 +57,7 @@ class Classifier:
         return [(self.classes[i], float(v)) for i, v in zip(order.tolist(), p, strict=True)]
 
 
-def load_classifier(path: str | Path, model: str | None = None, flag: str = "--model") -> Classifier:
+def load_classifier(path: str | Path, model: str | None = None) -> Classifier:
     """From a checkpoint of a run on action recordings. UserError if the file has no record of its input."""
     meta: Mapping[str, Any] = read_checkpoint(path).meta
     if missing := [k for k in ("classes", "modalities", "shapes") if k not in meta]:
@@ -66,7 +66,7 @@ def load_classifier(path: str | Path, model: str | None = None, flag: str = "--m
             "recordings, such as --dataset utd_mhad; predict.py reads images and videos"
         )
     shapes = recorded_shapes(path)
-    network = load_network(path, model, len(meta["classes"]), shapes, flag=flag)
+    network = load_network(path, model, len(meta["classes"]), shapes, flag="--model")
     net = network.tapped().eval().requires_grad_(False)
     entry = network.spec.input
     return Classifier(net, network, tuple(meta["classes"]), meta["modalities"][entry], shapes[entry])

@@ -70,10 +70,10 @@ def confusion(run: Run, data: ActionData) -> np.ndarray:
     return counts
 
 
-def largest_confusions(counts: np.ndarray, classes: Sequence[str], most: int = 6) -> list[str]:
+def largest_confusions(counts: np.ndarray, classes: Sequence[str]) -> list[str]:
     """true → said: count of all of the true class; the largest first."""
     wrong = counts - np.diag(counts.diagonal())
-    places = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:most]]
+    places = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:6]]
     return [f"{classes[t]} → {classes[p]}: {wrong[t, p]} of {counts[t].sum()}" for t, p in places if wrong[t, p]]
 
 

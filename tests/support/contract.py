@@ -67,8 +67,8 @@ def check_contract(make, batch, num_classes):
     teacher_before = frozen_state(step)
     prepared = step.method.prepare(batch)
     s, t = step.objective.features(prepared)
-    terms = step.objective.main_terms(s, t, prepared, PROGRESS)
     weights = step.method.weights(PROGRESS)
+    terms = step.objective.main_terms(s, t, prepared, PROGRESS, weights)
     loss = weighted_sum(terms, weights)
     main = {id(p) for g in step.optimizers["main"].param_groups for p in g["params"]}
     reached = leaves(loss).keys()
