@@ -268,7 +268,7 @@ def test_every_view_has_the_label_of_its_image(tmp_path, monkeypatch):
     monkeypatch.setattr("helper.deploy.linear_probe.random_crops", lambda x, size, rng: x)
     path = tmp_path / "resnet8.pth"
     torch.save(model_dict["resnet8"](num_classes=10).state_dict(), path)
-    data = ("--dataset", "digits", "--data", str(tmp_path), "--image_size", "8", "--views", "2")
+    data = ("--dataset", "digits", "--data", str(tmp_path), "--few_ratio", "0.05", "--views", "2")
     eval_rep.main(["--s_path", str(path), *data, "--solver", "lbfgs"])
     for values in seen[0]:
         first, second = values.chunk(2)
