@@ -25,12 +25,11 @@ from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import LARGEST_IMAGE, data_options
 from dataset.images.resident import ResidentData
-from helper.deploy.as_trained import add_data_set, chosen_as_trained, dataset_of
+from helper.deploy.as_trained import add_data_set, add_network, chosen_as_trained, dataset_of
 from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
 from helper.machine.devices import pick_autocast, pick_device, to_device
 from helper.machine.program import run_script
 from helper.machine.seeding import seed_everything
-from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
 from helper.options.old_flags import Parser
 from helper.runs.folder import environment
@@ -55,16 +54,8 @@ def parser():
     parser = Parser("eval_rep.py", description=__doc__, add_help=False)
     quick.add_help(parser)
     add = parser.add_argument
-    add(
-        "--s_path",
-        "--path",
-        "--student_weights",
-        required=True,
-        action=CheckpointOf,
-        help="checkpoint of any network, or the folder of a run",
-        metavar="FILE",
-    )
-    add("--arch", "--model", help="its architecture, if neither the file nor its path names it", metavar="NAME")
+    paths = ("--s_path", "--path", "--student_weights")
+    add_network(parser, "checkpoint of any network, or the folder of a run", paths, ("--arch", "--model"))
     add_data_set(parser, "STL-10", folder=())
     add("--data", "--data_folder", default="../data/", help="folder of the data (default ../data/)", metavar="FOLDER")
     add(

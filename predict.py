@@ -24,8 +24,8 @@ from helper.deploy.pictures import grid, save
 from helper.deploy.predictor import Prediction, open_predictor
 from helper.machine.devices import pick_device
 from helper.machine.program import run_script
-from helper.options.parse import normalised
 from helper.options.plugins import load_plugins
+from helper.options.quick import normalised
 
 SHOWN = 40  # files of a grid
 

@@ -27,7 +27,14 @@ from core.option import add_flags, at_least, checked, plausible, positive, read
 from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import few_workers, image_side
-from helper.deploy.as_trained import AS_TRAINED, add_data_set, clip_settings_notice, dataset_of, options_as_trained
+from helper.deploy.as_trained import (
+    AS_TRAINED,
+    add_data_set,
+    add_network,
+    clip_settings_notice,
+    dataset_of,
+    options_as_trained,
+)
 from helper.deploy.checkpoint_page import Seen, page
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import load_classifier
@@ -36,7 +43,6 @@ from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast, to_device
 from helper.machine.distributed import LAUNCH, LaunchConfig
 from helper.machine.program import run_script
-from helper.networks.checkpoint import CheckpointOf
 from helper.networks.classes import matched
 from helper.networks.load import evaluation_notice, load_network, with_normalisation
 from helper.options.old_flags import Parser
@@ -53,7 +59,6 @@ def options_of(args):
         val_fraction=args.val_fraction,
         classes_subset=args.classes_subset,
         val_dir=args.val_dir,
-        num_segments=args.num_segments,
         clip_cache=args.clip_cache,
         skip_corrupt=args.skip_corrupt,
         **{f.dest: getattr(args, f.dest) for f in AS_TRAINED},
@@ -70,15 +75,8 @@ def parser():
     parser = Parser("test_model.py", description=__doc__, add_help=False)
     quick.add_help(parser)
     add = parser.add_argument
-    add(
-        "--path",
-        "--student_weights",
-        required=True,
-        action=CheckpointOf,
-        help="checkpoint: a student, a teacher, or a plain state dict; or the folder of a run",
-        metavar="FILE",
-    )
-    add("--model", "--arch", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    text = "checkpoint: a student, a teacher, or a plain state dict; or the folder of a run"
+    add_network(parser, text, ("--path", "--student_weights"), ("--model", "--arch"))
     add(
         "--mean",
         type=float,
@@ -129,12 +127,6 @@ def add_data(parser):
     add("--data_split", help="published split of action recordings", metavar="NAME")
     add("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames", metavar="FOLDER")
     add("--skip_corrupt", "--skip_bad", action="store_true", help="skip damaged recordings")
-    add(
-        "--num_segments",
-        type=int,
-        action=checked(at_least(1, 1000)),
-        help="frames of a clip (default: as in training, or 8)",
-    )
     add(
         "--batch_size",
         type=int,

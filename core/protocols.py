@@ -233,6 +233,12 @@ class Needs:
     teacher: tuple[str, ...] = ()
     full_batches: bool = False
 
+    def __or__(self, other: Needs) -> Needs:
+        """What either of them reads, each tap once."""
+        student, teacher = self.student + other.student, self.teacher + other.teacher
+        whole = self.full_batches or other.full_batches
+        return Needs(tuple(dict.fromkeys(student)), tuple(dict.fromkeys(teacher)), whole)
+
 
 @dataclass(frozen=True)
 class Side:

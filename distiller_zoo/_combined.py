@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from torch import Tensor, nn
@@ -96,12 +98,7 @@ class Combined(Distiller):
 
     @classmethod
     def needs(cls, cfg: CombinedConfig, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        needs = [m.needs(c, student, teacher) for m, c in cfg.members]
-        return Needs(
-            tuple(dict.fromkeys(x for n in needs for x in n.student)),
-            tuple(dict.fromkeys(x for n in needs for x in n.teacher)),
-            any(n.full_batches for n in needs),
-        )
+        return reduce(or_, (m.needs(c, student, teacher) for m, c in cfg.members), Needs())
 
     @classmethod
     def notes(cls, cfg: CombinedConfig, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
@@ -53,12 +55,8 @@ def needs_of(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: Mod
 
 
 def union_of_needs(method: type[Distiller], cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-    needs = [needs_of(m, cfg, student, teacher) for m in chain_of(method)]
-    return Needs(
-        tuple(dict.fromkeys(x for n in needs for x in n.student)),
-        tuple(dict.fromkeys(x for n in needs for x in n.teacher)),
-        any(n.full_batches for n in needs),
-    )
+    """The needs of all stages."""
+    return reduce(or_, (needs_of(m, cfg, student, teacher) for m in chain_of(method)), Needs())
 
 
 class Trained(nn.Module):
@@ -233,10 +231,9 @@ class Objective:
         self.method.prepare_teacher(lambda: ((full_precision(features(b, self.taps)), b) for b in batches()))
 
     def main_terms(
-        self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float] | None = None
+        self, s: Features, t: Features, batch: Batch, progress: Progress, weights: Mapping[str, float]
     ) -> Terms:
         """weights: the present ones; a compiled graph must not compute them, as it would keep those of one epoch."""
-        weights = self.method.weights(progress) if weights is None else weights
         own = self.method.terms(*self.method.frames_as_views(s, t, batch), progress)
         return {**self.method.common_terms(s, t, batch, weights), **own}
 

@@ -218,6 +218,10 @@ class Distiller(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
         self.class_weights: Tensor | None
 
+    def each(self) -> list[Distiller]:
+        """The method, or the members of a combination."""
+        return [self]
+
     @classmethod
     def needs(cls, cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         return Needs()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
-
 from core.option import option, within
 from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo._math import kl_rows
 from distiller_zoo.base import Distiller
 
 
@@ -31,7 +30,5 @@ class TTM(Distiller):
         )
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        log_p_s = F.log_softmax(self.comparable(s["logits"]), 1)
-        log_q_t = F.log_softmax(self.cfg.gamma * self.comparable(t["logits"]), 1)
-        rows = F.kl_div(log_p_s, log_q_t, reduction="none", log_target=True).sum(1)
+        rows = kl_rows(self.comparable(s["logits"]), self.cfg.gamma * self.comparable(t["logits"]), 1.0)
         return {"ttm": self.over_rows(rows, s["logits"], t["logits"])}

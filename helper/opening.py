@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from core import machine
-from core.files import refuse_folder, remember, remembered
+from core.files import remember, remembered
 from core.log import log
 from core.machine import usable_cores
 from core.option import Around, idle_in
@@ -40,13 +40,7 @@ from helper.networks.load import (
     started_from,
     with_normalisation,
 )
-from helper.networks.teacher_cache import (
-    CachedTeacher,
-    cache_key,
-    cache_layout,
-    refuse_what_changes_per_batch,
-    taps_outside_cache,
-)
+from helper.networks.teacher_cache import CachedTeacher, cache_key, cache_layout, refuse_unusable, taps_outside_cache
 from helper.networks.teacher_sources import SharedTeacher, keep_dropout
 from helper.options.settings import Settings
 from helper.training.schedule import parse_decay_epochs
@@ -361,13 +355,10 @@ def shared_source(
     def shared(source: TeacherSource) -> TeacherSource:
         return source if len(needs) == 1 else SharedTeacher(source, taps)
 
-    wants_cache = cfg.teacher_cache is not None and not lanes[0].run.dry_run
-    if cfg.teacher_cache is not None:
-        refuse_folder(Path(cfg.teacher_cache), "teacher cache")
-        refuse_what_changes_per_batch(
-            teacher.by_features, dropout, bool(mixing.mixup or mixing.cutmix) or augmented(lanes[0], data)
-        )
-    if not wants_cache or taps_outside_cache(cfg, taps, teacher.spec.headless):
+    if cfg:
+        mixes = bool(mixing.mixup or mixing.cutmix) or augmented(lanes[0], data)
+        refuse_unusable(cfg, teacher.by_features, dropout, mixes)
+    if not cfg or lanes[0].run.dry_run or taps_outside_cache(cfg, taps, teacher.spec.headless):
         loop = lanes[0].training.loop
         full = -(-loop.batch_size // distributed.world_size() // loop.accumulate)
         source = teacher.source(net, device, autocast, kernels, full)

@@ -18,7 +18,6 @@ from core.log import log, open_run_log, start_log
 from core.protocols import DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
 from dataset.images.unlabelled import UnlabelledData
 from dataset.mixing import AugmentedLoader, MixedLoader
-from distiller_zoo._combined import Combined
 from distiller_zoo._task import union_of_needs
 from distiller_zoo.base import Distiller
 from helper.deploy.cost import deployed_parameters, macs
@@ -364,8 +363,7 @@ def refuse_idle(settings: Settings, stage: Stage, steps: int) -> None:
     weights = [method.weights(Progress(epoch, stage.epochs, step, steps, stage.index)) for epoch, step in ends]
     idle = {name for name in weights[0] if not any(w.get(name) for w in weights)}
     idle |= {"div"} if method.teacher_mode == "absent" else set()
-    members = method.each() if isinstance(method, Combined) else [method]
-    idle |= {m.name for m in members if type(m).terms is Distiller.terms}
+    idle |= {m.name for m in method.each() if type(m).terms is Distiller.terms}
     if not weights[0].keys() - idle:
         raise UserError(f"every term of the loss of --distill {settings.distill} has weight 0: raise one of -c, -d, -b")
 

@@ -17,19 +17,19 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.files import atomic_save  # noqa: E402
-from core.log import log, start_log  # noqa: E402
-from core.protocols import UserError  # noqa: E402
-from core.taps import TappedNet  # noqa: E402
-from dataset import dataset_dict  # noqa: E402 (a script: the path comes first)
-from dataset.base import DataOptions  # noqa: E402
-from dataset.images.resident import ResidentData, scaled  # noqa: E402
-from distiller_zoo._stages import classified_map  # noqa: E402
-from distiller_zoo.wkd_l import cka_distances  # noqa: E402
-from helper.machine.devices import pick_device, to_device  # noqa: E402
-from helper.machine.program import run_script  # noqa: E402
-from helper.networks.load import load_network  # noqa: E402
-from helper.options.parse import normalised  # noqa: E402
+from core.files import atomic_save
+from core.log import log, start_log
+from core.protocols import UserError
+from core.taps import TappedNet
+from dataset import dataset_dict
+from dataset.base import DataOptions
+from dataset.images.resident import ResidentData, scaled
+from distiller_zoo._stages import classified_map
+from distiller_zoo.wkd_l import cka_distances
+from helper.machine.devices import pick_device, to_device
+from helper.machine.program import run_script
+from helper.networks.load import load_network
+from helper.options.quick import normalised
 
 BATCH = 250
 

@@ -22,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.option import at_least, checked
 from core.protocols import UserError
 from helper.machine.program import run_script
-from helper.runs.folder import file_name
 from helper.tables.compare import comparison, differing
-from helper.tables.runs import Run, grouped, network, read_run
+from helper.tables.runs import Run, grouped, last_checkpoint, read_run
 from helper.tables.table import tell_apart
 from helper.tables.writers import as_markdown
 from scripts import plot
@@ -53,8 +52,7 @@ def cells(runs: Sequence[Run]) -> list[list[Run]]:
 
 def recall(run: Run, args: argparse.Namespace) -> tuple[list[str], Tensor]:
     """Names of the classes; share in percent of each that the network of the last epoch gets right [K]."""
-    path = run.folder / f"{file_name(network(run))}_last.pth"
-    settings = run.parameters
+    path, settings = last_checkpoint(run), run.parameters
     common = {"gpu_id": args.gpu_id, "images": None, "image_size": None, "num_segments": None, "num_workers": 0}
     common |= {"dataset": run.identity["dataset"], "data_folder": args.data_folder or settings["data_folder"]}
     asked = plot.as_asked(common)

@@ -18,10 +18,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_save
-from core.protocols import UserError  # noqa: E402
-from helper.machine.program import run_script  # noqa: E402
-from helper.networks.checkpoint import load_file  # noqa: E402 (a script: the path comes first)
-from helper.options.parse import normalised  # noqa: E402
+from core.protocols import UserError
+from helper.machine.program import run_script
+from helper.networks.checkpoint import load_file
+from helper.options.quick import normalised
 
 STUDENT = "architecture."
 CLASSES = (  # what a running MMEngine pickles besides tensors and NumPy's arrays: curves of the log, settings

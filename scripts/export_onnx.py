@@ -14,38 +14,26 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text
 from core.option import at_least, checked
-from helper.deploy.export import MEASURED, export_onnx, load_classifier, onnx_session, report
+from helper.deploy.as_trained import add_network
+from helper.deploy.export import MEASURED, export_onnx, load_classifier, onnx_function, report
 from helper.machine.program import run_script
-from helper.networks.checkpoint import CheckpointOf
 from helper.runs.folder import environment, file_name
+from helper.tables.writers import as_markdown
 
 
 def as_table(rows: Sequence[dict[str, float | str]]) -> str:
-    header = list(rows[0])
-    lines = [header, *[[f"{v:.3f}" if isinstance(v, float) else v for v in row.values()] for row in rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    shown = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
-    return "\n".join([shown[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *shown[1:]])
+    cells = [[f"{v:.3f}" if isinstance(v, float) else v for v in row.values()] for row in rows]
+    return as_markdown(list(rows[0]), cells, []).rstrip()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add(
-        "--path",
-        nargs="+",
-        required=True,
-        action=CheckpointOf,
-        help="checkpoints, or folders, of runs on action recordings",
-        metavar="FILE",
-    )
-    add("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    add_network(parser, "checkpoints, or folders, of runs on action recordings", nargs="+")
     add("--out", type=Path, default=Path("."), help="folder for the .onnx files", metavar="FOLDER")
     add("--file", type=Path, help="a sensor recording to classify with the exported graph", metavar="FILE")
     add("--report", type=Path, help="also write the table to this file", metavar="FILE")
@@ -58,8 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         export_onnx(classifier, target)
         rows.append(report(classifier, target, args.repetitions))
         if args.file is not None:
-            (logits,) = onnx_session(target).run(None, {"input": classifier.read(args.file).numpy()})
-            print(f"{args.file.name}: {classifier.classes[int(torch.from_numpy(logits).argmax())]}")
+            logits = onnx_function(target)(classifier.read(args.file))
+            print(f"{args.file.name}: {classifier.classes[int(logits.argmax())]}")
     cpu = environment()["cpu"]
     text = f"{as_table(rows)}\n\n{MEASURED.format(args.repetitions)}; {cpu}.\n"
     print(text)

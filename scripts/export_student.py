@@ -18,7 +18,8 @@ import logging
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,23 @@ from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from dataset.single_file import InputFormat
-from helper.deploy.as_trained import add_as_trained, clip_options, clip_settings_notice, dataset_of, options_as_trained
+from helper.deploy.as_trained import (
+    add_as_trained,
+    add_network,
+    clip_options,
+    clip_settings_notice,
+    dataset_of,
+    options_as_trained,
+)
 from helper.deploy.cost import deployed_count, macs
-from helper.deploy.export import Plain, exported_program, latency, needs, onnx_session, write_onnx
+from helper.deploy.export import Plain, exported_program, latency, needs, onnx_function, write_onnx
 from helper.deploy.quantize import (
     INT8_PROGRAM,
     Measured,
     calibration_samples,
     compare,
     compiled,
+    evaluation_samples,
     in_bf16,
     load_program,
     quantize_onnx,
@@ -49,9 +58,8 @@ from helper.deploy.quantize import (
 )
 from helper.machine.kernels import compiler_fault
 from helper.machine.program import run_script
-from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import Network, load_network, network_without_heads
-from helper.options.parse import normalised
+from helper.options.quick import normalised
 from helper.runs.folder import without_folders
 from helper.tables.writers import one_line
 
@@ -80,8 +88,7 @@ def reader_of(path: Path, data: DataSet) -> Callable[[Tensor], Tensor]:
         return torch.no_grad()(Plain(network.tapped()).eval())
     if path.suffix == ".pt2":
         return load_program(path)
-    session = onnx_session(path)
-    return lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+    return onnx_function(path)
 
 
 def real_batch(data: DataSet, modality: str, count: int) -> tuple[Tensor, Tensor]:
@@ -95,26 +102,13 @@ def real_batch(data: DataSet, modality: str, count: int) -> tuple[Tensor, Tensor
     return torch.cat(inputs)[:count].contiguous(), torch.cat(labels)[:count]
 
 
-def on_one_thread(predict: Callable[[Tensor], Tensor], x: Tensor) -> float:
-    """Median milliseconds of one call."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return latency(lambda: predict(x))
-    finally:
-        torch.set_num_threads(threads)
-
-
 def in_int8(network: Plain, data: DataSet, modality: str, args: argparse.Namespace, source: Path) -> list[Measured]:
     """Quantise the ONNX graph `source`, and the network with torchao; every precision on the whole test set."""
     path, program = args.out / "model_int8.onnx", args.out / INT8_PROGRAM
     batches = list(calibration_samples(data, modality, args.calibration))
     print(f"{path}: {quantize_onnx(source, path, batches)}")
 
-    def test() -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in data.test_loader(125, device=torch.device("cpu")):
-            yield batch.inputs[modality].contiguous(), batch.target
-
+    test = partial(evaluation_samples, data, modality)
     predictors: list[tuple[str, Callable[[Tensor], Tensor], Path | None]] = [
         ("float32, onnxruntime", reader_of(source, data), source),
         ("int8, onnxruntime", reader_of(path, data), path),
@@ -317,7 +311,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         gaps[path.name] = gap
         agreed.append(f"{path}: logits of {len(x)} test samples agree to {gap:.1e}")
         for size in (1, 64):
-            speed[f"{path.name}, batch {size}"] = on_one_thread(predict, x[:size])
+            speed[f"{path.name}, batch {size}"] = latency(partial(predict, x[:size]))
     print("\n".join(agreed))
     if args.int8:
         rows = in_int8(model, data, spec.input, args, args.out / "model.onnx")
@@ -346,14 +340,7 @@ def push(folder: Path, repository: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add(
-        "--path",
-        required=True,
-        action=CheckpointOf,
-        help="checkpoint of a run, _best.pth or _last.pth, or its folder (then the best epoch)",
-        metavar="FILE",
-    )
-    add("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    add_network(parser, "checkpoint of a run, _best.pth or _last.pth, or its folder (then the best epoch)")
     add_as_trained(parser)
     add(
         "--images",

@@ -30,14 +30,13 @@ from core.option import at_least, checked
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
-from helper.deploy.pictures import pyplot, save
-from helper.evaluation.metrics import calibration
+from helper.deploy.pictures import draw_calibration, pyplot, save
 from helper.machine.devices import pick_device, to_device
 from helper.machine.program import run_script
 from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
-from helper.options.parse import normalised
-from helper.tables.looks import COLOURS, LINES, looks, method_of
+from helper.options.quick import normalised
+from helper.tables.looks import LINES, looks, method_of
 from helper.tables.runs import Run, add_runs, chosen_runs, evaluated, grouped, last, mean_std, network
 from helper.tables.table import tell_apart
 
@@ -250,7 +249,7 @@ def draw_tsne(args: argparse.Namespace) -> None:
 
 def draw_reliability(args: argparse.Namespace) -> None:
     plt = pyplot()
-    count, (bar, point) = len(args.path), (COLOURS[4], COLOURS[1])
+    count = len(args.path)
     figure, axes = plt.subplots(
         2,
         count,
@@ -263,18 +262,12 @@ def draw_reliability(args: argparse.Namespace) -> None:
     )
     for (axis, counts), path in zip(axes.T, args.path, strict=True):
         name, logits, _, labels = outputs(path, args, open_data(path, args))
-        ece, bins = calibration(logits, labels, args.bins)
-        width = 1 / args.bins
-        middles = [(k + 0.5) * width for k in range(args.bins)]
-        filled = bins[:, 2] > 0
-        axis.bar(middles, bins[:, 1].numpy(), width, color=bar, edgecolor="white", lw=0.5, label="accuracy")
-        axis.plot([0, 1], [0, 1], "--", color="0.3", lw=1, label="calibrated")
-        confidences, accuracies = bins[filled, 0].numpy(), bins[filled, 1].numpy()
-        axis.plot(confidences, accuracies, "o", color=point, ms=3, label="mean confidence of the bin")
+        ece, bins = draw_calibration(axis, logits, labels, args.bins)
         accuracy = 100 * float((logits.argmax(1) == labels).double().mean())
-        axis.set(title=f"{name}\ntop-1 {accuracy:.2f}, ECE {100 * ece:.2f} %", xlim=(0, 1), ylim=(0, 1))
+        axis.set(title=f"{name}\ntop-1 {accuracy:.2f}, ECE {100 * ece:.2f} %", xlabel="")
         numbers = (bins[:, 2] * len(labels)).round().int().tolist()
-        counts.bar(middles, numbers, width, color="0.7", edgecolor="white", lw=0.5)
+        middles = [(k + 0.5) / args.bins for k in range(args.bins)]
+        counts.bar(middles, numbers, 1 / args.bins, color="0.7", edgecolor="white", lw=0.5)
         for middle, number in zip(middles, numbers, strict=True):
             if number:
                 counts.text(middle, number, f" {number}", ha="center", va="bottom", fontsize=5.5, rotation=90)

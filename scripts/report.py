@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.files import atomic_write_text, make_folder, read_json
 from core.protocols import UserError
 from helper.machine.program import run_script
-from helper.options.parse import normalised
+from helper.options.quick import normalised
 from helper.runs.folder import paths_in
 from helper.tables.compare import last_by_seed, settings_of, shown, t_quantile
 from helper.tables.looks import DASHES, looks, method_of

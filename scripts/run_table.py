@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.option import at_least, checked
 from core.protocols import UserError
 from helper.machine.program import run_script
-from helper.options.parse import normalised
+from helper.options.quick import normalised
 from helper.tables.jobs import (
     plan,
     run_local,

@@ -30,7 +30,7 @@ from helper.machine.program import run_script
 from helper.machine.stopper import Interrupted
 from helper.options.parse import flags_of_run, normalised, parse_students
 from helper.options.settings import Settings
-from helper.tables.jobs import TrainCommand
+from helper.tables.jobs import TrainCommand, result_folder
 
 INTERRUPTED = (130, 143)  # exit codes: Ctrl-C, SIGTERM
 HOPELESS = 3  # trials that fail before any completes: the mistake is not in the values
@@ -98,13 +98,10 @@ def trained(argv: Sequence[str], log: Path) -> float:
         raise UserError(f"a trial was stopped (exit code {code}); run the same command to resume")
     if code:
         raise FailedTrial(f"exit code {code}: {lines[-1] if lines else 'nothing was logged'} (log {log})")
-    folders = [line for line in lines if line.startswith("result in ") or line.startswith("already finished: ")]
-    if not folders:
+    folder = next(filter(None, map(result_folder, reversed(lines))), None)
+    if folder is None:
         raise UserError(f"a trial wrote no result (log {log}): leave --dry_run out, if it was given")
-    folder = Path(
-        folders[-1].removeprefix("result in ").removeprefix("already finished: ").split(" holds the result")[0]
-    )
-    parameters = read_json(folder / "parameters.json", {"last": dict}, "delete its folder")
+    parameters = read_json(Path(folder) / "parameters.json", {"last": dict}, "delete its folder")
     if parameters["evaluated_on"] == "test":
         raise UserError(
             "this data set holds out no slice, so the search would use the test set: choose another --dataset"

@@ -47,7 +47,8 @@ def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:
 
 
 class TrainLoader(PositionedLoader):
-    """The batches of a Plan; crop ids depend on (seed, epoch, place in the epoch), not on the batch size.
+    """The batches of a Plan, a call of batch() for each step. Crop ids depend on (seed, epoch, place in the epoch), not
+    on the batch size.
 
     positions: of the samples in the full training set, if they are a part of it. labelled: as in a Batch.
     """
@@ -80,7 +81,7 @@ class TrainLoader(PositionedLoader):
         self.view_ids = in_full * (shifts * shifts * 2) + crops
 
     def batch(self, step: int) -> Batch:
-        places = self.plan.places_of(step)
+        places = self.plan.places_of(step)  # of this process's part of the batch, in the shuffled order
         mine = slice(places.start, places.stop)
         index, crop = self.order[mine], self.crops[mine]
         image = view(self.padded, index, crop, self.pad)

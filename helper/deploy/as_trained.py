@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from core.log import log
-from core.option import Flag, add_flags, at_least, checked, flags_in, flat, share
+from core.option import Flag, add_flags, checked, flags_in, flat, share
 from core.protocols import UserError
-from dataset.base import DataOptions, VideoConfig, data_options, few_workers, image_side
+from dataset.base import DataOptions, RecordingConfig, VideoConfig, data_options, few_workers, image_side
 from dataset.clips.video import FOUND_BY, LISTS
-from helper.networks.checkpoint import read_checkpoint
+from helper.networks.checkpoint import CheckpointOf, read_checkpoint
 
 CHOSEN = ("val_fraction", "val_dir", "classes_subset")  # further settings that choose the training data
 
@@ -26,7 +26,23 @@ def _as_trained(flag: Flag) -> Flag:
     )
 
 
-AS_TRAINED = tuple(_as_trained(f) if f.dest in ("sampling", *LISTS, *FOUND_BY) else f for f in flags_in(VideoConfig))
+AS_TRAINED = tuple(
+    _as_trained(f) if f.dest in ("num_segments", "sampling", *LISTS, *FOUND_BY) else f
+    for f in (*flags_in(RecordingConfig), *flags_in(VideoConfig))
+    if f.dest not in ("data_split", "window", "clip_cache")
+)
+
+
+def add_network(
+    parser: argparse._ActionsContainer,
+    help: str,
+    path: Sequence[str] = ("--path",),
+    model: Sequence[str] = ("--model",),
+    nargs: str | None = None,
+) -> None:
+    """Add the flags that name a trained network. path, model: their spellings. nargs: of path, + for several."""
+    parser.add_argument(*path, required=True, action=CheckpointOf, nargs=nargs, help=help, metavar="FILE")
+    parser.add_argument(*model, help="architecture, if neither the file nor its path names it", metavar="NAME")
 
 
 def add_data_set(
@@ -72,12 +88,6 @@ def add_as_trained(parser: argparse._ActionsContainer) -> None:
     add_data_set(parser)
     clips = parser.add_argument_group("lists of videos")
     clips.add_argument(
-        "--num_segments",
-        type=int,
-        action=checked(at_least(1, 1000)),
-        help="frames of a clip (default: as in training, or 8)",
-    )
-    clips.add_argument(
         "--num_workers",
         type=int,
         action=checked(few_workers),
@@ -90,7 +100,7 @@ def add_as_trained(parser: argparse._ActionsContainer) -> None:
 
 def clip_options(args: argparse.Namespace) -> dict[str, Any]:
     """The values of add_as_trained()'s flags, for options_as_trained()."""
-    names = ("num_segments", "num_workers", "skip_corrupt", *CHOSEN)
+    names = ("num_workers", "skip_corrupt", *CHOSEN)
     same = {k: getattr(args, k) for k in names}
     return same | {f.dest: getattr(args, f.dest) for f in AS_TRAINED}
 

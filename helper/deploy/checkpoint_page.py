@@ -116,7 +116,7 @@ def page(seen: Seen, classes: Sequence[str], title: str, source: str) -> str:
     accuracy = 100 * float((predicted == labels).double().mean())
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(4, 3.6))
-    error = draw_calibration(axis, logits, labels)
+    error, _ = draw_calibration(axis, logits, labels)
     axis.set_ylabel("accuracy")
     axis.legend(loc="upper left")
     calibration = image_html(figure, "Confidence against accuracy")

@@ -7,7 +7,7 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Classifier:
         return [(self.classes[i], float(v)) for i, v in zip(order.tolist(), p, strict=True)]
 
 
-def load_classifier(path: str | Path, model: str | None = None, flag: str = "--model") -> Classifier:
+def load_classifier(path: str | Path, model: str | None = None) -> Classifier:
     """From a checkpoint of a run on action recordings. UserError if the file has no record of its input."""
     meta: Mapping[str, Any] = read_checkpoint(path).meta
     if missing := [k for k in ("classes", "modalities", "shapes") if k not in meta]:
@@ -66,7 +66,7 @@ def load_classifier(path: str | Path, model: str | None = None, flag: str = "--m
             "recordings, such as --dataset utd_mhad; predict.py reads images and videos"
         )
     shapes = recorded_shapes(path)
-    network = load_network(path, model, len(meta["classes"]), shapes, flag=flag)
+    network = load_network(path, model, len(meta["classes"]), shapes, flag="--model")
     net = network.tapped().eval().requires_grad_(False)
     entry = network.spec.input
     return Classifier(net, network, tuple(meta["classes"]), meta["modalities"][entry], shapes[entry])
@@ -152,20 +152,28 @@ def onnx_session(path: Path) -> Any:
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def onnx_function(path: Path) -> Callable[[Tensor], Tensor]:
+    """The graph as a function of a batch, on one thread."""
+    session = onnx_session(path)
+    return lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+
+
 MEASURED = "One sample, float32, milliseconds of the processor on one thread, median of {} calls"  # by latency()
 
 
 def latency(run: Any, repetitions: int = 30) -> float:
-    """Median milliseconds of one call of `run`, after five warm-up calls, in processor time of the calling thread,
-    which other work on the machine does not affect; `run` must not use other threads."""
-    for _ in range(5):
-        run()
-    times = []
-    for _ in range(repetitions):
-        started = time.thread_time()
-        run()
-        times.append(time.thread_time() - started)
-    return 1000 * statistics.median(times)
+    """Median milliseconds of one call of `run` on one thread, after five warm-up calls, in processor time of that
+    thread, which other work on the machine does not affect."""
+    threads, times = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        for _ in range(5 + repetitions):
+            started = time.thread_time()
+            run()
+            times.append(time.thread_time() - started)
+    finally:
+        torch.set_num_threads(threads)
+    return 1000 * statistics.median(times[5:])
 
 
 def report(classifier: Classifier, onnx_file: Path | None = None, repetitions: int = 30) -> dict[str, float | str]:
@@ -173,13 +181,8 @@ def report(classifier: Classifier, onnx_file: Path | None = None, repetitions: i
     `onnx_file`, also its size and its latency in onnxruntime."""
     shapes = {classifier.input: classifier.shape}
     x = torch.randn(1, *classifier.shape)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            torch_ms = latency(lambda: classifier.net({classifier.input: x}), repetitions)
-    finally:
-        torch.set_num_threads(threads)
+    with torch.no_grad():
+        torch_ms = latency(lambda: classifier.net({classifier.input: x}), repetitions)
     row: dict[str, float | str] = {
         "network": classifier.network.spec.name,
         "reads": f"{classifier.modality} {'x'.join(map(str, classifier.shape))}",

@@ -62,8 +62,8 @@ def as_png(figure: Any) -> str:
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def draw_calibration(axis: Any, logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Confidence against accuracy in bins of equal width; the expected calibration error."""
+def draw_calibration(axis: Any, logits: Tensor, labels: Tensor, bins: int = 15) -> tuple[float, Tensor]:
+    """Confidence against accuracy in bins of equal width; what calibration() finds."""
     error, rows = calibration(logits, labels, bins)
     width, filled = 1 / bins, rows[:, 2] > 0
     middles = [(k + 0.5) * width for k in range(bins)]
@@ -72,7 +72,7 @@ def draw_calibration(axis: Any, logits: Tensor, labels: Tensor, bins: int = 15) 
     means = (rows[filled, k].numpy() for k in (0, 1))
     axis.plot(*means, "o", color=COLOURS[1], ms=3, label="mean confidence of the bin")
     axis.set(xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
-    return error
+    return error, rows
 
 
 def draw_confusion(axis: Any, counts: Tensor, classes: Sequence[str]) -> Any:
@@ -100,10 +100,10 @@ def draw_input(axis: Any, x: Tensor) -> None:
     axis.axis("off")
 
 
-def grid(inputs: Sequence[Tensor], titles: Sequence[str], columns: int = 5) -> Any:
+def grid(inputs: Sequence[Tensor], titles: Sequence[str]) -> Any:
     """A figure of inputs, each below its title."""
     plt = pyplot()
-    columns = min(columns, len(inputs))
+    columns = min(5, len(inputs))
     rows = -(-len(inputs) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 2.2 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(inputs) :]:

@@ -40,6 +40,12 @@ def calibration_samples(data: DataSet, entry: str, count: int) -> Iterator[Tenso
             return
 
 
+def evaluation_samples(data: DataSet, entry: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (inputs, labels) of the test set."""
+    for batch in data.test_loader(125, device=torch.device("cpu")):
+        yield batch.inputs[entry].contiguous(), batch.target
+
+
 class Samples:
     """The source of batches for onnxruntime's calibrator."""
 
@@ -204,15 +210,10 @@ def compare(
 
     test: the batches (inputs, labels) of the test set. x: one sample [1, ...] that is timed.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     times: dict[str, list[float]] = {name: [] for name, *_ in predictors}
-    try:
-        for _ in range(ROUNDS):  # in turn, so that other work on the machine affects all equally
-            for name, predict, _ in predictors:
-                times[name].append(latency(lambda predict=predict: predict(x), CALLS))
-    finally:
-        torch.set_num_threads(threads)
+    for _ in range(ROUNDS):  # in turn, so that other work on the machine affects all equally
+        for name, predict, _ in predictors:
+            times[name].append(latency(lambda predict=predict: predict(x), CALLS))
     first = statistics.median(times[predictors[0][0]])
     rows = []
     for name, predict, path in predictors:

@@ -34,7 +34,7 @@ def order_of(recorded: Sequence[object], here: Sequence[object]) -> list[int] | 
     return [] if _numbered(theirs) or _numbered(ours) else None
 
 
-def matched(network: Network, here: Sequence[object], match: bool, flag: str = "--match_classes") -> Network:
+def matched(network: Network, here: Sequence[object], match: bool) -> Network:
     """The network with logits in the order of the data set's classes `here`; match: permute them if needed.
 
     UserError if the checkpoint names other classes, or the same classes in another order without `match`. A checkpoint
@@ -57,7 +57,7 @@ def matched(network: Network, here: Sequence[object], match: bool, flag: str = "
         place = next(i for i, j in enumerate(order) if i != j)
         raise UserError(
             f"{path} has the classes of the data set in another order (class {place} is {recorded[place]} in the "
-            f"checkpoint, {here[place]} in the data set): pass {flag} to reorder its logits"
+            f"checkpoint, {here[place]} in the data set): pass --match_classes to reorder its logits"
         )
     permute_outputs(network, order)
     log.info("%s: its logits are reordered to the data set's order of classes", path)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.files import make_folder, read_json, remember, row_checksums
+from core.files import make_folder, read_json, refuse_folder, remember, row_checksums
 from core.log import log, progress
 from core.machine import free
 from core.option import Around, Config, option
@@ -45,16 +45,26 @@ class CacheConfig(Config):
     )
     rebuild_cache: bool = option(False, "replace the content of --teacher_cache")
 
+    def __bool__(self) -> bool:
+        return self.teacher_cache is not None
+
+    @property
+    def folder(self) -> Path:
+        assert self.teacher_cache is not None
+        return Path(self.teacher_cache)
+
     def idle(self, around: Around) -> dict[str, str]:
         if around.alone:
             return self.every_flag(f"--distill {around.distill} uses no teacher")
-        if not self.teacher_cache:
+        if not self:
             return dict.fromkeys(("cache_pooled", "cache_device", "rebuild_cache"), "there is no --teacher_cache")
         return {"cache_device": "the cache is mapped into memory"} if around.on_cpu else {}
 
 
-def refuse_what_changes_per_batch(several: bool, dropout: float, mixes: bool) -> None:
-    """UserError where a teacher's answer is not one per view: several teachers, its dropout, mixed images."""
+def refuse_unusable(cfg: CacheConfig, several: bool, dropout: bool, mixes: bool) -> None:
+    """UserError if the folder cannot be made, or if a teacher's answer is not one per view: several teachers, its
+    dropout, mixed images."""
+    refuse_folder(cfg.folder, "teacher cache")
     if several:
         raise UserError(
             "--teacher_cache stores one teacher's features, but --path_t names several: leave one of them out"
@@ -314,8 +324,7 @@ class CachedTeacher(TeacherSource):
         device: torch.device,
         rebuild: bool = False,
     ):
-        assert cfg.teacher_cache is not None
-        self.live, self.spec, self.folder = live, live.spec, Path(cfg.teacher_cache)
+        self.live, self.spec, self.folder = live, live.spec, cfg.folder
         self.num_views = layout.views
         self.positions = None if layout.positions is None else layout.positions.to(device)
         self.key = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from helper.tables.runs import REPETITION, Run, last, mean_std
+from helper.tables.runs import REPETITION, Run, last, mean_std, network
 
 ENOUGH = 3  # smallest number of seeds for a useful interval
 
@@ -85,6 +85,5 @@ def comparison(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> tuple[
     rows = []
     for group, label in zip(groups, labels, strict=True):
         over = "" if group is groups[0] else str(paired(group, groups[0]))
-        name = group[0].identity.get("model_s") or group[0].identity["model"]
-        rows.append([label, name, mean_std(last(group)), str(len(group)), over])
+        rows.append([label, network(group[0]), mean_std(last(group)), str(len(group)), over])
     return header, rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -20,6 +21,12 @@ from helper.options.parse import parse, parse_students
 from helper.options.settings import Settings
 from helper.tables.published import IMAGE, Cell
 from models import model_for
+
+
+def result_folder(line: str) -> str | None:
+    """The run's folder, in the line of a training's output that names it; None in any other line."""
+    found = re.match(r"result in (.+)|already finished: (.*) holds the result", line)
+    return None if found is None else found[1] or found[2]
 
 
 class TrainCommand:

@@ -17,7 +17,7 @@ from core.log import progress
 from core.protocols import UserError
 from helper.networks.checkpoint import read_checkpoint
 from helper.options.naming import published_name
-from helper.runs.folder import is_row, rows_checksum, wrong_rows
+from helper.runs.folder import file_name, is_row, rows_checksum, wrong_rows
 
 REPETITION = ("trial", "seed")  # settings in which two runs of one cell may differ
 PROBE = re.compile("(linear|means) probe [0-9a-f]+")  # of a teacher, with the digest of what it was fitted to
@@ -139,10 +139,10 @@ def names_of(run: Run) -> set[str]:
     return {network(run), distill, published_name(distill), *(["student alone"] if distill == "vanilla" else [])}
 
 
-def mean_std(values: Sequence[float]) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+def mean_std(values: Sequence[float], sign: str = "") -> str:
+    """sign: + shows that of a positive mean, too."""
+    mean = f"{statistics.mean(values):{sign}.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
 def num_classes(run: Run) -> int:
@@ -165,6 +165,10 @@ def refuse_shared_order(group: Sequence[Run]) -> None:
 
 def network(run: Run) -> str:
     return run.identity["model"] if run.is_teacher else run.identity["model_s"]
+
+
+def last_checkpoint(run: Run) -> Path:
+    return run.folder / f"{file_name(network(run))}_last.pth"
 
 
 def grouped(runs: Iterable[Run]) -> list[list[Run]]:

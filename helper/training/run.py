@@ -404,8 +404,11 @@ class Lanes:
 
 
 def scalars_of(row: Mapping[str, Any], final: bool) -> dict[str, float]:
-    """The published tags of a row of metrics.jsonl, then the learning rate and every loss term. An epoch without
-    evaluation lacks the tags of the test set; a first stage (not final) has init_train_loss instead of all of them."""
+    """The published tags of a row of metrics.jsonl, then the learning rate and every loss term.
+
+    An epoch without evaluation lacks the tags of the test set; a first stage (not final) has init_train_loss instead
+    of all of them.
+    """
     shown = ("train_acc", "train_loss", "test_acc", "test_acc_top5", "test_loss")
     published = {tag: row[tag] for tag in shown if tag in row} if final else {"init_train_loss": row["train_loss"]}
     terms = {k for k in row if k.startswith("train_")} - {"train_acc", "train_acc_top5", "train_loss"}

@@ -16,7 +16,6 @@ from core.log import log
 from core.option import RESULT, Config, at_least, option
 from core.protocols import Context, DataSet, ModelSpec, Progress, Side, TeacherSource, UserError
 from core.taps import TappedNet, probe
-from distiller_zoo._combined import Combined
 from distiller_zoo._task import chain_of, needs_of, union_of_needs
 from distiller_zoo.base import Distiller
 from helper.machine import distributed
@@ -165,8 +164,7 @@ def checked_smallest(net: TappedNet, data: DataSet, batch_size: int, accumulate:
 def refuse_lone_samples(method: Distiller, size: int) -> None:
     """UserError for a loss between samples, if every forward pass has one sample. size: of a forward in this
     process."""
-    members = method.each() if isinstance(method, Combined) else [method]
-    lonely = [m.name for m in members if m.relational]
+    lonely = [m.name for m in method.each() if m.relational]
     if size < 2 and lonely:
         raise UserError(
             f"--distill {'+'.join(lonely)} compares the samples of a batch, but each forward pass has one: choose a "

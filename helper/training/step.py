@@ -74,8 +74,9 @@ class DistillStep:
         self.setup, kernels = setup, setup.kernels
         self.student, self.teacher, self.peer, self.method = student, teacher, peer, method
         self.rng = rng or torch.Generator(setup.device)
+        deployed = [m for m in (student.model, peer, method.deployment()) if m is not None]
         if setup.quantize:
-            make_rounding([m for m in (student.model, peer, method.deployment()) if m is not None])
+            make_rounding(deployed)
         self.trained = Trained(student, peer, method)
         self.objective = Objective(self.trained, teacher, (needs or Needs()).teacher)
         self.main_params = self.objective.params
@@ -93,8 +94,7 @@ class DistillStep:
         if self.parts:
             torch._functorch.config.donated_buffer = False  # compiled graphs are differentiated several times
         self.optimizers = self.objective.optimizers | {"main": main}
-        averaged = [m for m in (student.model, peer, method.deployment()) if m is not None]
-        self.ema = Average(averaged, setup.ema) if setup.ema else None
+        self.ema = Average(deployed, setup.ema) if setup.ema else None
 
     def _forward(self, size: int, inputs: Mapping[str, Tensor], t: Features) -> tuple[Features, Features]:
         with torch.autocast(self.device.type, self.setup.autocast, enabled=self.setup.autocast is not None):

@@ -24,13 +24,12 @@ from core.option import checked, not_negative
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from distiller_zoo._multiview import multi_view
-from helper.deploy.as_trained import CHOSEN, add_data_set, dataset_of, options_as_trained
+from helper.deploy.as_trained import CHOSEN, add_data_set, add_network, dataset_of, options_as_trained
 from helper.evaluation.evaluate import evaluate
 from helper.machine.devices import pick_device, to_device
 from helper.machine.program import run_script
-from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
-from helper.options.parse import normalised
+from helper.options.quick import normalised
 
 SEED = 0
 Spoil = Callable[[Tensor, torch.Generator], Tensor]
@@ -54,8 +53,7 @@ def columns(sigmas: Sequence[float]) -> dict[str, Spoil]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--path", nargs="+", required=True, action=CheckpointOf, help="checkpoints, or folders of runs", metavar="FILE")
-    add("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
+    add_network(parser, "checkpoints, or folders of runs", nargs="+")
     add_data_set(parser)
     add(
         "--noise",

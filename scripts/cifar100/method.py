@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 import subprocess
 import sys
@@ -19,13 +18,14 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.protocols import UserError  # noqa: E402 (a script: the path comes first)
-from distiller_zoo import method_dict  # noqa: E402
-from helper.machine.program import run_script  # noqa: E402
-from helper.options.listing import paper_of  # noqa: E402
+from core.files import ROOT
+from core.protocols import UserError
+from distiller_zoo import method_dict
+from helper.machine.program import run_script
+from helper.options.listing import paper_of
+from helper.tables.jobs import result_folder
 
 PUBLISHED = tomllib.loads(Path(__file__).with_name("methods.toml").read_text())
 CIFAR = (
@@ -62,8 +62,7 @@ def run_training(command: Sequence[str]) -> str:
     with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
-            if found := re.match(r"result in (.+)|already finished: (.*) holds the result", line):
-                folder = found[1] or found[2]
+            folder = result_folder(line) or folder
     if process.returncode:
         sys.exit(process.returncode)
     return folder

@@ -14,13 +14,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import make_folder  # noqa: E402 (a script: the path comes first)
-from core.protocols import UserError  # noqa: E402
-from dataset import dataset_dict  # noqa: E402
-from dataset.base import DataOptions, few  # noqa: E402
-from dataset.images.resident import ResidentData  # noqa: E402
-from helper.machine.program import run_script  # noqa: E402
-from helper.options.parse import normalised  # noqa: E402
+from core.files import make_folder
+from core.protocols import UserError
+from dataset import dataset_dict
+from dataset.base import DataOptions, few
+from dataset.images.resident import ResidentData
+from helper.machine.program import run_script
+from helper.options.quick import normalised
 
 
 def parse(argv):

@@ -29,10 +29,10 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.support.recordings import left_bright, utd, write_video  # noqa: E402 (a script: the path comes first)
+from core.files import ROOT
+from tests.support.recordings import left_bright, utd, write_video
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 EXACT = "--precision fp32 --deterministic --compile none --seed 7 --num_workers 0 --tb_backend none"

@@ -22,12 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.protocols import UserError  # noqa: E402 (a script: the path comes first)
-from helper.machine.program import run_script  # noqa: E402
+from core.files import ROOT
+from core.protocols import UserError
+from helper.machine.program import run_script
 
 
 class Run:

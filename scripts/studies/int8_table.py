@@ -10,52 +10,40 @@ and tested on the whole test set in float32 and in int8, through onnxruntime.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_text, make_folder
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
-from helper.deploy.as_trained import add_as_trained, clip_options, options_as_trained
-from helper.deploy.export import Plain, onnx_session, write_onnx
-from helper.deploy.quantize import accuracy, calibration_samples, quantize_onnx
+from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
+from helper.deploy.export import Plain, onnx_function, write_onnx
+from helper.deploy.quantize import accuracy, calibration_samples, evaluation_samples, quantize_onnx
 from helper.machine.program import run_script
 from helper.networks.load import load_network
-from helper.options.parse import normalised
+from helper.options.quick import normalised
 from helper.runs.folder import environment
+from helper.tables.runs import mean_std
 
 
-def tested(path: Path, data: DataSet, calibration: int) -> tuple[float, float, float, float]:
-    """(top-1 in float32, top-1 in int8, bytes in float32, bytes in int8)."""
+def tested(path: Path, data: DataSet, calibration: int) -> tuple[float, float, int, int, int]:
+    """(top-1 in float32, top-1 in int8, bytes in float32, bytes in int8, test samples)."""
     network = load_network(path, None, data.num_classes, data.shapes, flag="--path")
     entry, out = network.spec.input, []
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in data.test_loader(125, device=torch.device("cpu")):
-            yield batch.inputs[entry].contiguous(), batch.target
-
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{name}.onnx" for name in ("float32", "int8")]
         write_onnx(Plain(network.tapped()).eval(), torch.rand(2, *data.shapes[entry]), files[0], {})
         print(f"{path}: {quantize_onnx(files[0], files[1], list(calibration_samples(data, entry, calibration)))}")
         for file in files:
-            session = onnx_session(file)
-            out.append(accuracy(lambda x, s=session: torch.from_numpy(s.run(None, {"input": x.numpy()})[0]), batches()))
+            out.append(accuracy(onnx_function(file), evaluation_samples(data, entry)))
         sizes = [file.stat().st_size for file in files]
-    return out[0][0], out[1][0], sizes[0], sizes[1]
-
-
-def shown(values: Sequence[float], sign: str = "") -> str:
-    text = f"{statistics.mean(values):{sign}.2f}"
-    return text if len(values) == 1 else f"{text} ± {statistics.stdev(values):.2f}"
+    return out[0][0], out[1][0], sizes[0], sizes[1], out[0][1]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if bare := [label for label, files in rows if not files]:
         raise UserError(f"--row {bare[0]} has no checkpoint: write --row LABEL FILE")
     options = options_as_trained(rows[0][1][0], Path(args.data_folder), args.image_size, **clip_options(args))
-    data = dataset_dict[args.dataset](options)
+    data = dataset_dict[dataset_of(rows[0][1][0], args.dataset)](options)
     lines = [
         f"# {args.title}",
         "",
@@ -80,15 +68,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "|---|---|---|---|---|---|",
     ]
     for label, files in rows:
-        float32, int8, before, after = zip(*(tested(f, data, args.calibration) for f in files), strict=True)
+        float32, int8, before, after, samples = zip(*(tested(f, data, args.calibration) for f in files), strict=True)
         gaps = [b - a for a, b in zip(float32, int8, strict=True)]
         size = f"{before[0] / 1e6:.2f} → {after[0] / 1e6:.2f} MB"
-        lines.append(f"| {label} | {len(files)} | {shown(float32)} | {shown(int8)} | {shown(gaps, '+')} | {size} |")
-    samples = len(getattr(getattr(data, "test", None), "labels", ())) or len(getattr(data, "test_labels", ()))
+        lines.append(
+            f"| {label} | {len(files)} | {mean_std(float32)} | {mean_std(int8)} | {mean_std(gaps, '+')} | {size} |"
+        )
     lines += [
         "",
-        f"Top-1 in percent on all {samples} test samples of {data.name}, mean ± standard deviation over runs, of the "
-        "last epoch. Every network was quantised alike (onnxruntime's static QDQ quantisation, int8 weights with a "
+        f"Top-1 in percent on all {samples[0]} test samples of {data.name}, mean ± standard deviation over runs, of "
+        "the last epoch. Every network was quantised alike (onnxruntime's static QDQ quantisation, int8 weights with a "
         f"scale for each channel, int8 activations) with {args.calibration} training samples; rows differ in how the "
         "network was trained.",
         "",

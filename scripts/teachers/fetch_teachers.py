@@ -30,7 +30,7 @@ from core.option import at_least, checked, positive
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.networks.checkpoint import num_classes_of, read_checkpoint
-from helper.options.parse import normalised
+from helper.options.quick import normalised
 from helper.runs.folder import file_name
 from models import model_dict, model_in
 

@@ -14,12 +14,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_save
-from core.protocols import UserError  # noqa: E402
-from helper.machine.program import run_script  # noqa: E402
-from helper.networks.checkpoint import read_checkpoint  # noqa: E402
-from helper.networks.load import load_network  # noqa: E402 (a script: the path comes first)
-from models._video_keys import to_openmmlab  # noqa: E402
-from models.temporal import family_of  # noqa: E402
+from core.protocols import UserError
+from helper.machine.program import run_script
+from helper.networks.checkpoint import read_checkpoint
+from helper.networks.load import load_network
+from models._video_keys import to_openmmlab
+from models.temporal import family_of
 
 
 def openmmlab_weights(path):

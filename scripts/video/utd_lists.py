@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.protocols import UserError  # noqa: E402 (a script: the path comes first)
-from helper.machine.program import run_script  # noqa: E402
+from core.protocols import UserError
+from helper.machine.program import run_script
 
 NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)_color\.avi$")
 

@@ -29,7 +29,7 @@ from dataset.recordings.pairs import SENSOR
 from helper.deploy.export import MEASURED, export_onnx, load_classifier, report
 from helper.machine.program import run_script
 from helper.runs.folder import file_name
-from helper.tables.runs import Run, find_runs, mean_std
+from helper.tables.runs import Run, find_runs, last_checkpoint, mean_std, network
 from helper.tables.table import table
 from helper.tables.writers import as_markdown
 from scripts.export_onnx import as_table
@@ -59,15 +59,10 @@ def write_table(runs: Sequence[Run], data: ActionData, out: Path, title: str, ab
     print(out)
 
 
-def network_file(run: Run) -> Path:
-    """Weights of the last epoch."""
-    return run.folder / f"{file_name(run.identity['model' if run.is_teacher else 'model_s'])}_last.pth"
-
-
 @torch.no_grad()
 def confusion(run: Run, data: ActionData) -> np.ndarray:
     """[K, K] counts on the tested recordings: rows are true classes, columns what the last epoch's network says."""
-    net = load_classifier(network_file(run)).net
+    net = load_classifier(last_checkpoint(run)).net
     counts = np.zeros((data.num_classes, data.num_classes), dtype=int)
     for batch in data.test_loader(64, device=torch.device("cpu")):
         said = net(batch.inputs)["logits"].argmax(1)
@@ -75,10 +70,10 @@ def confusion(run: Run, data: ActionData) -> np.ndarray:
     return counts
 
 
-def largest_confusions(counts: np.ndarray, classes: Sequence[str], most: int = 6) -> list[str]:
+def largest_confusions(counts: np.ndarray, classes: Sequence[str]) -> list[str]:
     """true → said: count of all of the true class; the largest first."""
     wrong = counts - np.diag(counts.diagonal())
-    places = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:most]]
+    places = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:6]]
     return [f"{classes[t]} → {classes[p]}: {wrong[t, p]} of {counts[t].sum()}" for t, p in places if wrong[t, p]]
 
 
@@ -167,11 +162,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for title, group in groups.items()
     }
     draw(matrices, data.classes, Path(f"{stem}_confusion.png"))
-    nets = {str(r.identity["model" if r.is_teacher else "model_s"]): r for r in runs if r.identity["trial"] == "0"}
+    nets = {network(r): r for r in runs if r.identity["trial"] == "0"}
     with tempfile.TemporaryDirectory() as folder:
         costs = []
         for name, run in sorted(nets.items()):
-            classifier, target = load_classifier(network_file(run)), Path(folder) / f"{file_name(name)}.onnx"
+            classifier, target = load_classifier(last_checkpoint(run)), Path(folder) / f"{file_name(name)}.onnx"
             export_onnx(classifier, target)
             costs.append(report(classifier, target))
     cpu = runs[0].env["cpu"]

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+import eval_rep
 import test_model
 from core.protocols import UserError
 from core.taps import TappedNet
 from dataset import dataset_dict
 from dataset.base import data_options
-from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd, random_crops
+from helper.deploy.linear_probe import Fitted, extract, feature_net, fit_lbfgs, fit_sgd, random_crops
 from helper.evaluation.evaluate import evaluate
 from helper.networks.checkpoint import Checkpoint
 from helper.networks.load import Network, load_network
@@ -260,9 +261,21 @@ def test_the_printed_command_runs(commands, student, stl10, tiny, tmp_path):
     commands("eval_rep.py", *argv[:4], "--s-path", student, "--data", tmp_path).refused("TinyImageNet", "lacks train/")
 
 
-def test_wrong_input_is_one_sentence(student, tmp_path):
-    import eval_rep
+def test_every_view_has_the_label_of_its_image(tmp_path, monkeypatch):
+    """Where each further view is the whole image again, features and labels say the same twice."""
+    seen, found = [], Fitted(0.0, 0.0, 0.0, 0.0, 1, 1, 0.0)
+    monkeypatch.setattr(eval_rep, "fit_lbfgs", lambda train, *_, **__: seen.append(train) or found)
+    monkeypatch.setattr("helper.deploy.linear_probe.random_crops", lambda x, size, rng: x)
+    path = tmp_path / "resnet8.pth"
+    torch.save(model_dict["resnet8"](num_classes=10).state_dict(), path)
+    data = ("--dataset", "digits", "--data", str(tmp_path), "--few_ratio", "0.05", "--views", "2")
+    eval_rep.main(["--s_path", str(path), *data, "--solver", "lbfgs"])
+    for values in seen[0]:
+        first, second = values.chunk(2)
+        assert torch.equal(first, second) and len(first.unique(dim=0)) >= 10
 
+
+def test_wrong_input_is_one_sentence(student, tmp_path):
     for folder in (tmp_path / part / name for part in ("train", "val") for name in ("a", "b")):
         folder.mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(folder / "0.png")

@@ -72,7 +72,7 @@ def test_dist_on_clips_or_on_frames(frame_logits):
     step, batch = make(), data.batch()
     step.trained.eval()
     s, t = step.objective.features(batch)
-    terms = step.objective.main_terms(s, t, batch, PROGRESS)
+    terms = step.objective.main_terms(s, t, batch, PROGRESS, step.method.weights(PROGRESS))
     name = "frame_logits" if frame_logits else "logits"
     assert len(s[name]) == (8 * data.shapes["video"][0] if frame_logits else 8)
     p_s, p_t = s[name].softmax(1), t[name].softmax(1)
@@ -92,7 +92,7 @@ def test_kl_and_labelled_losses_on_frames():
     step, batch = make(), data.batch()
     step.trained.eval()
     s, t = step.objective.features(batch)
-    terms = step.objective.main_terms(s, t, batch, PROGRESS)
+    terms = step.objective.main_terms(s, t, batch, PROGRESS, step.method.weights(PROGRESS))
     torch.testing.assert_close(terms["div"], kl(s["frame_logits"], t["frame_logits"], 4.0))
     cls = method_dict["dkd"]
     frames = {"logits": s["frame_logits"]}, {"logits": t["frame_logits"]}

@@ -140,9 +140,10 @@ def test_cls_is_computed_on_labelled_rows_only():
     make = lambda: make_step(method, cfg, student, teacher, toy, B)  # noqa: E731
     step = make()
     s, t = step.objective.features(half)
-    terms = step.objective.main_terms(s, t, half, PROGRESS)
+    weights = step.method.weights(PROGRESS)
+    terms = step.objective.main_terms(s, t, half, PROGRESS, weights)
     assert torch.equal(terms["cls"], torch.nn.functional.cross_entropy(s["logits"][:3], batch.target[:3]))
-    assert torch.equal(terms["div"], step.objective.main_terms(s, t, batch, PROGRESS)["div"])
+    assert torch.equal(terms["div"], step.objective.main_terms(s, t, batch, PROGRESS, weights)["div"])
     result = make()(half, PROGRESS)
     assert result.logits.shape == (3, toy.num_classes) and torch.equal(result.target, batch.target[:3])
 

@@ -197,7 +197,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("option(\n            0.2,", "option(\n            0.1,"),
     ),
     "ttm": (
-        Mutant("log_softmax(self.cfg.gamma *", "log_softmax(-self.cfg.gamma *"),
+        Mutant("self.cfg.gamma * self", "-self.cfg.gamma * self"),
         Mutant("option(\n            0.1,", "option(\n            0.2,"),
     ),
     "pld": (

@@ -14,6 +14,7 @@ from core.protocols import Batch, Context, ModelSpec, Part, Progress, Tap, UserE
 from core.taps import TappedNet, probe
 from distiller_zoo import attach, method_dict
 from distiller_zoo._combined import Combined
+from distiller_zoo._task import average_gradients, averaged_over_ranks
 from distiller_zoo.deepkd import classes_in_mask, other_classes, target_class
 from distiller_zoo.dhkd import DHKD, LOSSES
 from distiller_zoo.dot import DOT
@@ -285,6 +286,20 @@ def test_each_part_is_clipped_by_itself():
     ways = walk(step, case)[1]
     lr, decay = case["hyper"]["lr"], case["hyper"]["weight_decay"]
     assert ways[0] == pytest.approx(lr * 1e-3, rel=2, abs=lr * decay * case["param_l2"][0] + 2e-3 * lr)
+
+
+def test_gradients_outside_ddp_are_means_over_processes(monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x.mul_(4))  # the other's are three times as large
+    params = [nn.Parameter(torch.ones(shape)) for shape in ((2, 3), (4,), (1,))]
+    for i, p in enumerate(params[:2], 1):
+        p.grad = torch.full_like(p, i)
+    a, b, none = averaged_over_ranks([None if p.grad is None else p.grad.clone() for p in params])
+    average_gradients(params)
+    for mean, p, want in ((a, params[0], 2.0), (b, params[1], 4.0)):
+        assert (mean == want).all() and torch.equal(p.grad, mean)
+    assert none is None and params[2].grad is None
 
 
 def test_a_combination_takes_the_parts_of_its_member():

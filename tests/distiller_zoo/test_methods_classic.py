@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.protocols import ModelSpec, Progress, UserError
 from distiller_zoo import method_dict
+from distiller_zoo.kdsvd import right_singular_vectors
 from helper.options.parse import parse
 from helper.training.stages import StagePlan, build_stages
 from helper.training.step import StepSetup
@@ -107,6 +108,13 @@ def test_kdsvd_hands_an_infinite_map_on():
     s, t = feature_maps(shapes, 4, 0), feature_maps(shapes, 4, 1)
     s["stage1"][0, 0, 0, 0] = torch.inf
     assert not run(method, s, t, batch_of(torch.zeros(4, dtype=torch.long)))[0]["kdsvd"].isfinite()
+
+
+def test_kdsvd_reads_every_sample_by_itself():
+    f = torch.rand(2, 6, 4, 4, generator=torch.Generator().manual_seed(0))
+    f[1] *= 1e-4
+    alone = torch.cat([right_singular_vectors(sample, 2) for sample in f.split(1)])
+    torch.testing.assert_close(right_singular_vectors(f, 2), alone)
 
 
 def test_kdsvd_gradient_is_the_derivative():

@@ -39,6 +39,16 @@ def need_timm(request):
         pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
 
 
+HEADS = {"vit_small_cifar": 6}  # of the others 3; keys and shapes do not depend on their number
+
+
+@pytest.mark.parametrize("name", [name for name in model_dict if name.startswith("vit_")])
+def test_heads_of_our_own(name):
+    with shapes_alone():
+        heads = {block.attn.heads for block in model_dict[name](num_classes=2).blocks}
+    assert heads == {HEADS.get(name, 3)}
+
+
 LARGE = ("torchvision:vit_b_32", "torchvision:vit_l_16", "timm:swin_large_patch4_window7_224")
 
 

@@ -64,10 +64,11 @@ def check_contract(make, batch, num_classes):
 
     step = make()
     step.train()
+    teacher_before = frozen_state(step)
     prepared = step.method.prepare(batch)
     s, t = step.objective.features(prepared)
-    terms = step.objective.main_terms(s, t, prepared, PROGRESS)
     weights = step.method.weights(PROGRESS)
+    terms = step.objective.main_terms(s, t, prepared, PROGRESS, weights)
     loss = weighted_sum(terms, weights)
     main = {id(p) for g in step.optimizers["main"].param_groups for p in g["params"]}
     reached = leaves(loss).keys()
@@ -77,7 +78,6 @@ def check_contract(make, batch, num_classes):
     del loss, s, t, terms
 
     before = {n: p.detach().clone() for n, p in step.trained.named_parameters()}
-    teacher_before = frozen_state(step)
     for _ in range(2):
         result = step(batch, PROGRESS)
     assert result.logits.shape == (len(batch), num_classes) and result.target.shape == (len(batch),)
