@@ -6,7 +6,8 @@
 Every loader crops, flips and yields normalised float batches on the device; the reference is ImageFolder with
 RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize behind a DataLoader with as many workers. Rounds
 alternate between the loaders, files are in the page cache after the first, which is not counted. --clock cpu counts the
-processor seconds of this process, all of its threads and its workers, which other work on the machine changes little.
+processor seconds of this process and its workers, which other work on the machine changes little; the process then
+computes on one thread, as threads that wait for each other would count.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ def measure(args: argparse.Namespace) -> dict:
     """The result file's content. UserError where DALI is asked for and missing."""
     if args.clock == "cpu" and sys.platform != "linux":
         raise UserError("--clock cpu needs Linux, whose /proc counts the seconds of every worker")
+    if args.clock == "cpu":
+        torch.set_num_threads(1)
     device, _ = pick_device("0")
     tune_allocator()  # as runs do
     loaders = {"torchvision reference": reference(args, device)}
