@@ -239,6 +239,7 @@ def teachers_of(settings):
     named = [re.match(r"(.+)_(?:best|last)\.pth$", Path(path).name) for path in settings.teacher.path_t]
     likely = {"aux": "wrn_40_2_aux", "aux_dpcd": "wrn_40_2_aux_dpcd", "sensor": "trn_bninception"}
     like = likely.get(kind_of_network(settings.model), "resnet32x4")
+    like = "vit_tiny_cifar" if settings.teacher.path_t == ["VIT.pth"] else like
     return [given or (found[1] if found and found[1] in model_dict.table else like) for found in named]
 
 
