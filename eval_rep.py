@@ -27,7 +27,8 @@ from dataset.base import LARGEST_IMAGE, data_options
 from dataset.images.resident import ResidentData
 from helper.deploy.as_trained import add_data_set, add_network, chosen_as_trained, dataset_of
 from helper.deploy.linear_probe import extract, feature_net, fit_lbfgs, fit_sgd
-from helper.machine.devices import pick_autocast, pick_device, to_device
+from helper.machine.devices import pick_autocast, pick_device
+from helper.machine.kernels import to_device
 from helper.machine.program import run_script
 from helper.machine.seeding import seed_everything
 from helper.networks.load import load_network

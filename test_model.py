@@ -40,7 +40,8 @@ from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import load_classifier
 from helper.evaluation.evaluate import evaluate_views, near_chance
 from helper.machine import distributed
-from helper.machine.devices import own_device, pick_autocast, to_device
+from helper.machine.devices import own_device, pick_autocast
+from helper.machine.kernels import to_device
 from helper.machine.distributed import LAUNCH, LaunchConfig
 from helper.machine.program import run_script
 from helper.networks.classes import matched

@@ -26,8 +26,8 @@ from distiller_zoo._task import chain_of, union_of_needs
 from distiller_zoo.base import Distiller
 from helper.evaluation.evaluate import TestBatches, evaluate, near_chance, open_test
 from helper.machine import distributed
-from helper.machine.devices import own_device, pick_autocast, to_device
-from helper.machine.kernels import Hardware, Kernels, tune_allocator
+from helper.machine.devices import own_device, pick_autocast
+from helper.machine.kernels import PLAIN, Hardware, Kernels, to_device, tune_allocator
 from helper.machine.seeding import seed_everything
 from helper.networks.classes import matched
 from helper.networks.head_probe import with_probe
@@ -228,7 +228,7 @@ def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, sett
         acc = known[key]
         log.info("teacher accuracy:  %.2f (measured before)", acc)
     else:
-        acc = accuracy_of(teacher, data, device, settings.machine.kernels.channels_last != "off")
+        acc = accuracy_of(teacher, data, device, Kernels(channels_last=settings.machine.kernels.channels_last != "off"))
         log.info("teacher accuracy:  %.2f", acc)
         if machine.is_main():
             remember(known | {key: acc}, memory)
@@ -247,10 +247,9 @@ def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, sett
     return acc
 
 
-def accuracy_of(teacher: Network, data: DataSet, device: torch.device, channels_last: bool = True) -> float:
-    """Top-1 in percent on the test images, in float32. channels_last: the memory order, which the network keeps."""
-    kernels = Kernels(channels_last=channels_last)
-    source = teacher.source(to_device(teacher.tapped(), device, channels_last), device, None, kernels)
+def accuracy_of(teacher: Network, data: DataSet, device: torch.device, kernels: Kernels = PLAIN) -> float:
+    """Top-1 in percent on the test images, in float32. The network keeps the memory order of `kernels`."""
+    source = teacher.source(to_device(teacher.tapped(), device, kernels), device, None, kernels)
     unlabelled = torch.empty(0, dtype=torch.int64)
 
     def predict(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -350,7 +349,7 @@ def shared_source(
     device, autocast, kernels = hardware.device, hardware.autocast, hardware.kernels
     cfg, dropout, mixing = lanes[0].cache, lanes[0].teacher.teacher_dropout, lanes[0].data.mixing
     taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
-    net = to_device(teacher.tapped(taps), device, kernels.channels_last)
+    net = to_device(teacher.tapped(taps), device, kernels)
 
     def shared(source: TeacherSource) -> TeacherSource:
         return source if len(needs) == 1 else SharedTeacher(source, taps)

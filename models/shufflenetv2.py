@@ -25,7 +25,7 @@ class Unit(nn.Module):
 
     def __init__(self, channels: int, tapped: bool):
         super().__init__()
-        half = channels // 2
+        half, self.tapped = channels // 2, tapped
         self.conv1, self.bn1 = nn.Conv2d(half, half, 1, bias=False), nn.BatchNorm2d(half)
         self.conv2, self.bn2 = _depthwise(half, 1), nn.BatchNorm2d(half)
         self.conv3, self.bn3 = nn.Conv2d(half, half, 1, bias=False), nn.BatchNorm2d(half)
@@ -35,8 +35,10 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         kept, x = x.chunk(2, dim=1)
         x = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))
-        # the published unit activates only the second half; the first half is the output of a ReLU, so nothing changes
-        return shuffle(self.relu2(torch.cat([kept, self.bn3(self.conv3(x))], dim=1)), 2)
+        x = self.bn3(self.conv3(x))
+        if self.tapped:  # all channels pass its ReLU; the first half is the output of one, so the values are the same
+            return shuffle(self.relu2(torch.cat([kept, x], dim=1)), 2)
+        return shuffle(torch.cat([kept, self.relu2(x)], dim=1), 2)
 
 
 class DownUnit(nn.Module):

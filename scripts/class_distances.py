@@ -26,7 +26,8 @@ from dataset.base import DataOptions
 from dataset.images.resident import ResidentData, scaled
 from distiller_zoo._stages import classified_map
 from distiller_zoo.wkd_l import cka_distances
-from helper.machine.devices import pick_device, to_device
+from helper.machine.devices import pick_device
+from helper.machine.kernels import to_device
 from helper.machine.program import run_script
 from helper.networks.load import load_network
 from helper.options.quick import normalised

@@ -31,7 +31,8 @@ from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
 from helper.deploy.pictures import draw_calibration, pyplot, save
-from helper.machine.devices import pick_device, to_device
+from helper.machine.devices import pick_device
+from helper.machine.kernels import to_device
 from helper.machine.program import run_script
 from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network

@@ -19,7 +19,7 @@ from core.protocols import Tap, UserError
 from core.taps import TappedNet
 from dataset.images.resident import ResidentData, scaled
 from helper.evaluation.metrics import Meter
-from helper.machine.devices import to_device
+from helper.machine.kernels import to_device
 from helper.networks.head_probe import ITERATIONS, WEIGHT_DECAY, logistic
 from helper.networks.load import Network
 from helper.training.schedule import StepDecay

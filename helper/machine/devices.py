@@ -1,22 +1,16 @@
-"""Devices, precision and the memory order of weights."""
+"""Devices and precision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from core import machine
 from core.log import log
 from core.option import RESULT, Config, option
 from core.protocols import UserError
-from core.taps import TappedNet
 from helper.machine import distributed
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -85,17 +79,3 @@ def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "bf16" or (precision == "auto" and native_bf16(device)):
         return torch.bfloat16
     return None
-
-
-def to_device(net: M, device: torch.device, channels_last: bool = True) -> M:
-    """Weights in the memory order of the images, channels_last; or both in the contiguous one."""
-    net.to(device)
-    if channels_last:
-        return net.to(memory_format=torch.channels_last)
-    if isinstance(net, TappedNet) and not net._forward_pre_hooks:
-        net.register_forward_pre_hook(_contiguous_inputs)
-    return net
-
-
-def _contiguous_inputs(net: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor]]:
-    return ({k: x.contiguous() for k, x in args[0].items()},)

@@ -13,7 +13,7 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from core.option import Around, Config, option
 from core.protocols import Features, UserError
 from core.taps import TappedNet, without_taps
 
+M = TypeVar("M", bound=nn.Module)
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PARTS = ("student", "teacher", "loss")
 LONG_RUN = 5000  # from this many steps on, compiling (a minute or two) saves time on a GPU
@@ -46,6 +47,9 @@ class KernelConfig(Config):
         "auto", "channels-last memory order of images and weights; auto: on", choices=("auto", "on", "off")
     )
     fused_optimizer: str = option("auto", "run SGD as one kernel; auto: on", choices=("auto", "on", "off"))
+    depthwise_fp32: str = option(
+        "auto", "depthwise convolutions in float32 when training in bf16; auto: on a CPU", choices=("auto", "on", "off")
+    )
 
     def idle(self, around: Around) -> dict[str, str]:
         return {"compile_parts": "nothing is compiled"} if self.compile == "none" else {}
@@ -55,8 +59,8 @@ class KernelConfig(Config):
 class Kernels:
     """compile: a mode of torch.compile; None: none. parts: the compiled ones of PARTS.
 
-    strict: a failing compiler is an error; otherwise the part runs uncompiled, with a notice.
-    backend: of torch.compile.
+    depthwise_fp32: see `to_device`. strict: a failing compiler is an error; otherwise the part runs uncompiled, with a
+    notice. backend: of torch.compile.
     """
 
     compile: str | None = None
@@ -64,6 +68,7 @@ class Kernels:
     channels_last: bool = True
     fused_optimizer: bool = True
     fold_teacher: bool = False
+    depthwise_fp32: bool = False
     strict: bool = True
     backend: str = "inductor"
 
@@ -94,7 +99,7 @@ def pick_kernels(
     """(kernels, notices) of the settings.
 
     steps: of the whole run. auto: channels_last and the fused optimiser everywhere; torch.compile on CUDA, in runs of
-    sufficient length. UserError if a requested compiler does not work.
+    sufficient length; depthwise convolutions in float32 on a CPU. UserError if a requested compiler does not work.
     """
     asked, notices = cfg.compile, []
     mode = None if asked == "none" else asked
@@ -115,9 +120,41 @@ def pick_kernels(
         cfg.channels_last != "off",
         cfg.fused_optimizer != "off",
         fold_teacher,
+        cfg.depthwise_fp32 == "on" or (cfg.depthwise_fp32 == "auto" and device.type == "cpu"),
         strict=asked != "auto",
     )
     return kernels, notices
+
+
+def to_device(net: M, device: torch.device, kernels: Kernels = PLAIN) -> M:
+    """The network on the device, with the weights in the memory order of the images: channels_last, or else contiguous.
+
+    kernels.depthwise_fp32: autocast leaves depthwise convolutions in float32, in which oneDNN is faster.
+    """
+    net.to(device)
+    if kernels.depthwise_fp32:
+        for module in net.modules():
+            if type(module) is nn.Conv2d and module.groups == module.in_channels > 1:
+                module.forward = functools.partial(_in_float32, module)  # type: ignore[method-assign]
+    if kernels.channels_last:
+        return net.to(memory_format=torch.channels_last)
+    if isinstance(net, TappedNet) and not net._forward_pre_hooks:
+        net.register_forward_pre_hook(_contiguous_inputs)
+    return net
+
+
+def _in_float32(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """Its output, computed in float32 and returned in the dtype of x."""
+    with torch.autocast(x.device.type, enabled=False):
+        return nn.Conv2d.forward(convolution, x.float()).to(x.dtype)
+
+
+def _is_in_float32(module: nn.Module) -> bool:
+    return isinstance(module.forward, functools.partial) and module.forward.func is _in_float32
+
+
+def _contiguous_inputs(net: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor]]:
+    return ({k: x.contiguous() for k, x in args[0].items()},)
 
 
 def _twice(x: Tensor) -> Tensor:
@@ -225,7 +262,7 @@ def with_cast_weights(net: TappedNet, inputs: Mapping[str, Tensor], dtype: torch
     """
     cast = private_copy(net)
     for module in cast.model.modules():
-        if type(module) in EXACT_CASTS:  # a subclass may use its weights in another way
+        if type(module) in EXACT_CASTS and not _is_in_float32(module):  # a subclass may use its weights in another way
             module.to(dtype)
     try:
         return cast if _agree(net(inputs), cast(inputs), 0) else net

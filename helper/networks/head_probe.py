@@ -22,7 +22,7 @@ from core.machine import free
 from core.protocols import DataSet, UserError
 from core.taps import TappedNet, probe
 from helper.machine import distributed
-from helper.machine.devices import to_device
+from helper.machine.kernels import to_device
 from helper.networks.checkpoint import load_file
 from helper.networks.load import Network, without_classifier
 

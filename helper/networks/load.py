@@ -21,8 +21,7 @@ from core.taps import TappedNet, probe
 from distiller_zoo import method_dict
 from distiller_zoo._task import Composite
 from distiller_zoo.base import Deployment
-from helper.machine.devices import to_device
-from helper.machine.kernels import PLAIN, Kernels
+from helper.machine.kernels import PLAIN, Kernels, to_device
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
 from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher, SeveralTeachers
 from models import model_dict, model_in, without_heads
@@ -229,10 +228,7 @@ class Network:
         if not self.others:
             return first
         want = tuple(net.want) if self.by_features else ()
-        rest = [
-            LiveTeacher(to_device(n.tapped(want), device, kernels.channels_last), autocast, kernels, full)
-            for n in self.others
-        ]
+        rest = [LiveTeacher(to_device(n.tapped(want), device, kernels), autocast, kernels, full) for n in self.others]
         kind = SeveralTeachers if self.by_features else EnsembleTeacher
         return kind([first, *rest], self.weights)
 

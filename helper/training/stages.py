@@ -19,7 +19,7 @@ from core.taps import TappedNet, probe
 from distiller_zoo._task import chain_of, needs_of, union_of_needs
 from distiller_zoo.base import Distiller
 from helper.machine import distributed
-from helper.machine.devices import to_device
+from helper.machine.kernels import to_device
 from helper.networks.load import Network
 from helper.training.ema import EmaConfig
 from helper.training.fake_quant import QuantizeConfig
@@ -203,16 +203,16 @@ def build_stages(
     peer_spec = student if mode == "trained" else None
     teacher_spec = teacher.spec if teacher is not None and mode == "frozen" else peer_spec
     needs = union_of_needs(method, cfg, student, teacher_spec)
-    full, last = -(-batch_size // accumulate), setup.kernels.channels_last
-    s_net = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.student), device, last)
+    full, kernels = -(-batch_size // accumulate), setup.kernels
+    s_net = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.student), device, kernels)
     peer = t_source = t_side = None
     if mode == "trained":
-        peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device, last)
+        peer = to_device(TappedNet(student(num_classes=data.num_classes), student, needs.teacher), device, kernels)
         t_side = probe(peer, data.shapes)
     elif teacher is not None and mode == "frozen":
         # eval mode first: a new wrapper is in training mode and would put the teacher into it
-        t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device, last)
-        t_source = source or teacher.source(t_net, device, setup.autocast, setup.kernels, full)
+        t_net = to_device(teacher.tapped(needs.teacher).eval().requires_grad_(False), device, kernels)
+        t_source = source or teacher.source(t_net, device, setup.autocast, kernels, full)
         t_side = teacher.side(t_net, data.shapes)
     rng = torch.Generator(device).manual_seed(plan.seed + 1)
     full_batches = needs.full_batches or data.full_batches
@@ -232,7 +232,7 @@ def build_stages(
         s_net.requires_grad_(True)
         if previous is not None:
             ctx = dataclasses.replace(ctx, previous=previous.requires_grad_(False))
-        current = to_device(stage(cfg, ctx), device, last)
+        current = to_device(stage(cfg, ctx), device, kernels)
         refuse_lone_samples(current, full)
         step = DistillStep(
             s_net,

@@ -49,6 +49,7 @@ SWITCHES: dict[str, tuple[dict[str, Any], bool]] = {
     "bf16": ({"precision": "fp32"}, True),
     "channels_last": ({"flags": ["--channels_last", "off"]}, True),
     "fused_optimizer": ({"flags": ["--fused_optimizer", "off"]}, True),
+    "depthwise_fp32": ({"flags": ["--depthwise_fp32", "off"]}, True),
     "allocator": ({"allocator": False}, True),
     "fold_teacher": ({"flags": ["--fold_teacher"]}, False),
     "compile_teacher": ({"flags": ["--compile", "default", "--compile_parts", "teacher"]}, False),

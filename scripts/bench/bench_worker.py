@@ -23,8 +23,7 @@ from dataset.images.resident import ResidentData
 from helper import opening
 from helper.evaluation.evaluate import eval_batch, evaluate
 from helper.evaluation.metrics import Meter
-from helper.machine.devices import to_device
-from helper.machine.kernels import pick_kernels
+from helper.machine.kernels import pick_kernels, to_device
 from helper.networks.load import Network
 from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, cache_key
 from helper.networks.teacher_sources import SharedTeacher
@@ -111,7 +110,7 @@ class Ours(OneProcess):
         frozen = [lane for lane in lanes if lane.method.teacher_mode == "frozen"]
         needs = [stages.union_of_needs(lane.method, lane.config, student, teacher.spec) for lane in frozen]
         taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
-        net = to_device(teacher.tapped(taps), self.device, self.kernels.channels_last)
+        net = to_device(teacher.tapped(taps), self.device, self.kernels)
         self.teacher = Counted(self.source(teacher, net), taps)
         self.steps, self.meters = [], [Meter(self.device) for _ in lanes]
         for lane in lanes:

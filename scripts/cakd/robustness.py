@@ -26,7 +26,8 @@ from dataset import dataset_dict
 from distiller_zoo._multiview import multi_view
 from helper.deploy.as_trained import CHOSEN, add_data_set, add_network, dataset_of, options_as_trained
 from helper.evaluation.evaluate import evaluate
-from helper.machine.devices import pick_device, to_device
+from helper.machine.devices import pick_device
+from helper.machine.kernels import to_device
 from helper.machine.program import run_script
 from helper.networks.load import load_network
 from helper.options.quick import normalised

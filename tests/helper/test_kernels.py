@@ -6,12 +6,12 @@ import dataclasses
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from core.protocols import UserError
 from core.taps import TappedNet
 from distiller_zoo import method_dict
 from helper.machine import kernels as under_test
-from helper.machine.devices import to_device
 from helper.machine.kernels import (
     PARTS,
     PLAIN,
@@ -20,6 +20,7 @@ from helper.machine.kernels import (
     compiler_fault,
     folded,
     pick_kernels,
+    to_device,
     with_cast_weights,
 )
 from helper.networks.teacher_sources import LiveTeacher
@@ -131,7 +132,7 @@ def test_a_missing_compiler_is_noticed_before_training():
 def test_automatic_choices(monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(under_test, "compiler_fault", lambda device: None)
-    assert pick_kernels(FLAGS, CPU, 10**6) == (Kernels(strict=False), [])
+    assert pick_kernels(FLAGS, CPU, 10**6) == (Kernels(strict=False, depthwise_fp32=True), [])
     assert pick_kernels(FLAGS, cuda, 10**6)[0] == Kernels("default", PARTS, strict=False)
     assert pick_kernels(FLAGS, cuda, 10)[0].compile is None
     monkeypatch.setattr(under_test, "compiler_fault", lambda device: "no ptxas")
@@ -139,13 +140,45 @@ def test_automatic_choices(monkeypatch):
     assert chosen.compile is None and "no ptxas" in notice
     off = KernelConfig(compile="none", channels_last="off", fused_optimizer="off")
     assert pick_kernels(off, cuda, 10**6, fold_teacher=True)[0] == Kernels(None, (), False, False, True)
+    asked = [pick_kernels(KernelConfig(depthwise_fp32=x), d, 1)[0] for x, d in (("off", CPU), ("on", cuda))]
+    assert [kernels.depthwise_fp32 for kernels in asked] == [False, True]
+
+
+def test_depthwise_convolutions_stay_in_float32_under_autocast():
+    torch.manual_seed(0)
+    spec, images = model_dict["MobileNetV2"], {"image": torch.rand(2, 3, 32, 32)}
+    model = spec(num_classes=5).eval()
+    plain = TappedNet(copy.deepcopy(model), spec)(images)["logits"]
+    net = to_device(TappedNet(model, spec), CPU, Kernels(depthwise_fp32=True, channels_last=False)).eval()
+    assert torch.equal(net(images)["logits"], plain)  # without autocast nothing changes
+
+    seen = {}
+    depthwise = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    hooks = [m.register_forward_hook(lambda m, x, output: seen.update({m: (*x, output)})) for m in depthwise]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = net(images)["logits"]
+        for hook in hooks:
+            hook.remove()
+        cast = with_cast_weights(net, images, torch.bfloat16)
+        assert torch.equal(cast(images)["logits"], logits)
+    assert len(seen) == len(depthwise) == 17
+    for module, (x, output) in seen.items():
+        assert x.dtype == output.dtype == torch.bfloat16
+        exact = F.conv2d(x.float(), module.weight, None, module.stride, module.padding, groups=module.groups)
+        assert torch.equal(output, exact.bfloat16())
+    dtypes = {m.weight.dtype for m in cast.modules() if isinstance(m, nn.Conv2d) and m.groups == 1}
+    assert dtypes == {torch.bfloat16}
+
+    twin = copy.deepcopy(net)  # an average of the weights, or a faster teacher
+    nn.init.zeros_(next(m for m in twin.modules() if isinstance(m, nn.Conv2d) and m.groups > 1).weight)
+    assert not torch.equal(twin(images)["logits"], plain) and torch.equal(net(images)["logits"], plain)
 
 
 def test_memory_order_and_optimiser_kernel_change_nothing_but_rounding():
     plain = losses(toy_step(), batches(3))
     step = toy_step(kernels=Kernels(channels_last=False))
     assert losses(step, batches(3)) == pytest.approx(plain, rel=1e-5)
-    net = to_device(TappedNet(cnn(4)(num_classes=5), cnn(4), ["stage1"]), CPU, channels_last=False)
+    net = to_device(TappedNet(cnn(4)(num_classes=5), cnn(4), ["stage1"]), CPU, Kernels(channels_last=False))
     images = torch.rand(2, 3, 16, 16).to(memory_format=torch.channels_last)
     assert net({"image": images})["stage1"].is_contiguous()
 
