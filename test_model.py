@@ -41,8 +41,8 @@ from helper.deploy.export import load_classifier
 from helper.evaluation.evaluate import evaluate_views, near_chance
 from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast
-from helper.machine.kernels import to_device
 from helper.machine.distributed import LAUNCH, LaunchConfig
+from helper.machine.kernels import to_device
 from helper.machine.program import run_script
 from helper.networks.classes import matched
 from helper.networks.load import evaluation_notice, load_network, with_normalisation
