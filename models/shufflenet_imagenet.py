@@ -17,7 +17,9 @@ BLOCKS = (4, 8, 4)
 
 
 class Unit(shufflenetv2.InvertedResidual):
-    """Two branches side by side. The last ReLU acts on both, but the first branch ends with a ReLU anyway."""
+    """Two branches side by side. tapped: the last ReLU acts on both; the first branch ends with a ReLU anyway."""
+
+    tapped = False
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -29,9 +31,15 @@ class Unit(shufflenetv2.InvertedResidual):
             kept, x = x.chunk(2, dim=1)
         else:
             kept = self.branch1(x)
-        return shuffle(self.last_relu(torch.cat([kept, self.branch2(x)], dim=1)), 2)
+        x = self.branch2(x)
+        if self.tapped:
+            return shuffle(self.last_relu(torch.cat([kept, x], dim=1)), 2)
+        return shuffle(torch.cat([kept, self.last_relu(x)], dim=1), 2)
 
 
 def build(widths: tuple[int, ...], num_classes: int) -> nn.Module:
     """[B, 3, H, W] -> [B, num_classes]. widths: stem, three stages, last convolution."""
-    return shufflenetv2.ShuffleNetV2(list(BLOCKS), list(widths), num_classes, Unit)
+    net = shufflenetv2.ShuffleNetV2(list(BLOCKS), list(widths), num_classes, Unit)
+    for stage in (net.stage2, net.stage3, net.stage4):
+        stage[-1].tapped = True
+    return net

@@ -37,7 +37,9 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = shuffle(self.relu1(self.bn1(self.conv1(x))), self.groups)
         out = self.bn3(self.conv3(self.relu2(self.bn2(self.conv2(out)))))
-        return self.relu3(out + x if self.shortcut is None else torch.cat([out, self.shortcut(x)], dim=1))
+        if self.shortcut is None:
+            return self.relu3(out + x)
+        return torch.cat([self.relu3(out), self.shortcut(x)], dim=1)  # a mean of a ReLU's outputs needs no ReLU
 
 
 class ShuffleNetV1(nn.Module):
