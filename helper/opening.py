@@ -180,7 +180,8 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
     log.info("==> done")
     if settings.teacher_probe is not None:
         folder = Path(lanes[0].run.save_root) / "teacher_probes"
-        networks = [with_probe(n, settings.teacher_probe, data, folder, device) for n in networks]
+        keep = not lanes[0].run.dry_run
+        networks = [with_probe(n, settings.teacher_probe, data, folder, device, keep=keep) for n in networks]
     teacher = ensemble_of(networks, weights, all(lane.method.several_teachers for lane in wanting))
     for lane in wanting:
         refuse_headless(teacher, lane.distill, lane.method, lane.config)

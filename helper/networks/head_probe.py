@@ -112,10 +112,12 @@ def features_of(net: TappedNet, data: DataSet, device: torch.device) -> tuple[Te
     return torch.cat(x), torch.cat(y)
 
 
-def with_probe(network: Network, kind: str, data: DataSet, folder: Path, device: torch.device) -> Network:
+def with_probe(
+    network: Network, kind: str, data: DataSet, folder: Path, device: torch.device, *, keep: bool = True
+) -> Network:
     """The network with a classifier for this data, read from `folder` if an earlier run has fitted it.
 
-    kind: of HEADS. It replaces the network's own classifier.
+    kind: of HEADS. It replaces the network's own classifier. keep: write a newly fitted one to `folder`.
     """
     if not network.spec.headless:
         network = without_classifier(network, "--teacher_probe replaces it")
@@ -129,9 +131,10 @@ def with_probe(network: Network, kind: str, data: DataSet, folder: Path, device:
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{kind}_{digest}.pth"
-    found = distributed.main_first(lambda: _found(path) or _fitted(network, key, data, path, device))
+    found = distributed.main_first(lambda: _found(path) or _fitted(network, key, data, path if keep else None, device))
     weight, bias = found["weight"], found["bias"]
-    log.info("%s probe of %s: %.2f on the training set, %s", kind, spec.name, found["train_acc"], path)
+    place = path if path.exists() else "not written"
+    log.info("%s probe of %s: %.2f on the training set, %s", kind, spec.name, found["train_acc"], place)
     head = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         head.weight.copy_(weight)
@@ -149,7 +152,10 @@ def _found(path: Path) -> dict[str, Any] | None:
     return load_file(path, "delete it to fit the probe again") if path.exists() else None
 
 
-def _fitted(network: Network, key: dict[str, Any], data: DataSet, path: Path, device: torch.device) -> dict[str, Any]:
+def _fitted(
+    network: Network, key: dict[str, Any], data: DataSet, path: Path | None, device: torch.device
+) -> dict[str, Any]:
+    """path: the file that keeps it; None: none."""
     net = to_device(network.tapped(("pooled",)).eval(), device)
     log.info("==> fitting a %s probe to %s on %d samples", key["kind"], network.spec.name, len(data.train_labels))
     x, y = features_of(net, data, device)
@@ -158,6 +164,7 @@ def _fitted(network: Network, key: dict[str, Any], data: DataSet, path: Path, de
         int(((a @ weight.T + bias).argmax(1) == b).sum()) for a, b in zip(x.split(4096), y.split(4096), strict=True)
     )
     found = {"weight": weight.cpu(), "bias": bias.cpu(), "train_acc": 100 * right / len(y), "key": key}
-    make_folder(path.parent, "folder of probes")
-    atomic_save(found, path)
+    if path is not None:
+        make_folder(path.parent, "folder of probes")
+        atomic_save(found, path)
     return found

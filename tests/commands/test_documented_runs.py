@@ -246,6 +246,8 @@ def teachers_of(settings):
 def on_noise(argv, settings, cifar):
     """A command of CIFAR-100 with its own networks, on noise; its teachers have random weights."""
     argv = [*without(DROPPED, normalised(argv)), *CIFAR, "--data_folder", cifar]
+    if "--teacher_image_size" in argv:  # 224 px would take minutes
+        argv += ["--teacher_image_size", "40"]
     if not settings.as_dict().get("path_t"):
         return argv
     names = [model_for(name, (3, 32, 32)).name for name in teachers_of(settings)]

@@ -132,6 +132,8 @@ def test_an_exported_student_teaches(commands, teacher, tmp_path):
 
 
 def test_a_probe_is_fitted_once_and_then_read(student, tmp_path):
+    dry = student("seven.pth", "--distill", "kd", "--teacher_probe", "means", "--dry_run").finished()
+    assert "means probe of resnet8" in dry.out and not any(tmp_path.iterdir())
     student("seven.pth", "--distill", "kd", "--teacher_probe", "means").finished()
     again = student("seven.pth", "--distill", "dkd", "--teacher_probe", "means").finished()
     assert "fitting" not in again.out and "means probe of resnet8" in again.out
