@@ -120,13 +120,15 @@ def with_probe(network: Network, kind: str, data: DataSet, folder: Path, device:
     if not network.spec.headless:
         network = without_classifier(network, "--teacher_probe replaces it")
     spec, data = network.spec, data.labelled
-    key = {
+    key: dict[str, Any] = {
         "teacher": network.checksum,
         "network": spec.name,
         "data": data.checksum,
         "normalisation": [list(spec.mean or ()), list(spec.std or ())],
         "kind": kind,
     }
+    if data.streamed:  # the checksum of files that are decoded while they are read says nothing of the image size
+        key["shape"] = list(data.shapes[spec.input])
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{kind}_{digest}.pth"
     found = distributed.main_first(lambda: _found(path) or _fitted(network, key, data, path, device))
