@@ -225,7 +225,7 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
     if run:
         last, best = run["last_epoch"], run["best_epoch"]
         lines += [
-            f"| last epoch ({last['epoch']}) of its run | {last['accuracy']:.2f} % |",
+            f"| last evaluated epoch ({last['epoch']}) of its run | {last['accuracy']:.2f} % |",
             f"| best epoch ({best['epoch']}), chosen on the test data, hence optimistic | {best['accuracy']:.2f} % |",
         ]
         if run.get("teacher_accuracy") is not None:

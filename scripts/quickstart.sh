@@ -38,26 +38,27 @@ ends() {
         { fflush() }'
 }
 
-# train NAME LOG PROGRAM ARGUMENTS...: a training; without -v one line a run is shown
+# train NAME LOG PROGRAM ARGUMENTS...: a training; without -v one line a run is shown. Leaves LOG, and LOG.done or code
 train() {
     local code=0
     "$PYTHON" "${@:3}" 2>&1 | tee "$logs/$2" | if [ -n "$verbose" ]; then cat; else ends "$1"; fi || code=${PIPESTATUS[0]}
-    [ "$code" = 0 ] && return
+    [ -d "$logs" ] || return 1 # the quickstart was ended
+    [ "$code" = 0 ] && touch "$logs/$2.done" && return
     # two processes that fail for one reason say it once
     [ -n "$verbose" ] || ! mkdir "$logs/said" 2>/dev/null || cat "$logs/$2" >&2
     echo "$code" >"$logs/code"
     return "$code"
 }
 
-# job teacher, or a method, and flags of every training. What reads the teacher waits for it: its log names its folder
+# job teacher, or a method, and flags of every training. What reads the teacher waits for it
 job() {
     local common=(--dataset digits --image_size 16 --batch_size 32 --save_root ./save/quickstart) teacher=
     local student=(--model_s resnet8 --few_ratio 0.1 --epochs 60 --lr_decay_epochs 40,52 --eval_freq 4 --trials 3)
-    until [[ $1 == teacher || $1 == vanilla || -n $teacher ]]; do
-        [ ! -e "$logs/code" ] || return 1
+    until [[ $1 == teacher || $1 == vanilla || -e $logs/teacher.done ]]; do
+        [[ -d $logs && ! -e $logs/code ]] || return 1
         sleep 0.2
-        teacher=$(teacher_of "$logs/teacher")
     done
+    teacher=$(teacher_of "$logs/teacher")
     case $1 in
         teacher) train teacher teacher train_teacher.py "${common[@]}" --model resnet20 --epochs 12 --lr_decay_epochs 8,10 "${@:2}" ;;
         vanilla) train "student alone" vanilla train_student.py "${common[@]}" "${student[@]}" --distill vanilla "${@:2}" ;;
@@ -66,7 +67,7 @@ job() {
     esac
 }
 
-# teacher_of LOG: the teacher's checkpoint, once it is trained
+# teacher_of LOG: the teacher's checkpoint, once it is trained; the log names its folder
 teacher_of() {
     local folder
     folder=$(result_of "$1" 2>/dev/null) && [ -n "$folder" ] && echo "$folder/resnet20_best.pth" || true

@@ -12,6 +12,7 @@ Shape letters: N training samples, B samples of a batch, H W space.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -330,11 +331,17 @@ class StreamedData(DataSet):
 
     @cached_property
     def checksum(self) -> str:
-        return self.train.checksum
+        return self._checksum(self.train)
 
     @cached_property
     def test_checksum(self) -> str:
-        return self.val.checksum
+        return self._checksum(self.val)
+
+    def _checksum(self, files: Files) -> str:
+        """That of the files; another one if they are decoded at a reduced scale, as their pixels then differ."""
+        if not self.options.stream.reduced_decode:
+            return files.checksum
+        return hashlib.sha256(f"{files.checksum} reduced".encode()).hexdigest()[:16]
 
     def shuffled(self, batching: Batching, device: torch.device) -> Loader:
         options = self.options

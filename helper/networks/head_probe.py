@@ -41,7 +41,7 @@ def logistic(
     """
     mean, std = x.mean(0), x.std(0, unbiased=False).clamp_min(1e-6)
     x = (x - mean) / std
-    layer = nn.Linear(x.shape[1], num_classes).to(x.device)
+    layer = nn.utils.skip_init(nn.Linear, x.shape[1], num_classes, device=x.device)  # a run's generator stays as it is
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=iterations, line_search_fn="strong_wolfe")
@@ -122,13 +122,15 @@ def with_probe(
     if not network.spec.headless:
         network = without_classifier(network, "--teacher_probe replaces it")
     spec, data = network.spec, data.labelled
-    key = {
+    key: dict[str, Any] = {
         "teacher": network.checksum,
         "network": spec.name,
         "data": data.checksum,
         "normalisation": [list(spec.mean or ()), list(spec.std or ())],
         "kind": kind,
     }
+    if data.streamed:  # the checksum of files that are decoded while they are read says nothing of the image size
+        key["shape"] = list(data.shapes[spec.input])
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{kind}_{digest}.pth"
     found = distributed.main_first(lambda: _found(path) or _fitted(network, key, data, path if keep else None, device))

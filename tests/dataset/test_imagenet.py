@@ -441,6 +441,19 @@ def tree_teacher(tree, commands, tmp_path_factory):
     return root / "teachers" / "models" / "resnet8_vanilla" / "resnet8_best.pth"
 
 
+def test_other_pixels_are_another_data_set(tree, tree_teacher, commands, tmp_path):
+    """What is remembered of a teacher, its accuracy and its probe, is not that of another scale or size."""
+    argv = (*common(tree, tmp_path, 8), "--num_workers", 0, "--max_steps", 1, "--epochs", 1, "--path_t", tree_teacher)
+    argv += ("--model_s", "resnet8", "--distill", "kd")
+    known, probes = [], []
+    for more in ((), (), ("--reduced_decode",), ("--image_size", SIZE // 2)):
+        done = commands("train_student.py", *argv, *more, "--trial", len(known)).finished()
+        known.append("(measured before)" in done.out)
+        done = commands("train_student.py", *argv, *more, "--trial", len(known), "--teacher_probe", "means").finished()
+        probes.append("fitting a means probe" in done.out)
+    assert known == [False, True, False, False] and probes == [True, False, True, True]
+
+
 # the batches of DALI, by rank and after a resume, are compared above
 @pytest.mark.parametrize("dali", [None, pytest.param("cpu", marks=pytest.mark.slow)])
 def test_crd_runs_in_two_processes_and_resumes(tree, tree_teacher, dali, commands, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import types
@@ -89,6 +90,16 @@ def test_every_form_of_a_composite(simkd, tmp_path, capsys, commands):
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-50])
     with pytest.raises(UserError, match="truncated"):
         read_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_the_card_of_a_run_between_two_evaluations(simkd, tmp_path, capsys):
+    """An unfinished run with --eval_freq: its last number is not of its last epoch."""
+    folder = shutil.copytree(simkd.parent, tmp_path / "run")
+    (folder / "parameters.json").unlink()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": 0, "epoch": 2, "train_loss": 1.0}\n')
+    exported(folder / "resnet8_last.pth", tmp_path / "out", capsys, "--forms", "safetensors")
+    assert "| last evaluated epoch (1) of its run |" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("distill", ["hsakd", "simkd"])

@@ -272,12 +272,15 @@ def test_what_a_method_says_of_logits_is_true(name):
 
 
 def test_heads_find_classes_that_are_apart():
+    """They draw no random number: training continues as if a student had not been probed."""
     g = torch.Generator().manual_seed(0)
     centres, y = 3 * torch.randn(5, 8, generator=g), torch.arange(200) % 5
     x = centres[y] + torch.randn(200, 8, generator=g)
     for fit in (fit_linear_head, means_head):
+        before = torch.get_rng_state()
         weight, bias = fit(x, y, 5)
         assert ((x @ weight.T + bias).argmax(1) == y).float().mean() > 0.95
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_nearest_means_by_hand():

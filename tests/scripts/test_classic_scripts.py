@@ -1,5 +1,10 @@
 """The scripts of the classic tables, run by an interpreter that trains nothing: what they ask for is understood."""
 
+import contextlib
+import os
+import signal
+import subprocess
+
 import pytest
 
 from distiller_zoo import method_dict
@@ -116,6 +121,33 @@ def test_the_quickstart_shows_one_line_a_run(tmp_path):
 def test_the_quickstart_shows_what_went_wrong(tmp_path):
     said = Interpreter(tmp_path, "echo 'no such thing' >&2; exit 2").bash("quickstart.sh")
     assert said.returncode == 2 and said.stderr.count("no such thing") == 1
+
+
+def test_the_quickstart_waits_for_all_teachers(tmp_path, monkeypatch):
+    """With --trials, one process trains several; the last one teaches."""
+    teachers = "for i in 0 1; do echo result in S/teachers/models/T_$i; sleep 1; done"
+    calls = Interpreter(tmp_path, f"case $1 in train_teacher.py) {teachers} ;; esac").run(
+        "quickstart.sh", "--trials", "2"
+    )
+    lanes = students(call for call in calls if call[0] == "train_student.py")
+    taught = {str(lane.teacher.path_t) for lane in lanes if lane.distill != "vanilla"}
+    assert len(lanes) == 6 and taught == {str(["S/teachers/models/T_1/resnet20_best.pth"])}
+
+
+def test_no_part_of_the_quickstart_outlives_it(tmp_path):
+    """Its folder of logs is deleted when it is terminated; its trainings end, and nothing waits for their logs."""
+    interpreter = Interpreter(tmp_path, """case $1 in train_teacher.py) rm -r "$logs"; esac""")
+    quickstart = subprocess.Popen(
+        ["bash", interpreter.tree / "scripts" / "quickstart.sh"],
+        env={**os.environ, "VIRTUAL_ENV": str(interpreter.venv)},
+        stderr=subprocess.PIPE,
+        process_group=0,
+    )
+    try:
+        assert quickstart.wait(20) == 1 and b"/code" not in quickstart.stderr.read()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(quickstart.pid, signal.SIGKILL)
 
 
 def test_the_example_of_a_grid():
