@@ -36,15 +36,11 @@ from dataset.clips.frame_cache import FrameCache
 
 DECODERS = ("av", "opencv")
 
-
 # for other files OpenCV guesses the number of frames from the duration
 COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})
 
-
 # OpenCV and its FFmpeg would write warnings to the console; errors are raised here. They read this when they start.
 QUIET = (("OPENCV_LOG_LEVEL", "SILENT"), ("OPENCV_FFMPEG_LOGLEVEL", "-8"))
-
-
 EXACT_HEADERS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})  # one packet is one frame
 
 

@@ -44,7 +44,6 @@ FOUND_BY = ("frame_template", "decoder")  # how their frames are read
 
 LARGEST_TEST_BATCH = 32  # clips; a clip of eight frames takes 5 MB as float
 
-
 KINETICS = {
     part: (f"kinetics400_{part}_list_videos.txt", f"kinetics400_{part}_list_rawframes.txt") for part in ("train", "val")
 }

@@ -16,8 +16,6 @@ from dataset.clips.frame_sampling import dense_frames, sample_frames
 from dataset.clips.lists import Entry
 
 SIDE = 224
-
-
 SHORT_SIDE = 256  # for a crop of 224
 
 

@@ -38,11 +38,7 @@ if TYPE_CHECKING:
 
 
 PACKAGE = "nvidia-dali-cuda120"
-
-
 PREFETCH = 2  # batches DALI decodes ahead
-
-
 ASPECT, AREA, ATTEMPTS = [3 / 4, 4 / 3], [0.08, 1.0], 10
 
 

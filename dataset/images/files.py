@@ -48,8 +48,6 @@ EXTENSIONS = frozenset(
 LARGEST_PICTURE = 178_956_970  # pixels; Pillow's limit, and that of a video's frame
 
 FOLDERS = ("imagenet", "ImageNet")
-
-
 SORTING = "python scripts/sort_imagenet_val.py"
 
 

@@ -29,16 +29,9 @@ CLASSES = (
     "stand up",
 )
 
-
 SYMMETRIC = frozenset({0, 1, 2, 3, 4, 6, 8, 9, 10})
-
-
 SHIMMERS = tuple(f"shimmer{i:02d}" for i in range(1, 7))
-
-
 NAME = re.compile(r"acc_h(\d+)_s(\d+)_a(\d+)_r(\d+)$")
-
-
 FOLDER = re.compile(r"Cluster(\d+)/Cam(\d+)/S(\d+)/A(\d+)/R(\d+)$", re.IGNORECASE)
 
 

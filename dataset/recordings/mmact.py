@@ -55,9 +55,7 @@ CLASSES = (
     "waving_hand",
 )
 
-
 LABELS = {name: i for i, name in enumerate(CLASSES)} | {"transferring_(large_)object": 31, "object_transferring": 31}
-
 
 FOLDERS = {
     "accel": "acc_watch_clip",
@@ -65,7 +63,6 @@ FOLDERS = {
     "gyro": "gyro_clip",
     "orientation": "orientation_clip",
 }
-
 
 PART = re.compile(r"(subject|cam|scene|session)_?(\d+)$", re.IGNORECASE)
 
