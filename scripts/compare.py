@@ -19,7 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.option import at_least, checked
+from core.option import whole
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.tables.compare import comparison, differing
@@ -92,8 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", type=Path, help="picture of the curves: png, pdf or svg", metavar="FILE")
     add(
         "--classes",
-        type=int,
-        action=checked(at_least(0)),
+        **whole(0),
         default=5,
         help="number of classes with the largest gains and losses to list (default 5; 0: none)",
     )
