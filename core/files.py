@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from core.log import log
+from core.packages import needed
 from core.protocols import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
@@ -193,10 +194,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _yaml(content: str) -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise UserError("YAML files need the package PyYAML: pip install pyyaml") from error
+    yaml = needed("yaml", "a YAML file", "pyyaml")
     try:
         return yaml.safe_load(content)
     except yaml.YAMLError as error:

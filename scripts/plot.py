@@ -26,7 +26,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.log import progress, start_log
-from core.option import at_least, checked
+from core.option import whole
+from core.packages import needed
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
@@ -211,10 +212,7 @@ def draw_correlation(args: argparse.Namespace) -> None:
 
 
 def draw_tsne(args: argparse.Namespace) -> None:
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise UserError("t-SNE needs the package scikit-learn: pip install scikit-learn") from error
+    manifold = needed("sklearn.manifold", "t-SNE", "scikit-learn")
     plt = pyplot()
     figure, axes = plt.subplots(1, len(args.path), figsize=(3.0 * len(args.path), 3.3), squeeze=False)
     for axis, path in zip(axes[0], args.path, strict=True):
@@ -225,7 +223,8 @@ def draw_tsne(args: argparse.Namespace) -> None:
         if len(labels) < 10:
             raise UserError(f"{len(labels)} images of the first {args.classes} classes are too few: raise --images")
         perplexity = min(30.0, (len(labels) - 1) / 3)
-        places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features.numpy())
+        tsne = manifold.TSNE(perplexity=perplexity, init="pca", random_state=0)
+        places = tsne.fit_transform(features.numpy())
         kinds = labels.unique().tolist()
         for place, k in enumerate(kinds):
             mine = labels == k
@@ -298,9 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         add_as_trained(sub)
         sub.add_argument("--gpu_id", default="0", metavar="GPUS")
-        sub.add_argument(
-            "--images", type=int, action=checked(at_least(1, 10**9)), help="stop after this many test images"
-        )
+        sub.add_argument("--images", **whole(1, 10**9), help="stop after this many test images")
         sub.set_defaults(draw=draw)
         if kind == "correlation":
             sub.add_argument(
@@ -312,17 +309,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 metavar="FILE",
             )
         if kind == "tsne":
-            sub.add_argument(
-                "--classes",
-                type=int,
-                action=checked(at_least(1)),
-                default=10,
-                help="number of classes to show (default 10)",
-            )
+            sub.add_argument("--classes", **whole(1), default=10, help="number of classes to show (default 10)")
         if kind == "reliability":
-            sub.add_argument(
-                "--bins", type=int, action=checked(at_least(1)), default=15, help="bins of equal width (default 15)"
-            )
+            sub.add_argument("--bins", **whole(1), default=15, help="bins of equal width (default 15)")
     for sub in kinds.choices.values():
         sub.add_argument("--out", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(normalised(argv))

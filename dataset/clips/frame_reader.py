@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from core.packages import needed
 from core.protocols import UserError
 from dataset.clips.clip_transforms import as_clip, resize, short_side_size
 from dataset.clips.decode import (
@@ -116,12 +117,7 @@ def _captured(path: Path) -> Iterator[Any]:
     """Open a video file with OpenCV, on one thread, rotated as the file demands. UserError if OpenCV is missing."""
     for name, value in QUIET:
         os.environ.setdefault(name, value)
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError(
-            f"--decoder opencv needs the package opencv-python-headless: pip install opencv-python-headless ({error})"
-        ) from error
+    cv2 = needed("cv2", "--decoder opencv", "opencv-python-headless")
     require_content(path)
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)

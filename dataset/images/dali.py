@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.packages import needed
 from core.protocols import Batch, UserError
 from dataset.base import DataOptions
 from dataset.images.files import PictureError, picture
@@ -44,10 +45,7 @@ ASPECT, AREA, ATTEMPTS = [3 / 4, 4 / 3], [0.08, 1.0], 10
 
 def require(kind: str, device: torch.device) -> None:
     """UserError if DALI, or the GPU for --dali gpu, is missing."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"--dali {kind} needs the package {PACKAGE} (pip install {PACKAGE}): {error}") from error
+    needed("nvidia.dali", f"--dali {kind}", PACKAGE)
     if kind == "gpu" and device.type != "cuda":
         raise UserError("--dali gpu needs a CUDA device, but this machine has none: use --dali cpu")
 

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from core.log import log
+from core.packages import needed
 from core.protocols import UserError
 
 EXTENSIONS = frozenset(
@@ -57,15 +58,10 @@ class PictureError(UserError):
 
 @cache
 def pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise UserError(
-            f"reading images needs Pillow, which cannot be imported ({error}); install it with: pip install pillow"
-        ) from error
+    image = needed("PIL.Image", "reading images", "Pillow")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # on oddities of headers; what cannot be read is raised
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # half of the refused size
-    return Image
+    warnings.filterwarnings("ignore", category=image.DecompressionBombWarning)  # half of the refused size
+    return image
 
 
 Divisor = Callable[[int, int, Sequence[int]], int]

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from core.files import intact
 from core.log import log
 from core.machine import free
+from core.packages import needed
 from core.protocols import ModelSpec, UserError
 from models._hub import is_folder
 
@@ -197,16 +198,12 @@ def _calls(content: bytes) -> list[str]:
 
 def _safetensors(path: Path, content: bytes) -> Any:
     """A file of scripts/export_student.py as its original checkpoint; any other file as a plain state dict."""
+    safetensors = needed("safetensors", f"reading {path}")
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-    except ImportError as error:
-        raise UserError(f"reading {path} needs the package safetensors: pip install safetensors") from error
-    try:
-        tensors = load(content)
+        tensors = needed("safetensors.torch").load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         meta = json.loads(header.get("__metadata__", {}).get("meta", "null"))
-    except (SafetensorError, ValueError, RecursionError, AttributeError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError, AttributeError) as error:
         raise UserError(
             f"{path} is truncated or not a safetensors file ({str(error)[:120]}): fetch or save it again"
         ) from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.files import ROOT, remembered
+from core.packages import needed
 from core.protocols import UserError
 from helper.options.naming import folder_of, published_name
 from helper.options.parse import parse, parse_students
@@ -244,10 +245,7 @@ def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]
 
 def run_submitit(jobs: Sequence[Job], logs: Path, cluster: str, parameters: Mapping[str, Any], wait: bool) -> int:
     """Hand the jobs to SLURM (or submitit's local executor) as one array; returns the number of failed jobs."""
-    try:
-        import submitit
-    except ImportError as error:
-        raise UserError("--executor slurm needs the package submitit: pip install submitit") from error
+    submitit = needed("submitit", "--executor slurm")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     executor = submitit.AutoExecutor(folder=str(logs / "submitit"), cluster=cluster)
     try:
