@@ -12,7 +12,7 @@ import ctypes
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,9 +71,6 @@ class Kernels:
     def graphs(self) -> bool:
         """Whether CUDA graphs replay the compiled parts; each replay overwrites the memory of the previous one."""
         return self.compile in ("reduce-overhead", "max-autotune") and bool(self.parts)
-
-    def described(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 PLAIN = Kernels()
