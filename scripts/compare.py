@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.option import whole
 from core.protocols import UserError
+from helper.deploy.as_trained import open_as_trained
 from helper.machine.program import run_script
 from helper.tables.compare import comparison, differing
 from helper.tables.runs import Run, grouped, last_checkpoint, read_run
@@ -56,7 +57,7 @@ def recall(run: Run, args: argparse.Namespace) -> tuple[list[str], Tensor]:
     common = {"gpu_id": args.gpu_id, "images": None, "image_size": None, "num_segments": None, "num_workers": 0}
     common |= {"dataset": run.identity["dataset"], "data_folder": args.data_folder or settings["data_folder"]}
     asked = plot.as_asked(common)
-    data = plot.open_data(path, asked)
+    data, _ = open_as_trained(path, asked)
     _, logits, _, labels = plot.outputs(path, asked, data)
     right = torch.zeros(data.num_classes).index_add_(0, labels, (logits.argmax(1) == labels).float())
     return list(map(str, data.classes)), 100 * right / labels.bincount(minlength=data.num_classes).clamp_min(1)

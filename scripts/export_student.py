@@ -33,16 +33,8 @@ from core.log import log, progress, start_log
 from core.option import whole
 from core.packages import needed
 from core.protocols import DataSet, UserError
-from dataset import dataset_dict
 from dataset.single_file import InputFormat
-from helper.deploy.as_trained import (
-    add_as_trained,
-    add_network,
-    clip_options,
-    clip_settings_notice,
-    dataset_of,
-    options_as_trained,
-)
+from helper.deploy.as_trained import add_as_trained, add_network, clip_settings_notice, open_as_trained
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import Plain, exported_program, latency, onnx_function, write_onnx
 from helper.deploy.quantize import (
@@ -255,8 +247,7 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
 
 def export(args: argparse.Namespace) -> dict[str, float]:
     """Everything in args.forms; file name -> largest difference. Raises UserError where one differs too much."""
-    options = options_as_trained(args.path, Path(args.data_folder), args.image_size, **clip_options(args))
-    data = dataset_dict[dataset_of(args.path, args.dataset)](options)
+    data, options = open_as_trained(args.path, args)
     if data.videos and (clips := clip_settings_notice(args.path, options)):
         print(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
