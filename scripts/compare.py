@@ -80,12 +80,6 @@ def gains_by_class(groups: Sequence[Sequence[Run]], labels: Sequence[str], args:
     return lines
 
 
-def as_text(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> str:
-    rows = [[name, *values] for name, values in differing(groups)]
-    settings = as_markdown(["setting", *labels], rows, []) if rows else "The settings are the same.\n"
-    return f"{settings}\n{as_markdown(*comparison(groups, labels), [])}"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -104,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(groups) < 2:
         raise UserError("these runs are repetitions of one cell: give runs that differ in more than trial and seed")
     labels = tell_apart(groups)
-    print(as_text(groups, labels))
+    rows = [[name, *values] for name, values in differing(groups)]
+    print(as_markdown(["setting", *labels], rows, []) if rows else "The settings are the same.\n")
+    print(as_markdown(*comparison(groups, labels), []))
     if args.classes:
         print("\n".join(gains_by_class(groups, labels, args)))
     if args.out is not None:

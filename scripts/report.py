@@ -48,17 +48,14 @@ FIRST = (
 FILTERS = ("network", "teacher", "protocol")  # columns with a list to choose from
 
 
-def script_of(run: Run) -> str:
-    return "train_teacher.py" if run.is_teacher else "train_student.py"
-
-
 def words_of(run: Run) -> list[str]:
     """What stood behind the script on the command line that trained it, from args.json."""
     return list(map(str, read_json(run.folder / "args.json", {"command": list}, "train the run again")["command"]))
 
 
 def command_of(run: Run) -> str:
-    return shlex.join(["python", script_of(run), *words_of(run)])
+    script = "train_teacher.py" if run.is_teacher else "train_student.py"
+    return shlex.join(["python", script, *words_of(run)])
 
 
 def without_folders_of(runs: Sequence[Run], text: str) -> str:

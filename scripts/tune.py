@@ -110,10 +110,6 @@ def trained(argv: Sequence[str], log: Path) -> float:
     return float(parameters["last"]["test_acc"])
 
 
-def final_command(given: Sequence[str], values: Sequence[str]) -> str:
-    return shlex.join(["python", "train_student.py", *given, *values])
-
-
 def search(
     axes: Sequence[Axis], given: Sequence[str], args: argparse.Namespace, train: Callable[[Sequence[str], Path], float]
 ) -> str:
@@ -164,7 +160,7 @@ def search(
     if not complete:
         raise UserError(f"all {len(failed)} trials failed, the last with {failed[-1].user_attrs['failure']}")
     best = study.best_trial
-    command = final_command(given, best.user_attrs["values"])
+    command = shlex.join(["python", "train_student.py", *given, *best.user_attrs["values"]])
     text = (
         "#!/usr/bin/env bash\n"
         f"# The best of {len(complete)} trials{f' ({len(failed)} more failed)' if failed else ''}: {best.value:.2f} on "

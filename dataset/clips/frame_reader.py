@@ -75,7 +75,9 @@ def _decoded(path: Path, wanted: Sequence[int], seek: bool) -> dict[int, np.ndar
     found: dict[int, np.ndarray] = {}
     missing = set(wanted)
     with opened(path) as (container, stream):
-        walk = _sought(container, stream, wanted, times, keys) if seek and times else _in_order(container, stream)
+        walk: Iterator[tuple[int, Any]] = enumerate(container.decode(stream))
+        if seek and times:
+            walk = _sought(container, stream, wanted, times, keys)
         for number, frame in walk:
             if number in missing:
                 found[number] = pixels(frame)
@@ -85,10 +87,6 @@ def _decoded(path: Path, wanted: Sequence[int], seek: bool) -> dict[int, np.ndar
     if missing:
         raise broken(path, f"frame {min(missing) + 1} of {count} cannot be decoded")
     return found
-
-
-def _in_order(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
-    yield from enumerate(container.decode(stream))
 
 
 def _sought(

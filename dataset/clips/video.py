@@ -250,8 +250,7 @@ class VideoData(DataSet):
             return self.settings.test_views(self.reader, entry, chosen)
 
         skip = "leave out" if self.options.stream.skip_corrupt else None
-        frames = chosen.num_segments or self.settings.num_segments
-        reading = Reading(chosen.count, frames, skip, self.options.num_workers)
+        reading = Reading(chosen.count, self.settings.num_segments, skip, self.options.num_workers)
         return ClipLoader(self.test, view, lambda epoch: plan, reading, device)
 
 

@@ -111,11 +111,8 @@ def _clips(root: Path) -> list[Recording]:
         if recording is None:
             continue
         spelled_right = parts[-1] == parts[-1].lower()
-        if row is not None and row.label != recording.label and spelled_right:
-            raise UserError(
-                f"{row.where}: '{row.folder}' is listed with label {row.label}, but its name means {recording.label}: "
-                "correct the list"
-            )
+        if row is not None and spelled_right:
+            row.require_label(recording.label)
         found.append(recording)
     return found
 

@@ -103,11 +103,7 @@ def _listed_recording(root: Path, row: ListRow) -> Recording:
     named = key_of(row.parts[-1])
     if named is None:
         raise UserError(f"{row.where}: '{row.folder}' is not named a{{A}}_s{{S}}_t{{T}}_color")
-    if row.label != named[0] - 1:
-        raise UserError(
-            f"{row.where}: '{row.parts[-1]}' is listed with label {row.label}, but its name means {named[0] - 1}: "
-            "correct the list"
-        )
+    row.require_label(named[0] - 1)
     folder = row.below(root)
     if folder is None:
         raise UserError(f"{row.where}: there is no folder '{row.parts[-1]}' below '{root}'; extract its frames there")

@@ -121,13 +121,9 @@ def _twice(x: Tensor) -> Tensor:
     return x * 2 + 1
 
 
+@functools.cache
 def compiler_fault(device: torch.device) -> str | None:
     """Why torch.compile fails on a device, in a few words; None if it works. Compiles two operations as a test."""
-    return _compiler_fault(str(device))
-
-
-@functools.cache
-def _compiler_fault(device: str) -> str | None:
     try:
         with torch.no_grad():
             torch.compile(_twice, dynamic=False)(torch.ones(8, device=device))

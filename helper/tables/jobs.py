@@ -133,7 +133,9 @@ def plan(pending: Sequence[Want], lanes: int, cache: bool) -> list[Job]:
             dataset = members[0].settings.data.source.dataset
             cached = ["--teacher_cache", str(root / "teacher_cache" / f"{teacher}_{dataset}")]
         for bundle in bundles(members, lanes):
-            jobs.append(as_job(bundle, cached))
+            argv = joined(bundle)
+            assert argv is not None
+            jobs.append(Job((*argv, *cached), tuple(w.folder for w in bundle), tuple(w.label for w in bundle)))
     return jobs
 
 
@@ -196,12 +198,6 @@ def own_flags(flags: str) -> list[str]:
         if name not in ("--distill", "-c", "-d", "-b", "-r", "-a"):
             out += [name, value]
     return out
-
-
-def as_job(bundle: Sequence[Want], cached: Sequence[str]) -> Job:
-    argv = joined(bundle)
-    assert argv is not None
-    return Job((*argv, *cached), tuple(w.folder for w in bundle), tuple(w.label for w in bundle))
 
 
 def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]]) -> int:

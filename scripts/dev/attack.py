@@ -14,6 +14,7 @@ Prints counts by outcome; exit code 1 if a run lost something, differed silently
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import queue
@@ -35,7 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save, atomic_write_text
+from core.files import atomic_save, atomic_write, atomic_write_text
 from helper.networks.checkpoint import load_file
 from scripts.dev.wrong_inputs import BRIEF, Known, Wrong, every
 from tests.support.commands import Commands, Done
@@ -359,13 +360,9 @@ def checked_save(state: Any, path: Path) -> None:
 
 def plain_save(state: Any, path: Path) -> None:
     """The same, without a checksum and without the previous content."""
-    import io
-
-    from core import files
-
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    files._replace(path, buffer.getbuffer())
+    atomic_write(buffer.getvalue(), path)
 
 
 def seconds_of(save: Callable[[Any, Path], None], state: Any, root: Path) -> float:
