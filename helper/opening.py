@@ -335,12 +335,7 @@ def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
     return spec
 
 
-def shared_source(
-    lanes: Sequence[Settings],
-    teacher: Network,
-    data: DataSet,
-    hardware: Hardware,
-) -> TeacherSource:
+def shared_source(lanes: Sequence[Settings], teacher: Network, data: DataSet, hardware: Hardware) -> TeacherSource:
     """The teacher of all students of the process, through the cache if there is one.
 
     Behind a cache the teacher is not compiled, so that what the cache holds does not depend on it.

@@ -23,15 +23,7 @@ from core.option import whole
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.options.quick import normalised
-from helper.tables.jobs import (
-    plan,
-    run_local,
-    run_submitit,
-    short_teachers,
-    slots_of,
-    visible_gpus,
-    wants,
-)
+from helper.tables.jobs import plan, run_local, run_submitit, short_teachers, slots_of, visible_gpus, wants
 from helper.tables.published import chosen_cells, read_table, tables
 
 

@@ -26,14 +26,7 @@ from dataset.base import DataOptions, VideoConfig, few, hold_out
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import UnreadableError
 from dataset.clips.frame_reader import FrameReader
-from dataset.clips.lists import (
-    Entry,
-    check_labels,
-    describe_oddities,
-    read_entries,
-    require_files,
-    videos_below,
-)
+from dataset.clips.lists import Entry, check_labels, describe_oddities, read_entries, require_files, videos_below
 from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
 from dataset.images.files import say_unusual, unusual
 from dataset.order import Plan, PositionedLoader
@@ -325,13 +318,4 @@ def _load(
     reader = FrameReader(short_side, cache, cfg.seek, cfg.decoder)
     if not options.stream.skip_corrupt:
         require_files([*train, *test])
-    return VideoData(
-        name,
-        classes,
-        train,
-        test,
-        settings,
-        reader,
-        options,
-        evaluated_on,
-    )
+    return VideoData(name, classes, train, test, settings, reader, options, evaluated_on)

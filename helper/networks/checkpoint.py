@@ -470,11 +470,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
 
 
 def infer_arch(
-    path: str | Path,
-    checkpoint: Checkpoint,
-    explicit: str | None,
-    known_names: Iterable[str],
-    flag: str = "--model_t",
+    path: str | Path, checkpoint: Checkpoint, explicit: str | None, known_names: Iterable[str], flag: str = "--model_t"
 ) -> str:
     """The registry name of the network in a checkpoint.
 
