@@ -17,7 +17,6 @@ the workers. Evaluation always decodes through the workers, so that numbers are 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,7 @@ from core.protocols import Batch, UserError
 from dataset.base import DataOptions
 from dataset.images.files import PictureError, picture
 from dataset.images.resident import scaled
-from dataset.order import PositionedLoader
+from dataset.order import PositionedLoader, seed_for
 
 if TYPE_CHECKING:
     from dataset.images.files import Files
@@ -145,8 +144,7 @@ class DaliLoader(PositionedLoader):
         flat = [position for batch in mine[start:] for position in batch]
         size = len(mine[0])
         paths = [str(self.files.root / self.files.paths[position]) for position in flat]
-        text = f"dali {self.plan.batching.seed} {self.epoch} {self.plan.batching.rank} {start}"
-        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") % 2**31
+        seed = seed_for("dali", self.plan.batching.seed, self.epoch, self.plan.batching.rank, start) % 2**31
         built = pipeline(paths, flat, size, self.size, seed, self.kind, self.device, self.threads)
         todo = mine[start:]
         for _ in todo[:PREFETCH]:  # not run(), which would prefetch batches that are not needed
