@@ -398,9 +398,7 @@ def open_clip_spec(name: str) -> ModelSpec:
     def build(num_classes: int = CLASSES, pretrained: bool = False, **_: Any) -> nn.Module:
         try:
             model = open_clip.create_model(  # with the activation the weights were trained with: open_clip only warns
-                architecture,
-                pretrained=tag if pretrained else None,
-                force_quick_gelu=cfg.get("quick_gelu", False),
+                architecture, pretrained=tag if pretrained else None, force_quick_gelu=cfg.get("quick_gelu", False)
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"cannot read the weights of open_clip:{name}: {str(error).splitlines()[0]}") from error

@@ -35,16 +35,7 @@ from helper.tables.writers import chosen_columns
 
 TEXT = ("method", "network", "teacher", "source", "protocol")
 NARROW = ("method", "last epoch", "gain", "MACs")  # the columns that a phone shows
-FIRST = (
-    "method",
-    "network",
-    "teacher",
-    "last epoch",
-    "gain",
-    "MACs",
-    "parameters",
-    "runs",
-)  # in sight on a wide screen
+FIRST = ("method", "network", "teacher", "last epoch", "gain", "MACs", "parameters", "runs")  # shown on a wide screen
 FILTERS = ("network", "teacher", "protocol")  # columns with a list to choose from
 
 

@@ -118,10 +118,7 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # of a failed trial it would show our traceback
     make_folder(args.study)
     study = optuna.create_study(
-        study_name="tune",
-        storage=f"sqlite:///{args.study / 'study.db'}",
-        direction="maximize",
-        load_if_exists=True,
+        study_name="tune", storage=f"sqlite:///{args.study / 'study.db'}", direction="maximize", load_if_exists=True
     )
     # a seed of its own after an interruption: the same one would draw the same values again
     study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))

@@ -19,15 +19,7 @@ def load(options: DataOptions) -> ResidentData:
     grey = torch.from_numpy(digits.images)[..., None] * (255 / 16)  # [1797, 8, 8, 1], published as 0..16
     images = resize(grey.round().to(torch.uint8), size).expand(-1, -1, -1, 3)
     labels = torch.from_numpy(digits.target).to(torch.int64)
-    places = range(len(labels))
     split = needed("sklearn.model_selection").train_test_split
-    train, test = split(places, stratify=digits.target, test_size=360, random_state=0)
-    whole = Split(images, labels)
-    return resident(
-        "digits",
-        [str(d) for d in range(10)],
-        whole.take(torch.tensor(train)),
-        whole.take(torch.tensor(test)),
-        options,
-        flips=False,
-    )
+    places = split(range(len(labels)), stratify=digits.target, test_size=360, random_state=0)
+    train, test = (Split(images, labels).take(torch.tensor(part)) for part in places)
+    return resident("digits", list(map(str, range(10))), train, test, options, flips=False)

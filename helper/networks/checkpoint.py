@@ -66,17 +66,10 @@ PLAIN_CLASSES: list[Any] = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdFDSU"},
     *((f, f"numpy.{core}.multiarray.{f.__name__}") for f in NUMPY_MAKERS for core in ("core", "_core")),
-    *(
-        (PurePosixPath, f"pathlib.{where}{kind}Path")
-        for where in ("", "_local.")
-        for kind in ("", "Posix", "PurePosix")
-    ),
-    *(
-        (PureWindowsPath, f"pathlib.{where}{kind}Path")
-        for where in ("", "_local.")
-        for kind in ("Windows", "PureWindows")
-    ),
 ]
+for where in ("pathlib.", "pathlib._local."):
+    PLAIN_CLASSES += [(PurePosixPath, f"{where}{name}") for name in ("Path", "PosixPath", "PurePosixPath")]
+    PLAIN_CLASSES += [(PureWindowsPath, f"{where}{name}") for name in ("WindowsPath", "PureWindowsPath")]
 
 TORCH_FILES = (b"PK\x03\x04", b"\x80")  # zip, pickle
 

@@ -300,15 +300,10 @@ def damages(attack: Attack) -> Iterator[Callable[[], None]]:
     stopped = [(kind, place) for kind in HALVED for place in files_of(attack.half(kind))]
     finished = [(CACHED, place) for place in files_of(attack.root / f"whole {CACHED}") if place.suffix != ".pth"]
     for number in itertools.count():
-        for how in DAMAGE:
-            yield from (partial(attack.damage, kind, place, how, hash_of(number, how)) for kind, place in stopped)
+        for trial, how in enumerate(DAMAGE, 10 * number):
+            yield from (partial(attack.damage, kind, place, how, trial) for kind, place in stopped)
             if number % 3 == 0:
-                here = (partial(attack.damage_finished, k, place, how, hash_of(number, how)) for k, place in finished)
-                yield from here
-
-
-def hash_of(number: int, how: str) -> int:
-    return 10 * number + DAMAGE.index(how)
+                yield from (partial(attack.damage_finished, kind, place, how, trial) for kind, place in finished)
 
 
 def attack_all(attack: Attack, jobs: int, kills: int, damaged: int, inputs: int) -> None:

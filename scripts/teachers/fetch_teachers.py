@@ -355,13 +355,8 @@ def read_sources(path: Path) -> list[dict[str, Any]]:
 def wrong_source(source: Mapping[str, Any]) -> str:
     """What is wrong with an entry, "" if nothing."""
     kind = source.get("kind")
-    for name in (
-        "key",
-        "what",
-        "tried",
-        *(("steps",) if kind == "manual" else ()),
-        *(("url",) if kind == "tar" else ()),
-    ):
+    more = {"manual": ("steps",), "tar": ("url",)}
+    for name in ("key", "what", "tried", *more.get(str(kind), ())):
         if not isinstance(source.get(name), str):
             return f"{name} must be a text"
     if not re.fullmatch(r"\w[\w.-]*", source["key"]) or ".." in source["key"]:
