@@ -20,7 +20,7 @@ import torch
 
 from core.files import atomic_write_json
 from core.log import log, start_log
-from core.option import at_least, not_negative, plausible, positive
+from core.option import checked, not_negative, positive, whole
 from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import LARGEST_IMAGE, data_options
@@ -38,16 +38,6 @@ from helper.training.schedule import StepDecay
 
 # of the published code; neither is what a network of CIFAR was trained with
 PUBLISHED = {"stl10": ((0.5,) * 3, (0.5,) * 3), "tinyimagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
-CHECKS = {
-    "epochs": at_least(1),
-    "milestones": at_least(0),
-    "batch_size": at_least(1),
-    "views": at_least(1, 1000),
-    "image_size": at_least(8, LARGEST_IMAGE),
-    "init_lr": positive,
-    "weight_decay": not_negative,
-    "manual_seed": at_least(0, 2**63 - 1),
-}
 SGD, LBFGS = {"epochs": 100, "weight_decay": 0.0}, {"epochs": 500, "weight_decay": 1e-3}
 
 
@@ -65,33 +55,30 @@ def parser():
         choices=("sgd", "lbfgs"),
         help="sgd (the default), as published, or lbfgs, which finds the optimum",
     )
-    add("--epochs", type=int, help="epochs of SGD (default 100), or most iterations of L-BFGS (default 500)")
-    add("--init_lr", "--learning_rate", type=float, default=0.1, help="initial learning rate of SGD (default 0.1)")
-    add(
-        "--milestones",
-        type=int,
-        nargs="+",
-        default=[30, 60, 90],
-        help="epochs done before each decay (default 30 60 90)",
-    )
-    add("--weight_decay", type=float, help="weight decay (default: 0 for sgd, 1e-3 for lbfgs)")
-    add("--batch_size", type=int, default=64, help="batch size of SGD (default 64)")
-    add(
-        "--views",
-        type=int,
-        default=1,
-        help="views of each training image (default 1): the whole image, then random crops",
-    )
+    add("--epochs", **whole(1), help="epochs of SGD (default 100), or most iterations of L-BFGS (default 500)")
+    text = "initial learning rate of SGD (default 0.1)"
+    add("--init_lr", "--learning_rate", type=float, action=checked(positive), default=0.1, help=text)
+    text = "epochs done before each decay (default 30 60 90)"
+    add("--milestones", **whole(0), nargs="+", default=[30, 60, 90], help=text)
+    text = "weight decay (default: 0 for sgd, 1e-3 for lbfgs)"
+    add("--weight_decay", type=float, action=checked(not_negative), help=text)
+    add("--batch_size", **whole(1), default=64, help="batch size of SGD (default 64)")
+    text = "views of each training image (default 1): the whole image, then random crops"
+    add("--views", **whole(1, 1000), default=1, help=text)
     add(
         "--norm",
         default="own",
         choices=("own", "published"),
         help="pixel statistics: the network's own (default), or those of the published probe",
     )
-    add("--image_size", type=int, help="size of the images in pixels (default: the network's design size)")
+    add(
+        "--image_size",
+        **whole(8, LARGEST_IMAGE),
+        help="size of the images in pixels (default: the network's design size)",
+    )
     add("--few_ratio", type=float, default=1.0, help="share of the training images (default 1)")
     add("--precision", default="fp32", choices=("fp32", "bf16"), help="precision of the features (default fp32)")
-    add("--manual_seed", "--seed", type=int, default=0, help="random seed (default 0)")
+    add("--manual_seed", "--seed", **whole(0, 2**63 - 1), default=0, help="random seed (default 0)")
     add("--gpu_id", default="0", help="GPU to use (default 0)", metavar="GPUS")
     add("--json", help="also write the result to this file", metavar="FILE")
     return parser
@@ -102,11 +89,6 @@ def parse(argv):
     for name, value in (SGD if args.solver == "sgd" else LBFGS).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name, check in CHECKS.items():
-        value = getattr(args, name)
-        for one in value if isinstance(value, list) else [] if value is None else [value]:
-            plausible(f"--{name}", one)
-            check(f"--{name}", one)
     if args.json and not Path(args.json).resolve().parent.is_dir():
         raise UserError(f"--json {args.json}: its folder does not exist")
     return args

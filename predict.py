@@ -18,7 +18,7 @@ from pathlib import Path
 
 from core.files import atomic_write_text, make_folder
 from core.log import log, start_log
-from core.option import at_least, checked
+from core.option import checked, whole
 from dataset.base import image_side
 from helper.deploy.pictures import grid, save
 from helper.deploy.predictor import Prediction, open_predictor
@@ -67,13 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         action=checked(image_side),
         help="size of the images in pixels, if the file does not record it",
     )
-    add(
-        "--top",
-        type=int,
-        action=checked(at_least(1)),
-        default=3,
-        help="number of classes to print per file (default 3)",
-    )
+    add("--top", **whole(1), default=3, help="number of classes to print per file (default 3)")
     add("--csv", type=Path, help="write file, rank, class and probability to this CSV file", metavar="FILE")
     add("--json", type=Path, help="write the same to this JSON file", metavar="FILE")
     add("--show", type=Path, help=f"draw the first {SHOWN} files with their classes in this .png file", metavar="FILE")

@@ -23,7 +23,7 @@ from core import machine
 from core.files import atomic_write_text, make_folder
 from core.log import log, start_log
 from core.machine import usable_cores
-from core.option import add_flags, at_least, checked, plausible, positive, read
+from core.option import add_flags, checked, plausible, positive, read, whole
 from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import few_workers, image_side
@@ -128,13 +128,7 @@ def add_data(parser):
     add("--data_split", help="published split of action recordings", metavar="NAME")
     add("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames", metavar="FOLDER")
     add("--skip_corrupt", "--skip_bad", action="store_true", help="skip damaged recordings")
-    add(
-        "--batch_size",
-        type=int,
-        action=checked(at_least(1)),
-        default=500,
-        help="samples per forward pass in each process",
-    )
+    add("--batch_size", **whole(1), default=500, help="samples per forward pass in each process")
     add("--gpu_id", help="GPU to use, or several (default 0; with torchrun one per process)", metavar="GPUS")
     add("--manual_seed", "--seed", help="accepted for old commands, without effect: evaluation draws no random numbers")
     add(
@@ -150,8 +144,7 @@ def add_views(parser):
     views = parser.add_argument_group("views of a video")
     views.add_argument(
         "--clips",
-        type=int,
-        action=checked(at_least(1, 1000)),
+        **whole(1, 1000),
         default=1,
         help="temporal clips: 2 with uniform sampling, any with dense",
         metavar="N",

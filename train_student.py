@@ -7,31 +7,32 @@ from helper.options import quick
 if __name__ == "__main__":
     quick.answer("train_student.py")  # --help, without waiting for torch
 
-from helper import session
+from core.log import start_log
+from helper import opening, session
 from helper.machine.program import run_script
+from helper.machine.stopper import Stopper
 from helper.options.parse import parse_students
 
 
 def main(argv=None, is_teacher=False):
-    session.begin()
+    start_log()
     trials = parse_students(argv, teacher=is_teacher)  # for each of --trials, the students to train together
     session.in_processes(trials[0][0], lambda: [train(students) for students in trials])
 
 
 def train(students):
     """Train students that share a teacher and the order of the data; usually one."""
-    session.begin()
+    start_log()
     shared = session.open_shared(students)  # device, data, loader, teacher
-    lanes = [
-        session.build_lane(settings, shared) for settings in shared.lanes
-    ]  # refuses what does not fit; writes nothing
+    # refuses what does not fit; writes nothing
+    lanes = [session.build_lane(settings, shared) for settings in shared.lanes]
     if students[0].run.dry_run:
         return session.try_out(lanes, shared.loader)
-    with session.listening() as stopper:
+    with Stopper().listening() as stopper:  # Ctrl-C and SIGTERM stop training at the next step
         entered = session.enter_folders(lanes, shared)  # those whose run is not finished yet
         if not entered:
             return
-        teacher_accuracy = session.measure_teacher(shared)
+        teacher_accuracy = opening.teacher_accuracy(shared)
         try:
             session.fit(entered, shared, stopper)
         finally:

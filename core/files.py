@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from core.log import log
+from core.packages import needed
 from core.protocols import UserError
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
@@ -37,7 +38,7 @@ def atomic_save(obj: Any, path: str | Path, previous: Path | None = None) -> Non
     buffer.seek(-2, os.SEEK_END)  # the length of the zip file's comment, which torch leaves empty
     buffer.write((len(SEAL) + DIGEST).to_bytes(2, "little") + SEAL)
     buffer.write(hashlib.blake2b(buffer.getbuffer(), digest_size=DIGEST).digest())
-    _replace(Path(path), buffer.getbuffer(), previous)
+    atomic_write(buffer.getbuffer(), path, previous)
 
 
 def intact(content: bytes) -> bool | None:
@@ -70,14 +71,35 @@ def _keep(path: Path, previous: Path) -> None:
         temporary.unlink(missing_ok=True)  # a rename between two links of one file does nothing
 
 
-def atomic_write(content: bytes, path: str | Path) -> None:
+def atomic_write(content: bytes | memoryview, path: str | Path, previous: Path | None = None) -> None:
     """Write bytes atomically, as atomic_save does."""
-    _replace(Path(path), content)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous is not None:
+            _keep(path, previous)
+        temporary.replace(path)
+    except OSError as error:
+        kept = "its previous content is kept" if path.exists() else "nothing was written"
+        raise UserError(f"cannot write {path}: {error.strerror or error}; {kept}") from error
+    finally:
+        with contextlib.suppress(OSError):  # gone already after the rename
+            temporary.unlink()
+    with contextlib.suppress(OSError):  # some file systems sync no folders; the file itself is complete either way
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically, as atomic_save does."""
-    _replace(Path(path), text.encode())
+    atomic_write(text.encode(), path)
 
 
 def atomic_write_json(obj: Any, path: str | Path) -> None:
@@ -103,30 +125,6 @@ def refuse_folder(path: Path, what: str = "folder") -> None:
             raise PermissionError(0, f"{place} cannot be written to")
     except OSError as error:  # also a name that is too long, or a parent that cannot be searched
         raise UserError(f"cannot make the {what} {path}: {error.strerror or error}") from error
-
-
-def _replace(path: Path, content: bytes | memoryview, previous: Path | None = None) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if previous is not None:
-            _keep(path, previous)
-        temporary.replace(path)
-    except OSError as error:
-        kept = "its previous content is kept" if path.exists() else "nothing was written"
-        raise UserError(f"cannot write {path}: {error.strerror or error}; {kept}") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone already after the rename
-            temporary.unlink()
-    with contextlib.suppress(OSError):  # some file systems sync no folders; the file itself is complete either way
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def read_text(path: Path, what: str, encoding: str = "utf-8") -> str:
@@ -193,10 +191,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _yaml(content: str) -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise UserError("YAML files need the package PyYAML: pip install pyyaml") from error
+    yaml = needed("yaml", "a YAML file", "pyyaml")
     try:
         return yaml.safe_load(content)
     except yaml.YAMLError as error:

@@ -109,6 +109,11 @@ def checked(check: Check) -> type[argparse.Action]:
     return Checked
 
 
+def whole(low: int, most: int = 10**6) -> dict[str, Any]:
+    """Arguments of argparse's add_argument() for whole numbers from `low` to `most`."""
+    return {"type": int, "action": checked(at_least(low, most))}
+
+
 @dataclass(frozen=True)
 class Around:
     """What decides, besides a Config itself, whether its flags have an effect in a run.

@@ -65,34 +65,30 @@ class Batch:
         if parts == 1:
             return [self]
         size = -(-len(self) // parts)
-        whole = range(0, len(self), size)
 
-        def cut(x: Tensor | None, lo: int, views: int = 1) -> Tensor | None:
-            return None if x is None else x[lo * views : (lo + size) * views]
-
-        def cut_all(xs: Mapping[str, Tensor], lo: int, views: int) -> Mapping[str, Tensor]:
-            return {k: x[lo * views : (lo + size) * views] for k, x in xs.items()}
-
-        def teacher(lo: int) -> Mapping[str, Tensor] | None:
-            if self.teacher_inputs is None:
+        def cut(x: Any, lo: int) -> Any:
+            """The rows of `size` samples, of a tensor or of every tensor of a mapping; a sample has one or several."""
+            if x is None:
                 return None
-            views = len(next(iter(self.teacher_inputs.values()))) // len(self)
-            return cut_all(self.teacher_inputs, lo, views)
+            if isinstance(x, Mapping):
+                return {k: cut(v, lo) for k, v in x.items()}
+            rows = len(x) // len(self)
+            return x[lo * rows : (lo + size) * rows]
 
         return [
             Batch(
-                cut_all(self.inputs, lo, self.views),
-                self.target[lo : lo + size],
-                self.index[lo : lo + size],
+                cut(self.inputs, lo),
+                cut(self.target, lo),
+                cut(self.index, lo),
                 self.views,
                 cut(self.crop, lo),
                 cut(self.view_id, lo),
                 cut(self.soft_target, lo),
-                teacher(lo),
-                cut(self.turns, lo, self.views),
+                cut(self.teacher_inputs, lo),
+                cut(self.turns, lo),
                 None if self.labelled is None else min(max(self.labelled - lo, 0), size),
             )
-            for lo in whole
+            for lo in range(0, len(self), size)
         ]
 
 

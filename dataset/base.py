@@ -29,6 +29,7 @@ from core.option import (
     read,
     share,
     share_above_0,
+    within,
 )
 from core.protocols import UserError
 
@@ -208,11 +209,6 @@ class VideoConfig(Config):
         return {} if around.data.videos else self.every_flag(f"{around.dataset} is not a list of videos")
 
 
-def _inside(flag: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise UserError(f"{flag} {value} must be above 0 and below 1")
-
-
 @dataclass(frozen=True)
 class UnlabelledConfig(Config):
     heading = "images without labels"
@@ -225,7 +221,10 @@ class UnlabelledConfig(Config):
         metavar="FOLDER",
     )
     label_ratio: float | None = option(
-        None, "labelled share of each batch, with --unlabelled (default 0.5)", check=_inside, role=RESULT
+        None,
+        "labelled share of each batch, with --unlabelled (default 0.5)",
+        check=within(above=0, below=1),
+        role=RESULT,
     )
     eval_probe: str | None = option(
         None,

@@ -6,7 +6,6 @@ MixUp (Zhang et al., ICLR 2018) and CutMix (Yun et al., ICCV 2019) are torchvisi
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from core.option import RESULT, Config, not_negative, option, share
 from core.protocols import Batch, Loader
 from dataset.base import seeded
 from dataset.images.randaugment import rand_augment
+from dataset.order import seed_for
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,8 @@ class ChangedLoader(Loader):
     @abstractmethod
     def changed(self, batch: Batch, step: int) -> Batch: ...
 
-    def digest(self, purpose: str, step: int) -> int:
-        """A seed for this batch."""
-        text = f"{purpose} {self.seed} {self.epoch} {step} {self.rank}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+    def seed_of(self, purpose: str, step: int) -> int:
+        return seed_for(purpose, self.seed, self.epoch, step, self.rank)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -74,7 +72,7 @@ class AugmentedLoader(ChangedLoader):
 
     def changed(self, batch: Batch, step: int) -> Batch:
         x = batch.inputs["image"]
-        rng = torch.Generator(x.device).manual_seed(self.digest("augment", step))
+        rng = torch.Generator(x.device).manual_seed(self.seed_of("augment", step))
         image = rand_augment(x, rng, self.num_ops, self.magnitude).contiguous(memory_format=torch.channels_last)
         return batch.with_inputs({**batch.inputs, "image": image})
 
@@ -100,7 +98,7 @@ class MixedLoader(ChangedLoader):
     def changed(self, batch: Batch, step: int) -> Batch:
         soft = F.one_hot(batch.target, self.num_classes).float()
         if self.mixes and len(batch) > 1:
-            with seeded(self.digest("mix", step)):
+            with seeded(self.seed_of("mix", step)):
                 mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
                 image, soft = mix(batch.inputs["image"], batch.target)
             image = image.contiguous(memory_format=torch.channels_last)

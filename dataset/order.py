@@ -12,9 +12,14 @@ from torch import Tensor
 from core.protocols import Batch, Batching, Loader, UserError
 
 
+def seed_for(purpose: str, *numbers: int) -> int:
+    """A seed for one purpose in one place of the training, such as (seed, epoch)."""
+    text = " ".join(map(str, (purpose, *numbers)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+
+
 def generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
-    digest = hashlib.blake2b(f"{purpose} {seed} {epoch}".encode(), digest_size=4).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    return torch.Generator().manual_seed(seed_for(purpose, seed, epoch))
 
 
 class PositionedLoader(Loader):

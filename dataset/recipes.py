@@ -10,42 +10,19 @@ from types import MappingProxyType
 
 Value = int | float | str
 
-SMALL: Mapping[str, Value] = MappingProxyType(
-    {
-        "batch_size": 64,
-        "epochs": 240,
-        "learning_rate": 0.05,
-        "lr_decay_epochs": "150,180,210",
-        "weight_decay": 5e-4,
-    }
-)  # CIFAR-100 in RepDistiller, SemCKD and SimKD
-LARGE: Mapping[str, Value] = MappingProxyType(
-    {
-        "batch_size": 256,
-        "epochs": 120,
-        "learning_rate": 0.1,
-        "lr_decay_epochs": "30,60,90",
-        "weight_decay": 1e-4,
-    }
-)  # ImageNet in SimKD
-VIDEO: Mapping[str, Value] = MappingProxyType(
-    {
-        "batch_size": 128,
-        "epochs": 100,
-        "learning_rate": 0.02,
-        "lr_decay_epochs": "40,80",
-        "weight_decay": 2e-5,
-    }
-)  # TSM-MobileNetV2 on Kinetics-400 in MMAction2
-PAIRED: Mapping[str, Value] = MappingProxyType(
-    {
-        "batch_size": 16,
-        "epochs": 100,
-        "learning_rate": 0.01,
-        "lr_decay_epochs": "50,75",
-        "weight_decay": 5e-4,
-    }
-)  # VSKD's batch, epochs, decay and first drop; its rates are 1e-3 for the teacher, and Adam's 2e-4 for the student
+
+def _recipe(**values: Value) -> Mapping[str, Value]:
+    return MappingProxyType(values)
+
+
+# CIFAR-100 in RepDistiller, SemCKD and SimKD
+SMALL = _recipe(batch_size=64, epochs=240, learning_rate=0.05, lr_decay_epochs="150,180,210", weight_decay=5e-4)
+# ImageNet in SimKD
+LARGE = _recipe(batch_size=256, epochs=120, learning_rate=0.1, lr_decay_epochs="30,60,90", weight_decay=1e-4)
+# TSM-MobileNetV2 on Kinetics-400 in MMAction2
+VIDEO = _recipe(batch_size=128, epochs=100, learning_rate=0.02, lr_decay_epochs="40,80", weight_decay=2e-5)
+# VSKD's batch, epochs, decay and first drop; its rates are 1e-3 for the teacher, and Adam's 2e-4 for the student
+PAIRED = _recipe(batch_size=16, epochs=100, learning_rate=0.01, lr_decay_epochs="50,75", weight_decay=5e-4)
 
 RECIPES: Mapping[str, Mapping[str, Value]] = MappingProxyType(
     {

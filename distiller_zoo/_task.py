@@ -15,18 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from core.protocols import (
-    Batch,
-    Features,
-    Gradients,
-    ModelSpec,
-    Needs,
-    Part,
-    Progress,
-    TeacherSource,
-    Terms,
-    UserError,
-)
+from core.protocols import Batch, Features, Gradients, ModelSpec, Needs, Part, Progress, TeacherSource, Terms, UserError
 from core.taps import TappedNet
 from distiller_zoo._math import detached, weighted_sum
 from distiller_zoo.base import FRAME_LOGITS, Deployment, Distiller

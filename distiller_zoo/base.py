@@ -419,6 +419,17 @@ class Peers(Distiller):
         return super().readouts(features) | ({"peer": features["peer"]} if "peer" in features else {})
 
 
+class LogitLoss(Distiller):
+    """A loss of logits in place of the KL; --ea_weight and --norm_kd apply to its rows."""
+
+    reads_logits = True
+    weighs_rows = True
+
+    @dataclass(frozen=True)
+    class Config(Distiller.Config):
+        div: float = 0.0
+
+
 class LastMaps(Distiller):
     """A method that compares one tap of both networks, `last_s` and `last_t`: the last stage map, unless `tap_of` names
     another."""

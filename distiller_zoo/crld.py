@@ -10,10 +10,10 @@ from core.option import not_negative, option, positive, probability
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 from dataset.images.randaugment import cutout, rand_augment
 from distiller_zoo._math import kl_rows, with_strong_view
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 
-class CRLD(Distiller):
+class CRLD(LogitLoss):
     """a_w m_w (KL_ww + KL_ss) + a_c m_s (KL_sw + KL_ws), mean over B; T^2 KL at temperature T.
 
     KL_xy compares the student on view x with the teacher on view y; w: the batch as it comes, s: a strong view of it,
@@ -25,12 +25,9 @@ class CRLD(Distiller):
 
     name = "crld"
     reads_labels = True
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
-        div: float = 0.0
+    class Config(LogitLoss.Config):
         beta: float = 1.0
         within: float = option(
             2.0,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from core.option import option, positive, within
 from core.protocols import Batch, Context, Features, Progress, Terms
 from distiller_zoo._math import kl
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 
 def reversed_gradient(x: Tensor, scale: float) -> Tensor:
@@ -19,7 +19,7 @@ def reversed_gradient(x: Tensor, scale: float) -> Tensor:
     return x.detach() - scale * (x - x.detach())
 
 
-class CTKD(Distiller):
+class CTKD(LogitLoss):
     """T^2 KL at T = start + range * sigmoid(theta); theta climbs the loss, ever more strongly.
 
     The reversed gradient is scaled by (1 - cos(pi e / E)) / 2 of the epoch e, and by 1 after E epochs. As in the
@@ -27,14 +27,11 @@ class CTKD(Distiller):
     """
 
     name = "ctkd"
-    reads_logits = True
-    weighs_rows = True
     follows_time = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LogitLoss.Config):
         cls: float = 0.1
-        div: float = 0.0
         beta: float = 0.9
         start: float = option(1.0, "lowest temperature", "--ctkd_start", check=positive)
         span: float = option(20.0, "how far the temperature can rise above the lowest", "--ctkd_range", check=positive)

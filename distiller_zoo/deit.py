@@ -12,7 +12,7 @@ from torch import Tensor
 from core.option import option, positive
 from core.protocols import Batch, Features, ModelSpec, Needs, Progress, Terms, UserError
 from distiller_zoo._math import kl_rows
-from distiller_zoo.base import OWN_LOGITS, Distiller
+from distiller_zoo.base import OWN_LOGITS, LogitLoss
 
 HEADS = ("class_logits", "distilled_logits")
 
@@ -22,7 +22,7 @@ def distillation(z_s: Tensor, z_t: Tensor, kind: str, temperature: float) -> Ten
     return F.cross_entropy(z_s, z_t.argmax(1), reduction="none") if kind == "hard" else kl_rows(z_s, z_t, temperature)
 
 
-class DeiT(Distiller):
+class DeiT(LogitLoss):
     """distillation() of the classifier behind the student's distillation token, mean over B; cls is that of the
     classifier behind its class token. What is deployed is the mean of both logits.
 
@@ -32,13 +32,10 @@ class DeiT(Distiller):
     """
 
     name = "deit"
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LogitLoss.Config):
         cls: float = 0.5
-        div: float = 0.0
         beta: float = 0.5
         kind: str = option("hard", "loss of the distillation token", "--deit_kind", choices=("hard", "soft"))
         temperature: float = option(3.0, "temperature of the soft loss", "--deit_T", check=positive)

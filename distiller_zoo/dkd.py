@@ -8,10 +8,10 @@ from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import labels_of, warmed_up
 from distiller_zoo._rows import dkd_rows
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 
-class DKD(Distiller):
+class DKD(LogitLoss):
     """TCKD: T^2 KL of the two-way distributions target against rest. NCKD: T^2 KL among the other classes.
 
     Both mean over B; the weight of their sum rises linearly over the first epochs.
@@ -19,12 +19,9 @@ class DKD(Distiller):
 
     name = "dkd"
     reads_labels = True
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
-        div: float = 0.0
+    class Config(LogitLoss.Config):
         beta: float = 1.0
         tckd: float = option(1.0, "weight of the target-class part", "--dkd_alpha", check=not_negative)
         nckd: float = option(

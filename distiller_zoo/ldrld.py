@@ -13,7 +13,7 @@ from torch import Tensor
 from core.option import not_negative, option, positive, within
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms, UserError
 from distiller_zoo._math import kl_rows
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 
 def pair_weights(top: int) -> Tensor:
@@ -35,7 +35,7 @@ def pairs_kl(z_s: Tensor, z_t: Tensor, temperature: float) -> Tensor:
     return F.kl_div(log_p(z_s), log_p(z_t), reduction="none", log_target=True).sum(-1) * temperature**2
 
 
-class LDRLD(Distiller):
+class LDRLD(LogitLoss):
     """alpha * (sum over pairs of omega_ij KL_ij + KL of the d classes) + beta * KL of the others, mean over B.
 
     The d classes are those of the student's largest logits, T^2 KL at temperature T everywhere. The published code
@@ -45,12 +45,9 @@ class LDRLD(Distiller):
     """
 
     name = "ldrld"
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
-        div: float = 0.0
+    class Config(LogitLoss.Config):
         beta: float = 1.0
         local: float = option(
             10.5, "weight of the pairs and the whole of the top classes", "--ldrld_alpha", check=not_negative

@@ -9,7 +9,7 @@ from torch import Tensor
 from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import kl_rows, warmed_up
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 EPS = 1e-5
 
@@ -20,7 +20,7 @@ def perceived(logits: Tensor) -> Tensor:
     return centred / (centred.pow(2).mean(0) + EPS).sqrt()
 
 
-class LumiNet(Distiller):
+class LumiNet(LogitLoss):
     """alpha^2 * KL(softmax(x_t / T) || softmax(x_s / T)), mean over B; x: perceived(); alpha^2 replaces T^2.
 
     The statistics are those of the rows of one process, so the loss depends on the batch size per device, and a batch
@@ -28,13 +28,10 @@ class LumiNet(Distiller):
     """
 
     name = "luminet"
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LogitLoss.Config):
         cls: float = 2.0
-        div: float = 0.0
         beta: float = 1.0
         alpha: float = option(
             33.0,

@@ -11,7 +11,7 @@ from core.option import option, within
 from core.protocols import Batch, Context, Features, Progress, Terms, UserError
 from dataset.images.randaugment import rand_augment
 from distiller_zoo._math import kl, with_strong_view
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 TEMPERATURES = (2.0, 3.0, 4.0, 5.0, 6.0)
 
@@ -39,7 +39,7 @@ def alignment(z_s: Tensor, z_t: Tensor, relations: bool = True, row_weights: Ten
     return torch.stack(parts).sum()
 
 
-class MLKD(Distiller):
+class MLKD(LogitLoss):
     """alignment() of every view, summed: the batch as it comes, and a strong view of it, RandAugment(2, 10).
 
     Cross-entropy counts for both views (mlkd_cls is the strong one's). The published recipe goes with twice the images
@@ -53,13 +53,10 @@ class MLKD(Distiller):
 
     name = "mlkd"
     reads_labels = True
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LogitLoss.Config):
         cls: float = 0.1
-        div: float = 0.0
         beta: float = 0.9
         views: int = option(
             2,

@@ -8,10 +8,10 @@ from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import labels_of, non_target
 from distiller_zoo._rows import soft_cross_entropy, target_rows
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 
-class NKD(Distiller):
+class NKD(LogitLoss):
     """-p_t[y] log p_s[y] - gamma T^2 sum over other classes of q_t log q_s, mean over B.
 
     p: softmax at temperature 1; q: softmax over the classes that are not the label, at temperature T.
@@ -19,12 +19,9 @@ class NKD(Distiller):
 
     name = "nkd"
     reads_labels = True
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
-        div: float = 0.0
+    class Config(LogitLoss.Config):
         beta: float = 1.0
         gamma: float = option(
             3.5, "weight of the non-target part; published 1.5 on ImageNet", "--nkd_gamma", check=not_negative

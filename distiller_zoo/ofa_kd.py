@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from core.option import option, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
 from distiller_zoo._math import labels_of
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 
 class Exit(nn.Module):
@@ -40,7 +40,7 @@ class Exit(nn.Module):
         return self.classify(self.down(f).mean((2, 3)))
 
 
-class OFAKD(Distiller):
+class OFAKD(LogitLoss):
     """-sum over classes of ((p_t + 1_y)^eps - 1_y) log p_s, mean over B; summed over the stages' exits and the logits.
 
     1_y is 1 at the label. Exits are trained by this term only and dropped afterwards. They are depthwise separable,
@@ -49,12 +49,9 @@ class OFAKD(Distiller):
 
     name = "ofa_kd"
     reads_labels = True
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
-        div: float = 0.0
+    class Config(LogitLoss.Config):
         beta: float = 1.0
         eps: float = option(
             1.0, "exponent that enhances the label; published 1 to 1.5", "--ofa_kd_eps", check=within(least=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from core.option import option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import labels_of
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 
 def label_first(z_t: Tensor, labels: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def label_first(z_t: Tensor, labels: Tensor) -> Tensor:
     return raised.argsort(dim=1, descending=True, stable=True)
 
 
-class PLD(Distiller):
+class PLD(LogitLoss):
     """Sum over ranks k of q_t[pi_k] (logsumexp over l >= k of z_s[pi_l] - z_s[pi_k]), mean over B.
 
     pi: label_first(). q_t: the teacher's softmax at temperature tau; the student's logits are read as they are, without
@@ -29,13 +29,10 @@ class PLD(Distiller):
 
     name = "pld"
     reads_labels = True
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LogitLoss.Config):
         cls: float = 0.0
-        div: float = 0.0
         beta: float = 1.0
         tau: float = option(
             4.0, "temperature of the teacher's weights; published 1 on ImageNet", "--pld_tau", check=positive

@@ -10,7 +10,7 @@ from torch import Tensor
 from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import labels_of, log_binary, warmed_up
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 
 def sample_confidence(z_s: Tensor, z_t: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -33,7 +33,7 @@ def masked_correlation(z_s: Tensor, z_t: Tensor, labels: Tensor, temperature: fl
     return rows * some.squeeze(1) * temperature**2
 
 
-class RLD(Distiller):
+class RLD(LogitLoss):
     """alpha * sample_confidence() + beta * masked_correlation(), mean over B; the weight of their sum rises linearly.
 
     Equals dkd where the teacher is right, but for classes that tie with the label. The authors' command sets the
@@ -42,12 +42,9 @@ class RLD(Distiller):
 
     name = "rld"
     reads_labels = True
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
-        div: float = 0.0
+    class Config(LogitLoss.Config):
         beta: float = 1.0
         confidence: float = option(1.0, "weight of the sample confidence", "--rld_alpha", check=not_negative)
         correlation: float = option(

@@ -11,7 +11,7 @@ from torch import Tensor
 from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import kl_rows
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 EPS = 1e-12  # under the root, whose gradient is infinite where both networks agree
 
@@ -31,7 +31,7 @@ def direction(z_s: Tensor, z_t: Tensor, ridge: float) -> Tensor:
     return ((delta * torch.cholesky_solve(delta.T, factor).T).sum(1) + EPS).sqrt()
 
 
-class SKD(Distiller):
+class SKD(LogitLoss):
     """mu_1 T^2 KL + mu_2 direction(), mean over B.
 
     mu_1 and mu_2 are the means of two masks at a median, which the published code multiplies with means over the whole
@@ -41,13 +41,10 @@ class SKD(Distiller):
     """
 
     name = "skd"
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(LogitLoss.Config):
         cls: float = 0.5
-        div: float = 0.0
         beta: float = 0.5
         kl: float = option(0.5, "weight mu_1 of the KL", "--skd_kl", check=not_negative)
         direction: float = option(0.5, "weight mu_2 of the direction", "--skd_direction", check=not_negative)

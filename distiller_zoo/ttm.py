@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from core.option import option, within
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import kl_rows
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 
-class TTM(Distiller):
+class TTM(LogitLoss):
     """KL(q_b || p_s,b), mean over B; q is proportional to p_t^gamma, the teacher's softmax at temperature 1 / gamma.
 
     The student's softmax has temperature 1, and there is no factor T^2. gamma and beta are those published for
@@ -18,12 +18,9 @@ class TTM(Distiller):
     """
 
     name = "ttm"
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
-        div: float = 0.0
+    class Config(LogitLoss.Config):
         beta: float = 45.0
         gamma: float = option(
             0.1, "exponent of the teacher's probabilities", "--ttm_gamma", check=within(above=0, most=1)

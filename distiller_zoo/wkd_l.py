@@ -14,7 +14,7 @@ from core.option import not_negative, option, positive
 from core.protocols import Batch, Context, Features, Progress, Side, Terms, UserError
 from distiller_zoo._math import labels_of
 from distiller_zoo._rows import target_rows
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 ENTROPY = 0.05  # epsilon, the weight of the entropy in the transport
 ITERATIONS = 10
@@ -78,7 +78,7 @@ def transport(z_s: Tensor, z_t: Tensor, cost: Tensor, labels: Tensor, temperatur
     return (u @ (kernel * cost) * v).sum(1)
 
 
-class WKDL(Distiller):
+class WKDL(LogitLoss):
     """Two terms, mean over B: wkd_l, transport() at temperature T; wkd_l_target, -p_t[y] log p_s[y] at temperature 1.
 
     The cost of a pair of classes is 1 - exp(-kappa * distance). The paper's distance is 1 - CKA of the teacher's
@@ -90,12 +90,9 @@ class WKDL(Distiller):
 
     name = "wkd_l"
     reads_labels = True
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
-        div: float = 0.0
+    class Config(LogitLoss.Config):
         beta: float = 600.0
         target: float = option(1.0, "weight of the target-class part", "--wkd_l_target", check=not_negative)
         temperature: float = option(

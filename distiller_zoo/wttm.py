@@ -8,10 +8,10 @@ import torch.nn.functional as F
 
 from core.option import option, within
 from core.protocols import Batch, Features, Progress, Terms
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import LogitLoss
 
 
-class WTTM(Distiller):
+class WTTM(LogitLoss):
     """U_b * KL(q_b || p_s,b), mean over B, where q = p_t^gamma / U and U = sum over classes of p_t^gamma.
 
     The student's softmax has temperature 1. p_t^gamma / U is the teacher's softmax at temperature 1 / gamma.
@@ -19,12 +19,9 @@ class WTTM(Distiller):
     """
 
     name = "wttm"
-    reads_logits = True
-    weighs_rows = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
-        div: float = 0.0
+    class Config(LogitLoss.Config):
         beta: float = 4.0
         gamma: float = option(
             0.2, "exponent of the teacher's probabilities", "--wttm_gamma", check=within(above=0, most=1)

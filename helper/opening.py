@@ -208,9 +208,12 @@ def for_student(data: DataSet, teacher: Network | None, lanes: Sequence[Settings
     return data.taught(list(map(str, names if len(names) == count else range(count))))
 
 
-def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, settings: Settings) -> float | None:
-    """Evaluate the teacher in float32 once, store the accuracy next to the runs, and compare it with the file's
-    record."""
+def teacher_accuracy(opened: Opened) -> float | None:
+    """Top-1 of the teacher in percent, None without one: evaluate it in float32 once, store the accuracy next to the
+    runs, and compare it with the file's record."""
+    teacher, data, settings = opened.teacher, opened.data, opened.lanes[0]
+    if teacher is None:
+        return None
     if settings.teacher.skip_validation:
         log.info("Skipping teacher validation.")
         return None
@@ -229,7 +232,8 @@ def teacher_accuracy(teacher: Network, data: DataSet, device: torch.device, sett
         acc = known[key]
         log.info("teacher accuracy:  %.2f (measured before)", acc)
     else:
-        acc = accuracy_of(teacher, data, device, Kernels(channels_last=settings.machine.kernels.channels_last != "off"))
+        kernels = Kernels(channels_last=opened.hardware.kernels.channels_last)
+        acc = accuracy_of(teacher, data, opened.hardware.device, kernels)
         log.info("teacher accuracy:  %.2f", acc)
         if machine.is_main():
             remember(known | {key: acc}, memory)
@@ -332,12 +336,7 @@ def student_spec(settings: Settings, data: DataSet) -> ModelSpec:
     return spec
 
 
-def shared_source(
-    lanes: Sequence[Settings],
-    teacher: Network,
-    data: DataSet,
-    hardware: Hardware,
-) -> TeacherSource:
+def shared_source(lanes: Sequence[Settings], teacher: Network, data: DataSet, hardware: Hardware) -> TeacherSource:
     """The teacher of all students of the process, through the cache if there is one.
 
     Behind a cache the teacher is not compiled, so that what the cache holds does not depend on it.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from core import lock, machine
 from core.files import refuse_folder, remember
-from core.log import log, open_run_log, start_log
+from core.log import log, open_run_log
 from core.protocols import DataSet, Loader, ModelSpec, Progress, TeacherSource, UserError
 from dataset.images.unlabelled import UnlabelledData
 from dataset.mixing import AugmentedLoader, MixedLoader
@@ -41,7 +40,6 @@ from helper.opening import (
     setup,
     shared_source,
     student_spec,
-    teacher_accuracy,
     with_idle_flags,
 )
 from helper.options.naming import before_extension, folder_of
@@ -71,17 +69,7 @@ class Lane:
     chosen: LastState | None  # the state of --resume PATH or --extend
 
 
-@dataclass(frozen=True)
-class Entered:
-    """A lane whose folder is entered. state: to resume from; None: start."""
-
-    lane: Lane
-    state: LastState | None
-
-
-def begin() -> None:
-    """The log of this process goes to the console until a run opens its own."""
-    start_log()
+Entered = tuple[Lane, LastState | None]  # a lane whose folder is entered, and the state to resume from; None: start
 
 
 def in_processes(first: Settings, work: Callable[[], object]) -> None:
@@ -94,11 +82,6 @@ def in_processes(first: Settings, work: Callable[[], object]) -> None:
             lock.release()
 
     distributed.in_processes(first.machine.launch, first.machine.device.gpu_id, first.command, locked, LOST)
-
-
-def listening() -> AbstractContextManager[Stopper]:
-    """Inside, Ctrl-C and SIGTERM stop training at the next step."""
-    return Stopper().listening()
 
 
 def open_shared(lanes: Sequence[Settings]) -> Opened:
@@ -257,7 +240,9 @@ def build_run(
     identity: Mapping[str, Any],
     full_batches: bool,
 ) -> TrainingRun:
-    data, loader = opened.data, opened.loader
+    data, loader, probe = opened.data, opened.loader, None
+    if isinstance(data, UnlabelledData):
+        probe = EvalProbe(data.probe, data.head, data.shapes["image"][-1], opened.hardware.device)
     return TrainingRun(
         folder=folder,
         data=data,
@@ -281,15 +266,8 @@ def build_run(
         after_epoch=partial(end_of_epoch, [part.end_epoch for part in (source, loader) if part is not None]),
         full_batches=full_batches,
         shown=settings is opened.lanes[0] and machine.is_main(),
-        probe=eval_probe(data, opened.hardware.device),
+        probe=probe,
     )
-
-
-def eval_probe(data: DataSet, device: torch.device) -> EvalProbe | None:
-    """What evaluates students of images without labels; None for other data."""
-    if not isinstance(data, UnlabelledData):
-        return None
-    return EvalProbe(data.probe, data.head, data.shapes["image"][-1], device)
 
 
 def end_of_epoch(parts: Sequence[Callable[[], Mapping[str, Any]]]) -> dict[str, Any]:
@@ -330,14 +308,7 @@ def enter(lane: Lane, opened: Opened, label: str | None) -> Entered | None:
     if state is not None:
         where = f"epoch {state['epoch'] + 1}" + (f", step {state['step'] + 1}" if state["step"] else "")
         lane.run.log.info("continuing from %s at %s", state.path, where)
-    return Entered(lane, state)
-
-
-def measure_teacher(opened: Opened) -> float | None:
-    """Top-1 of the teacher in percent, None without one."""
-    if opened.teacher is None:
-        return None
-    return teacher_accuracy(opened.teacher, opened.data, opened.hardware.device, opened.lanes[0])
+    return lane, state
 
 
 def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
@@ -345,8 +316,8 @@ def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
     log.info("==> training...")
     lanes = Lanes(len(entered), LaneMemory(len(entered), opened.hardware.device))
     try:
-        for one in entered:
-            lanes.start(one.lane.run, one.lane.stages, one.state, stopper)
+        for lane, state in entered:
+            lanes.start(lane.run, lane.stages, state, stopper)
         train(lanes, opened.loader)
     except Interrupted as stop:
         asked = opened.lanes[0].run
@@ -390,7 +361,7 @@ def describe(settings: Settings, data: DataSet, teacher: Network | None, hardwar
         "processes": distributed.world_size(),
         "seed": settings.run.seed,
         "command": settings.command,
-        "kernels": hardware.kernels.described(),
+        "kernels": asdict(hardware.kernels),
     }
 
 

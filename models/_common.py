@@ -13,14 +13,8 @@ from torch import Tensor, nn
 from core.protocols import ModelSpec, Published, Tap
 
 CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
-
-
 CIFAR_STD = (0.2675, 0.2565, 0.2761)
-
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 

@@ -7,7 +7,6 @@ python -m models._gaf a1_s1_t1_inertial.mat --out gaf.png
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from core.protocols import UserError
@@ -69,13 +68,6 @@ def to_picture(field: Tensor) -> Tensor:
     return (field - low) / torch.where(spread > 0, spread, torch.ones_like(spread))
 
 
-def gramian_field(x: Tensor, kind: str = "gasf", segments: int | None = None, size: int | None = None) -> Tensor:
-    """Windows [B, C, L] -> pictures [B, C, size, size] float32 in [0, 1], one channel per axis, in their order.
-
-    segments: aggregate to this many samples first. size: resize (bilinear, as published) to this many pixels.
-    """
-    x = x.float() if segments is None else paa(x.float(), segments)
-    picture = to_picture(gaf(x, kind))
-    if size is not None and size != picture.shape[-1]:
-        picture = F.interpolate(picture, (size, size), mode="bilinear", align_corners=False)
-    return picture
+def gramian_field(x: Tensor, kind: str = "gasf") -> Tensor:
+    """Windows [B, C, L] -> pictures [B, C, L, L] float32 in [0, 1], one channel per axis, in their order."""
+    return to_picture(gaf(x.float(), kind))

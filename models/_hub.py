@@ -6,6 +6,7 @@ mapped to timm's VisionTransformer. The classifier is kept where it is a linear 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.packages import needed
 from core.protocols import ModelSpec, Published, Tap, UserError
 from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
 from models.external import CLASSES, _spec, timm_build
@@ -43,28 +45,22 @@ class Files:
 @cache
 def hub_spec(name: str) -> ModelSpec:
     """A network of the Hub, from the local cache if it is there; the revision is recorded."""
-    try:
-        from huggingface_hub import constants, hf_hub_download
-    except ImportError as error:
-        raise UserError(f"hf_hub:{name} needs the package huggingface_hub: pip install huggingface_hub") from error
+    hub = needed("huggingface_hub", f"hf_hub:{name}")
     repo, _, revision = name.partition("@")
 
     def fetch(file: str) -> Path:
-        return Path(hf_hub_download(repo, file, revision=revision or None))
+        return Path(hub.hf_hub_download(repo, file, revision=revision or None))
 
     try:
         config = fetch("config.json")
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"cannot read hf_hub:{name}: it is not in the cache {constants.HF_HUB_CACHE} and downloading it failed "
+            f"cannot read hf_hub:{name}: it is not in the cache {hub.constants.HF_HUB_CACHE} and downloading it failed "
             f"({str(error).splitlines()[0][:120]}): check the name, or copy the cache of a machine that has it"
         ) from error
     weights = _first(fetch, f"hf_hub:{name}")
-    for more in ("preprocessor_config.json",):
-        try:
-            fetch(more)
-        except (OSError, ValueError, RuntimeError):  # not every repository has one
-            continue
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # not every repository has one
+        fetch("preprocessor_config.json")
     commit = config.parent.name
     return _spec_of_files(_files(f"hf_hub:{repo}", config.parent, weights, f"hf_hub:{repo}@{commit}"))
 
@@ -126,14 +122,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _state(files: Files) -> State:
     path = files.weights
+    load = partial(torch.load, map_location="cpu", weights_only=True)
+    if path.suffix == ".safetensors":
+        load = needed("safetensors.torch", f"reading {path}").load_file
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise UserError(f"reading {path} needs the package safetensors: pip install safetensors") from error
+        return load(path)
     except Exception as error:  # on foreign bytes the unpickler raises almost any exception
         raise UserError(f"{path} is truncated or not a file of weights: {str(error).splitlines()[0][:120]}") from error
 
@@ -235,14 +228,11 @@ def _common(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _vision_transformer(arguments: Mapping[str, Any], num_classes: int = CLASSES, **more: Any) -> nn.Module:
-    try:
-        from timm.models.vision_transformer import VisionTransformer
-    except ImportError as error:
-        raise UserError("networks of transformers are loaded into timm's classes: pip install timm") from error
+    timm = needed("timm.models.vision_transformer", "reading a network of transformers")
     options = dict(arguments)
     norm = partial(nn.LayerNorm, eps=options.pop("eps"))
     act = partial(nn.GELU, approximate="tanh" if "tanh" in options.pop("act") else "none")
-    model = VisionTransformer(
+    model = timm.VisionTransformer(
         **options, num_classes=num_classes, norm_layer=norm, act_layer=act, dynamic_img_size=True, **more
     )
     return without_inplace(model)
@@ -392,10 +382,7 @@ class Embedder(nn.Module):
 @cache
 def open_clip_spec(name: str) -> ModelSpec:
     """The image encoder of an open_clip network, NAME/WEIGHTS; its output is the embedding compared with text."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise UserError(f"open_clip:{name} needs the package open_clip: pip install open_clip_torch") from error
+    open_clip = needed("open_clip", f"open_clip:{name}", "open_clip_torch")
     architecture, _, tag = name.partition("/")
     known = open_clip.list_pretrained()
     if (architecture, tag) not in known:
@@ -411,9 +398,7 @@ def open_clip_spec(name: str) -> ModelSpec:
     def build(num_classes: int = CLASSES, pretrained: bool = False, **_: Any) -> nn.Module:
         try:
             model = open_clip.create_model(  # with the activation the weights were trained with: open_clip only warns
-                architecture,
-                pretrained=tag if pretrained else None,
-                force_quick_gelu=cfg.get("quick_gelu", False),
+                architecture, pretrained=tag if pretrained else None, force_quick_gelu=cfg.get("quick_gelu", False)
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"cannot read the weights of open_clip:{name}: {str(error).splitlines()[0]}") from error

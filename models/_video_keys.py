@@ -13,10 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 
 V = TypeVar("V")
-
-
 Rules = Sequence[tuple[str, str]]  # regular expression -> replacement, each applied to every key
-
 
 # registry name of a backbone -> the layout of its keys
 FAMILY_OF = {
@@ -28,7 +25,6 @@ FAMILY_OF = {
     **dict.fromkeys(("torchvision:swin_t", "torchvision:swin_s", "torchvision:swin_b"), "swin"),
 }
 
-
 MM_RESNET: Rules = (
     (r"^conv1\.conv\.", "conv1."),
     (r"^conv1\.bn\.", "bn1."),
@@ -38,13 +34,8 @@ MM_RESNET: Rules = (
     (r"\.downsample\.bn\.", ".downsample.1."),
 )
 
-
 FIRST_FEATURE = {1: 1, 2: 2, 3: 4, 4: 7, 5: 11, 6: 14, 7: 17}  # OpenMMLab's layer -> torchvision's first feature of it
-
-
 MIT_PARTS = {0: "0.0", 1: "0.1", 3: "1.0", 4: "1.1", 6: "2", 7: "3"}  # eight modules in a row -> torchvision's nesting
-
-
 MIT_FIRST_PARTS = {0: "0.0", 1: "0.1", 3: "1", 4: "2"}  # of the block without an expansion
 
 

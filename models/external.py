@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from core.packages import needed
 from core.protocols import ModelSpec, Published, Tap, UserError
 from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
 from models._transformer import (
@@ -78,10 +79,7 @@ def input_options(name: str, meta: Mapping[str, Any], state: Mapping[str, Tensor
 @cache
 def timm_spec(name: str) -> ModelSpec:
     """One of timm's networks; a tag (resnet18.a1_in1k) chooses the weights of `pretrained`."""
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError(f"timm:{name} needs the package timm: pip install timm") from error
+    timm = needed("timm", f"timm:{name}")
     architecture, _, tag = name.partition(".")
     known = timm.list_models() if not tag else timm.list_pretrained(f"{architecture}.*") or timm.list_models()
     if name not in known:
@@ -144,11 +142,7 @@ def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str =
 
 
 def timm_build(name: str, num_classes: int = CLASSES, pretrained: bool = False, **options: Any) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError(f"{name} needs the package timm: pip install timm") from error
-
+    timm = needed("timm", name)
     if isinstance(pretrained, str):
         raise UserError(
             f"timm has no weights '{pretrained}' of {name}: its networks are named after their weights, such as "

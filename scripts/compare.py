@@ -19,8 +19,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.option import at_least, checked
+from core.option import whole
 from core.protocols import UserError
+from helper.deploy.as_trained import open_as_trained
 from helper.machine.program import run_script
 from helper.tables.compare import comparison, differing
 from helper.tables.runs import Run, grouped, last_checkpoint, read_run
@@ -56,7 +57,7 @@ def recall(run: Run, args: argparse.Namespace) -> tuple[list[str], Tensor]:
     common = {"gpu_id": args.gpu_id, "images": None, "image_size": None, "num_segments": None, "num_workers": 0}
     common |= {"dataset": run.identity["dataset"], "data_folder": args.data_folder or settings["data_folder"]}
     asked = plot.as_asked(common)
-    data = plot.open_data(path, asked)
+    data, _ = open_as_trained(path, asked)
     _, logits, _, labels = plot.outputs(path, asked, data)
     right = torch.zeros(data.num_classes).index_add_(0, labels, (logits.argmax(1) == labels).float())
     return list(map(str, data.classes)), 100 * right / labels.bincount(minlength=data.num_classes).clamp_min(1)
@@ -79,12 +80,6 @@ def gains_by_class(groups: Sequence[Sequence[Run]], labels: Sequence[str], args:
     return lines
 
 
-def as_text(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> str:
-    rows = [[name, *values] for name, values in differing(groups)]
-    settings = as_markdown(["setting", *labels], rows, []) if rows else "The settings are the same.\n"
-    return f"{settings}\n{as_markdown(*comparison(groups, labels), [])}"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -92,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", type=Path, help="picture of the curves: png, pdf or svg", metavar="FILE")
     add(
         "--classes",
-        type=int,
-        action=checked(at_least(0)),
+        **whole(0),
         default=5,
         help="number of classes with the largest gains and losses to list (default 5; 0: none)",
     )
@@ -104,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(groups) < 2:
         raise UserError("these runs are repetitions of one cell: give runs that differ in more than trial and seed")
     labels = tell_apart(groups)
-    print(as_text(groups, labels))
+    rows = [[name, *values] for name, values in differing(groups)]
+    print(as_markdown(["setting", *labels], rows, []) if rows else "The settings are the same.\n")
+    print(as_markdown(*comparison(groups, labels), []))
     if args.classes:
         print("\n".join(gains_by_class(groups, labels, args)))
     if args.out is not None:

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text
-from core.option import at_least, checked
+from core.option import whole
 from helper.deploy.as_trained import add_network
 from helper.deploy.export import MEASURED, export_onnx, load_classifier, onnx_function, report
 from helper.machine.program import run_script
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", type=Path, default=Path("."), help="folder for the .onnx files", metavar="FOLDER")
     add("--file", type=Path, help="a sensor recording to classify with the exported graph", metavar="FILE")
     add("--report", type=Path, help="also write the table to this file", metavar="FILE")
-    add("--repetitions", type=int, action=checked(at_least(1)), default=30, help="number of timed calls")
+    add("--repetitions", **whole(1), default=30, help="number of timed calls")
     args = parser.parse_args(argv)
     rows = []
     for path in args.path:

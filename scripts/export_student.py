@@ -30,20 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write, atomic_write_json, atomic_write_text, make_folder, read_json
 from core.log import log, progress, start_log
-from core.option import at_least, checked
+from core.option import whole
+from core.packages import needed
 from core.protocols import DataSet, UserError
-from dataset import dataset_dict
 from dataset.single_file import InputFormat
-from helper.deploy.as_trained import (
-    add_as_trained,
-    add_network,
-    clip_options,
-    clip_settings_notice,
-    dataset_of,
-    options_as_trained,
-)
+from helper.deploy.as_trained import add_as_trained, add_network, clip_settings_notice, open_as_trained
 from helper.deploy.cost import deployed_count, macs
-from helper.deploy.export import Plain, exported_program, latency, needs, onnx_function, write_onnx
+from helper.deploy.export import Plain, exported_program, latency, onnx_function, write_onnx
 from helper.deploy.quantize import (
     INT8_PROGRAM,
     Measured,
@@ -68,7 +61,7 @@ TOLERANCE = 1e-4  # of logits, relative to the largest (at least 1)
 
 def write_safetensors(network: Network, config: dict[str, Any], path: Path) -> None:
     """Weights under the names of the checkpoint (model.*, and proj.*, head.* where the method deploys them)."""
-    save = needs("safetensors.torch").save
+    save = needed("safetensors.torch").save
     checkpoint = network.checkpoint
     tensors = {f"model.{k}": v.contiguous() for k, v in checkpoint.state.items()}
     if "proj" in checkpoint.extra:
@@ -254,8 +247,7 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
 
 def export(args: argparse.Namespace) -> dict[str, float]:
     """Everything in args.forms; file name -> largest difference. Raises UserError where one differs too much."""
-    options = options_as_trained(args.path, Path(args.data_folder), args.image_size, **clip_options(args))
-    data = dataset_dict[dataset_of(args.path, args.dataset)](options)
+    data, options = open_as_trained(args.path, args)
     if data.videos and (clips := clip_settings_notice(args.path, options)):
         print(clips)
     network = load_network(args.path, args.model, data.num_classes, data.shapes, flag="--model")
@@ -328,7 +320,7 @@ FORMS = ("safetensors", "export", "onnx")
 
 
 def push(folder: Path, repository: str) -> None:
-    hub = needs("huggingface_hub")
+    hub = needed("huggingface_hub")
     try:
         hub.create_repo(repository, exist_ok=True)
         where = hub.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Export of a student")
@@ -342,13 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add_network(parser, "checkpoint of a run, _best.pth or _last.pth, or its folder (then the best epoch)")
     add_as_trained(parser)
-    add(
-        "--images",
-        type=int,
-        action=checked(at_least(1, 10**9)),
-        default=1000,
-        help="test samples to compare on (default 1000)",
-    )
+    add("--images", **whole(1, 10**9), default=1000, help="test samples to compare on (default 1000)")
     add(
         "--forms",
         nargs="+",
@@ -361,13 +347,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="also write model_int8.onnx and, with torchao, model_int8.pt2, and measure its accuracy and latency",
     )
-    add(
-        "--calibration",
-        type=int,
-        action=checked(at_least(1, 10**9)),
-        default=512,
-        help="training samples for its calibration (default 512)",
-    )
+    add("--calibration", **whole(1, 10**9), default=512, help="training samples for its calibration (default 512)")
     add("--name", help="heading of the model card (default: NETWORK on DATA SET)", metavar="TEXT")
     add("--push_to", help="repository to upload to, such as user/name (huggingface_hub)", metavar="USER/NAME")
     add("--out", type=Path, required=True, help="folder", metavar="FOLDER")

@@ -26,10 +26,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.log import progress, start_log
-from core.option import at_least, checked
+from core.option import whole
+from core.packages import needed
 from core.protocols import DataSet, UserError
-from dataset import dataset_dict
-from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
+from helper.deploy.as_trained import add_as_trained, open_as_trained
 from helper.deploy.pictures import draw_calibration, pyplot, save
 from helper.machine.devices import pick_device
 from helper.machine.kernels import to_device
@@ -175,15 +175,8 @@ def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, T
     return plain(name), torch.cat(logits), torch.cat(features), torch.cat(labels)
 
 
-def open_data(path: Path, args: argparse.Namespace) -> DataSet:
-    """As the checkpoint's network was trained on it."""
-    return dataset_dict[dataset_of(path, args.dataset)](
-        options_as_trained(path, Path(args.data_folder), args.image_size, **clip_options(args))
-    )
-
-
 def as_asked(values: Mapping[str, Any]) -> argparse.Namespace:
-    """What outputs() and open_data() read of a command line, for another script; clips are as in training."""
+    """What outputs() and open_as_trained() read of a command line, for another script; clips are as in training."""
     parser = argparse.ArgumentParser()
     add_as_trained(parser)
     return argparse.Namespace(**(vars(parser.parse_args([])) | dict(values)))
@@ -195,9 +188,9 @@ def correlations(logits: Tensor) -> Tensor:
 
 
 def draw_correlation(args: argparse.Namespace) -> None:
-    _, teacher, _, _ = outputs(args.path_t, args, open_data(args.path_t, args))
+    _, teacher, _, _ = outputs(args.path_t, args, open_as_trained(args.path_t, args)[0])
     target = correlations(teacher)
-    found = [outputs(path, args, open_data(path, args)) for path in args.path]
+    found = [outputs(path, args, open_as_trained(path, args)[0]) for path in args.path]
     gaps = [(correlations(logits) - target).abs() for _, logits, _, _ in found]
     plt = pyplot()
     figure, axes = plt.subplots(1, len(gaps), figsize=(2.7 * len(gaps) + 0.8, 2.9), squeeze=False, layout="constrained")
@@ -212,21 +205,19 @@ def draw_correlation(args: argparse.Namespace) -> None:
 
 
 def draw_tsne(args: argparse.Namespace) -> None:
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise UserError("t-SNE needs the package scikit-learn: pip install scikit-learn") from error
+    manifold = needed("sklearn.manifold", "t-SNE", "scikit-learn")
     plt = pyplot()
     figure, axes = plt.subplots(1, len(args.path), figsize=(3.0 * len(args.path), 3.3), squeeze=False)
     for axis, path in zip(axes[0], args.path, strict=True):
-        data = open_data(path, args)
+        data, _ = open_as_trained(path, args)
         name, _, features, labels = outputs(path, args, data)
         chosen = labels < args.classes
         features, labels = features[chosen], labels[chosen]
         if len(labels) < 10:
             raise UserError(f"{len(labels)} images of the first {args.classes} classes are too few: raise --images")
         perplexity = min(30.0, (len(labels) - 1) / 3)
-        places = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features.numpy())
+        tsne = manifold.TSNE(perplexity=perplexity, init="pca", random_state=0)
+        places = tsne.fit_transform(features.numpy())
         kinds = labels.unique().tolist()
         for place, k in enumerate(kinds):
             mine = labels == k
@@ -262,7 +253,7 @@ def draw_reliability(args: argparse.Namespace) -> None:
         layout="constrained",
     )
     for (axis, counts), path in zip(axes.T, args.path, strict=True):
-        name, logits, _, labels = outputs(path, args, open_data(path, args))
+        name, logits, _, labels = outputs(path, args, open_as_trained(path, args)[0])
         ece, bins = draw_calibration(axis, logits, labels, args.bins)
         accuracy = 100 * float((logits.argmax(1) == labels).double().mean())
         axis.set(title=f"{name}\ntop-1 {accuracy:.2f}, ECE {100 * ece:.2f} %", xlabel="")
@@ -299,9 +290,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         add_as_trained(sub)
         sub.add_argument("--gpu_id", default="0", metavar="GPUS")
-        sub.add_argument(
-            "--images", type=int, action=checked(at_least(1, 10**9)), help="stop after this many test images"
-        )
+        sub.add_argument("--images", **whole(1, 10**9), help="stop after this many test images")
         sub.set_defaults(draw=draw)
         if kind == "correlation":
             sub.add_argument(
@@ -313,17 +302,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 metavar="FILE",
             )
         if kind == "tsne":
-            sub.add_argument(
-                "--classes",
-                type=int,
-                action=checked(at_least(1)),
-                default=10,
-                help="number of classes to show (default 10)",
-            )
+            sub.add_argument("--classes", **whole(1), default=10, help="number of classes to show (default 10)")
         if kind == "reliability":
-            sub.add_argument(
-                "--bins", type=int, action=checked(at_least(1)), default=15, help="bins of equal width (default 15)"
-            )
+            sub.add_argument("--bins", **whole(1), default=15, help="bins of equal width (default 15)")
     for sub in kinds.choices.values():
         sub.add_argument("--out", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(normalised(argv))

@@ -35,21 +35,8 @@ from helper.tables.writers import chosen_columns
 
 TEXT = ("method", "network", "teacher", "source", "protocol")
 NARROW = ("method", "last epoch", "gain", "MACs")  # the columns that a phone shows
-FIRST = (
-    "method",
-    "network",
-    "teacher",
-    "last epoch",
-    "gain",
-    "MACs",
-    "parameters",
-    "runs",
-)  # in sight on a wide screen
+FIRST = ("method", "network", "teacher", "last epoch", "gain", "MACs", "parameters", "runs")  # shown on a wide screen
 FILTERS = ("network", "teacher", "protocol")  # columns with a list to choose from
-
-
-def script_of(run: Run) -> str:
-    return "train_teacher.py" if run.is_teacher else "train_student.py"
 
 
 def words_of(run: Run) -> list[str]:
@@ -58,7 +45,8 @@ def words_of(run: Run) -> list[str]:
 
 
 def command_of(run: Run) -> str:
-    return shlex.join(["python", script_of(run), *words_of(run)])
+    script = "train_teacher.py" if run.is_teacher else "train_student.py"
+    return shlex.join(["python", script, *words_of(run)])
 
 
 def without_folders_of(runs: Sequence[Run], text: str) -> str:

@@ -19,19 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.option import at_least, checked
+from core.option import whole
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.options.quick import normalised
-from helper.tables.jobs import (
-    plan,
-    run_local,
-    run_submitit,
-    short_teachers,
-    slots_of,
-    visible_gpus,
-    wants,
-)
+from helper.tables.jobs import plan, run_local, run_submitit, short_teachers, slots_of, visible_gpus, wants
 from helper.tables.published import chosen_cells, read_table, tables
 
 
@@ -67,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("table", nargs="?", help="name of a table, see --list; or the path of your own FILE.toml")
     add("--list", action="store_true", help="name the tables")
-    positive = checked(at_least(1))
-    add("--trials", type=int, action=positive, default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
+    add("--trials", **whole(1), default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
     add(
         "--only",
         default="",
@@ -76,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAMES",
     )
     add("--dry_run", action="store_true", help="print which cells would run and which are finished")
-    add("--lanes", type=int, action=positive, default=6, help="students to train in one process (default 6)")
+    add("--lanes", **whole(1), default=6, help="students to train in one process (default 6)")
     add("--no_cache", action="store_true", help="do not cache the teacher's logits")
-    add("--jobs", type=int, action=positive, default=1, help="concurrent processes without a GPU (default 1)")
-    add("--per_gpu", type=int, action=positive, default=1, help="processes per GPU (default 1)")
+    add("--jobs", **whole(1), default=1, help="concurrent processes without a GPU (default 1)")
+    add("--per_gpu", **whole(1), default=1, help="processes per GPU (default 1)")
     add("--executor", choices=("local", "slurm", "submitit"), default="local", help="where to run (default local)")
     add("--slurm", default="", help="parameters of submitit, such as slurm_partition=gpu,gpus_per_node=1")
     add("--no_wait", action="store_true", help="exit after submitting")

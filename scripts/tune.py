@@ -24,7 +24,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text, make_folder, read_json, remember
-from core.option import at_least, checked, share_above_0
+from core.option import checked, share_above_0, whole
+from core.packages import needed
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.machine.stopper import Interrupted
@@ -109,25 +110,15 @@ def trained(argv: Sequence[str], log: Path) -> float:
     return float(parameters["last"]["test_acc"])
 
 
-def final_command(given: Sequence[str], values: Sequence[str]) -> str:
-    return shlex.join(["python", "train_student.py", *given, *values])
-
-
 def search(
     axes: Sequence[Axis], given: Sequence[str], args: argparse.Namespace, train: Callable[[Sequence[str], Path], float]
 ) -> str:
     """Run the trials that are missing in the study; the command of the best one. train: as trained()."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError("tuning needs the package optuna: pip install optuna") from error
+    optuna = needed("optuna", "tuning")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # of a failed trial it would show our traceback
     make_folder(args.study)
     study = optuna.create_study(
-        study_name="tune",
-        storage=f"sqlite:///{args.study / 'study.db'}",
-        direction="maximize",
-        load_if_exists=True,
+        study_name="tune", storage=f"sqlite:///{args.study / 'study.db'}", direction="maximize", load_if_exists=True
     )
     # a seed of its own after an interruption: the same one would draw the same values again
     study.sampler = optuna.samplers.TPESampler(seed=args.seed + len(study.trials))
@@ -166,7 +157,7 @@ def search(
     if not complete:
         raise UserError(f"all {len(failed)} trials failed, the last with {failed[-1].user_attrs['failure']}")
     best = study.best_trial
-    command = final_command(given, best.user_attrs["values"])
+    command = shlex.join(["python", "train_student.py", *given, *best.user_attrs["values"]])
     text = (
         "#!/usr/bin/env bash\n"
         f"# The best of {len(complete)} trials{f' ({len(failed)} more failed)' if failed else ''}: {best.value:.2f} on "
@@ -185,13 +176,7 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--search", nargs="+", required=True, help="NAME=LOW:HIGH[:log] or NAME=A,B,C", metavar="SETTING=VALUES")
-    add(
-        "--trials",
-        type=int,
-        action=checked(at_least(1)),
-        default=20,
-        help="number of trials in total, including failed and earlier ones",
-    )
+    add("--trials", **whole(1), default=20, help="number of trials in total, including failed and earlier ones")
     add(
         "--val_fraction",
         type=float,
@@ -206,7 +191,7 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
         help="folder of the search (default ./save/tune)",
         metavar="FOLDER",
     )
-    add("--seed", type=int, action=checked(at_least(0, 2**32 - 1)), default=0, help="random seed of the search")
+    add("--seed", **whole(0, 2**32 - 1), default=0, help="random seed of the search")
     args = parser.parse_args(normalised(argv))
     if args.val_fraction == 1:
         raise UserError("--val_fraction 1 leaves nothing to train on: give less")

@@ -16,17 +16,9 @@ from torch import Tensor
 from core.protocols import UserError
 
 Box = tuple[int, int, int, int]
-
-
 SCALES = (1.0, 0.875, 0.75, 0.66)
-
-
 CORNERS_AND_CENTRE = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2))  # (column, row) on a grid of quarters
-
-
 THIRTEEN = (*CORNERS_AND_CENTRE, (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
-
-
 SNAP = 3  # px
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.packages import needed
 from core.protocols import UserError
 from dataset.images.files import LARGEST_PICTURE, PictureError, picture, pillow
 
@@ -79,10 +80,7 @@ def pixels(frame: Any, **size: Any) -> np.ndarray:
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     """(container, video stream) of a video file. UserError if it is missing, empty or fails while it is read."""
-    try:
-        import av
-    except ImportError as error:
-        raise UserError(f"reading videos needs the package av: pip install av ({error})") from error
+    av = needed("av", "reading videos")
     require_content(path)
     try:
         with open_video(path) as container:

@@ -19,8 +19,6 @@ from core.protocols import UserError
 from dataset.clips.decode import ClipSource, UnreadableError, read_clip
 
 CACHE_VERSION = 2  # 2: videos are rotated as their file demands
-
-
 OPEN_CLIPS = 256  # memory maps held open
 
 

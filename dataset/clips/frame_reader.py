@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from core.packages import needed
 from core.protocols import UserError
 from dataset.clips.clip_transforms import as_clip, resize, short_side_size
 from dataset.clips.decode import (
@@ -36,15 +37,11 @@ from dataset.clips.frame_cache import FrameCache
 
 DECODERS = ("av", "opencv")
 
-
 # for other files OpenCV guesses the number of frames from the duration
 COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})
 
-
 # OpenCV and its FFmpeg would write warnings to the console; errors are raised here. They read this when they start.
 QUIET = (("OPENCV_LOG_LEVEL", "SILENT"), ("OPENCV_FFMPEG_LOGLEVEL", "-8"))
-
-
 EXACT_HEADERS = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})  # one packet is one frame
 
 
@@ -78,7 +75,9 @@ def _decoded(path: Path, wanted: Sequence[int], seek: bool) -> dict[int, np.ndar
     found: dict[int, np.ndarray] = {}
     missing = set(wanted)
     with opened(path) as (container, stream):
-        walk = _sought(container, stream, wanted, times, keys) if seek and times else _in_order(container, stream)
+        walk: Iterator[tuple[int, Any]] = enumerate(container.decode(stream))
+        if seek and times:
+            walk = _sought(container, stream, wanted, times, keys)
         for number, frame in walk:
             if number in missing:
                 found[number] = pixels(frame)
@@ -88,10 +87,6 @@ def _decoded(path: Path, wanted: Sequence[int], seek: bool) -> dict[int, np.ndar
     if missing:
         raise broken(path, f"frame {min(missing) + 1} of {count} cannot be decoded")
     return found
-
-
-def _in_order(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
-    yield from enumerate(container.decode(stream))
 
 
 def _sought(
@@ -120,12 +115,7 @@ def _captured(path: Path) -> Iterator[Any]:
     """Open a video file with OpenCV, on one thread, rotated as the file demands. UserError if OpenCV is missing."""
     for name, value in QUIET:
         os.environ.setdefault(name, value)
-    try:
-        import cv2
-    except ImportError as error:
-        raise UserError(
-            f"--decoder opencv needs the package opencv-python-headless: pip install opencv-python-headless ({error})"
-        ) from error
+    cv2 = needed("cv2", "--decoder opencv", "opencv-python-headless")
     require_content(path)
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)

@@ -13,8 +13,6 @@ import numpy as np
 from core.protocols import UserError
 
 DENSE_RANGE = 64  # frames that a dense clip spans
-
-
 DENSE_STARTS = 10  # of dense evaluation
 
 

@@ -46,6 +46,14 @@ class ListRow:
         ends = (root.joinpath(*self.parts[i:]) for i in range(len(self.parts)))
         return next((path for path in ends if path.is_dir()), None)
 
+    def require_label(self, label: int) -> None:
+        """UserError if the list gives a recording another class than its name."""
+        if self.label != label:
+            raise UserError(
+                f"{self.where}: '{self.folder}' is listed with label {self.label}, but its name means {label}: correct "
+                "the list"
+            )
+
 
 def read_list(path: Path) -> list[ListRow]:
     """A frame list in the published format. A UserError names the file and line that does not parse."""

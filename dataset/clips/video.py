@@ -26,14 +26,7 @@ from dataset.base import DataOptions, VideoConfig, few, hold_out
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import UnreadableError
 from dataset.clips.frame_reader import FrameReader
-from dataset.clips.lists import (
-    Entry,
-    check_labels,
-    describe_oddities,
-    read_entries,
-    require_files,
-    videos_below,
-)
+from dataset.clips.lists import Entry, check_labels, describe_oddities, read_entries, require_files, videos_below
 from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
 from dataset.images.files import say_unusual, unusual
 from dataset.order import Plan, PositionedLoader
@@ -43,7 +36,6 @@ LISTS = ("train_list", "test_list")  # files that say which clips there are
 FOUND_BY = ("frame_template", "decoder")  # how their frames are read
 
 LARGEST_TEST_BATCH = 32  # clips; a clip of eight frames takes 5 MB as float
-
 
 KINETICS = {
     part: (f"kinetics400_{part}_list_videos.txt", f"kinetics400_{part}_list_rawframes.txt") for part in ("train", "val")
@@ -251,8 +243,7 @@ class VideoData(DataSet):
             return self.settings.test_views(self.reader, entry, chosen)
 
         skip = "leave out" if self.options.stream.skip_corrupt else None
-        frames = chosen.num_segments or self.settings.num_segments
-        reading = Reading(chosen.count, frames, skip, self.options.num_workers)
+        reading = Reading(chosen.count, self.settings.num_segments, skip, self.options.num_workers)
         return ClipLoader(self.test, view, lambda epoch: plan, reading, device)
 
 
@@ -327,13 +318,4 @@ def _load(
     reader = FrameReader(short_side, cache, cfg.seek, cfg.decoder)
     if not options.stream.skip_corrupt:
         require_files([*train, *test])
-    return VideoData(
-        name,
-        classes,
-        train,
-        test,
-        settings,
-        reader,
-        options,
-        evaluated_on,
-    )
+    return VideoData(name, classes, train, test, settings, reader, options, evaluated_on)

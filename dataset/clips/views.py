@@ -16,8 +16,6 @@ from dataset.clips.frame_sampling import dense_frames, sample_frames
 from dataset.clips.lists import Entry
 
 SIDE = 224
-
-
 SHORT_SIDE = 256  # for a crop of 224
 
 
@@ -74,7 +72,7 @@ class ClipSettings:
 
     def test_views(self, reader: FrameReader, entry: Entry, views: TestViews) -> tuple[Tensor, int]:
         """(uint8 [V * T, C, S, S], label): clips in turn, and of each clip its crops."""
-        n, t = reader.count(entry.source), views.num_segments or self.num_segments
+        n, t = reader.count(entry.source), self.num_segments
         if self.sampling == "dense":
             index = dense_frames(n, t, starts=views.clips)
         else:
@@ -101,7 +99,7 @@ class TestViews:
     """The views of a clip in evaluation.
 
     clips: uniform sampling has one or two (the published twice_sample: the middles of the segments, then their starts);
-    dense sampling has this many starts. crops: one, three or ten. size, num_segments: None: as in training.
+    dense sampling has this many starts. crops: one, three or ten. size: None: as in training.
     """
 
     __test__ = False
@@ -109,7 +107,6 @@ class TestViews:
     clips: int = 1
     crops: str = "one"
     size: int | None = None
-    num_segments: int | None = None
 
     @property
     def count(self) -> int:

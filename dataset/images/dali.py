@@ -17,7 +17,6 @@ the workers. Evaluation always decodes through the workers, so that numbers are 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,11 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.packages import needed
 from core.protocols import Batch, UserError
 from dataset.base import DataOptions
 from dataset.images.files import PictureError, picture
 from dataset.images.resident import scaled
-from dataset.order import PositionedLoader
+from dataset.order import PositionedLoader, seed_for
 
 if TYPE_CHECKING:
     from dataset.images.files import Files
@@ -38,20 +38,13 @@ if TYPE_CHECKING:
 
 
 PACKAGE = "nvidia-dali-cuda120"
-
-
 PREFETCH = 2  # batches DALI decodes ahead
-
-
 ASPECT, AREA, ATTEMPTS = [3 / 4, 4 / 3], [0.08, 1.0], 10
 
 
 def require(kind: str, device: torch.device) -> None:
     """UserError if DALI, or the GPU for --dali gpu, is missing."""
-    try:
-        import nvidia.dali  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"--dali {kind} needs the package {PACKAGE} (pip install {PACKAGE}): {error}") from error
+    needed("nvidia.dali", f"--dali {kind}", PACKAGE)
     if kind == "gpu" and device.type != "cuda":
         raise UserError("--dali gpu needs a CUDA device, but this machine has none: use --dali cpu")
 
@@ -151,8 +144,7 @@ class DaliLoader(PositionedLoader):
         flat = [position for batch in mine[start:] for position in batch]
         size = len(mine[0])
         paths = [str(self.files.root / self.files.paths[position]) for position in flat]
-        text = f"dali {self.plan.batching.seed} {self.epoch} {self.plan.batching.rank} {start}"
-        seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") % 2**31
+        seed = seed_for("dali", self.plan.batching.seed, self.epoch, self.plan.batching.rank, start) % 2**31
         built = pipeline(paths, flat, size, self.size, seed, self.kind, self.device, self.threads)
         todo = mine[start:]
         for _ in todo[:PREFETCH]:  # not run(), which would prefetch batches that are not needed

@@ -7,34 +7,19 @@ from __future__ import annotations
 
 import torch
 
-from core.protocols import UserError
+from core.packages import needed
 from dataset.base import DataOptions, Split, check_memory, resize
 from dataset.images.resident import ResidentData, resident
 
 
 def load(options: DataOptions) -> ResidentData:
-    try:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise UserError(
-            "the data set digits comes with scikit-learn, which cannot be imported "
-            f"({error}); install it with: pip install scikit-learn"
-        ) from error
-    digits = load_digits()
+    digits = needed("sklearn.datasets", "the data set digits", "scikit-learn").load_digits()
     size = options.image_size or 32
     check_memory({"train": len(digits.images), "test": 0}, size)
     grey = torch.from_numpy(digits.images)[..., None] * (255 / 16)  # [1797, 8, 8, 1], published as 0..16
     images = resize(grey.round().to(torch.uint8), size).expand(-1, -1, -1, 3)
     labels = torch.from_numpy(digits.target).to(torch.int64)
-    places = range(len(labels))
-    train, test = train_test_split(places, stratify=digits.target, test_size=360, random_state=0)
-    whole = Split(images, labels)
-    return resident(
-        "digits",
-        [str(d) for d in range(10)],
-        whole.take(torch.tensor(train)),
-        whole.take(torch.tensor(test)),
-        options,
-        flips=False,
-    )
+    split = needed("sklearn.model_selection").train_test_split
+    places = split(range(len(labels)), stratify=digits.target, test_size=360, random_state=0)
+    train, test = (Split(images, labels).take(torch.tensor(part)) for part in places)
+    return resident("digits", list(map(str, range(10))), train, test, options, flips=False)

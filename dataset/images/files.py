@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from core.log import log
+from core.packages import needed
 from core.protocols import UserError
 
 EXTENSIONS = frozenset(
@@ -48,8 +49,6 @@ EXTENSIONS = frozenset(
 LARGEST_PICTURE = 178_956_970  # pixels; Pillow's limit, and that of a video's frame
 
 FOLDERS = ("imagenet", "ImageNet")
-
-
 SORTING = "python scripts/sort_imagenet_val.py"
 
 
@@ -59,15 +58,10 @@ class PictureError(UserError):
 
 @cache
 def pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise UserError(
-            f"reading images needs Pillow, which cannot be imported ({error}); install it with: pip install pillow"
-        ) from error
+    image = needed("PIL.Image", "reading images", "Pillow")
     warnings.filterwarnings("ignore", module=r"PIL\.")  # on oddities of headers; what cannot be read is raised
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # half of the refused size
-    return Image
+    warnings.filterwarnings("ignore", category=image.DecompressionBombWarning)  # half of the refused size
+    return image
 
 
 Divisor = Callable[[int, int, Sequence[int]], int]

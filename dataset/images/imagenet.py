@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -301,13 +300,6 @@ class Centre:
         return (0, 0, width, height), (sides[0], sides[1])
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """Labels [M] int64 of the test set."""
-
-    labels: Tensor
-
-
 class StreamedData(DataSet):
     """An image-folder tree, decoded while it is read, by workers or DALI. See core.protocols.DataSet."""
 
@@ -320,7 +312,6 @@ class StreamedData(DataSet):
         self.size = options.image_size or 224
         self.shapes: Mapping[str, tuple[int, ...]] = {"image": (3, self.size, self.size)}
         self.train_labels = train.labels
-        self.test = Evaluated(val.labels)
         held_out = f"held-out {options.val_fraction:g} of train" if options.val_fraction else None
         self.evaluated_on = held_out or options.val_dir or "val"
 

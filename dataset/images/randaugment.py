@@ -12,10 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 30  # magnitudes are counted from 0 to this
-
-
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-
 
 OPERATIONS = (
     "identity",
@@ -30,13 +27,8 @@ OPERATIONS = (
     "equalize",
 )
 
-
 TRANSLATION = 150 / 331  # share of the image's side, at the highest magnitude
-
-
 CUTOUT = (125, 123, 114)  # red, green and blue of the cut-out square, from 0 to 255
-
-
 GREY = (0.299, 0.587, 0.114)
 
 

@@ -16,11 +16,7 @@ from dataset.base import DataOptions, Split, resize
 from dataset.images.resident import ResidentData, resident
 
 URL = "https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
-
-
 CLASSES, SIDE = 10, 96
-
-
 FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt")
 
 

@@ -16,8 +16,6 @@ from dataset.images.folder import Sample, decode_all
 from dataset.images.resident import ResidentData, resident
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-
-
 SIDE = 64
 
 

@@ -29,16 +29,9 @@ CLASSES = (
     "stand up",
 )
 
-
 SYMMETRIC = frozenset({0, 1, 2, 3, 4, 6, 8, 9, 10})
-
-
 SHIMMERS = tuple(f"shimmer{i:02d}" for i in range(1, 7))
-
-
 NAME = re.compile(r"acc_h(\d+)_s(\d+)_a(\d+)_r(\d+)$")
-
-
 FOLDER = re.compile(r"Cluster(\d+)/Cam(\d+)/S(\d+)/A(\d+)/R(\d+)$", re.IGNORECASE)
 
 
@@ -75,11 +68,8 @@ def _clips(root: Path) -> list[Recording]:
             continue
         cluster, camera, subject, action, repetition = map(int, match.groups())
         key = _key(action, subject, repetition, str(folder))
-        if row is not None and row.label != action - 1:
-            raise UserError(
-                f"{row.where}: '{row.folder}' is listed with label {row.label}, but its name means {action - 1}: "
-                "correct the list"
-            )
+        if row is not None:
+            row.require_label(action - 1)
         stem = f"img_l{cluster:02d}_c{camera:02d}_s{subject:02d}_a{action:02d}_r{repetition:02d}_"
         source = ClipSource(folder, stem + "{:05d}.pgm", 0, None if row is None else row.count)
         found.append(Recording(folder, key, action - 1, subject, f"cluster {cluster}, camera {camera}", source))

@@ -55,9 +55,7 @@ CLASSES = (
     "waving_hand",
 )
 
-
 LABELS = {name: i for i, name in enumerate(CLASSES)} | {"transferring_(large_)object": 31, "object_transferring": 31}
-
 
 FOLDERS = {
     "accel": "acc_watch_clip",
@@ -65,7 +63,6 @@ FOLDERS = {
     "gyro": "gyro_clip",
     "orientation": "orientation_clip",
 }
-
 
 PART = re.compile(r"(subject|cam|scene|session)_?(\d+)$", re.IGNORECASE)
 
@@ -114,11 +111,8 @@ def _clips(root: Path) -> list[Recording]:
         if recording is None:
             continue
         spelled_right = parts[-1] == parts[-1].lower()
-        if row is not None and row.label != recording.label and spelled_right:
-            raise UserError(
-                f"{row.where}: '{row.folder}' is listed with label {row.label}, but its name means {recording.label}: "
-                "correct the list"
-            )
+        if row is not None and spelled_right:
+            row.require_label(recording.label)
         found.append(recording)
     return found
 

@@ -32,7 +32,6 @@ MODALITIES: dict[str, Columns] = {  # of an inertial unit: g, then degrees a sec
     "inertial": Columns(0, 6),
 }
 
-
 SHORTEST = 8  # samples
 
 

@@ -48,22 +48,11 @@ CLASSES = (
     "squat two arms stretch out",
 )
 
-
 SYMMETRIC = frozenset({3, 5, 12, 15, 17, 21, 22, 23, 24, 26})  # actions without a side; others are never mirrored
-
-
 MISSING = frozenset({(8, 1, 4), (23, 6, 4), (27, 8, 4)})  # missing from the published 864
-
-
 NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)_(inertial|color|depth)$")
-
-
 SUFFIX = {"inertial": ".mat", "color": ".avi", "depth": ".mat"}
-
-
 KIND_OF = {"accel": "inertial", "gyro": "inertial", "inertial": "inertial", "video": "color", "depth": "depth"}
-
-
 LISTS = {"cross_subject": "UTD_rgb_{}_list.txt", "trial": "UTD_rgb_{}_list_subject_specific.txt"}
 
 
@@ -114,11 +103,7 @@ def _listed_recording(root: Path, row: ListRow) -> Recording:
     named = key_of(row.parts[-1])
     if named is None:
         raise UserError(f"{row.where}: '{row.folder}' is not named a{{A}}_s{{S}}_t{{T}}_color")
-    if row.label != named[0] - 1:
-        raise UserError(
-            f"{row.where}: '{row.parts[-1]}' is listed with label {row.label}, but its name means {named[0] - 1}: "
-            "correct the list"
-        )
+    row.require_label(named[0] - 1)
     folder = row.below(root)
     if folder is None:
         raise UserError(f"{row.where}: there is no folder '{row.parts[-1]}' below '{root}'; extract its frames there")
@@ -132,7 +117,6 @@ PROTOCOLS = {
     ),
     "trial": Protocol(lambda r: int(r.key[2]) <= 2, "trial split (trials 1, 2 against 3, 4 of the same people)"),
 }
-
 
 LAYOUT = Layout(
     "utd_mhad",

@@ -10,7 +10,8 @@ from typing import Any
 
 from core.log import log
 from core.option import Flag, add_flags, checked, flags_in, flat, share
-from core.protocols import UserError
+from core.protocols import DataSet, UserError
+from dataset import dataset_dict
 from dataset.base import DataOptions, RecordingConfig, VideoConfig, data_options, few_workers, image_side
 from dataset.clips.video import FOUND_BY, LISTS
 from helper.networks.checkpoint import CheckpointOf, read_checkpoint
@@ -98,11 +99,12 @@ def add_as_trained(parser: argparse._ActionsContainer) -> None:
     add_flags(clips, AS_TRAINED)
 
 
-def clip_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The values of add_as_trained()'s flags, for options_as_trained()."""
-    names = ("num_workers", "skip_corrupt", *CHOSEN)
-    same = {k: getattr(args, k) for k in names}
-    return same | {f.dest: getattr(args, f.dest) for f in AS_TRAINED}
+def open_as_trained(path: str | Path, args: argparse.Namespace) -> tuple[DataSet, DataOptions]:
+    """The data set that add_as_trained()'s flags choose, by default that of the checkpoint's training; its options."""
+    names = ("num_workers", "skip_corrupt", *CHOSEN, *(f.dest for f in AS_TRAINED))
+    given = {name: getattr(args, name) for name in names}
+    options = options_as_trained(path, Path(args.data_folder), args.image_size, **given)
+    return dataset_dict[dataset_of(path, args.dataset)](options), options
 
 
 def recorded_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:

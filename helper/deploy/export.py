@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from core.files import make_folder
+from core.packages import needed
 from core.protocols import UserError
 from core.taps import TappedNet
 from dataset.recordings.sensors import read_sensor, window
@@ -88,16 +89,6 @@ class Plain(nn.Module):
         return self.model((x - self.mean) / self.std if self.normalised else x)
 
 
-def needs(package: str) -> Any:
-    """Import an optional package; a UserError names it if it is missing."""
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(f"this needs the package {package}: pip install {package} ({error})") from error
-
-
 def export_onnx(classifier: Classifier, out: Path) -> None:
     """Write the whole network, including the Gramian field, as an ONNX graph of any batch size: `input` -> `logits`.
 
@@ -122,8 +113,8 @@ def exported_program(model: nn.Module, example: Tensor) -> torch.export.Exported
 
 def write_onnx(model: Plain, example: Tensor, out: Path, metadata: Mapping[str, str]) -> None:
     """Write any network in evaluation mode. example: a batch of two. metadata: of the file."""
-    onnx = needs("onnx")
-    needs("onnxscript")
+    onnx = needed("onnx")
+    needed("onnxscript")
     batch = torch.export.Dim("batch", min=1, max=4096)
     with contextlib.redirect_stdout(io.StringIO()):  # some versions of onnxscript print the number of applied rules
         program = torch.onnx.export(
@@ -146,7 +137,7 @@ def write_onnx(model: Plain, example: Tensor, out: Path, metadata: Mapping[str, 
 
 def onnx_session(path: Path) -> Any:
     """An onnxruntime session on one thread."""
-    runtime = needs("onnxruntime")
+    runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

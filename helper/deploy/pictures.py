@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from core.files import make_folder
+from core.packages import needed
 from core.protocols import UserError
 from helper.evaluation.metrics import calibration
 
@@ -19,11 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 
 
 def pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("pictures need the package matplotlib: pip install matplotlib") from error
-    matplotlib.use("agg")
+    needed("matplotlib", "a picture").use("agg")
     import matplotlib.pyplot as plt
 
     plt.rcParams.update(

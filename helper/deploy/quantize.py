@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from core.log import progress
+from core.packages import needed
 from core.protocols import DataSet, UserError
-from helper.deploy.export import exported_program, latency, needs, onnx_session
+from helper.deploy.export import exported_program, latency, onnx_session
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 PT2E = "torchao.quantization.pt2e"
@@ -67,7 +68,7 @@ def quantize_onnx(source: Path, out: Path, batches: Sequence[Tensor]) -> str:
     narrow = _overflows(out, batches[0])
     if narrow:
         _quantize(source, out, batches, reduce_range=True)
-    nodes = needs("onnx").load(str(out)).graph.node
+    nodes = needed("onnx").load(str(out)).graph.node
     restored = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
     weighted = [node for node in nodes if node.op_type in WEIGHTED]
     done = [node for node in weighted if set(node.input[:2]) <= restored]
@@ -82,8 +83,8 @@ def quantize_onnx(source: Path, out: Path, batches: Sequence[Tensor]) -> str:
 
 
 def _quantize(source: Path, out: Path, batches: Sequence[Tensor], **options: bool) -> None:
-    tools: Any = needs("onnxruntime.quantization")
-    entry = needs("onnx").load(str(source)).graph.input[0].name
+    tools: Any = needed("onnxruntime.quantization")
+    entry = needed("onnx").load(str(source)).graph.input[0].name
     try:
         # it recommends preprocessing, which the exporter has already done
         with _errors_alone(""), contextlib.redirect_stdout(io.StringIO()):
@@ -116,7 +117,7 @@ def _errors_alone(name: str) -> Iterator[None]:
 
 def _overflows(path: Path, x: Tensor) -> bool:
     """Whether int8 kernels of this CPU overflow: x86 processors without VNNI add products of 8 bits in 16 bits."""
-    runtime = needs("onnxruntime")
+    runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL  # then computed in float32
     options.intra_op_num_threads = 1
@@ -136,7 +137,7 @@ def quantize_program(model: nn.Module, batches: Sequence[Tensor], out: Path) -> 
     if importlib.util.find_spec("torchao") is None:
         return "it needs the package torchao: pip install torchao"
     with _errors_alone("torch"):
-        steps, x86 = needs(f"{PT2E}.quantize_pt2e"), needs(f"{PT2E}.quantizer.x86_inductor_quantizer")
+        steps, x86 = needed(f"{PT2E}.quantize_pt2e"), needed(f"{PT2E}.quantizer.x86_inductor_quantizer")
     narrow = not torch.cpu._is_vnni_supported()
     example = batches[0][:2].clone()  # a view would bring the whole batch into the file
     try:
@@ -158,7 +159,7 @@ def load_program(path: Path) -> Callable[[Tensor], Tensor]:
     """A file of torch.export as a function of a batch. UserError if torchao, which wrote it, is missing."""
     with _errors_alone("torch"):
         if path.name == INT8_PROGRAM:
-            needs(PT2E)
+            needed(PT2E)
         return torch.no_grad()(torch.export.load(path).module())
 
 

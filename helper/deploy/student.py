@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from core.packages import needed
 from core.protocols import UserError
 from dataset.single_file import InputFormat
 from helper.deploy.as_trained import recorded_shapes
-from helper.deploy.export import needs
 from helper.deploy.quantize import INT8_PROGRAM
 from helper.networks.checkpoint import EXPORTED_WEIGHTS, infer_arch, read_checkpoint, weights_in
 from helper.networks.load import Network, load_network, network_without_heads, published
@@ -95,7 +95,7 @@ def found(path: str | Path) -> Path:
     if not str(path).startswith(HUB):
         return Path(path)
     name = str(path).removeprefix(HUB)
-    hub = needs("huggingface_hub")
+    hub = needed("huggingface_hub")
     try:
         repository, _, revision = name.partition("@")
         return Path(hub.snapshot_download(repository, revision=revision or None))

@@ -34,50 +34,7 @@ def mean_class_accuracy(confusion: Tensor) -> float:
     return 100 * recall[(true + predicted) > 0].mean().item()
 
 
-@torch.no_grad()
-def evaluate_views(
-    predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
-    loader: Iterable[Batch],
-    device: torch.device,
-    num_classes: int,
-    how: str,
-    watch: Callable[[Batch, Mapping[str, Tensor]], None] | None = None,
-) -> dict[str, dict[str, float]]:
-    """Readout name -> loss, acc, acc_top5, acc_mean_class (percent) and samples, of predictions averaged over the views
-    of a sample, over the loaders of all processes, each with its own share.
-
-    watch: called with every batch and its averaged logits, by readout.
-    """
-    meters: dict[str, Meter] = {}
-    confusions: dict[str, Tensor] = {}
-    for i, batch in enumerate(progress(loader, "evaluation")):
-        averaged = {k: average_views(v.float(), batch.views, how) for k, v in predict(batch.inputs).items()}
-        if watch is not None:
-            watch(batch, averaged)
-        for name, logits in averaged.items():
-            meter = meters.setdefault(name, Meter(device))
-            meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
-            pairs = torch.bincount(batch.target * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
-            confusions[name] = confusions[name] + pairs if name in confusions else pairs
-    meters = of_all_processes(meters, device)
-    shares = distributed.gather({name: pairs.cpu() for name, pairs in confusions.items()})
-    confusions = {name: torch.stack([share[name] for share in shares if name in share]).sum(0) for name in meters}
-    if not any(meter.count for meter in meters.values()):
-        raise UserError("no test sample could be read: check the data folder")
-    return {
-        name: meter.read()[0]
-        | {
-            "acc_mean_class": mean_class_accuracy(confusions[name].view(num_classes, num_classes)),
-            "samples": meter.count,
-        }
-        for name, meter in meters.items()
-    }
-
-
-def eval_batch(device: torch.device) -> int:
-    """Images per forward pass in evaluation: on a CPU a number that suits its caches, elsewhere enough to fill the
-    device."""
-    return 125 if device.type == "cpu" else 1000
+Watch = Callable[[Batch, Mapping[str, Tensor]], None]
 
 
 @torch.no_grad()
@@ -86,20 +43,60 @@ def evaluate(
     loader: Iterable[Batch],
     device: torch.device,
     autocast: torch.dtype | None = None,
+    how: str = "prob",
+    watch: Watch | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Readout name -> loss, acc, acc_top5 (percent) over the loaders of all processes, each with its own share.
+    """Readout name -> loss, acc, acc_top5 (percent) of predictions averaged over the views of a sample, over the
+    loaders of all processes, each with its own share.
 
-    autocast: dtype of the forward pass; None leaves it to `predict`.
+    autocast: dtype of the forward pass; None leaves it to `predict`. watch: called with every batch and its averaged
+    logits, by readout.
     """
     meters: dict[str, Meter] = {}
     for i, batch in enumerate(progress(loader, "evaluation")):
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
             readouts = predict(batch.inputs)
-        for name, logits in readouts.items():
-            logits = logits.float()
+        averaged = {k: average_views(v.float(), batch.views, how) for k, v in readouts.items()}
+        if watch is not None:
+            watch(batch, averaged)
+        for name, logits in averaged.items():
             meter = meters.setdefault(name, Meter(device))
             meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
     return {name: meter.read()[0] for name, meter in of_all_processes(meters, device).items()}
+
+
+def evaluate_views(
+    predict: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+    loader: Iterable[Batch],
+    device: torch.device,
+    num_classes: int,
+    how: str,
+    watch: Watch | None = None,
+) -> dict[str, dict[str, float]]:
+    """evaluate(), with acc_mean_class (percent) and the number of samples of every readout."""
+    confusions: dict[str, Tensor] = {}
+
+    def count(batch: Batch, averaged: Mapping[str, Tensor]) -> None:
+        if watch is not None:
+            watch(batch, averaged)
+        for name, logits in averaged.items():
+            pairs = torch.bincount(batch.target * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
+            confusions[name] = confusions[name] + pairs if name in confusions else pairs
+
+    found = evaluate(predict, loader, device, how=how, watch=count)
+    if not found:
+        raise UserError("no test sample could be read: check the data folder")
+    shares = distributed.gather({name: pairs.cpu() for name, pairs in confusions.items()})
+    for name, means in found.items():
+        whole = torch.stack([share[name] for share in shares if name in share]).sum(0).view(num_classes, num_classes)
+        means |= {"acc_mean_class": mean_class_accuracy(whole), "samples": int(whole.sum())}
+    return found
+
+
+def eval_batch(device: torch.device) -> int:
+    """Images per forward pass in evaluation: on a CPU a number that suits its caches, elsewhere enough to fill the
+    device."""
+    return 125 if device.type == "cpu" else 1000
 
 
 @dataclass(frozen=True)

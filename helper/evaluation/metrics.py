@@ -28,13 +28,7 @@ class Meter:
 
     @torch.no_grad()
     def update(
-        self,
-        loss: Tensor,
-        logits: Tensor,
-        target: Tensor,
-        terms: Mapping[str, Tensor],
-        step: int,
-        unlabelled: int = 0,
+        self, loss: Tensor, logits: Tensor, target: Tensor, terms: Mapping[str, Tensor], step: int, unlabelled: int = 0
     ) -> None:
         """loss and terms: scalars, means over B. logits: [B, K]. target: [B]. unlabelled: size of a batch without any
         label, whose logits and targets are empty; it has no accuracy."""

@@ -12,7 +12,7 @@ import ctypes
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -76,9 +76,6 @@ class Kernels:
     def graphs(self) -> bool:
         """Whether CUDA graphs replay the compiled parts; each replay overwrites the memory of the previous one."""
         return self.compile in ("reduce-overhead", "max-autotune") and bool(self.parts)
-
-    def described(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 PLAIN = Kernels()
@@ -161,13 +158,9 @@ def _twice(x: Tensor) -> Tensor:
     return x * 2 + 1
 
 
+@functools.cache
 def compiler_fault(device: torch.device) -> str | None:
     """Why torch.compile fails on a device, in a few words; None if it works. Compiles two operations as a test."""
-    return _compiler_fault(str(device))
-
-
-@functools.cache
-def _compiler_fault(device: str) -> str | None:
     try:
         with torch.no_grad():
             torch.compile(_twice, dynamic=False)(torch.ones(8, device=device))

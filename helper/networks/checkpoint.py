@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from core.files import intact
 from core.log import log
 from core.machine import free
+from core.packages import needed
 from core.protocols import ModelSpec, UserError
 from models._hub import is_folder
 
@@ -65,17 +66,10 @@ PLAIN_CLASSES: list[Any] = [
     np.dtype,
     *{type(np.dtype(kind)) for kind in "?bhilqBHILQefdFDSU"},
     *((f, f"numpy.{core}.multiarray.{f.__name__}") for f in NUMPY_MAKERS for core in ("core", "_core")),
-    *(
-        (PurePosixPath, f"pathlib.{where}{kind}Path")
-        for where in ("", "_local.")
-        for kind in ("", "Posix", "PurePosix")
-    ),
-    *(
-        (PureWindowsPath, f"pathlib.{where}{kind}Path")
-        for where in ("", "_local.")
-        for kind in ("Windows", "PureWindows")
-    ),
 ]
+for where in ("pathlib.", "pathlib._local."):
+    PLAIN_CLASSES += [(PurePosixPath, f"{where}{name}") for name in ("Path", "PosixPath", "PurePosixPath")]
+    PLAIN_CLASSES += [(PureWindowsPath, f"{where}{name}") for name in ("WindowsPath", "PureWindowsPath")]
 
 TORCH_FILES = (b"PK\x03\x04", b"\x80")  # zip, pickle
 
@@ -197,16 +191,12 @@ def _calls(content: bytes) -> list[str]:
 
 def _safetensors(path: Path, content: bytes) -> Any:
     """A file of scripts/export_student.py as its original checkpoint; any other file as a plain state dict."""
+    safetensors = needed("safetensors", f"reading {path}")
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-    except ImportError as error:
-        raise UserError(f"reading {path} needs the package safetensors: pip install safetensors") from error
-    try:
-        tensors = load(content)
+        tensors = needed("safetensors.torch").load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         meta = json.loads(header.get("__metadata__", {}).get("meta", "null"))
-    except (SafetensorError, ValueError, RecursionError, AttributeError) as error:
+    except (safetensors.SafetensorError, ValueError, RecursionError, AttributeError) as error:
         raise UserError(
             f"{path} is truncated or not a safetensors file ({str(error)[:120]}): fetch or save it again"
         ) from error
@@ -473,11 +463,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
 
 
 def infer_arch(
-    path: str | Path,
-    checkpoint: Checkpoint,
-    explicit: str | None,
-    known_names: Iterable[str],
-    flag: str = "--model_t",
+    path: str | Path, checkpoint: Checkpoint, explicit: str | None, known_names: Iterable[str], flag: str = "--model_t"
 ) -> str:
     """The registry name of the network in a checkpoint.
 

@@ -92,11 +92,7 @@ class LiveTeacher(TeacherSource):
     """
 
     def __init__(
-        self,
-        net: TappedNet,
-        autocast: torch.dtype | None = None,
-        kernels: Kernels = PLAIN,
-        full: int | None = None,
+        self, net: TappedNet, autocast: torch.dtype | None = None, kernels: Kernels = PLAIN, full: int | None = None
     ):
         self.net, self.autocast = net.eval().requires_grad_(False), autocast
         self.kernels, self.full = kernels, full

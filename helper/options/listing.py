@@ -18,9 +18,9 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -256,12 +256,10 @@ def in_millions(count: int | None) -> str:
 
 def page(kind: str = "all") -> str:
     """The plain text of `--list`."""
-    parts = {"methods": _methods_page, "models": _models_page, "data": _data_page}
+    names = f"DATA SETS (--dataset): {', '.join(dataset_dict)}"
+    data = partial(textwrap.fill, names, WIDTH, subsequent_indent="    ")
+    parts: dict[str, Callable[[], str]] = {"methods": _methods_page, "models": _models_page, "data": data}
     return "\n\n".join(text() for name, text in parts.items() if kind in ("all", name))
-
-
-def _data_page() -> str:
-    return textwrap.fill(f"DATA SETS (--dataset): {', '.join(dataset_dict)}", WIDTH, subsequent_indent="    ")
 
 
 def _methods_page() -> str:

@@ -63,17 +63,9 @@ def modern(dataset: str, unlabelled: bool) -> dict[str, Any]:
     return {k: v for k, v in MODERN.items() if k not in left_out}
 
 
-def flag_spelling(method: str, f: dataclasses.Field[Any]) -> str:
-    return f.metadata.get("flag") or f"--{method}_{f.name}"
-
-
 def own_fields(method: type[Distiller]) -> list[dataclasses.Field[Any]]:
     common = {f.name for f in dataclasses.fields(Distiller.Config)}
     return [f for f in dataclasses.fields(method.Config) if f.name not in common]
-
-
-def spellings(method: type[Distiller]) -> list[tuple[str, ...]]:
-    return [method_flag(method.name, f).names for f in own_fields(method)]
 
 
 def flags_of(method: type[Distiller]) -> list[Flag]:
@@ -114,7 +106,7 @@ def default_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[s
 def parsed_name(method: type[Distiller], name: str) -> str:
     """The parsed name of a Config field."""
     own = {f.name: f for f in own_fields(method)}
-    return flag_spelling(method.name, own[name]).lstrip("-") if name in own else name
+    return method_flag(method.name, own[name]).dest if name in own else name
 
 
 def method_config(

@@ -29,7 +29,6 @@ from helper.options.method_flags import (
     modern,
     own_fields,
     share_of_weight_flag,
-    spellings,
     term_weights,
     weights_from_flag,
 )
@@ -58,7 +57,7 @@ class _Parser(Parser):
     """For a flag of another method, the error names that method."""
 
     def hint(self, token: str) -> str:
-        owners = [m for m in method_dict if any(token in names for names in spellings(method_dict[m]))]
+        owners = [m for m in method_dict if any(token in flag.names for flag in flags_of(method_dict[m]))]
         if owners:
             return f" ({token} belongs to --distill {' and '.join(owners)})"
         return super().hint(token)

@@ -20,14 +20,6 @@ class Writer(Protocol):
     def close(self) -> None: ...
 
 
-class _NoWriter:
-    def scalars(self, values: Mapping[str, float], epoch: int) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
-
-
 class _TensorboardWriter:
     def __init__(self, folder: Path):
         from torch.utils.tensorboard import SummaryWriter
@@ -110,11 +102,11 @@ class _Guarded:
         self.writer.close()
 
 
-def event_writer(backend: str, folder: Path) -> Writer:
-    """backend: tensorboard, tensorboard_logger or none. Old event files are deleted first:
+def event_writer(backend: str, folder: Path) -> Writer | None:
+    """backend: tensorboard, tensorboard_logger or none (None). Old event files are deleted first:
     a killed run may have written more or less than its last state."""
     if backend == "none":
-        return _NoWriter()
+        return None
     try:
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()

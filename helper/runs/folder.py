@@ -45,10 +45,7 @@ class RunConfig(Config):
     trial: str = option("0", "name of this repetition", short="-t", check=plain_word, role=NAMED, metavar="NAME")
     trials: int = option(1, "number of repetitions, numbered from --trial", check=at_least(1, 10**4))
     seed: int | None = option(
-        None,
-        "random seed (default: the trial number, or crc32 of its name)",
-        short="--manual_seed",
-        role=RESULT,
+        None, "random seed (default: the trial number, or crc32 of its name)", short="--manual_seed", role=RESULT
     )
     save_root: str = option("./save", "root folder of runs and teachers", metavar="FOLDER")
     name: str | None = option(

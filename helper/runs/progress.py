@@ -6,50 +6,36 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from core.log import clock, log
 
 
+@dataclass
 class ProgressLine:
     """A bar on a terminal; elsewhere a line every print_freq steps, at most one in ten seconds.
 
     Reading the meter makes the host wait for the device, hence the limit. shown: whether to print at all.
     """
 
-    def __init__(
-        self,
-        epoch: int,
-        epochs: int,
-        steps: int,
-        batch_size: int,
-        print_freq: int,
-        start_step: int = 0,
-        logger: logging.Logger = log,
-        shown: bool = True,
-    ):
-        self.log, self.shown = logger, shown
-        self.epoch, self.epochs, self.steps, self.batch_size, self.print_freq = (
-            epoch,
-            epochs,
-            steps,
-            batch_size,
-            print_freq,
-        )
+    epoch: int
+    epochs: int
+    steps: int
+    batch_size: int
+    print_freq: int
+    start_step: int = 0
+    logger: logging.Logger = log
+    shown: bool = True
+
+    def __post_init__(self) -> None:
         self.started = self.read_at = time.monotonic()
-        self.start_step = start_step
         self.bar: Any = None
-        if shown and sys.stderr.isatty():
+        if self.shown and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(
-                total=steps,
-                initial=start_step,
-                desc=f"Epoch {epoch}/{epochs}",
-                unit="step",
-                leave=False,
-                mininterval=0.5,
-            )
+            title, total, done = f"Epoch {self.epoch}/{self.epochs}", self.steps, self.start_step
+            self.bar = tqdm(total=total, initial=done, desc=title, unit="step", leave=False, mininterval=0.5)
 
     def due(self, step: int) -> bool:
         """Advance the bar; returns whether this step should read the meter."""
@@ -75,7 +61,7 @@ class ProgressLine:
         if self.bar is not None:
             self.bar.set_postfix_str(text)
         else:
-            self.log.info("Epoch: [%d][%d/%d]\t%s", self.epoch, step + 1, self.steps, text)
+            self.logger.info("Epoch: [%d][%d/%d]\t%s", self.epoch, step + 1, self.steps, text)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -33,9 +33,7 @@ class TrackerConfig(Config):
     heading = "experiment tracker"
 
     tracker: str = option(
-        "none",
-        "tracker to report to, in addition to the event files",
-        choices=("none", "wandb", "trackio", "mlflow"),
+        "none", "tracker to report to, in addition to the event files", choices=("none", "wandb", "trackio", "mlflow")
     )
     tracker_project: str = option("retort", "project of the tracker (MLflow: experiment)", metavar="NAME")
     tracker_artifacts: bool = option(False, "upload the best checkpoint to the tracker at the end of the run")

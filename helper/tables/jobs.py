@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from core.files import ROOT, remembered
+from core.packages import needed
 from core.protocols import UserError
 from helper.options.naming import folder_of, published_name
 from helper.options.parse import parse, parse_students
@@ -132,7 +133,9 @@ def plan(pending: Sequence[Want], lanes: int, cache: bool) -> list[Job]:
             dataset = members[0].settings.data.source.dataset
             cached = ["--teacher_cache", str(root / "teacher_cache" / f"{teacher}_{dataset}")]
         for bundle in bundles(members, lanes):
-            jobs.append(as_job(bundle, cached))
+            argv = joined(bundle)
+            assert argv is not None
+            jobs.append(Job((*argv, *cached), tuple(w.folder for w in bundle), tuple(w.label for w in bundle)))
     return jobs
 
 
@@ -197,12 +200,6 @@ def own_flags(flags: str) -> list[str]:
     return out
 
 
-def as_job(bundle: Sequence[Want], cached: Sequence[str]) -> Job:
-    argv = joined(bundle)
-    assert argv is not None
-    return Job((*argv, *cached), tuple(w.folder for w in bundle), tuple(w.label for w in bundle))
-
-
 def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]]) -> int:
     """Run jobs in all slots; returns the number of failed jobs. After Ctrl-C or SIGTERM each training saves first."""
     running: dict[Any, Any] = {}
@@ -244,10 +241,7 @@ def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]
 
 def run_submitit(jobs: Sequence[Job], logs: Path, cluster: str, parameters: Mapping[str, Any], wait: bool) -> int:
     """Hand the jobs to SLURM (or submitit's local executor) as one array; returns the number of failed jobs."""
-    try:
-        import submitit
-    except ImportError as error:
-        raise UserError("--executor slurm needs the package submitit: pip install submitit") from error
+    submitit = needed("submitit", "--executor slurm")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     executor = submitit.AutoExecutor(folder=str(logs / "submitit"), cluster=cluster)
     try:

@@ -42,11 +42,8 @@ class Cell:
 
     def argv(self, trial: int | str = 0) -> list[str]:
         path = [] if self.alone else ["--path_t", TEACHER_PATH.format(self.teacher)]
-        return [*path, *shlex.split(self.flags), *self._common, "--trial", str(trial)]
-
-    @property
-    def _common(self) -> list[str]:
-        return ["--model_s", self.student, "--dataset", self.dataset]
+        student = ["--model_s", self.student, "--dataset", self.dataset, "--trial", str(trial)]
+        return [*path, *shlex.split(self.flags), *student]
 
     def command(self, trial: int | str = 0) -> str:
         return " ".join(["python train_student.py", *self.argv(trial)])

@@ -32,18 +32,8 @@ SHARED = {  # setting of the protocol -> its default, also for runs older than t
 }
 
 # settings that describe_protocol() always names
-SPELLED_OUT = (
-    "dataset",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "lr_decay_epochs",
-    "lr_decay_rate",
-    "schedule",
-    "lr_min",
-    "weight_decay",
-    "precision",
-)
+SPELLED_OUT = {"dataset", "epochs", "batch_size", "learning_rate", "lr_decay_epochs", "lr_decay_rate", "schedule"}
+SPELLED_OUT |= {"lr_min", "weight_decay", "precision"}
 
 CHECKSUMS = {"data": "training data", "test_data": "test data", "teacher": "teacher's weights"}  # in an identity
 NAMELESS = ("folder", "video")  # data sets whose name does not define their content

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from core.option import RESULT, Config, not_negative, option, share
+from core.packages import needed
 from core.protocols import Gradients, Part, UserError
 
 MakeOptimizer = Callable[[Sequence[nn.Parameter], float], Optimizer]  # parameters, lr scale
@@ -133,18 +134,15 @@ def _groups(cfg: OptimConfig, params: Sequence[nn.Parameter], scale: float) -> l
 def _of_timm(cfg: OptimConfig, lr: float) -> MakeOptimizer:
     """An optimiser of timm's factory; UserError if there is none of that name."""
     name = cfg.optimizer.removeprefix(TIMM)
-    try:
-        from timm.optim import create_optimizer_v2, list_optimizers
-    except ImportError as error:
-        raise UserError(f"--optimizer {cfg.optimizer} needs the package timm: pip install timm") from error
-    known = [str(one) for one in list_optimizers()]
+    timm = needed("timm.optim", f"--optimizer {cfg.optimizer}")
+    known = [str(one) for one in timm.list_optimizers()]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3) or known[:8]
         raise UserError(f"--optimizer {cfg.optimizer}: timm has no optimizer {name}: try {', '.join(near)}")
 
     def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
         options: dict[str, Any] = {"lr": lr * scale, "weight_decay": cfg.weight_decay, "momentum": cfg.momentum}
-        return create_optimizer_v2(_groups(cfg, params, scale), opt=name, **options)
+        return timm.create_optimizer_v2(_groups(cfg, params, scale), opt=name, **options)
 
     return make
 

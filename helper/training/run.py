@@ -91,7 +91,7 @@ class TrainingRun:
     training: TrainingConfig
     meta: Mapping[str, Any]
     identity: Mapping[str, Any]
-    open_writer: Callable[[], Writer]
+    open_writer: Callable[[], Writer | None]
     after_epoch: Callable[[], Mapping[str, Any]] = dict
     full_batches: bool = False
     shown: bool = True
@@ -130,9 +130,10 @@ class TrainingRun:
         # the state restores the networks, which hold the results of earlier stages
         self.stage = next(stage for stage in stages if stage.index >= done[0])
         self.writer = self.open_writer()
-        for row in self.reached.rows:
-            final = self.stage.final and row["stage"] == self.stage.index
-            self.writer.scalars(scalars_of(row, final), row["epoch"])
+        if self.writer is not None:
+            for row in self.reached.rows:
+                final = self.stage.final and row["stage"] == self.stage.index
+                self.writer.scalars(scalars_of(row, final), row["epoch"])
         if self.reports is not None:
             self.reports.rows(self.reached.rows)
         if state is not None:

@@ -25,6 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_json
+from core.option import whole
 from core.protocols import UserError
 from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
@@ -33,7 +34,7 @@ from helper.machine.program import run_script
 from models import model_for
 from scripts.bench import measuring
 from scripts.bench.bench_worker import KINDS
-from scripts.bench.measuring import positive, spread, take_turns
+from scripts.bench.measuring import spread, take_turns
 from scripts.bench.usual_way import WEIGHTS
 
 REFERENCE = "kd"  # what a method's overhead is measured against
@@ -367,8 +368,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--switches", nargs="?", const=",".join(SWITCHES), help="speed-up by each setting, or by those listed")
     add(
         "--warm_cache",
-        type=int,
-        action=positive,
+        **whole(1),
         nargs="?",
         const=64,
         metavar="IMAGES",
@@ -400,13 +400,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     add("--baseline", action="store_true", help=f"also train {' and '.join(WEIGHTS)} the usual way, in float32")
     add("--equal_precision", action="store_true", help="also time ours in float32 and the baseline under bf16 autocast")
-    add(
-        "--images",
-        type=int,
-        action=positive,
-        default=50_000,
-        help="number of random training images, without --data_folder",
-    )
+    add("--images", **whole(1), default=50_000, help="number of random training images, without --data_folder")
     add("--data_folder", default=None, help="folder of the real CIFAR-100 (default: random images)", metavar="FOLDER")
     add(
         "--json",

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_json
+from core.option import whole
 from core.protocols import Batch, Progress
 from helper.machine.devices import pick_device
 from helper.machine.program import run_script
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--student", nargs="+", default=["ResNet50", "ResNet18"])
     add("--teacher", default="torchvision:vit_b_16")
-    add("--size", type=int, default=224, action=measuring.positive, help="side of the images")
+    add("--size", **whole(1), default=224, help="side of the images")
     add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     # a multiple of five steps holds the paper's discriminator once
     measuring.add_turns(parser, batch_size=8, steps=5, rounds=3)

@@ -97,8 +97,6 @@ def processor_time() -> float:
 
 
 SECOND = {"wall": "second", "cpu": "second of processor time"}
-
-
 CLOCKS = {"wall": time.perf_counter, "cpu": processor_time}
 
 

@@ -214,10 +214,7 @@ class Cached(Ours):
             CacheConfig(teacher_cache=str(Path(self.folder.name) / "cache")),
             cache_key("random", self.data.checksum, teacher.spec, self.autocast),
             CacheLayout(
-                len(self.data.train_labels),
-                self.data.num_crops,
-                self.data.num_classes,
-                self.autocast or torch.float32,
+                len(self.data.train_labels), self.data.num_crops, self.data.num_classes, self.autocast or torch.float32
             ),
             self.device,
         )

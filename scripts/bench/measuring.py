@@ -31,7 +31,7 @@ from torch import Tensor
 
 from core.files import atomic_write_text
 from core.machine import usable_cores
-from core.option import at_least, checked
+from core.option import whole
 from core.protocols import Batch, ModelSpec, UserError
 from helper.machine.devices import pick_device
 from helper.networks.checkpoint import Checkpoint
@@ -47,7 +47,6 @@ KEPT_BATCHES = 4  # that a turn without the loader goes round
 LOADER_BATCHES = 20
 MATRICES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # sizes whose products measure the machine's rate
 PROFILED_STEPS = 3
-positive = checked(at_least(1))
 
 
 class Subject:
@@ -271,10 +270,10 @@ def serve(text: str, build: Callable[[dict[str, Any]], Any]) -> None:
 def add_turns(parser: argparse.ArgumentParser, batch_size: int, steps: int, rounds: int) -> None:
     """The flags of all benchmarks whose configurations are processes that take turns."""
     add = parser.add_argument
-    add("--batch_size", type=int, default=batch_size, action=positive)
-    add("--steps", type=int, default=steps, action=positive, help="timed steps per turn")
-    add("--rounds", type=int, default=rounds, action=positive, help="turns of every configuration")
-    add("--threads", type=int, default=usable_cores(), action=positive, help="threads of every process")
+    add("--batch_size", **whole(1), default=batch_size)
+    add("--steps", **whole(1), default=steps, help="timed steps per turn")
+    add("--rounds", **whole(1), default=rounds, help="turns of every configuration")
+    add("--threads", **whole(1), default=usable_cores(), help="threads of every process")
     add("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: seconds of the processor, with --threads 1")
     add("--gpu_id", default="0", help="without CUDA, the CPU", metavar="GPUS")
     add("--worker", help=argparse.SUPPRESS)

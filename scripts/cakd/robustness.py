@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,12 +44,18 @@ def noisy(sigma: float) -> Spoil:
     return spoil
 
 
+def spoiled(
+    net: torch.nn.Module, spoil: Spoil, rng: torch.Generator, inputs: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    return {"student": net({k: spoil(x, rng) for k, x in inputs.items()})["logits"]}
+
+
 def columns(sigmas: Sequence[float]) -> dict[str, Spoil]:
     """Heading -> what happens to a batch of images."""
     if any(not 0 < sigma < 10 for sigma in sigmas):
         raise UserError(f"--noise {' '.join(map(str, sigmas))}: standard deviations must be between 0 and 10")
-    spoiled = {f"noise {sigma:g}": noisy(sigma) for sigma in sigmas}
-    return {"clean": lambda x, rng: x, **spoiled, "views": lambda x, rng: multi_view(x, rng, 1.0)}
+    noises = {f"noise {sigma:g}": noisy(sigma) for sigma in sigmas}
+    return {"clean": lambda x, rng: x, **noises, "views": lambda x, rng: multi_view(x, rng, 1.0)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -84,15 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cells = []
         for spoil in kinds.values():
             rng = torch.Generator(device).manual_seed(SEED)
-
-            def predict(
-                inputs: Mapping[str, Tensor],
-                net: torch.nn.Module = net,
-                spoil: Spoil = spoil,
-                rng: torch.Generator = rng,
-            ) -> dict[str, Tensor]:
-                return {"student": net({k: spoil(x, rng) for k, x in inputs.items()})["logits"]}
-
+            predict = partial(spoiled, net, spoil, rng)
             result = evaluate(predict, data.test_loader(500, device=device), device)["student"]
             cells.append(f"{result['acc']:.2f}")
         size = data.shapes[network.spec.input][-1]

@@ -14,6 +14,7 @@ Prints counts by outcome; exit code 1 if a run lost something, differed silently
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import queue
@@ -35,7 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save, atomic_write_text
+from core.files import atomic_save, atomic_write, atomic_write_text
 from helper.networks.checkpoint import load_file
 from scripts.dev.wrong_inputs import BRIEF, Known, Wrong, every
 from tests.support.commands import Commands, Done
@@ -299,15 +300,10 @@ def damages(attack: Attack) -> Iterator[Callable[[], None]]:
     stopped = [(kind, place) for kind in HALVED for place in files_of(attack.half(kind))]
     finished = [(CACHED, place) for place in files_of(attack.root / f"whole {CACHED}") if place.suffix != ".pth"]
     for number in itertools.count():
-        for how in DAMAGE:
-            yield from (partial(attack.damage, kind, place, how, hash_of(number, how)) for kind, place in stopped)
+        for trial, how in enumerate(DAMAGE, 10 * number):
+            yield from (partial(attack.damage, kind, place, how, trial) for kind, place in stopped)
             if number % 3 == 0:
-                here = (partial(attack.damage_finished, k, place, how, hash_of(number, how)) for k, place in finished)
-                yield from here
-
-
-def hash_of(number: int, how: str) -> int:
-    return 10 * number + DAMAGE.index(how)
+                yield from (partial(attack.damage_finished, kind, place, how, trial) for kind, place in finished)
 
 
 def attack_all(attack: Attack, jobs: int, kills: int, damaged: int, inputs: int) -> None:
@@ -359,13 +355,9 @@ def checked_save(state: Any, path: Path) -> None:
 
 def plain_save(state: Any, path: Path) -> None:
     """The same, without a checksum and without the previous content."""
-    import io
-
-    from core import files
-
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    files._replace(path, buffer.getbuffer())
+    atomic_write(buffer.getvalue(), path)
 
 
 def seconds_of(save: Callable[[Any, Path], None], state: Any, root: Path) -> float:

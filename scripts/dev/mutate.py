@@ -23,12 +23,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from core.files import ROOT
 from distiller_zoo import method_dict
 from helper.machine.program import run_script
 from tests.distiller_zoo.mutants import MUTANTS, Mutant
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process that forks may have no threads
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("core", "crd", "dataset", "distiller_zoo", "helper", "models", "tests")
 
 TESTS = (

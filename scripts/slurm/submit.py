@@ -25,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import ROOT
+from core.packages import needed
 from core.protocols import UserError
 from helper.machine.program import run_script
 
@@ -104,10 +105,7 @@ def submit(args: argparse.Namespace) -> list[Any]:
             raise UserError(f"'{shlex.join(command)}' must begin with a script, such as train_student.py")
         if command[0].endswith(".sh") and args.nodes > 1:
             raise UserError(f"{command[0]} starts the processes of one node: leave --nodes out")
-    try:
-        import submitit
-    except ImportError as error:
-        raise UserError("submitting jobs needs the package submitit: pip install submitit") from error
+    submitit = needed("submitit", "submitting jobs")
     try:
         executor = submitit.AutoExecutor(folder=args.logs, cluster=args.cluster)
     except (RuntimeError, ValueError) as error:

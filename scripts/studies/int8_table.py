@@ -21,8 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_text, make_folder
 from core.protocols import DataSet, UserError
-from dataset import dataset_dict
-from helper.deploy.as_trained import add_as_trained, clip_options, dataset_of, options_as_trained
+from helper.deploy.as_trained import add_as_trained, open_as_trained
 from helper.deploy.export import Plain, onnx_function, write_onnx
 from helper.deploy.quantize import accuracy, calibration_samples, evaluation_samples, quantize_onnx
 from helper.machine.program import run_script
@@ -59,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [(label, [Path(file) for file in files]) for label, *files in args.row]
     if bare := [label for label, files in rows if not files]:
         raise UserError(f"--row {bare[0]} has no checkpoint: write --row LABEL FILE")
-    options = options_as_trained(rows[0][1][0], Path(args.data_folder), args.image_size, **clip_options(args))
-    data = dataset_dict[dataset_of(rows[0][1][0], args.dataset)](options)
+    data, _ = open_as_trained(rows[0][1][0], args)
     lines = [
         f"# {args.title}",
         "",

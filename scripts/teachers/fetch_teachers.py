@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_save, atomic_write, read_config, read_json, remember
-from core.option import at_least, checked, positive
+from core.option import checked, positive, whole
+from core.packages import needed
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.networks.checkpoint import num_classes_of, read_checkpoint
@@ -317,10 +318,7 @@ class Fetcher:
                 member.unlink(missing_ok=True)
 
     def from_timm(self, source: Mapping[str, Any], name: str, place: Path) -> None:
-        try:
-            import timm
-        except ImportError as error:
-            raise UserError(f"{name} needs the package timm: pip install timm") from error
+        timm = needed("timm", name)
         try:
             network = timm.create_model(name.removeprefix("timm:"), pretrained=True)
         except Exception as error:  # the hub client raises almost any exception
@@ -357,13 +355,8 @@ def read_sources(path: Path) -> list[dict[str, Any]]:
 def wrong_source(source: Mapping[str, Any]) -> str:
     """What is wrong with an entry, "" if nothing."""
     kind = source.get("kind")
-    for name in (
-        "key",
-        "what",
-        "tried",
-        *(("steps",) if kind == "manual" else ()),
-        *(("url",) if kind == "tar" else ()),
-    ):
+    more = {"manual": ("steps",), "tar": ("url",)}
+    for name in ("key", "what", "tried", *more.get(str(kind), ())):
         if not isinstance(source.get(name), str):
             return f"{name} must be a text"
     if not re.fullmatch(r"\w[\w.-]*", source["key"]) or ".." in source["key"]:
@@ -414,13 +407,7 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
     add("--save_root", type=Path, default=Path("./save"), metavar="FOLDER")
     add("--list", action="store_true", help="list every source, and whether it was reachable when last tried")
     add("--sources", type=Path, default=SOURCES, help="your own list of sources", metavar="FILE")
-    add(
-        "--retries",
-        type=int,
-        action=checked(at_least(0, 100)),
-        default=4,
-        help="further attempts per address (default 4)",
-    )
+    add("--retries", **whole(0, 100), default=4, help="further attempts per address (default 4)")
     add(
         "--timeout",
         type=float,

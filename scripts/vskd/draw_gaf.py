@@ -12,7 +12,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.protocols import UserError
+from core.packages import needed
 from helper.machine.program import run_script
 from models._gaf import KINDS, gaf, paa, to_picture
 
@@ -22,12 +22,8 @@ def plot(series: Tensor, out: Path, title: str, kind: str = "gasf") -> None:
 
     series: [C, L].
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(f"the plot needs the package matplotlib: pip install matplotlib ({error})") from error
     axes = len(series)
-    figure = Figure(figsize=(3 * (axes + 2), 3.2), layout="constrained")
+    figure = needed("matplotlib.figure", "the plot").Figure(figsize=(3 * (axes + 2), 3.2), layout="constrained")
     panels = figure.subplots(1, axes + 2)
     for name, line in zip("xyzuvw"[:axes], series, strict=True):
         panels[0].plot(line.numpy(), label=name, linewidth=1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from core.packages import needed
 from core.protocols import UserError
 from dataset.recordings.actions import ActionData
 from dataset.recordings.pairs import SENSOR, Sample
@@ -23,10 +24,7 @@ def statistics_of(values: np.ndarray) -> np.ndarray:
 
 def extra_trees(data: ActionData, seed: int) -> tuple[float, np.ndarray]:
     """(top-1 in percent on the tested recordings, predicted classes [N])."""
-    try:
-        from sklearn.ensemble import ExtraTreesClassifier
-    except ImportError as error:
-        raise UserError(f"the baseline needs the package scikit-learn: pip install scikit-learn ({error})") from error
+    ensemble = needed("sklearn.ensemble", "the baseline", "scikit-learn")
     if SENSOR not in data.shapes:
         raise UserError("the baseline reads a sensor: choose --modality accel, gyro or inertial")
     modality = data.modality_of[SENSOR]
@@ -34,6 +32,6 @@ def extra_trees(data: ActionData, seed: int) -> tuple[float, np.ndarray]:
     def table(samples: Sequence[Sample]) -> np.ndarray:
         return np.stack([statistics_of(read_sensor(s.files[modality].path, modality)) for s in samples])
 
-    trees = ExtraTreesClassifier(TREES, random_state=seed).fit(table(data.train), data.train_labels.numpy())
+    trees = ensemble.ExtraTreesClassifier(TREES, random_state=seed).fit(table(data.train), data.train_labels.numpy())
     predicted = trees.predict(table(data.test))
     return 100 * float((predicted == data.test_labels.numpy()).mean()), predicted

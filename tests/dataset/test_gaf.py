@@ -79,8 +79,6 @@ def test_picture_keeps_the_axes_apart_and_in_order(series):
     for axis in range(C):
         alone = gramian_field(series[:, axis : axis + 1])[:, 0]
         torch.testing.assert_close(picture[:, axis], alone)
-    assert gramian_field(series, size=17).shape == (B, C, 17, 17)
-    assert gramian_field(series, segments=8, size=24).shape == (B, C, 24, 24)
     assert gramian_field(torch.rand(2, 6, 9)).shape == (2, 6, 9, 9)
 
 
@@ -97,8 +95,8 @@ def test_series_that_are_no_curve(kind):
 
 def test_bf16_does_not_reach_the_field(series):
     with torch.autocast("cpu", torch.bfloat16):
-        low = gramian_field(series.float(), segments=10)
-    torch.testing.assert_close(low, gramian_field(series.float(), segments=10))
+        low = gramian_field(paa(series.float(), 10))
+    torch.testing.assert_close(low, gramian_field(paa(series.float(), 10)))
 
 
 def test_the_command_draws_a_picture(tmp_path, capsys):

@@ -82,7 +82,7 @@ def dali_or_skip(kind):
 def test_both_spellings_and_the_folder_itself_are_found(tree, own_tree):
     for root in (tree.parent, tree, own_tree.parent):
         data = load(root)
-        assert data.classes == CLASSES and len(data.train_labels) == 27 and len(data.test.labels) == 12
+        assert data.classes == CLASSES and len(data.train_labels) == 27 and len(data.val.labels) == 12
     assert data.shapes == {"image": (3, SIZE, SIZE)} and data.num_crops is None
     assert load(tree).checksum == load(own_tree).checksum != load(tree, few_ratio=0.5).checksum
     assert dataset_dict["imagenet"](DataOptions(tree)).shapes["image"] == (3, 224, 224)
@@ -100,7 +100,7 @@ def test_subsets_of_classes(tree):
 
 def test_held_out_and_few(tree):
     data = load(tree, val_fraction=1 / 3)
-    assert data.train_labels.bincount().tolist() == [6] * 3 and data.test.labels.bincount().tolist() == [3] * 3
+    assert data.train_labels.bincount().tolist() == [6] * 3 and data.val.labels.bincount().tolist() == [3] * 3
     assert not set(data.train.paths) & set(data.val.paths) and data.evaluated_on.startswith("held-out")
     assert load(tree, few_ratio=0.34).train_labels.bincount().tolist() == [3] * 3
     with pytest.raises(UserError, match="--few_ratio 0.01 leaves 3 of 3 classes without a training image .*has 9"):
@@ -136,7 +136,7 @@ def test_a_flat_val_is_refused_with_the_command_that_sorts_it(own_tree):
         sort_imagenet_val.main([str(val), "--labels", str(labels_file)])
     labels_file.write_text("\n".join(labels))
     sort_imagenet_val.main([str(val), "--labels", str(labels_file)])
-    assert load(own_tree).test.labels.bincount().tolist() == [VAL] * 3
+    assert load(own_tree).val.labels.bincount().tolist() == [VAL] * 3
 
 
 def write_devkit(path, wnids):
@@ -168,7 +168,7 @@ def test_the_development_kit_sorts_a_flat_val(own_tree, tmp_path, monkeypatch):
     monkeypatch.setitem(known, "devkit", (kit.name, hashlib.md5(kit.read_bytes()).hexdigest()))
     sort_imagenet_val.main([str(val), "--labels", str(kit)])
     assert {p.name: p.parent.name for p in val.glob("*/*")} == colours
-    assert load(own_tree).test.labels.bincount().tolist() == [VAL] * 3
+    assert load(own_tree).val.labels.bincount().tolist() == [VAL] * 3
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -404,7 +404,7 @@ def test_real_photographs(dali):
     if not PHOTOS.is_dir():
         pytest.skip("shared data is absent: imagenette_small")
     data = dataset_dict["imagenet"](data_options(PHOTOS, image_size=64, dali=dali_or_skip(dali)))
-    assert data.num_classes == 10 and len(data.train_labels) == 600 and len(data.test.labels) == 200
+    assert data.num_classes == 10 and len(data.train_labels) == 600 and len(data.val.labels) == 200
     loader = data.train_loader(64, rank=1, world_size=2, **TRAINING)
     batch = next(iter(loader))
     assert len(batch) == 32 and batch.target.tolist() == data.train_labels[batch.index].tolist()

@@ -115,7 +115,7 @@ def test_a_compiler_that_fails_is_an_error_where_it_was_asked_for(monkeypatch):
 def test_a_missing_compiler_is_noticed_before_training():
     import torch._inductor.config as config
 
-    under_test._compiler_fault.cache_clear()
+    under_test.compiler_fault.cache_clear()
     torch._dynamo.reset()
 
     try:
@@ -126,7 +126,7 @@ def test_a_missing_compiler_is_noticed_before_training():
             pick_kernels(KernelConfig(compile="default"), CPU, 10)
         assert len(str(error.value).splitlines()) == 1
     finally:
-        under_test._compiler_fault.cache_clear()
+        under_test.compiler_fault.cache_clear()
 
 
 def test_automatic_choices(monkeypatch):

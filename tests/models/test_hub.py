@@ -155,7 +155,7 @@ def test_a_name_that_is_not_in_the_cache_says_where_it_was_sought(cached, tmp_pa
 
 def test_open_clip_is_asked_for_only_where_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(UserError, match="needs the package open_clip: pip install open_clip_torch"):
+    with pytest.raises(UserError, match="needs the package open_clip_torch: pip install"):
         load_teacher("open_clip:ViT-B-32/openai", None, 10, SHAPES)
     visual = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 6))
     activations = []

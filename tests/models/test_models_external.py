@@ -1,6 +1,5 @@
 """torchvision:NAME and timm:NAME: found taps, own normalisation, errors, and a run on real photographs."""
 
-import builtins
 import json
 import shutil
 import sys
@@ -163,14 +162,7 @@ def test_registry_answers_for_prefixed_names_without_listing_them():
 
 
 def test_absent_timm_is_named(monkeypatch):
-    real = builtins.__import__
-
-    def absent(name, *args, **options):
-        if name == "timm":
-            raise ImportError(name)
-        return real(name, *args, **options)
-
-    monkeypatch.setattr(builtins, "__import__", absent)
+    monkeypatch.setitem(sys.modules, "timm", None)
     external.timm_spec.cache_clear()
     with pytest.raises(UserError, match="timm:resnet18 needs the package timm: pip install timm"):
         model_dict["timm:resnet18"]
