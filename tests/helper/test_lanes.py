@@ -494,7 +494,7 @@ def test_students_of_a_process_share_what_decodes_the_test_set(commands, tmp_pat
     script = (
         "import train_student\n"
         "from helper import session\n"
-        "loaders = lambda entered: {id(one.lane.run.test_loader) for one in entered}\n"
+        "loaders = lambda entered: {id(lane.run.test_loader) for lane, _ in entered}\n"
         "session.fit = lambda entered, *_: print('loaders', len(entered), len(loaders(entered)))\n"
         f"train_student.main({[*argv, '--save_root', str(tmp_path)]})\n"
     )
