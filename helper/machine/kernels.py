@@ -141,9 +141,10 @@ def to_device(net: M, device: torch.device, kernels: Kernels = PLAIN) -> M:
 
 
 def _in_float32(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """Its output, computed in float32 and returned in the dtype of x."""
+    """Its output, computed in float32 and returned in the dtype of x. Its class is looked up at each call: --quantize
+    changes it after to_device()."""
     with torch.autocast(x.device.type, enabled=False):
-        return nn.Conv2d.forward(convolution, x.float()).to(x.dtype)
+        return type(convolution).forward(convolution, x.float()).to(x.dtype)
 
 
 def _is_in_float32(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 
 from core.protocols import UserError
 from core.taps import TappedNet
+from helper.machine.kernels import Kernels, to_device
 from helper.training.fake_quant import RoundingConv2d, int8_input, int8_weight, make_rounding
 from models import load_student, model_dict
 
@@ -62,6 +63,18 @@ def test_layers_round_in_training_alone():
         assert all(0 < gap < 0.1 for gap in gaps.values()) if mode else not any(gaps.values()), gaps
     rounding(batch)["logits"].sum().backward()
     assert all(p.grad is not None for p in rounding.parameters())
+
+
+def test_depthwise_layers_round_also_in_float32():
+    """A CPU keeps them in float32, which must not skip the rounding."""
+    spec, batch, logits = model_dict["MobileNetV2"], {"image": IMAGES[:4]}, []
+    for fp32 in (False, True):
+        torch.manual_seed(0)
+        net = TappedNet(spec(num_classes=10), spec)
+        net = to_device(net, torch.device("cpu"), Kernels(depthwise_fp32=fp32))
+        make_rounding([net.model])
+        logits.append(net.train()(batch)["logits"])
+    assert torch.equal(*logits)
 
 
 @pytest.fixture(scope="module")
