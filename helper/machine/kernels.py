@@ -126,7 +126,8 @@ def pick_kernels(
 def to_device(net: M, device: torch.device, kernels: Kernels = PLAIN) -> M:
     """The network on the device, with the weights in the memory order of the images: channels_last, or else contiguous.
 
-    kernels.depthwise_fp32: autocast leaves depthwise convolutions in float32, in which oneDNN is faster.
+    kernels.depthwise_fp32: where gradients are needed, autocast leaves depthwise convolutions in float32: oneDNN is
+    faster there.
     """
     net.to(device)
     if kernels.depthwise_fp32:
@@ -141,14 +142,15 @@ def to_device(net: M, device: torch.device, kernels: Kernels = PLAIN) -> M:
 
 
 def _in_float32(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """Its output, computed in float32 and returned in the dtype of x. Its class is looked up at each call: --quantize
-    changes it after to_device()."""
+    """Its output: without gradients as ever, else computed in float32 and returned in the dtype of x.
+
+    Its class is looked up at each call: --quantize changes it after to_device().
+    """
+    forward = type(convolution).forward
+    if not torch.is_grad_enabled():
+        return forward(convolution, x)
     with torch.autocast(x.device.type, enabled=False):
-        return type(convolution).forward(convolution, x.float()).to(x.dtype)
-
-
-def _is_in_float32(module: nn.Module) -> bool:
-    return isinstance(module.forward, functools.partial) and module.forward.func is _in_float32
+        return forward(convolution, x.float()).to(x.dtype)
 
 
 def _contiguous_inputs(net: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor]]:
@@ -256,7 +258,7 @@ def with_cast_weights(net: TappedNet, inputs: Mapping[str, Tensor], dtype: torch
     """
     cast = private_copy(net)
     for module in cast.model.modules():
-        if type(module) in EXACT_CASTS and not _is_in_float32(module):  # a subclass may use its weights in another way
+        if type(module) in EXACT_CASTS:  # a subclass may use its weights in another way
             module.to(dtype)
     try:
         return cast if _agree(net(inputs), cast(inputs), 0) else net
