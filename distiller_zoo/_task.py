@@ -148,6 +148,17 @@ def full_precision(features: Features) -> Features:
     return {k: cast.get(id(v), v) for k, v in features.items()}
 
 
+def with_ordered_gradients(features: Features) -> Features:
+    """The same features; the gradient of a map in channels_last memory arrives in that order, too.
+
+    Some losses return it in another order (adaptive pooling does), in which a CPU's batch norm takes ten times as long.
+    """
+    for x in {id(v): v for v in features.values() if v.ndim == 4 and v.requires_grad}.values():
+        if x.is_contiguous(memory_format=torch.channels_last):
+            x.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+    return features
+
+
 @contextmanager
 def thawed(params: Sequence[nn.Parameter]) -> Iterator[None]:
     for p in params:
@@ -230,7 +241,7 @@ class Objective:
         """Features of student and teacher, projected and in float32."""
         t = self.teacher.features(batch, self.taps) if self.teacher is not None else {}
         s, t = self.forward(len(batch), batch.inputs, t)
-        return full_precision(s), full_precision(t)
+        return with_ordered_gradients(full_precision(s)), full_precision(t)
 
     def __call__(self, batch: Batch, progress: Progress, weights: Mapping[str, float]) -> Computed:
         """The loss of one (micro-)batch prepared by the method; steps the isolated phases."""

@@ -12,7 +12,7 @@ from core.protocols import ModelSpec, Progress, Tap, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo import method_dict, published_names
 from distiller_zoo._heads import WithHeads
-from distiller_zoo._task import chain_of, union_of_needs
+from distiller_zoo._task import chain_of, union_of_needs, with_ordered_gradients
 from distiller_zoo.base import OWN_LOGITS
 from helper.deploy.cost import macs
 from helper.options.method_flags import own_fields
@@ -245,3 +245,19 @@ def test_a_replaced_classifier_costs_no_macs():
     bare, deployed = (macs(net, data.shapes, device) for net in (step.student, step.deployed()))
     assert deployed == bare - 64 * CLASSES + projector + 64 * CLASSES
     assert step.student(data.batch().inputs)["logits"].shape == (B, CLASSES)  # the classifier is as it was
+
+
+def test_gradients_arrive_in_the_memory_order_of_their_maps():
+    """The loss reads the map in the other order, as adaptive pooling may."""
+    torch.manual_seed(0)
+    weights, last = torch.rand(2, 4, 8, 8), torch.channels_last
+    found = []
+    for ordered in (False, True):
+        x = torch.rand(2, 4, 8, 8).to(memory_format=last).requires_grad_()
+        y = x.clone()
+        features = {"stage1": y, "same": y, "logits": x.sum((2, 3))}
+        assert not ordered or with_ordered_gradients(features) == features
+        y.register_hook(found.append)
+        (features["same"].contiguous() * weights).sum().backward()
+    assert [g.is_contiguous(memory_format=last) for g in found] == [False, True]
+    assert torch.equal(*found)
