@@ -148,6 +148,11 @@ def full_precision(features: Features) -> Features:
     return {k: cast.get(id(v), v) for k, v in features.items()}
 
 
+def _channels_last(gradient: Tensor | None) -> Tensor | None:
+    """None: what a compiled loss leaves out."""
+    return None if gradient is None else gradient.contiguous(memory_format=torch.channels_last)
+
+
 def with_ordered_gradients(features: Features) -> Features:
     """The same features; the gradient of a map in channels_last memory arrives in that order, too.
 
@@ -155,7 +160,7 @@ def with_ordered_gradients(features: Features) -> Features:
     """
     for x in {id(v): v for v in features.values() if v.ndim == 4 and v.requires_grad}.values():
         if x.is_contiguous(memory_format=torch.channels_last):
-            x.register_hook(lambda gradient: gradient.contiguous(memory_format=torch.channels_last))
+            x.register_hook(_channels_last)
     return features
 
 

@@ -139,6 +139,8 @@ def reduced(argv, fixtures, teacher, student):
     out += [*data, "--data_folder", fixtures[data], network, SMALL[student][0]]
     if "--path_t" in out:
         out += ["--path_t", fixtures[teacher], "--model_t", SMALL[teacher][0], "--skip_validation"]
+    if "--train_list" in out:
+        out += ["--train_list", fixtures[CLIPS] / "train.txt", "--test_list", fixtures[CLIPS] / "test.txt"]
     if "--cakd_variant" in out:  # whose discriminator wants attention maps of 24 x 24 at least
         out += ["--image_size", "20"]
     return [*out, "--trials", "1"] if "--trials" in out else out
@@ -199,7 +201,7 @@ ARGUMENTS |= {f"hsakd/{name}.sh": (".",) for name in ("same_style", "different_s
 ARGUMENTS |= {f"hsakd/online_{data}.sh": (".",) for data in ("cifar", "imagenet")}
 ARGUMENTS |= {f"cifar100/{name}_study.sh": ("T.pth", "DATA", "SAVE", "1") for name in ("short", "zoo", "scaled")}
 MARKS = {"aux_dpcd": "aux_dpcd", "_aux": "aux", "trn_": "trn", "tsm_": "tsm", "tsn_": "tsn", "_gaf": "sensor"}
-MARKS |= {"sensor_": "sensor", "vit": "vit", "swin": "vit"}
+MARKS |= {"sensor_": "sensor", "vit": "vit", "swin": "vit", "trn:": "trn", "tsm:": "tsm", "tsn:": "tsn"}
 
 
 def kind_of_network(name):
@@ -237,7 +239,12 @@ def teachers_of(settings):
     """The architecture of every file that teaches: as told, else as the file is named, else of the student's kind."""
     given = settings.as_dict().get("model_t")
     named = [re.match(r"(.+)_(?:best|last)\.pth$", Path(path).name) for path in settings.teacher.path_t]
-    likely = {"aux": "wrn_40_2_aux", "aux_dpcd": "wrn_40_2_aux_dpcd", "sensor": "trn_bninception"}
+    likely = {
+        "aux": "wrn_40_2_aux",
+        "aux_dpcd": "wrn_40_2_aux_dpcd",
+        "sensor": "trn_bninception",
+        "tsm": "tsm:resnet50",
+    }
     like = likely.get(kind_of_network(settings.model), "resnet32x4")
     like = "vit_tiny_cifar" if settings.teacher.path_t == ["VIT.pth"] else like
     return [given or (found[1] if found and found[1] in model_dict.table else like) for found in named]
@@ -265,7 +272,11 @@ def tried(call, plugin, fixtures, cifar):
         for registry in (method_dict, model_dict):  # what a plugin adds is forgotten
             patch.setattr(registry, "table", dict(registry.table))
         settings = parse_students(argv, teacher=program == "train_teacher.py")[0][0]
-    if settings.data.source.dataset == "cifar100":
+    if settings.data.source.dataset == "unlabelled":  # tested on digits by a vote of neighbours
+        paths = ["--data_folder", "pictures", "--eval_probe", "digits", "--path_t", fixtures["plain"]]
+        sizes = ["--image_size", "16", "--teacher_image_size", "20", "--batch_size", "8"]
+        argv = [*without({"--eval_probe_folder"}, argv), *paths, "--model_t", "resnet8", "--model_s", "resnet8", *sizes]
+    elif settings.data.source.dataset == "cifar100":
         argv = on_noise(argv, settings, cifar)
     else:
         teacher = kind_of_network(teachers_of(settings)[0]) if settings.as_dict().get("path_t") else None
@@ -284,6 +295,7 @@ def known():
 @pytest.mark.parametrize("source", sources())
 def test_every_command_trains(source, interpreter, fixtures, cifar, known, commands, tmp_path):
     (tmp_path / "plugin.py").write_text(re.findall(r"^```python\n(.*?)^```", README, re.S | re.M)[0])
+    image_sets.folder(tmp_path / "pictures")
     failed = []
     for call in calls_of(source, interpreter):
         program, *argv = tried(call, tmp_path / "plugin.py", fixtures, cifar)

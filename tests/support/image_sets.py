@@ -62,3 +62,10 @@ def cifar100(folder: Path) -> Path:
     labels = {f"{part}_labels": np.arange(n) % 100 for part, n in sizes.items()}
     np.savez(folder / "cifar100.npz", **images, **labels, classes=[f"class{i}" for i in range(100)])
     return folder
+
+
+def folder(path: Path) -> None:
+    """16 images of noise without labels."""
+    path.mkdir()
+    for i, image in enumerate(pixels(16, 32, np.random.default_rng(0), np.zeros(16))):
+        Image.fromarray(image).save(path / f"{i}.png")
