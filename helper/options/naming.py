@@ -32,7 +32,7 @@ def run_name(settings: Settings, teacher: str | None) -> str:
     if dali and "dali" not in settings.without_effect:
         name += f"_dali{colon}{dali}"
     for key, value in settings.off_default().items():
-        name += f"_{key}{colon}{','.join(map(str, value)) if isinstance(value, list) else value}"
+        name += f"_{key}{colon}{','.join(map(str, value)) if isinstance(value, list | tuple) else value}"
     name = name.replace("/", "-")
     if len(name.encode()) > LONGEST_NAME:
         digest = hashlib.sha256(name.encode()).hexdigest()[:12]

@@ -274,6 +274,8 @@ def names_of(*commands: str) -> list[str]:
 
 
 def test_settings_off_their_default_stand_in_the_name():
+    (name,) = names_of("--path_t T.pth --model_s resnet8 --distill sdd --sdd_scales 1 2 4 --lr_decay_epochs 2,3")
+    assert name.endswith("_sdd_scales:1,2,4") and "_lr_decay_epochs:2,3" in name
     plain = "S:resnet8x4_T:resnet32x4_cifar100_simkd_r:0.0_a:0.0_b:1.0_0"
     factor, same, seed, long, wide = names_of(
         "--distill simkd -f 4",
