@@ -120,7 +120,8 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
             loop.batch_size // distributed.world_size(),
         )
     steps = min(len(loader), loop.max_steps or len(loader)) * settings.training.schedule.epochs
-    kernels, notices = pick_kernels(settings.machine.kernels, device, steps, settings.teacher.fold_teacher)
+    live = teacher is not None and not settings.cache
+    kernels, notices = pick_kernels(settings.machine.kernels, device, steps, settings.teacher.fold_teacher, live)
     for notice in notices:
         log.info(notice)
     hardware = Hardware(device, autocast, kernels)

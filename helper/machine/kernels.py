@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import ctypes
 import functools
+import logging
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from core.taps import TappedNet, without_taps
 M = TypeVar("M", bound=nn.Module)
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PARTS = ("student", "teacher", "loss")
-LONG_RUN = 5000  # from this many steps on, compiling (a minute or two) saves time on a GPU
+LONG_RUN = {"cuda": 5000, "cpu": 1000}  # from this many steps on, compiling saves time; it takes up to two minutes
 EXACT_CASTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # layers whose weights autocast casts in every call
 
 
@@ -37,7 +39,7 @@ class KernelConfig(Config):
 
     compile: str = option(
         "auto",
-        "mode of torch.compile; auto: default for long runs on CUDA, none elsewhere (see docs/speed.md)",
+        "mode of torch.compile; auto: default in long runs on CUDA and a CPU (see docs/speed.md)",
         choices=("auto", "none", *MODES),
     )
     compile_parts: list[str] | None = option(
@@ -52,7 +54,11 @@ class KernelConfig(Config):
     )
 
     def idle(self, around: Around) -> dict[str, str]:
-        return {"compile_parts": "nothing is compiled"} if self.compile == "none" else {}
+        if self.compile == "none":
+            return {"compile_parts": "nothing is compiled"}
+        if around.on_cpu and around.alone and self.compile_parts is None:
+            return {"compile": "on a CPU, --compile_parts student compiles the student"}
+        return {}
 
 
 @dataclass(frozen=True)
@@ -91,17 +97,20 @@ class Hardware:
 
 
 def pick_kernels(
-    cfg: KernelConfig, device: torch.device, steps: int, fold_teacher: bool = False
+    cfg: KernelConfig, device: torch.device, steps: int, fold_teacher: bool = False, live_teacher: bool = True
 ) -> tuple[Kernels, list[str]]:
     """(kernels, notices) of the settings.
 
-    steps: of the whole run. auto: channels_last and the fused optimiser everywhere; torch.compile on CUDA, in runs of
-    sufficient length; depthwise convolutions in float32 on a CPU. UserError if a requested compiler does not work.
+    steps: of the whole run. live_teacher: a teacher runs in the steps, not behind a cache. auto: channels_last and the
+    fused optimiser everywhere; torch.compile in runs of sufficient length, on a CPU of a live teacher; depthwise
+    convolutions in float32 on a CPU. UserError if a requested compiler does not work.
     """
     asked, notices = cfg.compile, []
+    parts = tuple(cfg.compile_parts or (PARTS if device.type == "cuda" else ("teacher",)))
     mode = None if asked == "none" else asked
     if asked == "auto":
-        mode = "default" if device.type == "cuda" and steps >= LONG_RUN else None
+        worthwhile = steps >= LONG_RUN.get(device.type, math.inf) and (live_teacher or parts != ("teacher",))
+        mode = "default" if worthwhile else None
     if mode is not None and (reason := compiler_fault(device)) is not None:
         if asked != "auto":
             raise UserError(
@@ -110,7 +119,6 @@ def pick_kernels(
             )
         notices.append(f"nothing is compiled: torch.compile does not work on this machine ({reason})")
         mode = None
-    parts = tuple(cfg.compile_parts or (PARTS if device.type == "cuda" else ("teacher",)))
     kernels = Kernels(
         mode,
         parts if mode else (),
@@ -164,6 +172,7 @@ def _twice(x: Tensor) -> Tensor:
 @functools.cache
 def compiler_fault(device: torch.device) -> str | None:
     """Why torch.compile fails on a device, in a few words; None if it works. Compiles two operations as a test."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
     try:
         with torch.no_grad():
             torch.compile(_twice, dynamic=False)(torch.ones(8, device=device))

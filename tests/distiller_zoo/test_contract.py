@@ -120,7 +120,7 @@ def test_phase_runs_every_nth_step():
 
 
 class CachedTeacher:
-    """What the teacher cache will be: features by (index, crop), and a live teacher for the views not yet seen."""
+    """A cache in memory: features by (index, crop), and a live teacher for the views not yet seen."""
 
     def __init__(self, live):
         self.live, self.spec, self.store, self.forwards = live, live.spec, {}, 0

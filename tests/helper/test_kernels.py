@@ -132,7 +132,11 @@ def test_a_missing_compiler_is_noticed_before_training():
 def test_automatic_choices(monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(under_test, "compiler_fault", lambda device: None)
-    assert pick_kernels(FLAGS, CPU, 10**6) == (Kernels(strict=False, depthwise_fp32=True), [])
+    plain = Kernels(strict=False, depthwise_fp32=True)
+    assert pick_kernels(FLAGS, CPU, 999)[0] == pick_kernels(FLAGS, CPU, 10**6, live_teacher=False)[0] == plain
+    assert pick_kernels(FLAGS, CPU, 1000) == (dataclasses.replace(plain, compile="default", parts=("teacher",)), [])
+    assert pick_kernels(KernelConfig(compile_parts=["student"]), CPU, 1000, live_teacher=False)[0].parts == ("student",)
+    assert pick_kernels(FLAGS, torch.device("mps"), 10**6)[0].compile is None
     assert pick_kernels(FLAGS, cuda, 10**6)[0] == Kernels("default", PARTS, strict=False)
     assert pick_kernels(FLAGS, cuda, 10)[0].compile is None
     monkeypatch.setattr(under_test, "compiler_fault", lambda device: "no ptxas")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from core import machine
-from core.protocols import UserError
+from core.protocols import Batch, TeacherSource, UserError
 from core.taps import TappedNet
 from helper.machine import lane_memory
 from helper.networks import teacher_cache as under_test
@@ -179,7 +179,7 @@ def test_weights_by_name_reach_their_lane():
 # ---- the cache itself
 
 
-class Counting:
+class Counting(TeacherSource):
     """A live teacher that counts the samples it is asked for."""
 
     spec = dataclasses.replace(cnn(4), mean=None, std=None)
@@ -214,7 +214,6 @@ def cache(
 
 
 def batch_of(index, crop):
-    from core.protocols import Batch
 
     index, crop = torch.tensor(index), torch.tensor(crop)
     image = torch.stack([torch.full((1, 4, 4), float(i * Q + c)) for i, c in zip(index, crop, strict=True)])
