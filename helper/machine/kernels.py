@@ -13,6 +13,7 @@ import functools
 import logging
 import math
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -182,7 +183,8 @@ def compiler_fault(device: torch.device) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".:")
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return textwrap.shorten(line.rstrip(".:"), 160, placeholder=" ...")
 
 
 class Compiled:
