@@ -37,7 +37,7 @@ from helper.deploy.as_trained import (
 )
 from helper.deploy.checkpoint_page import Seen, page
 from helper.deploy.cost import deployed_count, macs
-from helper.deploy.export import load_classifier
+from helper.deploy.predictor import open_predictor
 from helper.evaluation.evaluate import evaluate_views, near_chance
 from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast
@@ -168,7 +168,8 @@ def main(argv=None):
             raise UserError(f"--file is read by one process: leave {', '.join(given)} out")
         if args.report is not None:
             raise UserError("--report needs a test set, but --file names one recording: leave one of them out")
-        for action, probability in load_classifier(args.path, args.model).predict(args.file)[:3]:
+        (found,) = open_predictor(args.path, args.model)([args.file], 3)
+        for action, probability in found.top:
             log.info("%s  %.1f %%", action, 100 * probability)
         return
     named, args.gpu_id = args.gpu_id is not None, "0" if args.gpu_id is None else args.gpu_id

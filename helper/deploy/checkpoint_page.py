@@ -65,10 +65,10 @@ class Seen:
         """(position in the test set, input), the most confident mistake first."""
         return [(-place, x) for _, place, x in sorted(self._worst, key=lambda item: item[:2], reverse=True)]
 
-    def confusion(self) -> Tensor:
-        """[K, K] counts, rows true and columns predicted."""
-        k = self.logits.shape[1]
-        return torch.bincount(self.labels * k + self.logits.argmax(1), minlength=k * k).view(k, k)
+
+def confusion_matrix(labels: Tensor, predicted: Tensor, k: int) -> Tensor:
+    """[K, K] counts, rows true and columns predicted."""
+    return torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
 
 
 def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[tuple[str, int, float, float]]:
@@ -111,8 +111,9 @@ def image_html(figure: Any, what: str) -> str:
 
 def page(seen: Seen, classes: Sequence[str], title: str, source: str) -> str:
     """One self-contained HTML file. source: the checkpoint and the settings of its evaluation."""
-    logits, labels, confusion = seen.logits, seen.labels, seen.confusion()
+    logits, labels = seen.logits, seen.labels
     p, predicted = logits.softmax(1).max(1)
+    confusion = confusion_matrix(labels, predicted, len(classes))
     accuracy = 100 * float((predicted == labels).double().mean())
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(4, 3.6))

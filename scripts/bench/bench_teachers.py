@@ -32,7 +32,7 @@ TARGET = 1.1
 
 
 class Taught(Ours):
-    """The teacher has no classifier and resizes images. Its weights are in a file, whose checksum the cache asks for."""
+    """The teacher has no classifier and resizes images. Its weights are in a file, as a cache reads the checksum."""
 
     def open_teacher(self, request: dict[str, Any]) -> Network:
         random = measuring.random_network(model_dict[request["teacher"]], 1, Path(request["folder"], "teacher.pth"))
