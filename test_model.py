@@ -33,7 +33,7 @@ from helper.deploy.as_trained import (
     add_network,
     clip_settings_notice,
     dataset_of,
-    options_as_trained,
+    options_asked,
 )
 from helper.deploy.checkpoint_page import Seen, page
 from helper.deploy.cost import deployed_count, macs
@@ -48,23 +48,6 @@ from helper.networks.classes import matched
 from helper.networks.load import evaluation_notice, load_network, with_normalisation
 from helper.options.old_flags import Parser
 from helper.options.plugins import load_plugins
-
-
-def options_of(args):
-    return options_as_trained(
-        args.path,
-        Path(args.data_folder),
-        args.image_size,
-        modality=args.modality,
-        data_split=args.data_split,
-        val_fraction=args.val_fraction,
-        classes_subset=args.classes_subset,
-        val_dir=args.val_dir,
-        clip_cache=args.clip_cache,
-        skip_corrupt=args.skip_corrupt,
-        **{f.dest: getattr(args, f.dest) for f in AS_TRAINED},
-        num_workers=min(-(-args.num_workers // machine.local_world_size()), usable_cores()),
-    )
 
 
 def launch_flags(args):
@@ -203,7 +186,8 @@ def report(args, device):
     if (given := launch_flags(args)) and distributed.world_size() == 1:
         log.info("without effect here: %s (one process)", ", ".join(given))
     args.dataset = dataset_of(args.path, args.dataset)
-    options = options_of(args)
+    workers = min(-(-args.num_workers // machine.local_world_size()), usable_cores())
+    options = options_asked(args.path, args, num_workers=workers)
     data = distributed.main_first(lambda: dataset_dict[args.dataset](options))
     for note in data.notes:
         log.info(note)

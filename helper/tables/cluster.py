@@ -17,10 +17,13 @@ from core.protocols import UserError
 
 
 class Run:
-    """One command in every task of a job: torchrun over the job's nodes, or the bare script for a single process."""
+    """One command in every task of a job: torchrun over the job's nodes, or the bare script for a single process.
 
-    def __init__(self, command: Sequence[str], nodes: int = 1, processes: int = 1):
-        self.command, self.nodes, self.processes = list(command), nodes, processes
+    folder: what relative paths of the command refer to.
+    """
+
+    def __init__(self, command: Sequence[str], nodes: int = 1, processes: int = 1, folder: Path = ROOT):
+        self.command, self.nodes, self.processes, self.folder = list(command), nodes, processes, folder
         self.child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -49,7 +52,7 @@ class Run:
             env = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
             if self.is_shell:
                 env["GPUS"] = ",".join(map(str, range(self.processes)))
-            self.child = subprocess.Popen(self.torchrun(), cwd=ROOT, env=env)
+            self.child = subprocess.Popen(self.torchrun(), cwd=self.folder, env=env)
             code = self.child.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -68,7 +71,7 @@ class Run:
         if self.child is not None and self.child.poll() is None:
             self.child.terminate()
             self.child.wait()
-        return submitit.helpers.DelayedSubmission(Run(self.command, self.nodes, self.processes))
+        return submitit.helpers.DelayedSubmission(Run(self.command, self.nodes, self.processes, self.folder))
 
 
 def submit(runs: Sequence[Run], folder: Path | str, cluster: str | None, wait: bool, **parameters: Any) -> list[str]:
