@@ -72,18 +72,21 @@ def write_onnx(model: Plain, example: Tensor, out: Path, metadata: Mapping[str, 
     onnx.save_model(graph, str(out))
 
 
-def onnx_session(path: Path) -> Any:
-    """An onnxruntime session on one thread."""
+def onnx_session(path: Path, fused: bool = True) -> Any:
+    """An onnxruntime session on one thread. fused: False computes an int8 graph in float32."""
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
+    if not fused:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def onnx_function(path: Path) -> Callable[[Tensor], Tensor]:
+def onnx_function(path: Path, fused: bool = True) -> Callable[[Tensor], Tensor]:
     """The graph as a function of a batch, on one thread."""
-    session = onnx_session(path)
-    return lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+    session = onnx_session(path, fused)
+    entry = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {entry: x.numpy()})[0])
 
 
 def latency(run: Any, repetitions: int = 30) -> float:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -183,18 +184,6 @@ def peak_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def private_memory(pids: Iterable[int]) -> float | None:
-    """MB that processes hold for themselves alone (Linux); None where the kernel does not say."""
-    total = 0
-    try:
-        for pid in pids:
-            with open(f"/proc/{pid}/smaps_rollup") as file:
-                total += sum(int(line.split()[1]) for line in file if line.startswith("Private"))
-    except OSError:
-        return None
-    return total / 1024
-
-
 def turn(subject: Any, warmup: int, steps: int, light: bool, floor: bool) -> dict[str, Any]:
     """Seconds per step with and without the loader, and of the loader alone; memory so far.
 
@@ -203,8 +192,8 @@ def turn(subject: Any, warmup: int, steps: int, light: bool, floor: bool) -> dic
     device, batches = subject.device, subject.batches()
     out: dict[str, Any] = {"step_s": subject.average(timed(subject.step, batches, warmup, steps, device))}
     if not light:
-        children = [p.pid for p in multiprocessing.active_children()]
-        out["loader_processes_mb"] = private_memory(children) if children else 0.0
+        workers = [psutil.Process(p.pid) for p in multiprocessing.active_children()]
+        out["loader_processes_mb"] = sum(w.memory_full_info().uss for w in workers) / 2**20  # theirs alone
         out["loader_s"] = subject.average(timed(lambda batch: None, batches, warmup, LOADER_BATCHES, device))
         kept = [next(batches) for _ in range(KEPT_BATCHES)]
         del batches
