@@ -33,11 +33,11 @@ from helper.deploy.as_trained import (
     add_network,
     clip_settings_notice,
     dataset_of,
-    options_as_trained,
+    options_asked,
 )
 from helper.deploy.checkpoint_page import Seen, page
 from helper.deploy.cost import deployed_count, macs
-from helper.deploy.export import load_classifier
+from helper.deploy.predictor import open_predictor
 from helper.evaluation.evaluate import evaluate_views, near_chance
 from helper.machine import distributed
 from helper.machine.devices import own_device, pick_autocast
@@ -48,23 +48,6 @@ from helper.networks.classes import matched
 from helper.networks.load import evaluation_notice, load_network, with_normalisation
 from helper.options.old_flags import Parser
 from helper.options.plugins import load_plugins
-
-
-def options_of(args):
-    return options_as_trained(
-        args.path,
-        Path(args.data_folder),
-        args.image_size,
-        modality=args.modality,
-        data_split=args.data_split,
-        val_fraction=args.val_fraction,
-        classes_subset=args.classes_subset,
-        val_dir=args.val_dir,
-        clip_cache=args.clip_cache,
-        skip_corrupt=args.skip_corrupt,
-        **{f.dest: getattr(args, f.dest) for f in AS_TRAINED},
-        num_workers=min(-(-args.num_workers // machine.local_world_size()), usable_cores()),
-    )
 
 
 def launch_flags(args):
@@ -168,7 +151,8 @@ def main(argv=None):
             raise UserError(f"--file is read by one process: leave {', '.join(given)} out")
         if args.report is not None:
             raise UserError("--report needs a test set, but --file names one recording: leave one of them out")
-        for action, probability in load_classifier(args.path, args.model).predict(args.file)[:3]:
+        (found,) = open_predictor(args.path, args.model)([args.file], 3)
+        for action, probability in found.top:
             log.info("%s  %.1f %%", action, 100 * probability)
         return
     named, args.gpu_id = args.gpu_id is not None, "0" if args.gpu_id is None else args.gpu_id
@@ -202,7 +186,8 @@ def report(args, device):
     if (given := launch_flags(args)) and distributed.world_size() == 1:
         log.info("without effect here: %s (one process)", ", ".join(given))
     args.dataset = dataset_of(args.path, args.dataset)
-    options = options_of(args)
+    workers = min(-(-args.num_workers // machine.local_world_size()), usable_cores())
+    options = options_asked(args.path, args, num_workers=workers)
     data = distributed.main_first(lambda: dataset_dict[args.dataset](options))
     for note in data.notes:
         log.info(note)

@@ -14,15 +14,41 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text
 from core.option import whole
 from helper.deploy.as_trained import add_network
-from helper.deploy.export import MEASURED, export_onnx, load_classifier, onnx_function, report
+from helper.deploy.cost import deployed_count, macs
+from helper.deploy.export import Plain, latency, onnx_function, onnx_metadata, write_onnx
+from helper.deploy.predictor import open_predictor
+from helper.deploy.student import Student, load_student
 from helper.machine.program import run_script
 from helper.runs.folder import environment, file_name
 from helper.tables.writers import as_markdown
+
+MEASURED = "One sample, float32, milliseconds of the processor on one thread, median of {} calls"  # by latency()
+
+
+@torch.no_grad()
+def exported(student: Student, folder: Path, repetitions: int = 30) -> tuple[Path, dict[str, float | str]]:
+    """Write the whole network, including the Gramian field, as an ONNX graph; (its file, a row of the report)."""
+    reads, target = student.format, folder / f"{file_name(student.name)}.onnx"
+    write_onnx(
+        Plain(student.net).eval(), torch.randn(2, *reads.shape), target, onnx_metadata(student.classes or (), reads)
+    )
+    x, graph = torch.randn(1, *reads.shape), onnx_function(target)
+    return target, {
+        "network": student.name,
+        "reads": f"{reads.modality or reads.kind} {'x'.join(map(str, reads.shape))}",
+        "parameters (M)": deployed_count(student.net.model) / 1e6,
+        "MACs (M)": macs(student.net, {reads.kind: reads.shape}, torch.device("cpu")) / 1e6,
+        "torch (ms)": latency(lambda: student(x), repetitions),
+        "file (MB)": target.stat().st_size / 1e6,
+        "onnxruntime (ms)": latency(lambda: graph(x), repetitions),
+    }
 
 
 def as_table(rows: Sequence[dict[str, float | str]]) -> str:
@@ -41,13 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     rows = []
     for path in args.path:
-        classifier = load_classifier(path, args.model)
-        target = args.out / f"{file_name(classifier.network.spec.name)}.onnx"
-        export_onnx(classifier, target)
-        rows.append(report(classifier, target, args.repetitions))
+        student = load_student(path, args.model, flag="--model")
+        target, row = exported(student, args.out, args.repetitions)
+        rows.append(row)
         if args.file is not None:
-            logits = onnx_function(target)(classifier.read(args.file))
-            print(f"{args.file.name}: {classifier.classes[int(logits.argmax())]}")
+            (found,) = open_predictor(target)([args.file], 1)
+            print(f"{args.file.name}: {found.top[0][0]}")
     cpu = environment()["cpu"]
     text = f"{as_table(rows)}\n\n{MEASURED.format(args.repetitions)}; {cpu}.\n"
     print(text)

@@ -36,7 +36,7 @@ from core.protocols import DataSet, UserError
 from dataset.single_file import InputFormat
 from helper.deploy.as_trained import add_as_trained, add_network, clip_settings_notice, open_as_trained
 from helper.deploy.cost import deployed_count, macs
-from helper.deploy.export import Plain, exported_program, latency, onnx_function, write_onnx
+from helper.deploy.export import Plain, exported_program, latency, onnx_function, onnx_metadata, write_onnx
 from helper.deploy.quantize import (
     INT8_PROGRAM,
     Measured,
@@ -262,6 +262,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     example = x[:2].clone()  # a view would bring all of x into the file
     with torch.no_grad():
         expected = whole(x)
+    reads = InputFormat.of(spec.input, tuple(x.shape[1:]), {"dataset": data.name, **meta})
     config = {
         "architecture": spec.name,
         "method": meta.get("method"),
@@ -271,7 +272,7 @@ def export(args: argparse.Namespace) -> dict[str, float]:
         "classes": list(map(str, data.classes)),
         "input": spec.input,
         "input_shape": list(x.shape[1:]),
-        "preprocess": InputFormat.of(spec.input, tuple(x.shape[1:]), {"dataset": data.name, **meta}).as_dict(),
+        "preprocess": reads.as_dict(),
         "mean": spec.mean if model.normalised else None,
         "std": spec.std if model.normalised else None,
         "parameters": deployed_count(network.model),
@@ -283,12 +284,10 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     writers = {
         "safetensors": (args.out / "model.safetensors", lambda path: write_safetensors(network, config, path)),
         "export": (args.out / "model.pt2", lambda path: torch.export.save(exported_program(model, example), path)),
-        "onnx": (args.out / "model.onnx", lambda path: write_onnx(model, example, path, metadata)),
-    }
-    metadata = {
-        "classes": "\n".join(config["classes"]),
-        "input": "x".join(map(str, x.shape[1:])),
-        "preprocess": json.dumps(config["preprocess"]),
+        "onnx": (
+            args.out / "model.onnx",
+            lambda path: write_onnx(model, example, path, onnx_metadata(data.classes, reads)),
+        ),
     }
     gaps, speed, agreed = {}, {}, []
     for form in progress(args.forms, "writing and checking"):

@@ -23,7 +23,8 @@ from core.option import whole
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.options.quick import normalised
-from helper.tables.jobs import plan, run_local, run_submitit, short_teachers, slots_of, visible_gpus, wants
+from helper.tables.cluster import Run, submit
+from helper.tables.jobs import plan, run_local, short_teachers, slots_of, visible_gpus, wants
 from helper.tables.published import chosen_cells, read_table, tables
 
 
@@ -114,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = run_local(jobs, logs, slots_of(gpus, args.per_gpu, args.jobs))
     else:
         cluster = "slurm" if args.executor == "slurm" else "local"
-        failed = run_submitit(jobs, logs, cluster, key_values(args.slurm), not args.no_wait)
+        runs = [Run(["train_student.py", *job.argv], folder=Path.cwd()) for job in jobs]
+        failed = len(submit(runs, logs / "submitit", cluster, not args.no_wait, **key_values(args.slurm)))
     if failed:
         print(f"{failed} of {len(jobs)} processes failed; run the same command to try them again", file=sys.stderr)
         return 1

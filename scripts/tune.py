@@ -31,7 +31,7 @@ from helper.machine.program import run_script
 from helper.machine.stopper import Interrupted
 from helper.options.parse import flags_of_run, normalised, parse_students
 from helper.options.settings import Settings
-from helper.tables.jobs import TrainCommand, result_folder
+from helper.tables.jobs import result_folder, start
 
 INTERRUPTED = (130, 143)  # exit codes: Ctrl-C, SIGTERM
 HOPELESS = 3  # trials that fail before any completes: the mistake is not in the values
@@ -88,7 +88,7 @@ def read_axis(text: str, settings: Settings) -> Axis:
 
 def trained(argv: Sequence[str], log: Path) -> float:
     """Train, and return the accuracy of the last epoch on the held-out slice. Raises FailedTrial if there is none."""
-    process = TrainCommand(argv, str(log)).start()
+    process = start(argv, log)
     try:
         code = process.wait()
     except KeyboardInterrupt:

@@ -99,11 +99,25 @@ def add_as_trained(parser: argparse._ActionsContainer) -> None:
     add_flags(clips, AS_TRAINED)
 
 
+def options_asked(path: str | Path, args: argparse.Namespace, **more: Any) -> DataOptions:
+    """The data options that the flags of add_as_trained() choose, by default those of the checkpoint's training. more:
+    in place of flags."""
+    names = {
+        "num_workers",
+        "skip_corrupt",
+        "modality",
+        "data_split",
+        "clip_cache",
+        *CHOSEN,
+        *(f.dest for f in AS_TRAINED),
+    }
+    given = {k: v for k, v in vars(args).items() if k in names} | more
+    return options_as_trained(path, Path(args.data_folder), args.image_size, **given)
+
+
 def open_as_trained(path: str | Path, args: argparse.Namespace) -> tuple[DataSet, DataOptions]:
-    """The data set that add_as_trained()'s flags choose, by default that of the checkpoint's training; its options."""
-    names = ("num_workers", "skip_corrupt", *CHOSEN, *(f.dest for f in AS_TRAINED))
-    given = {name: getattr(args, name) for name in names}
-    options = options_as_trained(path, Path(args.data_folder), args.image_size, **given)
+    """The data set that add_as_trained()'s flags choose, and its options."""
+    options = options_asked(path, args)
     return dataset_dict[dataset_of(path, args.dataset)](options), options
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import heapq
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +34,7 @@ class Seen:
         self.entry = entry
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
-        self._worst: list[tuple[float, int, Tensor]] = []  # (gap, negative position, input), a heap
+        self._worst: list[tuple[float, int, Tensor]] = []  # (gap, position, input)
 
     def __call__(self, batch: Batch, readouts: Mapping[str, Tensor]) -> None:
         logits, labels = readouts["student"].float().cpu(), batch.target.cpu()
@@ -45,10 +44,8 @@ class Seen:
         gaps = p.max(1).values - p.gather(1, labels[:, None])[:, 0]
         for i in gaps.topk(min(WORST, len(gaps))).indices.tolist():
             if gaps[i] > 0:
-                x = batch.inputs[self.entry][i * batch.views].cpu()
-                heapq.heappush(self._worst, (float(gaps[i]), -(first + i), x))
-        while len(self._worst) > WORST:
-            heapq.heappop(self._worst)
+                self._worst.append((float(gaps[i]), first + i, batch.inputs[self.entry][i * batch.views].cpu()))
+        self._worst = sorted(self._worst, key=lambda found: (-found[0], found[1]))[:WORST]
         self._logits.append(logits)
         self._labels.append(labels)
 
@@ -63,12 +60,12 @@ class Seen:
     @property
     def worst(self) -> list[tuple[int, Tensor]]:
         """(position in the test set, input), the most confident mistake first."""
-        return [(-place, x) for _, place, x in sorted(self._worst, key=lambda item: item[:2], reverse=True)]
+        return [(place, x) for _, place, x in self._worst]
 
-    def confusion(self) -> Tensor:
-        """[K, K] counts, rows true and columns predicted."""
-        k = self.logits.shape[1]
-        return torch.bincount(self.labels * k + self.logits.argmax(1), minlength=k * k).view(k, k)
+
+def confusion_matrix(labels: Tensor, predicted: Tensor, k: int) -> Tensor:
+    """[K, K] counts, rows true and columns predicted."""
+    return torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
 
 
 def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[tuple[str, int, float, float]]:
@@ -111,8 +108,9 @@ def image_html(figure: Any, what: str) -> str:
 
 def page(seen: Seen, classes: Sequence[str], title: str, source: str) -> str:
     """One self-contained HTML file. source: the checkpoint and the settings of its evaluation."""
-    logits, labels, confusion = seen.logits, seen.labels, seen.confusion()
+    logits, labels = seen.logits, seen.labels
     p, predicted = logits.softmax(1).max(1)
+    confusion = confusion_matrix(labels, predicted, len(classes))
     accuracy = 100 * float((predicted == labels).double().mean())
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(4, 3.6))

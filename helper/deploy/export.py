@@ -1,4 +1,4 @@
-"""A trained network outside the toolbox: its data, predictions for single sensor files, ONNX, and its cost."""
+"""A trained network outside the toolbox: a program of torch.export, an ONNX graph, and the latency of a call."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import io
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,60 +16,8 @@ from torch import Tensor, nn
 
 from core.files import make_folder
 from core.packages import needed
-from core.protocols import UserError
 from core.taps import TappedNet
-from dataset.recordings.sensors import read_sensor, window
 from dataset.single_file import InputFormat
-from helper.deploy.as_trained import recorded_shapes
-from helper.deploy.cost import deployed_count, macs
-from helper.networks.checkpoint import read_checkpoint
-from helper.networks.load import Network, load_network
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A network and the checkpoint's record of its input. classes: names, in the order of the logits."""
-
-    net: TappedNet
-    network: Network
-    classes: tuple[str, ...]
-    modality: str  # its input, such as accel or video
-    shape: tuple[int, ...]  # shape of one sample
-
-    @property
-    def input(self) -> str:
-        return self.net.spec.input
-
-    def read(self, path: Path) -> Tensor:
-        """[1, C, L] of a sensor file."""
-        if self.input != "sensor":
-            raise UserError(
-                f"{self.network.checkpoint.path} reads {self.modality}, but '{path}' is a sensor recording: "
-                "give the checkpoint of a student that reads the sensor"
-            )
-        return window(read_sensor(path, self.modality), self.shape[1])[None]
-
-    @torch.no_grad()
-    def predict(self, path: Path) -> list[tuple[str, float]]:
-        """Every class with its probability, the likeliest first."""
-        logits = self.net({self.input: self.read(path)})["logits"]
-        p, order = logits[0].float().softmax(0).sort(descending=True)
-        return [(self.classes[i], float(v)) for i, v in zip(order.tolist(), p, strict=True)]
-
-
-def load_classifier(path: str | Path, model: str | None = None) -> Classifier:
-    """From a checkpoint of a run on action recordings. UserError if the file has no record of its input."""
-    meta: Mapping[str, Any] = read_checkpoint(path).meta
-    if missing := [k for k in ("classes", "modalities", "shapes") if k not in meta]:
-        raise UserError(
-            f"{path} does not record its input (missing: {', '.join(missing)}): give a checkpoint of a run on action "
-            "recordings, such as --dataset utd_mhad; predict.py reads images and videos"
-        )
-    shapes = recorded_shapes(path)
-    network = load_network(path, model, len(meta["classes"]), shapes, flag="--model")
-    net = network.tapped().eval().requires_grad_(False)
-    entry = network.spec.input
-    return Classifier(net, network, tuple(meta["classes"]), meta["modalities"][entry], shapes[entry])
 
 
 class Plain(nn.Module):
@@ -89,20 +36,10 @@ class Plain(nn.Module):
         return self.model((x - self.mean) / self.std if self.normalised else x)
 
 
-def export_onnx(classifier: Classifier, out: Path) -> None:
-    """Write the whole network, including the Gramian field, as an ONNX graph of any batch size: `input` -> `logits`.
-
-    The file's metadata holds the class names and a description of the input.
-    """
-    metadata = {
-        "classes": "\n".join(classifier.classes),
-        "modality": classifier.modality,
-        "input": "x".join(map(str, classifier.shape)),
-        "preprocess": json.dumps(
-            InputFormat(classifier.input, classifier.shape, modality=classifier.modality).as_dict()
-        ),
-    }
-    write_onnx(Plain(classifier.net).eval(), torch.randn(2, *classifier.shape), out, metadata)
+def onnx_metadata(classes: Sequence[Any], reads: InputFormat) -> dict[str, str]:
+    """Of a graph's file: the names of the classes, and a description of the input."""
+    size = "x".join(map(str, reads.shape))
+    return {"classes": "\n".join(map(str, classes)), "input": size, "preprocess": json.dumps(reads.as_dict())}
 
 
 def exported_program(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -135,21 +72,21 @@ def write_onnx(model: Plain, example: Tensor, out: Path, metadata: Mapping[str, 
     onnx.save_model(graph, str(out))
 
 
-def onnx_session(path: Path) -> Any:
-    """An onnxruntime session on one thread."""
+def onnx_session(path: Path, fused: bool = True) -> Any:
+    """An onnxruntime session on one thread. fused: False computes an int8 graph in float32."""
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
+    if not fused:
+        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def onnx_function(path: Path) -> Callable[[Tensor], Tensor]:
+def onnx_function(path: Path, fused: bool = True) -> Callable[[Tensor], Tensor]:
     """The graph as a function of a batch, on one thread."""
-    session = onnx_session(path)
-    return lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
-
-
-MEASURED = "One sample, float32, milliseconds of the processor on one thread, median of {} calls"  # by latency()
+    session = onnx_session(path, fused)
+    entry = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {entry: x.numpy()})[0])
 
 
 def latency(run: Any, repetitions: int = 30) -> float:
@@ -165,24 +102,3 @@ def latency(run: Any, repetitions: int = 30) -> float:
     finally:
         torch.set_num_threads(threads)
     return 1000 * statistics.median(times[5:])
-
-
-def report(classifier: Classifier, onnx_file: Path | None = None, repetitions: int = 30) -> dict[str, float | str]:
-    """Parameters and MACs of one sample, and the latency of one sample on one CPU thread, in float32, with torch; with
-    `onnx_file`, also its size and its latency in onnxruntime."""
-    shapes = {classifier.input: classifier.shape}
-    x = torch.randn(1, *classifier.shape)
-    with torch.no_grad():
-        torch_ms = latency(lambda: classifier.net({classifier.input: x}), repetitions)
-    row: dict[str, float | str] = {
-        "network": classifier.network.spec.name,
-        "reads": f"{classifier.modality} {'x'.join(map(str, classifier.shape))}",
-        "parameters (M)": deployed_count(classifier.net.model) / 1e6,
-        "MACs (M)": macs(classifier.net, shapes, torch.device("cpu")) / 1e6,
-        "torch (ms)": torch_ms,
-    }
-    if onnx_file is not None:
-        session, numbers = onnx_session(onnx_file), x.numpy()
-        row["file (MB)"] = onnx_file.stat().st_size / 1e6
-        row["onnxruntime (ms)"] = latency(lambda: session.run(None, {"input": numbers}), repetitions)
-    return row

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from core.log import progress
 from core.packages import needed
 from core.protocols import DataSet, UserError
-from helper.deploy.export import exported_program, latency, onnx_session
+from helper.deploy.export import exported_program, latency, onnx_function
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 PT2E = "torchao.quantization.pt2e"
@@ -117,14 +117,8 @@ def _errors_alone(name: str) -> Iterator[None]:
 
 def _overflows(path: Path, x: Tensor) -> bool:
     """Whether int8 kernels of this CPU overflow: x86 processors without VNNI add products of 8 bits in 16 bits."""
-    runtime = needed("onnxruntime")
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL  # then computed in float32
-    options.intra_op_num_threads = 1
-    exact = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {exact.get_inputs()[0].name: x.numpy()}
-    a, b = (session.run(None, feed)[0] for session in (exact, onnx_session(path)))
-    return bool(abs(a - b).mean() > OVERFLOW * a.std())
+    a, b = (onnx_function(path, fused)(x) for fused in (False, True))
+    return bool((a - b).abs().mean() > OVERFLOW * a.std(correction=0))
 
 
 def quantize_program(model: nn.Module, batches: Sequence[Tensor], out: Path) -> str | None:

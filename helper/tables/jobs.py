@@ -1,4 +1,4 @@
-"""The trainings of a table, run locally or on SLURM."""
+"""The trainings of a table, and their processes on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from core.files import ROOT, remembered
-from core.packages import needed
 from core.protocols import UserError
 from helper.options.naming import folder_of, published_name
 from helper.options.parse import parse, parse_students
@@ -30,38 +29,12 @@ def result_folder(line: str) -> str | None:
     return None if found is None else found[1] or found[2]
 
 
-class TrainCommand:
-    """A job that a scheduler can run, and queue again when the time limit is reached."""
-
-    def __init__(self, argv: Sequence[str], log: str, environment: Mapping[str, str] | None = None):
-        self.argv, self.log, self.environment = list(argv), log, dict(environment or {})
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> subprocess.Popen[bytes]:
-        Path(self.log).parent.mkdir(parents=True, exist_ok=True)
-        with open(self.log, "a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "train_student.py"), *self.argv],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environment},
-            )
-        return self.process
-
-    def __call__(self) -> int:
-        code = self.start().wait()
-        if code:
-            raise RuntimeError(f"exit code {code}, see {self.log}")
-        return code
-
-    def checkpoint(self) -> Any:
-        """submitit calls this before a time limit or a pre-emption: save, and resume in another job."""
-        from submitit.helpers import DelayedSubmission
-
-        if self.process is not None:
-            self.process.terminate()  # training saves at the next step
-            self.process.wait()
-        return DelayedSubmission(TrainCommand(self.argv, self.log, self.environment))
+def start(argv: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """A process of train_student.py that writes to a log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command, env = [sys.executable, str(ROOT / "train_student.py"), *argv], {**os.environ, **(environment or {})}
+    with open(log, "a") as out:
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env)
 
 
 @dataclass(frozen=True)
@@ -216,7 +189,7 @@ def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]
                 slot, (number, job) = free.pop(0), waiting.pop(0)
                 log = logs / f"{number + 1:03d}.log"
                 print(f"[{number + 1}/{len(jobs)}] {'; '.join(job.labels)} (log {log})", flush=True)
-                running[TrainCommand(job.argv, str(log), slots[slot]).start()] = (slot, number, job, log)
+                running[start(job.argv, log, slots[slot])] = (slot, number, job, log)
             time.sleep(0.1)
             for process in [p for p in running if p.poll() is not None]:
                 slot, number, job, log = running.pop(process)
@@ -237,30 +210,6 @@ def run_local(jobs: Sequence[Job], logs: Path, slots: Sequence[Mapping[str, str]
     finally:
         signal.signal(signal.SIGTERM, before)
     return failed
-
-
-def run_submitit(jobs: Sequence[Job], logs: Path, cluster: str, parameters: Mapping[str, Any], wait: bool) -> int:
-    """Hand the jobs to SLURM (or submitit's local executor) as one array; returns the number of failed jobs."""
-    submitit = needed("submitit", "--executor slurm")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    executor = submitit.AutoExecutor(folder=str(logs / "submitit"), cluster=cluster)
-    try:
-        executor.update_parameters(**{"name": "retort", "timeout_min": 24 * 60, **parameters})
-    except (NameError, ValueError, TypeError) as error:
-        raise UserError(f"--slurm: {error}") from error
-    try:
-        with executor.batch():  # on SLURM one job array
-            handed = [
-                executor.submit(TrainCommand(j.argv, str((logs / f"{i + 1:03d}.log").resolve())))
-                for i, j in enumerate(jobs)
-            ]
-    except RuntimeError as error:
-        raise UserError(f"cannot submit to {cluster}: {error}") from error
-    for job, given in zip(jobs, handed, strict=True):
-        print(f"submitted {given.job_id}: {'; '.join(job.labels)}", flush=True)
-    if not wait:
-        return 0
-    return sum(given.exception() is not None for given in handed)
 
 
 def visible_gpus(count: int, environment: Mapping[str, str]) -> list[str]:

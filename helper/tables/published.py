@@ -72,9 +72,6 @@ class Table:
     name: str
     title: str
     source: str
-    protocol: str
-    epoch: str
-    runs: str
     pairs: tuple[tuple[str, str, float], ...]
     rows: Mapping[str, tuple[Cell, ...]]
 
@@ -134,7 +131,7 @@ def read_table(name: str) -> Table:
             )
             for (teacher, student, _), value, own in zip(pairs, row["published"], more, strict=True)
         )
-    return Table(path.stem, raw["title"], raw["source"], raw["protocol"], raw["epoch"], raw["runs"], pairs, rows)
+    return Table(path.stem, raw["title"], raw["source"], pairs, rows)
 
 
 def chosen_cells(table: Table, only: str) -> list[Cell]:

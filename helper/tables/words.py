@@ -24,6 +24,11 @@ def in_words(runs: Iterable[Run]) -> str:
         found = [f"{label} is {difference(g, alone)}" for label, g in others]
         sentences += [f"{network(alone[0])} alone reaches {statistics.mean(last(alone)):.2f} %"]
         sentences[-1] += f"; {', '.join(found)}." if found else "."
+        teachers = {r.parameters["arch_t"]: r.parameters.get("teacher_acc") for _, g in others for r in g}
+        worse = [
+            f"{name} ({acc:.2f} %)" for name, acc in teachers.items() if acc and acc < statistics.mean(last(alone))
+        ]
+        sentences += [f"A teacher is worse than that: {', '.join(worse)}."] * bool(worse)
     if not sentences:
         return "No student was trained alone, so there is no gain to report."
     return " ".join([*sentences, *labels_in_words(groups)])

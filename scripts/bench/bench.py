@@ -124,28 +124,32 @@ def ratio(what: str, slow: Sequence[Subject], fast: Sequence[Subject]) -> dict[s
 Measured = tuple[list[Subject], list[dict[str, Any]]]  # the subjects to report, and their ratios
 
 
+def compared(
+    args: argparse.Namespace, *pairs: tuple[str, Sequence[Subject], Sequence[Subject]], alone: Sequence[Subject] = ()
+) -> Measured:
+    """Measure in turns. pairs: what a ratio shows, the slow subjects, the fast ones. alone: further subjects."""
+    subjects = list(dict.fromkeys([*alone, *(s for _, slow, fast in pairs for s in (*fast, *slow))]))
+    take_turns(subjects, args)
+    return subjects, [ratio(*pair) for pair in pairs]
+
+
 def measure_method(method: str, args: argparse.Namespace, dtype: str) -> Measured:
     """A method next to kd and, where there is one, the baseline."""
     ours = Subject("ours", method, dtype)
     kd = ours if method == REFERENCE else Subject("ours", REFERENCE, dtype)
     pairs: list[tuple[str, list[Subject], list[Subject]]] = [] if kd is ours else [("overhead", [ours], [kd])]
-    own = [ours]
     if args.baseline and method in WEIGHTS:
         usual = Subject("baseline", method, "fp32")
         pairs.append(("speed-up", [usual], [ours]))
-        own.append(usual)
         if args.equal_precision and dtype == "bf16":
             ours_fp32, usual_bf16 = Subject("ours", method, "fp32"), Subject("baseline", method, "bf16")
-            pairs += [
-                ("speed-up at equal precision", [usual], [ours_fp32]),
-                ("speed-up at equal precision", [usual_bf16], [ours]),
-            ]
-            own += [ours_fp32, usual_bf16]
-    take_turns(own if kd is ours else [kd, *own], args)
-    ratios = [ratio(*pair) for pair in pairs]
+            pairs.append(("speed-up at equal precision", [usual], [ours_fp32]))
+            pairs.append(("speed-up at equal precision", [usual_bf16], [ours]))
+    subjects, ratios = compared(args, *pairs, alone=[ours])
     if kd is not ours:
+        subjects.remove(kd)
         ratios[0] |= arithmetic(ours, kd)
-    return own, ratios
+    return subjects, ratios
 
 
 def arithmetic(ours: Subject, kd: Subject) -> dict[str, Any]:
@@ -188,9 +192,7 @@ def measure_overheads(methods: Sequence[str], args: argparse.Namespace, dtype: s
 def measure_bare(args: argparse.Namespace, dtype: str) -> Measured:
     """kd next to the two halves of its arithmetic, each with nothing around it."""
     kd = Subject("ours", REFERENCE, dtype, "plain", {"flags": PLAIN})
-    halves = [Subject("bare", half, dtype) for half in ("teacher", "student")]
-    take_turns([kd, *halves], args)
-    return [kd, *halves], [ratio("bare forward and step", halves, [kd])]
+    return compared(args, ("bare forward and step", [Subject("bare", h, dtype) for h in ("teacher", "student")], [kd]))
 
 
 def measure_switches(names: Sequence[str], args: argparse.Namespace, dtype: str, on_cuda: bool) -> Measured:
@@ -199,17 +201,13 @@ def measure_switches(names: Sequence[str], args: argparse.Namespace, dtype: str,
         names = [n for n in names if n != "reduce_overhead"]  # CUDA graphs
     if dtype != "bf16":
         names = [n for n in names if n != "bf16"]
-    base = Subject("ours", REFERENCE, dtype, "plain", {"flags": PLAIN})
-    others = []
+    base, pairs = Subject("ours", REFERENCE, dtype, "plain", {"flags": PLAIN}), []
     for name in names:
-        request = dict(SWITCHES[name][0])
-        request["flags"] = [*PLAIN, *request.get("flags", [])]
-        others.append(Subject("ours", REFERENCE, dtype, f"{'no ' * SWITCHES[name][1]}{name}", request))
-    take_turns([base, *others], args)
-    return [base, *others], [
-        ratio(f"gain of {name}", *(([other], [base]) if SWITCHES[name][1] else ([base], [other])))
-        for name, other in zip(names, others, strict=True)
-    ]
+        switched, by_default = SWITCHES[name]
+        request = switched | {"flags": [*PLAIN, *switched.get("flags", [])]}
+        other = Subject("ours", REFERENCE, dtype, f"{'no ' * by_default}{name}", request)
+        pairs.append((f"gain of {name}", *(([other], [base]) if by_default else ([base], [other]))))
+    return compared(args, *pairs, alone=[base])
 
 
 def measure_student(name: str, args: argparse.Namespace, dtype: str) -> Measured:
@@ -218,26 +216,20 @@ def measure_student(name: str, args: argparse.Namespace, dtype: str) -> Measured
     alone = Subject("ours", "vanilla", dtype, name, student)
     plain = Subject("ours", "vanilla", "fp32", f"{name} plain", student | {"flags": [*PLAIN, "--channels_last", "off"]})
     kd, usual = (Subject(kind, REFERENCE, d, name, student) for kind, d in (("ours", dtype), ("baseline", "fp32")))
-    take_turns([alone, plain, kd, usual], args)
-    return [alone, plain, kd, usual], [ratio("automatic settings", [plain], [alone]), ratio("speed-up", [usual], [kd])]
+    return compared(args, ("automatic settings", [plain], [alone]), ("speed-up", [usual], [kd]))
 
 
 def measure_warm_cache(args: argparse.Namespace, dtype: str) -> Measured:
     """kd whose teacher is a filled cache, next to kd and the baseline."""
     cached = Subject("cached", REFERENCE, dtype, request={"cache_images": args.warm_cache})
     kd, usual = Subject("ours", REFERENCE, dtype), Subject("baseline", REFERENCE, "fp32")
-    take_turns([cached, kd, usual], args)
-    return [cached, kd, usual], [
-        ratio("speed-up of a warm cache", [usual], [cached]),
-        ratio("gain of a warm cache", [kd], [cached]),
-    ]
+    return compared(args, ("gain of a warm cache", [kd], [cached]), ("speed-up of a warm cache", [usual], [cached]))
 
 
 def measure_lanes(methods: Sequence[str], args: argparse.Namespace, dtype: str) -> Measured:
     """Students that share each teacher forward, next to the same students alone."""
     together, alone = Subject("ours", ",".join(methods), dtype), [Subject("ours", m, dtype) for m in methods]
-    take_turns([together, *alone], args)
-    return [together, *alone], [ratio("gain of lanes", alone, [together])]
+    return compared(args, ("gain of lanes", alone, [together]))
 
 
 def checks(

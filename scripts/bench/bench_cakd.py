@@ -10,31 +10,24 @@ and for ResNet18, 1.55 for `paper` on ResNet50.
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_json
 from core.option import whole
-from core.protocols import Batch, Progress
 from helper.machine.devices import pick_device
 from helper.machine.program import run_script
-from helper.opening import setup
-from helper.options.parse import parse
-from helper.training import optim, stages
-from helper.training.step import StepSetup
 from models import model_dict
 from scripts.bench import measuring
-from scripts.bench.measuring import RandomImages, Subject, random_network, spread, step_of, take_turns
+from scripts.bench.bench_worker import Ours
+from scripts.bench.measuring import Subject, spread, take_turns
 
 KINDS = {
     "kd": ["kd"],
@@ -50,47 +43,25 @@ def limit(kind: str, student: str) -> float:
     return 1.55 if kind == "cakd paper" and student == "ResNet50" else 1.25
 
 
-class Step:
-    """The subject of one process. Its turns are averaged: the discriminator's fifth step is in it once per five."""
+class Step(Ours):
+    """Its turns are averaged: the discriminator's fifth step is in it once per five."""
 
     average = staticmethod(statistics.mean)
 
-    def __init__(self, request: dict[str, Any]):
-        argv = ["--gpu_id", request["gpu_id"], "--model_s", request["student"], "--precision", request["precision"]]
-        settings = parse([*argv, "--distill", *KINDS[request["kind"]]], teacher=False)
-        self.device, autocast = setup(settings)
-        self.dtype = "bf16" if autocast else "fp32"
-        data, batch_size = RandomImages(CLASSES, request["size"]), request["batch_size"]
-        teacher = random_network(model_dict[request["teacher"]], CLASSES)
-        make = optim.optimizer(optim.OptimConfig(momentum=0.9, weight_decay=0.0001), 0.001)
-        plan = stages.StagePlan(batch_size=batch_size, epochs=120)
-        student, step_setup = model_dict[request["student"]], StepSetup(make, self.device, autocast)
-        self.train = step_of(settings.method, settings.config, student, teacher, data, step_setup, plan)
-        (self.batch,), self.done = data.batches(1, batch_size, self.device), 0
-
-    def batches(self) -> Iterator[Batch]:
-        return itertools.repeat(self.batch)
-
-    def step(self, batch: Batch) -> None:
-        self.result = self.train(batch, Progress(EPOCH, 120, self.done, 10**6))
-        self.done += 1
-
-    def loss(self) -> float:
-        return float(self.result.loss)
-
-    def finish(self, evaluation: bool) -> dict[str, float]:
-        """Multiply-accumulates per image of a step with an update of the discriminator."""
+    def finish(self, evaluation: bool) -> dict[str, Any]:
+        """The multiply-accumulates are those of a step with an update of the discriminator."""
         self.done = 0
-        # kernels that do several multiplications at once are unknown to the counter
-        torch.backends.mha.set_fastpath_enabled(False)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            self.step(self.batch)
-        return {"macs": counter.get_total_flops() / 2 / len(self.batch)}
+        torch.backends.mha.set_fastpath_enabled(False)  # kernels that the counter does not know
+        return super().finish(evaluation)
 
 
 def measure(student: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    request = {"student": student} | {k: getattr(args, k) for k in ("teacher", "size", "precision")}
-    subjects = [Subject(__file__, f"{kind} on {student}", request | {"kind": kind}) for kind in KINDS]
+    request = {"student": student, "side": args.size, "images": 5 * args.batch_size, "classes": CLASSES}
+    request |= {"epoch": EPOCH, "epochs": 120, "teacher": args.teacher, "precision": args.precision}
+    subjects = [
+        Subject(__file__, f"{kind} on {student}", request | {"method": method, "flags": flags})
+        for kind, (method, *flags) in KINDS.items()
+    ]
     take_turns(subjects, args)
     kd = subjects[0]
     return [
@@ -99,8 +70,8 @@ def measure(student: str, args: argparse.Namespace) -> list[dict[str, Any]]:
             "kind": kind,
             "step_s": subject.median("step_s"),
             **spread("time_ratio", subject.over(kd)),
-            "macs": subject.once["macs"],
-            "macs_ratio": subject.once["macs"] / kd.once["macs"],
+            "macs": subject.once["step_macs"],
+            "macs_ratio": subject.once["step_macs"] / kd.once["step_macs"],
             "peak_mb": max(t["peak_mb"] for t in subject.turns),
             "limit": None if subject is kd else limit(kind, student),
             "dtype": subject.dtype,

@@ -10,30 +10,21 @@ on them. Targets: TARGETS on a CPU, GPU_TARGETS on a CUDA device.
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_json
-from core.protocols import Progress
-from distiller_zoo import method_dict
-from helper.evaluation.metrics import Meter
 from helper.machine.devices import pick_device
 from helper.machine.program import run_script
-from helper.training import optim, stages
-from helper.training.step import StepSetup
-from models import model_dict
 from scripts.bench import measuring
-from scripts.bench.measuring import RandomImages, Subject, random_network, spread, step_of, take_turns
-from scripts.bench.usual_hsakd import UsualDPCD, UsualHSAKD
+from scripts.bench.bench_worker import kept
+from scripts.bench.measuring import Subject, spread, take_turns
 
-CLASSES, KEPT = 100, 2
+KEPT = 2  # batches that go round
 NETWORKS = {"hsakd": ("wrn_40_2_aux", "wrn_16_2_aux"), "dpcd": ("wrn_40_2_aux_dpcd", "wrn_16_2_aux_dpcd")}
 SUBJECTS = [
     (method, kind, dtype)
@@ -44,46 +35,11 @@ TARGETS = {("hsakd", "fp32"): 1.05, ("hsakd", "bf16"): 1.8, ("dpcd", "fp32"): 1.
 GPU_TARGETS = {("hsakd", "bf16"): 2.5}
 
 
-class Step:
-    """The subject of one process; its batches go round, and lie on the device."""
-
-    def __init__(self, request: dict[str, Any]):
-        method, kind, self.dtype, size = (request[k] for k in ("method", "kind", "dtype", "batch_size"))
-        self.device, _ = pick_device(request["gpu_id"])
-        torch.backends.cudnn.benchmark = True  # in the published code as in ours
-        spec_t, spec_s = (model_dict[name] for name in NETWORKS[method])
-        teacher, data = random_network(spec_t, CLASSES), RandomImages(CLASSES, 32)
-        self.kept: list[Any] = data.batches(KEPT, size, self.device)
-        self.done, self.meter, self.usual = 0, Meter(self.device), None
-        if kind == "usual":
-            # torch's default, which published code leaves alone and pick_device() does not
-            torch.backends.cudnn.allow_tf32 = True
-            usual, student = {"hsakd": UsualHSAKD, "dpcd": UsualDPCD}[method], spec_s(num_classes=CLASSES)
-            self.usual = usual(student.to(self.device), teacher.model.to(self.device).eval(), spec_s.branches)
-            mean, std = (torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in (spec_s.mean, spec_s.std))
-            self.kept = [(((b.inputs["image"] - mean) / std).contiguous(), b.target) for b in self.kept]
-            return
-        make = optim.optimizer(optim.OptimConfig(optimizer="nesterov", momentum=0.9, weight_decay=0.0005), 0.05)
-        setup = StepSetup(make, self.device, torch.bfloat16 if self.dtype == "bf16" else None)
-        plan, distiller = stages.StagePlan(batch_size=size, epochs=240), method_dict[method]
-        self.train = step_of(distiller, distiller.Config(), spec_s, teacher, data, setup, plan)
-
-    def batches(self) -> Iterator[Any]:
-        return itertools.cycle(self.kept)
-
-    def step(self, batch: Any) -> None:
-        if self.usual is not None:
-            self.last = self.usual(*batch)
-            return
-        result = self.train(batch, Progress(61, 240, self.done, 1000))
-        self.meter.update(result.loss, result.logits, result.target, result.terms, self.done)
-        self.last, self.done = result.loss, self.done + 1
-
-    def loss(self) -> float:
-        return float(self.last)
-
-    def finish(self, evaluation: bool) -> dict[str, float]:
-        return {}
+def request_of(method: str, kind: str, dtype: str, images: int) -> dict[str, Any]:
+    """What the process of one configuration serves; see bench_worker.py."""
+    teacher, student = NETWORKS[method]
+    networks = {"teacher": teacher, "student": student, "images": images, "flags": [], "epoch": 61, "epochs": 240}
+    return networks | {"kind": "baseline" if kind == "usual" else kind, "method": method, "precision": dtype}
 
 
 def target_of(method: str, kind: str, dtype: str, on_gpu: bool) -> float | None:
@@ -108,7 +64,7 @@ def line(r: dict[str, Any]) -> tuple[str, ...]:
 
 def measure(args: argparse.Namespace, on_gpu: bool) -> list[dict[str, Any]]:
     subjects = {
-        names: Subject(__file__, " ".join(names), dict(zip(("method", "kind", "dtype"), names, strict=True)))
+        names: Subject(__file__, " ".join(names), request_of(*names, images=KEPT * args.batch_size))
         for names in SUBJECTS
         if names[0] in args.methods
     }
@@ -138,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     measuring.add_files(parser)
     args = parser.parse_args(argv)
     if args.worker:
-        return measuring.serve(args.worker, Step)
+        return measuring.serve(args.worker, lambda request: kept(request, KEPT))
     measuring.refuse_clock(args)
     device, _ = pick_device(args.gpu_id)
     on_gpu = device.type == "cuda"

@@ -12,88 +12,52 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save
-from core.protocols import Progress, TeacherSource
-from dataset.images.resident import ResidentData
-from helper.evaluation.metrics import Meter
 from helper.machine.devices import pick_device
-from helper.machine.kernels import Hardware, pick_kernels
 from helper.machine.program import run_script
-from helper.networks.checkpoint import Checkpoint
 from helper.networks.headless import with_view
 from helper.networks.load import Network, without_classifier
-from helper.opening import shared_source
-from helper.options.parse import parse
-from helper.options.settings import Settings
-from helper.training import optim, stages
-from helper.training.step import StepSetup
 from models import model_dict
 from scripts.bench import measuring
-from scripts.bench.bench_worker import LONG_RUN, random_data
+from scripts.bench.bench_worker import Ours
 
 TARGET = 1.1
 
 
-def headless_teacher(name: str, size: int, folder: Path, data: ResidentData) -> Network:
-    """Random weights, in a file, without a classifier; it resizes images to `size`."""
-    random, path = measuring.random_network(model_dict[name], 1), folder / "teacher.pth"
-    atomic_save(random.checkpoint.state, path)
-    network = Network(random.spec, random.model, Checkpoint(path, random.checkpoint.state))
-    return with_view(without_classifier(network, "it was left out"), size, data.shapes)
+class Taught(Ours):
+    """The teacher has no classifier and resizes images. Its weights are in a file, as a cache reads the checksum."""
+
+    def open_teacher(self, request: dict[str, Any]) -> Network:
+        random = measuring.random_network(model_dict[request["teacher"]], 1, Path(request["folder"], "teacher.pth"))
+        headless = without_classifier(random, "it was left out")
+        return with_view(headless, request["teacher_image_size"], self.data.shapes)
 
 
-def epochs_of(
-    settings: Settings, data: ResidentData, teacher: Network | None, source: TeacherSource | None, hardware: Hardware
-) -> Callable[[], float]:
-    """A function that trains the first epoch once more, with its views, and says how many seconds that took."""
-    batch_size, device = settings.training.loop.batch_size, hardware.device
-    make = optim.optimizer(settings.training.optim, settings.training.schedule.learning_rate)
-    setup = StepSetup(make, device, hardware.autocast, kernels=hardware.kernels)
-    plan, student = stages.StagePlan(batch_size, epochs=240), model_dict[settings.model]
-    step = measuring.step_of(settings.method, settings.config, student, teacher, data, setup, plan, source)
-    loader = data.train_loader(batch_size, seed=0, device=device)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-
-    def epoch() -> float:
-        meter = Meter(device)
-        loader.set_epoch(1)
-        wait()
-        started = clock()
-        for i, batch in enumerate(loader):
-            result = step(batch, Progress(1, 240, i, len(loader)))
-            meter.update(result.loss, result.logits, result.target, result.terms, i)
-        meter.read()
-        wait()
-        return clock() - started
-
-    return epoch
+def seconds_of_epoch(subject: Ours) -> float:
+    """Of the first epoch, trained once more, with its views."""
+    subject.loader.set_epoch(1)
+    batches = iter(subject.loader)
+    return sum(measuring.timed(subject.step, batches, 0, len(subject.loader), subject.device))
 
 
 def measured(args: argparse.Namespace, folder: Path) -> tuple[float, list[float], list[float]]:
     """Seconds of the epoch that fills the cache; of every round, without and with the teacher."""
     torch.set_num_threads(args.threads)
-    common = ["--model_s", args.student, "--batch_size", str(args.batch_size)]
-    alone = parse(["--distill", "vanilla", *common], teacher=False)
-    taught = ["--distill", "embed", "-d", "0", "--teacher_cache", str(folder / "cache"), *common]
-    settings = parse(taught, teacher=False)
-    device, _ = pick_device(args.gpu_id)
-    kernels, _ = pick_kernels(settings.machine.kernels, device, LONG_RUN, False)
-    hardware, data = Hardware(device, None, kernels), random_data(args.images)
-    teacher = headless_teacher(args.teacher, args.teacher_image_size, folder, data)
-    source = shared_source([settings], teacher, data, hardware)
-    both = epochs_of(settings, data, teacher, source, hardware)
-    student = epochs_of(alone, data, None, None, hardware)
-    filled, _ = both(), student()  # which also warms both up
-    rounds = [(student(), both()) for _ in range(args.rounds)]
+    measuring.clock = measuring.CLOCKS["cpu"]  # a GPU's seconds are its own
+    request = {k: getattr(args, k) for k in ("student", "images", "batch_size", "gpu_id", "teacher_image_size")}
+    request |= {"folder": folder, "precision": "fp32", "epochs": 240}
+    cached = ["-d", "0", "--teacher_cache", str(folder / "cache")]
+    both = Taught(request | {"method": "embed", "teacher": args.teacher, "flags": cached})
+    student = Ours(request | {"method": "vanilla", "teacher": args.student, "flags": []})
+    filled, _ = seconds_of_epoch(both), seconds_of_epoch(student)  # which also warms both up
+    rounds = [(seconds_of_epoch(student), seconds_of_epoch(both)) for _ in range(args.rounds)]
     return filled, [a for a, _ in rounds], [b for _, b in rounds]
 
 

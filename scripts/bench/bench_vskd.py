@@ -14,10 +14,10 @@ changes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -45,26 +45,10 @@ from scripts.bench.measuring import THREAD_CLOCKS
 BATCH, BATCHES, FRAMES, SIZE = 16, 4, 52, (240, 320)
 
 
-@dataclass(frozen=True)
-class Stopwatch:
-    """clock: seconds, of the wall or of this thread's processor."""
-
-    device: torch.device
-    clock: Callable[[], float]
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return self.clock()
-
-    def median(self, run: Callable[[], object], repetitions: int) -> float:
-        """Seconds of one call, after one that does not count."""
-        times = []
-        for _ in range(repetitions + 1):
-            started = self.now()
-            run()
-            times.append(self.now() - started)
-        return float(np.median(times[1:]))
+def median_of(run: Callable[[], object], repetitions: int, device: torch.device) -> float:
+    """Seconds of one call, after one that does not count."""
+    times = measuring.timed(lambda _: run(), itertools.repeat(None), 1, repetitions, device)
+    return float(np.median(times))
 
 
 def make_recordings(root: Path, pairs: int) -> None:
@@ -89,15 +73,14 @@ def make_recordings(root: Path, pairs: int) -> None:
                 container.mux(stream.encode())
 
 
-def fields(watch: Stopwatch, batch: int, length: int) -> float:
+def fields(batch: int, length: int, device: torch.device) -> float:
     """Fields (one of a window's axes each) per second."""
-    x = torch.randn(batch, 3, length, device=watch.device)
-    return 3 * batch / watch.median(lambda: gramian_field(x), 20)
+    x = torch.randn(batch, 3, length, device=device)
+    return 3 * batch / median_of(lambda: gramian_field(x), 20, device)
 
 
-def loader_share(root: Path, watch: Stopwatch, side: int, steps: int) -> tuple[float, float]:
+def loader_share(root: Path, device: torch.device, side: int, steps: int) -> tuple[float, float]:
     """(seconds a step waits for its batch, seconds of the step itself), medians over an epoch of cached clips."""
-    device = watch.device
     options = data_options(root, image_size=side, window=side, modality=("accel", "video"), clip_cache=root / "cache")
     data = load_utd_mhad(options)
     teacher, student = (model_dict[name].fitted(data.shapes) for name in ("trn_bninception", "resnet18_gaf"))
@@ -106,19 +89,17 @@ def loader_share(root: Path, watch: Stopwatch, side: int, steps: int) -> tuple[f
     kd, plan, network = method_dict["kd"], StagePlan(BATCH, epochs=1), measuring.random_network(teacher, 27)
     train = measuring.step_of(kd, kd.Config(), student, network, data, setup, plan)
     loader = data.train_loader(BATCH, seed=0, device=device)
-    waited: list[float] = []
-    worked: list[float] = []
     for epoch in (1, 2):  # the first does not count
         loader.set_epoch(epoch)
-        batches, waited, worked = iter(loader), [], []
+        batches, watch = iter(loader), measuring.Stopwatch(device)
+        watch.mark()
         for _ in range(min(steps, len(loader))):
-            started = watch.now()
             batch = next(batches)
-            arrived = watch.now()
+            watch.mark()
             train(batch, Progress())
-            waited.append(arrived - started)
-            worked.append(watch.now() - arrived)
-    return float(np.median(waited)), float(np.median(worked))
+            watch.mark()
+        seconds = watch.seconds()
+    return float(np.median(seconds[::2])), float(np.median(seconds[1::2]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -136,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.clock == "cpu":
         torch.set_num_threads(1)
     tune_allocator()  # as in training
-    watch = Stopwatch(device, THREAD_CLOCKS[args.clock])
+    measuring.clock = THREAD_CLOCKS[args.clock]
     rows: list[tuple[str, str, str]] = []
 
     def say(what: str, side: int | str, value: str) -> None:
@@ -146,14 +127,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         root = Path(folder)
         make_recordings(root, BATCH * BATCHES)
         video = next(root.glob("*.avi"))
-        decoding = watch.median(lambda: read_video(video), 5)
+        decoding = median_of(lambda: read_video(video), 5, torch.device("cpu"))
         say("decoding and nothing else", f"{SIZE[1]}x{SIZE[0]}", f"{FRAMES / decoding:.0f} frames/s")
         for side in args.side:
-            say(f"Gramian fields, {BATCH} windows at once", side, f"{fields(watch, BATCH, side):.0f} /s")
-            say("Gramian fields, one window at a time", side, f"{fields(watch, 1, side):.0f} /s")
+            say(f"Gramian fields, {BATCH} windows at once", side, f"{fields(BATCH, side, device):.0f} /s")
+            say("Gramian fields, one window at a time", side, f"{fields(1, side, device):.0f} /s")
             short = side * 256 // 224
             say("cached clip", side, f"{FrameCache(None, short).get(ClipSource(video)).nbytes / 2**20:.2f} MiB")
-            load, step = loader_share(root, watch, side, args.steps)
+            load, step = loader_share(root, device, side, args.steps)
             say("waiting for a batch", side, f"{1000 * load:.1f} ms")
             say("training step on it", side, f"{1000 * step:.0f} ms")
             say("loader's share", side, f"{100 * load / (load + step):.1f} %")

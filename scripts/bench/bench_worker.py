@@ -1,10 +1,11 @@
-"""The subjects of bench.py: our step, with a live or a cached teacher, its bare arithmetic, and the usual loop."""
+"""Subjects of the benchmarks: our step, with a live or a cached teacher, its bare arithmetic, and the usual loop."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import itertools
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.protocols import Batch, Progress
+from core.protocols import Batch, Features, Progress, TeacherSource
 from core.taps import TappedNet
 from dataset.base import DataOptions, Split
 from dataset.images.cifar import load_cifar100
@@ -23,10 +25,8 @@ from dataset.images.resident import ResidentData
 from helper import opening
 from helper.evaluation.evaluate import eval_batch, evaluate
 from helper.evaluation.metrics import Meter
-from helper.machine.kernels import pick_kernels, to_device
+from helper.machine.kernels import Hardware, pick_kernels, to_device
 from helper.networks.load import Network
-from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, cache_key
-from helper.networks.teacher_sources import SharedTeacher
 from helper.options.parse import parse
 from helper.options.settings import Settings
 from helper.training import optim, stages
@@ -34,33 +34,36 @@ from helper.training.step import StepSetup
 from models import model_for
 from scripts.bench import measuring
 from scripts.bench.measuring import random_network, step_of
+from scripts.bench.usual_hsakd import UsualDPCD, UsualHSAKD
 from scripts.bench.usual_way import UsualStep, usual_loader
 
 EVAL_BATCHES = 6
 LONG_RUN = 10**6  # steps; automatic choices are those of a long run
+USUAL = {"kd": UsualStep, "simkd": UsualStep, "hsakd": UsualHSAKD, "dpcd": UsualDPCD}
 
 
-def random_data(count: int) -> ResidentData:
-    """Random pixels of the shape of CIFAR-100; a fifth as many test images."""
+def random_data(count: int, side: int = 32, classes: int = 100) -> ResidentData:
+    """Random pixels, by default of the shape of CIFAR-100; a fifth as many test images."""
     rng = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
-        images = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8, generator=rng)
-        return Split(images, torch.arange(count) % 100)
+        images = torch.randint(256, (count, side, side, 3), dtype=torch.uint8, generator=rng)
+        return Split(images, torch.arange(count) % classes)
 
-    return ResidentData("random", [str(k) for k in range(100)], split(count), split(max(1, count // 5)), flips=True)
+    names = [str(k) for k in range(classes)]
+    return ResidentData("random", names, split(count), split(max(1, count // 5)), flips=True)
 
 
 def open_data(request: dict[str, Any]) -> ResidentData:
-    if request["data_folder"]:
+    if request.get("data_folder"):
         return load_cifar100(DataOptions(root=Path(request["data_folder"])))
-    return random_data(request["images"])
+    return random_data(request["images"], request.get("side", 32), request.get("classes", 100))
 
 
 @torch.no_grad()
-def random_teacher(name: str, data: ResidentData, device: torch.device) -> Network:
+def random_teacher(name: str, data: ResidentData, device: torch.device, path: Path | None = None) -> Network:
     """Random weights, with batch-norm statistics of the data: activations then have the scale of a trained network."""
-    network = random_network(model_for(name, data.shapes["image"]), data.num_classes)
+    network = random_network(model_for(name, data.shapes["image"]), data.num_classes, path)
     model = network.model.to(device)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -70,19 +73,21 @@ def random_teacher(name: str, data: ResidentData, device: torch.device) -> Netwo
     return network
 
 
-class Counted(SharedTeacher):
+class Counted(TeacherSource):
     """Counts the images that the teacher was asked about."""
 
-    images = 0
+    def __init__(self, source: TeacherSource):
+        self.source, self.spec, self.images = source, source.spec, 0
 
-    def features(self, batch: Batch, taps: Any) -> Any:
-        if self._batch is not batch:
-            self.images += len(next(iter(batch.inputs.values())))
-        return super().features(batch, taps)
+    def features(self, batch: Batch, taps: Any) -> Features:
+        self.images += len(next(iter(batch.inputs.values())))
+        return self.source.features(batch, taps)
 
 
 class OneProcess:
-    """What a turn reads of every subject; see measuring.py."""
+    """What a turn reads of every subject; see measuring.py. average: of the seconds of its steps."""
+
+    average = staticmethod(statistics.median)
 
     def set_up(self, settings: Settings) -> None:
         self.device, self.autocast = opening.setup(settings)
@@ -93,7 +98,10 @@ class OneProcess:
 
 
 class Ours(OneProcess):
-    """What train_student.py does between two batches: loader, steps of one or several methods, meters."""
+    """What train_student.py does between two batches: loader, steps of one or several methods, meters.
+
+    request: its optional `epoch` of `epochs` is the one that is trained.
+    """
 
     def __init__(self, request: dict[str, Any]):
         if not request.get("allocator", True):
@@ -104,26 +112,23 @@ class Ours(OneProcess):
         settings = lanes[0]
         self.set_up(settings)
         self.data, self.batch_size = open_data(request), settings.training.loop.batch_size
-        self.kernels, _ = pick_kernels(settings.machine.kernels, self.device, LONG_RUN, settings.teacher.fold_teacher)
-        student = model_for(settings.model, self.data.shapes["image"])
-        teacher = random_teacher(request["teacher"], self.data, self.device)
-        frozen = [lane for lane in lanes if lane.method.teacher_mode == "frozen"]
-        needs = [stages.union_of_needs(lane.method, lane.config, student, teacher.spec) for lane in frozen]
-        taps = tuple(dict.fromkeys(tap for n in needs for tap in n.teacher))
-        net = to_device(teacher.tapped(taps), self.device, self.kernels)
-        self.teacher = Counted(self.source(teacher, net), taps)
+        kernels, _ = pick_kernels(settings.machine.kernels, self.device, LONG_RUN, settings.teacher.fold_teacher)
+        teacher = self.open_teacher(request)
+        hardware = Hardware(self.device, self.autocast, kernels)
+        self.teacher = Counted(opening.shared_source(lanes, teacher, self.data, hardware))
         self.steps, self.meters = [], [Meter(self.device) for _ in lanes]
+        self.epoch, self.epochs = request.get("epoch", 1), request.get("epochs", 1)
         for lane in lanes:
-            rate, own = lane.training.schedule.learning_rate, teacher if lane in frozen else None
-            make = optim.optimizer(lane.training.optim, rate, self.kernels.fused_optimizer)
-            setup = StepSetup(make, self.device, self.autocast, kernels=self.kernels)
-            plan = stages.StagePlan(self.batch_size, epochs=1)
+            rate, own = lane.training.schedule.learning_rate, teacher if lane.method.teacher_mode == "frozen" else None
+            make = optim.optimizer(lane.training.optim, rate, kernels.fused_optimizer)
+            setup = StepSetup(make, self.device, self.autocast, kernels=kernels)
+            plan, student = stages.StagePlan(self.batch_size, self.epochs), opening.student_spec(lane, self.data)
             self.steps.append(step_of(lane.method, lane.config, student, own, self.data, setup, plan, self.teacher))
         self.loader = self.data.train_loader(self.batch_size, seed=0, device=self.device, drop_last=True)
         self.done = 0
 
-    def source(self, teacher: Network, net: TappedNet) -> Any:
-        return teacher.source(net, self.device, self.autocast, self.kernels, self.batch_size)
+    def open_teacher(self, request: dict[str, Any]) -> Network:
+        return random_teacher(request["teacher"], self.data, self.device)
 
     def batches(self) -> Iterator[Batch]:
         for epoch in itertools.count(1):
@@ -132,7 +137,7 @@ class Ours(OneProcess):
 
     def step(self, batch: Batch) -> None:
         for step, meter in zip(self.steps, self.meters, strict=True):
-            result = step(batch, Progress(1, 1, self.done, len(self.loader)))
+            result = step(batch, Progress(self.epoch, self.epochs, self.done, len(self.loader)))
             meter.update(result.loss, result.logits, result.target, result.terms, self.done)
         self.done += 1
 
@@ -148,7 +153,9 @@ class Ours(OneProcess):
         step, batch = self.steps[0], next(self.batches())
 
         def macs(work: Callable[[], object]) -> float:
-            with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+            # the counter does not know kernels that do several multiplications at once
+            plain = sdpa_kernel(SDPBackend.MATH)
+            with torch.compiler.set_stance("force_eager"), plain, FlopCounterMode(display=False) as counter:
                 work()
             return counter.get_total_flops() / 2 / len(batch)
 
@@ -191,9 +198,10 @@ class Cached(Ours):
     """
 
     def __init__(self, request: dict[str, Any]):
-        self.subset = request["cache_images"]
-        super().__init__(request)
-        self.subset = min(self.subset, len(self.data.train_labels))
+        self.folder = tempfile.TemporaryDirectory()
+        super().__init__(request | {"flags": [*request["flags"], "--teacher_cache", f"{self.folder.name}/cache"]})
+        self.cache: Any = self.teacher.source
+        self.subset = min(request["cache_images"], len(self.data.train_labels))
         self.rng = torch.Generator().manual_seed(1)
         views = self.subset * self.data.num_crops
         started = measuring.clock()
@@ -206,19 +214,8 @@ class Cached(Ours):
         self.fill_s, self.views = measuring.clock() - started, views
         self.cache.hits = self.cache.asked = 0
 
-    def source(self, teacher: Network, net: TappedNet) -> Any:
-        self.folder = tempfile.TemporaryDirectory()
-        plain = dataclasses.replace(self.kernels, compile=None, parts=())
-        self.cache = CachedTeacher(
-            teacher.source(net, self.device, self.autocast, plain),
-            CacheConfig(teacher_cache=str(Path(self.folder.name) / "cache")),
-            cache_key("random", self.data.checksum, teacher.spec, self.autocast),
-            CacheLayout(
-                len(self.data.train_labels), self.data.num_crops, self.data.num_classes, self.autocast or torch.float32
-            ),
-            self.device,
-        )
-        return self.cache
+    def open_teacher(self, request: dict[str, Any]) -> Network:
+        return random_teacher(request["teacher"], self.data, self.device, Path(self.folder.name, "teacher.pth"))
 
     def rendered(self, index: Tensor, crop: Tensor) -> Batch:
         view_id = index * self.data.num_crops + crop
@@ -279,7 +276,7 @@ class Usual(OneProcess):
     def __init__(self, request: dict[str, Any]):
         opening.tune_allocator = lambda: None  # no other program does that
         self.set_up(parse(["--gpu_id", request["gpu_id"], "--precision", request["precision"]], teacher=False))
-        data = open_data(request)
+        data, method = open_data(request), request["method"]
         teacher = random_teacher(request["teacher"], data, self.device)
         student = model_for(request["student"], data.shapes["image"])
         self.loader = usual_loader(
@@ -291,14 +288,9 @@ class Usual(OneProcess):
             self.device.type == "cuda",
         )
         torch.manual_seed(0)
-        self.train_step = UsualStep(
-            request["method"],
-            student(num_classes=data.num_classes),
-            student,
-            teacher.model,
-            teacher.spec,
-            self.device,
-            self.autocast,
+        network = student(num_classes=data.num_classes)
+        self.train_step = USUAL[method](
+            method, network, student, teacher.model, teacher.spec, self.device, self.autocast
         )
         self.seen = 0
 
@@ -315,3 +307,13 @@ class Usual(OneProcess):
 
 
 KINDS: dict[str, Callable[[dict[str, Any]], Any]] = {"ours": Ours, "cached": Cached, "bare": Bare, "baseline": Usual}
+
+
+def kept(request: dict[str, Any], count: int) -> Any:
+    """A subject whose first batches go round, and lie on the device."""
+    subject = KINDS[request["kind"]](request)
+    batches = list(itertools.islice(subject.batches(), count))
+    if request["kind"] == "baseline":
+        batches = [[x.to(subject.device) for x in batch] for batch in batches]
+    subject.batches = lambda: itertools.cycle(batches)
+    return subject

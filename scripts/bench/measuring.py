@@ -1,8 +1,9 @@
 """What the benchmarks share: configurations in processes of their own that take turns, clocks, ratios, pages.
 
 A benchmark's process (`--worker REQUEST`) calls serve(); its subject has `device`, `dtype`, `batches()`, `step(batch)`,
-`loss()` and `finish(evaluation)`. The process that compares them calls take_turns(): configurations alternate
-(A B A B ...), and every ratio is computed within a round, so that a slow phase of the machine affects both.
+`loss()`, `average(seconds)` and `finish(evaluation)`. The process that compares them calls take_turns():
+configurations alternate (A B A B ...), and every ratio is computed within a round, so that a slow phase of the machine
+affects both.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
-from core.files import atomic_write_text
+from core.files import atomic_save, atomic_write_text
 from core.machine import usable_cores
 from core.option import whole
-from core.protocols import Batch, ModelSpec, UserError
+from core.protocols import ModelSpec, UserError
 from helper.machine.devices import pick_device
 from helper.networks.checkpoint import Checkpoint
 from helper.networks.load import Network
@@ -183,34 +184,21 @@ def peak_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def private_memory(pids: Iterable[int]) -> float | None:
-    """MB that processes hold for themselves alone (Linux); None where the kernel does not say."""
-    total = 0
-    try:
-        for pid in pids:
-            with open(f"/proc/{pid}/smaps_rollup") as file:
-                total += sum(int(line.split()[1]) for line in file if line.startswith("Private"))
-    except OSError:
-        return None
-    return total / 1024
-
-
 def turn(subject: Any, warmup: int, steps: int, light: bool, floor: bool) -> dict[str, Any]:
     """Seconds per step with and without the loader, and of the loader alone; memory so far.
 
     light: the step with its loader and nothing else. floor: also the machine's rate of matrix products, next to it.
     """
     device, batches = subject.device, subject.batches()
-    average = getattr(subject, "average", statistics.median)
-    out: dict[str, Any] = {"step_s": average(timed(subject.step, batches, warmup, steps, device))}
+    out: dict[str, Any] = {"step_s": subject.average(timed(subject.step, batches, warmup, steps, device))}
     if not light:
-        children = [p.pid for p in multiprocessing.active_children()]
-        out["loader_processes_mb"] = private_memory(children) if children else 0.0
-        out["loader_s"] = average(timed(lambda batch: None, batches, warmup, LOADER_BATCHES, device))
+        workers = [psutil.Process(p.pid) for p in multiprocessing.active_children()]
+        out["loader_processes_mb"] = sum(w.memory_full_info().uss for w in workers) / 2**20  # theirs alone
+        out["loader_s"] = subject.average(timed(lambda batch: None, batches, warmup, LOADER_BATCHES, device))
         kept = [next(batches) for _ in range(KEPT_BATCHES)]
         del batches
         gc.collect()  # ends the loader's processes before anything else is timed
-        out["bare_step_s"] = average(timed(subject.step, itertools.cycle(kept), warmup, steps, device))
+        out["bare_step_s"] = subject.average(timed(subject.step, itertools.cycle(kept), warmup, steps, device))
     if floor:
         out["matrix_flops"] = matrix_rate(device, torch.bfloat16 if subject.dtype == "bf16" else torch.float32)
     out["peak_mb"], out["loss"] = peak_mb(device), subject.loss()
@@ -332,36 +320,14 @@ def publish(title: str, lines: Sequence[str], path: str | Path | None) -> None:
         atomic_write_text(path, "\n".join([*page, ""]))
 
 
-@dataclass
-class RandomImages:
-    """As much of a data set as building a step takes: random images, on the device."""
-
-    num_classes: int
-    size: int
-    name: str = "random"
-    full_batches: bool = False
-
-    def __post_init__(self) -> None:
-        self.shapes = {"image": (3, self.size, self.size)}
-        self.train_labels = torch.arange(4 * self.num_classes) % self.num_classes
-
-    def batches(self, count: int, batch_size: int, device: torch.device) -> list[Batch]:
-        rng, index = torch.Generator().manual_seed(0), torch.arange(batch_size, device=device)
-
-        def batch() -> Batch:
-            images = torch.rand(batch_size, *self.shapes["image"], generator=rng)
-            target = torch.randint(self.num_classes, (batch_size,), generator=rng)
-            images = images.to(device, memory_format=torch.channels_last)
-            return Batch({"image": images}, target.to(device), index)
-
-        return [batch() for _ in range(count)]
-
-
-def random_network(spec: ModelSpec, num_classes: int) -> Network:
+def random_network(spec: ModelSpec, num_classes: int, path: Path | None = None) -> Network:
+    """path: where its weights are also written, for what reads the checksum of a teacher's file."""
     torch.manual_seed(0)
     model = spec(num_classes=num_classes)
     state: dict[str, Tensor] = model.state_dict()
-    return Network(spec, model, Checkpoint(Path("random"), state))
+    if path is not None:
+        atomic_save(state, path)
+    return Network(spec, model, Checkpoint(path or Path("random"), state))
 
 
 def step_of(*what: Any) -> DistillStep:

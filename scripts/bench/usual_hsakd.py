@@ -8,29 +8,15 @@ It uses this project's network classes and none of its step, taps or methods.
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class WithHeads(nn.Module):
-    """forward(x) -> (logits, [head logits]), every head always computed, as the published networks do."""
-
-    def __init__(self, model: nn.Module, branches: tuple[str, ...]):
-        super().__init__()
-        self.model, self.branches = model, branches
-        self.outputs: dict[str, Tensor] = {}
-        for name in branches:
-            model.parts(name)[-1].register_forward_hook(  # type: ignore[operator]
-                lambda module, args, output, name=name: self.outputs.__setitem__(name, output)
-            )
-
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        logits = self.model(x, self.branches)
-        outputs, self.outputs = self.outputs, {}
-        return logits, [outputs[name] for name in self.branches]
+from core.protocols import ModelSpec
+from scripts.bench.usual_way import UsualStep, WithFeatures, top_k
 
 
 def distill_kl(z_s: Tensor, z_t: Tensor, temperature: float) -> Tensor:
@@ -39,39 +25,50 @@ def distill_kl(z_s: Tensor, z_t: Tensor, temperature: float) -> Tensor:
 
 
 def correct(logits: Tensor, target: Tensor) -> list[float]:
-    """Right answers among the first and the first five."""
-    hits = logits.topk(5, 1, True, True).indices.eq(target[:, None])
-    return [hits[:, :k].float().sum().item() for k in (1, 5)]
+    return [share.item() for share in top_k(logits, target)]
 
 
-class UsualStep:
-    """Call it with normalised images [B, C, H, W] and labels [B]; trains one step and returns the loss."""
+class WithHeads(WithFeatures):
+    """forward(x) -> ([head logits], logits), every head always computed, as the published networks do."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, branches: tuple[str, ...], lr: float = 0.05):
-        self.student, self.teacher = WithHeads(student, branches).train(), WithHeads(teacher, branches).eval()
-        self.optimizer = torch.optim.SGD(student.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        self.right = np.zeros((len(branches) + 1, 4))
+    def __init__(self, model: nn.Module, spec: ModelSpec):
+        nn.Module.__init__(self)
+        self.model, self.branches, self.feats = model, spec.branches, []
+        for name in spec.branches:
+            model.parts(name)[-1].register_forward_hook(lambda module, args, out: self.feats.append(out))
 
-    def finish(self, parts: list[Tensor]) -> float:
+    def logits(self, x: Tensor) -> Tensor:
+        return self.model(x, self.branches)
+
+
+class UsualHSAKD(UsualStep):
+    wrapper, nesterov = WithHeads, True
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        torch.backends.cudnn.allow_tf32 = True  # torch's default, which published code leaves alone
+        self.right = np.zeros((len(self.student.branches) + 1, 4))
+
+    def finish(self, parts: list[Tensor], count: int) -> float:
         loss = torch.stack(parts).sum()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         values = [loss.item(), *(part.item() for part in parts)]
+        self.sums["loss"] += values[0] * count
         return values[0]
 
-
-class UsualHSAKD(UsualStep):
     def __call__(self, images: Tensor, target: Tensor) -> float:
         x = torch.stack([torch.rot90(images, k, (2, 3)) for k in range(4)], 1).flatten(0, 1)
         joint = torch.stack([4 * target + k for k in range(4)], 1).flatten()
-        logits, heads = self.student(x)
+        heads, logits = self.student(x)
         with torch.no_grad():
-            logits_t, heads_t = self.teacher(x)
+            heads_t, logits_t = self.teacher(x)
         div = torch.zeros(())
         for q_s, q_t in zip(heads, heads_t, strict=True):
             div = div + distill_kl(q_s, q_t, 3.0)
-        value = self.finish([F.cross_entropy(logits[::4], target), div + distill_kl(logits, logits_t, 3.0)])
+        parts = [F.cross_entropy(logits[::4], target), div + distill_kl(logits, logits_t, 3.0)]
+        value = self.finish(parts, len(target))
         for i, q in enumerate(heads):
             collapsed = q.view(len(q), -1, 4).sum(2)
             self.right[i] += [*correct(q, joint), *correct(collapsed, target.repeat_interleave(4))]
@@ -79,13 +76,15 @@ class UsualHSAKD(UsualStep):
         return value
 
 
-class UsualDPCD(UsualStep):
-    """epoch: 0-based, for the ramp."""
+class UsualDPCD(UsualHSAKD):
+    """Epoch 61, for the ramp."""
 
-    def __init__(self, *args: object, epoch: int = 60, **kwargs: object):
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+    epoch = 60
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
         self.history: deque[float] = deque(maxlen=2000)
-        self.mean, self.epoch = 0.0, epoch
+        self.mean = 0.0
 
     @staticmethod
     def binary(z: Tensor, mask: Tensor) -> Tensor:
@@ -121,9 +120,9 @@ class UsualDPCD(UsualStep):
         return tckd + 8 * (omega * rows).mean() * temperature**2
 
     def __call__(self, images: Tensor, target: Tensor) -> float:
-        logits, heads = self.student(images)
+        heads, logits = self.student(images)
         with torch.no_grad():
-            logits_t, _ = self.teacher(images)
+            _, logits_t = self.teacher(images)
         cls = F.cross_entropy(logits, target)
         for q in heads:
             cls = cls + F.cross_entropy(q, target)
@@ -133,7 +132,7 @@ class UsualDPCD(UsualStep):
                 ced = ced + self.consensus(heads[j], heads[i], target)
         for q in heads:
             ced = ced + self.consensus(logits, q, target)
-        value = self.finish([cls, div, ced])
+        value = self.finish([cls, div, ced], len(target))
         for _ in range(2):  # the published loop counts the same accuracies twice
             for i, z in enumerate((*heads, logits)):
                 self.right[i, :2] += correct(z, target)

@@ -65,9 +65,12 @@ class WithFeatures(nn.Module):
                 lambda module, args, output, inside=inside: self.feats.append(args[0] if inside else output)
             )
 
+    def logits(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
     def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         self.feats = []
-        logits = self.model(x)
+        logits = self.logits(x)
         feats, self.feats = self.feats, []
         return feats, logits
 
@@ -103,6 +106,8 @@ class UsualStep:
     The optimiser is what the published call gives under this torch: a loop over parameters on a CPU, foreach on a GPU.
     """
 
+    wrapper, nesterov = WithFeatures, False
+
     def __init__(
         self,
         method: str,
@@ -115,14 +120,14 @@ class UsualStep:
         lr: float = 0.05,
     ):
         self.method, self.device, self.autocast = method, device, autocast
-        self.student = WithFeatures(student, student_spec).to(device).train()
-        self.teacher = WithFeatures(teacher, teacher_spec).to(device).eval()
+        self.student = self.wrapper(student, student_spec).to(device).train()
+        self.teacher = self.wrapper(teacher, teacher_spec).to(device).eval()
         self.teacher_head = teacher.get_submodule(teacher_spec.head)
         trained = nn.ModuleList([self.student])
         if method == "simkd":
             self.projector = Projector(*(self._width(net) for net in (self.student, self.teacher))).to(device).train()
             trained.append(self.projector)
-        self.optimizer = torch.optim.SGD(trained.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+        self.optimizer = torch.optim.SGD(trained.parameters(), lr, 0.9, weight_decay=5e-4, nesterov=self.nesterov)
         self.sums = dict.fromkeys(("loss", "top1", "top5"), 0.0)
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ from core.option import checked, not_negative
 from core.protocols import DataSet, UserError
 from dataset import dataset_dict
 from distiller_zoo._multiview import multi_view
-from helper.deploy.as_trained import CHOSEN, add_data_set, add_network, dataset_of, options_as_trained
+from helper.deploy.as_trained import add_data_set, add_network, dataset_of, options_asked
 from helper.evaluation.evaluate import evaluate
 from helper.machine.devices import pick_device
 from helper.machine.kernels import to_device
@@ -80,9 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines = ["| checkpoint | px | " + " | ".join(kinds) + " |", "|---|---|" + "---|" * len(kinds)]
     sets: dict[object, DataSet] = {}  # what was asked for -> the test images
     for path in args.path:
-        given = {name: getattr(args, name) for name in CHOSEN}
-        options, name = options_as_trained(path, Path(args.data_folder), args.image_size, **given), args.dataset
-        key = (name := dataset_of(path, name), options)
+        key = name, options = dataset_of(path, args.dataset), options_asked(path, args)
         if key not in sets:
             sets[key] = dataset_dict[name](options)
         data = sets[key]

@@ -72,9 +72,9 @@ export -f run
 export cifar images cifar_recipe folder_recipe resnet_recipe common train cifar_teacher folder_teacher save
 printf '%s\n' {cifar,folder,resnet}' '{baseline,logits,cakd}' '{0,1} |
     xargs -P "$jobs" -I{} bash -c 'set -euo pipefail; run {} "$@"' run ${extra[@]+"${extra[@]}"} | into "$save/study.log"
-"$PYTHON" scripts/cakd/table.py --root "$save/cifar" --out "$results"/cakd_short_cifar100.md \
+"$PYTHON" scripts/make_table.py --in_words --root "$save/cifar" --out "$results"/cakd_short_cifar100.md \
     --title "A tenth of CIFAR-100, ten epochs: vit_micro_cifar teaches resnet8"
-"$PYTHON" scripts/cakd/table.py --root "$save/folder" --out "$results"/cakd_short_folder224.md \
+"$PYTHON" scripts/make_table.py --in_words --root "$save/folder" --out "$results"/cakd_short_folder224.md \
     --title "A small image folder at 224 px, ten epochs: vit_micro_224 teaches ShuffleNetV2 x0.5"
-"$PYTHON" scripts/cakd/table.py --root "$save/resnet" --out "$results"/cakd_short_folder224_resnet18.md \
+"$PYTHON" scripts/make_table.py --in_words --root "$save/resnet" --out "$results"/cakd_short_folder224_resnet18.md \
     --title "A small image folder at 224 px, ten epochs: vit_micro_224 teaches ResNet18"

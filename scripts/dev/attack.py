@@ -5,8 +5,7 @@
            left alone
   damage   one file of a run is flipped, cut, zeroed or deleted; the run that continues must end with the same numbers,
            or be refused in one sentence; a table of a finished run must be the same, or refused
-  inputs   wrong files and settings (wrong_inputs.py), each with words of the sentence expected
-  cost     what the checks of one epoch of resnet8 on digits take
+  inputs   wrong numbers, choices and paths of every flag (wrong_inputs.py), each with words of the sentence expected
 
 Prints counts by outcome; exit code 1 if a run lost something, differed silently, hung, or ended in a traceback.
 """
@@ -14,7 +13,6 @@ Prints counts by outcome; exit code 1 if a run lost something, differed silently
 from __future__ import annotations
 
 import argparse
-import io
 import itertools
 import json
 import queue
@@ -36,7 +34,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save, atomic_write, atomic_write_text
+from core.files import atomic_write_text
 from helper.networks.checkpoint import load_file
 from scripts.dev.wrong_inputs import BRIEF, Known, Wrong, every
 from tests.support.commands import Commands, Done
@@ -191,9 +189,7 @@ class Attack:
 
     def damage(self, kind: str, place: Path, how: str, number: int) -> None:
         """A run that was stopped after its first epoch; one of its files is damaged. place: below its root."""
-        root = Path(tempfile.mkdtemp(dir=self.root)) / "damaged"
-        shutil.copytree(self.half(kind), root, symlinks=True)
-        spoil(root / place, how, random.Random(f"{self.seed} {kind} {place} {number}"))
+        root = self.spoilt(self.half(kind), place, how, f"{kind} {number}")
         done = self.run(root, KINDS[kind], self.teacher)
         outcome = self.judge(done) or ("same" if results(root) == self.reference(kind) else "DIFFERENT")
         self.note("damage", f"{kind}: {place.name}, {how}", outcome, done.err)
@@ -201,20 +197,26 @@ class Attack:
 
     def damage_finished(self, kind: str, place: Path, how: str, number: int) -> None:
         """A run that has finished; one of its files is damaged, and a table is made."""
-        whole, root = self.root / f"whole {kind}", Path(tempfile.mkdtemp(dir=self.root)) / "tabled"
-        shutil.copytree(whole, root, symlinks=True)
-        good = self.command("scripts/make_table.py", "--root", root)
-        spoil(root / place, how, random.Random(f"{self.seed} {kind} {place} {number} table"))
-        done = self.command("scripts/make_table.py", "--root", root)
+        whole = self.root / f"whole {kind}"
+        root = self.spoilt(whole, place, how, f"{kind} {number} table")
+        good, done = (self.command("scripts/make_table.py", "--root", folder) for folder in (whole, root))
         same = done.out == good.out or "unfinished" in done.err or how == "missing"
         self.note("damage", f"table, {place.name}, {how}", self.judge(done) or ("same" if same else "DIFFERENT"))
         shutil.rmtree(root)
+
+    def spoilt(self, whole: Path, place: Path, how: str, seed: str) -> Path:
+        """A copy of the folder `whole` in which the file at `place` is damaged."""
+        root = Path(tempfile.mkdtemp(dir=self.root)) / "damaged"
+        shutil.copytree(whole, root, symlinks=True)
+        spoil(root / place, how, random.Random(f"{self.seed} {seed} {place}"))
+        return root
 
     def inputs(self) -> list[Wrong]:
         """Every wrong input; makes the files that they name."""
         self.reference("kd")
         (other,) = (path.parent for path in (self.root / "whole kd").rglob("metrics.jsonl"))
-        return every(Known(_made(self.root / "known"), self.teacher, self.root / "t", other))
+        (self.root / "known").mkdir()
+        return every(Known(self.root / "known", self.teacher, self.root / "t", other))
 
     def wrong(self, wrong: Wrong) -> None:
         done = self.command(wrong.script, *wrong.argv, memory=6 * 2**30)
@@ -243,11 +245,6 @@ class Attack:
         faults = [f"- {' '.join(e.split())}" for e in self.examples]
         parts = [head, "\n".join(f"- {k}: {v}" for k, v in sorted(total.items())), "\n".join(lines)]
         return "\n\n".join(parts + (["Faults:", "\n".join(faults)] if faults else [])) + "\n"
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder
 
 
 def clip_lists(root: Path) -> Path:
@@ -332,40 +329,6 @@ def attack_all(attack: Attack, jobs: int, kills: int, damaged: int, inputs: int)
         list(pool.map(one, (partial(attack.wrong, case) for case in chosen)))
 
 
-def cost_of_checks(attack: Attack) -> str:
-    """Seconds that checksums take in an epoch of resnet8 on digits, and the epoch; of the run's own rows and files."""
-    root = attack.root / "cost"
-    argv = ("--dataset", "digits", "--model", "resnet8", "--epochs", 2, "--tb_backend", "none", "--save_root", root)
-    attack.finish(attack.command("train_teacher.py", *argv))
-    (metrics,) = root.rglob("metrics.jsonl")
-    row = json.loads(metrics.read_text().splitlines()[-1])
-    state = load_file(next(metrics.parent.glob("*_last.pth")))
-    epoch = row["seconds_train"] + row["seconds_eval"]
-    checked, plain = (min(seconds_of(save, state, root) for _ in range(20)) for save in (checked_save, plain_save))
-    cost = 2 * (checked - plain)  # best and last
-    return (
-        f"Cost of the checks: an epoch of resnet8 on digits takes {epoch:.2f} s here; writing its two checkpoints with "
-        f"checksums and the previous state takes {1000 * cost:.1f} ms more than without, {100 * cost / epoch:.2f} %."
-    )
-
-
-def checked_save(state: Any, path: Path) -> None:
-    atomic_save(state, path, path.with_suffix(".prev.pth"))
-
-
-def plain_save(state: Any, path: Path) -> None:
-    """The same, without a checksum and without the previous content."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    atomic_write(buffer.getvalue(), path)
-
-
-def seconds_of(save: Callable[[Any, Path], None], state: Any, root: Path) -> float:
-    started = time.perf_counter()
-    save(state, root / "timed.pth")
-    return time.perf_counter() - started
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -380,17 +343,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        commands = [Commands(_made(Path(folder) / f"commands{i}")) for i in range(args.jobs)]
+        commands = [Commands(Path(tempfile.mkdtemp(dir=folder))) for _ in range(args.jobs)]
         attack = Attack(Path(folder), commands, args.seed, started + 60 * args.minutes)
         try:
-            cost = cost_of_checks(attack)
             attack_all(attack, args.jobs, args.kills, args.damaged, args.inputs)
         finally:
             for one in commands:
                 one.close()
     minutes = (time.monotonic() - started) / 60
     about = f"Made by `scripts/dev/attack.py`, seed {args.seed}, {minutes:.0f} minutes, {args.jobs} cases at a time."
-    text = f"# Attack\n\n{about}\n\n{cost}\n\n{attack.report()}"
+    text = f"# Attack\n\n{about}\n\n{attack.report()}"
     print(text)
     if args.out:
         before = args.out.read_text() + "\n" if args.append and args.out.exists() else ""

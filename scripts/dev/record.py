@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,24 +126,28 @@ def teacher_file(name: str, folder: Path) -> Path:
     return path
 
 
-def digest(value: Any) -> str:
-    """sha256 of a nested state: keys in their order of sorting, type, shape and bytes of tensors, repr of the rest."""
-    sha = hashlib.sha256()
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(path, value) of everything in a nested state, keys in their order of sorting."""
+    if isinstance(value, dict):
+        members: Iterable[tuple[Any, Any]] = sorted(value.items(), key=lambda item: str(item[0]))
+    elif isinstance(value, (list, tuple)):
+        members = enumerate(value)
+    else:
+        yield path, value
+        return
+    for key, member in members:
+        yield from leaves(member, f"{path}/{key}")
 
-    def walk(path: str, item: Any) -> None:
-        if isinstance(item, dict):
-            for key in sorted(item, key=str):
-                walk(f"{path}/{key}", item[key])
-        elif isinstance(item, (list, tuple)):
-            for i, member in enumerate(item):
-                walk(f"{path}/{i}", member)
-        elif isinstance(item, torch.Tensor):
+
+def digest(value: Any) -> str:
+    """sha256 of a nested state: type, shape and bytes of tensors, repr of the rest."""
+    sha = hashlib.sha256()
+    for path, item in leaves(value):
+        if isinstance(item, torch.Tensor):
             sha.update(f"{path} {item.dtype} {tuple(item.shape)}\n".encode())
             sha.update(item.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         else:
             sha.update(f"{path} {item!r}\n".encode())
-
-    walk("", value)
     return sha.hexdigest()
 
 
@@ -173,41 +177,17 @@ def record(name: str, folder: Path) -> list[dict[str, Any]]:
     return [recorded(found) for found in folders_of(folder / name, "students")]
 
 
-def differences(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[str]:
-    """In words; none if the two are identical."""
-    if len(before) != len(after):
-        return [f"{len(before)} run(s) -> {len(after)}"]
-    found = []
-    for old, new in zip(before, after, strict=True):
-        if old["folder"] != new["folder"]:
-            found.append(f"folder {old['folder']} -> {new['folder']}")
-        if len(old["losses"]) != len(new["losses"]):
-            found.append(f"{len(old['losses'])} rows -> {len(new['losses'])}")
-        unequal = [
-            f"row {i} {key} {a.get(key)} -> {b.get(key)}"
-            for i, (a, b) in enumerate(zip(old["losses"], new["losses"], strict=False), 1)
-            for key in a | b
-            if a.get(key) != b.get(key)
-        ]
-        if unequal:
-            more = f" and {len(unequal) - 1} more" if len(unequal) > 1 else ""
-            found.append(f"{unequal[0]}{more}")
-        parts = old["state"] | new["state"]
-        changed = [part for part in parts if old["state"].get(part) != new["state"].get(part)]
-        if changed:
-            found.append(f"state of {', '.join(changed)}")
-    return found
-
-
 def check(name: str, before: dict[str, Any], folder: Path) -> str:
     """One line: 'identical', or what differs."""
     if name not in before:
         return "is not in the file"
     try:
-        found = differences(before[name], record(name, folder))
+        old, new = (dict(leaves(runs)) for runs in (before[name], record(name, folder)))
     except RuntimeError as error:
         return f"failed: {error}"
-    return "; ".join(found) or "identical"
+    found = [f"{path} {old.get(path)} -> {new.get(path)}" for path in old | new if old.get(path) != new.get(path)]
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{found[0]}{more}" if found else "identical"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,76 +13,17 @@ runs the same on this machine, --cluster debug in this process.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import ROOT
-from core.packages import needed
 from core.protocols import UserError
 from helper.machine.program import run_script
-
-
-class Run:
-    """One command in every task of a job: torchrun over the job's nodes, or the bare script for a single process."""
-
-    def __init__(self, command: Sequence[str], nodes: int, processes: int):
-        self.command, self.nodes, self.processes = list(command), nodes, processes
-        self.child: subprocess.Popen | None = None
-
-    @property
-    def is_shell(self) -> bool:
-        return self.command[0].endswith(".sh")
-
-    def torchrun(self) -> list[str]:
-        script = [str(ROOT / self.command[0]), *self.command[1:]]
-        if self.is_shell:
-            return ["bash", *script]
-        if self.nodes == self.processes == 1:
-            return [sys.executable, *script]
-        launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={self.processes}"]
-        if self.nodes == 1:
-            return [*launcher, "--standalone", *script]
-        nodes = subprocess.check_output(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], text=True)
-        job = os.environ["SLURM_JOB_ID"]
-        endpoint = f"{nodes.split()[0]}:{20000 + int(job) % 20000}"
-        rendezvous = ["--rdzv_backend=c10d", f"--rdzv_endpoint={endpoint}", f"--rdzv_id={job}", "--max_restarts=3"]
-        return [*launcher, f"--nnodes={self.nodes}", *rendezvous, *script]
-
-    def __call__(self) -> int:
-        before = signal.signal(signal.SIGTERM, self._pass_on)
-        try:
-            # with a store shared between rounds, nodes do not find each other again after one was replaced
-            env = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-            if self.is_shell:
-                env["GPUS"] = ",".join(map(str, range(self.processes)))
-            self.child = subprocess.Popen(self.torchrun(), cwd=ROOT, env=env)
-            code = self.child.wait()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        if code:
-            raise RuntimeError(f"{shlex.join(self.command)} ended with exit code {code}, see this job's log")
-        return code
-
-    def _pass_on(self, number: int, frame: Any) -> None:
-        if self.child is not None:
-            self.child.send_signal(number)
-
-    def checkpoint(self) -> Any:
-        """What submitit queues when the job is taken away: the same command, which finds its checkpoint."""
-        import submitit
-
-        if self.child is not None and self.child.poll() is None:
-            self.child.terminate()
-            self.child.wait()
-        return submitit.helpers.DelayedSubmission(Run(self.command, self.nodes, self.processes))
+from helper.tables.cluster import Run, submit
 
 
 def commands_of(grid: Path) -> list[list[str]]:
@@ -97,21 +38,20 @@ def commands_of(grid: Path) -> list[list[str]]:
     return found
 
 
-def submit(args: argparse.Namespace) -> list[Any]:
-    """The submitted jobs. UserError: no submitit, no such script, no SLURM."""
+def submitted(args: argparse.Namespace) -> list[str]:
+    """The numbers of failed jobs, where --wait waits for them. UserError: no submitit, no such script, no SLURM."""
     commands = commands_of(args.grid) if args.grid else [args.command]
     for command in commands:
         if not command or not (ROOT / command[0]).is_file():
             raise UserError(f"'{shlex.join(command)}' must begin with a script, such as train_student.py")
         if command[0].endswith(".sh") and args.nodes > 1:
             raise UserError(f"{command[0]} starts the processes of one node: leave --nodes out")
-    submitit = needed("submitit", "submitting jobs")
-    try:
-        executor = submitit.AutoExecutor(folder=args.logs, cluster=args.cluster)
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"--cluster {args.cluster}: {error}") from error
     processes = max(1, args.gpus) if args.processes is None else args.processes
-    executor.update_parameters(
+    return submit(
+        [Run(command, args.nodes, processes) for command in commands],
+        args.logs,
+        args.cluster,
+        args.wait,
         name=args.name,
         nodes=args.nodes,
         tasks_per_node=1,
@@ -122,11 +62,6 @@ def submit(args: argparse.Namespace) -> list[Any]:
         **({"slurm_partition": args.partition} if args.partition else {}),
         slurm_signal_delay_s=120,
     )
-    with executor.batch():
-        jobs = [executor.submit(Run(command, args.nodes, processes)) for command in commands]
-    for job, command in zip(jobs, commands, strict=True):
-        print(f"{job.job_id}: {shlex.join(command)}; log in {job.paths.stdout}")
-    return jobs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -158,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if bool(args.grid) == bool(args.command):
         raise UserError("give one command after --, or several in --grid FILE")
-    failed = [job.job_id for job in submit(args) if args.wait and job.exception() is not None]
-    if failed:
+    if failed := submitted(args):
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
 

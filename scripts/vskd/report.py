@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -26,13 +26,14 @@ from dataset import dataset_dict
 from dataset.base import data_options
 from dataset.recordings.actions import ActionData
 from dataset.recordings.pairs import SENSOR
-from helper.deploy.export import MEASURED, export_onnx, load_classifier, report
+from helper.deploy.checkpoint_page import confusion_matrix, pair_rows
+from helper.deploy.pictures import draw_confusion, pyplot, save
+from helper.deploy.student import load_student
 from helper.machine.program import run_script
-from helper.runs.folder import file_name
 from helper.tables.runs import Run, find_runs, last_checkpoint, mean_std, network
 from helper.tables.table import table
 from helper.tables.writers import as_markdown
-from scripts.export_onnx import as_table
+from scripts.export_onnx import MEASURED, as_table, exported
 from scripts.vskd.extra_trees import TREES, extra_trees
 
 SEEDS = (0, 1, 2)
@@ -60,47 +61,31 @@ def write_table(runs: Sequence[Run], data: ActionData, out: Path, title: str, ab
 
 
 @torch.no_grad()
-def confusion(run: Run, data: ActionData) -> np.ndarray:
+def confusion(run: Run, data: ActionData) -> Tensor:
     """[K, K] counts on the tested recordings: rows are true classes, columns what the last epoch's network says."""
-    net = load_classifier(last_checkpoint(run)).net
-    counts = np.zeros((data.num_classes, data.num_classes), dtype=int)
-    for batch in data.test_loader(64, device=torch.device("cpu")):
-        said = net(batch.inputs)["logits"].argmax(1)
-        np.add.at(counts, (batch.target.numpy(), said.numpy()), 1)
-    return counts
+    net = load_student(last_checkpoint(run)).net
+    batches = [(b.target, net(b.inputs)["logits"].argmax(1)) for b in data.test_loader(64, device=torch.device("cpu"))]
+    return confusion_matrix(*map(torch.cat, zip(*batches, strict=True)), data.num_classes)
 
 
-def largest_confusions(counts: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """true → said: count of all of the true class; the largest first."""
-    wrong = counts - np.diag(counts.diagonal())
-    places = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:6]]
-    return [f"{classes[t]} → {classes[p]}: {wrong[t, p]} of {counts[t].sum()}" for t, p in places if wrong[t, p]]
-
-
-def draw(matrices: Mapping[str, np.ndarray], classes: Sequence[str], out: Path) -> None:
-    """Shares of each true class, side by side; cividis, which colour-blind people read as others do. Names stand on
-    both axes, and below each matrix its largest confusions."""
-    from matplotlib.figure import Figure
-
+def draw(matrices: Mapping[str, Tensor], classes: Sequence[str], out: Path) -> None:
+    """Shares of each true class, side by side. Names stand on both axes, and below each matrix its largest
+    confusions."""
     count, size = len(matrices), 2.2 + 0.21 * len(classes)
-    figure = Figure(figsize=(size * count + 2.2, size + 3.4), layout="constrained")
-    panels = np.atleast_1d(figure.subplots(1, count, sharey=True))
-    for panel, (title, counts) in zip(panels, matrices.items(), strict=True):
-        share = counts / counts.sum(1, keepdims=True).clip(1)
-        shown = panel.imshow(share, cmap="cividis", vmin=0, vmax=1)
-        panel.set_title(f"{title}\n{100 * counts.trace() / counts.sum():.1f} % right", fontsize=11)
-        panel.grid(False)
-        panel.set_xticks(range(len(classes)), classes, fontsize=8, rotation=90)
-        worst = "\n".join(largest_confusions(counts, classes))
+    figsize = (size * count + 2.2, size + 3.4)
+    figure, axes = pyplot().subplots(1, count, sharey=True, squeeze=False, figsize=figsize, layout="constrained")
+    for panel, (title, counts) in zip(axes[0], matrices.items(), strict=True):
+        shown = draw_confusion(panel, counts, classes)
+        panel.set_title(f"{title}\n{100 * float(counts.trace() / counts.sum()):.1f} % right", fontsize=11)
+        pairs = pair_rows(counts, classes)[:6]
+        worst = "\n".join(f"{t} → {p}: {n} of {counts[classes.index(t)].sum()}" for t, p, n in pairs)
         panel.set_xlabel(f"predicted\n\nlargest confusions, true → predicted\n{worst}", fontsize=9)
-        for t, p in zip(*np.nonzero(share >= 0.1), strict=True):  # percent, where it is not a trifle
+        share = counts / counts.sum(1, keepdim=True).clamp(min=1)
+        for t, p in (share >= 0.1).nonzero().tolist():  # percent, where it is not a trifle
             colour = "black" if share[t, p] > 0.55 else "white"
             panel.text(p, t, f"{100 * share[t, p]:.0f}", ha="center", va="center", fontsize=6, color=colour)
-    panels[0].set_yticks(range(len(classes)), classes, fontsize=8)
-    panels[0].set_ylabel("true")
-    figure.colorbar(shown, ax=list(panels), shrink=0.5, label="share of the true class")
-    figure.savefig(out, dpi=110)
-    print(out)
+    figure.colorbar(shown, ax=list(axes[0]), shrink=0.5, label="share of the true class")
+    save(figure, out)
 
 
 def chosen(runs: Sequence[Run], network: str) -> dict[str, list[Run]]:
@@ -156,19 +141,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_table(runs, data, stem.with_suffix(".md"), "UTD-MHAD: a video network teaches sensor networks", about)
     groups = chosen(runs, args.network)
     matrices = {
-        f"{title} ({len(group)} seed{'s' * (len(group) > 1)})": sum(
-            (confusion(run, data) for run in group), np.zeros((data.num_classes,) * 2, dtype=int)
-        )
+        f"{title} ({len(group)} seed{'s' * (len(group) > 1)})": torch.stack(
+            [confusion(run, data) for run in group]
+        ).sum(0)
         for title, group in groups.items()
     }
     draw(matrices, data.classes, Path(f"{stem}_confusion.png"))
     nets = {network(r): r for r in runs if r.identity["trial"] == "0"}
     with tempfile.TemporaryDirectory() as folder:
-        costs = []
-        for name, run in sorted(nets.items()):
-            classifier, target = load_classifier(last_checkpoint(run)), Path(folder) / f"{file_name(name)}.onnx"
-            export_onnx(classifier, target)
-            costs.append(report(classifier, target))
+        costs = [exported(load_student(last_checkpoint(run)), Path(folder))[1] for _, run in sorted(nets.items())]
     cpu = runs[0].env["cpu"]
     note = f"{MEASURED.format(30)}; {cpu}. The Gramian field is part of the network."
     atomic_write_text(Path(f"{stem}_cost.md"), f"# What teacher and students cost\n\n{as_table(costs)}\n\n{note}\n")

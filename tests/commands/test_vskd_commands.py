@@ -11,8 +11,11 @@ import torch
 from core.protocols import Batch, DataSet, UserError
 from dataset.recordings.utd_mhad import CLASSES
 from distiller_zoo import method_dict
-from helper.deploy.export import export_onnx, load_classifier, onnx_session, report
+from helper.deploy.export import onnx_session
+from helper.deploy.predictor import open_predictor
+from helper.deploy.student import load_student
 from models import model_dict
+from scripts.export_onnx import exported
 from scripts.vskd.extra_trees import statistics_of
 from tests.support.cases import mostly
 from tests.support.contract import PROGRESS, check_contract, make_step
@@ -150,9 +153,9 @@ def test_a_recording_is_named_without_any_data_set(commands, student, root, tmp_
     done = commands("test_model.py", "--path", student, "--file", file, cwd=tmp_path).finished()
     lines = done.out.strip().splitlines()
     assert len(lines) == 3 and all(line.split("  ")[0] in CLASSES for line in lines)
-    net = load_classifier(student)
-    assert lines[0].startswith(net.predict(Path(file))[0][0])
-    assert sum(p for _, p in net.predict(Path(file))) == pytest.approx(1, abs=1e-5)
+    (found,) = open_predictor(student)([Path(file)], 27)
+    assert lines[0].startswith(found.top[0][0])
+    assert sum(p for _, p in found.top) == pytest.approx(1, abs=1e-5)
 
 
 def test_evaluating_a_checkpoint_takes_its_own_settings(commands, home, student, root):
@@ -168,11 +171,11 @@ def test_refusals(commands, home, student, root, teacher):
     (path,) = home.glob("save/teachers/models/*/trn:resnet8_best.pth")
     inertial = root / "Inertial" / "a1_s1_t1_inertial.mat"
     commands("test_model.py", "--path", path, "--file", inertial).refused(
-        "reads video", "give the checkpoint of a student"
+        "a1_s1_t1_inertial.mat", "is it a file of another kind?"
     )
-    commands("test_model.py", "--path", student, "--file", "none.mat").refused("there is no sensor recording")
+    commands("test_model.py", "--path", student, "--file", "none.mat").refused("there is no file 'none.mat'")
     commands("test_model.py", "--path", student, "--file", inertial, "--rank", 1).refused("leave --rank out")
-    commands("test_model.py", "--path", teacher, "--file", inertial).refused("does not record its input")
+    commands("test_model.py", "--path", teacher, "--file", inertial).refused("a1_s1_t1_inertial.mat", "not an image")
     common = (*QUICK, *SIZES, "--data_folder", root)
     commands("train_teacher.py", *common, "--model", "trn:resnet8", cwd=home).refused(
         "trn:resnet8 reads 'video', but the data set has sensor"
@@ -199,9 +202,8 @@ def test_the_graph_computes_what_the_network_does(name, tmp_path, quick_export):
     path = tmp_path / "student.pth"
     meta = {"arch": name, "classes": list(CLASSES), "modalities": {"sensor": "accel"}, "shapes": {"sensor": [3, 32]}}
     torch.save({"model": model.state_dict(), "meta": meta}, path)
-    classifier = load_classifier(path)
-    export_onnx(classifier, tmp_path / "student.onnx")
-    session = onnx_session(tmp_path / "student.onnx")
+    target, row = exported(load_student(path), tmp_path, repetitions=2)
+    session = onnx_session(target)
     assert [i.name for i in session.get_inputs()] == ["input"] and session.get_inputs()[0].shape[1:] == [3, 32]
     assert session.get_modelmeta().custom_metadata_map["classes"].splitlines() == list(CLASSES)
     for size in (1, 3):
@@ -210,7 +212,6 @@ def test_the_graph_computes_what_the_network_does(name, tmp_path, quick_export):
         (logits,) = session.run(None, {"input": x.numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(logits), model.eval()(x), rtol=1e-3, atol=1e-4)
-    row = report(classifier, tmp_path / "student.onnx", repetitions=2)
     assert row["parameters (M)"] == sum(p.numel() for p in model.parameters()) / 1e6
     assert row["file (MB)"] > 3.9 * row["parameters (M)"] and row["MACs (M)"] > 0
     assert row["torch (ms)"] > 0 and row["onnxruntime (ms)"] > 0
@@ -226,7 +227,7 @@ def test_the_export_command(commands, student, root, tmp_path):
     )  # fmt: skip
     assert done.code == 0, done.err
     named = done.out.splitlines()[0].removeprefix("a2_s2_t1_inertial.mat: ")
-    assert named == load_classifier(student).predict(inertial)[0][0]
+    assert named == next(open_predictor(student)([inertial], 1)).top[0][0]
     assert "| sensor_cnn | accel 3x32 |" in (tmp_path / "cost.md").read_text()
 
 

@@ -1,6 +1,7 @@
 """What the pixels of a file mean: the same in every reader of images, and in both decoders of videos."""
 
 import logging
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -178,6 +179,33 @@ def test_pixels_without_a_meaning_are_refused(tmp_path, pixels, words):
     Image.fromarray(pixels).save(tmp_path / "x.tif")
     with pytest.raises(PictureError, match=rf"x\.tif' is corrupt or not an image \({words}"):
         picture(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.png", b""),
+        ("x.jpg", b"a text"),
+        ("x.tif", b"II*\0\x08\0\0\0\xff\xff" + bytes(20)),
+        ("x.webp", b"RIFF\x10\0\0\0WEBPVP8 " + bytes(20)),
+        ("x.gif", b"GIF89a\xff\xff\xff\xff\0\0\0"),
+        ("x.avif", b"\0\0\0\x20ftypavif" + bytes(30)),
+        ("x.jp2", b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(30)),
+    ],
+)
+def test_files_that_are_no_pictures(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PictureError, match=rf"{re.escape(name)}' is corrupt or not an image"):
+        picture(tmp_path / name)
+
+
+def test_a_picture_that_ends_early(tmp_path):
+    Image.fromarray(scene()).save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    for part in (40, len(whole) // 2):
+        (tmp_path / "x.png").write_bytes(whole[:part])
+        with pytest.raises(PictureError, match=r"x\.png' is corrupt"):
+            picture(tmp_path / "x.png")
 
 
 def test_a_decompression_bomb_is_one_sentence_in_every_reader(tmp_path, monkeypatch):

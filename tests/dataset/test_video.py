@@ -326,6 +326,7 @@ def test_bad_lists(folder, tmp_path):
     for name, text, words in (
         ("empty.txt", "\n", "names no videos"),
         ("high.txt", "clip 0.mp4 2\n", r"high.txt, line 1: the class 2 is out of range, the data set has 0 to 1"),
+        ("zero.txt", "\0\0 0\n", "zero.txt, line 1"),
         ("gone.txt", "clip 9.mp4 1\n", r"gone.txt, line 1: the video '.*clip 9.mp4' does not exist.*--skip_corrupt"),
     ):
         (tmp_path / name).write_text(text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
@@ -469,8 +468,8 @@ def test_other_methods_learn_from_a_transformer():
 # ---- scripts
 
 
-def test_robustness_and_table(commands, vit_teacher, tmp_path):
-    """Noise is the same for every checkpoint; the table says what its teacher is worth."""
+def test_robustness(commands, vit_teacher, tmp_path):
+    """Noise is the same for every checkpoint."""
     best = vit_teacher / "vit_micro_cifar_best.pth"
     spoil = ("--dataset", "digits", "--data_folder", tmp_path, "--noise", 0.1, 3)
     done = commands("scripts/cakd/robustness.py", "--path", best, best, *spoil, "--out", tmp_path / "t.md").finished()
@@ -479,9 +478,8 @@ def test_robustness_and_table(commands, vit_teacher, tmp_path):
     assert first in done.out
     commands("scripts/cakd/robustness.py", "--path", best, *spoil[:-2], -1).refused("--noise -1.0")
 
-    short = ("--image_size", 16, "--epochs", 1, "--max_steps", 1, "--tb_backend", "none")
-    short += ("--save_root", tmp_path / "save")
-    commands.student("--distill", "baseline", *short[:-1], tmp_path / "small", "--image_size", 8).finished()
+    short = ("--image_size", 8, "--epochs", 1, "--max_steps", 1, "--tb_backend", "none")
+    commands.student("--distill", "baseline", *short, "--save_root", tmp_path / "small").finished()
     (small,) = (p / "resnet8_best.pth" for p in (tmp_path / "small/students/models").iterdir() if not p.is_symlink())
     sizes = [], ["--image_size", 12]
     rows = [
@@ -491,10 +489,3 @@ def test_robustness_and_table(commands, vit_teacher, tmp_path):
     out = commands("test_model.py", "--path", small, *spoil[:4]).finished().out
     clean = rows[0].splitlines()[2].split(" | ")[2]
     assert f"top-1 {clean} " in out and "recorded in the file" in out and "warning" not in out
-    commands.student("--distill", "baseline", *short).finished()
-    commands.student("--distill", "logits", "--path_t", best, *short).finished()
-    out = commands("scripts/cakd/table.py", "--root", tmp_path / "save", "--title", "A study").finished().out
-    assert out.startswith("# A study") and "Teacher vit_micro_cifar: " in out
-    teacher, alone = (float(x) for x in re.search(r"cifar: (\S+), resnet8 alone: (\S+):", out).groups())
-    assert ("TEACHER BELOW THE STUDENT ALONE" in out) == (teacher < alone)
-    commands("scripts/cakd/table.py", "--root", tmp_path / "none", "--title", "x").refused("no finished run")

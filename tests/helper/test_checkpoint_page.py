@@ -7,7 +7,7 @@ import torch
 
 import test_model
 from core.protocols import Batch, UserError
-from helper.deploy.checkpoint_page import WORST, Seen, class_rows, page, pair_rows
+from helper.deploy.checkpoint_page import WORST, Seen, class_rows, confusion_matrix, page, pair_rows
 from models import model_dict
 from tests.support.packages import need
 
@@ -29,11 +29,12 @@ def test_classes_pairs_and_worst_mistakes():
     predicted = torch.tensor([0, 1, 1, 1, 0, 2])
     labels, sure = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([9.0, 1, 5, 9, 3, 9])
     seen = seen_of(torch.eye(3)[predicted] * sure[:, None], labels)
-    assert seen.confusion().tolist() == [[1, 2, 0], [1, 1, 0], [0, 0, 1]]
-    rows = class_rows(seen.confusion(), CLASSES)
+    counts = confusion_matrix(seen.labels, seen.logits.argmax(1), 3)
+    assert counts.tolist() == [[1, 2, 0], [1, 1, 0], [0, 0, 1]]
+    rows = class_rows(counts, CLASSES)
     assert [(name, n) for name, n, *_ in rows] == [("cat", 3), ("dog", 2), ("<cow>", 1)]
     assert rows[0][2:] == (pytest.approx(100 / 3), 50.0) and rows[1][2:] == (50.0, pytest.approx(100 / 3))
-    assert pair_rows(seen.confusion(), CLASSES) == [("cat", "dog", 2), ("dog", "cat", 1)]
+    assert pair_rows(counts, CLASSES) == [("cat", "dog", 2), ("dog", "cat", 1)]
     assert [place for place, _ in seen.worst] == [2, 4, 1]
     assert all(torch.equal(x, torch.full((3, 8, 8), place / 6)) for place, x in seen.worst)
     text = page(seen, CLASSES, "resnet8 on <animals>", "a.pth")

@@ -1,6 +1,7 @@
 """--config and --print_config: files in place of flags, and runs repeated from their args.json."""
 
 import json
+import os
 
 import pytest
 
@@ -61,12 +62,32 @@ def test_the_command_line_wins(tmp_path):
         ("l.toml", "epochs = -1", ("--epochs -1",)),
         ("n.toml", 'distill = ""', ("--distill is empty",)),
         ("m.toml", None, ("cannot read", "m.toml': No such file")),
+        ("o.toml", "epochs = 1\nepochs = 2", ("o.toml is not a TOML file",)),
+        ("p.toml", "epochs = 1" + 30 * "0", ("--epochs 1000",)),
+        ("q.toml", "learning_rate = nan", ("--learning_rate nan",)),
+        ("r.toml", "[data]\nmixup = nan", ("--mixup nan",)),
+        ("s.json", '{"epochs": ', ("s.json is not a JSON file",)),
+        ("t.json", "[" * 100_000, ("t.json is not a JSON file",)),
+        ("u.json", '{"epochs": {"a": {"b": 1}}}', ("u.json",)),
+        ("v.json", "\0\0\0", ("v.json is not a JSON file",)),
+        ("w.yaml", "!!python/object/apply:os.system ['true']", ("w.yaml is not a YAML file",)),
+        ("x.yaml", "a:\n\t- b\n", ("x.yaml is not a YAML file",)),
+        ("y.yaml", "- 1", ("y.yaml must hold settings", "not a list")),
+        ("z.json", '{"settings": [], "sources": {}}', ("z.json",)),
     ],
 )
 def test_a_wrong_file_gives_one_sentence(commands, tmp_path, name, content, words):
     if content is not None:
         written(tmp_path, name, content)
     commands("train_student.py", "--config", name, cwd=tmp_path).refused(*words)
+
+
+def test_a_file_that_holds_no_text(commands, tmp_path):
+    (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'\n")
+    (tmp_path / "folder.toml").mkdir()
+    os.mkfifo(tmp_path / "pipe.toml")
+    for name in ("latin", "folder", "pipe"):
+        commands("train_student.py", "--config", f"{name}.toml", cwd=tmp_path).refused(f"{name}.toml")
 
 
 def rows_of(folder):

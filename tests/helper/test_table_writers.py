@@ -226,3 +226,9 @@ def test_gains_and_losses_in_words(tmp_path, accuracies, said):
     write_run(tmp_path, "--model resnet20", [90], teacher="")
     labels = "The students trained on 10% of the labelled images, their teacher on 100%."
     assert in_words(find_runs(tmp_path, None)) == f"resnet8 alone reaches 41.00 %; {said} {labels}"
+
+
+def test_a_teacher_below_the_student_alone_is_named(tmp_path):
+    write_run(tmp_path, "--distill vanilla --model_s resnet8", [81], alone=True)
+    write_run(tmp_path, "--path_t T.pth --distill kd --model_s resnet8", [82], teacher="resnet20")
+    assert in_words(find_runs(tmp_path, None)).endswith("A teacher is worse than that: resnet20 (79.42 %).")

@@ -28,22 +28,24 @@ def test_limits_and_verdicts():
         bench_cakd.main(["--steps", "0"])
 
 
-SMALL = {"student": "resnet8", "teacher": "vit_micro_cifar", "size": 32, "batch_size": 2, "clock": "cpu"}
+SMALL = {"student": "resnet8", "teacher": "vit_micro_cifar", "batch_size": 2}
 
 
 def test_a_process_of_the_benchmark(monkeypatch):
     monkeypatch.setattr(opening, "tune_allocator", lambda: None)  # these two would outlive the test
     monkeypatch.setattr(torch.backends.mha, "set_fastpath_enabled", lambda enabled: None)
-    step = bench_cakd.Step(SMALL | {"gpu_id": "0", "precision": "fp32", "kind": "cakd paper"})
+    method, *flags = bench_cakd.KINDS["cakd paper"]
+    request = SMALL | {"gpu_id": "0", "precision": "fp32", "method": method, "flags": flags}
+    step = bench_cakd.Step(request | {"images": 10, "side": 32, "classes": 20, "epoch": 60, "epochs": 120})
     turn = measuring.respond(step, {"time": {"warmup": 0, "steps": 1, "light": True, "floor": False}})
     assert turn["step_s"] > 0 and turn["peak_mb"] > 0 and step.dtype == "fp32"
-    assert measuring.respond(step, {"finish": {"evaluation": False}})["macs"] > 0
+    assert measuring.respond(step, {"finish": {"evaluation": False}})["step_macs"] > 0
 
 
 @pytest.mark.slow  # three processes; the quick test above is one of them
 def test_the_benchmark_runs(tmp_path):
     argv = [word for flag, value in SMALL.items() for word in (f"--{flag}", str(value))]
-    argv += ["--rounds", "1", "--steps", "1", "--threads", "1"]
+    argv += ["--size", "32", "--clock", "cpu", "--rounds", "1", "--steps", "1", "--threads", "1"]
     out = [tmp_path / "bench.json", tmp_path / "bench.md"]
     command = [sys.executable, "scripts/bench/bench_cakd.py", *argv, "--json", str(out[0]), "--markdown", str(out[1])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})

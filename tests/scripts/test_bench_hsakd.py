@@ -12,10 +12,11 @@ import torch
 
 from core.protocols import Progress, UserError
 from distiller_zoo import method_dict
+from helper import opening
 from helper.training import optim, stages
 from helper.training.step import StepSetup
 from models import model_dict
-from scripts.bench import bench_hsakd, measuring
+from scripts.bench import bench_hsakd, bench_worker, measuring
 from scripts.bench.usual_hsakd import UsualDPCD, UsualHSAKD
 from tests.support.toys import ToyData, network
 
@@ -45,7 +46,7 @@ def test_baseline_and_our_step_lose_alike(method, usual, end):
         stages.StagePlan(batch_size=8, epochs=240),
     )
     stage.step.student.model.load_state_dict(student.state_dict())
-    step = usual(student, copy.deepcopy(teacher.model), spec.branches)
+    step = usual(method, student, spec, copy.deepcopy(teacher.model), spec, torch.device("cpu"))
     stage.step.train()
     mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std))
     for i in range(3):
@@ -70,8 +71,10 @@ def test_targets_and_verdicts():
 
 
 @pytest.mark.parametrize("kind", ["ours", "usual"])
-def test_a_process_of_the_benchmark(kind):
-    step = bench_hsakd.Step({"method": "dpcd", "kind": kind, "dtype": "fp32", "gpu_id": "0", "batch_size": 2})
+def test_a_process_of_the_benchmark(kind, monkeypatch):
+    monkeypatch.setattr(opening, "tune_allocator", lambda: None)  # it would outlive the test
+    request = bench_hsakd.request_of("dpcd", kind, "fp32", images=4)
+    step = bench_worker.kept(request | {"gpu_id": "0", "batch_size": 2, "threads": 0}, 2)
     answer = measuring.respond(step, {"time": {"warmup": 0, "steps": 1, "light": True, "floor": False}})
     assert answer["step_s"] > 0 and answer["peak_mb"] > 0
 

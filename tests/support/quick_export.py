@@ -8,7 +8,6 @@ from helper.deploy import export, quantize
 def shorten(setattr=setattr) -> None:
     """setattr: that of a monkeypatch, to take it back."""
     setattr(export.latency, "__defaults__", (1,))
-    setattr(export.report, "__defaults__", (None, 1))
     setattr(quantize, "ROUNDS", 1)
     setattr(quantize, "CALLS", 1)
 
