@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +49,27 @@ class PositionedLoader(Loader):
         self.epoch, self.start_step = epoch, start_step
 
 
-Place = tuple[int, int]  # position in the split, seed of the augmentation
+class InOrder(PositionedLoader):
+    """Test samples in order. make: positions -> their batch."""
+
+    def __init__(self, parts: Sequence[range], make: Callable[[range], Batch]):
+        super().__init__(len(parts))
+        self.parts, self.make = parts, make
+
+    def batch(self, step: int) -> Batch:
+        return self.make(self.parts[step])
+
+
+def in_order(count: int, batch_size: int, rank: int, world_size: int) -> list[range]:
+    """The positions of every batch of a test set; every rank has its own exact slice, which may be empty."""
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; give at least 1")
+    assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+    mine = range(count)[count * rank // world_size : count * (rank + 1) // world_size]
+    return [mine[at : at + batch_size] for at in range(0, len(mine), batch_size)]
+
+
+Place = tuple[int, Any]  # position in the split, what the view of the sample depends on
 
 
 @dataclass(frozen=True)

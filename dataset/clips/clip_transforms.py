@@ -160,8 +160,12 @@ def render(clip: np.ndarray, frames: Sequence[int], box: Box, size: int, mirror:
 
 def to_input(clips: Sequence[Tensor], device: torch.device) -> Tensor:
     """Clips uint8 [K, C, S, S] -> float32 [B, K, 3, S, S] in [0, 1] on the device; grey clips get three channels."""
-    widest = max(c.shape[1] for c in clips)
-    stacked = torch.stack([c.expand(-1, widest, -1, -1) for c in clips])
+    stacked = torch.stack(torch.broadcast_tensors(*clips))
     if device.type == "cuda":
         stacked = stacked.pin_memory().to(device, non_blocking=True)
-    return (stacked.float() / 255).expand(-1, -1, 3, -1, -1)
+    return scaled(stacked)
+
+
+def scaled(clips: Tensor) -> Tensor:
+    """uint8 [B, T, C, S, S] -> float32 [B, T, 3, S, S] in [0, 1]."""
+    return (clips.float() / 255).expand(-1, -1, 3, -1, -1)

@@ -16,7 +16,8 @@ import numpy as np
 from core.files import row_checksums
 from core.log import log, progress
 from core.protocols import UserError
-from dataset.clips.decode import ClipSource, UnreadableError, read_clip
+from dataset.clips.decode import ClipSource, read_clip
+from dataset.images.files import UnreadableError
 
 CACHE_VERSION = 2  # 2: videos are rotated as their file demands
 OPEN_CLIPS = 256  # memory maps held open

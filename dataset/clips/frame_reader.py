@@ -20,7 +20,6 @@ from core.protocols import UserError
 from dataset.clips.clip_transforms import as_clip, resize, short_side_size
 from dataset.clips.decode import (
     ClipSource,
-    UnreadableError,
     broken,
     check_length,
     check_sizes,
@@ -34,6 +33,7 @@ from dataset.clips.decode import (
     without_colour,
 )
 from dataset.clips.frame_cache import FrameCache
+from dataset.images.files import UnreadableError
 
 DECODERS = ("av", "opencv")
 

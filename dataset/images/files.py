@@ -52,8 +52,16 @@ FOLDERS = ("imagenet", "ImageNet")
 SORTING = "python scripts/sort_imagenet_val.py"
 
 
-class PictureError(UserError):
-    """An image that cannot be read, or whose pixels are undefined. The reader adds what to do."""
+class UnreadableError(UserError):
+    """A missing or damaged file, which --skip_corrupt skips. Mistakes in the command line are other errors."""
+
+    advice = ""  # what to do, if the message does not say it
+
+
+class PictureError(UnreadableError):
+    """An image that cannot be read, or whose pixels are undefined."""
+
+    advice = "; repair or remove it, or pass --skip_corrupt to leave it out"
 
 
 @cache

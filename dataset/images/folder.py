@@ -144,7 +144,7 @@ def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
             target[place] = decode(samples[place][0], size)
         except PictureError as error:
             if not skip:
-                raise UserError(f"{error}; repair or remove it, or pass --skip_corrupt to leave it out") from error
+                raise UserError(f"{error}{error.advice}") from error
             return str(error)
         return ""
 

@@ -24,7 +24,7 @@ from dataset.clips.clip_transforms import centre_box, crop_boxes, render, to_inp
 from dataset.clips.decode import ClipSource
 from dataset.clips.frame_cache import FrameCache
 from dataset.clips.frame_sampling import segment_frames
-from dataset.order import Plan, PositionedLoader, generator
+from dataset.order import InOrder, Plan, PositionedLoader, generator, in_order
 from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Sample, check_split, pair
 from dataset.recordings.sensors import read_sensor, window
 
@@ -158,11 +158,23 @@ class ActionData(DataSet):
         plan = Plan(len(self.train), batching, what="recordings")
         return ActionTrainLoader(self, plan, device)
 
-    def test_loader(
-        self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1
-    ) -> ActionTestLoader:
-        """batch_size counts the samples of this rank; inputs are prepared when they are read."""
-        return ActionTestLoader(self, batch_size, device, rank, world_size)
+    def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> InOrder:
+        """The middle frame of every segment, the centre crop. batch_size counts the samples of this rank; inputs are
+        prepared when they are read."""
+        labels = self.test_labels.to(device)
+        windows = self.windows("test").to(device) if SENSOR in self.shapes else None
+
+        def batch(part: range) -> Batch:
+            makers: dict[str, Callable[[], Tensor]] = {}
+            if VIDEO in self.shapes:
+                makers[VIDEO] = lambda: to_input([self.clip(self.test[i], None, None, False) for i in part], device)
+            if windows is not None:
+                makers[SENSOR] = lambda: windows[part.start : part.stop]
+            places = torch.arange(part.start, part.stop, device=device)
+            return Batch(OnDemand(makers), labels[part.start : part.stop], places)
+
+        size = min(batch_size, 32) if VIDEO in self.shapes else batch_size  # clips are large
+        return InOrder(in_order(len(self.test), size, rank, world_size), batch)
 
 
 class ActionTrainLoader(PositionedLoader):
@@ -222,33 +234,6 @@ class ActionTrainLoader(PositionedLoader):
                     yield self.batch(step, clips)
             finally:  # the caller may stop within an epoch
                 pool.shutdown(cancel_futures=True)
-
-
-class ActionTestLoader(PositionedLoader):
-    """The test recordings in order: the middle frame of every segment, the centre crop."""
-
-    def __init__(self, data: ActionData, batch_size: int, device: torch.device, rank: int, world_size: int):
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; give at least 1")
-        count = len(data.test)
-        self.first, self.last = count * rank // world_size, count * (rank + 1) // world_size
-        self.batch_size = min(batch_size, 32) if VIDEO in data.shapes else batch_size  # clips are large
-        super().__init__(-(-(self.last - self.first) // self.batch_size))
-        self.data, self.device, self.labels = data, device, data.test_labels.to(device)
-        self.windows = data.windows("test").to(device) if SENSOR in data.shapes else None
-
-    def batch(self, step: int) -> Batch:
-        first = self.first + step * self.batch_size
-        last = min(first + self.batch_size, self.last)
-        makers: dict[str, Callable[[], Tensor]] = {}
-        if VIDEO in self.data.shapes:
-            samples = self.data.test[first:last]
-            makers[VIDEO] = lambda: to_input([self.data.clip(s, None, None, False) for s in samples], self.device)
-        if self.windows is not None:
-            rows = self.windows[first:last]
-            makers[SENSOR] = lambda: rows
-        places = torch.arange(first, last, device=self.device)
-        return Batch(OnDemand(makers), self.labels[first:last], places)
 
 
 def load(layout: Layout, options: DataOptions) -> ActionData:
