@@ -70,11 +70,7 @@ def random_resized_crop(height: int, width: int, rng: np.random.Generator) -> Bo
         w, h = int(round(np.sqrt(area * aspect))), int(round(np.sqrt(area / aspect)))
         if w <= width and h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    return centre_crop(height, width, min(height, width))
-
-
-def centre_crop(height: int, width: int, size: int) -> Box:
-    return (height - size) // 2, (width - size) // 2, size, size
+    return centre_box(height, width, min(height, width))
 
 
 def three_crops(height: int, width: int, size: int) -> list[Box]:
@@ -84,11 +80,8 @@ def three_crops(height: int, width: int, size: int) -> list[Box]:
             f"three crops of {size} px need frames whose shorter side is {size}, but it is {min(height, width)}: "
             f"use --crop_size {min(height, width)}, as published, or --short_side {size}"
         )
-    if height == size:
-        step = (width - size) // 2
-        return [(0, left, size, size) for left in (0, 2 * step, step)]
-    step = (height - size) // 2
-    return [(top, 0, size, size) for top in (0, 2 * step, step)]
+    down, right = (height - size) // 2, (width - size) // 2  # one of them is 0
+    return [(k * down, k * right, size, size) for k in (0, 2, 1)]
 
 
 def ten_crops(height: int, width: int, size: int) -> list[tuple[Box, bool]]:
@@ -97,9 +90,7 @@ def ten_crops(height: int, width: int, size: int) -> list[tuple[Box, bool]]:
         raise UserError(
             f"ten crops of {size} px do not fit frames of {width}x{height}: use --short_side {size} or more"
         )
-    step_y, step_x = (height - size) // 4, (width - size) // 4
-    places = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]
-    boxes = [(row * step_y, column * step_x, size, size) for column, row in places]
+    boxes = [crop_at(height, width, size, size, place) for place in CORNERS_AND_CENTRE]
     return [(box, mirrored) for box in boxes for mirrored in (False, True)]
 
 

@@ -146,19 +146,18 @@ def opencv_count(path: Path, stamp: int) -> int:
 def _by_opencv(path: Path, wanted: Sequence[int] | None = None) -> dict[int, np.ndarray]:
     """Frame number -> uint8 RGB [h, w, 3], for every number in `wanted`, or for all of them: read in order,
     as OpenCV's seeking is not exact."""
-    count = opencv_count(path, _mtime(path)) if wanted is not None else None
-    missing = None if wanted is None else set(wanted)
+    count = opencv_count(path, _mtime(path))  # a clip with too few frames is damaged
+    missing = set(range(count) if wanted is None else wanted)
     found: dict[int, np.ndarray] = {}
     number = 0
     with _captured(path) as capture:
-        while (missing is None or missing) and capture.grab():
-            if missing is None or number in missing:
+        while missing and capture.grab():
+            if number in missing:
                 is_read, picture = capture.retrieve()
                 if not is_read:
                     raise broken(path, f"frame {number + 1} cannot be decoded")
                 found[number] = np.ascontiguousarray(picture[..., ::-1])  # BGR
-                if missing is not None:
-                    missing.discard(number)
+                missing.discard(number)
             number += 1
     if missing:
         raise broken(path, f"frame {min(missing) + 1} of {count} cannot be decoded")
@@ -179,7 +178,6 @@ class ShortSideCache(FrameCache):
 
     def read(self, source: ClipSource) -> np.ndarray:
         if self.decoder == "opencv" and source.template is None:
-            opencv_count(source.path, _mtime(source.path))  # a clip with too few frames is damaged
             frames = without_colour(np.stack(list(_by_opencv(source.path).values())))
         else:
             frames = read_clip(source)

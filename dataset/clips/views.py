@@ -49,7 +49,7 @@ class ClipSettings:
         elif self.train_crop == "resized":
             box = ct.random_resized_crop(height, width, rng)
         else:
-            box = ct.centre_crop(height, width, min(self.size, height, width))
+            box = ct.centre_box(height, width, self.size)
         clip = ct.resize(ct.crop(clip, box), self.size, self.size)
         label = entry.label
         if self.flip and rng.random() < 0.5:
@@ -85,7 +85,7 @@ class ClipSettings:
         elif views.crops == "three":
             boxes = [(box, False) for box in ct.three_crops(height, width, size)]
         else:
-            boxes = [(ct.centre_crop(height, width, min(size, height, width)), False)]
+            boxes = [(ct.centre_box(height, width, size), False)]
         parts = []
         for frames in clip.split(t):
             for box, is_mirrored in boxes:
