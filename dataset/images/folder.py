@@ -20,14 +20,13 @@ from core.log import log, progress
 from core.protocols import UserError
 from dataset.base import DataOptions, Split, check_memory
 from dataset.images.files import (
-    EXTENSIONS,
     PictureError,
     a_few,
     class_names,
     is_image,
     picture,
     pillow,
-    say_left_out,
+    samples_below,
     say_unusual,
     unusual,
 )
@@ -54,9 +53,9 @@ def load(options: DataOptions) -> ResidentData:
         raise UserError(f"'{root / 'train'}' holds no class folders; expected train/<class>/<image>")
     if len(classes) < 2:
         raise UserError(f"'{root / 'train'}' holds one class folder, {classes[0]}; a classifier needs at least two")
-    found = {"train": _samples(root / "train", classes)}
+    found = {"train": samples_below(root / "train", classes)}
     if not options.val_fraction:
-        found["test"] = _samples(matching_classes(root, classes, chosen=options.val_dir), classes)
+        found["test"] = samples_below(matching_classes(root, classes, chosen=options.val_dir), classes)
     check_memory({part: len(samples) for part, samples in found.items()}, size)
     splits = {part: decode_all(samples, size, options.stream.skip_corrupt) for part, samples in found.items()}
     return resident("folder", classes, splits["train"], splits.get("test"), options, flips=True)
@@ -107,30 +106,6 @@ def matching_classes(
         + "; ".join(f"{where}: {a_few(sorted(which))}" for where, which in differences if which)
         + "; give both the same class folders"
     )
-
-
-def _samples(folder: Path, classes: list[str]) -> list[Sample]:
-    """Images below each class folder in sorted order; other files are left out and logged."""
-    samples: list[Sample] = []
-    strangers: list[Path] = []
-    for label, name in enumerate(classes):
-        files = []
-        for place, inner, members in os.walk(folder / name, followlinks=True):
-            inner[:] = sorted(entry for entry in inner if not entry.startswith("."))
-            files += [Path(place) / member for member in sorted(members) if not member.startswith(".")]
-        images = [file for file in files if is_image(file)]
-        others = [file for file in files if not is_image(file)]
-        if not images:
-            endings = a_few(sorted({file.suffix for file in others}))
-            content = f"only files with the extensions {endings}" if others else "nothing"
-            raise UserError(
-                f"the class folder '{folder / name}' holds no images ({content}); add images "
-                f"({', '.join(sorted(EXTENSIONS))}) or remove the folder from train/ and val/"
-            )
-        samples += [(image, label) for image in images]
-        strangers += others
-    say_left_out(folder, strangers)
-    return samples
 
 
 def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
