@@ -50,21 +50,12 @@ class OnDemand(Mapping[str, Tensor]):
         return len(self._makers)
 
 
-@dataclass(frozen=True)
-class ActionOptions:
-    """The options that the loaders need, resolved."""
-
-    num_segments: int
-    side: int
-    length: int
-
-
 @dataclass(eq=False)
 class ActionData(DataSet):
     """Paired recordings with labels: a DataSet (core.protocols).
 
     Sensor windows are resident on the device, clips come from the cache of decoded frames. reads: modality name ->
-    entry of Batch.inputs. notes: sentences that the run prints once.
+    entry of Batch.inputs. num_segments, side: of clips; length: of windows. notes: sentences that the run prints once.
     """
 
     layout: Layout
@@ -72,7 +63,9 @@ class ActionData(DataSet):
     train: list[Sample]
     test: list[Sample]
     reads: Mapping[str, str]
-    options: ActionOptions
+    num_segments: int
+    side: int
+    length: int
     cache: FrameCache
     evaluated_on: str
     notes: Sequence[str] = ()
@@ -85,10 +78,11 @@ class ActionData(DataSet):
         self.num_classes = len(self.classes)
         self.train_labels = torch.tensor([s.label for s in self.train], dtype=torch.int64)
         self.test_labels = torch.tensor([s.label for s in self.test], dtype=torch.int64)
-        o, shapes = self.options, {}
+        shapes = {}
         for modality, entry in self.reads.items():
             axes = self.layout.modalities[modality].axes
-            shapes[entry] = (o.num_segments, 3, o.side, o.side) if entry == VIDEO else (axes, o.length)
+            clip = (self.num_segments, 3, self.side, self.side)
+            shapes[entry] = clip if entry == VIDEO else (axes, self.length)
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
         self.modality_of = {entry: modality for modality, entry in self.reads.items()}
 
@@ -130,7 +124,7 @@ class ActionData(DataSet):
         """float32 [N, C, L] on the CPU."""
         if part not in self._windows:
             modality, samples = self.modality_of[SENSOR], self.train if part == "train" else self.test
-            rows = [window(read_sensor(s.files[modality].path, modality), self.options.length) for s in samples]
+            rows = [window(read_sensor(s.files[modality].path, modality), self.length) for s in samples]
             self._windows[part] = torch.stack(rows)
         return self._windows[part]
 
@@ -143,16 +137,16 @@ class ActionData(DataSet):
                 "reads one: evaluate a network that reads the sensor (--skip_validation skips the teacher)"
             )
         frames = self.cache.get(recording.frames)
-        picked = segment_frames(len(frames), self.options.num_segments, draw)
+        picked = segment_frames(len(frames), self.num_segments, draw)
         height, width = frames.shape[1:3]
         if box is None:
-            area = centre_box(height, width, self.options.side)
+            area = centre_box(height, width, self.side)
         else:
             boxes = crop_boxes(height, width)
             area = boxes[int(box * len(boxes))]
         chosen = self.cache.frames(recording.frames, picked)
         mirror = mirror and sample.label in self.layout.mirrored
-        return render(chosen, range(len(picked)), area, self.options.side, mirror)
+        return render(chosen, range(len(picked)), area, self.side, mirror)
 
     def shuffled(self, batching: Batching, device: torch.device) -> ActionTrainLoader:
         plan = Plan(len(self.train), batching, what="recordings")
@@ -193,7 +187,7 @@ class ActionTrainLoader(PositionedLoader):
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         super().set_epoch(epoch, start_step)
         self.order = self.plan.order(epoch)
-        numbers = self.data.options.num_segments + 2
+        numbers = self.data.num_segments + 2
         draws = torch.rand(self.plan.count, numbers, generator=generator("clip", self.plan.batching.seed, epoch))
         self.draws = draws.tolist()
 
@@ -268,9 +262,9 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
             raise UserError(f"'{options.root}' holds no {name} recordings of {layout.name}")
     samples, left_out = pair(found, wanted[0], options.stream.skip_corrupt, protocol.trains)
     cfg = options.recordings
-    resolved = ActionOptions(cfg.num_segments, options.image_size or DEFAULT_SIDE, cfg.window or DEFAULT_SIDE)
-    cache = FrameCache(None if cfg.clip_cache is None else Path(cfg.clip_cache), max(1, resolved.side * 256 // 224))
-    samples, notes = _readable(samples, entries, cache, resolved.num_segments, options.stream.skip_corrupt, left_out)
+    side, length = options.image_size or DEFAULT_SIDE, cfg.window or DEFAULT_SIDE
+    cache = FrameCache(None if cfg.clip_cache is None else Path(cfg.clip_cache), max(1, side * 256 // 224))
+    samples, notes = _readable(samples, entries, cache, cfg.num_segments, options.stream.skip_corrupt, left_out)
     sides: dict[bool, list[Sample]] = {True: [], False: []}
     for s in samples:
         sides[protocol.trains(s.files[wanted[0]])].append(s)
@@ -287,7 +281,8 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
         f"{layout.name}: {len(sides[True])} recordings to train on, {len(sides[False])} to test; {summary}",
         *notes,
     ]
-    return ActionData(layout, split, sides[True], sides[False], entries, resolved, cache, summary, notes)
+    sizes = (cfg.num_segments, side, length)
+    return ActionData(layout, split, sides[True], sides[False], entries, *sizes, cache, summary, notes)
 
 
 def _readable(

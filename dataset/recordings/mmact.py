@@ -8,12 +8,12 @@ Anywhere below the data folder: frames subjectNN/camC/sceneK/sessionM/ACTION/000
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from core.protocols import UserError
-from dataset.base import DataOptions
 from dataset.clips.decode import ClipSource
-from dataset.recordings.actions import ActionData, load
+from dataset.recordings.actions import load
 from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Modality, Protocol, Recording, frame_folders
 
 CLASSES = (
@@ -138,7 +138,4 @@ LAYOUT = Layout(
     lambda key: f"{CLASSES[int(key[0])]}, subject {key[1]}, scene {key[2]}, session {key[3]}",
 )
 
-
-def load_mmact(options: DataOptions) -> ActionData:
-    """The four published splits. UserError as dataset.recordings.actions.load."""
-    return load(LAYOUT, options)
+load_mmact = partial(load, LAYOUT)

@@ -150,20 +150,23 @@ def frame_folders(root: Path, lists: str, suffix: str) -> list[tuple[Path, tuple
     UserError if a listed folder is missing.
     """
     out: list[tuple[Path, tuple[str, ...], ListRow | None]] = []
-    for path in sorted(root.glob(lists)):
-        for row in read_list(path):
-            folder = row.below(root)
-            if folder is None:
-                raise UserError(
-                    f"{row.where}: there is no folder '{row.folder}' below '{root}'; extract its frames there"
-                )
-            out.append((folder, row.parts, row))
-    if out:
-        return out
+    if listed := listed_folders(root, sorted(root.glob(lists))):
+        return [(folder, row.parts, row) for folder, row in listed]
     for place, inner, files in os.walk(root, followlinks=True):
         inner.sort()
         if any(name.endswith(suffix) for name in files):
             out.append((Path(place), Path(place).relative_to(root).parts, None))
+    return out
+
+
+def listed_folders(root: Path, lists: Sequence[Path]) -> list[tuple[Path, ListRow]]:
+    """Every folder of some frame lists, and its line."""
+    out = []
+    for row in (row for path in lists for row in read_list(path)):
+        folder = row.below(root)
+        if folder is None:
+            raise UserError(f"{row.where}: there is no folder '{row.folder}' below '{root}'; extract its frames there")
+        out.append((folder, row))
     return out
 
 

@@ -5,7 +5,6 @@ Shape letters: C axes, T samples of a recording, L samples of a window.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -17,20 +16,8 @@ from torch import Tensor
 from core.protocols import UserError
 from dataset.clips.decode import read_mat
 
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a recording that a modality reads, in the order x, y, z."""
-
-    first: int
-    count: int
-
-
-MODALITIES: dict[str, Columns] = {  # of an inertial unit: g, then degrees a second
-    "accel": Columns(0, 3),
-    "gyro": Columns(3, 3),
-    "inertial": Columns(0, 6),
-}
+# the columns of an inertial unit that a modality reads, in the order x, y, z: g, then degrees a second
+MODALITIES = {"accel": slice(0, 3), "gyro": slice(3, 6), "inertial": slice(0, 6)}
 
 SHORTEST = 8  # samples
 
@@ -64,8 +51,7 @@ def _read_inertial(path: Path, modality: str) -> np.ndarray:
         )
     if modality not in MODALITIES:
         raise UserError(f"an inertial recording has no modality '{modality}': choose {', '.join(MODALITIES)}")
-    columns = MODALITIES[modality]
-    return values[:, columns.first : columns.first + columns.count].T.astype(np.float64)
+    return values[:, MODALITIES[modality]].T.astype(np.float64)
 
 
 def _read_text(path: Path, modality: str) -> np.ndarray:
