@@ -68,28 +68,16 @@ class Batch:
 
         def cut(x: Any, lo: int) -> Any:
             """The rows of `size` samples, of a tensor or of every tensor of a mapping; a sample has one or several."""
-            if x is None:
-                return None
             if isinstance(x, Mapping):
                 return {k: cut(v, lo) for k, v in x.items()}
-            rows = len(x) // len(self)
-            return x[lo * rows : (lo + size) * rows]
+            rows = len(x) // len(self) if isinstance(x, Tensor) else 0
+            return x[lo * rows : (lo + size) * rows] if rows else x
 
-        return [
-            Batch(
-                cut(self.inputs, lo),
-                cut(self.target, lo),
-                cut(self.index, lo),
-                self.views,
-                cut(self.crop, lo),
-                cut(self.view_id, lo),
-                cut(self.soft_target, lo),
-                cut(self.teacher_inputs, lo),
-                cut(self.turns, lo),
-                None if self.labelled is None else min(max(self.labelled - lo, 0), size),
-            )
-            for lo in range(0, len(self), size)
-        ]
+        def labelled(lo: int) -> int | None:
+            return None if self.labelled is None else min(max(self.labelled - lo, 0), size)
+
+        starts = range(0, len(self), size)
+        return [Batch(**{k: cut(v, lo) for k, v in vars(self).items()} | {"labelled": labelled(lo)}) for lo in starts]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from core.option import RESULT, Config, not_negative, option, share
 from core.protocols import Batch, Loader
 from dataset.base import seeded
 from dataset.images.randaugment import rand_augment
-from dataset.order import seed_for
+from dataset.order import PositionedLoader, seed_for
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class MixingConfig(Config):
         return bool(self.label_smoothing or self.mixup or self.cutmix)
 
 
-class ChangedLoader(Loader):
+class ChangedLoader(PositionedLoader):
     """The batches of `loader`, each changed by changed(). Draws depend on (seed, epoch, step, rank)."""
 
     def __init__(self, loader: Loader, seed: int, rank: int):
-        self.loader, self.seed, self.rank, self.epoch, self.first = loader, seed, rank, 1, 0
+        super().__init__(len(loader))
+        self.loader, self.seed, self.rank = loader, seed, rank
 
     @abstractmethod
     def changed(self, batch: Batch, step: int) -> Batch: ...
@@ -47,17 +48,9 @@ class ChangedLoader(Loader):
     def seed_of(self, purpose: str, step: int) -> int:
         return seed_for(purpose, self.seed, self.epoch, step, self.rank)
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        first, self.first = self.first, 0
-        for step, batch in enumerate(self.loader, first):
-            yield self.changed(batch, step)
-
-    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        self.epoch, self.first = epoch, start_step
-        self.loader.set_epoch(epoch, start_step)
+    def batches(self, start: int) -> Iterator[Batch]:
+        self.loader.set_epoch(self.epoch, start)
+        return (self.changed(batch, step) for step, batch in enumerate(self.loader, start))
 
     def end_epoch(self) -> dict[str, Any]:
         return self.loader.end_epoch()
