@@ -44,7 +44,7 @@ from helper.opening import (
 )
 from helper.options.naming import before_extension, folder_of
 from helper.options.settings import Settings
-from helper.runs.events import event_writer, require_backend
+from helper.runs.events import require_backend
 from helper.runs.folder import RunFolder, file_name, rows_checksum, short_name_notice
 from helper.runs.trackers import Reports, require_tracker
 from helper.training.optim import optimizer
@@ -262,7 +262,7 @@ def build_run(
             **data.described,
         },
         identity=identity,
-        open_writer=partial(event_writer, settings.run.tb_backend if machine.is_main() else "none", folder.tensorboard),
+        tb_backend=settings.run.tb_backend if machine.is_main() else "none",
         after_epoch=partial(end_of_epoch, [part.end_epoch for part in (source, loader) if part is not None]),
         full_batches=full_batches,
         shown=settings is opened.lanes[0] and machine.is_main(),

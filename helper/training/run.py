@@ -31,7 +31,7 @@ from helper.runs.folder import RunFolder
 from helper.runs.progress import ProgressLine
 from helper.runs.trackers import Reports
 from helper.training.resume import LastState, Reached, apply_last, write_last
-from helper.training.schedule import make_schedule, undiminished
+from helper.training.schedule import make_schedule
 from helper.training.stages import Stage, TrainingConfig, describe_method
 
 
@@ -73,7 +73,7 @@ class TrainingRun:
     Call start(), then for every epoch start_epoch(), train_step() for its batches and finish_epoch(), until it has
     `ended`; always call close(). `place` is the next epoch.
 
-    open_writer: opens empty event files; rows of earlier sessions are written into them again.
+    tb_backend: writer of event files; rows of earlier sessions are written into them again.
     meta: what every checkpoint says of the run (arch, num_classes, dataset); the method adds its part.
     identity: the settings that a state to resume from must share.
     loader, test_loader: shared by all runs of the process. log: logger of the run.
@@ -91,7 +91,7 @@ class TrainingRun:
     training: TrainingConfig
     meta: Mapping[str, Any]
     identity: Mapping[str, Any]
-    open_writer: Callable[[], Writer | None]
+    tb_backend: str
     after_epoch: Callable[[], Mapping[str, Any]] = dict
     full_batches: bool = False
     shown: bool = True
@@ -119,7 +119,7 @@ class TrainingRun:
         """The learning rate of an epoch: of an earlier stage its own, or the schedule's initial one without warm-up."""
         if stage.constant_lr is not None:
             return stage.constant_lr
-        return self.schedule(epoch) if stage.final else undiminished(self.schedule)
+        return self.schedule(epoch) if stage.final else self.training.schedule.learning_rate
 
     def start(self, stages: Iterator[Stage], state: LastState | None, stopper: Stopper) -> None:
         """Prepare the first epoch to train. state: to resume from; None: start from scratch."""
@@ -129,8 +129,8 @@ class TrainingRun:
             self.reached.rows = self.folder.trim(done, None if state is None else state.get("rows"), self.log)
         # the state restores the networks, which hold the results of earlier stages
         self.stage = next(stage for stage in stages if stage.index >= done[0])
-        self.writer = self.open_writer()
-        if self.writer is not None:
+        if self.tb_backend != "none":
+            self.writer = Writer(self.tb_backend, self.folder.tensorboard)
             for row in self.reached.rows:
                 final = self.stage.final and row["stage"] == self.stage.index
                 self.writer.scalars(scalars_of(row, final), row["epoch"])
@@ -314,16 +314,9 @@ class TrainingRun:
 
     def _save_last(self, epoch: int, step: int) -> None:
         """epoch: number of complete ones; step: completed steps of the next one."""
-        write_last(
-            self.folder,
-            self.stage,
-            self.reached,
-            epoch=epoch,
-            step=step,
-            meter=self.meter,
-            identity=self.identity,
-            meta=self._whole_meta(),
-        )
+        position = {"epoch": epoch, "step": step, "meter": self.meter.state_dict() if step else None}
+        described = {"identity": dict(self.identity), "meta": self._whole_meta()}
+        write_last(self.folder, self.stage, position | vars(self.reached) | described)
 
     def _stop(self, number: int, where: str) -> None:
         name = signal.Signals(number).name
