@@ -59,7 +59,7 @@ def check_range(
     if fits and (below is None or value < below) and (most is None or value <= most):
         return
     bounds = ((above, "above"), (least, "at least"), (below, "below"), (most, "at most"))
-    wanted = " and ".join(f"{word} {bound:.12g}" for bound, word in bounds if bound is not None)
+    wanted = " and ".join(f"{word} {bound:,.12g}" for bound, word in bounds if bound is not None)
     raise UserError(f"{flag} {value} must be {wanted or 'a finite number'}")
 
 
@@ -79,10 +79,8 @@ def at_least(low: float, most: float = 10**6) -> Check:
     """A whole number from `low` to `most`; larger ones are typing errors that would take all memory or never end."""
 
     def check(flag: str, value: float) -> None:
-        if not value >= low:
-            raise UserError(f"{flag} {value} must be at least {low:g}")
-        if not value <= most:
-            raise UserError(f"{flag} {value} must be at most {most:,}")
+        check_range(flag, value, least=low)
+        check_range(flag, value, most=most)
 
     return check
 

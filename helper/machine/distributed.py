@@ -305,17 +305,6 @@ def sync_batch_norm(module: nn.Module) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """The settings of --multiprocessing_distributed and related flags."""
-
-    processes: int  # on this node
-    nodes: int
-    node_rank: int
-    host: str
-    port: int
-
-
 def in_processes(
     asked: LaunchConfig, gpu_id: str, argv: Sequence[str], work: Callable[[], object], advice: str = ""
 ) -> None:
@@ -324,15 +313,16 @@ def in_processes(
     advice: what to do if a process is lost, see lost_ranks().
     """
     if (wanted := wanted_launch(asked, gpu_id)) is not None:
-        if code := launch(wanted, argv, asked.dist_timeout):
+        if code := launch(*wanted, argv, asked.dist_timeout):
             raise SystemExit(code)
         return
     with process_group(asked.dist_backend, asked.dist_timeout, advice):
         work()
 
 
-def wanted_launch(asked: LaunchConfig, gpu_id: str) -> Launch | None:
-    """The processes to start; None: none. UserError if flags contradict each other."""
+def wanted_launch(asked: LaunchConfig, gpu_id: str) -> tuple[str, list[str]] | None:
+    """(address of the first node, torchrun's arguments) for the processes to start; None: none. UserError if flags
+    contradict each other."""
     if not asked.multiprocessing_distributed or launched():
         return None
     url, timeout = asked.dist_url, asked.dist_timeout
@@ -363,7 +353,8 @@ def wanted_launch(asked: LaunchConfig, gpu_id: str) -> Launch | None:
         raise UserError(
             _no_rendezvous(f"{host}:{port}", TimeoutError("timed out: no answer from this address"), timeout)
         )
-    return Launch(len(ids), nodes, node, host, port)
+    command = [f"--nproc_per_node={len(ids)}", f"--nnodes={nodes}", f"--node_rank={node}", f"--master_addr={host}"]
+    return f"{host}:{port}", [*command, f"--master_port={port}", "--rdzv_backend=static"]
 
 
 def _taken(host: str, port: int) -> bool:
@@ -386,7 +377,7 @@ def _answers(host: str, port: int, timeout: float) -> bool:
     return False
 
 
-def launch(wanted: Launch, argv: Sequence[str], timeout: float) -> int:
+def launch(where: str, command: Sequence[str], argv: Sequence[str], timeout: float) -> int:
     """Run this script in several processes, through torchrun's launcher; returns the exit code of the first failure.
 
     UserError if the nodes do not meet.
@@ -396,18 +387,15 @@ def launch(wanted: Launch, argv: Sequence[str], timeout: float) -> int:
     from torch.distributed.run import parse_args, run
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed process reports the error
-    command = [f"--nproc_per_node={wanted.processes}", f"--nnodes={wanted.nodes}", f"--node_rank={wanted.node_rank}"]
-    command += [f"--master_addr={wanted.host}", f"--master_port={wanted.port}", "--rdzv_backend=static"]
-    command += [f"--rdzv_conf=timeout={timeout:g}", str(Path(sys.argv[0]).resolve()), *argv]
     try:
-        run(parse_args(command))
+        run(parse_args([*command, f"--rdzv_conf=timeout={timeout:g}", str(Path(sys.argv[0]).resolve()), *argv]))
     except ChildFailedError as failed:
         first = failed.get_first_failure()[1]
         return first.exitcode if first.exitcode >= 0 else 128 - first.exitcode
     except SignalException as stop:
         return 128 + int(stop.sigval)
     except (RuntimeError, TimeoutError, OSError) as error:
-        raise UserError(_no_rendezvous(f"{wanted.host}:{wanted.port}", error, timeout)) from error
+        raise UserError(_no_rendezvous(where, error, timeout)) from error
     return 0
 
 

@@ -344,9 +344,8 @@ def assembled(
 ) -> Network:
     """The network with the checkpoint's weights; num_classes: as in load_network()."""
     classes = num_classes_of(checkpoint.state, spec)
-    if num_classes is not None and classes is not None and classes != num_classes:
+    if num_classes not in (None, classes):
         raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, but the data set has {num_classes}")
-    classes = num_classes if classes is None else classes
     model = spec(num_classes=classes)
     load_weights(model, checkpoint.state, f"{path} as {spec.name}")
     if "proj" not in checkpoint.extra:

@@ -18,11 +18,11 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -99,27 +99,17 @@ def paper_of(method: type[Distiller]) -> dict[str, str]:
 
 def grouped(taps: Iterable[str]) -> str:
     """stem, stage1, stage2, stage3, pooled -> stem, stage1-3, pooled."""
-    ranges: dict[tuple[str, str], list[int]] = {}
-    words: dict[object, None] = {}
+    numbers: dict[str, list[int]] = {}  # by name, with {} in the place of the number
     for tap in taps:
         found = re.fullmatch(r"(\D+)(\d+)(_\D+)?", tap)
-        if found is None:
-            words[tap] = None
-            continue
-        key = (found[1], found[3] or "")
-        words[key] = None
-        ranges.setdefault(key, []).append(int(found[2]))
-
-    def shown(word: object) -> str:
-        if isinstance(word, str):
-            return word
-        before, after = pair = cast(tuple[str, str], word)
-        numbers = sorted(ranges[pair])
-        whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
-        spans = [f"{numbers[0]}-{numbers[-1]}"] if whole else map(str, numbers)
-        return ", ".join(f"{before}{span}{after}" for span in spans)
-
-    return ", ".join(map(shown, words))
+        name = f"{found[1]}{{}}{found[3] or ''}" if found else tap
+        numbers.setdefault(name, []).append(int(found[2]) if found else 0)
+    words: list[str] = []
+    for name, own in numbers.items():
+        low, high = min(own), max(own)
+        spans = [f"{low}-{high}"] if len(own) == high - low + 1 > 1 else sorted(own)
+        words += dict.fromkeys(name.format(span) for span in spans)
+    return ", ".join(words)
 
 
 def bare(spec: ModelSpec, num_classes: int, want: Sequence[str] = ()) -> TappedNet:
@@ -256,10 +246,12 @@ def in_millions(count: int | None) -> str:
 
 def page(kind: str = "all") -> str:
     """The plain text of `--list`."""
-    names = f"DATA SETS (--dataset): {', '.join(dataset_dict)}"
-    data = partial(textwrap.fill, names, WIDTH, subsequent_indent="    ")
-    parts: dict[str, Callable[[], str]] = {"methods": _methods_page, "models": _models_page, "data": data}
+    parts = {"methods": _methods_page, "models": _models_page, "data": _data_page}
     return "\n\n".join(text() for name, text in parts.items() if kind in ("all", name))
+
+
+def _data_page() -> str:
+    return textwrap.fill(f"DATA SETS (--dataset): {', '.join(dataset_dict)}", WIDTH, subsequent_indent="    ")
 
 
 def _methods_page() -> str:

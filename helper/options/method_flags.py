@@ -63,18 +63,15 @@ def modern(dataset: str, unlabelled: bool) -> dict[str, Any]:
     return {k: v for k, v in MODERN.items() if k not in left_out}
 
 
-def own_fields(method: type[Distiller]) -> list[dataclasses.Field[Any]]:
+def own_flags(method: type[Distiller]) -> dict[str, Flag]:
+    """Config field -> flag, for the settings of a method; they exist if --distill names it."""
     common = {f.name for f in dataclasses.fields(Distiller.Config)}
-    return [f for f in dataclasses.fields(method.Config) if f.name not in common]
+    own = (f for f in dataclasses.fields(method.Config) if f.name not in common)
+    return {f.name: dataclasses.replace(flag_of(f, prefix=f"{method.name}_"), role=RESULT) for f in own}
 
 
 def flags_of(method: type[Distiller]) -> list[Flag]:
-    """The flags of a method, which exist if --distill names it."""
-    return [method_flag(method.name, f) for f in own_fields(method)]
-
-
-def method_flag(method: str, f: dataclasses.Field[Any]) -> Flag:
-    return dataclasses.replace(flag_of(f, prefix=f"{method}_"), role=RESULT)
+    return list(own_flags(method).values())
 
 
 def methods_named(name: str) -> list[type[Distiller]]:
@@ -105,18 +102,13 @@ def default_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[s
 
 def parsed_name(method: type[Distiller], name: str) -> str:
     """The parsed name of a Config field."""
-    own = {f.name: f for f in own_fields(method)}
-    return method_flag(method.name, own[name]).dest if name in own else name
+    flag = own_flags(method).get(name)
+    return name if flag is None else flag.dest
 
 
-def method_config(
-    values: Mapping[str, Any],
-    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field[Any]]]],
-    methods: Sequence[type[Distiller]],
-    teacher: bool,
-) -> Any:
+def method_config(values: Mapping[str, Any], methods: Sequence[type[Distiller]], teacher: bool) -> Any:
     def fields_of(method: type[Distiller]) -> dict[str, Any]:
-        return {f.name: values[k] for k, users in own.items() for m, f in users if m is method}
+        return {name: values[flag.dest] for name, flag in own_flags(method).items()}
 
     if teacher:
         return methods[0].Config(class_weight=values["class_weight"], **fields_of(methods[0]))
