@@ -237,11 +237,9 @@ _PARTS: dict[type, Mapping[str, type]] = {}  # evaluating annotations takes long
 def parts_of(config: type) -> Mapping[str, type]:
     """Field name -> Config class, for the fields of a dataclass that are Configs or groups of Configs."""
     if config not in _PARTS:
-        hints = typing.get_type_hints(config)
-        fields = ((f.name, hints[f.name]) for f in dataclasses.fields(config))
-        _PARTS[config] = {
-            name: kind for name, kind in fields if dataclasses.is_dataclass(kind) and isinstance(kind, type)
-        }
+        kinds = typing.get_type_hints(config)
+        fields = {f.name: kinds[f.name] for f in dataclasses.fields(config)}
+        _PARTS[config] = {k: v for k, v in fields.items() if dataclasses.is_dataclass(v) and isinstance(v, type)}
     return _PARTS[config]
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -379,13 +379,17 @@ class DataSet(ABC):
     def labelled(self) -> DataSet:
         return self
 
-    @property
-    def checksum(self) -> str:
-        return ""
-
-    @property
-    def test_checksum(self) -> str | None:
+    def digest_of(self, part: Literal["train", "test"]) -> str | None:
+        """Checksum of a part, computed when it is first asked for."""
         return None
+
+    @cached_property
+    def checksum(self) -> str:
+        return self.digest_of("train") or ""
+
+    @cached_property
+    def test_checksum(self) -> str | None:
+        return self.digest_of("test")
 
     @property
     def described(self) -> Mapping[str, Any]:

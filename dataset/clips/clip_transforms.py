@@ -37,7 +37,7 @@ def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def multiscale_sizes(height: int, width: int, size: int | None = None, max_gap: int = 1) -> list[tuple[int, int]]:
+def multiscale_sizes(height: int, width: int, size: int | None = None) -> list[tuple[int, int]]:
     """(width, height) of the ten candidates: sides of SCALES, combined with themselves or a neighbour.
 
     size: of the network's input; a side within SNAP of it becomes equal to it.
@@ -45,7 +45,7 @@ def multiscale_sizes(height: int, width: int, size: int | None = None, max_gap: 
     sides = [int(min(height, width) * scale) for scale in SCALES]
     if size is not None:
         sides = [size if abs(side - size) < SNAP else side for side in sides]
-    return [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= max_gap]
+    return [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
 
 
 def multiscale_crop(height: int, width: int, size: int, places: int, rng: np.random.Generator) -> Box:

@@ -166,29 +166,6 @@ def _by_opencv(path: Path, wanted: Sequence[int] | None = None) -> dict[int, np.
     return found
 
 
-class ShortSideCache(FrameCache):
-    """Decoded clips, after the first resize of the pipeline, so that cached and decoded frames are equal.
-    Clips of another decoder are separate files."""
-
-    flag = "--frame_cache"
-
-    def __init__(self, folder: Path | None, short_side: int, decoder: str = "av"):
-        super().__init__(folder, short_side)
-        self.decoder = decoder
-
-    def read(self, source: ClipSource) -> np.ndarray:
-        if self.decoder == "opencv" and source.template is None:
-            frames = without_colour(np.stack(list(_by_opencv(source.path).values())))
-        else:
-            frames = read_clip(source)
-        return shrunk(frames, self.short_side)
-
-    def path(self, source: ClipSource) -> Path | None:
-        path = super().path(source)
-        by = "" if self.decoder == "av" else f"{self.decoder}_"
-        return None if path is None else path.with_name(f"bilinear_{by}{path.name}")
-
-
 def shrunk(frames: np.ndarray, short_side: int) -> np.ndarray:
     """uint8 [T, h, w, C] with the shorter side resized; see clip_transforms.resize."""
     size = short_side_size(frames.shape[1], frames.shape[2], short_side)
@@ -211,7 +188,14 @@ class FrameReader:
                 "order"
             )
         self.short_side, self.seek, self.decoder = short_side, seek, decoder
-        self.cache = None if cache is None else ShortSideCache(cache, short_side, decoder)
+        # whole clips after the first resize of the pipeline, so that cached and decoded frames are equal
+        prefix = "bilinear_" if decoder == "av" else f"bilinear_{decoder}_"
+        self.cache = None if cache is None else FrameCache(cache, short_side, self._whole, prefix, "--frame_cache")
+
+    def _whole(self, source: ClipSource) -> np.ndarray:
+        if self.decoder == "opencv" and source.template is None:
+            return shrunk(without_colour(np.stack(list(_by_opencv(source.path).values()))), self.short_side)
+        return shrunk(read_clip(source), self.short_side)
 
     def count(self, source: ClipSource) -> int:
         """Number of readable frames. UserError as for reading."""

@@ -63,7 +63,6 @@ def segment_frames(num_frames: int, num_segments: int, draw: Sequence[float] | N
     if num_frames < num_segments:
         raise UserError(f"{num_frames} frames are fewer than --num_segments {num_segments}: lower --num_segments")
     if draw is None:
-        tick = num_frames / num_segments
-        return [int(tick / 2 + tick * k) for k in range(num_segments)]
+        return _test_offsets(num_frames, num_segments, False).astype(int).tolist()
     length = num_frames // num_segments
     return [k * length + int(u * length) for k, u in enumerate(draw)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,20 +78,12 @@ class VideoData(DataSet):
             **{k: str(Path(v).resolve()) for k in LISTS if (v := getattr(self.options.video, k))},
         }
 
-    @cached_property
-    def checksum(self) -> str:
-        return self._checksum(self.train)
-
-    @cached_property
-    def test_checksum(self) -> str:
-        return self._checksum(self.test)
-
-    def _checksum(self, entries: Sequence[Entry]) -> str:
+    def digest_of(self, part: str) -> str:
         """Checksum of names, sizes, labels and settings; the pixels of a large set are not all read."""
         digest = hashlib.sha256(repr(self.settings).encode())
         if self.reader.decoder != "av":
             digest.update(self.reader.decoder.encode())
-        for e in entries:
+        for e in self.train if part == "train" else self.test:
             size = e.source.path.stat().st_size if e.source.path.is_file() else e.source.count
             digest.update(f"{e.source.path.name} {size} {e.label}\n".encode())
         return digest.hexdigest()[:16]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,16 +176,9 @@ class StreamedData(DataSet):
         """For evaluation as in training."""
         return {"reduced_decode": True} if self.options.stream.reduced_decode else {}
 
-    @cached_property
-    def checksum(self) -> str:
-        return self._checksum(self.train)
-
-    @cached_property
-    def test_checksum(self) -> str:
-        return self._checksum(self.val)
-
-    def _checksum(self, files: Files) -> str:
+    def digest_of(self, part: str) -> str:
         """That of the files; another one if they are decoded at a reduced scale, as their pixels then differ."""
+        files = self.train if part == "train" else self.val
         if not self.options.stream.reduced_decode:
             return files.checksum
         return hashlib.sha256(f"{files.checksum} reduced".encode()).hexdigest()[:16]

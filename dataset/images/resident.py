@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -130,13 +129,8 @@ class ResidentData(DataSet):
         height, width = self.shapes["image"][1:]
         return self.padded[:, self.pad : self.pad + height, self.pad : self.pad + width]
 
-    @cached_property
-    def checksum(self) -> str:
-        return checksum_of(Split(self.train_images, self.train_labels))
-
-    @cached_property
-    def test_checksum(self) -> str:
-        return checksum_of(self.test)
+    def digest_of(self, part: str) -> str:
+        return checksum_of(Split(self.train_images, self.train_labels) if part == "train" else self.test)
 
     def on(self, part: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """("train": padded images, "test": images as they are; labels) on a device, moved there once."""

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,7 +20,6 @@ from torch import Tensor
 from core.protocols import Batch, Batching, DataSet, UserError
 from dataset.base import DataOptions
 from dataset.clips.clip_transforms import centre_box, crop_boxes, render, to_input
-from dataset.clips.decode import ClipSource
 from dataset.clips.frame_cache import FrameCache
 from dataset.clips.frame_sampling import segment_frames
 from dataset.order import InOrder, Plan, PositionedLoader, generator, in_order
@@ -29,6 +27,7 @@ from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Sample, check_split,
 from dataset.recordings.sensors import read_sensor, window
 
 DEFAULT_SIDE = 224
+AHEAD = 2  # batches that threads prepare on a GPU
 
 
 class OnDemand(Mapping[str, Tensor]):
@@ -98,18 +97,10 @@ class ActionData(DataSet):
             "data_split": self.protocol,
         }
 
-    @cached_property
-    def checksum(self) -> str:
-        return self._checksum(self.train)
-
-    @cached_property
-    def test_checksum(self) -> str:
-        return self._checksum(self.test)
-
-    def _checksum(self, samples: Sequence[Sample]) -> str:
+    def digest_of(self, part: str) -> str:
         """First 16 hex digits of the SHA-256 of shapes, keys, labels, sensor values and the sizes of the videos."""
         digest = hashlib.sha256(repr((sorted(self.shapes.items()), self.protocol)).encode())
-        for s in samples:
+        for s in self.train if part == "train" else self.test:
             sizes = [
                 (m, r.path.stat().st_size if r.path.is_file() else r.frames and r.frames.count)
                 for m, r in s.files.items()
@@ -117,7 +108,7 @@ class ActionData(DataSet):
             ]
             digest.update(repr((s.key, s.view, s.label, sizes)).encode())
         if SENSOR in self.shapes:
-            digest.update(self.windows("train" if samples is self.train else "test").numpy().data)
+            digest.update(self.windows(part).numpy().data)
         return digest.hexdigest()[:16]
 
     def windows(self, part: str) -> Tensor:
@@ -211,7 +202,7 @@ class ActionTrainLoader(PositionedLoader):
             return super().batches(start)
         return self.ahead(start, max(1, len(os.sched_getaffinity(0)) - 1))
 
-    def ahead(self, start: int, threads: int, batches: int = 2) -> Iterator[Batch]:
+    def ahead(self, start: int, threads: int) -> Iterator[Batch]:
         """The same batches; threads prepare their clips while the device works on earlier ones."""
         with ThreadPoolExecutor(threads) as pool:
 
@@ -220,11 +211,11 @@ class ActionTrainLoader(PositionedLoader):
                     [pool.submit(self.clip, place) for place in self.plan.places_of(step)] if step < self.steps else []
                 )
 
-            asked = deque(ask(start + i) for i in range(batches))
+            asked = deque(ask(start + i) for i in range(AHEAD))
             try:
                 for step in range(start, self.steps):
                     clips = [future.result() for future in asked.popleft()]
-                    asked.append(ask(step + batches))
+                    asked.append(ask(step + AHEAD))
                     yield self.batch(step, clips)
             finally:  # the caller may stop within an epoch
                 pool.shutdown(cancel_futures=True)
@@ -306,12 +297,8 @@ def _readable(
                 except UserError as error:
                     bad[r.path] = str(error)
         if entry == VIDEO:
-            sources = {r.frames: r.path for r in recordings if r.frames is not None}
-
-            def remember(source: ClipSource, error: UserError, sources: Mapping[ClipSource, Path] = sources) -> None:
-                bad[sources[source]] = str(error)
-
-            size = cache.fill(list(sources), remember if skip_corrupt else None, num_segments)
+            sources = list(dict.fromkeys(r.frames for r in recordings if r.frames is not None))
+            size = cache.fill(sources, bad if skip_corrupt else None, num_segments)
             where = f"in '{cache.folder}'" if cache.folder else "in memory"
             notes.append(
                 f"decoded frames of {len(sources)} clips, {cache.short_side} px: {size / 2**20:.0f} MiB {where}"

@@ -60,7 +60,7 @@ def find(root: Path, modality: str) -> list[Recording]:
 
 def _clips(root: Path) -> list[Recording]:
     found = []
-    for folder, parts, row in frame_folders(root, "*list*.txt", ".pgm"):
+    for folder, parts, row in frame_folders(root, ".pgm"):
         match = FOLDER.search("/".join(parts))
         if match is None:
             if row is not None:

@@ -105,7 +105,7 @@ def find(root: Path, modality: str) -> list[Recording]:
 
 def _clips(root: Path) -> list[Recording]:
     found = []
-    for folder, parts, row in frame_folders(root, "*list*.txt", ".jpg"):
+    for folder, parts, row in frame_folders(root, ".jpg"):
         source = ClipSource(folder, "{:06d}.jpg", 1, None if row is None else row.count)
         recording = _recording(folder, parts[:-1], parts[-1], source)
         if recording is None:

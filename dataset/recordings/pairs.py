@@ -143,14 +143,13 @@ def twin_name(others: Sequence[Recording], one: Recording) -> str:
     return f"of {one.key} {one.view}".rstrip()
 
 
-def frame_folders(root: Path, lists: str, suffix: str) -> list[tuple[Path, tuple[str, ...], ListRow | None]]:
+def frame_folders(root: Path, suffix: str) -> list[tuple[Path, tuple[str, ...], ListRow | None]]:
     """(folder, parts of its path below root, its line in a list) of every folder of frames.
 
-    lists: pattern of frame lists in root; without lists, every folder below root that holds such files counts.
-    UserError if a listed folder is missing.
+    Without lists in root, every folder below it that holds such files counts. UserError if a listed folder is missing.
     """
     out: list[tuple[Path, tuple[str, ...], ListRow | None]] = []
-    if listed := listed_folders(root, sorted(root.glob(lists))):
+    if listed := listed_folders(root, sorted(root.glob("*list*.txt"))):
         return [(folder, row.parts, row) for folder, row in listed]
     for place, inner, files in os.walk(root, followlinks=True):
         inner.sort()

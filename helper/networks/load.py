@@ -23,7 +23,7 @@ from distiller_zoo._task import Composite
 from distiller_zoo.base import Deployment
 from helper.machine.kernels import PLAIN, Kernels, to_device
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
-from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher, SeveralTeachers
+from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher
 from models import model_dict, model_in, without_heads
 from models._common import with_drop_path
 from models._hub import is_folder
@@ -229,8 +229,7 @@ class Network:
             return first
         want = tuple(net.want) if self.by_features else ()
         rest = [LiveTeacher(to_device(n.tapped(want), device, kernels), autocast, kernels, full) for n in self.others]
-        kind = SeveralTeachers if self.by_features else EnsembleTeacher
-        return kind([first, *rest], self.weights)
+        return EnsembleTeacher([first, *rest], self.weights)
 
     def side(self, net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
         """Its description for methods; net: this network, tapped."""

@@ -42,7 +42,7 @@ from helper.options.settings import (
     common_flags,
     given_by_user,
 )
-from helper.runs.folder import WITHOUT_EFFECT, plain_word
+from helper.runs.folder import plain_word
 from models import model_dict
 
 EPILOG = (
@@ -322,9 +322,7 @@ def _resolve(
     refuse_absurd(flags.values(), values)
     method = methods[0] if len(methods) == 1 else Combined
     by_user = given_by_user(values, defaults, sources)
-    without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if k in by_user}
-    if not teacher:
-        without_effect |= idle_logit_flags(values, by_user, config, methods)
+    without_effect = {} if teacher else idle_logit_flags(values, by_user, config, methods)
     return Settings(
         configs, method, config, {k: values[k] for k in own}, defaults, sources, without_effect=without_effect
     )

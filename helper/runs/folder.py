@@ -26,7 +26,7 @@ import torch
 
 from core import lock
 from core.files import atomic_write, atomic_write_text, read_json, remember, remembered
-from core.option import NAMED, RESULT, Config, at_least, option
+from core.option import NAMED, RESULT, Around, Config, at_least, option
 from core.protocols import UserError
 from core.registry import loaded_plugins
 
@@ -79,9 +79,8 @@ class RunConfig(Config):
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UserError(f"the seed {self.seed} (--seed, or the number of --trial) must be in [0, 2^63)")
 
-
-# flags without effect in any run
-WITHOUT_EFFECT = ("use_lmdb", "tb_freq", "save_freq")
+    def idle(self, around: Around) -> dict[str, str]:
+        return dict.fromkeys(("use_lmdb", "tb_freq", "save_freq"), "accepted for old scripts")
 
 
 def portable(name: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,22 +65,20 @@ class _Rounding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        return self._rounded(int8_input(x), int8_weight(self.weight))  # type: ignore[operator, arg-type]
+        compute: Any = nn.functional.linear if isinstance(self, nn.Linear) else self._conv_forward
+        return compute(int8_input(x), int8_weight(self.weight), self.bias)  # type: ignore[arg-type]
 
 
 class RoundingConv1d(_Rounding, nn.Conv1d):
-    def _rounded(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._conv_forward(x, weight, self.bias)
+    pass
 
 
 class RoundingConv2d(_Rounding, nn.Conv2d):
-    def _rounded(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._conv_forward(x, weight, self.bias)
+    pass
 
 
 class RoundingLinear(_Rounding, nn.Linear):
-    def _rounded(self, x: Tensor, weight: Tensor) -> Tensor:
-        return nn.functional.linear(x, weight, self.bias)
+    pass
 
 
 ROUNDING: dict[type[nn.Module], type[nn.Module]] = {
