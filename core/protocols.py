@@ -311,18 +311,34 @@ class TeacherSource(Protocol):
         return {}
 
 
-class Loader(ABC):
-    """Yields batches on the device. The order depends on (seed, epoch), the views on (seed, epoch, position)."""
+class Loader:
+    """Yields batches on the device. The order depends on (seed, epoch), the views on (seed, epoch, position).
 
-    @abstractmethod
-    def __iter__(self) -> Iterator[Batch]: ...
+    A subclass implements batch() or batches().
+    """
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __init__(self, steps: int):
+        self.steps, self.epoch, self.start_step = steps, 1, 0
 
-    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        raise NotImplementedError
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """The batches of the epoch from step `start` on."""
+        return (self.batch(step) for step in range(start, self.steps))
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch, the same on every rank, whatever step the next iteration starts at."""
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        start, self.start_step = self.start_step, 0  # iterated again, an epoch is whole
+        return self.batches(start)
+
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Set the epoch of the next iteration and the number of batches to skip at its start."""
+        assert 0 <= start_step <= self.steps, f"start_step {start_step} of {self.steps}"
+        self.epoch, self.start_step = epoch, start_step
 
     def end_epoch(self) -> dict[str, Any]:
         """Entries for the row of the finished epoch; counts are summed over processes, other numbers are not."""

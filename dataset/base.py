@@ -279,6 +279,10 @@ class DataOptions:
         if self.val_fraction and self.val_dir:
             raise UserError(f"--val_fraction and --val_dir {self.val_dir} both choose the test images: leave one out")
 
+    def evaluated_on(self, usual: str) -> str:
+        """The name of the test set in tables."""
+        return f"held-out {self.val_fraction:g} of train" if self.val_fraction else usual
+
 
 def data_options(root: str | Path, **values: Any) -> DataOptions:
     """DataOptions from flags and their values, those of streams, recordings and videos included; None: the default."""

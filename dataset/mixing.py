@@ -18,7 +18,7 @@ from core.option import RESULT, Config, not_negative, option, share
 from core.protocols import Batch, Loader
 from dataset.base import seeded
 from dataset.images.randaugment import rand_augment
-from dataset.order import PositionedLoader, seed_for
+from dataset.order import seed_for
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MixingConfig(Config):
         return bool(self.label_smoothing or self.mixup or self.cutmix)
 
 
-class ChangedLoader(PositionedLoader):
+class ChangedLoader(Loader):
     """The batches of `loader`, each changed by changed(). Draws depend on (seed, epoch, step, rank)."""
 
     def __init__(self, loader: Loader, seed: int, rank: int):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,33 +23,7 @@ def generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(purpose, seed, epoch))
 
 
-class PositionedLoader(Loader):
-    """An epoch's batches, from the step given to set_epoch on. A subclass implements batch() or batches()."""
-
-    def __init__(self, steps: int):
-        self.steps, self.epoch, self.start_step = steps, 1, 0
-
-    def batch(self, step: int) -> Batch:
-        raise NotImplementedError
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        """The batches of the epoch from step `start` on."""
-        return (self.batch(step) for step in range(start, self.steps))
-
-    def __len__(self) -> int:
-        """Steps of a whole epoch, the same on every rank, whatever step the next iteration starts at."""
-        return self.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        start, self.start_step = self.start_step, 0  # iterated again, an epoch is whole
-        return self.batches(start)
-
-    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        assert 0 <= start_step <= self.steps, f"start_step {start_step} of {self.steps}"
-        self.epoch, self.start_step = epoch, start_step
-
-
-class InOrder(PositionedLoader):
+class InOrder(Loader):
     """Test samples in order. make: positions -> their batch."""
 
     def __init__(self, parts: Sequence[range], make: Callable[[range], Batch]):

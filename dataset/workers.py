@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from core.log import log
-from core.protocols import Batch, UserError
+from core.protocols import Batch, Loader, UserError
 from dataset.images.files import UnreadableError, say_unusual, unusual
-from dataset.order import Place, PositionedLoader
+from dataset.order import Place
 
 TIMEOUT = 600.0  # seconds without a batch until the run ends
 
@@ -73,7 +73,7 @@ def collated(items: Sequence[Item | UserError]) -> Collated | UserError:
     return pixels, labels, positions, [why for *_, why in whole if why], unusual()
 
 
-class WorkedLoader(PositionedLoader):
+class WorkedLoader(Loader):
     """Batches of samples that worker processes decode; on a GPU they are copied one step ahead.
 
     plan: (epoch, first step) -> the places of every batch. finish: makes a Batch of pixels, labels and positions on the

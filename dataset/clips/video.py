@@ -52,12 +52,11 @@ class VideoData(DataSet):
         settings: ClipSettings,
         reader: FrameReader,
         options: DataOptions,
-        evaluated_on: str = "test",
     ):
         self.name, self.classes, self.train, self.test = name, tuple(classes), list(train), list(test)
         self.num_classes = len(self.classes)
         self.settings, self.reader = settings, reader
-        self.options, self.evaluated_on = options, evaluated_on
+        self.options, self.evaluated_on = options, options.evaluated_on("test")
         side = settings.size
         self.shapes: Mapping[str, tuple[int, ...]] = {"video": (settings.num_segments, 3, side, side)}
         self.train_labels = torch.tensor([e.label for e in self.train], dtype=torch.int64)
@@ -173,11 +172,9 @@ def _load(
 ) -> VideoData:
     cfg = options.video
     train = read_entries(train_list, roots[0], cfg.frame_template)
-    evaluated_on = "test"
     if options.val_fraction:
         rest, held = hold_out(torch.tensor([e.label for e in train]), options.val_fraction, "clip")
         train, test = ([train[i] for i in part.tolist()] for part in (rest, held))
-        evaluated_on = f"held-out {options.val_fraction:g} of train"
     else:
         test = read_entries(test_list, roots[1], cfg.frame_template)
     if classes is None:
@@ -207,4 +204,4 @@ def _load(
     reader = FrameReader(short_side, cache, cfg.seek, cfg.decoder)
     if not options.stream.skip_corrupt:
         require_files([*train, *test])
-    return VideoData(name, classes, train, test, settings, reader, options, evaluated_on)
+    return VideoData(name, classes, train, test, settings, reader, options)

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from core.log import log
 from core.packages import needed
-from core.protocols import Batch, UserError
+from core.protocols import Batch, Loader, UserError
 from dataset.base import DataOptions
 from dataset.images.files import PictureError, picture
 from dataset.images.resident import scaled
-from dataset.order import PositionedLoader, seed_for
+from dataset.order import seed_for
 
 if TYPE_CHECKING:
     from dataset.images.files import Files
@@ -102,7 +102,7 @@ def pipeline(
     return built
 
 
-class DaliLoader(PositionedLoader):
+class DaliLoader(Loader):
     """Training batches from DALI. UserError without DALI, without a GPU for it, or with augmentations that only the
     workers have."""
 

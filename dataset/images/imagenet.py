@@ -168,8 +168,7 @@ class StreamedData(DataSet):
         self.size = options.image_size or 224
         self.shapes: Mapping[str, tuple[int, ...]] = {"image": (3, self.size, self.size)}
         self.train_labels = train.labels
-        held_out = f"held-out {options.val_fraction:g} of train" if options.val_fraction else None
-        self.evaluated_on = held_out or options.val_dir or "val"
+        self.evaluated_on = options.evaluated_on(options.val_dir or "val")
 
     @property
     def described(self) -> dict[str, bool]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from core.machine import fresh
-from core.protocols import Batch, Batching, DataSet, FullSet
+from core.protocols import Batch, Batching, DataSet, FullSet, Loader
 from dataset.base import DataOptions, Split, few, hold_out
-from dataset.order import InOrder, Plan, PositionedLoader, generator, in_order
+from dataset.order import InOrder, Plan, generator, in_order
 
 
 def scaled(images: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:
     return scaled(picked.view(len(index), height, width, channels))
 
 
-class TrainLoader(PositionedLoader):
+class TrainLoader(Loader):
     """The batches of a Plan, a call of batch() for each step. Crop ids depend on (seed, epoch, place in the epoch), not
     on the batch size.
 
@@ -177,15 +177,15 @@ def resident(
     name: str, classes: Sequence[str], train: Split, test: Split | None, options: DataOptions, *, flips: bool
 ) -> ResidentData:
     """Apply val_fraction and few_ratio, then keep the rest resident. `test` may be None if a slice is held out."""
-    evaluated_on = options.val_dir or "test"
     if options.val_fraction:
         rest, held = hold_out(train.labels, options.val_fraction)
         train, test = train.take(rest), train.take(held)
-        evaluated_on = f"held-out {options.val_fraction:g} of train"
     full = None
     if options.few_ratio < 1:
         kept = few(train.labels, options.few_ratio, options.seed)
         full = FullSet(checksum_of(train), len(train), kept)
         train = train.take(kept)
     assert test is not None, f"{name} has neither a test set nor a held-out slice"
-    return ResidentData(name, classes, train, test, flips=flips, evaluated_on=evaluated_on, full=full)
+    return ResidentData(
+        name, classes, train, test, flips=flips, evaluated_on=options.evaluated_on(options.val_dir or "test"), full=full
+    )

@@ -23,7 +23,6 @@ from dataset.clips.video import VideoData
 from dataset.images.files import files_below, is_image
 from dataset.images.folder import decode_all
 from dataset.images.resident import ResidentData, TrainLoader
-from dataset.order import PositionedLoader
 
 NONE = -1  # the target of an image without a label
 
@@ -178,7 +177,7 @@ def endless(loader: Loader, start: int) -> Iterator[Batch]:
         epoch, step = epoch + 1, 0
 
 
-class SemiLoader(PositionedLoader):
+class SemiLoader(Loader):
     """Batches of both loaders, joined. An epoch is one pass over the longer loader; the shorter one starts again."""
 
     def __init__(

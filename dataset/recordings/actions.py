@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.protocols import Batch, Batching, DataSet, UserError
+from core.protocols import Batch, Batching, DataSet, Loader, UserError
 from dataset.base import DataOptions
 from dataset.clips.clip_transforms import centre_box, crop_boxes, render, to_input
 from dataset.clips.frame_cache import FrameCache
 from dataset.clips.frame_sampling import segment_frames
-from dataset.order import InOrder, Plan, PositionedLoader, generator, in_order
+from dataset.order import InOrder, Plan, generator, in_order
 from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Sample, check_split, pair
 from dataset.recordings.sensors import read_sensor, window
 
@@ -162,7 +162,7 @@ class ActionData(DataSet):
         return InOrder(in_order(len(self.test), size, rank, world_size), batch)
 
 
-class ActionTrainLoader(PositionedLoader):
+class ActionTrainLoader(Loader):
     """Batches of pairs. The order depends on (seed, epoch), frames and crops on (seed, epoch, place in the epoch).
 
     On a GPU, threads prepare the next batches while the device works on this one.

@@ -280,6 +280,7 @@ def _resolve(
     methods: Sequence[type[Distiller]],
     source: _Given,
 ) -> Settings:
+    kind: type[TrainStudentConfigs | TrainTeacherConfigs]
     kind = TrainStudentConfigs if "model_s" in flags else TrainTeacherConfigs
     values = {k: f.default for k, f in flags.items()}
     sources = dict.fromkeys(values, "default")

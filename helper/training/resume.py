@@ -159,7 +159,7 @@ def apply_last(
     try:
         stage.step.load_state_dict(state["step_state"])
         if state["step"] and machine.is_main():  # the state's meter covers all processes
-            meter.load_state_dict(state["meter"])
+            meter.add(state["meter"])
         _restore_rng(state, stage, log)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if machine.out_of_memory(error):
