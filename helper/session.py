@@ -24,7 +24,6 @@ from helper.deploy.linear_probe import EvalProbe
 from helper.evaluation.evaluate import open_test
 from helper.machine import distributed
 from helper.machine.kernels import Hardware, pick_kernels
-from helper.machine.lane_memory import LaneMemory
 from helper.machine.seeding import rank_seed, seed_everything
 from helper.machine.stopper import Interrupted, Stopper
 from helper.networks.load import Network, file_checksum, load_backbone, position_notice
@@ -314,7 +313,7 @@ def enter(lane: Lane, opened: Opened, label: str | None) -> Entered | None:
 def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
     """Train until all have ended, or raise Interrupted with the command that resumes."""
     log.info("==> training...")
-    lanes = Lanes(len(entered), LaneMemory(len(entered), opened.hardware.device))
+    lanes = Lanes(len(entered), opened.hardware.device)
     try:
         for lane, state in entered:
             lanes.start(lane.run, lane.stages, state, stopper)

@@ -195,11 +195,11 @@ class SemiLoader(Loader):
             yield self.joined(one, two)
 
     def joined(self, one: Batch, two: Batch) -> Batch:
-        known = self.num_crops is not None and one.crop is not None and two.crop is not None
-        crop = torch.cat([one.crop, two.crop]) if known else None  # type: ignore[list-item]
-        view_id = None
-        if known and one.view_id is not None and two.view_id is not None:
-            view_id = torch.cat([one.view_id, two.view_id + self.first_view])
+        crop = view_id = None
+        if self.num_crops is not None and one.crop is not None and two.crop is not None:
+            crop = torch.cat([one.crop, two.crop])
+            if one.view_id is not None and two.view_id is not None:
+                view_id = torch.cat([one.view_id, two.view_id + self.first_view])
         inputs = {name: torch.cat([x, two.inputs[name]]) for name, x in one.inputs.items()}
         order = torch.channels_last if "image" in inputs else torch.contiguous_format
         return replace(

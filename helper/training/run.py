@@ -296,8 +296,7 @@ class TrainingRun:
         )
 
     def _whole_meta(self) -> dict[str, Any]:
-        method = self.stage.step.method
-        return {**self.meta, **describe_method(method, method.cfg, self.stage.teacher)}
+        return {**self.meta, **describe_method(self.stage.step.method, self.stage.teacher)}
 
     def _save_best(self, row: Mapping[str, Any], epoch: int) -> None:
         self.reached.best_acc, self.reached.best_epoch = row["test_acc"], epoch
@@ -327,11 +326,11 @@ class Lanes:
     """Students that train together; usually one.
 
     Each has its own random generators, so that it computes the same as alone. If one diverges or is interrupted, the
-    others continue. memory: checks that all of them fit; if not, all of them end.
+    others continue. If their memory does not suffice for all of them, all of them end.
     """
 
-    def __init__(self, count: int, memory: LaneMemory | None = None):
-        self.alone, self.memory = count == 1, memory
+    def __init__(self, count: int, device: torch.device):
+        self.alone, self.memory = count == 1, LaneMemory(count, device)
         self.training: list[TrainingRun] = []
         self.together: list[TrainingRun] = []  # students that train the present epoch
         self.stopped: list[Exception] = []
@@ -358,7 +357,7 @@ class Lanes:
             self.stopped.append(error)
             self._drop(run)
         except RuntimeError as error:
-            if self.memory is None or self.alone or not machine.out_of_memory(error):
+            if self.alone or not machine.out_of_memory(error):
                 raise
             raise self.memory.exhausted(error) from error
         finally:
@@ -392,7 +391,7 @@ class Lanes:
                 continue
             with self._turn_of(run):
                 run.train_step(i, batch)
-            if self.memory is not None and run in self._fresh:
+            if run in self._fresh:
                 self._fresh.discard(run)
                 self.memory.after_first_step(kept_by(run.stage.step.optimizers.values()))
 
