@@ -243,10 +243,14 @@ def parts_of(config: type) -> Mapping[str, type]:
     return _PARTS[config]
 
 
+def flags_by_field(config: type) -> dict[str, Flag]:
+    """Field name -> flag, for the fields made by option()."""
+    return {f.name: flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata}
+
+
 def flags_in(config: type) -> tuple[Flag, ...]:
     """The flags of a Config, or of all Configs of a group."""
-    own = tuple(flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata)
-    return own + tuple(flag for part in parts_of(config).values() for flag in flags_in(part))
+    return (*flags_by_field(config).values(), *(flag for part in parts_of(config).values() for flag in flags_in(part)))
 
 
 def refuse_absurd(flags: Iterable[Flag], values: Mapping[str, Any]) -> None:
@@ -260,14 +264,13 @@ def refuse_absurd(flags: Iterable[Flag], values: Mapping[str, Any]) -> None:
 
 def read(config: type[C], values: Mapping[str, Any]) -> C:
     """Build the Config (or group of Configs) from parsed values; absent flags keep their defaults."""
-    own = {f.name: flag_of(f).dest for f in dataclasses.fields(cast(Any, config)) if "help" in f.metadata}
-    found = {name: values[dest] for name, dest in own.items() if dest in values}
+    found = {name: values[flag.dest] for name, flag in flags_by_field(config).items() if flag.dest in values}
     return config(**found, **{name: read(part, values) for name, part in parts_of(config).items()})
 
 
 def flat(config: Any) -> dict[str, Any]:
     """Flag -> value for a Config or a group of Configs; the inverse of read()."""
-    own = {flag_of(f).dest: getattr(config, f.name) for f in dataclasses.fields(config) if "help" in f.metadata}
+    own = {flag.dest: getattr(config, name) for name, flag in flags_by_field(type(config)).items()}
     for name in parts_of(type(config)):
         own |= flat(getattr(config, name))
     return own
@@ -296,10 +299,9 @@ def add_flag(parser: argparse._ActionsContainer, flag: Flag, **kwargs: Any) -> N
 
 def add_groups(parser: argparse.ArgumentParser, config: type) -> None:
     """Add one group of --help for each Config of a group of Configs."""
-    own = [flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata]
-    if own:
+    if own := flags_by_field(config):
         container = parser.add_argument_group(config.heading) if issubclass(config, Config) else parser
-        for flag in own:
+        for flag in own.values():
             add_flag(container, flag)
     for part in parts_of(config).values():
         add_groups(parser, part)

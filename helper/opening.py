@@ -302,20 +302,17 @@ def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[
     return why
 
 
-def notice_of_decays(lanes: Sequence[Settings]) -> None:
+def notice_of_decays(settings: Settings) -> None:
     """Warn that the learning rate never drops, if a short run has the decay epochs of a longer one."""
-    lines = []
-    for s in lanes:
-        cfg = s.training.schedule
-        decays = parse_decay_epochs(cfg.lr_decay_epochs)
-        moved = s.given & {"epochs", "lr_decay_epochs"}
-        if moved and cfg.schedule == "step" and decays and decays[0] >= cfg.epochs:
-            lines.append(
-                f"note: training ends (--epochs {cfg.epochs}) before the first learning-rate drop (--lr_decay_epochs "
-                f"{cfg.lr_decay_epochs}): the learning rate stays at {cfg.learning_rate:g}"
-            )
-    for line in dict.fromkeys(lines):
-        log.info(line)
+    cfg = settings.training.schedule
+    decays = parse_decay_epochs(cfg.lr_decay_epochs)
+    moved = settings.given & {"epochs", "lr_decay_epochs"}
+    if moved and cfg.schedule == "step" and decays and decays[0] >= cfg.epochs:
+        log.info(
+            "note: training ends (--epochs %d) before the first learning-rate drop (--lr_decay_epochs %s): the "
+            "learning rate stays at %g",
+            *(cfg.epochs, cfg.lr_decay_epochs, cfg.learning_rate),
+        )
 
 
 def network_of(settings: Settings, data: DataSet) -> ModelSpec:

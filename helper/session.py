@@ -95,7 +95,7 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     teacher = None if settings.is_teacher else open_teacher(lanes, data, device)
     data = for_student(data, teacher, lanes)
     lanes = [with_idle_flags(lane, data, device, teacher is not None) for lane in lanes]
-    notice_of_decays(lanes)
+    notice_of_decays(settings)
     loader: Loader = data.train_loader(
         loop.batch_size,
         seed=seed_of(settings),

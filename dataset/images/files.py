@@ -49,7 +49,10 @@ EXTENSIONS = frozenset(
 LARGEST_PICTURE = 178_956_970  # pixels; Pillow's limit, and that of a video's frame
 
 FOLDERS = ("imagenet", "ImageNet")
-SORTING = "python scripts/sort_imagenet_val.py"
+SORTING = (  # for a folder whose images lie outside class folders
+    "sort them with: python scripts/sort_imagenet_val.py '{place}' --labels FILE (LOC_val_solution.csv, "
+    "val_annotations.txt or the development kit)"
+)
 
 
 class UnreadableError(UserError):
@@ -208,13 +211,6 @@ def find_root(folder: Path) -> Path:
             "--data_folder at the folder that holds one of them"
         )
     return root
-
-
-def flat_val(folder: Path, place: Path) -> str:
-    return (
-        f"the images in '{place}' are not sorted into class folders; sort them with: {SORTING} '{place}' --labels FILE "
-        "(LOC_val_solution.csv, val_annotations.txt or the development kit)"
-    )
 
 
 @dataclass(frozen=True)

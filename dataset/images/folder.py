@@ -9,7 +9,6 @@ Classes are the sorted names of the folders in train/. Hidden files and folders 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,27 +54,20 @@ def load(options: DataOptions) -> ResidentData:
         raise UserError(f"'{root / 'train'}' holds one class folder, {classes[0]}; a classifier needs at least two")
     found = {"train": samples_below(root / "train", classes)}
     if not options.val_fraction:
-        found["test"] = samples_below(matching_classes(root, classes, chosen=options.val_dir), classes)
+        found["test"] = samples_below(matching_classes(root, classes, options.val_dir), classes)
     check_memory({part: len(samples) for part, samples in found.items()}, size)
     splits = {part: decode_all(samples, size, options.stream.skip_corrupt) for part, samples in found.items()}
     return resident("folder", classes, splits["train"], splits.get("test"), options, flips=True)
-
-
-def unsorted(folder: Path, place: Path) -> str:
-    return (
-        f"the images in '{place}' are not sorted into class folders; move each to "
-        f"'{folder}/<class>/', with the class names of train/"
-    )
 
 
 HELD_OUT = ("val", "test", "valid", "validation", "dev")  # folders next to train/; the first two are read by themselves
 
 
 def matching_classes(
-    root: Path, classes: list[str], flat: Callable[[Path, Path], str] = unsorted, chosen: str | None = None
+    root: Path, classes: list[str], chosen: str | None, advice: str = "move each to '{folder}/<class>/', as in train/"
 ) -> Path:
-    """The folder that is evaluated on, val/ or test/ unless chosen, with the classes of train/. flat: message about
-    images outside class folders. Folders like it that are not read are named."""
+    """The folder that is evaluated on, val/ or test/ unless chosen, with the classes of train/. advice: about images
+    outside class folders. Folders like it that are not read are named."""
     there = [name for name in HELD_OUT if (root / name).is_dir()]
     name = chosen or next((name for name in there if name in HELD_OUT[:2]), None)
     if name is None or not (root / name).is_dir():
@@ -96,7 +88,8 @@ def matching_classes(
     places = [folder, *(folder / name for name in names if len(names) == 1)]  # TinyImageNet: val/images/*.JPEG
     for place in places:
         if place.name not in classes and any(is_image(entry) for entry in place.iterdir()):
-            raise UserError(flat(folder, place))
+            way_out = advice.format(folder=folder, place=place)
+            raise UserError(f"the images in '{place}' are not sorted into class folders; {way_out}")
     differences = (
         ("only in train/", set(classes) - set(names)),
         (f"only in {folder.name}/", set(names) - set(classes)),

@@ -25,10 +25,10 @@ from torch import Tensor
 from core.protocols import Batch, Batching, DataSet, Loader
 from dataset.base import DataOptions, few, hold_out, seeded
 from dataset.images.files import (
+    SORTING,
     Files,
     class_names,
     find_root,
-    flat_val,
     listed,
     picture,
     pillow,
@@ -44,7 +44,7 @@ def load(options: DataOptions) -> StreamedData:
     root = find_root(options.root)
     train, classes = listed(root / "train", options.stream.classes_subset)
     names = class_names(root / "train")
-    val_folder = None if options.val_fraction else matching_classes(root, names, flat_val, options.val_dir)
+    val_folder = None if options.val_fraction else matching_classes(root, names, options.val_dir, SORTING)
     val = None if val_folder is None else listed(val_folder, options.stream.classes_subset)[0]
     if options.val_fraction:
         rest, held = hold_out(train.labels, options.val_fraction)

@@ -23,18 +23,22 @@ SHORTEST = 8  # samples
 
 
 def read_sensor(path: Path, modality: str = "accel") -> np.ndarray:
-    """float64 [C, T] of one file: `.mat` of UTD-MHAD (d_iner [T, 6]), `.txt` of Berkeley-MHAD (ax ay az time), `.csv`
-    of MMAct (timestamp,x,y,z).
+    """float64 [C, T] of one file: `.mat` of UTD-MHAD (d_iner [T, 6]), `.txt` of Berkeley-MHAD (ax ay az unix_time),
+    `.csv` of MMAct (YYYYMMDD_HH:MM:SS.ffffff,x,y,z in the order of time, with or without a header).
 
     Values that are not finite are interpolated along their axis. UserError if the file is missing, damaged or too
     short, has another number of columns, or an axis without a finite value.
     """
     if not path.is_file():
         raise UserError(f"there is no sensor recording '{path}'")
-    readers = {".mat": _read_inertial, ".txt": _read_text, ".csv": _read_csv}
-    if path.suffix not in readers:
-        raise UserError(f"'{path}' is not a sensor recording: expected one of {', '.join(readers)}")
-    values = readers[path.suffix](path, modality)
+    if path.suffix == ".mat":
+        values = _read_inertial(path, modality)
+    elif path.suffix == ".txt":
+        values = _table(path, None)[:, :3].T
+    elif path.suffix == ".csv":
+        values = _table(path, ",")[:, 1:].T
+    else:
+        raise UserError(f"'{path}' is not a sensor recording: expected one of .mat, .txt, .csv")
     if values.shape[1] < SHORTEST:
         raise UserError(
             f"'{path}' holds {values.shape[1]} samples, fewer than {SHORTEST}; leave it out with --skip_corrupt"
@@ -52,16 +56,6 @@ def _read_inertial(path: Path, modality: str) -> np.ndarray:
     if modality not in MODALITIES:
         raise UserError(f"an inertial recording has no modality '{modality}': choose {', '.join(MODALITIES)}")
     return values[:, MODALITIES[modality]].T.astype(np.float64)
-
-
-def _read_text(path: Path, modality: str) -> np.ndarray:
-    """Rows `ax ay az unix_time`."""
-    return _table(path, None)[:, :3].T
-
-
-def _read_csv(path: Path, modality: str) -> np.ndarray:
-    """Rows `YYYYMMDD_HH:MM:SS.ffffff,x,y,z`, in the order of their timestamps, with or without a header."""
-    return _table(path, ",")[:, 1:].T
 
 
 def _table(path: Path, separator: str | None) -> np.ndarray:

@@ -349,6 +349,9 @@ def _longer(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     return bool(theirs.get("max_steps")) or mine.get("epochs", 0) > theirs.get("epochs", 0)
 
 
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "nvidia-dali-cuda120")
+
+
 def environment() -> dict[str, Any]:
     """Commit, versions and hardware, for env.json."""
 
@@ -359,19 +362,13 @@ def environment() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
     status = git("status", "--porcelain", "--untracked-files=no")
     return {
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {p: version(p) for p in ("torch", "torchvision", "numpy", "scipy", "nvidia-dali-cuda120")},
+        "versions": {p: next((d.version for d in metadata.distributions(name=p)), None) for p in PACKAGES},
         "cuda": torch.version.cuda,
         "cpu": _cpu_name(),
         "cpu_threads": torch.get_num_threads(),
