@@ -35,8 +35,6 @@ from dataset.clips.decode import (
 from dataset.clips.frame_cache import FrameCache
 from dataset.images.files import UnreadableError
 
-DECODERS = ("av", "opencv")
-
 # for other files OpenCV guesses the number of frames from the duration
 COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})
 
@@ -180,8 +178,6 @@ class FrameReader:
     """
 
     def __init__(self, short_side: int, cache: Path | None = None, seek: bool = False, decoder: str = "av"):
-        if decoder not in DECODERS:
-            raise UserError(f"--decoder {decoder} is unknown; choose from {', '.join(DECODERS)}")
         if seek and decoder != "av":
             raise UserError(
                 f"--seek works with PyAV only: leave it out, or leave out --decoder {decoder}, which reads frames in "

@@ -171,8 +171,6 @@ class EnsembleTeacher(TeacherSource):
 
     def __init__(self, sources: Sequence[TeacherSource], weights: Sequence[float] | None = None):
         weights = [1.0] * len(sources) if weights is None else list(weights)
-        if len(weights) != len(sources):
-            raise UserError(f"--teacher_weight has {len(weights)} values for {len(sources)} teachers")
         if min(weights) < 0 or not 0 < sum(weights) < math.inf:
             raise UserError("--teacher_weight needs finite weights of at least 0, and one above 0")
         self.sources, self.weights = list(sources), [w / sum(weights) for w in weights]
