@@ -123,20 +123,9 @@ def train_transform(size: int, options: DataOptions) -> View:
     elif options.stream.augment == "autoaugment":
         steps.append(v2.AutoAugment())
     if options.stream.random_erase:
-        steps += [v2.PILToTensor(), Erased(options.stream.random_erase)]
+        erase = v2.RandomErasing(options.stream.random_erase, value=[124, 116, 104])  # ImageNet's mean colour
+        steps += [v2.PILToTensor(), erase, v2.Lambda(lambda image: image.permute(1, 2, 0))]  # [H, W, 3]
     return View(size, steps, options.stream.reduced_decode)
-
-
-class Erased:
-    """torchvision's RandomErasing, filled with ImageNet's mean colour; uint8 [3, H, W] -> [H, W, 3]."""
-
-    def __init__(self, probability: float):
-        from torchvision.transforms import v2
-
-        self.erase = v2.RandomErasing(probability, value=[124, 116, 104])
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return self.erase(image).permute(1, 2, 0)
 
 
 class Centre:

@@ -398,10 +398,3 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def wait_to_speak() -> None:
-    """Rank 0 reports an error at once; other ranks wait, so that an error of all ranks is reported once, as the
-    launcher ends all processes when one has failed."""
-    if not is_main():
-        time.sleep(SPEAK_AFTER)

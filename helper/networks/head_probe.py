@@ -140,13 +140,11 @@ def with_probe(
             else _fitted(network, key, data, path if keep else None, device)
         )
     )
-    weight, bias = found["weight"], found["bias"]
+    weight = found["weight"]
     place = path if path.exists() else "not written"
     log.info("%s probe of %s: %.2f on the training set, %s", kind, spec.name, found["train_acc"], place)
     head = nn.Linear(weight.shape[1], weight.shape[0])
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
+    head.load_state_dict({"weight": weight, "bias": found["bias"]})
     network.model.set_submodule(spec.head, head)
     # the file's accuracy belongs to its own classifier
     checkpoint = dataclasses.replace(network.checkpoint, best_acc=None)

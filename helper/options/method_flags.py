@@ -90,20 +90,14 @@ def share_of_weight_flag(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
 
 def default_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
     """Default weights of the method, and its settings that the protocol changes. For combinations: common_weights()."""
-    rows = [
-        {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
-        | ({parsed_name(m, k): v for k, v in m.Config.authors.items()} if protocol == "authors" else {})
-        for m in methods
-    ]
+    rows = []
+    for m in methods:
+        own, authors = own_flags(m), m.Config.authors if protocol == "authors" else {}
+        row = {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
+        rows.append(row | {own[k].dest if k in own else k: v for k, v in authors.items()})
     if len(rows) == 1:
         return rows[0]
     return {k: v for row in rows for k, v in row.items()} | common_weights(methods, rows)
-
-
-def parsed_name(method: type[Distiller], name: str) -> str:
-    """The parsed name of a Config field."""
-    flag = own_flags(method).get(name)
-    return name if flag is None else flag.dest
 
 
 def method_config(values: Mapping[str, Any], methods: Sequence[type[Distiller]], teacher: bool) -> Any:

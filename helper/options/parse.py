@@ -188,16 +188,10 @@ def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
         show(listed)
         raise SystemExit(0)
     del values["config"]
-    typed = file.typed(flags, _others(methods)) if file.given else {}
+    others = (method_dict[name] for name in method_dict if method_dict[name] not in methods) if file.given else ()
+    typed = file.typed(flags, [flag.dest for method in others for flag in flags_of(method)])
     from_file = {k: v for k, v in typed.items() if values[k] is UNSET}
     return _Given(values | from_file, flags, own, distills, file, from_file.keys())
-
-
-def _others(methods: Sequence[type[Distiller]]) -> list[str]:
-    """The flags that only other methods have."""
-    return [
-        flag.dest for name in method_dict if method_dict[name] not in methods for flag in flags_of(method_dict[name])
-    ]
 
 
 def _settings(given: _Given, trial: str, student: str | None, distill: str, argv: Sequence[str]) -> Settings:

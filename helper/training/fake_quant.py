@@ -69,23 +69,8 @@ class _Rounding(nn.Module):
         return compute(int8_input(x), int8_weight(self.weight), self.bias)  # type: ignore[arg-type]
 
 
-class RoundingConv1d(_Rounding, nn.Conv1d):
-    pass
-
-
-class RoundingConv2d(_Rounding, nn.Conv2d):
-    pass
-
-
-class RoundingLinear(_Rounding, nn.Linear):
-    pass
-
-
-ROUNDING: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv1d: RoundingConv1d,
-    nn.Conv2d: RoundingConv2d,
-    nn.Linear: RoundingLinear,
-}
+LAYERS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Linear)
+ROUNDING = {kind: type(f"Rounding{kind.__name__}", (_Rounding, kind), {}) for kind in LAYERS}
 
 
 def make_rounding(modules: Iterable[nn.Module]) -> int:

@@ -254,15 +254,11 @@ class TrainingRun:
             found = self._evaluated(stage, autocast)
         if stage.step.ema is not None:  # the trained weights, in addition to their average
             found["trained"] = next(iter(self._evaluated(stage, autocast).values()))
-        for name, result in found.items():
-            suffix = "" if not row else f"_{name}"
-            row |= {f"test_{k}{suffix}": v for k, v in result.items()}
         first = f" of the first {self.test_loader.first}" if self.test_loader.first else ""
-        self.log.info(f" ** test{first}: Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
-        for name in (k.removeprefix("test_acc_top5_") for k in row if k.startswith("test_acc_top5_")):
-            self.log.info(
-                " ** test of %s: Acc@1 %.3f, Acc@5 %.3f", name, row[f"test_acc_{name}"], row[f"test_acc_top5_{name}"]
-            )
+        for name, result in found.items():
+            suffix, what = (f"_{name}", f" of {name}") if row else ("", first)
+            row |= {f"test_{k}{suffix}": v for k, v in result.items()}
+            self.log.info(" ** test%s: Acc@1 %.3f, Acc@5 %.3f", what, result["acc"], result["acc_top5"])
         return row
 
     def _evaluated(self, stage: Stage, autocast: torch.dtype | None) -> dict[str, dict[str, float]]:
