@@ -176,12 +176,7 @@ def declared(config: type[Config], name: str) -> tuple[Mapping[str, Any], str]:
     return meta, prefix
 
 
-class _Unset:
-    def __repr__(self) -> str:
-        return "unset"
-
-
-UNSET = _Unset()
+UNSET: Any = object()  # the value of a flag that was not given
 
 
 @dataclass(frozen=True)

@@ -300,12 +300,9 @@ def seeded(seed: int) -> Iterator[None]:
 
     torch.manual_seed() would also reseed all accelerators, and keep a stack trace until one of them is used.
     """
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.default_generator.set_state(before)
 
 
 @dataclass(frozen=True)

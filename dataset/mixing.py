@@ -45,9 +45,6 @@ class ChangedLoader(Loader):
     @abstractmethod
     def changed(self, batch: Batch, step: int) -> Batch: ...
 
-    def seed_of(self, purpose: str, step: int) -> int:
-        return seed_for(purpose, self.seed, self.epoch, step, self.rank)
-
     def batches(self, start: int) -> Iterator[Batch]:
         self.loader.set_epoch(self.epoch, start)
         return (self.changed(batch, step) for step, batch in enumerate(self.loader, start))
@@ -65,7 +62,7 @@ class AugmentedLoader(ChangedLoader):
 
     def changed(self, batch: Batch, step: int) -> Batch:
         x = batch.inputs["image"]
-        rng = torch.Generator(x.device).manual_seed(self.seed_of("augment", step))
+        rng = torch.Generator(x.device).manual_seed(seed_for("augment", self.seed, self.epoch, step, self.rank))
         image = rand_augment(x, rng, self.num_ops, self.magnitude).contiguous(memory_format=torch.channels_last)
         return batch.with_inputs({**batch.inputs, "image": image})
 
@@ -91,7 +88,7 @@ class MixedLoader(ChangedLoader):
     def changed(self, batch: Batch, step: int) -> Batch:
         soft = F.one_hot(batch.target, self.num_classes).float()
         if self.mixes and len(batch) > 1:
-            with seeded(self.seed_of("mix", step)):
+            with seeded(seed_for("mix", self.seed, self.epoch, step, self.rank)):
                 mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
                 image, soft = mix(batch.inputs["image"], batch.target)
             image = image.contiguous(memory_format=torch.channels_last)

@@ -38,14 +38,12 @@ def _test_offsets(n: int, k: int, twice: bool) -> np.ndarray:
     return np.concatenate([offsets, np.arange(k) * step]) if twice else offsets
 
 
-def dense_frames(
-    n: int, k: int, rng: np.random.Generator | None = None, span: int = DENSE_RANGE, starts: int = DENSE_STARTS
-) -> np.ndarray:
-    """k frames evenly over `span` from a random start: int64 [k]; in evaluation from `starts` fixed ones, [starts *
-    k]."""
+def dense_frames(n: int, k: int, rng: np.random.Generator | None = None, starts: int = DENSE_STARTS) -> np.ndarray:
+    """k frames evenly over DENSE_RANGE from a random start: int64 [k]; in evaluation from `starts` fixed ones: [starts
+    * k]."""
     if n < 1:
         raise UserError("a clip without frames cannot be sampled")
-    room, stride = max(1, 1 + n - span), span // k
+    room, stride = max(1, 1 + n - DENSE_RANGE), DENSE_RANGE // k
     if rng is None:
         first = np.linspace(0, room - 1, num=starts, dtype=int)
     else:

@@ -37,11 +37,8 @@ class ClipSettings:
 
     def train_view(self, reader: FrameReader, entry: Entry, rng: np.random.Generator) -> tuple[Tensor, int]:
         """(uint8 [T, C, S, S], label) with every draw taken from rng."""
-        n = reader.count(entry.source)
-        if self.sampling == "dense":
-            index = dense_frames(n, self.num_segments, rng)
-        else:
-            index = sample_frames(n, self.num_segments, rng=rng)
+        sample = dense_frames if self.sampling == "dense" else sample_frames
+        index = sample(reader.count(entry.source), self.num_segments, rng)
         clip = ct.as_clip(reader.read(entry.source, index.tolist()))
         height, width = clip.shape[-2:]
         if self.train_crop.startswith("multiscale"):

@@ -43,15 +43,14 @@ def load(options: DataOptions) -> StreamedData:
     """List the tree. UserError if the folder is missing, the classes of train and val differ, or val/ is flat."""
     root = find_root(options.root)
     train, classes = listed(root / "train", options.stream.classes_subset)
-    names = class_names(root / "train")
-    val_folder = None if options.val_fraction else matching_classes(root, names, options.val_dir, SORTING)
-    val = None if val_folder is None else listed(val_folder, options.stream.classes_subset)[0]
     if options.val_fraction:
         rest, held = hold_out(train.labels, options.val_fraction)
         train, val = train.take(rest), train.take(held)
+    else:
+        folder = matching_classes(root, class_names(root / "train"), options.val_dir, SORTING)
+        val, _ = listed(folder, options.stream.classes_subset)
     if options.few_ratio < 1:
         train = train.take(few(train.labels, options.few_ratio, options.seed))
-    assert val is not None
     return StreamedData(root, classes, train, val, options)
 
 

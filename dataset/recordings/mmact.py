@@ -129,13 +129,13 @@ LAYOUT = Layout(
         "cross_subject": Protocol(
             lambda r: r.subject <= 16, "cross-subject (1 to 16 against 17 to 20)", by_subject=True
         ),
-        "cross_session": Protocol(lambda r: int(r.key[3]) <= 4, "cross-session (1 to 4 against 5)"),
+        "cross_session": Protocol(lambda r: r.key[3] <= 4, "cross-session (1 to 4 against 5)"),
         "cross_view": Protocol(lambda r: _camera(r) <= 3, "cross-view (cameras 1 to 3 against 4)", by_view=True),
-        "cross_scene": Protocol(lambda r: int(r.key[2]) != 2, "cross-scene (1, 3, 4 against 2)"),
+        "cross_scene": Protocol(lambda r: r.key[2] != 2, "cross-scene (1, 3, 4 against 2)"),
     },
     find,
     frozenset(),
-    lambda key: f"{CLASSES[int(key[0])]}, subject {key[1]}, scene {key[2]}, session {key[3]}",
+    lambda key: f"{CLASSES[key[0]]}, subject {key[1]}, scene {key[2]}, session {key[3]}",
 )
 
 load_mmact = partial(load, LAYOUT)

@@ -49,7 +49,6 @@ CLASSES = (
 )
 
 SYMMETRIC = frozenset({3, 5, 12, 15, 17, 21, 22, 23, 24, 26})  # actions without a side; others are never mirrored
-MISSING = frozenset({(8, 1, 4), (23, 6, 4), (27, 8, 4)})  # missing from the published 864
 NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)_(inertial|color|depth)$")
 SUFFIX = {"inertial": ".mat", "color": ".avi", "depth": ".mat"}
 KIND_OF = {"accel": "inertial", "gyro": "inertial", "inertial": "inertial", "video": "color", "depth": "depth"}
@@ -112,7 +111,7 @@ PROTOCOLS = {
     "cross_subject": Protocol(
         lambda r: r.subject % 2 == 1, "cross-subject (1, 3, 5, 7 against 2, 4, 6, 8)", by_subject=True
     ),
-    "trial": Protocol(lambda r: int(r.key[2]) <= 2, "trial split (trials 1, 2 against 3, 4 of the same people)"),
+    "trial": Protocol(lambda r: r.key[2] <= 2, "trial split (trials 1, 2 against 3, 4 of the same people)"),
 }
 
 LAYOUT = Layout(

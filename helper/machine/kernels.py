@@ -223,12 +223,6 @@ def maybe_compiled(
     return lambda size, *args: function(*args)
 
 
-def begin_step(kernels: Kernels) -> None:
-    """Allow CUDA graphs to overwrite the outputs of the last step."""
-    if kernels.graphs:
-        torch.compiler.cudagraph_mark_step_begin()
-
-
 def private_copy(net: TappedNet) -> TappedNet:
     """A copy of the network with its own weights, without hooks of other wrappers of the model."""
     model, device = without_taps(copy.deepcopy(net.model)), next(net.parameters()).device

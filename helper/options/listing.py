@@ -54,16 +54,14 @@ KINDS = ("all", "methods", "models", "data")
 
 @dataclass(frozen=True)
 class Method:
-    """One registry entry. venue: with the year; "" where there is no paper. taps: text of read_by().
+    """One registry entry. paper: of paper_of(). taps: text of read_by().
 
     deployed, trained: parameters in addition to the student's, at test time and in training; None if unknown.
     """
 
     name: str
     aliases: tuple[str, ...]
-    title: str
-    authors: str
-    venue: str
+    paper: dict[str, str]
     taps: str
     weights: str
     by_authors: str
@@ -162,7 +160,7 @@ def count_method(kind: type[Distiller]) -> tuple[str, int | None, int | None, li
 
 
 def method(kind: type[Distiller], known: Sequence[Any] | None = None) -> Method:
-    paper, cfg = paper_of(kind), kind.Config()
+    cfg = kind.Config()
     weights = f"-c {cfg.cls:g} -d {cfg.div:g} -b {cfg.beta:g}" + (f" --kd_T {cfg.kd_T:g}" if cfg.kd_T != 4 else "")
     spelled = {"cls": "-c", "div": "-d", "beta": "-b"}
     by_authors = " ".join(f"{spelled.get(k, f'--{k}')} {v:g}" for k, v in kind.Config.authors.items())
@@ -181,9 +179,7 @@ def method(kind: type[Distiller], known: Sequence[Any] | None = None) -> Method:
     return Method(
         kind.name,
         tuple(a for a, n in method_dict.aliases.items() if n == kind.name),
-        paper["title"],
-        paper["authors"],
-        paper["venue"],
+        paper_of(kind),
         taps,
         weights,
         by_authors,
@@ -264,8 +260,8 @@ def _methods_page() -> str:
         ),
     ]
     for m in methods():
-        about = f"{m.title}. {m.authors}, {m.venue}" if m.authors else m.title
-        lines += ["", *textwrap.wrap(f"{', '.join((m.name, *m.aliases))}: {about}", WIDTH)]
+        about = "{title}. {authors}, {venue}" if m.paper["authors"] else "{title}"
+        lines += ["", *textwrap.wrap(f"{', '.join((m.name, *m.aliases))}: {about.format(**m.paper)}", WIDTH)]
         extra = f"extra parameters: {in_millions(m.deployed)} at test time, {in_millions(m.trained)} in training"
         lines += textwrap.wrap(f"taps: {m.taps}. {extra}", WIDTH, initial_indent="    ", subsequent_indent="        ")
         authors = f" (authors: {m.by_authors})" if m.by_authors else ""
@@ -301,7 +297,7 @@ def tables(recount: bool = True) -> dict[str, str]:
     rows = [
         (
             f"`{m.name}`" + "".join(f", `{a}`" for a in m.aliases),
-            f"{m.title} ({m.authors}, {m.venue})" if m.authors else m.title,
+            ("{title} ({authors}, {venue})" if m.paper["authors"] else "{title}").format(**m.paper),
             m.taps + "".join(f" (of {TRANSFORMER})" for remark in m.found if TRANSFORMER in remark),
             f"`{m.weights}`" + (f"; `{m.by_authors}`" if m.by_authors else ""),
             f"{in_millions(m.deployed)} / {in_millions(m.trained)}",
