@@ -32,7 +32,8 @@ def hold(folder: Path) -> None:
     while True:
         handle = _open(path)
         if not _locked(handle):
-            holder = _described(_holder(handle))
+            found = _holder(handle)
+            holder = f" (process {found['process']} on {found.get('host')})" if found else ""
             os.close(handle)
             raise UserError(
                 f"another process is training {folder}{holder}: wait for it or stop it, or choose another --trial"
@@ -89,10 +90,6 @@ def _holder(handle: int) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) and isinstance(found.get("process"), int) else {}
-
-
-def _described(holder: dict[str, Any]) -> str:
-    return f" (process {holder['process']} on {holder.get('host')})" if holder else ""
 
 
 @cache

@@ -59,7 +59,7 @@ def check_range(
     if fits and (below is None or value < below) and (most is None or value <= most):
         return
     bounds = ((above, "above"), (least, "at least"), (below, "below"), (most, "at most"))
-    wanted = " and ".join(f"{word} {bound:.12g}" for bound, word in bounds if bound is not None)
+    wanted = " and ".join(f"{word} {bound:,.12g}" for bound, word in bounds if bound is not None)
     raise UserError(f"{flag} {value} must be {wanted or 'a finite number'}")
 
 
@@ -79,10 +79,8 @@ def at_least(low: float, most: float = 10**6) -> Check:
     """A whole number from `low` to `most`; larger ones are typing errors that would take all memory or never end."""
 
     def check(flag: str, value: float) -> None:
-        if not value >= low:
-            raise UserError(f"{flag} {value} must be at least {low:g}")
-        if not value <= most:
-            raise UserError(f"{flag} {value} must be at most {most:,}")
+        check_range(flag, value, least=low)
+        check_range(flag, value, most=most)
 
     return check
 
@@ -178,12 +176,7 @@ def declared(config: type[Config], name: str) -> tuple[Mapping[str, Any], str]:
     return meta, prefix
 
 
-class _Unset:
-    def __repr__(self) -> str:
-        return "unset"
-
-
-UNSET = _Unset()
+UNSET: Any = object()  # the value of a flag that was not given
 
 
 @dataclass(frozen=True)
@@ -239,18 +232,20 @@ _PARTS: dict[type, Mapping[str, type]] = {}  # evaluating annotations takes long
 def parts_of(config: type) -> Mapping[str, type]:
     """Field name -> Config class, for the fields of a dataclass that are Configs or groups of Configs."""
     if config not in _PARTS:
-        hints = typing.get_type_hints(config)
-        fields = ((f.name, hints[f.name]) for f in dataclasses.fields(config))
-        _PARTS[config] = {
-            name: kind for name, kind in fields if dataclasses.is_dataclass(kind) and isinstance(kind, type)
-        }
+        kinds = typing.get_type_hints(config)
+        fields = {f.name: kinds[f.name] for f in dataclasses.fields(config)}
+        _PARTS[config] = {k: v for k, v in fields.items() if dataclasses.is_dataclass(v) and isinstance(v, type)}
     return _PARTS[config]
+
+
+def flags_by_field(config: type) -> dict[str, Flag]:
+    """Field name -> flag, for the fields made by option()."""
+    return {f.name: flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata}
 
 
 def flags_in(config: type) -> tuple[Flag, ...]:
     """The flags of a Config, or of all Configs of a group."""
-    own = tuple(flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata)
-    return own + tuple(flag for part in parts_of(config).values() for flag in flags_in(part))
+    return (*flags_by_field(config).values(), *(flag for part in parts_of(config).values() for flag in flags_in(part)))
 
 
 def refuse_absurd(flags: Iterable[Flag], values: Mapping[str, Any]) -> None:
@@ -264,14 +259,13 @@ def refuse_absurd(flags: Iterable[Flag], values: Mapping[str, Any]) -> None:
 
 def read(config: type[C], values: Mapping[str, Any]) -> C:
     """Build the Config (or group of Configs) from parsed values; absent flags keep their defaults."""
-    own = {f.name: flag_of(f).dest for f in dataclasses.fields(cast(Any, config)) if "help" in f.metadata}
-    found = {name: values[dest] for name, dest in own.items() if dest in values}
+    found = {name: values[flag.dest] for name, flag in flags_by_field(config).items() if flag.dest in values}
     return config(**found, **{name: read(part, values) for name, part in parts_of(config).items()})
 
 
 def flat(config: Any) -> dict[str, Any]:
     """Flag -> value for a Config or a group of Configs; the inverse of read()."""
-    own = {flag_of(f).dest: getattr(config, f.name) for f in dataclasses.fields(config) if "help" in f.metadata}
+    own = {flag.dest: getattr(config, name) for name, flag in flags_by_field(type(config)).items()}
     for name in parts_of(type(config)):
         own |= flat(getattr(config, name))
     return own
@@ -300,10 +294,9 @@ def add_flag(parser: argparse._ActionsContainer, flag: Flag, **kwargs: Any) -> N
 
 def add_groups(parser: argparse.ArgumentParser, config: type) -> None:
     """Add one group of --help for each Config of a group of Configs."""
-    own = [flag_of(f) for f in dataclasses.fields(config) if "help" in f.metadata]
-    if own:
+    if own := flags_by_field(config):
         container = parser.add_argument_group(config.heading) if issubclass(config, Config) else parser
-        for flag in own:
+        for flag in own.values():
             add_flag(container, flag)
     for part in parts_of(config).values():
         add_groups(parser, part)

@@ -10,7 +10,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -68,28 +68,16 @@ class Batch:
 
         def cut(x: Any, lo: int) -> Any:
             """The rows of `size` samples, of a tensor or of every tensor of a mapping; a sample has one or several."""
-            if x is None:
-                return None
             if isinstance(x, Mapping):
                 return {k: cut(v, lo) for k, v in x.items()}
-            rows = len(x) // len(self)
-            return x[lo * rows : (lo + size) * rows]
+            rows = len(x) // len(self) if isinstance(x, Tensor) else 0
+            return x[lo * rows : (lo + size) * rows] if rows else x
 
-        return [
-            Batch(
-                cut(self.inputs, lo),
-                cut(self.target, lo),
-                cut(self.index, lo),
-                self.views,
-                cut(self.crop, lo),
-                cut(self.view_id, lo),
-                cut(self.soft_target, lo),
-                cut(self.teacher_inputs, lo),
-                cut(self.turns, lo),
-                None if self.labelled is None else min(max(self.labelled - lo, 0), size),
-            )
-            for lo in range(0, len(self), size)
-        ]
+        def labelled(lo: int) -> int | None:
+            return None if self.labelled is None else min(max(self.labelled - lo, 0), size)
+
+        starts = range(0, len(self), size)
+        return [Batch(**{k: cut(v, lo) for k, v in vars(self).items()} | {"labelled": labelled(lo)}) for lo in starts]
 
 
 @dataclass(frozen=True)
@@ -323,18 +311,34 @@ class TeacherSource(Protocol):
         return {}
 
 
-class Loader(ABC):
-    """Yields batches on the device. The order depends on (seed, epoch), the views on (seed, epoch, position)."""
+class Loader:
+    """Yields batches on the device. The order depends on (seed, epoch), the views on (seed, epoch, position).
 
-    @abstractmethod
-    def __iter__(self) -> Iterator[Batch]: ...
+    A subclass implements batch() or batches().
+    """
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __init__(self, steps: int):
+        self.steps, self.epoch, self.start_step = steps, 1, 0
 
-    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        raise NotImplementedError
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """The batches of the epoch from step `start` on."""
+        return (self.batch(step) for step in range(start, self.steps))
+
+    def __len__(self) -> int:
+        """Steps of a whole epoch, the same on every rank, whatever step the next iteration starts at."""
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        start, self.start_step = self.start_step, 0  # iterated again, an epoch is whole
+        return self.batches(start)
+
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         """Set the epoch of the next iteration and the number of batches to skip at its start."""
+        assert 0 <= start_step <= self.steps, f"start_step {start_step} of {self.steps}"
+        self.epoch, self.start_step = epoch, start_step
 
     def end_epoch(self) -> dict[str, Any]:
         """Entries for the row of the finished epoch; counts are summed over processes, other numbers are not."""
@@ -391,13 +395,17 @@ class DataSet(ABC):
     def labelled(self) -> DataSet:
         return self
 
-    @property
-    def checksum(self) -> str:
-        return ""
-
-    @property
-    def test_checksum(self) -> str | None:
+    def digest_of(self, part: Literal["train", "test"]) -> str | None:
+        """Checksum of a part, computed when it is first asked for."""
         return None
+
+    @cached_property
+    def checksum(self) -> str:
+        return self.digest_of("train") or ""
+
+    @cached_property
+    def test_checksum(self) -> str | None:
+        return self.digest_of("test")
 
     @property
     def described(self) -> Mapping[str, Any]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from core.registry import Registry
-from dataset.recipes import RECIPES, SMALL, Value
+from dataset.recipes import RECIPES, SMALL, Recipe
 
 dataset_dict = Registry(
     "data set",
@@ -28,6 +26,6 @@ dataset_dict = Registry(
 )
 
 
-def recipe(name: str) -> Mapping[str, Value]:
+def recipe(name: str) -> Recipe:
     """Command-line defaults of a data set (flag name -> value), without importing its loader; UserError if unknown."""
     return RECIPES.get(dataset_dict.resolve(name), SMALL)

@@ -279,6 +279,10 @@ class DataOptions:
         if self.val_fraction and self.val_dir:
             raise UserError(f"--val_fraction and --val_dir {self.val_dir} both choose the test images: leave one out")
 
+    def evaluated_on(self, usual: str) -> str:
+        """The name of the test set in tables."""
+        return f"held-out {self.val_fraction:g} of train" if self.val_fraction else usual
+
 
 def data_options(root: str | Path, **values: Any) -> DataOptions:
     """DataOptions from flags and their values, those of streams, recordings and videos included; None: the default."""
@@ -296,12 +300,9 @@ def seeded(seed: int) -> Iterator[None]:
 
     torch.manual_seed() would also reseed all accelerators, and keep a stack trace until one of them is used.
     """
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.default_generator.set_state(before)
 
 
 @dataclass(frozen=True)
@@ -336,34 +337,27 @@ def hold_out(labels: Tensor, fraction: float, what: str = "image") -> tuple[Tens
     """Positions of (the remaining part, the held-out slice) of --val_fraction, stratified and fixed by seed 0;
     UserError if a part has no sample of a class. what: the word for a sample."""
     held = stratified(labels, fraction, seed=0)
-    remaining = torch.ones(len(labels), dtype=torch.bool)
-    remaining[held] = False
-    rest = remaining.nonzero().flatten()
-    wanted = len(labels.unique())
+    positions = torch.arange(len(labels))
+    rest = positions[~torch.isin(positions, held)]
     for side, chosen in (("held-out", held), ("remaining", rest)):
-        left = len(labels[chosen].unique())
-        if left < wanted:
-            raise UserError(
-                f"--val_fraction {fraction:g} leaves {wanted - left} of {wanted} classes without a single {side} "
-                f"{what} (the smallest class has {_smallest(labels)}); choose another fraction"
-            )
+        _refuse_empty(labels, chosen, f"--val_fraction {fraction:g}", f"{side} {what}")
     return rest, held
 
 
 def few(labels: Tensor, ratio: float, seed: int, what: str = "image") -> Tensor:
     """Positions of the stratified subset of --few_ratio, fixed by `seed`; UserError if a class would be left empty."""
     kept = stratified(labels, ratio, seed)
-    wanted, left = len(labels.unique()), len(labels[kept].unique())
-    if left < wanted:
-        raise UserError(
-            f"--few_ratio {ratio:g} leaves {wanted - left} of {wanted} classes without a training {what} "
-            f"(the smallest class has {_smallest(labels)}); choose a larger ratio"
-        )
+    _refuse_empty(labels, kept, f"--few_ratio {ratio:g}", f"training {what}")
     return kept
 
 
-def _smallest(labels: Tensor) -> int:
-    return int(labels.unique(return_counts=True)[1].min())
+def _refuse_empty(labels: Tensor, chosen: Tensor, setting: str, what: str) -> None:
+    classes, counts = labels.unique(return_counts=True)
+    if left := len(classes) - len(labels[chosen].unique()):
+        raise UserError(
+            f"{setting} leaves {left} of {len(classes)} classes without a single {what} (the smallest class has "
+            f"{counts.min()}); choose another value"
+        )
 
 
 def resize(images: Tensor, size: int) -> Tensor:

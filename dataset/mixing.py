@@ -39,25 +39,15 @@ class ChangedLoader(Loader):
     """The batches of `loader`, each changed by changed(). Draws depend on (seed, epoch, step, rank)."""
 
     def __init__(self, loader: Loader, seed: int, rank: int):
-        self.loader, self.seed, self.rank, self.epoch, self.first = loader, seed, rank, 1, 0
+        super().__init__(len(loader))
+        self.loader, self.seed, self.rank = loader, seed, rank
 
     @abstractmethod
     def changed(self, batch: Batch, step: int) -> Batch: ...
 
-    def seed_of(self, purpose: str, step: int) -> int:
-        return seed_for(purpose, self.seed, self.epoch, step, self.rank)
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[Batch]:
-        first, self.first = self.first, 0
-        for step, batch in enumerate(self.loader, first):
-            yield self.changed(batch, step)
-
-    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        self.epoch, self.first = epoch, start_step
-        self.loader.set_epoch(epoch, start_step)
+    def batches(self, start: int) -> Iterator[Batch]:
+        self.loader.set_epoch(self.epoch, start)
+        return (self.changed(batch, step) for step, batch in enumerate(self.loader, start))
 
     def end_epoch(self) -> dict[str, Any]:
         return self.loader.end_epoch()
@@ -72,7 +62,7 @@ class AugmentedLoader(ChangedLoader):
 
     def changed(self, batch: Batch, step: int) -> Batch:
         x = batch.inputs["image"]
-        rng = torch.Generator(x.device).manual_seed(self.seed_of("augment", step))
+        rng = torch.Generator(x.device).manual_seed(seed_for("augment", self.seed, self.epoch, step, self.rank))
         image = rand_augment(x, rng, self.num_ops, self.magnitude).contiguous(memory_format=torch.channels_last)
         return batch.with_inputs({**batch.inputs, "image": image})
 
@@ -98,7 +88,7 @@ class MixedLoader(ChangedLoader):
     def changed(self, batch: Batch, step: int) -> Batch:
         soft = F.one_hot(batch.target, self.num_classes).float()
         if self.mixes and len(batch) > 1:
-            with seeded(self.seed_of("mix", step)):
+            with seeded(seed_for("mix", self.seed, self.epoch, step, self.rank)):
                 mix = self.mixes[int(torch.randint(len(self.mixes), ()))]
                 image, soft = mix(batch.inputs["image"], batch.target)
             image = image.contiguous(memory_format=torch.channels_last)

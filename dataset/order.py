@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,33 +23,27 @@ def generator(purpose: str, seed: int, epoch: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed_for(purpose, seed, epoch))
 
 
-class PositionedLoader(Loader):
-    """An epoch's batches, from the step given to set_epoch on. A subclass implements batch() or batches()."""
+class InOrder(Loader):
+    """Test samples in order. make: positions -> their batch."""
 
-    def __init__(self, steps: int):
-        self.steps, self.epoch, self.start_step = steps, 1, 0
+    def __init__(self, parts: Sequence[range], make: Callable[[range], Batch]):
+        super().__init__(len(parts))
+        self.parts, self.make = parts, make
 
     def batch(self, step: int) -> Batch:
-        raise NotImplementedError
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        """The batches of the epoch from step `start` on."""
-        return (self.batch(step) for step in range(start, self.steps))
-
-    def __len__(self) -> int:
-        """Steps of a whole epoch, the same on every rank, whatever step the next iteration starts at."""
-        return self.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        start, self.start_step = self.start_step, 0  # iterated again, an epoch is whole
-        return self.batches(start)
-
-    def set_epoch(self, epoch: int, start_step: int = 0) -> None:
-        assert 0 <= start_step <= self.steps, f"start_step {start_step} of {self.steps}"
-        self.epoch, self.start_step = epoch, start_step
+        return self.make(self.parts[step])
 
 
-Place = tuple[int, int]  # position in the split, seed of the augmentation
+def in_order(count: int, batch_size: int, rank: int, world_size: int) -> list[range]:
+    """The positions of every batch of a test set; every rank has its own exact slice, which may be empty."""
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; give at least 1")
+    assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+    mine = range(count)[count * rank // world_size : count * (rank + 1) // world_size]
+    return [mine[at : at + batch_size] for at in range(0, len(mine), batch_size)]
+
+
+Place = tuple[int, Any]  # position in the split, what the view of the sample depends on
 
 
 @dataclass(frozen=True)

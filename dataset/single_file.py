@@ -19,14 +19,14 @@ from dataset.clips.clip_transforms import centre_box, render, to_input
 from dataset.clips.decode import ClipSource, read_clip
 from dataset.clips.frame_reader import FrameReader
 from dataset.clips.frame_sampling import segment_frames
-from dataset.clips.lists import Entry
+from dataset.clips.lists import VIDEOS, Entry
 from dataset.clips.views import ClipSettings, TestViews
-from dataset.images.folder import EXTENSIONS, decode
+from dataset.images.files import EXTENSIONS
+from dataset.images.folder import decode
 from dataset.images.resident import scaled
 from dataset.recordings.sensors import MODALITIES, read_sensor, window
 
 WIDER = 256 / 224  # ratio of the shorter side of an ImageNet image or a frame to the side of its centre crop
-VIDEOS = frozenset({".avi", ".mp4", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg"})
 ENDINGS = {"image": EXTENSIONS, "video": VIDEOS, "sensor": frozenset({".mat", ".txt", ".csv"})}
 
 

@@ -270,21 +270,6 @@ def augmented(settings: Settings, data: DataSet) -> bool:
 
 def with_idle_flags(settings: Settings, data: DataSet, device: torch.device, has_teacher: bool) -> Settings:
     """The settings, naming the given flags that have no effect in this run; the log lists them in one line."""
-    why = idle_flags(settings, data, device)
-    if not has_teacher:
-        why["path_t"] = f"--distill {settings.distill} uses no teacher"
-    given = settings.given
-    without_effect = {**settings.without_effect, **{k: reason for k, reason in why.items() if k in given}}
-    if without_effect:
-        log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in without_effect.items()))
-    own_term = settings.method.terms is not Distiller.terms and "+" not in str(settings.distill)
-    if own_term and not settings.is_teacher and settings.loss.beta == 0:
-        log.info("the term of --distill %s has weight 0, so it has no effect: set its weight with -b", settings.distill)
-    return dataclasses.replace(settings, without_effect=without_effect)
-
-
-def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[str, str]:
-    """Flag -> why it has no effect in this run, whether it was given or not; every Config says it of its flags."""
     around = Around(
         dataset=settings.data.source.dataset,
         data=data,
@@ -296,26 +281,31 @@ def idle_flags(settings: Settings, data: DataSet, device: torch.device) -> dict[
         on_cpu=device.type == "cpu",
         processes=distributed.world_size(),
     )
-    why = idle_in(settings.configs, around)
+    why = idle_in(settings.configs, around)  # every Config says it of its flags
     if "drop_path" in why and "drop_path" not in settings.given:
         log.info("--protocol modern: no drop path, as %s", why["drop_path"])
-    return why
+    if not has_teacher:
+        why["path_t"] = f"--distill {settings.distill} uses no teacher"
+    given = settings.given
+    without_effect = {**settings.without_effect, **{k: reason for k, reason in why.items() if k in given}}
+    if without_effect:
+        log.info("without effect here: %s", "; ".join(f"--{k} ({v})" for k, v in without_effect.items()))
+    if around.own_term and "+" not in settings.distill and not settings.is_teacher and settings.loss.beta == 0:
+        log.info("the term of --distill %s has weight 0, so it has no effect: set its weight with -b", settings.distill)
+    return dataclasses.replace(settings, without_effect=without_effect)
 
 
-def notice_of_decays(lanes: Sequence[Settings]) -> None:
+def notice_of_decays(settings: Settings) -> None:
     """Warn that the learning rate never drops, if a short run has the decay epochs of a longer one."""
-    lines = []
-    for s in lanes:
-        cfg = s.training.schedule
-        decays = parse_decay_epochs(cfg.lr_decay_epochs)
-        moved = s.given & {"epochs", "lr_decay_epochs"}
-        if moved and cfg.schedule == "step" and decays and decays[0] >= cfg.epochs:
-            lines.append(
-                f"note: training ends (--epochs {cfg.epochs}) before the first learning-rate drop (--lr_decay_epochs "
-                f"{cfg.lr_decay_epochs}): the learning rate stays at {cfg.learning_rate:g}"
-            )
-    for line in dict.fromkeys(lines):
-        log.info(line)
+    cfg = settings.training.schedule
+    decays = parse_decay_epochs(cfg.lr_decay_epochs)
+    moved = settings.given & {"epochs", "lr_decay_epochs"}
+    if moved and cfg.schedule == "step" and decays and decays[0] >= cfg.epochs:
+        log.info(
+            "note: training ends (--epochs %d) before the first learning-rate drop (--lr_decay_epochs %s): the "
+            "learning rate stays at %g",
+            *(cfg.epochs, cfg.lr_decay_epochs, cfg.learning_rate),
+        )
 
 
 def network_of(settings: Settings, data: DataSet) -> ModelSpec:

@@ -24,7 +24,6 @@ from helper.deploy.linear_probe import EvalProbe
 from helper.evaluation.evaluate import open_test
 from helper.machine import distributed
 from helper.machine.kernels import Hardware, pick_kernels
-from helper.machine.lane_memory import LaneMemory
 from helper.machine.seeding import rank_seed, seed_everything
 from helper.machine.stopper import Interrupted, Stopper
 from helper.networks.load import Network, file_checksum, load_backbone, position_notice
@@ -44,7 +43,7 @@ from helper.opening import (
 )
 from helper.options.naming import before_extension, folder_of
 from helper.options.settings import Settings
-from helper.runs.events import event_writer, require_backend
+from helper.runs.events import require_backend
 from helper.runs.folder import RunFolder, file_name, rows_checksum, short_name_notice
 from helper.runs.trackers import Reports, require_tracker
 from helper.training.optim import optimizer
@@ -96,7 +95,7 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     teacher = None if settings.is_teacher else open_teacher(lanes, data, device)
     data = for_student(data, teacher, lanes)
     lanes = [with_idle_flags(lane, data, device, teacher is not None) for lane in lanes]
-    notice_of_decays(lanes)
+    notice_of_decays(settings)
     loader: Loader = data.train_loader(
         loop.batch_size,
         seed=seed_of(settings),
@@ -263,7 +262,7 @@ def build_run(
             **data.described,
         },
         identity=identity,
-        open_writer=partial(event_writer, settings.run.tb_backend if machine.is_main() else "none", folder.tensorboard),
+        tb_backend=settings.run.tb_backend if machine.is_main() else "none",
         after_epoch=partial(end_of_epoch, [part.end_epoch for part in (source, loader) if part is not None]),
         full_batches=full_batches,
         shown=settings is opened.lanes[0] and machine.is_main(),
@@ -315,7 +314,7 @@ def enter(lane: Lane, opened: Opened, label: str | None) -> Entered | None:
 def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
     """Train until all have ended, or raise Interrupted with the command that resumes."""
     log.info("==> training...")
-    lanes = Lanes(len(entered), LaneMemory(len(entered), opened.hardware.device))
+    lanes = Lanes(len(entered), opened.hardware.device)
     try:
         for lane, state in entered:
             lanes.start(lane.run, lane.stages, state, stopper)

@@ -37,7 +37,7 @@ def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def multiscale_sizes(height: int, width: int, size: int | None = None, max_gap: int = 1) -> list[tuple[int, int]]:
+def multiscale_sizes(height: int, width: int, size: int | None = None) -> list[tuple[int, int]]:
     """(width, height) of the ten candidates: sides of SCALES, combined with themselves or a neighbour.
 
     size: of the network's input; a side within SNAP of it becomes equal to it.
@@ -45,7 +45,7 @@ def multiscale_sizes(height: int, width: int, size: int | None = None, max_gap: 
     sides = [int(min(height, width) * scale) for scale in SCALES]
     if size is not None:
         sides = [size if abs(side - size) < SNAP else side for side in sides]
-    return [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= max_gap]
+    return [(w, h) for i, h in enumerate(sides) for j, w in enumerate(sides) if abs(i - j) <= 1]
 
 
 def multiscale_crop(height: int, width: int, size: int, places: int, rng: np.random.Generator) -> Box:
@@ -70,11 +70,7 @@ def random_resized_crop(height: int, width: int, rng: np.random.Generator) -> Bo
         w, h = int(round(np.sqrt(area * aspect))), int(round(np.sqrt(area / aspect)))
         if w <= width and h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    return centre_crop(height, width, min(height, width))
-
-
-def centre_crop(height: int, width: int, size: int) -> Box:
-    return (height - size) // 2, (width - size) // 2, size, size
+    return centre_box(height, width, min(height, width))
 
 
 def three_crops(height: int, width: int, size: int) -> list[Box]:
@@ -84,11 +80,8 @@ def three_crops(height: int, width: int, size: int) -> list[Box]:
             f"three crops of {size} px need frames whose shorter side is {size}, but it is {min(height, width)}: "
             f"use --crop_size {min(height, width)}, as published, or --short_side {size}"
         )
-    if height == size:
-        step = (width - size) // 2
-        return [(0, left, size, size) for left in (0, 2 * step, step)]
-    step = (height - size) // 2
-    return [(top, 0, size, size) for top in (0, 2 * step, step)]
+    down, right = (height - size) // 2, (width - size) // 2  # one of them is 0
+    return [(k * down, k * right, size, size) for k in (0, 2, 1)]
 
 
 def ten_crops(height: int, width: int, size: int) -> list[tuple[Box, bool]]:
@@ -97,9 +90,7 @@ def ten_crops(height: int, width: int, size: int) -> list[tuple[Box, bool]]:
         raise UserError(
             f"ten crops of {size} px do not fit frames of {width}x{height}: use --short_side {size} or more"
         )
-    step_y, step_x = (height - size) // 4, (width - size) // 4
-    places = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]
-    boxes = [(row * step_y, column * step_x, size, size) for column, row in places]
+    boxes = [crop_at(height, width, size, size, place) for place in CORNERS_AND_CENTRE]
     return [(box, mirrored) for box in boxes for mirrored in (False, True)]
 
 
@@ -160,8 +151,12 @@ def render(clip: np.ndarray, frames: Sequence[int], box: Box, size: int, mirror:
 
 def to_input(clips: Sequence[Tensor], device: torch.device) -> Tensor:
     """Clips uint8 [K, C, S, S] -> float32 [B, K, 3, S, S] in [0, 1] on the device; grey clips get three channels."""
-    widest = max(c.shape[1] for c in clips)
-    stacked = torch.stack([c.expand(-1, widest, -1, -1) for c in clips])
+    stacked = torch.stack(torch.broadcast_tensors(*clips))
     if device.type == "cuda":
         stacked = stacked.pin_memory().to(device, non_blocking=True)
-    return (stacked.float() / 255).expand(-1, -1, 3, -1, -1)
+    return scaled(stacked)
+
+
+def scaled(clips: Tensor) -> Tensor:
+    """uint8 [B, T, C, S, S] -> float32 [B, T, 3, S, S] in [0, 1]."""
+    return (clips.float() / 255).expand(-1, -1, 3, -1, -1)

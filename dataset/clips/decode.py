@@ -18,14 +18,10 @@ import torch
 
 from core.packages import needed
 from core.protocols import UserError
-from dataset.images.files import LARGEST_PICTURE, PictureError, picture, pillow
+from dataset.images.files import LARGEST_PICTURE, PictureError, UnreadableError, picture, pillow
 
 LARGEST_ARRAY = 2**30  # bytes of one recording; the largest published one takes 20 MB
 MAT_BYTES = {"int8": 1, "uint8": 1, "logical": 1, "int16": 2, "uint16": 2, "int32": 4, "uint32": 4, "single": 4}
-
-
-class UnreadableError(UserError):
-    """A missing or damaged clip, which --skip_corrupt skips. Mistakes in the command line are other errors."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import numpy as np
 from core.files import row_checksums
 from core.log import log, progress
 from core.protocols import UserError
-from dataset.clips.decode import ClipSource, UnreadableError, read_clip
+from dataset.clips.decode import ClipSource, read_clip
+from dataset.images.files import UnreadableError
 
 CACHE_VERSION = 2  # 2: videos are rotated as their file demands
 OPEN_CLIPS = 256  # memory maps held open
@@ -27,26 +29,29 @@ class FrameCache:
 
     A clip is decoded when it is first read. The file's name encodes the clip, its size and the state of its source, so
     that a changed video is decoded again. A checksum of every frame follows the array and is compared at every read; a
-    damaged clip is decoded again. folder: None keeps the clips in memory.
+    damaged clip is decoded again. folder: None keeps the clips in memory. read: decodes a whole clip. prefix: of file
+    names. flag: the one that sets the folder.
     """
 
-    flag = "--clip_cache"  # the flag that sets the folder
-
-    def __init__(self, folder: Path | None, short_side: int):
-        self.folder, self.short_side = folder, short_side
+    def __init__(
+        self,
+        folder: Path | None,
+        short_side: int,
+        read: Callable[[ClipSource], np.ndarray] | None = None,
+        prefix: str = "",
+        flag: str = "--clip_cache",
+    ):
+        self.folder, self.short_side, self.prefix, self.flag = folder, short_side, prefix, flag
+        self.read = read or partial(read_clip, short_side=short_side)
         self._open: OrderedDict[ClipSource, np.ndarray] = OrderedDict()
         self.reported = False
-
-    def read(self, source: ClipSource) -> np.ndarray:
-        """Decode a whole clip."""
-        return read_clip(source, self.short_side)
 
     def path(self, source: ClipSource) -> Path | None:
         if self.folder is None:
             return None
         stamp = f"{CACHE_VERSION} {self.short_side} {source.stamp()}"
         digest = hashlib.blake2b(stamp.encode(), digest_size=8).hexdigest()
-        return self.folder / f"{source.path.stem[:60]}_{self.short_side}_{digest}.npy"
+        return self.folder / f"{self.prefix}{source.path.stem[:60]}_{self.short_side}_{digest}.npy"
 
     def get(self, source: ClipSource) -> np.ndarray:
         """uint8 [T, h, w, C]; read only."""
@@ -125,12 +130,13 @@ class FrameCache:
     def fill(
         self,
         sources: Iterable[ClipSource],
-        bad: Callable[[ClipSource, UserError], None] | None = None,
+        bad: dict[Path, str] | None = None,
         num_segments: int = 1,
     ) -> int:
         """Decode all missing clips, several at a time; returns the size of the clips in bytes.
 
-        bad: called with every clip that cannot be read or has too few frames; None: the first such error is raised.
+        bad: gets the path of every clip that cannot be read or has too few frames, and why; None: the first such error
+        is raised.
         """
 
         def size(source: ClipSource) -> int:
@@ -145,7 +151,7 @@ class FrameCache:
             except UserError as error:
                 if bad is None:
                     raise
-                bad(source, error)
+                bad[source.path] = str(error)
                 return 0
 
         pool = ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0))))

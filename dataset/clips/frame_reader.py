@@ -20,7 +20,6 @@ from core.protocols import UserError
 from dataset.clips.clip_transforms import as_clip, resize, short_side_size
 from dataset.clips.decode import (
     ClipSource,
-    UnreadableError,
     broken,
     check_length,
     check_sizes,
@@ -34,8 +33,7 @@ from dataset.clips.decode import (
     without_colour,
 )
 from dataset.clips.frame_cache import FrameCache
-
-DECODERS = ("av", "opencv")
+from dataset.images.files import UnreadableError
 
 # for other files OpenCV guesses the number of frames from the duration
 COUNTED = frozenset({".mp4", ".m4v", ".mov", ".avi"})
@@ -146,49 +144,24 @@ def opencv_count(path: Path, stamp: int) -> int:
 def _by_opencv(path: Path, wanted: Sequence[int] | None = None) -> dict[int, np.ndarray]:
     """Frame number -> uint8 RGB [h, w, 3], for every number in `wanted`, or for all of them: read in order,
     as OpenCV's seeking is not exact."""
-    count = opencv_count(path, _mtime(path)) if wanted is not None else None
-    missing = None if wanted is None else set(wanted)
+    count = opencv_count(path, _mtime(path))  # a clip with too few frames is damaged
+    missing = set(range(count) if wanted is None else wanted)
     found: dict[int, np.ndarray] = {}
     number = 0
     with _captured(path) as capture:
-        while (missing is None or missing) and capture.grab():
-            if missing is None or number in missing:
+        while missing and capture.grab():
+            if number in missing:
                 is_read, picture = capture.retrieve()
                 if not is_read:
                     raise broken(path, f"frame {number + 1} cannot be decoded")
                 found[number] = np.ascontiguousarray(picture[..., ::-1])  # BGR
-                if missing is not None:
-                    missing.discard(number)
+                missing.discard(number)
             number += 1
     if missing:
         raise broken(path, f"frame {min(missing) + 1} of {count} cannot be decoded")
     check_length(path, len(found), 0)
     check_sizes(found.values(), path)
     return found
-
-
-class ShortSideCache(FrameCache):
-    """Decoded clips, after the first resize of the pipeline, so that cached and decoded frames are equal.
-    Clips of another decoder are separate files."""
-
-    flag = "--frame_cache"
-
-    def __init__(self, folder: Path | None, short_side: int, decoder: str = "av"):
-        super().__init__(folder, short_side)
-        self.decoder = decoder
-
-    def read(self, source: ClipSource) -> np.ndarray:
-        if self.decoder == "opencv" and source.template is None:
-            opencv_count(source.path, _mtime(source.path))  # a clip with too few frames is damaged
-            frames = without_colour(np.stack(list(_by_opencv(source.path).values())))
-        else:
-            frames = read_clip(source)
-        return shrunk(frames, self.short_side)
-
-    def path(self, source: ClipSource) -> Path | None:
-        path = super().path(source)
-        by = "" if self.decoder == "av" else f"{self.decoder}_"
-        return None if path is None else path.with_name(f"bilinear_{by}{path.name}")
 
 
 def shrunk(frames: np.ndarray, short_side: int) -> np.ndarray:
@@ -205,15 +178,20 @@ class FrameReader:
     """
 
     def __init__(self, short_side: int, cache: Path | None = None, seek: bool = False, decoder: str = "av"):
-        if decoder not in DECODERS:
-            raise UserError(f"--decoder {decoder} is unknown; choose from {', '.join(DECODERS)}")
         if seek and decoder != "av":
             raise UserError(
                 f"--seek works with PyAV only: leave it out, or leave out --decoder {decoder}, which reads frames in "
                 "order"
             )
         self.short_side, self.seek, self.decoder = short_side, seek, decoder
-        self.cache = None if cache is None else ShortSideCache(cache, short_side, decoder)
+        # whole clips after the first resize of the pipeline, so that cached and decoded frames are equal
+        prefix = "bilinear_" if decoder == "av" else f"bilinear_{decoder}_"
+        self.cache = None if cache is None else FrameCache(cache, short_side, self._whole, prefix, "--frame_cache")
+
+    def _whole(self, source: ClipSource) -> np.ndarray:
+        if self.decoder == "opencv" and source.template is None:
+            return shrunk(without_colour(np.stack(list(_by_opencv(source.path).values()))), self.short_side)
+        return shrunk(read_clip(source), self.short_side)
 
     def count(self, source: ClipSource) -> int:
         """Number of readable frames. UserError as for reading."""

@@ -38,14 +38,12 @@ def _test_offsets(n: int, k: int, twice: bool) -> np.ndarray:
     return np.concatenate([offsets, np.arange(k) * step]) if twice else offsets
 
 
-def dense_frames(
-    n: int, k: int, rng: np.random.Generator | None = None, span: int = DENSE_RANGE, starts: int = DENSE_STARTS
-) -> np.ndarray:
-    """k frames evenly over `span` from a random start: int64 [k]; in evaluation from `starts` fixed ones, [starts *
-    k]."""
+def dense_frames(n: int, k: int, rng: np.random.Generator | None = None, starts: int = DENSE_STARTS) -> np.ndarray:
+    """k frames evenly over DENSE_RANGE from a random start: int64 [k]; in evaluation from `starts` fixed ones: [starts
+    * k]."""
     if n < 1:
         raise UserError("a clip without frames cannot be sampled")
-    room, stride = max(1, 1 + n - span), span // k
+    room, stride = max(1, 1 + n - DENSE_RANGE), DENSE_RANGE // k
     if rng is None:
         first = np.linspace(0, room - 1, num=starts, dtype=int)
     else:
@@ -63,7 +61,6 @@ def segment_frames(num_frames: int, num_segments: int, draw: Sequence[float] | N
     if num_frames < num_segments:
         raise UserError(f"{num_frames} frames are fewer than --num_segments {num_segments}: lower --num_segments")
     if draw is None:
-        tick = num_frames / num_segments
-        return [int(tick / 2 + tick * k) for k in range(num_segments)]
+        return _test_offsets(num_frames, num_segments, False).astype(int).tolist()
     length = num_frames // num_segments
     return [k * length + int(u * length) for k, u in enumerate(draw)]

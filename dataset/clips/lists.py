@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.files import read_text
 from core.protocols import UserError
@@ -13,11 +12,6 @@ from dataset.clips.decode import ClipSource
 from dataset.images.files import a_few, files_below
 
 LARGEST_LABEL = 99_999  # a larger label is a mistake, and would create as many classes
-
-
-def read_lines(path: Path, what: str) -> list[str]:
-    """Lines of a list in UTF-8, with or without a byte-order mark."""
-    return read_text(path, what, "utf-8-sig").splitlines()
 
 
 def check_label(where: str, label: int) -> None:
@@ -29,12 +23,14 @@ def check_label(where: str, label: int) -> None:
 
 @dataclass(frozen=True)
 class ListRow:
-    """One line of a published frame list: `<folder> <number of frames> <label>`."""
+    """One line of a list: a video or a folder of frames, then the label. offset: of the first frame. count: number of
+    frames; None for a video. where: file and line, for messages."""
 
     folder: str
-    count: int
+    offset: int
+    count: int | None
     label: int
-    where: str  # file and line, for messages
+    where: str
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -55,25 +51,35 @@ class ListRow:
             )
 
 
+def read_rows(path: Path, what: str, forms: str, numbers: range) -> list[ListRow]:
+    """A UserError names the file and line that does not parse. forms: that a line may have; numbers: how many it may
+    end with; the last is the label, those before it count frames."""
+    lines = read_text(path, what, "utf-8-sig").splitlines()  # with or without a byte-order mark
+    return [
+        _row(line.strip(), f"{path}, line {number}", forms, numbers)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+
+
+def _row(line: str, where: str, forms: str, numbers: range) -> ListRow:
+    words = line.split()
+    last = len(words)
+    while last > 1 and _is_number(words[last - 1]):
+        last -= 1
+    if len(words) - last not in numbers:
+        raise UserError(f"{where}: '{line[:80]}' is not of the form {forms}")
+    *counts, label = map(int, words[last:])
+    check_label(where, label)
+    if counts and counts[-1] < 1:
+        raise UserError(f"{where}: a clip cannot have {counts[-1]} frames: correct the list")
+    name, offset = " ".join(words[:last]), counts[0] if len(counts) > 1 else 0
+    return ListRow(name, offset, counts[-1] if counts else None, label, where)
+
+
 def read_list(path: Path) -> list[ListRow]:
-    """A frame list in the published format. A UserError names the file and line that does not parse."""
-    rows = []
-    lines = read_lines(path, "frame list")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        fields: list[Any] = line.rsplit(maxsplit=2)
-        try:
-            row = ListRow(fields[0], int(fields[1]), int(fields[2]), f"{path}, line {number}")
-        except (IndexError, ValueError):
-            raise UserError(
-                f"{path}, line {number}: '{line.strip()[:80]}' is not of the form FOLDER FRAMES LABEL"
-            ) from None
-        check_label(row.where, row.label)
-        if row.count < 1:
-            raise UserError(f"{row.where}: a clip cannot have {row.count} frames: correct the list")
-        rows.append(row)
-    return rows
+    """A frame list in the published format."""
+    return read_rows(path, "frame list", "FOLDER FRAMES LABEL", range(2, 3))
 
 
 VIDEOS = frozenset(
@@ -92,42 +98,23 @@ class Entry:
 
 
 def read_entries(path: Path, root: Path, template: str = TEMPLATE) -> list[Entry]:
-    """The clips of a list. A UserError names the file and line that does not parse."""
-    lines = read_lines(path, "list of videos")
-    found = [
-        _entry(line.strip(), root, template, f"{path}, line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not found:
+    """The clips of a list."""
+    forms = "PATH LABEL, FOLDER FRAMES LABEL or FOLDER OFFSET FRAMES LABEL"
+    rows = read_rows(path, "list of videos", forms, range(1, 4))
+    if not rows:
         raise UserError(f"the list '{path}' names no videos; expected lines of the form PATH LABEL")
-    return found
+    return [_entry(row, root / row.folder, template) for row in rows]
 
 
-def _entry(line: str, root: Path, template: str, where: str) -> Entry:
-    """The label is the last field; of the fields before it, up to two numbers at the end count frames."""
-    words = line.split()
-    last = len(words)
-    while last > 1 and _is_number(words[last - 1]):
-        last -= 1
-    name, numbers = " ".join(words[:last]), words[last:]
-    if not 1 <= len(numbers) <= 3:
+def _entry(row: ListRow, path: Path, template: str) -> Entry:
+    if row.count is None:
+        return Entry(ClipSource(path), row.label, row.where)
+    if path.suffix and path.is_file():
         raise UserError(
-            f"{where}: '{line[:80]}' is not of the form PATH LABEL, FOLDER FRAMES LABEL or FOLDER OFFSET FRAMES LABEL"
+            f"{row.where}: '{row.folder}' is a file, but a line with frames names a folder; the line of a video is "
+            "PATH LABEL"
         )
-    *counts, label = map(int, numbers)
-    check_label(where, label)
-    if not counts:
-        return Entry(ClipSource(root / name), label, where)
-    if Path(name).suffix and (root / name).is_file():
-        form = "FOLDER FRAMES LABEL" if len(counts) == 1 else "FOLDER OFFSET FRAMES LABEL"
-        raise UserError(
-            f"{where}: '{line[:80]}' has the form {form}, but '{name}' is a file; the line of a video is PATH LABEL"
-        )
-    offset, count = (0, counts[0]) if len(counts) == 1 else counts
-    if count < 1:
-        raise UserError(f"{where}: '{name}' has {count} frames; leave the line out or extract them again")
-    return Entry(ClipSource(root / name, template, first=1 + offset, count=count), label, where)
+    return Entry(ClipSource(path, template, first=1 + row.offset, count=row.count), row.label, row.where)
 
 
 def videos_below(folder: Path, label: int) -> list[Entry]:

@@ -8,29 +8,24 @@ Shape letters: B clips, V views of a clip in evaluation, T frames, S pixels of a
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import data as torch_data
 
 from core.log import log
 from core.protocols import Batch, Batching, DataSet, UserError
 from dataset.base import DataOptions, VideoConfig, few, hold_out
 from dataset.clips import clip_transforms as ct
-from dataset.clips.decode import UnreadableError
 from dataset.clips.frame_reader import FrameReader
 from dataset.clips.lists import Entry, check_labels, describe_oddities, read_entries, require_files, videos_below
 from dataset.clips.views import SHORT_SIDE, SIDE, ClipSettings, TestViews
-from dataset.images.files import say_unusual, unusual
-from dataset.order import Plan, PositionedLoader
-from dataset.workers import TIMEOUT, start_worker
+from dataset.order import Place, Plan, in_order
+from dataset.workers import Decoded, WorkedLoader
 
 LISTS = ("train_list", "test_list")  # files that say which clips there are
 FOUND_BY = ("frame_template", "decoder")  # how their frames are read
@@ -40,109 +35,6 @@ LARGEST_TEST_BATCH = 32  # clips; a clip of eight frames takes 5 MB as float
 KINETICS = {
     part: (f"kinetics400_{part}_list_videos.txt", f"kinetics400_{part}_list_rawframes.txt") for part in ("train", "val")
 }
-
-
-class _Items(torch_data.Dataset[Any]):
-    """(place in the epoch, position in the list) -> (uint8 clip, label, position, message about a replaced clip)."""
-
-    def __init__(self, entries: Sequence[Entry], view: Callable[[Entry, int], tuple[Tensor, int]], skip: str | None):
-        self.entries, self.view, self.skip = entries, view, skip
-
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int, int, str] | UserError:
-        place, position = item
-        message = ""
-        for step in range(len(self.entries)):
-            entry = self.entries[(position + step) % len(self.entries)]
-            try:
-                clip, label = self.view(entry, place)
-            except UserError as error:
-                if self.skip is None or not isinstance(error, UnreadableError):
-                    return error  # raised later, as one sentence
-                message = message or str(error)
-                if self.skip == "leave out":
-                    return torch.empty(0), 0, position, message
-            else:
-                return clip, label, (position + step) % len(self.entries), message
-        return UserError(f"none of the {len(self.entries)} clips can be read; the first error: {message}")
-
-
-def _collate(items: Sequence[Any]) -> Any:
-    failed = next((item for item in items if isinstance(item, UserError)), None)
-    if failed is not None:
-        return failed
-    notes = unusual()
-    messages = [m for *_, m in items if m]
-    good = [item for item in items if len(item[0])]
-    if not good:
-        return None, None, None, messages, notes
-    widest = max(clip.shape[1] for clip, *_ in good)
-    clips = torch.stack([clip.expand(-1, widest, -1, -1) for clip, *_ in good])
-    return clips, torch.tensor([g[1] for g in good]), torch.tensor([g[2] for g in good]), messages, notes
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How clips are read. views: per clip. frames: per view. skip: "replace" an unreadable clip with the next one of
-    the list (in training), "leave out" (in evaluation), or None for an error."""
-
-    views: int
-    frames: int
-    skip: str | None
-    workers: int
-
-
-class ClipLoader(PositionedLoader):
-    """Batches of clips, read by worker processes; they depend only on (seed, epoch, place in the epoch).
-
-    plan: the batches of an epoch, each a list of (place, position in the list). view: (epoch, entry, place) -> clip and
-    label.
-    """
-
-    def __init__(
-        self,
-        entries: Sequence[Entry],
-        view: Callable[[int, Entry, int], tuple[Tensor, int]],
-        plan: Callable[[int], list[list[tuple[int, int]]]],
-        reading: Reading,
-        device: torch.device,
-    ):
-        super().__init__(len(plan(1)))
-        self.entries, self.view, self.plan = entries, view, plan
-        self.reading, self.device = reading, device
-        self.bad: set[str] = set()  # messages, each shown once
-
-    def batches(self, start: int) -> Iterator[Batch]:
-        plan, workers = self.plan(self.epoch)[start:], self.reading.workers
-        items = _Items(self.entries, partial(self.view, self.epoch), self.reading.skip)
-        loader = torch_data.DataLoader(
-            items,
-            batch_sampler=plan,
-            collate_fn=_collate,
-            num_workers=min(workers, len(plan)),
-            timeout=TIMEOUT if workers and plan else 0,
-            multiprocessing_context="fork" if workers and plan else None,  # views are closures
-            worker_init_fn=start_worker,
-            generator=torch.Generator().manual_seed(0),  # otherwise an iterator would draw from the global generator
-        )
-        for collated in loader:
-            if isinstance(collated, UserError):
-                raise collated
-            clips, target, index, messages, notes = collated
-            say_unusual(notes)
-            for message in [m for m in messages if m not in self.bad]:
-                self.bad.add(message)
-                warnings.warn(f"left out: {message}", stacklevel=2)
-            if clips is not None:
-                yield self._batch(clips, target, index)
-
-    def _batch(self, clips: Tensor, target: Tensor, index: Tensor) -> Batch:
-        if self.device.type == "cuda":
-            clips = clips.pin_memory()
-        clips = clips.to(self.device, non_blocking=True)
-        views = self.reading.views
-        video = clips.unflatten(1, (views, self.reading.frames)).flatten(0, 1)  # [B * V, T, C, S, S]
-        video = (video.float() / 255).expand(-1, -1, 3, -1, -1)
-        return Batch({"video": video}, target.to(self.device), index.to(self.device), views=views)
 
 
 class VideoData(DataSet):
@@ -160,12 +52,11 @@ class VideoData(DataSet):
         settings: ClipSettings,
         reader: FrameReader,
         options: DataOptions,
-        evaluated_on: str = "test",
     ):
         self.name, self.classes, self.train, self.test = name, tuple(classes), list(train), list(test)
         self.num_classes = len(self.classes)
         self.settings, self.reader = settings, reader
-        self.options, self.evaluated_on = options, evaluated_on
+        self.options, self.evaluated_on = options, options.evaluated_on("test")
         side = settings.size
         self.shapes: Mapping[str, tuple[int, ...]] = {"video": (settings.num_segments, 3, side, side)}
         self.train_labels = torch.tensor([e.label for e in self.train], dtype=torch.int64)
@@ -186,37 +77,28 @@ class VideoData(DataSet):
             **{k: str(Path(v).resolve()) for k in LISTS if (v := getattr(self.options.video, k))},
         }
 
-    @cached_property
-    def checksum(self) -> str:
-        return self._checksum(self.train)
-
-    @cached_property
-    def test_checksum(self) -> str:
-        return self._checksum(self.test)
-
-    def _checksum(self, entries: Sequence[Entry]) -> str:
+    def digest_of(self, part: str) -> str:
         """Checksum of names, sizes, labels and settings; the pixels of a large set are not all read."""
         digest = hashlib.sha256(repr(self.settings).encode())
         if self.reader.decoder != "av":
             digest.update(self.reader.decoder.encode())
-        for e in entries:
+        for e in self.train if part == "train" else self.test:
             size = e.source.path.stat().st_size if e.source.path.is_file() else e.source.count
             digest.update(f"{e.source.path.name} {size} {e.label}\n".encode())
         return digest.hexdigest()[:16]
 
-    def shuffled(self, batching: Batching, device: torch.device) -> ClipLoader:
-        plan = Plan(len(self.train), batching, what="clips")
+    def shuffled(self, batching: Batching, device: torch.device) -> WorkedLoader:
+        plan, skip = Plan(len(self.train), batching, what="clips"), self.options.stream.skip_corrupt
 
-        def places(epoch: int) -> list[list[tuple[int, int]]]:
-            order = plan.order(epoch).tolist()
-            return [[(place, order[place]) for place in plan.places_of(step)] for step in range(plan.steps)]
+        def places(epoch: int, start: int) -> list[list[Place]]:
+            order, steps = plan.order(epoch).tolist(), range(start, plan.steps)
+            return [[(order[at], (batching.seed, epoch, at)) for at in plan.places_of(step)] for step in steps]
 
-        def view(epoch: int, entry: Entry, place: int) -> tuple[Tensor, int]:
-            return self.settings.train_view(self.reader, entry, np.random.default_rng([batching.seed, epoch, place]))
+        def view(position: int, seeds: Sequence[int]) -> tuple[Tensor, int]:
+            return self.settings.train_view(self.reader, self.train[position], np.random.default_rng(seeds))
 
-        skip = "replace" if self.options.stream.skip_corrupt else None
-        reading = Reading(1, self.settings.num_segments, skip, self.options.num_workers)
-        return ClipLoader(self.train, view, places, reading, device)
+        samples = Decoded(view, len(self.train), "clips", skip, replace=skip)
+        return WorkedLoader(samples, plan.steps, places, partial(self._batch, 1), device, self.options.num_workers)
 
     @staticmethod
     def clip_views(**chosen: Any) -> TestViews:
@@ -231,20 +113,26 @@ class VideoData(DataSet):
         rank: int = 0,
         world_size: int = 1,
         views: TestViews | None = None,
-    ) -> ClipLoader:
+    ) -> WorkedLoader:
         """One view per clip, or `views`: batches then hold B * V clips. Every rank has its own exact slice."""
         chosen = views or TestViews()
         self.settings.check(chosen)
-        first, last = len(self.test) * rank // world_size, len(self.test) * (rank + 1) // world_size
         size = max(1, min(batch_size, LARGEST_TEST_BATCH) // chosen.count)
-        plan = [[(i, i) for i in range(at, min(at + size, last))] for at in range(first, last, size)]
+        plan = [[(i, None) for i in part] for part in in_order(len(self.test), size, rank, world_size)]
 
-        def view(epoch: int, entry: Entry, place: int) -> tuple[Tensor, int]:
-            return self.settings.test_views(self.reader, entry, chosen)
+        def view(position: int, _: None) -> tuple[Tensor, int]:
+            return self.settings.test_views(self.reader, self.test[position], chosen)
 
-        skip = "leave out" if self.options.stream.skip_corrupt else None
-        reading = Reading(chosen.count, self.settings.num_segments, skip, self.options.num_workers)
-        return ClipLoader(self.test, view, lambda epoch: plan, reading, device)
+        samples = Decoded(view, len(self.test), "clips", self.options.stream.skip_corrupt, replace=False)
+        finish = partial(self._batch, chosen.count)
+        return WorkedLoader(
+            samples, len(plan), lambda epoch, start: plan[start:], finish, device, self.options.num_workers
+        )
+
+    def _batch(self, views: int, clips: Tensor, labels: Tensor, positions: Tensor) -> Batch:
+        """Of uint8 [B, V * T, C, S, S]."""
+        video = clips.unflatten(1, (views, self.settings.num_segments)).flatten(0, 1)  # [B * V, T, C, S, S]
+        return Batch({"video": ct.scaled(video)}, labels, positions, views=views)
 
 
 def load_kinetics400(options: DataOptions) -> VideoData:
@@ -284,11 +172,9 @@ def _load(
 ) -> VideoData:
     cfg = options.video
     train = read_entries(train_list, roots[0], cfg.frame_template)
-    evaluated_on = "test"
     if options.val_fraction:
         rest, held = hold_out(torch.tensor([e.label for e in train]), options.val_fraction, "clip")
         train, test = ([train[i] for i in part.tolist()] for part in (rest, held))
-        evaluated_on = f"held-out {options.val_fraction:g} of train"
     else:
         test = read_entries(test_list, roots[1], cfg.frame_template)
     if classes is None:
@@ -318,4 +204,4 @@ def _load(
     reader = FrameReader(short_side, cache, cfg.seek, cfg.decoder)
     if not options.stream.skip_corrupt:
         require_files([*train, *test])
-    return VideoData(name, classes, train, test, settings, reader, options, evaluated_on)
+    return VideoData(name, classes, train, test, settings, reader, options)

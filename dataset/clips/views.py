@@ -37,11 +37,8 @@ class ClipSettings:
 
     def train_view(self, reader: FrameReader, entry: Entry, rng: np.random.Generator) -> tuple[Tensor, int]:
         """(uint8 [T, C, S, S], label) with every draw taken from rng."""
-        n = reader.count(entry.source)
-        if self.sampling == "dense":
-            index = dense_frames(n, self.num_segments, rng)
-        else:
-            index = sample_frames(n, self.num_segments, rng=rng)
+        sample = dense_frames if self.sampling == "dense" else sample_frames
+        index = sample(reader.count(entry.source), self.num_segments, rng)
         clip = ct.as_clip(reader.read(entry.source, index.tolist()))
         height, width = clip.shape[-2:]
         if self.train_crop.startswith("multiscale"):
@@ -49,7 +46,7 @@ class ClipSettings:
         elif self.train_crop == "resized":
             box = ct.random_resized_crop(height, width, rng)
         else:
-            box = ct.centre_crop(height, width, min(self.size, height, width))
+            box = ct.centre_box(height, width, self.size)
         clip = ct.resize(ct.crop(clip, box), self.size, self.size)
         label = entry.label
         if self.flip and rng.random() < 0.5:
@@ -85,7 +82,7 @@ class ClipSettings:
         elif views.crops == "three":
             boxes = [(box, False) for box in ct.three_crops(height, width, size)]
         else:
-            boxes = [(ct.centre_crop(height, width, min(size, height, width)), False)]
+            boxes = [(ct.centre_box(height, width, size), False)]
         parts = []
         for frames in clip.split(t):
             for box, is_mirrored in boxes:

@@ -11,6 +11,7 @@ import pickle
 import tarfile
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,8 @@ from dataset.images.resident import ResidentData, resident
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
 
 
-def load_cifar100(options: DataOptions) -> ResidentData:
-    """CIFAR-100, 100 fine classes. UserError if it is absent, incomplete or cannot be fetched."""
-    return _load("cifar100", 100, options)
-
-
-def load_cifar10(options: DataOptions) -> ResidentData:
-    """CIFAR-10, 10 classes. UserError if it is absent, incomplete or cannot be fetched."""
-    return _load("cifar10", 10, options)
-
-
 def _load(name: str, num_classes: int, options: DataOptions) -> ResidentData:
+    """UserError if it is absent, incomplete or cannot be fetched."""
     root = options.root
     if not root.is_dir():
         raise UserError(
@@ -48,6 +40,9 @@ def _load(name: str, num_classes: int, options: DataOptions) -> ResidentData:
     size = options.image_size or 32
     train, test = (Split(resize(part.images, size), part.labels) for part in (train, test))
     return resident(name, classes, train, test, options, flips=True)
+
+
+load_cifar100, load_cifar10 = partial(_load, "cifar100", 100), partial(_load, "cifar10", 10)
 
 
 def _from_npz(path: Path, num_classes: int) -> tuple[Split, Split, list[str]]:

@@ -17,7 +17,6 @@ the workers. Evaluation always decodes through the workers, so that numbers are 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.log import log
 from core.packages import needed
-from core.protocols import Batch, UserError
+from core.protocols import Batch, Loader, UserError
 from dataset.base import DataOptions
 from dataset.images.files import PictureError, picture
 from dataset.images.resident import scaled
-from dataset.order import PositionedLoader, seed_for
+from dataset.order import seed_for
 
 if TYPE_CHECKING:
     from dataset.images.files import Files
@@ -102,7 +102,7 @@ def pipeline(
     return built
 
 
-class DaliLoader(PositionedLoader):
+class DaliLoader(Loader):
     """Training batches from DALI. UserError without DALI, without a GPU for it, or with augmentations that only the
     workers have."""
 
@@ -192,9 +192,7 @@ class DaliLoader(PositionedLoader):
             reason = next((line for line in reversed(str(error).splitlines()) if "failure" in line.lower()), "")
             raise UserError(f"DALI cannot read images that Pillow reads: {reason or error}; leave --dali out")
         if not self.allowed:
-            raise UserError(
-                f"{next(iter(found.values()))}; repair or remove it, or pass --skip_corrupt to leave it out"
-            )
+            raise UserError(f"{next(iter(found.values()))}{PictureError.advice}")
         for reason in found.values():
-            logging.getLogger("retort").info("skipped: %s", reason)
+            log.info("skipped: %s", reason)
         self.unreadable |= found

@@ -49,11 +49,22 @@ EXTENSIONS = frozenset(
 LARGEST_PICTURE = 178_956_970  # pixels; Pillow's limit, and that of a video's frame
 
 FOLDERS = ("imagenet", "ImageNet")
-SORTING = "python scripts/sort_imagenet_val.py"
+SORTING = (  # for a folder whose images lie outside class folders
+    "sort them with: python scripts/sort_imagenet_val.py '{place}' --labels FILE (LOC_val_solution.csv, "
+    "val_annotations.txt or the development kit)"
+)
 
 
-class PictureError(UserError):
-    """An image that cannot be read, or whose pixels are undefined. The reader adds what to do."""
+class UnreadableError(UserError):
+    """A missing or damaged file, which --skip_corrupt skips. Mistakes in the command line are other errors."""
+
+    advice = ""  # what to do, if the message does not say it
+
+
+class PictureError(UnreadableError):
+    """An image that cannot be read, or whose pixels are undefined."""
+
+    advice = "; repair or remove it, or pass --skip_corrupt to leave it out"
 
 
 @cache
@@ -187,19 +198,6 @@ def files_below(folder: Path, flag: str, what: str, fits: Callable[[Path], bool]
     return found
 
 
-def say_left_out(folder: Path, others: Sequence[Path]) -> None:
-    """Log the files of a tree whose extension is not an image's, in one line."""
-    if others:
-        endings = sorted({file.suffix or "no extension" for file in others})
-        log.info(
-            "left out %d files in '%s' that are not images by their extension (%s), such as '%s'",
-            len(others),
-            folder,
-            a_few(endings),
-            others[0],
-        )
-
-
 def a_few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
@@ -213,13 +211,6 @@ def find_root(folder: Path) -> Path:
             "--data_folder at the folder that holds one of them"
         )
     return root
-
-
-def flat_val(folder: Path, place: Path) -> str:
-    return (
-        f"the images in '{place}' are not sorted into class folders; sort them with: {SORTING} '{place}' --labels FILE "
-        "(LOC_val_solution.csv, val_annotations.txt or the development kit)"
-    )
 
 
 @dataclass(frozen=True)
@@ -244,36 +235,45 @@ class Files:
         return digest.hexdigest()[:16]
 
 
+def samples_below(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+    """(file, number of its class) of the images below each class folder, in torchvision's order; other files are left
+    out and logged, hidden ones are not."""
+    samples: list[tuple[Path, int]] = []
+    strangers: list[Path] = []
+    for label, name in enumerate(classes):
+        files: list[Path] = []
+        for place, inner, members in os.walk(folder / name, followlinks=True):
+            inner[:] = [entry for entry in inner if not entry.startswith(".")]
+            files += [Path(place) / member for member in members if not member.startswith(".")]
+        files.sort(key=lambda file: (str(file.parent), file.name))
+        images = [file for file in files if is_image(file)]
+        others = [file for file in files if not is_image(file)]
+        if not images:
+            endings = a_few(sorted({file.suffix for file in others}))
+            content = f"only files with the extensions {endings}" if others else "nothing"
+            raise UserError(
+                f"the class folder '{folder / name}' holds no images ({content}); add images "
+                f"({', '.join(sorted(EXTENSIONS))}) or remove the folder from train/ and val/"
+            )
+        samples += [(image, label) for image in images]
+        strangers += others
+    if strangers:
+        endings = a_few(sorted({file.suffix or "no extension" for file in strangers}))
+        log.info(
+            "left out %d files in '%s' that are not images by their extension (%s), such as '%s'",
+            *(len(strangers), folder, endings, strangers[0]),
+        )
+    return samples
+
+
 def listed(folder: Path, subset: str | None) -> tuple[Files, list[str]]:
-    """Images below the class folders, through torchvision's ImageFolder; subset: a number of classes, or names."""
-    from torchvision.datasets import ImageFolder
-
+    """Images below the class folders; subset: a number of classes, or names."""
     chosen = subset_of(class_names(folder), subset, folder)
-
-    others: list[Path] = []
-
-    def listable(path: str) -> bool:
-        file = Path(path)
-        if file.name.startswith("."):
-            return False
-        if not is_image(file):
-            others.append(file)
-            return False
-        return True
-
-    class Chosen(ImageFolder):
-        def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
-            return chosen, {name: i for i, name in enumerate(chosen)}
-
     if not chosen:
         raise UserError(f"'{folder}' holds no class folders; expected {folder.name}/<class>/<image>")
-    try:
-        found = Chosen(str(folder), is_valid_file=listable)
-    except FileNotFoundError as error:  # a class without images
-        raise UserError(f"'{folder}': {error}") from error
-    say_left_out(folder, others)
-    paths = [str(Path(path).relative_to(folder)) for path, _ in found.samples]
-    return Files(folder, paths, torch.tensor(found.targets, dtype=torch.int64)), chosen
+    samples = samples_below(folder, chosen)
+    paths = [str(path.relative_to(folder)) for path, _ in samples]
+    return Files(folder, paths, torch.tensor([label for _, label in samples], dtype=torch.int64)), chosen
 
 
 def subset_of(names: Sequence[str], subset: str | None, folder: Path) -> list[str]:

@@ -9,7 +9,6 @@ Classes are the sorted names of the folders in train/. Hidden files and folders 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,14 +19,13 @@ from core.log import log, progress
 from core.protocols import UserError
 from dataset.base import DataOptions, Split, check_memory
 from dataset.images.files import (
-    EXTENSIONS,
     PictureError,
     a_few,
     class_names,
     is_image,
     picture,
     pillow,
-    say_left_out,
+    samples_below,
     say_unusual,
     unusual,
 )
@@ -54,29 +52,22 @@ def load(options: DataOptions) -> ResidentData:
         raise UserError(f"'{root / 'train'}' holds no class folders; expected train/<class>/<image>")
     if len(classes) < 2:
         raise UserError(f"'{root / 'train'}' holds one class folder, {classes[0]}; a classifier needs at least two")
-    found = {"train": _samples(root / "train", classes)}
+    found = {"train": samples_below(root / "train", classes)}
     if not options.val_fraction:
-        found["test"] = _samples(matching_classes(root, classes, chosen=options.val_dir), classes)
+        found["test"] = samples_below(matching_classes(root, classes, options.val_dir), classes)
     check_memory({part: len(samples) for part, samples in found.items()}, size)
     splits = {part: decode_all(samples, size, options.stream.skip_corrupt) for part, samples in found.items()}
     return resident("folder", classes, splits["train"], splits.get("test"), options, flips=True)
-
-
-def unsorted(folder: Path, place: Path) -> str:
-    return (
-        f"the images in '{place}' are not sorted into class folders; move each to "
-        f"'{folder}/<class>/', with the class names of train/"
-    )
 
 
 HELD_OUT = ("val", "test", "valid", "validation", "dev")  # folders next to train/; the first two are read by themselves
 
 
 def matching_classes(
-    root: Path, classes: list[str], flat: Callable[[Path, Path], str] = unsorted, chosen: str | None = None
+    root: Path, classes: list[str], chosen: str | None, advice: str = "move each to '{folder}/<class>/', as in train/"
 ) -> Path:
-    """The folder that is evaluated on, val/ or test/ unless chosen, with the classes of train/. flat: message about
-    images outside class folders. Folders like it that are not read are named."""
+    """The folder that is evaluated on, val/ or test/ unless chosen, with the classes of train/. advice: about images
+    outside class folders. Folders like it that are not read are named."""
     there = [name for name in HELD_OUT if (root / name).is_dir()]
     name = chosen or next((name for name in there if name in HELD_OUT[:2]), None)
     if name is None or not (root / name).is_dir():
@@ -97,7 +88,8 @@ def matching_classes(
     places = [folder, *(folder / name for name in names if len(names) == 1)]  # TinyImageNet: val/images/*.JPEG
     for place in places:
         if place.name not in classes and any(is_image(entry) for entry in place.iterdir()):
-            raise UserError(flat(folder, place))
+            way_out = advice.format(folder=folder, place=place)
+            raise UserError(f"the images in '{place}' are not sorted into class folders; {way_out}")
     differences = (
         ("only in train/", set(classes) - set(names)),
         (f"only in {folder.name}/", set(names) - set(classes)),
@@ -107,30 +99,6 @@ def matching_classes(
         + "; ".join(f"{where}: {a_few(sorted(which))}" for where, which in differences if which)
         + "; give both the same class folders"
     )
-
-
-def _samples(folder: Path, classes: list[str]) -> list[Sample]:
-    """Images below each class folder in sorted order; other files are left out and logged."""
-    samples: list[Sample] = []
-    strangers: list[Path] = []
-    for label, name in enumerate(classes):
-        files = []
-        for place, inner, members in os.walk(folder / name, followlinks=True):
-            inner[:] = sorted(entry for entry in inner if not entry.startswith("."))
-            files += [Path(place) / member for member in sorted(members) if not member.startswith(".")]
-        images = [file for file in files if is_image(file)]
-        others = [file for file in files if not is_image(file)]
-        if not images:
-            endings = a_few(sorted({file.suffix for file in others}))
-            content = f"only files with the extensions {endings}" if others else "nothing"
-            raise UserError(
-                f"the class folder '{folder / name}' holds no images ({content}); add images "
-                f"({', '.join(sorted(EXTENSIONS))}) or remove the folder from train/ and val/"
-            )
-        samples += [(image, label) for image in images]
-        strangers += others
-    say_left_out(folder, strangers)
-    return samples
 
 
 def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
@@ -144,7 +112,7 @@ def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
             target[place] = decode(samples[place][0], size)
         except PictureError as error:
             if not skip:
-                raise UserError(f"{error}; repair or remove it, or pass --skip_corrupt to leave it out") from error
+                raise UserError(f"{error}{error.advice}") from error
             return str(error)
         return ""
 

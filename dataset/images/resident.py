@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from core.machine import fresh
-from core.protocols import Batch, Batching, DataSet, FullSet, UserError
+from core.protocols import Batch, Batching, DataSet, FullSet, Loader
 from dataset.base import DataOptions, Split, few, hold_out
-from dataset.order import Plan, PositionedLoader, generator
+from dataset.order import InOrder, Plan, generator, in_order
 
 
 def scaled(images: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:
     return scaled(picked.view(len(index), height, width, channels))
 
 
-class TrainLoader(PositionedLoader):
+class TrainLoader(Loader):
     """The batches of a Plan, a call of batch() for each step. Crop ids depend on (seed, epoch, place in the epoch), not
     on the batch size.
 
@@ -87,30 +86,6 @@ class TrainLoader(PositionedLoader):
         image = view(self.padded, index, crop, self.pad)
         target = self.labels.index_select(0, index)
         return Batch({"image": image}, target, index, crop=crop, view_id=self.view_ids[mine], labelled=self.labelled)
-
-
-class TestLoader(PositionedLoader):
-    """The test images in order, unchanged; every rank has its own exact slice, which may be empty.
-
-    `index` is the position in the test set, and `crop` is None: a crop id names a view of a training image.
-    """
-
-    __test__ = False  # pytest would collect a class of this name
-
-    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, rank: int, world_size: int):
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; give at least 1")
-        assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
-        count = len(labels)
-        self.first, self.last = count * rank // world_size, count * (rank + 1) // world_size
-        super().__init__(-(-(self.last - self.first) // batch_size))
-        self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.positions = torch.arange(count, device=labels.device)
-
-    def batch(self, step: int) -> Batch:
-        first = self.first + step * self.batch_size
-        mine = slice(first, min(first + self.batch_size, self.last))
-        return Batch({"image": scaled(self.images[mine])}, self.labels[mine], self.positions[mine])
 
 
 class ResidentData(DataSet):
@@ -154,17 +129,8 @@ class ResidentData(DataSet):
         height, width = self.shapes["image"][1:]
         return self.padded[:, self.pad : self.pad + height, self.pad : self.pad + width]
 
-    @cached_property
-    def checksum(self) -> str:
-        return checksum_of(Split(self.train_images, self.train_labels))
-
-    @cached_property
-    def test_checksum(self) -> str:
-        """The same for the test set."""
-        digest = hashlib.sha256(repr((len(self.test.labels), self.shapes["image"])).encode())
-        digest.update(self.test.images.contiguous().numpy().data)
-        digest.update(self.test.labels.contiguous().numpy().data)
-        return digest.hexdigest()[:16]
+    def digest_of(self, part: str) -> str:
+        return checksum_of(Split(self.train_images, self.train_labels) if part == "train" else self.test)
 
     def on(self, part: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """("train": padded images, "test": images as they are; labels) on a device, moved there once."""
@@ -185,9 +151,16 @@ class ResidentData(DataSet):
         positions = None if self.full is None else self.full.positions
         return TrainLoader(*self.on("train", device), self.pad, self.flips, plan, positions)
 
-    def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> TestLoader:
-        """batch_size counts the samples of this rank; it may exceed the set."""
-        return TestLoader(*self.on("test", device), batch_size, rank, world_size)
+    def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> InOrder:
+        """The images unchanged. batch_size counts the samples of this rank; it may exceed the set."""
+        images, labels = self.on("test", device)
+        positions = torch.arange(len(labels), device=labels.device)
+
+        def batch(part: range) -> Batch:
+            mine = slice(part.start, part.stop)
+            return Batch({"image": scaled(images[mine])}, labels[mine], positions[mine])
+
+        return InOrder(in_order(len(labels), batch_size, rank, world_size), batch)
 
 
 def checksum_of(split: Split) -> str:
@@ -204,15 +177,15 @@ def resident(
     name: str, classes: Sequence[str], train: Split, test: Split | None, options: DataOptions, *, flips: bool
 ) -> ResidentData:
     """Apply val_fraction and few_ratio, then keep the rest resident. `test` may be None if a slice is held out."""
-    evaluated_on = options.val_dir or "test"
     if options.val_fraction:
         rest, held = hold_out(train.labels, options.val_fraction)
         train, test = train.take(rest), train.take(held)
-        evaluated_on = f"held-out {options.val_fraction:g} of train"
     full = None
     if options.few_ratio < 1:
         kept = few(train.labels, options.few_ratio, options.seed)
         full = FullSet(checksum_of(train), len(train), kept)
         train = train.take(kept)
     assert test is not None, f"{name} has neither a test set nor a held-out slice"
-    return ResidentData(name, classes, train, test, flips=flips, evaluated_on=evaluated_on, full=full)
+    return ResidentData(
+        name, classes, train, test, flips=flips, evaluated_on=options.evaluated_on(options.val_dir or "test"), full=full
+    )

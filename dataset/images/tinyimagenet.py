@@ -25,7 +25,7 @@ def load(options: DataOptions) -> ResidentData:
     missing = [f"{part}/" for part in ("train", "val") if not (root / part).is_dir()]
     if missing:
         raise UserError(f"TinyImageNet in '{root}' lacks {' and '.join(missing)}; unpack {URL} there")
-    classes = sorted(f.name for f in (root / "train").iterdir() if f.is_dir() and not f.name.startswith("."))
+    classes = class_names(root / "train")
     found = {name: _images(root / "train" / name) for name in classes}
     _refuse_lost(root / "train", found)
     train = [(path, label) for label, name in enumerate(classes) for path in found[name]]

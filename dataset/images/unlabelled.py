@@ -23,7 +23,6 @@ from dataset.clips.video import VideoData
 from dataset.images.files import files_below, is_image
 from dataset.images.folder import decode_all
 from dataset.images.resident import ResidentData, TrainLoader
-from dataset.order import PositionedLoader
 
 NONE = -1  # the target of an image without a label
 
@@ -54,15 +53,13 @@ class UnlabelledData(ResidentData):
     """Images whose target is NONE. probe, head: what evaluates a student, and how."""
 
     def __init__(self, images: Tensor, probe: ResidentData, head: str):
-        train = Split(images, torch.full((len(images),), NONE))
-        empty = Split(images[:0], torch.empty(0, dtype=torch.int64))
-        super().__init__("unlabelled", (), train, empty, flips=True, evaluated_on=f"{head} probe on {probe.name}")
+        evaluated_on = f"{head} probe on {probe.name}"
+        super().__init__("unlabelled", (), *_alone(images), flips=True, evaluated_on=evaluated_on)
         self.probe, self.head = probe, head
         self.notes = [f"{len(images)} images without labels; the test accuracy is that of a {self.evaluated_on}"]
 
-    @property
-    def test_checksum(self) -> str:
-        return _both(self.probe.checksum, self.probe.test_checksum)
+    def digest_of(self, part: str) -> str:
+        return super().digest_of(part) if part == "train" else _both(self.probe.checksum, self.probe.digest_of("test"))
 
     def taught(self, classes: Sequence[str]) -> UnlabelledData:
         """The same images, for a student that puts out these classes of its teacher."""
@@ -85,16 +82,20 @@ def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
             "--dataset unlabelled has no labels, and --unlabelled adds images to a labelled set: leave one out"
         )
     if isinstance(data, VideoData):
-        return SemiLabelled(data, data.without_labels(Path(cfg.unlabelled), NONE), cfg.label_ratio or 0.5)
-    if "image" not in data.shapes:
+        others: DataSet = data.without_labels(Path(cfg.unlabelled), NONE)
+    elif "image" in data.shapes:
+        images = _read(Path(cfg.unlabelled), data.shapes["image"][-1], "--unlabelled")
+        flips = getattr(data, "flips", True)
+        others = ResidentData("unlabelled", data.classes, *_alone(images), flips=flips)
+    else:
         raise UserError(f"--unlabelled adds images or videos, but {data.name} holds recordings: leave it out")
-    size, flips = data.shapes["image"][-1], getattr(data, "flips", True)
-    images = _read(Path(cfg.unlabelled), size, "--unlabelled")
-    empty = Split(images[:0], torch.empty(0, dtype=torch.int64))
+    return SemiLabelled(data, others, cfg.label_ratio or 0.5)
+
+
+def _alone(images: Tensor) -> tuple[Split, Split]:
+    """The images as a training set without labels, and an empty test set."""
     train = Split(images, torch.full((len(images),), NONE))
-    return SemiLabelled(
-        data, ResidentData("unlabelled", data.classes, train, empty, flips=flips), cfg.label_ratio or 0.5
-    )
+    return train, Split(images[:0], torch.empty(0, dtype=torch.int64))
 
 
 def _read(folder: Path, size: int, flag: str) -> Tensor:
@@ -126,13 +127,9 @@ class SemiLabelled(DataSet):
     def labelled(self) -> DataSet:
         return self._labelled
 
-    @property
-    def checksum(self) -> str:
-        return _both(self._labelled.checksum, self.others.checksum)
-
-    @property
-    def test_checksum(self) -> str | None:
-        return self._labelled.test_checksum
+    def digest_of(self, part: str) -> str | None:
+        both = part == "train"
+        return _both(self._labelled.checksum, self.others.checksum) if both else self._labelled.test_checksum
 
     @property
     def described(self) -> Mapping[str, Any]:
@@ -180,7 +177,7 @@ def endless(loader: Loader, start: int) -> Iterator[Batch]:
         epoch, step = epoch + 1, 0
 
 
-class SemiLoader(PositionedLoader):
+class SemiLoader(Loader):
     """Batches of both loaders, joined. An epoch is one pass over the longer loader; the shorter one starts again."""
 
     def __init__(
@@ -198,11 +195,11 @@ class SemiLoader(PositionedLoader):
             yield self.joined(one, two)
 
     def joined(self, one: Batch, two: Batch) -> Batch:
-        known = self.num_crops is not None and one.crop is not None and two.crop is not None
-        crop = torch.cat([one.crop, two.crop]) if known else None  # type: ignore[list-item]
-        view_id = None
-        if known and one.view_id is not None and two.view_id is not None:
-            view_id = torch.cat([one.view_id, two.view_id + self.first_view])
+        crop = view_id = None
+        if self.num_crops is not None and one.crop is not None and two.crop is not None:
+            crop = torch.cat([one.crop, two.crop])
+            if one.view_id is not None and two.view_id is not None:
+                view_id = torch.cat([one.view_id, two.view_id + self.first_view])
         inputs = {name: torch.cat([x, two.inputs[name]]) for name, x in one.inputs.items()}
         order = torch.channels_last if "image" in inputs else torch.contiguous_format
         return replace(

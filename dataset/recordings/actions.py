@@ -12,23 +12,22 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from core.protocols import Batch, Batching, DataSet, UserError
+from core.protocols import Batch, Batching, DataSet, Loader, UserError
 from dataset.base import DataOptions
 from dataset.clips.clip_transforms import centre_box, crop_boxes, render, to_input
-from dataset.clips.decode import ClipSource
 from dataset.clips.frame_cache import FrameCache
 from dataset.clips.frame_sampling import segment_frames
-from dataset.order import Plan, PositionedLoader, generator
+from dataset.order import InOrder, Plan, generator, in_order
 from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Sample, check_split, pair
 from dataset.recordings.sensors import read_sensor, window
 
 DEFAULT_SIDE = 224
+AHEAD = 2  # batches that threads prepare on a GPU
 
 
 class OnDemand(Mapping[str, Tensor]):
@@ -50,21 +49,12 @@ class OnDemand(Mapping[str, Tensor]):
         return len(self._makers)
 
 
-@dataclass(frozen=True)
-class ActionOptions:
-    """The options that the loaders need, resolved."""
-
-    num_segments: int
-    side: int
-    length: int
-
-
 @dataclass(eq=False)
 class ActionData(DataSet):
     """Paired recordings with labels: a DataSet (core.protocols).
 
     Sensor windows are resident on the device, clips come from the cache of decoded frames. reads: modality name ->
-    entry of Batch.inputs. notes: sentences that the run prints once.
+    entry of Batch.inputs. num_segments, side: of clips; length: of windows. notes: sentences that the run prints once.
     """
 
     layout: Layout
@@ -72,7 +62,9 @@ class ActionData(DataSet):
     train: list[Sample]
     test: list[Sample]
     reads: Mapping[str, str]
-    options: ActionOptions
+    num_segments: int
+    side: int
+    length: int
     cache: FrameCache
     evaluated_on: str
     notes: Sequence[str] = ()
@@ -85,10 +77,11 @@ class ActionData(DataSet):
         self.num_classes = len(self.classes)
         self.train_labels = torch.tensor([s.label for s in self.train], dtype=torch.int64)
         self.test_labels = torch.tensor([s.label for s in self.test], dtype=torch.int64)
-        o, shapes = self.options, {}
+        shapes = {}
         for modality, entry in self.reads.items():
             axes = self.layout.modalities[modality].axes
-            shapes[entry] = (o.num_segments, 3, o.side, o.side) if entry == VIDEO else (axes, o.length)
+            clip = (self.num_segments, 3, self.side, self.side)
+            shapes[entry] = clip if entry == VIDEO else (axes, self.length)
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
         self.modality_of = {entry: modality for modality, entry in self.reads.items()}
 
@@ -104,18 +97,10 @@ class ActionData(DataSet):
             "data_split": self.protocol,
         }
 
-    @cached_property
-    def checksum(self) -> str:
-        return self._checksum(self.train)
-
-    @cached_property
-    def test_checksum(self) -> str:
-        return self._checksum(self.test)
-
-    def _checksum(self, samples: Sequence[Sample]) -> str:
+    def digest_of(self, part: str) -> str:
         """First 16 hex digits of the SHA-256 of shapes, keys, labels, sensor values and the sizes of the videos."""
         digest = hashlib.sha256(repr((sorted(self.shapes.items()), self.protocol)).encode())
-        for s in samples:
+        for s in self.train if part == "train" else self.test:
             sizes = [
                 (m, r.path.stat().st_size if r.path.is_file() else r.frames and r.frames.count)
                 for m, r in s.files.items()
@@ -123,14 +108,14 @@ class ActionData(DataSet):
             ]
             digest.update(repr((s.key, s.view, s.label, sizes)).encode())
         if SENSOR in self.shapes:
-            digest.update(self.windows("train" if samples is self.train else "test").numpy().data)
+            digest.update(self.windows(part).numpy().data)
         return digest.hexdigest()[:16]
 
     def windows(self, part: str) -> Tensor:
         """float32 [N, C, L] on the CPU."""
         if part not in self._windows:
             modality, samples = self.modality_of[SENSOR], self.train if part == "train" else self.test
-            rows = [window(read_sensor(s.files[modality].path, modality), self.options.length) for s in samples]
+            rows = [window(read_sensor(s.files[modality].path, modality), self.length) for s in samples]
             self._windows[part] = torch.stack(rows)
         return self._windows[part]
 
@@ -143,29 +128,41 @@ class ActionData(DataSet):
                 "reads one: evaluate a network that reads the sensor (--skip_validation skips the teacher)"
             )
         frames = self.cache.get(recording.frames)
-        picked = segment_frames(len(frames), self.options.num_segments, draw)
+        picked = segment_frames(len(frames), self.num_segments, draw)
         height, width = frames.shape[1:3]
         if box is None:
-            area = centre_box(height, width, self.options.side)
+            area = centre_box(height, width, self.side)
         else:
             boxes = crop_boxes(height, width)
             area = boxes[int(box * len(boxes))]
         chosen = self.cache.frames(recording.frames, picked)
         mirror = mirror and sample.label in self.layout.mirrored
-        return render(chosen, range(len(picked)), area, self.options.side, mirror)
+        return render(chosen, range(len(picked)), area, self.side, mirror)
 
     def shuffled(self, batching: Batching, device: torch.device) -> ActionTrainLoader:
         plan = Plan(len(self.train), batching, what="recordings")
         return ActionTrainLoader(self, plan, device)
 
-    def test_loader(
-        self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1
-    ) -> ActionTestLoader:
-        """batch_size counts the samples of this rank; inputs are prepared when they are read."""
-        return ActionTestLoader(self, batch_size, device, rank, world_size)
+    def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> InOrder:
+        """The middle frame of every segment, the centre crop. batch_size counts the samples of this rank; inputs are
+        prepared when they are read."""
+        labels = self.test_labels.to(device)
+        windows = self.windows("test").to(device) if SENSOR in self.shapes else None
+
+        def batch(part: range) -> Batch:
+            makers: dict[str, Callable[[], Tensor]] = {}
+            if VIDEO in self.shapes:
+                makers[VIDEO] = lambda: to_input([self.clip(self.test[i], None, None, False) for i in part], device)
+            if windows is not None:
+                makers[SENSOR] = lambda: windows[part.start : part.stop]
+            places = torch.arange(part.start, part.stop, device=device)
+            return Batch(OnDemand(makers), labels[part.start : part.stop], places)
+
+        size = min(batch_size, 32) if VIDEO in self.shapes else batch_size  # clips are large
+        return InOrder(in_order(len(self.test), size, rank, world_size), batch)
 
 
-class ActionTrainLoader(PositionedLoader):
+class ActionTrainLoader(Loader):
     """Batches of pairs. The order depends on (seed, epoch), frames and crops on (seed, epoch, place in the epoch).
 
     On a GPU, threads prepare the next batches while the device works on this one.
@@ -181,7 +178,7 @@ class ActionTrainLoader(PositionedLoader):
     def set_epoch(self, epoch: int, start_step: int = 0) -> None:
         super().set_epoch(epoch, start_step)
         self.order = self.plan.order(epoch)
-        numbers = self.data.options.num_segments + 2
+        numbers = self.data.num_segments + 2
         draws = torch.rand(self.plan.count, numbers, generator=generator("clip", self.plan.batching.seed, epoch))
         self.draws = draws.tolist()
 
@@ -205,7 +202,7 @@ class ActionTrainLoader(PositionedLoader):
             return super().batches(start)
         return self.ahead(start, max(1, len(os.sched_getaffinity(0)) - 1))
 
-    def ahead(self, start: int, threads: int, batches: int = 2) -> Iterator[Batch]:
+    def ahead(self, start: int, threads: int) -> Iterator[Batch]:
         """The same batches; threads prepare their clips while the device works on earlier ones."""
         with ThreadPoolExecutor(threads) as pool:
 
@@ -214,41 +211,14 @@ class ActionTrainLoader(PositionedLoader):
                     [pool.submit(self.clip, place) for place in self.plan.places_of(step)] if step < self.steps else []
                 )
 
-            asked = deque(ask(start + i) for i in range(batches))
+            asked = deque(ask(start + i) for i in range(AHEAD))
             try:
                 for step in range(start, self.steps):
                     clips = [future.result() for future in asked.popleft()]
-                    asked.append(ask(step + batches))
+                    asked.append(ask(step + AHEAD))
                     yield self.batch(step, clips)
             finally:  # the caller may stop within an epoch
                 pool.shutdown(cancel_futures=True)
-
-
-class ActionTestLoader(PositionedLoader):
-    """The test recordings in order: the middle frame of every segment, the centre crop."""
-
-    def __init__(self, data: ActionData, batch_size: int, device: torch.device, rank: int, world_size: int):
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; give at least 1")
-        count = len(data.test)
-        self.first, self.last = count * rank // world_size, count * (rank + 1) // world_size
-        self.batch_size = min(batch_size, 32) if VIDEO in data.shapes else batch_size  # clips are large
-        super().__init__(-(-(self.last - self.first) // self.batch_size))
-        self.data, self.device, self.labels = data, device, data.test_labels.to(device)
-        self.windows = data.windows("test").to(device) if SENSOR in data.shapes else None
-
-    def batch(self, step: int) -> Batch:
-        first = self.first + step * self.batch_size
-        last = min(first + self.batch_size, self.last)
-        makers: dict[str, Callable[[], Tensor]] = {}
-        if VIDEO in self.data.shapes:
-            samples = self.data.test[first:last]
-            makers[VIDEO] = lambda: to_input([self.data.clip(s, None, None, False) for s in samples], self.device)
-        if self.windows is not None:
-            rows = self.windows[first:last]
-            makers[SENSOR] = lambda: rows
-        places = torch.arange(first, last, device=self.device)
-        return Batch(OnDemand(makers), self.labels[first:last], places)
 
 
 def load(layout: Layout, options: DataOptions) -> ActionData:
@@ -283,9 +253,9 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
             raise UserError(f"'{options.root}' holds no {name} recordings of {layout.name}")
     samples, left_out = pair(found, wanted[0], options.stream.skip_corrupt, protocol.trains)
     cfg = options.recordings
-    resolved = ActionOptions(cfg.num_segments, options.image_size or DEFAULT_SIDE, cfg.window or DEFAULT_SIDE)
-    cache = FrameCache(None if cfg.clip_cache is None else Path(cfg.clip_cache), max(1, resolved.side * 256 // 224))
-    samples, notes = _readable(samples, entries, cache, resolved.num_segments, options.stream.skip_corrupt, left_out)
+    side, length = options.image_size or DEFAULT_SIDE, cfg.window or DEFAULT_SIDE
+    cache = FrameCache(None if cfg.clip_cache is None else Path(cfg.clip_cache), max(1, side * 256 // 224))
+    samples, notes = _readable(samples, entries, cache, cfg.num_segments, options.stream.skip_corrupt, left_out)
     sides: dict[bool, list[Sample]] = {True: [], False: []}
     for s in samples:
         sides[protocol.trains(s.files[wanted[0]])].append(s)
@@ -302,7 +272,8 @@ def load(layout: Layout, options: DataOptions) -> ActionData:
         f"{layout.name}: {len(sides[True])} recordings to train on, {len(sides[False])} to test; {summary}",
         *notes,
     ]
-    return ActionData(layout, split, sides[True], sides[False], entries, resolved, cache, summary, notes)
+    sizes = (cfg.num_segments, side, length)
+    return ActionData(layout, split, sides[True], sides[False], entries, *sizes, cache, summary, notes)
 
 
 def _readable(
@@ -326,12 +297,8 @@ def _readable(
                 except UserError as error:
                     bad[r.path] = str(error)
         if entry == VIDEO:
-            sources = {r.frames: r.path for r in recordings if r.frames is not None}
-
-            def remember(source: ClipSource, error: UserError, sources: Mapping[ClipSource, Path] = sources) -> None:
-                bad[sources[source]] = str(error)
-
-            size = cache.fill(list(sources), remember if skip_corrupt else None, num_segments)
+            sources = list(dict.fromkeys(r.frames for r in recordings if r.frames is not None))
+            size = cache.fill(sources, bad if skip_corrupt else None, num_segments)
             where = f"in '{cache.folder}'" if cache.folder else "in memory"
             notes.append(
                 f"decoded frames of {len(sources)} clips, {cache.short_side} px: {size / 2**20:.0f} MiB {where}"

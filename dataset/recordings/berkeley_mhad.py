@@ -7,12 +7,12 @@ Cluster{l}/Cam{c}/S{s}/A{a}/R{r}/img_l{l}_c{c}_s{s}_a{a}_r{r}_{i}.pgm, whose num
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from core.protocols import UserError
-from dataset.base import DataOptions
 from dataset.clips.decode import ClipSource
-from dataset.recordings.actions import ActionData, load
+from dataset.recordings.actions import load
 from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Modality, Protocol, Recording, frame_folders
 
 CLASSES = (
@@ -48,7 +48,7 @@ def find(root: Path, modality: str) -> list[Recording]:
     """All recordings of a modality: one file each, or one folder of frames per camera."""
     if modality == "video":
         return _clips(root)
-    number = 1 if modality == "accel" else int(modality[-2:])
+    number = 1 if modality == "accel" else int(modality[-2:])  # or shimmer01 to shimmer06
     found = []
     for path in sorted(root.rglob(f"acc_h{number:02d}_*.txt")):
         match = NAME.match(path.stem)
@@ -60,7 +60,7 @@ def find(root: Path, modality: str) -> list[Recording]:
 
 def _clips(root: Path) -> list[Recording]:
     found = []
-    for folder, parts, row in frame_folders(root, "*list*.txt", ".pgm"):
+    for folder, parts, row in frame_folders(root, ".pgm"):
         match = FOLDER.search("/".join(parts))
         if match is None:
             if row is not None:
@@ -86,7 +86,4 @@ LAYOUT = Layout(
     lambda key: f"action {key[0]}, subject {key[1]}, repetition {key[2]}",
 )
 
-
-def load_berkeley_mhad(options: DataOptions) -> ActionData:
-    """`accel` is the first Shimmer; shimmer01 to shimmer06 name one. UserError as dataset.recordings.actions.load."""
-    return load(LAYOUT, options)
+load_berkeley_mhad = partial(load, LAYOUT)

@@ -8,12 +8,12 @@ Anywhere below the data folder: frames subjectNN/camC/sceneK/sessionM/ACTION/000
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from core.protocols import UserError
-from dataset.base import DataOptions
 from dataset.clips.decode import ClipSource
-from dataset.recordings.actions import ActionData, load
+from dataset.recordings.actions import load
 from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Modality, Protocol, Recording, frame_folders
 
 CLASSES = (
@@ -105,7 +105,7 @@ def find(root: Path, modality: str) -> list[Recording]:
 
 def _clips(root: Path) -> list[Recording]:
     found = []
-    for folder, parts, row in frame_folders(root, "*list*.txt", ".jpg"):
+    for folder, parts, row in frame_folders(root, ".jpg"):
         source = ClipSource(folder, "{:06d}.jpg", 1, None if row is None else row.count)
         recording = _recording(folder, parts[:-1], parts[-1], source)
         if recording is None:
@@ -129,16 +129,13 @@ LAYOUT = Layout(
         "cross_subject": Protocol(
             lambda r: r.subject <= 16, "cross-subject (1 to 16 against 17 to 20)", by_subject=True
         ),
-        "cross_session": Protocol(lambda r: int(r.key[3]) <= 4, "cross-session (1 to 4 against 5)"),
+        "cross_session": Protocol(lambda r: r.key[3] <= 4, "cross-session (1 to 4 against 5)"),
         "cross_view": Protocol(lambda r: _camera(r) <= 3, "cross-view (cameras 1 to 3 against 4)", by_view=True),
-        "cross_scene": Protocol(lambda r: int(r.key[2]) != 2, "cross-scene (1, 3, 4 against 2)"),
+        "cross_scene": Protocol(lambda r: r.key[2] != 2, "cross-scene (1, 3, 4 against 2)"),
     },
     find,
     frozenset(),
-    lambda key: f"{CLASSES[int(key[0])]}, subject {key[1]}, scene {key[2]}, session {key[3]}",
+    lambda key: f"{CLASSES[key[0]]}, subject {key[1]}, scene {key[2]}, session {key[3]}",
 )
 
-
-def load_mmact(options: DataOptions) -> ActionData:
-    """The four published splits. UserError as dataset.recordings.actions.load."""
-    return load(LAYOUT, options)
+load_mmact = partial(load, LAYOUT)

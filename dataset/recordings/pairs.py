@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource
@@ -24,7 +23,7 @@ class Recording:
     """
 
     path: Path
-    key: tuple[int | str, ...]
+    key: tuple[int, ...]
     label: int
     subject: int
     view: str = ""
@@ -36,7 +35,7 @@ class Recording:
 class Sample:
     """One performance, seen by one camera, with its recordings by modality."""
 
-    key: tuple[int | str, ...]
+    key: tuple[int, ...]
     label: int
     subject: int
     view: str
@@ -78,7 +77,7 @@ class Layout:
     protocols: Mapping[str, Protocol]
     find: Callable[[Path, str], list[Recording]]
     mirrored: frozenset[int] = frozenset()
-    describe_key: Callable[[tuple[int | str, ...]], str] = str
+    describe_key: Callable[[tuple[int, ...]], str] = str
 
 
 def pair(
@@ -89,7 +88,7 @@ def pair(
     Each view of a performance is a sample. All samples need the modality `required`; test samples may lack the others.
     UserError for a recording without its counterpart, or two recordings of one performance.
     """
-    tables: dict[str, dict[tuple[tuple[int | str, ...], str], Recording]] = {}
+    tables: dict[str, dict[tuple[tuple[int, ...], str], Recording]] = {}
     for modality, recordings in found.items():
         table = tables[modality] = {}
         for r in recordings:
@@ -100,7 +99,7 @@ def pair(
                 )
     views = {(key, view) for table in tables.values() for key, view in table}
     seen = {key for key, view in views if view}
-    wanted = sorted((v for v in views if v[1] or v[0] not in seen), key=_natural)  # each view is a separate sample
+    wanted = sorted(v for v in views if v[1] or v[0] not in seen)  # each view is a separate sample
     tested = {m: any(not trains(r) for r in recordings) for m, recordings in found.items()}
     samples, left_out = [], []
     for key, view in wanted:
@@ -132,7 +131,7 @@ def twin_name(others: Sequence[Recording], one: Recording) -> str:
         return f"of {one.key}"
     pattern = others[0]
     name = pattern.path.name
-    if all(isinstance(k, int) for k in (*pattern.key, *one.key)) and name.count("_") >= len(one.key):
+    if name.count("_") >= len(one.key):
         fields = name.split("_")
         changed = [
             f"{f[0]}{k:0{len(f) - 1}d}" if f[:1].isalpha() and f[1:] == f"{p:0{len(f) - 1}d}" else None
@@ -143,23 +142,14 @@ def twin_name(others: Sequence[Recording], one: Recording) -> str:
     return f"of {one.key} {one.view}".rstrip()
 
 
-def frame_folders(root: Path, lists: str, suffix: str) -> list[tuple[Path, tuple[str, ...], ListRow | None]]:
+def frame_folders(root: Path, suffix: str) -> list[tuple[Path, tuple[str, ...], ListRow | None]]:
     """(folder, parts of its path below root, its line in a list) of every folder of frames.
 
-    lists: pattern of frame lists in root; without lists, every folder below root that holds such files counts.
-    UserError if a listed folder is missing.
+    Without lists in root, every folder below it that holds such files counts. UserError if a listed folder is missing.
     """
     out: list[tuple[Path, tuple[str, ...], ListRow | None]] = []
-    for path in sorted(root.glob(lists)):
-        for row in read_list(path):
-            folder = row.below(root)
-            if folder is None:
-                raise UserError(
-                    f"{row.where}: there is no folder '{row.folder}' below '{root}'; extract its frames there"
-                )
-            out.append((folder, row.parts, row))
-    if out:
-        return out
+    if listed := listed_folders(root, sorted(root.glob("*list*.txt"))):
+        return [(folder, row.parts, row) for folder, row in listed]
     for place, inner, files in os.walk(root, followlinks=True):
         inner.sort()
         if any(name.endswith(suffix) for name in files):
@@ -167,9 +157,15 @@ def frame_folders(root: Path, lists: str, suffix: str) -> list[tuple[Path, tuple
     return out
 
 
-def _natural(item: tuple[tuple[int | str, ...], str]) -> tuple[Any, ...]:
-    key, view = item
-    return tuple((0, k, "") if isinstance(k, int) else (1, 0, k) for k in key), view
+def listed_folders(root: Path, lists: Sequence[Path]) -> list[tuple[Path, ListRow]]:
+    """Every folder of some frame lists, and its line."""
+    out = []
+    for row in (row for path in lists for row in read_list(path)):
+        folder = row.below(root)
+        if folder is None:
+            raise UserError(f"{row.where}: there is no folder '{row.folder}' below '{root}'; extract its frames there")
+        out.append((folder, row))
+    return out
 
 
 def check_split(train: Sequence[Sample], test: Sequence[Sample], protocol: Protocol, name: str) -> None:

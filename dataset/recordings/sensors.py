@@ -5,7 +5,6 @@ Shape letters: C axes, T samples of a recording, L samples of a window.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -17,37 +16,29 @@ from torch import Tensor
 from core.protocols import UserError
 from dataset.clips.decode import read_mat
 
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a recording that a modality reads, in the order x, y, z."""
-
-    first: int
-    count: int
-
-
-MODALITIES: dict[str, Columns] = {  # of an inertial unit: g, then degrees a second
-    "accel": Columns(0, 3),
-    "gyro": Columns(3, 3),
-    "inertial": Columns(0, 6),
-}
+# the columns of an inertial unit that a modality reads, in the order x, y, z: g, then degrees a second
+MODALITIES = {"accel": slice(0, 3), "gyro": slice(3, 6), "inertial": slice(0, 6)}
 
 SHORTEST = 8  # samples
 
 
 def read_sensor(path: Path, modality: str = "accel") -> np.ndarray:
-    """float64 [C, T] of one file: `.mat` of UTD-MHAD (d_iner [T, 6]), `.txt` of Berkeley-MHAD (ax ay az time), `.csv`
-    of MMAct (timestamp,x,y,z).
+    """float64 [C, T] of one file: `.mat` of UTD-MHAD (d_iner [T, 6]), `.txt` of Berkeley-MHAD (ax ay az unix_time),
+    `.csv` of MMAct (YYYYMMDD_HH:MM:SS.ffffff,x,y,z in the order of time, with or without a header).
 
     Values that are not finite are interpolated along their axis. UserError if the file is missing, damaged or too
     short, has another number of columns, or an axis without a finite value.
     """
     if not path.is_file():
         raise UserError(f"there is no sensor recording '{path}'")
-    readers = {".mat": _read_inertial, ".txt": _read_text, ".csv": _read_csv}
-    if path.suffix not in readers:
-        raise UserError(f"'{path}' is not a sensor recording: expected one of {', '.join(readers)}")
-    values = readers[path.suffix](path, modality)
+    if path.suffix == ".mat":
+        values = _read_inertial(path, modality)
+    elif path.suffix == ".txt":
+        values = _table(path, None)[:, :3].T
+    elif path.suffix == ".csv":
+        values = _table(path, ",")[:, 1:].T
+    else:
+        raise UserError(f"'{path}' is not a sensor recording: expected one of .mat, .txt, .csv")
     if values.shape[1] < SHORTEST:
         raise UserError(
             f"'{path}' holds {values.shape[1]} samples, fewer than {SHORTEST}; leave it out with --skip_corrupt"
@@ -64,18 +55,7 @@ def _read_inertial(path: Path, modality: str) -> np.ndarray:
         )
     if modality not in MODALITIES:
         raise UserError(f"an inertial recording has no modality '{modality}': choose {', '.join(MODALITIES)}")
-    columns = MODALITIES[modality]
-    return values[:, columns.first : columns.first + columns.count].T.astype(np.float64)
-
-
-def _read_text(path: Path, modality: str) -> np.ndarray:
-    """Rows `ax ay az unix_time`."""
-    return _table(path, None)[:, :3].T
-
-
-def _read_csv(path: Path, modality: str) -> np.ndarray:
-    """Rows `YYYYMMDD_HH:MM:SS.ffffff,x,y,z`, in the order of their timestamps, with or without a header."""
-    return _table(path, ",")[:, 1:].T
+    return values[:, MODALITIES[modality]].T.astype(np.float64)
 
 
 def _table(path: Path, separator: str | None) -> np.ndarray:

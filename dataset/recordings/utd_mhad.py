@@ -9,14 +9,14 @@ videos.
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from core.protocols import UserError
-from dataset.base import DataOptions
 from dataset.clips.decode import ClipSource
-from dataset.clips.lists import ListRow, read_list
-from dataset.recordings.actions import ActionData, load
-from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Modality, Protocol, Recording
+from dataset.clips.lists import ListRow
+from dataset.recordings.actions import load
+from dataset.recordings.pairs import SENSOR, VIDEO, Layout, Modality, Protocol, Recording, listed_folders
 
 CLASSES = (
     "right arm swipe to the left",
@@ -49,11 +49,10 @@ CLASSES = (
 )
 
 SYMMETRIC = frozenset({3, 5, 12, 15, 17, 21, 22, 23, 24, 26})  # actions without a side; others are never mirrored
-MISSING = frozenset({(8, 1, 4), (23, 6, 4), (27, 8, 4)})  # missing from the published 864
 NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)_(inertial|color|depth)$")
 SUFFIX = {"inertial": ".mat", "color": ".avi", "depth": ".mat"}
 KIND_OF = {"accel": "inertial", "gyro": "inertial", "inertial": "inertial", "video": "color", "depth": "depth"}
-LISTS = {"cross_subject": "UTD_rgb_{}_list.txt", "trial": "UTD_rgb_{}_list_subject_specific.txt"}
+LISTS = ("UTD_rgb_{}_list.txt", "UTD_rgb_{}_list_subject_specific.txt")  # of cross_subject, of trial
 
 
 def key_of(stem: str) -> tuple[int, int, int, str] | None:
@@ -87,7 +86,7 @@ def find(root: Path, modality: str) -> list[Recording]:
 
 def _listed(root: Path) -> list[Recording]:
     """Frame folders of the published lists, of either split; both hold the same 861."""
-    for pattern in LISTS.values():
+    for pattern in LISTS:
         paths = [root / pattern.format(part) for part in ("train", "val")]
         if not any(p.is_file() for p in paths):
             continue
@@ -95,18 +94,15 @@ def _listed(root: Path) -> list[Recording]:
             raise UserError(
                 f"'{root}' holds one of the two frame lists, but {missing[0]} is missing: add it or remove the other"
             )
-        return [_listed_recording(root, row) for p in paths for row in read_list(p)]
+        return [_listed_recording(folder, row) for folder, row in listed_folders(root, paths)]
     return []
 
 
-def _listed_recording(root: Path, row: ListRow) -> Recording:
+def _listed_recording(folder: Path, row: ListRow) -> Recording:
     named = key_of(row.parts[-1])
     if named is None:
         raise UserError(f"{row.where}: '{row.folder}' is not named a{{A}}_s{{S}}_t{{T}}_color")
     row.require_label(named[0] - 1)
-    folder = row.below(root)
-    if folder is None:
-        raise UserError(f"{row.where}: there is no folder '{row.parts[-1]}' below '{root}'; extract its frames there")
     frames = ClipSource(folder, "{:06d}.jpg", 1, row.count)
     return Recording(folder, named[:3], row.label, named[1], frames=frames)
 
@@ -115,7 +111,7 @@ PROTOCOLS = {
     "cross_subject": Protocol(
         lambda r: r.subject % 2 == 1, "cross-subject (1, 3, 5, 7 against 2, 4, 6, 8)", by_subject=True
     ),
-    "trial": Protocol(lambda r: int(r.key[2]) <= 2, "trial split (trials 1, 2 against 3, 4 of the same people)"),
+    "trial": Protocol(lambda r: r.key[2] <= 2, "trial split (trials 1, 2 against 3, 4 of the same people)"),
 }
 
 LAYOUT = Layout(
@@ -134,8 +130,4 @@ LAYOUT = Layout(
     lambda key: f"action {key[0]}, subject {key[1]}, trial {key[2]}",
 )
 
-
-def load_utd_mhad(options: DataOptions) -> ActionData:
-    """UserError without files, for a missing counterpart, a damaged file, or a subject on both sides of
-    cross_subject."""
-    return load(LAYOUT, options)
+load_utd_mhad = partial(load, LAYOUT)

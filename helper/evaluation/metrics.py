@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,6 +26,16 @@ class Meter:
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
         self.count = 0
 
+    def _add(self, totals: Mapping[str, Tensor], weights: Mapping[str, int]) -> None:
+        for name in [v for v in totals if v not in self.names]:  # a term that appears late counts from its first step
+            self.names += (name,)
+            self.sums = F.pad(self.sums, (0, 1))
+            self.weights.append(0)
+        zero = torch.zeros((), device=self.device)
+        if self.names:
+            self.sums += torch.stack([totals.get(name, zero).to(torch.float64) for name in self.names])
+        self.weights = [w + weights.get(name, 0) for name, w in zip(self.names, self.weights, strict=True)]
+
     @torch.no_grad()
     def update(
         self, loss: Tensor, logits: Tensor, target: Tensor, terms: Mapping[str, Tensor], step: int, unlabelled: int = 0
@@ -37,13 +47,7 @@ class Meter:
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]  # [B, 5]
         totals = {} if unlabelled else {"acc": top[:, 0].sum() * 100, "acc_top5": top.any(1).sum() * 100}
         totals |= {name: value.to(torch.float64) * n for name, value in {"loss": loss, **terms}.items()}
-        for name in [v for v in totals if v not in self.names]:  # a term that appears late counts from its first step
-            self.names += (name,)
-            self.sums = F.pad(self.sums, (0, 1))
-            self.weights.append(0)
-        zero = torch.zeros((), device=self.device)
-        self.sums += torch.stack([totals.get(name, zero).to(torch.float64) for name in self.names])
-        self.weights = [w + n * (name in totals) for name, w in zip(self.names, self.weights, strict=True)]
+        self._add(totals, dict.fromkeys(totals, n))
         bad = ~torch.isfinite(loss) & (self.first_bad < 0)
         self.first_bad = torch.where(bad, step, self.first_bad)
         self.count += n
@@ -56,39 +60,32 @@ class Meter:
 
     def merged(self) -> Meter:
         """The meter over the samples of all processes. All processes must call it."""
-        return self if distributed.world_size() == 1 else merge(distributed.gather(self.on_host()), self.device)
-
-    def on_host(self) -> dict[str, Any]:
-        return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in self.state_dict().items()}
+        return of_all_processes({"": self}, self.device)[""]
 
     def state_dict(self) -> dict[str, Any]:
+        """On the host."""
         return {
             "names": list(self.names),
-            "sums": self.sums,
+            "sums": self.sums.cpu(),
             "weights": list(self.weights),
-            "first_bad": self.first_bad,
+            "first_bad": self.first_bad.cpu(),
             "count": self.count,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.names, self.weights, self.count = tuple(state["names"]), list(state["weights"]), state["count"]
-        self.sums = state["sums"].to(self.device)
-        self.first_bad = state["first_bad"].to(self.device)
+    def add(self, state: Mapping[str, Any]) -> None:
+        """Count the samples of another meter's state, too."""
+        totals, weights = (zip(state["names"], state[k], strict=True) for k in ("sums", "weights"))
+        self._add({name: total.to(self.device) for name, total in totals}, dict(weights))
+        bad = [step for step in (int(self.first_bad), int(state["first_bad"])) if step >= 0]
+        self.first_bad.fill_(min(bad, default=-1))
+        self.count += state["count"]
 
 
-def merge(states: Sequence[Mapping[str, Any]], device: torch.device) -> Meter:
+def merge(states: Iterable[Mapping[str, Any]], device: torch.device) -> Meter:
     """One meter that joins the states of several."""
     whole = Meter(device)
-    whole.names = tuple(dict.fromkeys(name for state in states for name in state["names"]))
-    sums, weights = dict.fromkeys(whole.names, 0.0), dict.fromkeys(whole.names, 0)
     for state in states:
-        for name, value, weight in zip(state["names"], state["sums"].tolist(), state["weights"], strict=True):
-            sums[name] += value
-            weights[name] += weight
-    whole.sums = torch.tensor(list(sums.values()), dtype=torch.float64, device=device)
-    whole.weights, whole.count = list(weights.values()), sum(state["count"] for state in states)
-    bad = [int(state["first_bad"]) for state in states if int(state["first_bad"]) >= 0]
-    whole.first_bad.fill_(min(bad, default=-1))
+        whole.add(state)
     return whole
 
 
@@ -96,9 +93,9 @@ def of_all_processes(meters: Mapping[str, Meter], device: torch.device) -> dict[
     """Each meter over the samples of all processes; a process without samples has no meters. All must call it."""
     if distributed.world_size() == 1:
         return dict(meters)
-    shares = distributed.gather({name: meter.on_host() for name, meter in meters.items()})
+    shares = distributed.gather({name: meter.state_dict() for name, meter in meters.items()})
     names = dict.fromkeys(name for share in shares for name in share)
-    return {name: merge([share[name] for share in shares if name in share], device) for name in names}
+    return {name: merge((share[name] for share in shares if name in share), device) for name in names}
 
 
 def calibration(logits: Tensor, target: Tensor, bins: int = 15) -> tuple[float, Tensor]:

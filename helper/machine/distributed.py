@@ -31,7 +31,7 @@ import torch.distributed as dist
 from torch import nn
 
 from core.log import log_to_file
-from core.machine import is_main, launched, local_world_size
+from core.machine import is_main, launched, local_world_size, rank
 from core.option import RESULT, Around, Config, at_least, flags_in, option, positive
 from core.protocols import UserError
 from helper.machine.heartbeat import Heartbeat
@@ -81,16 +81,7 @@ CONTROL_TIMEOUT = timedelta(hours=2)  # ranks may differ this long: validation o
 SPEAK_AFTER = 3.0  # seconds that other ranks give rank 0 to report a common error
 
 
-@dataclass
-class _Group:
-    """The process group of this process; size 1 without one."""
-
-    rank: int = 0
-    size: int = 1
-    control: Any = None
-
-
-_group = _Group()
+_control: Any = None  # the process group of this file's collectives; None: one process
 
 
 class RankLost(UserError):  # noqa: N818 (it names what happened to another)
@@ -98,7 +89,7 @@ class RankLost(UserError):  # noqa: N818 (it names what happened to another)
 
 
 def world_size() -> int:
-    return _group.size
+    return 1 if _control is None else dist.get_world_size()
 
 
 def restarts() -> int:
@@ -128,6 +119,7 @@ def process_group(backend: str | None, timeout: float, advice: str = "") -> Iter
 
     advice: what to do if another process is lost, see lost_ranks().
     """
+    global _control
     if not launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
@@ -140,18 +132,17 @@ def process_group(backend: str | None, timeout: float, advice: str = "") -> Iter
             # the launcher's store survives a restart, with the addresses of ended processes
             store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(chosen, store=store, rank=place, world_size=size, timeout=wait)
-        _group.rank, _group.size = dist.get_rank(), dist.get_world_size()
         # created once, with the short timeout: a process that is missing now will not come
-        _group.control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
+        _control = dist.new_group(backend="gloo", timeout=CONTROL_TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(_no_rendezvous(where, error, timeout)) from error
-    with lost_ranks(advice), Heartbeat(_group.rank, _group.size, timeout, partial(_hangs, advice)).running():
+    with lost_ranks(advice), Heartbeat(place, size, timeout, partial(_hangs, advice)).running():
         yield
-        dist.barrier(_group.control)
+        dist.barrier(_control)
     # not after an error: destroying a group that has lost a member may hang, and the process ends anyway
     with contextlib.suppress(RuntimeError):
         dist.destroy_process_group()
-    _group.rank, _group.size, _group.control = 0, 1, None
+    _control = None
 
 
 def _no_rendezvous(where: str, error: BaseException, timeout: float) -> str:
@@ -173,7 +164,7 @@ def _hangs(advice: str) -> None:
     """End this process, even if its main thread waits in a collective."""
     message = f"{HANGS}{advice}"
     log_to_file(message)
-    print(message if is_main() else f"[rank {_group.rank}] {message}", file=sys.stderr, flush=True)
+    print(message if is_main() else f"[rank {rank()}] {message}", file=sys.stderr, flush=True)
     time.sleep(SPEAK_AFTER)
     leave(2)
 
@@ -194,35 +185,35 @@ def lost_ranks(advice: str = "") -> Iterator[None]:
 
 def barrier() -> None:
     """Wait for all processes, however long rank 0 writes."""
-    if _group.size > 1:
-        dist.barrier(_group.control)
+    if _control is not None:
+        dist.barrier(_control)
 
 
 def gather(value: T) -> list[T]:
     """The value of every process, in rank order, in every process."""
-    if _group.size == 1:
+    if _control is None:
         return [value]
-    values: list[Any] = [None] * _group.size
-    dist.all_gather_object(values, value, _group.control)
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, _control)
     return values
 
 
 def broadcast(value: T) -> T:
     """Rank 0's value."""
-    if _group.size == 1:
+    if _control is None:
         return value
     box = [value]
-    dist.broadcast_object_list(box, 0, group=_group.control)
+    dist.broadcast_object_list(box, 0, group=_control)
     return box[0]
 
 
 def by_main(work: Callable[[], T]) -> T:
     """Rank 0 works; all processes get its return value, or its UserError."""
-    if _group.size == 1:
+    if _control is None:
         return work()
     result: Any = None
     error: UserError | None = None
-    if _group.rank == 0:
+    if is_main():
         try:
             result = work()
         except UserError as raised:
@@ -253,7 +244,7 @@ class Agreement:
 
     def poll(self, mine: int) -> int:
         """All processes must poll equally often."""
-        if _group.size == 1:
+        if _control is None:
             return mine
         if self.agreed:
             return self.agreed
@@ -262,14 +253,14 @@ class Agreement:
             self.agreed = int(self._value)
         if not self.agreed:
             self._value = torch.tensor([mine])
-            self._work = dist.all_reduce(self._value, dist.ReduceOp.MAX, group=_group.control, async_op=True)
+            self._work = dist.all_reduce(self._value, dist.ReduceOp.MAX, group=_control, async_op=True)
         return self.agreed
 
 
 @torch.no_grad()
 def share_statistics(module: nn.Module) -> None:
     """Copy rank 0's batch-norm statistics to every process, before evaluation or saving."""
-    if _group.size == 1:
+    if _control is None:
         return
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
     buffers = [b for m in norms for b in m.buffers()]
@@ -282,7 +273,7 @@ def share_statistics(module: nn.Module) -> None:
 
 def ddp(module: nn.Module) -> nn.Module:
     """The root in DistributedDataParallel, if there are several processes and trainable parameters."""
-    if _group.size == 1 or not any(p.requires_grad for p in module.parameters()):
+    if _control is None or not any(p.requires_grad for p in module.parameters()):
         return module
     device = next(module.parameters()).device
     ids = [device] if device.type == "cuda" else None
@@ -305,17 +296,6 @@ def sync_batch_norm(module: nn.Module) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(module)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """The settings of --multiprocessing_distributed and related flags."""
-
-    processes: int  # on this node
-    nodes: int
-    node_rank: int
-    host: str
-    port: int
-
-
 def in_processes(
     asked: LaunchConfig, gpu_id: str, argv: Sequence[str], work: Callable[[], object], advice: str = ""
 ) -> None:
@@ -324,15 +304,16 @@ def in_processes(
     advice: what to do if a process is lost, see lost_ranks().
     """
     if (wanted := wanted_launch(asked, gpu_id)) is not None:
-        if code := launch(wanted, argv, asked.dist_timeout):
+        if code := launch(*wanted, argv, asked.dist_timeout):
             raise SystemExit(code)
         return
     with process_group(asked.dist_backend, asked.dist_timeout, advice):
         work()
 
 
-def wanted_launch(asked: LaunchConfig, gpu_id: str) -> Launch | None:
-    """The processes to start; None: none. UserError if flags contradict each other."""
+def wanted_launch(asked: LaunchConfig, gpu_id: str) -> tuple[str, list[str]] | None:
+    """(address of the first node, torchrun's arguments) for the processes to start; None: none. UserError if flags
+    contradict each other."""
     if not asked.multiprocessing_distributed or launched():
         return None
     url, timeout = asked.dist_url, asked.dist_timeout
@@ -363,7 +344,8 @@ def wanted_launch(asked: LaunchConfig, gpu_id: str) -> Launch | None:
         raise UserError(
             _no_rendezvous(f"{host}:{port}", TimeoutError("timed out: no answer from this address"), timeout)
         )
-    return Launch(len(ids), nodes, node, host, port)
+    command = [f"--nproc_per_node={len(ids)}", f"--nnodes={nodes}", f"--node_rank={node}", f"--master_addr={host}"]
+    return f"{host}:{port}", [*command, f"--master_port={port}", "--rdzv_backend=static"]
 
 
 def _taken(host: str, port: int) -> bool:
@@ -386,7 +368,7 @@ def _answers(host: str, port: int, timeout: float) -> bool:
     return False
 
 
-def launch(wanted: Launch, argv: Sequence[str], timeout: float) -> int:
+def launch(where: str, command: Sequence[str], argv: Sequence[str], timeout: float) -> int:
     """Run this script in several processes, through torchrun's launcher; returns the exit code of the first failure.
 
     UserError if the nodes do not meet.
@@ -396,18 +378,15 @@ def launch(wanted: Launch, argv: Sequence[str], timeout: float) -> int:
     from torch.distributed.run import parse_args, run
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the failed process reports the error
-    command = [f"--nproc_per_node={wanted.processes}", f"--nnodes={wanted.nodes}", f"--node_rank={wanted.node_rank}"]
-    command += [f"--master_addr={wanted.host}", f"--master_port={wanted.port}", "--rdzv_backend=static"]
-    command += [f"--rdzv_conf=timeout={timeout:g}", str(Path(sys.argv[0]).resolve()), *argv]
     try:
-        run(parse_args(command))
+        run(parse_args([*command, f"--rdzv_conf=timeout={timeout:g}", str(Path(sys.argv[0]).resolve()), *argv]))
     except ChildFailedError as failed:
         first = failed.get_first_failure()[1]
         return first.exitcode if first.exitcode >= 0 else 128 - first.exitcode
     except SignalException as stop:
         return 128 + int(stop.sigval)
     except (RuntimeError, TimeoutError, OSError) as error:
-        raise UserError(_no_rendezvous(f"{wanted.host}:{wanted.port}", error, timeout)) from error
+        raise UserError(_no_rendezvous(where, error, timeout)) from error
     return 0
 
 
@@ -419,10 +398,3 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def wait_to_speak() -> None:
-    """Rank 0 reports an error at once; other ranks wait, so that an error of all ranks is reported once, as the
-    launcher ends all processes when one has failed."""
-    if not is_main():
-        time.sleep(SPEAK_AFTER)

@@ -146,7 +146,7 @@ def to_device(net: M, device: torch.device, kernels: Kernels = PLAIN) -> M:
     if kernels.channels_last:
         return net.to(memory_format=torch.channels_last)
     if isinstance(net, TappedNet) and not net._forward_pre_hooks:
-        net.register_forward_pre_hook(_contiguous_inputs)
+        net.register_forward_pre_hook(lambda net, args: ({k: x.contiguous() for k, x in args[0].items()},))
     return net
 
 
@@ -162,21 +162,13 @@ def _in_float32(convolution: nn.Conv2d, x: Tensor) -> Tensor:
         return forward(convolution, x.float()).to(x.dtype)
 
 
-def _contiguous_inputs(net: nn.Module, args: tuple[Mapping[str, Tensor]]) -> tuple[Mapping[str, Tensor]]:
-    return ({k: x.contiguous() for k, x in args[0].items()},)
-
-
-def _twice(x: Tensor) -> Tensor:
-    return x * 2 + 1
-
-
 @functools.cache
 def compiler_fault(device: torch.device) -> str | None:
     """Why torch.compile fails on a device, in a few words; None if it works. Compiles two operations as a test."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
     try:
         with torch.no_grad():
-            torch.compile(_twice, dynamic=False)(torch.ones(8, device=device))
+            torch.compile(lambda x: x * 2 + 1, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # any error of the tool chain means the same
         return _first_line(error)
     return None
@@ -240,12 +232,6 @@ def maybe_compiled(
     if kernels.compile is not None and part in kernels.parts:
         return Compiled(function, kernels, full, freezing)
     return lambda size, *args: function(*args)
-
-
-def begin_step(kernels: Kernels) -> None:
-    """Allow CUDA graphs to overwrite the outputs of the last step."""
-    if kernels.graphs:
-        torch.compiler.cudagraph_mark_step_begin()
 
 
 def private_copy(net: TappedNet) -> TappedNet:

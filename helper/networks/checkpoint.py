@@ -326,9 +326,7 @@ def _refuse_odd(path: Path, content: Mapping[str, Any]) -> None:
     """UserError if a recorded value is not a finite number, or an entry of meta has another type."""
     for key in ("epoch", *ACCURACY_ENTRIES):
         value = content.get(key)
-        if (isinstance(value, float | int | np.number) or (isinstance(value, Tensor) and value.ndim == 0)) and _number(
-            value
-        ) is None:
+        if _is_number(value) and _number(value) is None:
             raise UserError(f"{path} says {key} = {str(value)[:40]}, not a finite number: save it again without {key}")
     meta = content.get("meta")
     if not isinstance(meta, Mapping):
@@ -391,9 +389,13 @@ def _wraps(prefix: str, state: State) -> bool:
     return any(k.startswith(prefix) for k in state) and all(k.startswith(prefix) or COMPANIONS.match(k) for k in state)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int | np.number) or (isinstance(value, Tensor) and value.ndim == 0)
+
+
 def _number(value: Any) -> float | None:
     """The number, or None if it is not a finite number."""
-    if not isinstance(value, float | int | np.number) and not (isinstance(value, Tensor) and value.ndim == 0):
+    if not _is_number(value):
         return None
     try:
         number = float(value)

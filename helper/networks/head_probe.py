@@ -133,14 +133,18 @@ def with_probe(
         key["shape"] = list(data.shapes[spec.input])
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{kind}_{digest}.pth"
-    found = distributed.main_first(lambda: _found(path) or _fitted(network, key, data, path if keep else None, device))
-    weight, bias = found["weight"], found["bias"]
+    found = distributed.main_first(
+        lambda: (
+            load_file(path, "delete it to fit the probe again")
+            if path.exists()
+            else _fitted(network, key, data, path if keep else None, device)
+        )
+    )
+    weight = found["weight"]
     place = path if path.exists() else "not written"
     log.info("%s probe of %s: %.2f on the training set, %s", kind, spec.name, found["train_acc"], place)
     head = nn.Linear(weight.shape[1], weight.shape[0])
-    with torch.no_grad():
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
+    head.load_state_dict({"weight": weight, "bias": found["bias"]})
     network.model.set_submodule(spec.head, head)
     # the file's accuracy belongs to its own classifier
     checkpoint = dataclasses.replace(network.checkpoint, best_acc=None)
@@ -148,10 +152,6 @@ def with_probe(
     return dataclasses.replace(
         network, spec=spec, checkpoint=checkpoint, lacks="", changes=f"{network.changes} {kind} probe {digest}"
     )
-
-
-def _found(path: Path) -> dict[str, Any] | None:
-    return load_file(path, "delete it to fit the probe again") if path.exists() else None
 
 
 def _fitted(

@@ -23,7 +23,7 @@ from distiller_zoo._task import Composite
 from distiller_zoo.base import Deployment
 from helper.machine.kernels import PLAIN, Kernels, to_device
 from helper.networks.checkpoint import Checkpoint, infer_arch, load_weights, num_classes_of, read_checkpoint
-from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher, SeveralTeachers
+from helper.networks.teacher_sources import EnsembleTeacher, LiveTeacher
 from models import model_dict, model_in, without_heads
 from models._common import with_drop_path
 from models._hub import is_folder
@@ -229,8 +229,7 @@ class Network:
             return first
         want = tuple(net.want) if self.by_features else ()
         rest = [LiveTeacher(to_device(n.tapped(want), device, kernels), autocast, kernels, full) for n in self.others]
-        kind = SeveralTeachers if self.by_features else EnsembleTeacher
-        return kind([first, *rest], self.weights)
+        return EnsembleTeacher([first, *rest], self.weights)
 
     def side(self, net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
         """Its description for methods; net: this network, tapped."""
@@ -344,9 +343,8 @@ def assembled(
 ) -> Network:
     """The network with the checkpoint's weights; num_classes: as in load_network()."""
     classes = num_classes_of(checkpoint.state, spec)
-    if num_classes is not None and classes is not None and classes != num_classes:
+    if num_classes not in (None, classes):
         raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, but the data set has {num_classes}")
-    classes = num_classes if classes is None else classes
     model = spec(num_classes=classes)
     load_weights(model, checkpoint.state, f"{path} as {spec.name}")
     if "proj" not in checkpoint.extra:

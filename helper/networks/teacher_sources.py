@@ -109,11 +109,9 @@ class LiveTeacher(TeacherSource):
             if self.dropout:  # the copy below is fixed in eval mode
                 with noisy(self.net.model):
                     features = self.net(inputs)
-                self._check(features.get("logits"))
-                return {k: features[k] for k in self.spec.outputs(taps)}
-            if self._run is None:
-                self._run = self._prepared(inputs)
-            features = self._run(len(batch), inputs)
+            else:
+                self._run = self._run or self._prepared(inputs)
+                features = self._run(len(batch), inputs)
             self._check(features.get("logits"))
             # the next replay of a CUDA graph overwrites its output, which students of one batch may still need
             copies = self.kernels.graphs
@@ -164,36 +162,24 @@ def mean_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 class EnsembleTeacher(TeacherSource):
-    """Several frozen networks as one: logits = log of the weighted mean of their probabilities (at temperature 1).
+    """Several frozen networks as one: logits = log of the weighted mean of their probabilities (at temperature 1), if
+    all have a classifier; a tap of teacher i > 0 is called TAP@i.
 
-    With one teacher this is the teacher itself, as a softmax ignores a constant. Feature maps of several networks have
-    no mean, so methods that read them raise UserError.
+    With one teacher this is the teacher itself, as a softmax ignores a constant.
     weights: one per teacher, normalised to sum 1; None: equal.
     """
 
     def __init__(self, sources: Sequence[TeacherSource], weights: Sequence[float] | None = None):
         weights = [1.0] * len(sources) if weights is None else list(weights)
-        if len(weights) != len(sources):
-            raise UserError(f"--teacher_weight has {len(weights)} values for {len(sources)} teachers")
         if min(weights) < 0 or not 0 < sum(weights) < math.inf:
             raise UserError("--teacher_weight needs finite weights of at least 0, and one above 0")
         self.sources, self.weights = list(sources), [w / sum(weights) for w in weights]
         self.spec = sources[0].spec
 
     def features(self, batch: Batch, taps: Sequence[str]) -> Features:
-        assert not taps, "an ensemble has only logits"
-        asked = [(s, w) for s, w in zip(self.sources, self.weights, strict=True) if w > 0]
-        return {"logits": mean_logits([s.features(batch, ())["logits"] for s, _ in asked], [w for _, w in asked])}
-
-
-class SeveralTeachers(EnsembleTeacher):
-    """Several frozen networks with separate features: a tap of teacher i > 0 is called TAP@i.
-
-    If all have a classifier, the logits are those of the ensemble.
-    """
-
-    def features(self, batch: Batch, taps: Sequence[str]) -> Features:
-        answers = [source.features(batch, taps) for source in self.sources]
+        answers = [
+            s.features(batch, taps) if taps or w else {} for s, w in zip(self.sources, self.weights, strict=True)
+        ]
         found = {tap if i == 0 else f"{tap}@{i}": a[tap] for i, a in enumerate(answers) for tap in taps}
         if self.spec.headless:
             return found

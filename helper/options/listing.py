@@ -18,11 +18,11 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -54,16 +54,14 @@ KINDS = ("all", "methods", "models", "data")
 
 @dataclass(frozen=True)
 class Method:
-    """One registry entry. venue: with the year; "" where there is no paper. taps: text of read_by().
+    """One registry entry. paper: of paper_of(). taps: text of read_by().
 
     deployed, trained: parameters in addition to the student's, at test time and in training; None if unknown.
     """
 
     name: str
     aliases: tuple[str, ...]
-    title: str
-    authors: str
-    venue: str
+    paper: dict[str, str]
     taps: str
     weights: str
     by_authors: str
@@ -99,27 +97,17 @@ def paper_of(method: type[Distiller]) -> dict[str, str]:
 
 def grouped(taps: Iterable[str]) -> str:
     """stem, stage1, stage2, stage3, pooled -> stem, stage1-3, pooled."""
-    ranges: dict[tuple[str, str], list[int]] = {}
-    words: dict[object, None] = {}
+    numbers: dict[str, list[int]] = {}  # by name, with {} in the place of the number
     for tap in taps:
         found = re.fullmatch(r"(\D+)(\d+)(_\D+)?", tap)
-        if found is None:
-            words[tap] = None
-            continue
-        key = (found[1], found[3] or "")
-        words[key] = None
-        ranges.setdefault(key, []).append(int(found[2]))
-
-    def shown(word: object) -> str:
-        if isinstance(word, str):
-            return word
-        before, after = pair = cast(tuple[str, str], word)
-        numbers = sorted(ranges[pair])
-        whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
-        spans = [f"{numbers[0]}-{numbers[-1]}"] if whole else map(str, numbers)
-        return ", ".join(f"{before}{span}{after}" for span in spans)
-
-    return ", ".join(map(shown, words))
+        name = f"{found[1]}{{}}{found[3] or ''}" if found else tap
+        numbers.setdefault(name, []).append(int(found[2]) if found else 0)
+    words: list[str] = []
+    for name, own in numbers.items():
+        low, high = min(own), max(own)
+        spans = [f"{low}-{high}"] if len(own) == high - low + 1 > 1 else sorted(own)
+        words += dict.fromkeys(name.format(span) for span in spans)
+    return ", ".join(words)
 
 
 def bare(spec: ModelSpec, num_classes: int, want: Sequence[str] = ()) -> TappedNet:
@@ -172,7 +160,7 @@ def count_method(kind: type[Distiller]) -> tuple[str, int | None, int | None, li
 
 
 def method(kind: type[Distiller], known: Sequence[Any] | None = None) -> Method:
-    paper, cfg = paper_of(kind), kind.Config()
+    cfg = kind.Config()
     weights = f"-c {cfg.cls:g} -d {cfg.div:g} -b {cfg.beta:g}" + (f" --kd_T {cfg.kd_T:g}" if cfg.kd_T != 4 else "")
     spelled = {"cls": "-c", "div": "-d", "beta": "-b"}
     by_authors = " ".join(f"{spelled.get(k, f'--{k}')} {v:g}" for k, v in kind.Config.authors.items())
@@ -191,9 +179,7 @@ def method(kind: type[Distiller], known: Sequence[Any] | None = None) -> Method:
     return Method(
         kind.name,
         tuple(a for a, n in method_dict.aliases.items() if n == kind.name),
-        paper["title"],
-        paper["authors"],
-        paper["venue"],
+        paper_of(kind),
         taps,
         weights,
         by_authors,
@@ -256,10 +242,12 @@ def in_millions(count: int | None) -> str:
 
 def page(kind: str = "all") -> str:
     """The plain text of `--list`."""
-    names = f"DATA SETS (--dataset): {', '.join(dataset_dict)}"
-    data = partial(textwrap.fill, names, WIDTH, subsequent_indent="    ")
-    parts: dict[str, Callable[[], str]] = {"methods": _methods_page, "models": _models_page, "data": data}
+    parts = {"methods": _methods_page, "models": _models_page, "data": _data_page}
     return "\n\n".join(text() for name, text in parts.items() if kind in ("all", name))
+
+
+def _data_page() -> str:
+    return textwrap.fill(f"DATA SETS (--dataset): {', '.join(dataset_dict)}", WIDTH, subsequent_indent="    ")
 
 
 def _methods_page() -> str:
@@ -272,8 +260,8 @@ def _methods_page() -> str:
         ),
     ]
     for m in methods():
-        about = f"{m.title}. {m.authors}, {m.venue}" if m.authors else m.title
-        lines += ["", *textwrap.wrap(f"{', '.join((m.name, *m.aliases))}: {about}", WIDTH)]
+        about = "{title}. {authors}, {venue}" if m.paper["authors"] else "{title}"
+        lines += ["", *textwrap.wrap(f"{', '.join((m.name, *m.aliases))}: {about.format(**m.paper)}", WIDTH)]
         extra = f"extra parameters: {in_millions(m.deployed)} at test time, {in_millions(m.trained)} in training"
         lines += textwrap.wrap(f"taps: {m.taps}. {extra}", WIDTH, initial_indent="    ", subsequent_indent="        ")
         authors = f" (authors: {m.by_authors})" if m.by_authors else ""
@@ -309,7 +297,7 @@ def tables(recount: bool = True) -> dict[str, str]:
     rows = [
         (
             f"`{m.name}`" + "".join(f", `{a}`" for a in m.aliases),
-            f"{m.title} ({m.authors}, {m.venue})" if m.authors else m.title,
+            ("{title} ({authors}, {venue})" if m.paper["authors"] else "{title}").format(**m.paper),
             m.taps + "".join(f" (of {TRANSFORMER})" for remark in m.found if TRANSFORMER in remark),
             f"`{m.weights}`" + (f"; `{m.by_authors}`" if m.by_authors else ""),
             f"{in_millions(m.deployed)} / {in_millions(m.trained)}",

@@ -63,18 +63,15 @@ def modern(dataset: str, unlabelled: bool) -> dict[str, Any]:
     return {k: v for k, v in MODERN.items() if k not in left_out}
 
 
-def own_fields(method: type[Distiller]) -> list[dataclasses.Field[Any]]:
+def own_flags(method: type[Distiller]) -> dict[str, Flag]:
+    """Config field -> flag, for the settings of a method; they exist if --distill names it."""
     common = {f.name for f in dataclasses.fields(Distiller.Config)}
-    return [f for f in dataclasses.fields(method.Config) if f.name not in common]
+    own = (f for f in dataclasses.fields(method.Config) if f.name not in common)
+    return {f.name: dataclasses.replace(flag_of(f, prefix=f"{method.name}_"), role=RESULT) for f in own}
 
 
 def flags_of(method: type[Distiller]) -> list[Flag]:
-    """The flags of a method, which exist if --distill names it."""
-    return [method_flag(method.name, f) for f in own_fields(method)]
-
-
-def method_flag(method: str, f: dataclasses.Field[Any]) -> Flag:
-    return dataclasses.replace(flag_of(f, prefix=f"{method}_"), role=RESULT)
+    return list(own_flags(method).values())
 
 
 def methods_named(name: str) -> list[type[Distiller]]:
@@ -93,30 +90,19 @@ def share_of_weight_flag(pairs: Any, methods: Sequence[type[Distiller]]) -> Any:
 
 def default_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[str, float]:
     """Default weights of the method, and its settings that the protocol changes. For combinations: common_weights()."""
-    rows = [
-        {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
-        | ({parsed_name(m, k): v for k, v in m.Config.authors.items()} if protocol == "authors" else {})
-        for m in methods
-    ]
+    rows = []
+    for m in methods:
+        own, authors = own_flags(m), m.Config.authors if protocol == "authors" else {}
+        row = {"cls": m.Config.cls, "div": m.Config.div, "beta": m.Config.beta, "kd_T": m.Config.kd_T}
+        rows.append(row | {own[k].dest if k in own else k: v for k, v in authors.items()})
     if len(rows) == 1:
         return rows[0]
     return {k: v for row in rows for k, v in row.items()} | common_weights(methods, rows)
 
 
-def parsed_name(method: type[Distiller], name: str) -> str:
-    """The parsed name of a Config field."""
-    own = {f.name: f for f in own_fields(method)}
-    return method_flag(method.name, own[name]).dest if name in own else name
-
-
-def method_config(
-    values: Mapping[str, Any],
-    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field[Any]]]],
-    methods: Sequence[type[Distiller]],
-    teacher: bool,
-) -> Any:
+def method_config(values: Mapping[str, Any], methods: Sequence[type[Distiller]], teacher: bool) -> Any:
     def fields_of(method: type[Distiller]) -> dict[str, Any]:
-        return {f.name: values[k] for k, users in own.items() for m, f in users if m is method}
+        return {name: values[flag.dest] for name, flag in own_flags(method).items()}
 
     if teacher:
         return methods[0].Config(class_weight=values["class_weight"], **fields_of(methods[0]))

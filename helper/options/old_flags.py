@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
 from typing import NoReturn
 
 STUDENT, TEACHER, TEST = "train_student.py", "train_teacher.py", "test_model.py"
@@ -47,15 +46,6 @@ ONLY = {TEACHER: {"--tarch": f"of a student: use {STUDENT}", "--tcheckpoint": f"
 ONLY[TEST] = {"--checkpoint": "--path"}
 
 
-def hint(token: str, prog: str, known: Sequence[str]) -> str:
-    """(--arch is --model_s), or the nearest flag; "" if there is none. token: a flag without its value."""
-    old = OLD | ({"--arch": ARCH[prog]} if prog in ARCH else {}) | ONLY.get(prog, {})
-    if token in old:
-        return f" ({token} is {old[token]})"
-    near = difflib.get_close_matches(token, known, n=1, cutoff=0.7)
-    return f" (did you mean {near[0]} for {token}?)" if near else ""
-
-
 class Parser(argparse.ArgumentParser):
     """argparse, except that the error about an unknown flag names the one to type."""
 
@@ -63,7 +53,12 @@ class Parser(argparse.ArgumentParser):
         return [name for name in self._option_string_actions if name.startswith("--")]
 
     def hint(self, token: str) -> str:
-        return hint(token, self.prog, self.known())
+        """(--arch is --model_s), or the nearest flag; "" if there is none. token: a flag without its value."""
+        old = OLD | ({"--arch": ARCH[self.prog]} if self.prog in ARCH else {}) | ONLY.get(self.prog, {})
+        if token in old:
+            return f" ({token} is {old[token]})"
+        near = difflib.get_close_matches(token, self.known(), n=1, cutoff=0.7)
+        return f" (did you mean {near[0]} for {token}?)" if near else ""
 
     def error(self, message: str) -> NoReturn:
         kind, _, rest = message.partition(": ")

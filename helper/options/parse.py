@@ -24,10 +24,8 @@ from helper.options.method_flags import (
     default_weights,
     flags_of,
     method_config,
-    method_flag,
     methods_named,
     modern,
-    own_fields,
     share_of_weight_flag,
     term_weights,
     weights_from_flag,
@@ -44,7 +42,7 @@ from helper.options.settings import (
     common_flags,
     given_by_user,
 )
-from helper.runs.folder import WITHOUT_EFFECT, plain_word
+from helper.runs.folder import plain_word
 from models import model_dict
 
 EPILOG = (
@@ -112,12 +110,11 @@ def parse(argv: Sequence[str] | None, *, teacher: bool) -> Settings:
 
 @dataclass(frozen=True)
 class _Given:
-    """The settings of a command line and its --config. values: flag -> value or UNSET. own: flag of a method -> the
-    methods that have it, and their fields."""
+    """The settings of a command line and its --config. values: flag -> value or UNSET. own: the flags of methods."""
 
     values: dict[str, Any]
     flags: dict[str, Flag]
-    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field[Any]]]]
+    own: Sequence[str]
     distills: Sequence[str]
     file: FileSettings
     from_file: Collection[str]
@@ -176,15 +173,14 @@ def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
         raise UserError(
             f"--distill {','.join(distills)} needs a teacher, but train_teacher.py has none: use train_student.py"
         )
-    own: dict[str, list[tuple[type[Distiller], dataclasses.Field[Any]]]] = {}
+    own: list[str] = []
     for method in methods:
         group = parser.add_argument_group(f"flags of {method.name}")
-        for f in own_fields(method):
-            flag = method_flag(method.name, f)
+        for flag in flags_of(method):
             if flag.dest not in own:  # two methods of a combination may share a published flag (--feat_dim)
                 flags[flag.dest] = flag
                 add_flag(group, flag)
-            own.setdefault(flag.dest, []).append((method, f))
+                own.append(flag.dest)
     values = vars(parser.parse_args(argv))
     if listed := values.pop("list"):
         from helper.options.listing import show  # imports every method
@@ -192,30 +188,23 @@ def _read(argv: Sequence[str], kind: type[Configs]) -> _Given:
         show(listed)
         raise SystemExit(0)
     del values["config"]
-    typed = file.typed(flags, _others(methods)) if file.given else {}
+    others = (method_dict[name] for name in method_dict if method_dict[name] not in methods) if file.given else ()
+    typed = file.typed(flags, [flag.dest for method in others for flag in flags_of(method)])
     from_file = {k: v for k, v in typed.items() if values[k] is UNSET}
     return _Given(values | from_file, flags, own, distills, file, from_file.keys())
-
-
-def _others(methods: Sequence[type[Distiller]]) -> list[str]:
-    """The flags that only other methods have."""
-    return [
-        flag.dest for name in method_dict if method_dict[name] not in methods for flag in flags_of(method_dict[name])
-    ]
 
 
 def _settings(given: _Given, trial: str, student: str | None, distill: str, argv: Sequence[str]) -> Settings:
     """The settings of one student of one trial."""
     mine, several = methods_named(distill), len(given.lanes()) > 1
-    used = {k: [(m, f) for m, f in users if m in mine] for k, users in given.own.items()}
-    others = {k for k, users in used.items() if not users}
+    used = {flag.dest for m in mine for flag in flags_of(m)}
+    own, others = [k for k in given.own if k in used], set(given.own) - used
     chosen = {k: v for k, v in given.values.items() if k not in others} | {"trial": trial}
     if "model_s" in given.flags:
         chosen |= {"distill": distill} | ({"model_s": student} if student else {})
         if several:
             chosen["weight"] = share_of_weight_flag(given.values["weight"], mine)
     flags = {k: f for k, f in given.flags.items() if k not in others}
-    own = {k: users for k, users in used.items() if users}
     label = f"{student} {distill}" if len({s for s, _ in given.lanes()}) > 1 else distill
     resolved = _resolve(chosen, flags, own, mine, given)
     return dataclasses.replace(resolved, command=list(argv), label=label)
@@ -239,8 +228,7 @@ def _config_file_text(given: _Given, trials: Sequence[Sequence[Settings]]) -> st
 
 def flags_of_run(settings: Settings) -> dict[str, Flag]:
     """Flag name -> flag, for a run's script and method."""
-    methods = methods_named(settings.distill)
-    own = [method_flag(m.name, f) for m in methods for f in own_fields(m)]
+    own = [flag for m in methods_named(settings.distill) for flag in flags_of(m)]
     return {f.dest: f for f in (*common_flags(type(settings.configs)), *own)}
 
 
@@ -282,10 +270,11 @@ def _check_lanes(given: Mapping[str, Any], distills: Sequence[str], methods: Seq
 def _resolve(
     given: Mapping[str, Any],
     flags: Mapping[str, Flag],
-    own: Mapping[str, Sequence[tuple[type[Distiller], dataclasses.Field[Any]]]],
+    own: Sequence[str],
     methods: Sequence[type[Distiller]],
     source: _Given,
 ) -> Settings:
+    kind: type[TrainStudentConfigs | TrainTeacherConfigs]
     kind = TrainStudentConfigs if "model_s" in flags else TrainTeacherConfigs
     values = {k: f.default for k, f in flags.items()}
     sources = dict.fromkeys(values, "default")
@@ -324,13 +313,11 @@ def _resolve(
     values["distill"] = "+".join(m.name for m in methods)
     values[network] = spec.name
     configs = read(kind, values)
-    config = method_config(values, own, methods, teacher)
+    config = method_config(values, methods, teacher)
     refuse_absurd(flags.values(), values)
     method = methods[0] if len(methods) == 1 else Combined
     by_user = given_by_user(values, defaults, sources)
-    without_effect = {k: "accepted for old scripts" for k in WITHOUT_EFFECT if k in by_user}
-    if not teacher:
-        without_effect |= idle_logit_flags(values, by_user, config, methods)
+    without_effect = {} if teacher else idle_logit_flags(values, by_user, config, methods)
     return Settings(
         configs, method, config, {k: values[k] for k in own}, defaults, sources, without_effect=without_effect
     )

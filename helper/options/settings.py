@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from core.option import Flag, flags_in, flat
 from dataset.base import RecordingConfig, SourceConfig, StreamConfig, UnlabelledConfig, VideoConfig
@@ -55,9 +55,12 @@ class Configs:
 
 @dataclass(frozen=True)
 class TrainTeacherConfigs(Configs):
-    """Settings of train_teacher.py."""
+    """Settings of train_teacher.py, which has no teacher."""
 
     network: TrainTeacherNetwork
+    loss: ClassVar = WeightConfig()
+    teacher: ClassVar = TeacherConfig()
+    cache: ClassVar = CacheConfig()
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Settings:
     trained ones.
     """
 
-    configs: Configs
+    configs: TrainTeacherConfigs | TrainStudentConfigs
     method: type[Distiller]
     config: Any
     method_flags: Mapping[str, Any]
@@ -161,22 +164,19 @@ class Settings:
 
     @property
     def network(self) -> TrainTeacherNetwork | TrainStudentNetwork:
-        assert isinstance(self.configs, TrainTeacherConfigs | TrainStudentConfigs)
         return self.configs.network
 
     @property
     def loss(self) -> WeightConfig:
-        """In a teacher's training: the defaults."""
-        return self.configs.loss if isinstance(self.configs, TrainStudentConfigs) else WeightConfig()
+        return self.configs.loss
 
     @property
     def teacher(self) -> TeacherConfig:
-        """In a teacher's training: none."""
-        return self.configs.teacher if isinstance(self.configs, TrainStudentConfigs) else TeacherConfig()
+        return self.configs.teacher
 
     @property
     def cache(self) -> CacheConfig:
-        return self.configs.cache if isinstance(self.configs, TrainStudentConfigs) else CacheConfig()
+        return self.configs.cache
 
     @property
     def modalities(self) -> tuple[str, ...]:

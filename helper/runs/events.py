@@ -3,39 +3,56 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from core.protocols import UserError
 
 
-class Writer(Protocol):
-    """Event files: one scalar per tag and epoch."""
+class Writer:
+    """Event files of --tb_backend: one scalar per tag and epoch. A full disk is a UserError; the run can be resumed.
 
-    def scalars(self, values: Mapping[str, float], epoch: int) -> None: ...
+    Old event files are deleted first: a killed run may have written more or less than its last state.
+    """
 
-    def close(self) -> None: ...
+    def __init__(self, backend: str, folder: Path):
+        self.folder = folder
+        self.tensorboard: Any = None
+        with self._writing():
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+            if backend == "tensorboard_logger":
+                self.add = _tensorboard_logger().Logger(logdir=str(folder), flush_secs=2).log_value
+                return
+            from torch.utils.tensorboard import SummaryWriter
 
+            _quiet_about_events()
+            self.tensorboard = SummaryWriter(str(folder), flush_secs=10)
+            self.add = self.tensorboard.add_scalar
 
-class _TensorboardWriter:
-    def __init__(self, folder: Path):
-        from torch.utils.tensorboard import SummaryWriter
-
-        _quiet_about_events()
-        self.writer = SummaryWriter(str(folder), flush_secs=10)
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write event files in {self.folder}: {error.strerror or error}") from error
 
     def scalars(self, values: Mapping[str, float], epoch: int) -> None:
-        for tag, value in values.items():
-            self.writer.add_scalar(tag, value, epoch)
-        self.writer.flush()
+        with self._writing():
+            for tag, value in values.items():
+                self.add(tag, value, epoch)
+            if self.tensorboard is not None:
+                self.tensorboard.flush()
 
     def close(self) -> None:
         # scalars() has reported write errors; they must not hide the error that ends the run
         with contextlib.suppress(OSError):
-            self.writer.close()
+            if self.tensorboard is not None:
+                self.tensorboard.close()
 
 
 def _quiet_about_events() -> None:
@@ -51,25 +68,10 @@ def _quiet_about_events() -> None:
     threading.excepthook = _report
 
 
-class _TensorboardLoggerWriter:
-    def __init__(self, folder: Path):
-        _import_tensorboard_logger()
-        from tensorboard_logger import Logger
-
-        self.logger = Logger(logdir=str(folder), flush_secs=2)
-
-    def scalars(self, values: Mapping[str, float], epoch: int) -> None:
-        for tag, value in values.items():
-            self.logger.log_value(tag, value, epoch)
-
-    def close(self) -> None:
-        return None
-
-
-def _import_tensorboard_logger() -> None:
+def _tensorboard_logger() -> Any:
     # the package's generated code predates protobuf 4; only the pure-Python implementation reads it
     os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"
-    import tensorboard_logger  # noqa: F401
+    return importlib.import_module("tensorboard_logger")
 
 
 def require_backend(backend: str) -> None:
@@ -78,39 +80,9 @@ def require_backend(backend: str) -> None:
         if backend == "tensorboard":
             import torch.utils.tensorboard  # noqa: F401
         elif backend == "tensorboard_logger":
-            _import_tensorboard_logger()
+            _tensorboard_logger()
     except (ImportError, TypeError) as error:  # TypeError: protobuf refuses generated code it deems too old
         raise UserError(
             f"--tb_backend {backend} needs the package {backend} (pip install {backend}), "
             f"or pass --tb_backend none ({str(error).splitlines()[0]})"
         ) from error
-
-
-class _Guarded:
-    """Turns a full disk into a UserError; the run can be resumed."""
-
-    def __init__(self, writer: Writer, folder: Path):
-        self.writer, self.folder = writer, folder
-
-    def scalars(self, values: Mapping[str, float], epoch: int) -> None:
-        try:
-            self.writer.scalars(values, epoch)
-        except OSError as error:
-            raise UserError(f"cannot write event files in {self.folder}: {error.strerror or error}") from error
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-def event_writer(backend: str, folder: Path) -> Writer | None:
-    """backend: tensorboard, tensorboard_logger or none (None). Old event files are deleted first:
-    a killed run may have written more or less than its last state."""
-    if backend == "none":
-        return None
-    try:
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
-        writer = _TensorboardLoggerWriter(folder) if backend == "tensorboard_logger" else _TensorboardWriter(folder)
-    except OSError as error:
-        raise UserError(f"cannot write event files in {folder}: {error.strerror or error}") from error
-    return _Guarded(writer, folder)

@@ -6,6 +6,7 @@ save/{teachers,students}/tensorboard/NAME the event files.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -26,7 +27,7 @@ import torch
 
 from core import lock
 from core.files import atomic_write, atomic_write_text, read_json, remember, remembered
-from core.option import NAMED, RESULT, Config, at_least, option
+from core.option import NAMED, RESULT, Around, Config, at_least, option
 from core.protocols import UserError
 from core.registry import loaded_plugins
 
@@ -79,9 +80,8 @@ class RunConfig(Config):
         if self.seed is not None and not 0 <= self.seed < 2**63:
             raise UserError(f"the seed {self.seed} (--seed, or the number of --trial) must be in [0, 2^63)")
 
-
-# flags without effect in any run
-WITHOUT_EFFECT = ("use_lmdb", "tb_freq", "save_freq")
+    def idle(self, around: Around) -> dict[str, str]:
+        return dict.fromkeys(("use_lmdb", "tb_freq", "save_freq"), "accepted for old scripts")
 
 
 def portable(name: str) -> str:
@@ -350,6 +350,9 @@ def _longer(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
     return bool(theirs.get("max_steps")) or mine.get("epochs", 0) > theirs.get("epochs", 0)
 
 
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "nvidia-dali-cuda120")
+
+
 def environment() -> dict[str, Any]:
     """Commit, versions and hardware, for env.json."""
 
@@ -360,19 +363,13 @@ def environment() -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
     status = git("status", "--porcelain", "--untracked-files=no")
     return {
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {p: version(p) for p in ("torch", "torchvision", "numpy", "scipy", "nvidia-dali-cuda120")},
+        "versions": {p: next((d.version for d in metadata.distributions(name=p)), None) for p in PACKAGES},
         "cuda": torch.version.cuda,
         "cpu": _cpu_name(),
         "cpu_threads": torch.get_num_threads(),
@@ -384,10 +381,7 @@ def environment() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        if named := re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+            return named[1].strip()
     return platform.processor()

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from core.files import remember, remembered
 from core.log import log
@@ -37,20 +37,6 @@ class TrackerConfig(Config):
     )
     tracker_project: str = option("retort", "project of the tracker (MLflow: experiment)", metavar="NAME")
     tracker_artifacts: bool = option(False, "upload the best checkpoint to the tracker at the end of the run")
-
-
-class Tracker(Protocol):
-    """An open run of a tracker."""
-
-    identifier: str  # identifier of the run in the tracker
-
-    def row(self, values: Mapping[str, float], step: int) -> None: ...
-
-    def result(self, values: Mapping[str, Any], step: int) -> None: ...
-
-    def artifact(self, path: Path) -> None: ...
-
-    def close(self, finished: bool) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -186,6 +172,7 @@ def local_mlflow(store: Path) -> str:
     return f"sqlite:///{folder / 'mlflow.db'}" if importlib.util.find_spec("sqlalchemy") else (folder / "runs").as_uri()
 
 
+Tracker = _Wandb | _Trackio | _Mlflow  # an open run; identifier: of the run in the tracker
 TRACKERS: dict[str, Callable[[Place], Tracker]] = {"wandb": _Wandb, "trackio": _Trackio, "mlflow": _Mlflow}
 
 

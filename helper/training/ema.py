@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from core.option import RESULT, Config, at_least, option, share
@@ -68,16 +68,11 @@ class Average:
             yield
             return
         trained = [v.clone() for v in self.live]
-        self._fill(self.average)
+        torch._foreach_copy_(self.live, self.average)
         try:
             yield
         finally:
-            self._fill(trained)
-
-    @torch.no_grad()
-    def _fill(self, values: Sequence[Tensor]) -> None:
-        for live, value in zip(self.live, values, strict=True):
-            live.copy_(value)
+            torch._foreach_copy_(self.live, trained)
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": list(self.average), "steps": self.steps}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,29 +65,12 @@ class _Rounding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        return self._rounded(int8_input(x), int8_weight(self.weight))  # type: ignore[operator, arg-type]
+        compute: Any = nn.functional.linear if isinstance(self, nn.Linear) else self._conv_forward
+        return compute(int8_input(x), int8_weight(self.weight), self.bias)  # type: ignore[arg-type]
 
 
-class RoundingConv1d(_Rounding, nn.Conv1d):
-    def _rounded(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._conv_forward(x, weight, self.bias)
-
-
-class RoundingConv2d(_Rounding, nn.Conv2d):
-    def _rounded(self, x: Tensor, weight: Tensor) -> Tensor:
-        return self._conv_forward(x, weight, self.bias)
-
-
-class RoundingLinear(_Rounding, nn.Linear):
-    def _rounded(self, x: Tensor, weight: Tensor) -> Tensor:
-        return nn.functional.linear(x, weight, self.bias)
-
-
-ROUNDING: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Conv1d: RoundingConv1d,
-    nn.Conv2d: RoundingConv2d,
-    nn.Linear: RoundingLinear,
-}
+LAYERS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Linear)
+ROUNDING = {kind: type(f"Rounding{kind.__name__}", (_Rounding, kind), {}) for kind in LAYERS}
 
 
 def make_rounding(modules: Iterable[nn.Module]) -> int:

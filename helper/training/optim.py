@@ -100,13 +100,11 @@ class OptimConfig(Config):
 
 
 def optimizer(cfg: OptimConfig, lr: float, fused: bool = True) -> MakeOptimizer:
-    """One of OPTIMIZERS from torch; rmsprop with torchvision's alpha 0.9 and eps 0.0316.
+    """One of OPTIMIZERS from torch, rmsprop with torchvision's alpha 0.9 and eps 0.0316; or one of timm's.
 
     norm_weight_decay: of parameters with one dimension (normalisation layers and biases); None: as all others.
     fused: as one kernel, if torch has one; otherwise torch's default.
     """
-    if cfg.optimizer.startswith(TIMM):
-        return _of_timm(cfg, lr)
     fast = fused or None
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "sgd": partial(torch.optim.SGD, momentum=cfg.momentum, nesterov=cfg.nesterov, fused=fast),
@@ -115,11 +113,8 @@ def optimizer(cfg: OptimConfig, lr: float, fused: bool = True) -> MakeOptimizer:
         "adamw": partial(torch.optim.AdamW, fused=fast),
         "rmsprop": partial(torch.optim.RMSprop, momentum=cfg.momentum, alpha=0.9, eps=0.0316),
     }
-
-    def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
-        return kinds[cfg.optimizer](_groups(cfg, params, scale), lr=lr * scale, weight_decay=cfg.weight_decay)
-
-    return make
+    kind = _of_timm(cfg) if cfg.optimizer.startswith(TIMM) else kinds[cfg.optimizer]
+    return lambda params, scale: kind(_groups(cfg, params, scale), lr=lr * scale, weight_decay=cfg.weight_decay)
 
 
 def _groups(cfg: OptimConfig, params: Sequence[nn.Parameter], scale: float) -> list[dict[str, Any]]:
@@ -131,7 +126,7 @@ def _groups(cfg: OptimConfig, params: Sequence[nn.Parameter], scale: float) -> l
     return groups
 
 
-def _of_timm(cfg: OptimConfig, lr: float) -> MakeOptimizer:
+def _of_timm(cfg: OptimConfig) -> Callable[..., torch.optim.Optimizer]:
     """An optimiser of timm's factory; UserError if there is none of that name."""
     name = cfg.optimizer.removeprefix(TIMM)
     timm = needed("timm.optim", f"--optimizer {cfg.optimizer}")
@@ -139,12 +134,7 @@ def _of_timm(cfg: OptimConfig, lr: float) -> MakeOptimizer:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3) or known[:8]
         raise UserError(f"--optimizer {cfg.optimizer}: timm has no optimizer {name}: try {', '.join(near)}")
-
-    def make(params: Sequence[nn.Parameter], scale: float) -> torch.optim.Optimizer:
-        options: dict[str, Any] = {"lr": lr * scale, "weight_decay": cfg.weight_decay, "momentum": cfg.momentum}
-        return timm.create_optimizer_v2(_groups(cfg, params, scale), opt=name, **options)
-
-    return make
+    return partial(timm.create_optimizer_v2, opt=name, momentum=cfg.momentum)
 
 
 class PartedSGD(Optimizer):

@@ -43,46 +43,26 @@ class Reached:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class LastState:
+class LastState(dict[str, Any]):
     """The entries of a file that read_last() has verified."""
 
-    path: Path
-    entries: Mapping[str, Any]
-
-    def __getitem__(self, name: str) -> Any:
-        return self.entries[name]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        return self.entries.get(name, default)
+    def __init__(self, path: Path, entries: Mapping[str, Any]):
+        super().__init__(entries)
+        self.path = path
 
 
-def write_last(
-    folder: RunFolder,
-    stage: Stage,
-    reached: Reached,
-    *,
-    epoch: int,
-    step: int,
-    meter: Meter,
-    identity: Mapping[str, Any],
-    meta: Mapping[str, Any],
-) -> None:
-    """Rank 0 writes and the others wait, so that none continues without a saved state."""
+def write_last(folder: RunFolder, stage: Stage, entries: Mapping[str, Any]) -> None:
+    """Rank 0 writes and the others wait, so that none continues without a saved state. entries: those of the table
+    above that are not the stage's."""
     several = distributed.world_size() > 1
     ranks = distributed.gather({"rng": rng_state(), "step": stage.step.rng.get_state()}) if several else []
     if machine.is_main():
         state = {
             "stage": stage.index,
-            "epoch": epoch,
-            "step": step,
             "step_state": stage.step.state_dict(),
-            "meter": meter.state_dict() if step else None,
             "rng": rng_state(),
-            **vars(reached),
-            "identity": dict(identity),
             **stage.step.deployed_state(),
-            "meta": dict(meta),
+            **entries,
         }
         atomic_save(state | ({"ranks": ranks} if several else {}), folder.last, folder.previous)
     distributed.barrier()
@@ -179,7 +159,7 @@ def apply_last(
     try:
         stage.step.load_state_dict(state["step_state"])
         if state["step"] and machine.is_main():  # the state's meter covers all processes
-            meter.load_state_dict(state["meter"])
+            meter.add(state["meter"])
         _restore_rng(state, stage, log)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         if machine.out_of_memory(error):

@@ -31,7 +31,7 @@ from helper.runs.folder import RunFolder
 from helper.runs.progress import ProgressLine
 from helper.runs.trackers import Reports
 from helper.training.resume import LastState, Reached, apply_last, write_last
-from helper.training.schedule import make_schedule, undiminished
+from helper.training.schedule import make_schedule
 from helper.training.stages import Stage, TrainingConfig, describe_method
 
 
@@ -73,7 +73,7 @@ class TrainingRun:
     Call start(), then for every epoch start_epoch(), train_step() for its batches and finish_epoch(), until it has
     `ended`; always call close(). `place` is the next epoch.
 
-    open_writer: opens empty event files; rows of earlier sessions are written into them again.
+    tb_backend: writer of event files; rows of earlier sessions are written into them again.
     meta: what every checkpoint says of the run (arch, num_classes, dataset); the method adds its part.
     identity: the settings that a state to resume from must share.
     loader, test_loader: shared by all runs of the process. log: logger of the run.
@@ -91,7 +91,7 @@ class TrainingRun:
     training: TrainingConfig
     meta: Mapping[str, Any]
     identity: Mapping[str, Any]
-    open_writer: Callable[[], Writer | None]
+    tb_backend: str
     after_epoch: Callable[[], Mapping[str, Any]] = dict
     full_batches: bool = False
     shown: bool = True
@@ -119,7 +119,7 @@ class TrainingRun:
         """The learning rate of an epoch: of an earlier stage its own, or the schedule's initial one without warm-up."""
         if stage.constant_lr is not None:
             return stage.constant_lr
-        return self.schedule(epoch) if stage.final else undiminished(self.schedule)
+        return self.schedule(epoch) if stage.final else self.training.schedule.learning_rate
 
     def start(self, stages: Iterator[Stage], state: LastState | None, stopper: Stopper) -> None:
         """Prepare the first epoch to train. state: to resume from; None: start from scratch."""
@@ -129,8 +129,8 @@ class TrainingRun:
             self.reached.rows = self.folder.trim(done, None if state is None else state.get("rows"), self.log)
         # the state restores the networks, which hold the results of earlier stages
         self.stage = next(stage for stage in stages if stage.index >= done[0])
-        self.writer = self.open_writer()
-        if self.writer is not None:
+        if self.tb_backend != "none":
+            self.writer = Writer(self.tb_backend, self.folder.tensorboard)
             for row in self.reached.rows:
                 final = self.stage.final and row["stage"] == self.stage.index
                 self.writer.scalars(scalars_of(row, final), row["epoch"])
@@ -254,15 +254,11 @@ class TrainingRun:
             found = self._evaluated(stage, autocast)
         if stage.step.ema is not None:  # the trained weights, in addition to their average
             found["trained"] = next(iter(self._evaluated(stage, autocast).values()))
-        for name, result in found.items():
-            suffix = "" if not row else f"_{name}"
-            row |= {f"test_{k}{suffix}": v for k, v in result.items()}
         first = f" of the first {self.test_loader.first}" if self.test_loader.first else ""
-        self.log.info(f" ** test{first}: Acc@1 %.3f, Acc@5 %.3f", row["test_acc"], row["test_acc_top5"])
-        for name in (k.removeprefix("test_acc_top5_") for k in row if k.startswith("test_acc_top5_")):
-            self.log.info(
-                " ** test of %s: Acc@1 %.3f, Acc@5 %.3f", name, row[f"test_acc_{name}"], row[f"test_acc_top5_{name}"]
-            )
+        for name, result in found.items():
+            suffix, what = (f"_{name}", f" of {name}") if row else ("", first)
+            row |= {f"test_{k}{suffix}": v for k, v in result.items()}
+            self.log.info(" ** test%s: Acc@1 %.3f, Acc@5 %.3f", what, result["acc"], result["acc_top5"])
         return row
 
     def _evaluated(self, stage: Stage, autocast: torch.dtype | None) -> dict[str, dict[str, float]]:
@@ -296,8 +292,7 @@ class TrainingRun:
         )
 
     def _whole_meta(self) -> dict[str, Any]:
-        method = self.stage.step.method
-        return {**self.meta, **describe_method(method, method.cfg, self.stage.teacher)}
+        return {**self.meta, **describe_method(self.stage.step.method, self.stage.teacher)}
 
     def _save_best(self, row: Mapping[str, Any], epoch: int) -> None:
         self.reached.best_acc, self.reached.best_epoch = row["test_acc"], epoch
@@ -314,16 +309,9 @@ class TrainingRun:
 
     def _save_last(self, epoch: int, step: int) -> None:
         """epoch: number of complete ones; step: completed steps of the next one."""
-        write_last(
-            self.folder,
-            self.stage,
-            self.reached,
-            epoch=epoch,
-            step=step,
-            meter=self.meter,
-            identity=self.identity,
-            meta=self._whole_meta(),
-        )
+        position = {"epoch": epoch, "step": step, "meter": self.meter.state_dict() if step else None}
+        described = {"identity": dict(self.identity), "meta": self._whole_meta()}
+        write_last(self.folder, self.stage, position | vars(self.reached) | described)
 
     def _stop(self, number: int, where: str) -> None:
         name = signal.Signals(number).name
@@ -334,11 +322,11 @@ class Lanes:
     """Students that train together; usually one.
 
     Each has its own random generators, so that it computes the same as alone. If one diverges or is interrupted, the
-    others continue. memory: checks that all of them fit; if not, all of them end.
+    others continue. If their memory does not suffice for all of them, all of them end.
     """
 
-    def __init__(self, count: int, memory: LaneMemory | None = None):
-        self.alone, self.memory = count == 1, memory
+    def __init__(self, count: int, device: torch.device):
+        self.alone, self.memory = count == 1, LaneMemory(count, device)
         self.training: list[TrainingRun] = []
         self.together: list[TrainingRun] = []  # students that train the present epoch
         self.stopped: list[Exception] = []
@@ -365,7 +353,7 @@ class Lanes:
             self.stopped.append(error)
             self._drop(run)
         except RuntimeError as error:
-            if self.memory is None or self.alone or not machine.out_of_memory(error):
+            if self.alone or not machine.out_of_memory(error):
                 raise
             raise self.memory.exhausted(error) from error
         finally:
@@ -399,7 +387,7 @@ class Lanes:
                 continue
             with self._turn_of(run):
                 run.train_step(i, batch)
-            if self.memory is not None and run in self._fresh:
+            if run in self._fresh:
                 self._fresh.discard(run)
                 self.memory.after_first_step(kept_by(run.stage.step.optimizers.values()))
 

@@ -63,58 +63,33 @@ class StepDecay:
         return self.lr * self.rate ** sum(epoch > e for e in self.epochs)
 
 
-@dataclass(frozen=True)
-class Cosine:
-    """Half a cosine from lr in the first epoch to `lowest` in the epoch after the last
-    (Loshchilov & Hutter, ICLR 2017, eq. 5, without restarts; torch's CosineAnnealingLR stepped once an epoch)."""
-
-    lr: float
-    epochs: int
-    lowest: float = 0.0
-
-    def __call__(self, epoch: int) -> float:
-        return self.lowest + (self.lr - self.lowest) * (1 + math.cos(math.pi * (epoch - 1) / self.epochs)) / 2
-
-
-@dataclass(frozen=True)
-class WarmUp:
-    """`start` times the rate in the first epoch, rising linearly to the full rate in epoch `epochs` + 1 (torch's
-    LinearLR).
-
-    A cosine begins after the warm-up, as in torchvision's recipes; decay epochs count from the start of the run.
-    """
-
-    then: Schedule
-    epochs: int
-    start: float
-
-    def __call__(self, epoch: int) -> float:
-        if epoch > self.epochs:
-            return self.then(epoch - self.epochs if isinstance(self.then, Cosine) else epoch)
-        return self.then(1) * (self.start + (1 - self.start) * (epoch - 1) / self.epochs)
-
-
-def undiminished(schedule: Callable[[int], float]) -> float:
-    """The rate before any decay and without warm-up."""
-    return schedule.then(1) if isinstance(schedule, WarmUp) else schedule(1)
-
-
 def make_schedule(cfg: ScheduleConfig) -> Schedule:
-    """UserError if the warm-up takes the whole run."""
-    lr, warmup = cfg.learning_rate, cfg.warmup_epochs
+    """UserError if the warm-up takes the whole run.
+
+    cosine: half a cosine from the full rate to lr_min in the epoch after the last (Loshchilov & Hutter, ICLR 2017, eq.
+    5, without restarts; torch's CosineAnnealingLR stepped once an epoch). Warm-up: warmup_start times the rate in the
+    first epoch, rising linearly to the full rate in epoch warmup_epochs + 1 (torch's LinearLR). A cosine begins after
+    it, as in torchvision's recipes; decay epochs count from the start of the run.
+    """
+    lr, warmup, lowest = cfg.learning_rate, cfg.warmup_epochs, cfg.lr_min
     if not 0 <= warmup < cfg.epochs and warmup:
         raise UserError(f"--warmup_epochs {warmup} must be at least 0 and below --epochs {cfg.epochs}")
-    if not 0 < cfg.warmup_start <= 1 or not 0 <= cfg.lr_min <= lr:
+    if not 0 < cfg.warmup_start <= 1 or not 0 <= lowest <= lr:
         raise UserError(
-            f"--warmup_start {cfg.warmup_start} must be in (0, 1], and --lr_min {cfg.lr_min} from 0 to "
-            f"--learning_rate {lr}"
+            f"--warmup_start {cfg.warmup_start} must be in (0, 1], and --lr_min {lowest} from 0 to --learning_rate {lr}"
         )
-    then: Schedule = (
-        Cosine(lr, cfg.epochs - warmup, cfg.lr_min)
-        if cfg.schedule == "cosine"
-        else StepDecay(lr, parse_decay_epochs(cfg.lr_decay_epochs), cfg.lr_decay_rate)
-    )
-    return WarmUp(then, warmup, cfg.warmup_start) if warmup else then
+    step = StepDecay(lr, parse_decay_epochs(cfg.lr_decay_epochs), cfg.lr_decay_rate)
+
+    def cosine(epoch: int) -> float:
+        angle = math.pi * (max(epoch - warmup, 1) - 1) / (cfg.epochs - warmup)
+        return lowest + (lr - lowest) * (1 + math.cos(angle)) / 2
+
+    def rate(epoch: int) -> float:
+        share = cfg.warmup_start + (1 - cfg.warmup_start) * (epoch - 1) / warmup if epoch <= warmup else 1.0
+        full = cosine if cfg.schedule == "cosine" else step
+        return full(1 if epoch <= warmup else epoch) * share
+
+    return rate
 
 
 def parse_decay_epochs(text: str) -> tuple[int, ...]:

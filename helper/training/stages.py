@@ -66,9 +66,9 @@ class TrainingConfig:
     quantize: QuantizeConfig = QuantizeConfig()
 
 
-def describe_method(method: Distiller, cfg: Any, teacher: Side | None) -> dict[str, Any]:
+def describe_method(method: Distiller, teacher: Side | None) -> dict[str, Any]:
     """The method in a checkpoint's meta; enough to rebuild its deployed layers."""
-    deployment = method.deployment()
+    cfg, deployment = method.cfg, method.deployment()
     config = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.name != "members"}
     if deployment is not None:
         config |= {f.name: getattr(deployment.cfg, f.name) for f in dataclasses.fields(deployment.cfg)}

@@ -18,7 +18,7 @@ from distiller_zoo._math import detached
 from distiller_zoo._task import Computed, Deployed, Objective, Trained, added, averaged_over_ranks, gradients_of
 from distiller_zoo.base import Distiller
 from helper.machine import distributed
-from helper.machine.kernels import PLAIN, Kernels, begin_step, maybe_compiled
+from helper.machine.kernels import PLAIN, Kernels, maybe_compiled
 from helper.training.ema import Average, EmaConfig
 from helper.training.fake_quant import QuantizeConfig, make_rounding
 from helper.training.optim import MakeOptimizer, OptimConfig, PartedSGD
@@ -110,7 +110,8 @@ class DistillStep:
                 group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def __call__(self, batch: Batch, progress: Progress) -> StepResult:
-        begin_step(self.setup.kernels)
+        if self.setup.kernels.graphs:  # they may overwrite the outputs of the last step
+            torch.compiler.cudagraph_mark_step_begin()
         batch = self.method.prepare(batch)
         weights = self.method.weights(progress)
         micro = batch.split(self.setup.accumulate)

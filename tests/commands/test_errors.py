@@ -63,7 +63,7 @@ def student(commands, teacher, tmp_path):
         (("--distill", "srd", "--batch_size", 1), ("srd normalises", "a batch of one", "--batch_size")),
         (("--distill", "reviewkd", "--batch_size", 718), ("reviewkd normalises", "a batch of one", "--batch_size")),
         (("--distill", "crd", "--feat_dim", 0), ("--feat_dim 0",)),
-        (("--distill", "crd", "--nce_k", 10**13), ("--nce_k 10000000000000", "at most 16777216")),
+        (("--distill", "crd", "--nce_k", 10**13), ("--nce_k 10000000000000", "at most 16,777,216")),
         (("--distill", "crd", "--nce_t", 0), ("--nce_t 0.0",)),
         (("--distill", "cc", "--feat_dim", 10**12), ("--feat_dim 1000000000000", "at most")),
         (("--image_size", 100000), ("--image_size 100000", "4,096")),

@@ -154,7 +154,7 @@ def test_skipping_bad_files_hides_no_mistake(videos, tmp_path):
 
 def test_a_file_listed_as_a_folder(videos, tmp_path):
     (tmp_path / "list.txt").write_text("0.avi 1\n1.avi 3 5\n")
-    with pytest.raises(UserError, match=r"line 2: '1.avi 3 5' has the form FOLDER FRAMES LABEL, but '1.avi' is a file"):
+    with pytest.raises(UserError, match=r"line 2: '1.avi' is a file, but a line with frames names a folder"):
         read_entries(tmp_path / "list.txt", videos)
 
 

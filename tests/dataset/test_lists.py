@@ -8,8 +8,9 @@ import pytest
 import scipy.io
 
 from core.protocols import UserError
-from dataset.clips.decode import UnreadableError, read_depth, read_mat
+from dataset.clips.decode import read_depth, read_mat
 from dataset.clips.lists import describe_oddities, read_entries, read_list
+from dataset.images.files import UnreadableError
 from scripts.sort_imagenet_val import labels_from_text
 from tests.dataset.test_video import load, write_video
 from tests.support.logs import records

@@ -12,19 +12,20 @@ from tests.support.commands import ENV
 # in a process of its own, as torch remembers workers that were lost
 PROGRAM = """
 import os, sys, torch
+from dataset import workers
 from dataset.images import imagenet
 from helper.machine.program import run_script
 from tests.dataset.test_imagenet import load
 
-imagenet.TIMEOUT = float(sys.argv[3])
-read = imagenet.Decoded._read
+workers.TIMEOUT = float(sys.argv[3])
+view = imagenet.view
 
-def deadly(self, position, seed):
+def deadly(files, transform, position, seed):
     if position == 5:
         os.kill(os.getpid(), int(sys.argv[2]))
-    return read(self, position, seed)
+    return view(files, transform, position, seed)
 
-imagenet.Decoded._read = deadly
+imagenet.view = deadly
 run_script(lambda argv: list(load(sys.argv[1], num_workers=1).train_loader(8, seed=3, device=torch.device("cpu"))))
 """
 
@@ -33,7 +34,7 @@ run_script(lambda argv: list(load(sys.argv[1], num_workers=1).train_loader(8, se
     ("number", "seconds", "words"),
     [
         (signal.SIGKILL, 60, "a loader process was lost (DataLoader worker (pid"),
-        (signal.SIGSTOP, 1, "the loader processes sent nothing for 600 s (a disk or a decoder hangs)"),
+        (signal.SIGSTOP, 1, "the loader processes sent nothing for 1 s (a disk or a decoder hangs)"),
     ],
 )
 def test_a_lost_worker_is_one_sentence(tree, commands, number, seconds, words):  # noqa: F811

@@ -15,7 +15,7 @@ from distiller_zoo._heads import WithHeads
 from distiller_zoo._task import chain_of, union_of_needs, with_ordered_gradients
 from distiller_zoo.base import OWN_LOGITS
 from helper.deploy.cost import macs
-from helper.options.method_flags import own_fields
+from helper.options.method_flags import flags_of
 from models import model_dict
 from tests.support.cases import CLASSES, config
 from tests.support.contract import make_step
@@ -96,9 +96,8 @@ def test_published_weights(name, weights, authors):
 
 def test_flags_are_spelled_as_published():
     methods = [method_dict[name] for name in ("fitnet", "semckd", "simkd", "crd", "cc", "irg")]
-    fields = {f.name: f for m in methods for f in own_fields(m)}
-    flags = {name: (f.metadata["flag"], f.metadata["short"], f.default) for name, f in fields.items()}
-    assert flags == {
+    flags = [flag for m in methods for flag in flags_of(m)]
+    assert {flag.dest: (flag.names[0], flag.names[1:], flag.default) for flag in flags} == {
         "hint_layer": ("--hint_layer", (), 1),
         "soft": ("--soft", ("-s",), 1.0),
         "factor": ("--factor", ("-f",), 2),

@@ -12,7 +12,7 @@ from torch import nn
 from core.protocols import UserError
 from core.taps import TappedNet
 from helper.machine.kernels import Kernels, to_device
-from helper.training.fake_quant import RoundingConv2d, int8_input, int8_weight, make_rounding
+from helper.training.fake_quant import ROUNDING, int8_input, int8_weight, make_rounding
 from models import load_student, model_dict
 
 pytestmark = pytest.mark.usefixtures("quick_export")
@@ -53,7 +53,7 @@ def test_layers_round_in_training_alone():
     plain = TappedNet(spec(num_classes=10), spec, ("stage2", "pooled"))
     rounding = copy.deepcopy(plain)
     assert make_rounding([rounding.model]) == sum(isinstance(m, nn.Conv2d | nn.Linear) for m in plain.modules()) == 10
-    assert make_rounding([rounding.model]) == 0 and isinstance(rounding.model.conv1, RoundingConv2d)
+    assert make_rounding([rounding.model]) == 0 and isinstance(rounding.model.conv1, ROUNDING[torch.nn.Conv2d])
     assert plain.state_dict().keys() == rounding.state_dict().keys()
     batch = {"image": IMAGES}
     for mode in (False, True):
