@@ -3,7 +3,7 @@
 import re
 
 from helper.networks.teacher_sources import LiveTeacher
-from scripts.bench import bench_teachers
+from scripts.bench import bench_teachers, measuring
 
 TINY = ["--teacher", "vit_micro_cifar", "--teacher_image_size", "40", "--student", "resnet8", "--images", "16"]
 TINY += ["--batch_size", "8", "--rounds", "2"]
@@ -17,6 +17,7 @@ def test_the_teacher_is_asked_once_for_every_view(monkeypatch, tmp_path, capsys)
         return real(self, batch, taps)
 
     monkeypatch.setattr(LiveTeacher, "features", counted)
+    monkeypatch.setattr(measuring, "clock", measuring.clock)  # main() sets it, and other tests in this process read it
     bench_teachers.main([*TINY, "--markdown", str(tmp_path / "table.md")])
     assert asked == [2, 8, 8]  # the first two to learn the width
     text = (tmp_path / "table.md").read_text()
