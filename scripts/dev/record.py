@@ -66,7 +66,7 @@ TRAININGS = {
     "kd": Training(f"{DIGITS} {FIFTY} --distill kd"),
     "simkd": Training(f"{DIGITS} {FIFTY} --distill simkd"),
     "crd": Training(f"{DIGITS} {FIFTY} --distill crd --nce_k 64"),
-    "semckd": Training(f"{DIGITS} {FIFTY} --distill semckd"),
+    "semckd": Training(f"{DIGITS} {FIFTY} --distill semckd --clip_grad 5"),
     "ab": Training(f"{DIGITS} {FIFTY} --distill ab --init_epochs 1"),
     "kd+at": Training(f"{DIGITS} {FIFTY} --distill kd+at"),
     "lanes": Training(f"{DIGITS} {FIFTY} --distill kd,at"),
