@@ -102,7 +102,7 @@ def add_data(parser):
     """The flags that choose the samples and how they are read."""
     add_data_set(parser, folder=("--data_folder", "--data"))
     add = parser.add_argument
-    add("--file", type=Path, help="print the action in this sensor recording; needs no data set", metavar="FILE")
+    add("--file", type=Path, help="predict this recording, picture or video; needs no data set", metavar="FILE")
     add(
         "--modality",
         help="modality of action recordings that the network reads (default: as in training)",
@@ -151,7 +151,7 @@ def main(argv=None):
             raise UserError(f"--file is read by one process: leave {', '.join(given)} out")
         if args.report is not None:
             raise UserError("--report needs a test set, but --file names one recording: leave one of them out")
-        (found,) = open_predictor(args.path, args.model)([args.file], 3)
+        (found,) = open_predictor(args.path, args.model, args.image_size)([args.file], 3)
         for action, probability in found.top:
             log.info("%s  %.1f %%", action, 100 * probability)
         return

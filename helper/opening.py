@@ -295,16 +295,17 @@ def with_idle_flags(settings: Settings, data: DataSet, device: torch.device, has
     return dataclasses.replace(settings, without_effect=without_effect)
 
 
-def notice_of_decays(settings: Settings) -> None:
+def notice_of_decays(lanes: Sequence[Settings]) -> None:
     """Warn that the learning rate never drops, if a short run has the decay epochs of a longer one."""
-    cfg = settings.training.schedule
+    cfg = lanes[0].training.schedule
     decays = parse_decay_epochs(cfg.lr_decay_epochs)
-    moved = settings.given & {"epochs", "lr_decay_epochs"}
+    moved = lanes[0].given & {"epochs", "lr_decay_epochs"}
     if moved and cfg.schedule == "step" and decays and decays[0] >= cfg.epochs:
         log.info(
             "note: training ends (--epochs %d) before the first learning-rate drop (--lr_decay_epochs %s): the "
-            "learning rate stays at %g",
-            *(cfg.epochs, cfg.lr_decay_epochs, cfg.learning_rate),
+            "learning rate stays at %s",
+            *(cfg.epochs, cfg.lr_decay_epochs),
+            " and ".join(dict.fromkeys(f"{lane.training.schedule.learning_rate:g}" for lane in lanes)),
         )
 
 

@@ -95,7 +95,7 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     teacher = None if settings.is_teacher else open_teacher(lanes, data, device)
     data = for_student(data, teacher, lanes)
     lanes = [with_idle_flags(lane, data, device, teacher is not None) for lane in lanes]
-    notice_of_decays(settings)
+    notice_of_decays(lanes)
     loader: Loader = data.train_loader(
         loop.batch_size,
         seed=seed_of(settings),
@@ -118,7 +118,8 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
             distributed.world_size(),
             loop.batch_size // distributed.world_size(),
         )
-    steps = min(len(loader), loop.max_steps or len(loader)) * settings.training.schedule.epochs
+    epochs = 0 if settings.run.dry_run else settings.training.schedule.epochs  # a dry run compiles only if asked to
+    steps = min(len(loader), loop.max_steps or len(loader)) * epochs
     live = teacher is not None and not settings.cache
     kernels, notices = pick_kernels(settings.machine.kernels, device, steps, settings.teacher.fold_teacher, live)
     for notice in notices:

@@ -36,9 +36,7 @@ MEASURED = "One sample, float32, milliseconds of the processor on one thread, me
 def exported(student: Student, folder: Path, repetitions: int = 30) -> tuple[Path, dict[str, float | str]]:
     """Write the whole network, including the Gramian field, as an ONNX graph; (its file, a row of the report)."""
     reads, target = student.format, folder / f"{file_name(student.name)}.onnx"
-    write_onnx(
-        Plain(student.net).eval(), torch.randn(2, *reads.shape), target, onnx_metadata(student.classes or (), reads)
-    )
+    write_onnx(Plain(student.net).eval(), torch.randn(2, *reads.shape), target, onnx_metadata(student.classes, reads))
     x, graph = torch.randn(1, *reads.shape), onnx_function(target)
     return target, {
         "network": student.name,

@@ -63,17 +63,17 @@ def read_rows(path: Path, what: str, forms: str, numbers: range) -> list[ListRow
 
 
 def _row(line: str, where: str, forms: str, numbers: range) -> ListRow:
-    words = line.split()
-    last = len(words)
-    while last > 1 and _is_number(words[last - 1]):
-        last -= 1
-    if len(words) - last not in numbers:
+    words, count = line.split(), 0
+    most = numbers[0] if len(numbers) == 1 else len(words)  # a name may end in a number only if it is clear where
+    while count < min(len(words) - 1, most) and _is_number(words[-1 - count]):
+        count += 1
+    if count not in numbers:
         raise UserError(f"{where}: '{line[:80]}' is not of the form {forms}")
-    *counts, label = map(int, words[last:])
+    *counts, label = map(int, words[-count:])
     check_label(where, label)
     if counts and counts[-1] < 1:
         raise UserError(f"{where}: a clip cannot have {counts[-1]} frames: correct the list")
-    name, offset = " ".join(words[:last]), counts[0] if len(counts) > 1 else 0
+    name, offset = line.rsplit(maxsplit=count)[0], counts[0] if len(counts) > 1 else 0
     return ListRow(name, offset, counts[-1] if counts else None, label, where)
 
 

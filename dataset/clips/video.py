@@ -87,6 +87,12 @@ class VideoData(DataSet):
             digest.update(f"{e.source.path.name} {size} {e.label}\n".encode())
         return digest.hexdigest()[:16]
 
+    def train_view(self, position: int, seeds: Sequence[int]) -> tuple[Tensor, int]:
+        return self.settings.train_view(self.reader, self.train[position], np.random.default_rng(seeds))
+
+    def views(self, chosen: TestViews, position: int, _: None) -> tuple[Tensor, int]:
+        return self.settings.test_views(self.reader, self.test[position], chosen)
+
     def shuffled(self, batching: Batching, device: torch.device) -> WorkedLoader:
         plan, skip = Plan(len(self.train), batching, what="clips"), self.options.stream.skip_corrupt
 
@@ -94,10 +100,7 @@ class VideoData(DataSet):
             order, steps = plan.order(epoch).tolist(), range(start, plan.steps)
             return [[(order[at], (batching.seed, epoch, at)) for at in plan.places_of(step)] for step in steps]
 
-        def view(position: int, seeds: Sequence[int]) -> tuple[Tensor, int]:
-            return self.settings.train_view(self.reader, self.train[position], np.random.default_rng(seeds))
-
-        samples = Decoded(view, len(self.train), "clips", skip, replace=skip)
+        samples = Decoded(self.train_view, len(self.train), "clips", skip, replace=skip)
         return WorkedLoader(samples, plan.steps, places, partial(self._batch, 1), device, self.options.num_workers)
 
     @staticmethod
@@ -120,10 +123,9 @@ class VideoData(DataSet):
         size = max(1, min(batch_size, LARGEST_TEST_BATCH) // chosen.count)
         plan = [[(i, None) for i in part] for part in in_order(len(self.test), size, rank, world_size)]
 
-        def view(position: int, _: None) -> tuple[Tensor, int]:
-            return self.settings.test_views(self.reader, self.test[position], chosen)
-
-        samples = Decoded(view, len(self.test), "clips", self.options.stream.skip_corrupt, replace=False)
+        samples = Decoded(
+            partial(self.views, chosen), len(self.test), "clips", self.options.stream.skip_corrupt, replace=False
+        )
         finish = partial(self._batch, chosen.count)
         return WorkedLoader(
             samples, len(plan), lambda epoch, start: plan[start:], finish, device, self.options.num_workers

@@ -110,6 +110,11 @@ class View:
         return (left, top, left + box["width"], top + box["height"]), (self.size, self.size)
 
 
+def channels_behind(image: Tensor) -> Tensor:
+    """[3, H, W] -> [H, W, 3]; a function, so that workers that are not forked can import it."""
+    return image.permute(1, 2, 0)
+
+
 def train_transform(size: int, options: DataOptions) -> View:
     """Image file -> Pillow image; torchvision's classes, in the order of its reference recipes."""
     from torchvision.transforms import v2
@@ -123,7 +128,7 @@ def train_transform(size: int, options: DataOptions) -> View:
         steps.append(v2.AutoAugment())
     if options.stream.random_erase:
         erase = v2.RandomErasing(options.stream.random_erase, value=[124, 116, 104])  # ImageNet's mean colour
-        steps += [v2.PILToTensor(), erase, v2.Lambda(lambda image: image.permute(1, 2, 0))]  # [H, W, 3]
+        steps += [v2.PILToTensor(), erase, v2.Lambda(channels_behind)]
     return View(size, steps, options.stream.reduced_decode)
 
 

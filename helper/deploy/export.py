@@ -36,10 +36,10 @@ class Plain(nn.Module):
         return self.model((x - self.mean) / self.std if self.normalised else x)
 
 
-def onnx_metadata(classes: Sequence[Any], reads: InputFormat) -> dict[str, str]:
-    """Of a graph's file: the names of the classes, and a description of the input."""
-    size = "x".join(map(str, reads.shape))
-    return {"classes": "\n".join(map(str, classes)), "input": size, "preprocess": json.dumps(reads.as_dict())}
+def onnx_metadata(classes: Sequence[Any] | None, reads: InputFormat) -> dict[str, str]:
+    """Of a graph's file: the names of the classes, if known, and a description of the input."""
+    names = {"classes": "\n".join(map(str, classes))} if classes else {}
+    return {**names, "input": "x".join(map(str, reads.shape)), "preprocess": json.dumps(reads.as_dict())}
 
 
 def exported_program(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:

@@ -107,7 +107,7 @@ def _onnx(path: Path) -> Predictor:
     written = session.get_modelmeta().custom_metadata_map
     exported = exported_config(path)
     reads = json.loads(written["preprocess"]) if "preprocess" in written else exported.get("preprocess")
-    names = written["classes"].split("\n") if "classes" in written else exported.get("classes")
+    names = written["classes"].split("\n") if written.get("classes") else exported.get("classes")
     entry = session.get_inputs()[0].name
     return Predictor(lambda x: torch.from_numpy(session.run(None, {entry: x.numpy()})[0]), names, _stated(reads, path))
 

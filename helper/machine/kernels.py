@@ -11,7 +11,6 @@ import copy
 import ctypes
 import functools
 import logging
-import math
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from core.taps import TappedNet, without_taps
 M = TypeVar("M", bound=nn.Module)
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 PARTS = ("student", "teacher", "loss")
-LONG_RUN = {"cuda": 5000, "cpu": 1000}  # from this many steps on, compiling saves time; it takes up to two minutes
+LONG_RUN = 5000  # from this many steps on, compiling (half a minute to two minutes) saves time
 EXACT_CASTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # layers whose weights autocast casts in every call
 
 
@@ -110,7 +109,7 @@ def pick_kernels(
     parts = tuple(cfg.compile_parts or (PARTS if device.type == "cuda" else ("teacher",)))
     mode = None if asked == "none" else asked
     if asked == "auto":
-        worthwhile = steps >= LONG_RUN.get(device.type, math.inf) and (live_teacher or parts != ("teacher",))
+        worthwhile = device.type in ("cuda", "cpu") and steps >= LONG_RUN and (live_teacher or parts != ("teacher",))
         mode = "default" if worthwhile else None
     if mode is not None and (reason := compiler_fault(device)) is not None:
         if asked != "auto":

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ class Run:
             if self.is_shell:
                 env["GPUS"] = ",".join(map(str, range(self.processes)))
             self.child = subprocess.Popen(self.torchrun(), cwd=self.folder, env=env)
-            code = self.child.wait()
+            # not wait(): it holds a lock that wait() in checkpoint(), which a signal calls, would wait for
+            while (code := self.child.poll()) is None:
+                time.sleep(0.2)
         finally:
             signal.signal(signal.SIGTERM, before)
         if code:

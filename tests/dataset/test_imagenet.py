@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 import shutil
 import signal
 import sys
@@ -349,7 +350,9 @@ def test_repeated_augmentation_and_erasing(tree):
     assert torch.tensor(index(batches)).bincount().tolist().count(3) == 9 and len(index(batches)) == 27
     first = images(batches)[:3]
     assert not torch.equal(first[0], first[1]), "the copies are of one view"
-    erased = images(list(load(tree, random_erase=1.0).train_loader(9, **TRAINING)))
+    loader = load(tree, random_erase=1.0).train_loader(9, **TRAINING)
+    assert pickle.dumps(loader.samples), "workers that are spawned, as on macOS, unpickle it"
+    erased = images(list(loader))
     colour = torch.tensor([124, 116, 104])[:, None, None] / 255
     assert ((erased - colour).abs().amax(1) < 1e-3).flatten(1).any(1).float().mean() > 0.9
     with pytest.raises(UserError, match="--augment"):

@@ -37,6 +37,8 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
     assert entries(tmp_path, "a.mp4 0\n", "utf-8-sig")[0].source.path == tmp_path / "a.mp4"
     (tmp_path / "frames.txt").write_text("folder 12 3\n", encoding="utf-8-sig")
     assert read_list(tmp_path / "frames.txt")[0].folder == "folder"
+    (tmp_path / "frames.txt").write_text("walk 12 30 4\nmy  clip 30 4\n")
+    assert [row.folder for row in read_list(tmp_path / "frames.txt")] == ["walk 12", "my  clip"]
     (tmp_path / "labels.txt").write_text("a.png,cat\n", encoding="utf-8-sig")
     assert labels_from_text(tmp_path / "labels.txt") == {"a": "cat"}
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import pickle
 import types
 from pathlib import Path
 
@@ -342,6 +343,8 @@ def test_loaders(folder):
     assert (data.name, data.num_classes, data.shapes) == ("video", 2, {"video": (4, 3, 16, 16)})
     assert data.train_labels.tolist() == [0, 1, 0, 1] and data.num_crops is None
     loader = data.train_loader(2, seed=1, device=CPU)
+    for part in (loader, data.test_loader(2, device=CPU)):
+        assert pickle.dumps(part.samples), "workers that are spawned, as on macOS, unpickle it"
     first = list(loader)
     assert len(loader) == len(first) == 2
     assert first[0].inputs["video"].shape == (2, 4, 3, 16, 16) and first[0].inputs["video"].min() >= 0
