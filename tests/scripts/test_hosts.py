@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from helper.tables import cluster
 from tests.support.commands import AT_ONCE, ENV, ROOT
 
 SHORT = ("--dataset", "digits", "--image_size", "8", "--model", "resnet8", "--few_ratio", "0.1", "--batch_size", "40")
@@ -100,3 +102,18 @@ def test_what_slurm_cannot_run_is_refused(commands, tmp_path):
     ):
         done = commands(SUBMIT, *argv, cwd=tmp_path)
         assert done.code == 2 and words in done.err and "Traceback" not in done.err, done.err
+
+
+def test_a_job_that_is_taken_away_ends_its_command_and_is_queued_again(monkeypatch):
+    """submitit calls checkpoint() from a signal handler, while the job waits for its command."""
+    pytest.importorskip("submitit", reason="needs submitit, of requirements-extra.txt")
+    run, queued = cluster.Run(["train_student.py"]), []
+    monkeypatch.setattr(run, "torchrun", lambda: ["sleep", "60"])
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: queued.append(run.checkpoint()))
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+    try:
+        with pytest.raises(RuntimeError, match=f"exit code {-signal.SIGTERM}"):
+            run()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert queued[0].function.command == ["train_student.py"]
