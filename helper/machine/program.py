@@ -69,9 +69,7 @@ def _fail(message: Exception | str, code: int) -> int:
         print(message, file=sys.stderr)
     elif isinstance(message, UserError):  # perhaps an error of this rank only
         if not isinstance(message, distributed.RankLost):
-            time.sleep(
-                distributed.SPEAK_AFTER
-            )  # rank 0 reports an error of all ranks, and the launcher ends the others
+            time.sleep(distributed.SPEAK_AFTER)  # rank 0 reports what all ranks met, and the launcher ends the others
         print(f"[rank {machine.rank()}] {message}", file=sys.stderr)
     if isinstance(message, distributed.RankLost):
         sys.stderr.flush()

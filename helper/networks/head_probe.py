@@ -133,13 +133,13 @@ def with_probe(
         key["shape"] = list(data.shapes[spec.input])
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
     path = folder / f"{kind}_{digest}.pth"
-    found = distributed.main_first(
-        lambda: (
-            load_file(path, "delete it to fit the probe again")
-            if path.exists()
-            else _fitted(network, key, data, path if keep else None, device)
-        )
-    )
+
+    def read_or_fit() -> dict[str, Any]:
+        if path.exists():
+            return load_file(path, "delete it to fit the probe again")
+        return _fitted(network, key, data, path if keep else None, device)
+
+    found = distributed.main_first(read_or_fit)
     weight = found["weight"]
     place = path if path.exists() else "not written"
     log.info("%s probe of %s: %.2f on the training set, %s", kind, spec.name, found["train_acc"], place)
