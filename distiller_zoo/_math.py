@@ -49,6 +49,26 @@ def standardised(logits: Tensor) -> Tensor:
     return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + STD_EPS)
 
 
+def squared_error(a: Tensor, b: Tensor, reduction: str = "mean") -> Tensor:
+    """F.mse_loss whose gradient for a map in channels_last memory has that order, too; torch returns a contiguous one,
+    which the layers before it would have to copy."""
+    if a.ndim != 4 or not a.is_contiguous(memory_format=torch.channels_last):
+        return F.mse_loss(a, b, reduction=reduction)
+    error = F.mse_loss(a.permute(0, 2, 3, 1), b.permute(0, 2, 3, 1), reduction=reduction)
+    return error.permute(0, 3, 1, 2) if reduction == "none" else error
+
+
+def rows(f: Tensor) -> Tensor:
+    """[B, ...] -> [B, D], for products and distances of samples: a map in the order that it has in memory."""
+    in_order = f.ndim == 4 and f.is_contiguous(memory_format=torch.channels_last)
+    return (f.permute(0, 2, 3, 1) if in_order else f).flatten(1)
+
+
+def attention_map(f: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H*W]: mean over C of the squares, rows of unit length."""
+    return F.normalize(torch.linalg.vector_norm(f, dim=1).pow(2).flatten(1) / f.shape[1])
+
+
 def gram(x: Tensor) -> Tensor:
     """[..., N, D] -> x x^T [..., N, N], whose gradient takes one product instead of two: the left factor is detached,
     and a summand of value 0 carries the rest."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms, UserError
+from distiller_zoo._math import squared_error
 from distiller_zoo._stages import paired_stages, preact, resizing_conv, shown, unequal_stages
 from distiller_zoo.base import Distiller, StagePairs
 
@@ -30,8 +31,9 @@ class Connector(nn.Module):
 
 def boundary(f_s: Tensor, f_t: Tensor) -> Tensor:
     """Sum over C, H, W and mean over B: the student must exceed the margin on the teacher's side of zero."""
-    silent, active = (f_s + MARGIN).clamp_min(0).pow(2), (f_s - MARGIN).clamp_max(0).pow(2)
-    return torch.where(f_t > 0, active, silent).sum() / len(f_s)
+    now = f_s.detach()
+    wanted = torch.where(f_t > 0, now.clamp_min(MARGIN), now.clamp_max(-MARGIN))
+    return squared_error(f_s, wanted, "sum") / len(f_s)
 
 
 class ABInit(StagePairs):

@@ -7,16 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from core.protocols import Batch, Features, Progress, Terms
-from distiller_zoo._math import pool_to_smaller
+from distiller_zoo._math import attention_map, pool_to_smaller
 from distiller_zoo.base import Distiller, StagePairs
-
-
-def attention(f: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H*W]: mean over C of the squares, rows of unit length."""
-    return F.normalize(f.pow(2).mean(1).flatten(1))
 
 
 class AT(StagePairs):
@@ -36,5 +30,5 @@ class AT(StagePairs):
         loss = s["logits"].new_zeros(())
         for stage_s, stage_t in self.pairs:
             f_s, f_t = pool_to_smaller(s[stage_s], t[stage_t])
-            loss = loss + F.mse_loss(attention(f_s), attention(f_t))
+            loss = loss + F.mse_loss(attention_map(f_s), attention_map(f_t))
         return {"at": loss}

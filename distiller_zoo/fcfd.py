@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from core.option import not_negative, option, within
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Tapped, Terms, UserError
-from distiller_zoo._math import kl, warmed_up
+from distiller_zoo._math import kl, squared_error, warmed_up
 from distiller_zoo._stages import paired_stages, shown
 from distiller_zoo.base import Distiller
 
@@ -161,7 +161,7 @@ class FCFD(Distiller):
         for stage in self.stages:
             f_t = t[stage]
             for f in (v for k, v in s.items() if k.startswith(f"fcfd.{stage}.")):
-                loss = loss + F.mse_loss(f, f_t)
+                loss = loss + squared_error(f, f_t)
                 if stage == self.stages[-1]:
                     loss = loss + F.mse_loss(f.relu().mean((2, 3)), f_t.relu().mean((2, 3)))
         z_t = self.comparable(t["logits"])

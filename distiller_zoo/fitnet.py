@@ -11,6 +11,7 @@ from torch import nn
 
 from core.option import option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo._math import squared_error
 from distiller_zoo._stages import resizing_conv
 from distiller_zoo.base import Distiller
 
@@ -73,4 +74,4 @@ class FitNet(Distiller):
         return {**s, "fitnet.regressed": regressed}, {**t, "fitnet.hint": self.shrink_teacher(t[self.hint_t])}
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        return {"fitnet": F.mse_loss(s["fitnet.regressed"], t["fitnet.hint"])}  # [B, C, H, W], mean over all
+        return {"fitnet": squared_error(s["fitnet.regressed"], t["fitnet.hint"])}  # [B, C, H, W], mean over all

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
-from distiller_zoo._math import pool_to_smaller
+from distiller_zoo._math import attention_map, pool_to_smaller, squared_error
 from distiller_zoo._stages import last_stage
 from distiller_zoo.base import Distiller, LastMaps
 
@@ -52,11 +52,6 @@ class Translator(nn.Module):
         return self.encoder(f_s)
 
 
-def direction(factor: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H*W]: mean over C of the squares, rows of unit length (the published p1 = 2)."""
-    return F.normalize(factor.pow(2).mean(1).flatten(1))
-
-
 class FTInit(Distiller):
     """First stage: the paraphraser learns to rebuild the teacher's last map, mean (P'(P(f_t)) - f_t)^2."""
 
@@ -82,7 +77,7 @@ class FTInit(Distiller):
         return s, {**t, "ft_init.rebuilt": self.paraphraser.decoder(self.paraphraser(t[self.last_t]))}
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        return {"ft_init": F.mse_loss(t["ft_init.rebuilt"], t[self.last_t])}
+        return {"ft_init": squared_error(t["ft_init.rebuilt"], t[self.last_t])}
 
     def weights(self, progress: Progress) -> dict[str, float]:
         return {"ft_init": 1.0}
@@ -122,4 +117,4 @@ class FT(LastMaps):
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         factor_s, factor_t = pool_to_smaller(s["ft.factor"], t["ft.factor"])
-        return {"ft": F.l1_loss(direction(factor_s), direction(factor_t))}
+        return {"ft": F.l1_loss(attention_map(factor_s), attention_map(factor_t))}

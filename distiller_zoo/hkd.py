@@ -8,7 +8,7 @@ from torch import Tensor
 
 from core.option import option
 from core.protocols import Batch, Features, Progress, Terms
-from distiller_zoo._math import gram
+from distiller_zoo._math import gram, rows
 from distiller_zoo.base import StagePairs
 
 EPS = 1e-6
@@ -17,7 +17,7 @@ FIRST_WEIGHT, DECAY = 100.0, 0.7
 
 def neighbourhoods(f: Tensor) -> tuple[Tensor, Tensor]:
     """[B, ...] -> two [B, B], rows summing to one: cosine moved to [0, 1], and Student-t 1 / (1 + distance)."""
-    products = gram(f.flatten(1))
+    products = gram(rows(f))
     square = products.diagonal()
     length = square.clamp_min(1e-30).sqrt() + EPS  # the root of 0 has no derivative
     distance = ((square[:, None] + square - 2 * products).clamp_min(0) + EPS).sqrt()

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from core.option import option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
+from distiller_zoo._math import rows
 from distiller_zoo._stages import pooled_tap
 from distiller_zoo.base import Distiller
 
 
 def edges(f: Tensor) -> Tensor:
     """[B, ...] -> [B, B] squared distances of the samples, divided by the largest; diagonal 0."""
-    flat = f.flatten(1)
+    flat = rows(f)
     square = flat.pow(2).sum(1)
     others = 1 - torch.eye(len(flat), dtype=flat.dtype, device=flat.device)
     d = (square[:, None] + square - 2 * flat @ flat.T).clamp_min(1e-12) * others

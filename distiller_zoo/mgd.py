@@ -11,7 +11,7 @@ from torch import nn
 
 from core.option import option, within
 from core.protocols import Batch, Context, Features, Progress, Terms
-from distiller_zoo._math import pool_to_smaller
+from distiller_zoo._math import pool_to_smaller, squared_error
 from distiller_zoo.base import LastMaps
 
 
@@ -49,4 +49,4 @@ class MGD(LastMaps):
         return {**s, "mgd.generated": self.generate(f_s * kept)}, {**t, "mgd.target": f_t}
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        return {"mgd": (s["mgd.generated"] - t["mgd.target"]).pow(2).sum() / len(t["mgd.target"])}
+        return {"mgd": squared_error(s["mgd.generated"], t["mgd.target"], "sum") / len(t["mgd.target"])}

@@ -116,8 +116,10 @@ class NORM(LastMaps):
         expanded, f_t = s["norm.expanded"], t[self.last_t]
         smaller = min(expanded.shape[2:], f_t.shape[2:])
         expanded, f_t = (x if x.shape[2:] == smaller else F.adaptive_max_pool2d(x, smaller) for x in (expanded, f_t))
-        copies = expanded.unflatten(1, (self.cfg.copies, -1))  # [B, N, C_t, H, W]
-        return {"norm": self.cfg.copies * (copies - f_t[:, None]).pow(2).mean()}
+        # channels last, so that the gradient has the memory order of the map
+        copies = expanded.permute(0, 2, 3, 1).unflatten(3, (self.cfg.copies, -1))  # [B, H, W, N, C_t]
+        target = f_t.permute(0, 2, 3, 1).unsqueeze(3).expand_as(copies)
+        return {"norm": self.cfg.copies * F.mse_loss(copies, target)}
 
     def weights(self, progress: Progress) -> dict[str, float]:
         ramp = RAMP[bisect(self.cfg.ramp, progress.epoch - 1)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms
-from distiller_zoo._math import pool_to_smaller
+from distiller_zoo._math import pool_to_smaller, squared_error
 from distiller_zoo._stages import preact
 from distiller_zoo.base import StagePairs
 
@@ -26,8 +26,8 @@ def partial_l2(f_s: Tensor, f_t: Tensor, margin: Tensor) -> Tensor:
     """Squared distance to max(f_t, margin), except where that is negative and the student lies below it already;
     sum over C, H, W, mean over B."""
     target = torch.maximum(f_t, margin)
-    counts = (target > 0) | (f_s > target)
-    return ((f_s - target).pow(2) * counts).sum() / len(f_s)
+    wanted = torch.where(target > 0, target, torch.minimum(f_s.detach(), target))
+    return squared_error(f_s, wanted, "sum") / len(f_s)
 
 
 class OFD(StagePairs):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms
+from distiller_zoo._math import squared_error
 from distiller_zoo._stages import pooled_tap, refuse_single_samples
 from distiller_zoo.base import StagePairs
 
@@ -54,13 +55,16 @@ class Fusion(nn.Module):
 
 def hierarchical_context(f_s: Tensor, f_t: Tensor) -> Tensor:
     """HCL: the squared error of the maps and of their averages on 4x4, 2x2 and 1x1 grids, each half the weight of the
-    one before; weights sum to one, grids no finer than the map itself are left out."""
-    loss, weight, total = F.mse_loss(f_s, f_t), 1.0, 1.0
+    one before; weights sum to one, grids no finer than the map itself are left out. Where the cells of a grid are whole
+    cells of the grid before, they are averaged from that."""
+    loss, weight, total = squared_error(f_s, f_t), 1.0, 1.0
+    nested, a, b = not any(size % 4 for size in f_s.shape[2:]), f_s, f_t
     for grid in (4, 2, 1):
         if grid < f_s.shape[2]:
             weight /= 2
             total += weight
-            loss = loss + weight * F.mse_loss(F.adaptive_avg_pool2d(f_s, grid), F.adaptive_avg_pool2d(f_t, grid))
+            a, b = (F.adaptive_avg_pool2d(f, grid) for f in ((a, b) if nested else (f_s, f_t)))
+            loss = loss + weight * F.mse_loss(a, b)
     return loss / total
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core.option import option, positive
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
-from distiller_zoo._math import pool_to_smaller
+from distiller_zoo._math import pool_to_smaller, squared_error
 from distiller_zoo.base import Distiller
 
 
@@ -111,6 +111,6 @@ class SemCKD(Distiller):
         for i in range(len(self.stages_s)):
             for j, stage_t in enumerate(self.stages_t):
                 projected, f_t = pool_to_smaller(s[f"semckd.projected.{i}.{j}"], t[stage_t])
-                errors.append((projected - f_t).pow(2).mean((1, 2, 3)))  # [B]
+                errors.append(squared_error(projected, f_t, "none").mean((1, 2, 3)))  # [B]
         attention = s["semckd.attention"]
         return {"semckd": (attention.flatten(1) * torch.stack(errors, 1)).sum(1).mean() / len(self.stages_s)}

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.option import option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Side, Tap, Terms, UserError
+from distiller_zoo._math import squared_error
 from distiller_zoo._stages import classified_map, head_width, last_stage, require_pooled_head
 from distiller_zoo.base import OWN_LOGITS, Deployment, Distiller
 
@@ -121,4 +121,4 @@ class SimKD(Distiller):
         return s, {**t, "simkd.target": self.shrink_teacher(t[self.last_t])}
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        return {"simkd": F.mse_loss(s["simkd.projected"], t["simkd.target"])}
+        return {"simkd": squared_error(s["simkd.projected"], t["simkd.target"])}

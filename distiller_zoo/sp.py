@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.protocols import Batch, Features, Progress, Terms
+from distiller_zoo._math import rows
 from distiller_zoo.base import LastMaps
 
 
 def similarity(f: Tensor) -> Tensor:
     """[B, ...] -> [B, B] inner products of the samples, rows of unit length."""
-    flat = f.flatten(1)
+    flat = rows(f)
     return F.normalize(flat @ flat.T)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.protocols import Batch, Context, Features, Progress, Terms
-from distiller_zoo._math import pool_to_smaller
+from distiller_zoo._math import pool_to_smaller, squared_error
 from distiller_zoo.base import Distiller, StagePairs
 
 MIN_VARIANCE = 1e-5
@@ -64,6 +64,6 @@ class VID(StagePairs):
         loss = s["logits"].new_zeros(())
         for stage_s, stage_t in self.pairs:
             mean, variance = s[f"vid.mean.{stage_s}"], s[f"vid.variance.{stage_s}"]
-            error = F.mse_loss(mean, t[f"vid.target.{stage_t}"], reduction="none").mean((0, 2, 3))  # [C_t]
+            error = squared_error(mean, t[f"vid.target.{stage_t}"], "none").mean((0, 2, 3))  # [C_t]
             loss = loss + 0.5 * (error / variance + variance.log()).mean()
         return {"vid": loss}

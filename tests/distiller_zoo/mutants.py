@@ -30,10 +30,13 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("z_t.detach().std(1) + STD_EPS).pow(2)", "z_t.detach().std(1) + STD_EPS)", "distiller_zoo/base.py"),
     ),
     "fitnet": (
-        Mutant('F.mse_loss(s["fitnet.regressed"]', 'F.mse_loss(-s["fitnet.regressed"]'),
+        Mutant('squared_error(s["fitnet.regressed"]', 'squared_error(-s["fitnet.regressed"]'),
         Mutant("F.relu(self.bn(", "(self.bn("),
     ),
-    "at": (Mutant("f.pow(2)", "f.pow(4)"), Mutant("loss + F.mse_loss", "loss - F.mse_loss")),
+    "at": (
+        Mutant("vector_norm(f, dim=1).pow(2)", "vector_norm(f, dim=1).pow(4)", "distiller_zoo/_math.py"),
+        Mutant("loss + F.mse_loss", "loss - F.mse_loss"),
+    ),
     "sp": (Mutant("flat @ flat.T", "flat.abs() @ flat.T"), Mutant('{"sp": F.mse_loss', '{"sp": 2 * F.mse_loss')),
     "vid": (
         Mutant("+ variance.log()", "- variance.log()"),
@@ -49,9 +52,9 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant('F.mse_loss(s["srrl.vector"]', '2 * F.mse_loss(s["srrl.vector"]'),
     ),
     "semckd": (Mutant("@ keys.mT /", "@ -keys.mT /"), Mutant(".mean() / len(self.stages_s)", ".mean()")),
-    "simkd": (Mutant('F.mse_loss(s["simkd.projected"]', 'F.mse_loss(-s["simkd.projected"]'),),
+    "simkd": (Mutant('squared_error(s["simkd.projected"]', 'squared_error(-s["simkd.projected"]'),),
     "ab": (
-        Mutant("(f_s + MARGIN)", "(f_s - MARGIN)"),
+        Mutant("clamp_max(-MARGIN)", "clamp_max(MARGIN)"),
         Mutant("MARGIN = 1.0", "MARGIN = 1.1"),
         Mutant("SCALE = 3 / 1000", "SCALE = 1 / 1000"),
         Mutant("2.0 ** (i - len", "2.0 ** (-i - len"),
@@ -62,11 +65,10 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     ),
     "fsp": (Mutant("/ top.shape[2]", "/ top.shape[1]"), Mutant("loss + F.mse_loss", "loss - F.mse_loss")),
     "ft": (
-        Mutant("factor.pow(2)", "factor.pow(4)"),
-        Mutant("F.l1_loss(direction", "-F.l1_loss(direction"),
+        Mutant("F.l1_loss(attention_map", "-F.l1_loss(attention_map"),
         Mutant("nn.LeakyReLU(0.1)", "nn.LeakyReLU(0.01)"),
         Mutant("PARAPHRASE_RATE = 0.5", "PARAPHRASE_RATE = 0.25"),
-        Mutant('F.mse_loss(t["ft_init.rebuilt"]', 'F.mse_loss(-t["ft_init.rebuilt"]'),
+        Mutant('squared_error(t["ft_init.rebuilt"]', 'squared_error(-t["ft_init.rebuilt"]'),
     ),
     "hkd": (
         Mutant("((p - q) * (p", "((p + q) * (p"),
@@ -93,7 +95,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     ),
     "ofd": (
         Mutant("/ 2 ** (len(self.pairs) - 1 - i)", "/ 2 ** (len(self.pairs) - i)"),
-        Mutant("(f_s > target)", "(f_s < target)"),
+        Mutant("torch.minimum(f_s", "torch.maximum(f_s"),
         Mutant("f_t.clamp_max(0)", "f_t.clamp_max(1)"),
     ),
     "pkt": (Mutant("unit @ unit.T + 1) / 2", "unit @ unit.T - 1) / 2"), Mutant("EPS = 1e-7", "EPS = 1e-6")),
@@ -159,7 +161,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("option(\n            8.0,", "option(\n            6.0,"),
     ),
     "mgd": (
-        Mutant('s["mgd.generated"] - t', 's["mgd.generated"] + t'),
+        Mutant('squared_error(s["mgd.generated"]', 'squared_error(-s["mgd.generated"]'),
         Mutant("(drawn >= self", "(drawn < self"),
         Mutant("beta: float = 7e-5", "beta: float = 2e-5"),
     ),
@@ -286,7 +288,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("0.07, ", "0.1, "),
     ),
     "norm": (
-        Mutant("self.cfg.copies * (copies", "(copies"),
+        Mutant("self.cfg.copies * F.mse_loss", "F.mse_loss"),
         Mutant("F.adaptive_max_pool2d", "F.adaptive_avg_pool2d"),
         Mutant("return self.layer32(expanded) + x", "return self.layer32(expanded)"),
         Mutant('"logits": levelled(t["logits"])', '"logits": t["logits"]'),
@@ -330,7 +332,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("loss / z_s.shape[1]", "loss"),
     ),
     "fcfd": (
-        Mutant("loss + F.mse_loss(f, f_t)", "loss - F.mse_loss(f, f_t)"),
+        Mutant("loss + squared_error(f, f_t)", "loss - squared_error(f, f_t)"),
         Mutant("F.mse_loss(f.relu().mean((2, 3))", "F.mse_loss(f.mean((2, 3))"),
         Mutant("SLOPE = 0.1", "SLOPE = 0.2"),
         Mutant("mixed + kl(", "mixed - kl("),

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from core.protocols import Features, Progress
 from distiller_zoo import kdsvd
+from distiller_zoo._math import attention_map
 from distiller_zoo.ab import boundary
 from distiller_zoo.base import Distiller
-from distiller_zoo.ft import Paraphraser, Translator, direction
+from distiller_zoo.ft import Paraphraser, Translator
 from distiller_zoo.ofd import partial_l2
 from distiller_zoo.reviewkd import hierarchical_context
 from tests.distiller_zoo.test_losses import (
@@ -110,7 +111,7 @@ def test_ab():
 def test_factor_transfer():
     (case,) = cases("factor_transfer")
     x = inputs(case)
-    check(case, (direction(x["s"]) - direction(x["t"])).abs().mean(), x)
+    check(case, (attention_map(x["s"]) - attention_map(x["t"])).abs().mean(), x)
 
 
 def test_reviewkd_hcl():
@@ -245,7 +246,7 @@ def test_hkd_and_its_gradient_do_not_depend_on_the_precision():
 
 def test_table_factor():
     x = table_maps("s2 t2")
-    value = (direction(x["s2"]) - direction(x["t2"])).abs().mean()
+    value = (attention_map(x["s2"]) - attention_map(x["t2"])).abs().mean()
     assert value.item() == pytest.approx(0.0336656329, **TIGHT)
     assert grads(value, x) == pytest.approx([0.0211713], **GRAD)
     translator, paraphraser = hash_fill(Translator(24, 32)), hash_fill(Paraphraser(32))

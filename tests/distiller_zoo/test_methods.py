@@ -6,14 +6,17 @@ import dataclasses
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from core.protocols import ModelSpec, Progress, Tap, UserError
 from core.taps import TappedNet, probe
 from distiller_zoo import method_dict, published_names
 from distiller_zoo._heads import WithHeads
+from distiller_zoo._math import attention_map, rows, squared_error
 from distiller_zoo._task import chain_of, union_of_needs, with_ordered_gradients
 from distiller_zoo.base import OWN_LOGITS
+from distiller_zoo.reviewkd import hierarchical_context
 from helper.deploy.cost import macs
 from helper.options.method_flags import flags_of
 from models import model_dict
@@ -260,3 +263,35 @@ def test_gradients_arrive_in_the_memory_order_of_their_maps():
         (features["same"].contiguous() * weights).sum().backward()
     assert [g.is_contiguous(memory_format=last) for g in found] == [False, True]
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_squared_error_keeps_the_memory_order_of_a_map(reduction):
+    last, dims = torch.channels_last, (2, 4, 8, 8)
+    f, target, factor = (torch.rand(dims).to(memory_format=last) for _ in range(3))
+    plain, ordered = (f.clone().requires_grad_() for _ in range(2))
+    values = [F.mse_loss(plain, target, reduction=reduction), squared_error(ordered, target, reduction)]
+    for value in values:
+        (value * factor if reduction == "none" else value).sum().backward()
+    assert torch.equal(*values)
+    assert torch.equal(plain.grad, ordered.grad)
+    assert ordered.grad.is_contiguous(memory_format=last)
+
+
+def test_rows_and_attention_do_not_depend_on_the_memory_order():
+    f = torch.rand(3, 4, 5, 6)
+    ordered = f.to(memory_format=torch.channels_last)
+    assert torch.allclose(rows(f) @ rows(f).T, rows(ordered) @ rows(ordered).T)
+    assert torch.allclose(attention_map(f), attention_map(ordered))
+    assert torch.allclose(attention_map(f), F.normalize(f.pow(2).mean(1).flatten(1)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 7), (8, 6), (3, 3)])
+def test_context_averages_whole_maps(height, width):
+    """HCL with and without grids that divide each other."""
+    a, b = torch.rand(2, 2, 3, height, width, dtype=torch.float64)
+    grids = [g for g in (4, 2, 1) if g < height]
+    shares = [2.0**-i for i in range(1, len(grids) + 1)]
+    errors = [F.mse_loss(*(F.adaptive_avg_pool2d(f, g) for f in (a, b))) for g in grids]
+    expected = (F.mse_loss(a, b) + sum(w * e for w, e in zip(shares, errors, strict=True))) / (1 + sum(shares))
+    assert hierarchical_context(a, b).item() == pytest.approx(expected.item())
