@@ -68,7 +68,7 @@ class LabelLossConfig(Config):
 
     class_weight: str = option(
         "none",
-        "cross-entropy counts every sample alike, or balanced: by the inverse frequency of its class in training",
+        "weights of the classes in cross-entropy: none, or balanced: the inverse frequency of the class in training",
         choices=("none", "balanced"),
         role=RESULT,
     )
@@ -107,7 +107,7 @@ class LossConfig(Config):
     kd_T: float = option(4.0, "temperature of the logit KL", check=positive, role=RESULT)  # noqa: N815
     logit_stand: bool = option(
         False,
-        "compare z-scored logits in every logit loss (LSKD; published next to kd with -c 0.1 -d 9 --kd_T 2)",
+        "compare z-scored logits in every logit loss (LSKD; published with kd, -c 0.1 -d 9 --kd_T 2)",
         role=RESULT,
     )
     norm_kd: bool = option(

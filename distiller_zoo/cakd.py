@@ -200,11 +200,11 @@ class CAKD(Distiller):
             0, "steps from one update of the discriminator to the next; 0: paper 5, code 1", check=not_negative
         )
         critic_lr: float = option(0.01, "learning rate of the discriminator, as a share of the run's", check=positive)
-        start: int = option(25, "code: epochs before the terms begin to count", check=not_negative)
+        start: int = option(25, "code: first epochs, in which the weight of the terms is 0", check=not_negative)
         ramp: int = option(
-            50, "code: epochs in which their weight would grow from 0 to 1, without --cakd_most", check=within(least=1)
+            50, "code: epochs in which this weight grows from 0 to 1, up to --cakd_most", check=within(least=1)
         )
-        most: float = option(0.2, "code: largest value of their weight", check=positive)
+        most: float = option(0.2, "code: largest value of this weight", check=positive)
         vv_scaled: bool = option(False, "code: give the teacher's value relations the scale of the student's")
 
     def __init__(self, cfg: Config, ctx: Context):

@@ -21,10 +21,9 @@ CHOSEN = ("val_fraction", "val_dir", "classes_subset")  # further settings that 
 
 def _as_trained(flag: Flag) -> Flag:
     """The flag for a trained network, whose checkpoint records the default."""
-    text, _, otherwise = flag.help.rstrip(")").partition(" (default: ")
-    return dataclasses.replace(
-        flag, default=None, help=f"{text} (default: as in training, or {otherwise or flag.default})"
-    )
+    text, _, otherwise = flag.help.partition(" (default: ")
+    default = otherwise.removesuffix(")") or flag.default
+    return dataclasses.replace(flag, default=None, help=f"{text} (default: as in training, or {default})")
 
 
 AS_TRAINED = tuple(

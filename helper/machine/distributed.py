@@ -44,12 +44,14 @@ class LaunchConfig(Config):
     heading = "several processes"
 
     multiprocessing_distributed: bool = option(False, "one process per GPU of --gpu_id")
-    dist_url: str = option("tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed", metavar="URL")
+    dist_url: str = option(
+        "tcp://127.0.0.1:23451", "address of the first node, for --multiprocessing_distributed", metavar="URL"
+    )
     dist_backend: str | None = option(
         None, "communication between processes (default: nccl on CUDA, else gloo)", choices=("nccl", "gloo")
     )
-    world_size: int | None = option(None, "number of nodes of --multiprocessing_distributed", check=at_least(1))
-    rank: int | None = option(None, "rank of this node, from 0", check=at_least(0))
+    world_size: int | None = option(None, "number of nodes, for --multiprocessing_distributed", check=at_least(1))
+    rank: int | None = option(None, "number of this node, from 0", check=at_least(0))
     dist_timeout: float = option(
         50.0,
         "seconds to wait for the other processes at the start, and for each of their steps in training",

@@ -39,7 +39,7 @@ class KernelConfig(Config):
 
     compile: str = option(
         "auto",
-        "mode of torch.compile; auto: default in long runs on CUDA and a CPU (see docs/speed.md)",
+        "mode of torch.compile; auto: default in runs of at least 5000 steps, else none (see docs/speed.md)",
         choices=("auto", "none", *MODES),
     )
     compile_parts: list[str] | None = option(

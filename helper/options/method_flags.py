@@ -28,9 +28,9 @@ class WeightConfig(LossConfig):
     )
     protocol: str = option(
         "simkd",
-        "default weights: simkd keeps cross-entropy and KL with every method, authors uses each publication's weights; "
-        "modern also trains with AdamW, a cosine with warm-up, drop path, RandAugment, MixUp and CutMix, smoothed "
-        "labels and averaged weights",
+        "default weights: simkd adds cross-entropy and the logit KL to most methods; authors uses each publication's "
+        "weights; modern is simkd with AdamW, a cosine with warm-up, drop path, RandAugment, MixUp, CutMix, label "
+        "smoothing and a moving average of the weights",
         choices=("simkd", "authors", "modern"),
         role=RESULT,
     )

@@ -60,8 +60,7 @@ class RunConfig(Config):
     resume: str = option("auto", "auto: resume the existing run; or the path of a _last.pth", metavar="FILE")
     extend: int | None = option(
         None,
-        "prolong a finished run: its number of epochs, with the new number as --epochs and the other settings "
-        "unchanged",
+        "prolong a finished run of this many epochs to --epochs; the other settings must be those of the run",
         check=at_least(1),
         role=RESULT,
     )

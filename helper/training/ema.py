@@ -21,7 +21,7 @@ class EmaConfig(Config):
 
     ema: float = option(
         0.0,
-        "decay of a moving average of the weights, which is evaluated and saved instead of them",
+        "decay of a moving average of the weights, which is evaluated and saved in their place; 0: none",
         check=share,
         role=RESULT,
     )
