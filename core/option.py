@@ -91,7 +91,8 @@ LARGEST = 1e38  # in size, of a setting, as far as float32 goes; seeds and other
 def plausible(flag: str, value: float) -> None:
     """UserError for a number that no setting can mean: not finite, or absurdly large."""
     if not abs(value) <= (2**63 if isinstance(value, int) else LARGEST):  # NaN is not, either
-        raise UserError(f"{flag} {value} must be a finite number of a sensible size")
+        largest = "2^63" if isinstance(value, int) else f"{LARGEST:g}"
+        raise UserError(f"{flag} {value} must be a finite number of at most {largest}")
 
 
 def checked(check: Check) -> type[argparse.Action]:

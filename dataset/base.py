@@ -72,7 +72,7 @@ class SourceConfig(Config):
         data = around.data
         why = {} if data.streamed or data.videos else {"num_workers": f"{around.dataset} is held on the device"}
         return why | (
-            {} if data.name in ("folder", "imagenet") else {"val_dir": f"{around.dataset} is no tree of images"}
+            {} if data.name in ("folder", "imagenet") else {"val_dir": f"{around.dataset} is not a tree of images"}
         )
 
 
@@ -355,7 +355,7 @@ def _refuse_empty(labels: Tensor, chosen: Tensor, setting: str, what: str) -> No
     classes, counts = labels.unique(return_counts=True)
     if left := len(classes) - len(labels[chosen].unique()):
         raise UserError(
-            f"{setting} leaves {left} of {len(classes)} classes without a single {what} (the smallest class has "
+            f"{setting} leaves {left} of {len(classes)} classes without any {what} (the smallest class has "
             f"{counts.min()}); choose another value"
         )
 

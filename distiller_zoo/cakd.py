@@ -271,10 +271,8 @@ class CAKD(Distiller):
         if "qkv" not in taps or "patches" not in taps:
             raise UserError(
                 "cakd reads attention that is a softmax of plain products of queries and keys over all patches, but "
-                f"{name} has no attention of a supported kind (VisionTransformer of torchvision or timm, hybrids too, "
-                "or a Swin whose last window is its whole map; relative position biases of a ViT, rotary embeddings, "
-                "cosine and class attention are not supported); choose e.g. vit_tiny_cifar, torchvision:vit_b_16 or "
-                "timm:deit_small_patch16_224"
+                f"{name} has no attention of a supported kind: choose a ViT or Swin, e.g. vit_tiny_cifar, "
+                "torchvision:vit_b_16 or timm:deit_small_patch16_224 (docs/cakd.md lists the kinds)"
             )
         if "class_token" in wanted and "class_token" not in taps:
             raise UserError(

@@ -126,7 +126,7 @@ class LiveTeacher(TeacherSource):
         if not largest <= ABSURD:
             raise UserError(
                 f"the largest logit of the teacher {self.spec.name} on the first batch is {largest:g}, which is "
-                "useless: its weights are damaged, or its images need another normalisation"
+                "useless: its weights are damaged, or it needs another normalisation (--mean_t, --std_t)"
             )
 
     def _prepared(self, inputs: Mapping[str, Any]) -> Callable[..., Features]:

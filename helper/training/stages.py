@@ -107,8 +107,8 @@ def warn_of_late_terms(method: Distiller, epochs: int) -> None:
     if late:
         begin = next(epoch for epoch in range(epochs + 1, LATE + 1) if weights(epoch).get(late[0]))
         log.warning(
-            "warning: %s counts from epoch %d on, but --epochs is %d, so this run trains without it: train longer, or "
-            "let %s begin earlier (see --distill %s --help)",
+            "warning: the weight of %s is 0 before epoch %d, but --epochs is %d, so this run trains without it: raise "
+            "--epochs, or let %s begin earlier (see --distill %s --help)",
             *(" + ".join(late), begin, epochs, method.name, method.name),
         )
 

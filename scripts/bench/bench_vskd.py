@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     if args.clock == "cpu" and device.type != "cpu":
-        raise UserError(f"--clock cpu sees nothing of what {device} does: use --clock wall")
+        raise UserError(f"--clock cpu does not measure {device}: use --clock wall")
     if args.clock == "cpu":
         torch.set_num_threads(1)
     tune_allocator()  # as in training

@@ -203,7 +203,7 @@ def turn(subject: Any, warmup: int, steps: int, light: bool, floor: bool) -> dic
         out["matrix_flops"] = matrix_rate(device, torch.bfloat16 if subject.dtype == "bf16" else torch.float32)
     out["peak_mb"], out["loss"] = peak_mb(device), subject.loss()
     if not math.isfinite(out["loss"]):
-        raise RuntimeError(f"the loss is {out['loss']}: these timings mean nothing")
+        raise RuntimeError(f"the loss is {out['loss']}, so the timings are not valid")
     return out
 
 
