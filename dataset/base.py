@@ -211,6 +211,8 @@ class VideoConfig(Config):
 
 @dataclass(frozen=True)
 class UnlabelledConfig(Config):
+    """Images without labels, and the evaluation of a student that learns from them alone."""
+
     heading = "images without labels"
 
     unlabelled: str | None = option(

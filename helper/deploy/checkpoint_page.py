@@ -101,6 +101,7 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[Any]], text: int =
 
 
 def image_html(figure: Any, what: str) -> str:
+    """The figure as an <img> whose data is inside the page. what: its description."""
     text = f'<img alt="{html.escape(what)}" src="{as_png(figure)}">'
     pyplot().close(figure)
     return text

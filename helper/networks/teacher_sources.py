@@ -22,6 +22,8 @@ ABSURD = 1e6  # of a logit
 
 @dataclass(frozen=True)
 class TeacherConfig(Config):
+    """Settings of the teacher."""
+
     heading = "teacher"
 
     path_t: list[str] | None = option(

@@ -17,6 +17,8 @@ from core.option import RESULT, Config, at_least, option, share
 
 @dataclass(frozen=True)
 class EmaConfig(Config):
+    """Settings of the moving average."""
+
     heading = "moving average of the weights"
 
     ema: float = option(
@@ -63,7 +65,7 @@ class Average:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Inside, the modules hold the average; before the first update, their own weights."""
+        """Inside the context, the modules hold the average; before the first update, their own weights."""
         if self.steps < self.every:
             yield
             return
