@@ -57,7 +57,7 @@ def row_checksums(rows: np.ndarray, places: Iterable[int]) -> np.ndarray:
 
 
 def _keep(path: Path, previous: Path) -> None:
-    """Copy the present content of `path` to `previous`, unless it is damaged."""
+    """Copy the current content of `path` to `previous`, unless it is damaged."""
     if not path.is_file() or intact(path.read_bytes()) is False:
         return
     temporary = path.with_name(f".{previous.name}.{os.getpid()}.tmp")

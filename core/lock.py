@@ -22,8 +22,8 @@ _held: dict[Path, int] = {}  # lock file -> file descriptor
 def hold(folder: Path) -> None:
     """Lock a folder for this process; if another process holds it, the UserError names that process.
 
-    When a process ends, its lock is free. If files cannot be locked, the process number in the file decides, on the
-    same machine only.
+    The lock is released when the process ends. On file systems without locks, the process number in the file decides,
+    for processes of the same machine only.
     """
     path = folder.resolve() / NAME
     if path in _held:

@@ -21,8 +21,8 @@ def free(device: torch.device = CPU) -> int:
 
 
 def fresh(shape: Sequence[int]) -> torch.Tensor:
-    """float32 on the CPU, not initialised, in huge pages, which NumPy requests and torch does not: page faults of 38 MB
-    take a third of the time."""
+    """An uninitialised float32 tensor on the CPU, in huge pages, which NumPy requests and torch does not: page faults
+    of 38 MB take a third of the time."""
     return torch.from_numpy(np.empty(tuple(shape), np.float32))
 
 
@@ -46,6 +46,7 @@ def launched() -> bool:
 
 
 def rank() -> int:
+    """Number of this process in the run; 0 for a single process."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
@@ -55,6 +56,7 @@ def is_main() -> bool:
 
 
 def local_rank() -> int:
+    """Number of this process on its machine; 0 for a single process."""
     return int(os.environ.get("LOCAL_RANK", 0)) if launched() else 0
 
 

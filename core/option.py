@@ -89,13 +89,14 @@ LARGEST = 1e38  # in size, of a setting, as far as float32 goes; seeds and other
 
 
 def plausible(flag: str, value: float) -> None:
-    """UserError for a number that no setting can mean: not finite, or absurdly large."""
+    """UserError for a number that is NaN, infinite, or larger than any setting needs."""
     if not abs(value) <= (2**63 if isinstance(value, int) else LARGEST):  # NaN is not, either
-        raise UserError(f"{flag} {value} must be a finite number of a sensible size")
+        largest = "2^63" if isinstance(value, int) else f"{LARGEST:g}"
+        raise UserError(f"{flag} {value} must be a finite number of at most {largest}")
 
 
 def checked(check: Check) -> type[argparse.Action]:
-    """An `action` of argparse: numbers that pass a check, each."""
+    """An argparse action: each number of the flag must pass the check."""
 
     class Checked(argparse.Action):
         def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
@@ -114,7 +115,7 @@ def whole(low: int, most: int = 10**6) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Around:
-    """What decides, besides a Config itself, whether its flags have an effect in a run.
+    """The facts about a run that decide, besides a Config itself, whether its flags have an effect.
 
     dataset, distill: as the user named them. network: the trained one. alone: the method has neither teacher nor peer.
     own_term: it has a term besides cross-entropy and the logit KL.

@@ -112,7 +112,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class Published:
-    """What its publisher says of a network.
+    """What the publisher of a network states about it.
 
     classes: number of classes of the weights its package publishes; 0: they hold no classifier. weights: an identifier
     of the weights, if the name is not enough. adapt: key map of published checkpoints. interpolation: how its images

@@ -66,7 +66,9 @@ class TappedNet(nn.Module):
         if not self._collecting:
             return
         if name in self._kept:
-            raise RuntimeError(f"tap '{name}' of {self.spec.name} fired twice: give that call its own module")
+            raise RuntimeError(
+                f"the module of tap '{name}' of {self.spec.name} was called twice: give each call its own module"
+            )
         value = args[0] if tap.side == "input" else output
         if tap.read is not None:
             value = tap.read(module, value)
@@ -123,7 +125,7 @@ class TappedNet(nn.Module):
         skipped = set(self.spec.branches) - set(asked)
         silent = [name for name in self.want if name not in kept and name not in skipped]
         if silent:
-            raise RuntimeError(f"taps that never fired in {self.spec.name}: {sorted(silent)}")
+            raise RuntimeError(f"modules of these taps of {self.spec.name} were never called: {sorted(silent)}")
         return kept if self.spec.headless else {"logits": logits, **kept}
 
 

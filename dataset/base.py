@@ -57,7 +57,7 @@ class SourceConfig(Config):
     )
     val_dir: str | None = option(
         None,
-        "folder of an image tree that is evaluated on, next to train/ (default: val, else test)",
+        "folder next to train/ of an image tree to evaluate on (default: val, else test)",
         role=RESULT,
         metavar="FOLDER",
     )
@@ -72,7 +72,7 @@ class SourceConfig(Config):
         data = around.data
         why = {} if data.streamed or data.videos else {"num_workers": f"{around.dataset} is held on the device"}
         return why | (
-            {} if data.name in ("folder", "imagenet") else {"val_dir": f"{around.dataset} is no tree of images"}
+            {} if data.name in ("folder", "imagenet") else {"val_dir": f"{around.dataset} is not a tree of images"}
         )
 
 
@@ -100,13 +100,13 @@ class StreamConfig(Config):
         choices=("none", "randaugment", "trivialaugment", "autoaugment"),
         role=RESULT,
     )
-    augment_ops: int = option(2, "operations of RandAugment on an image", check=at_least(1, 14), role=RESULT)
+    augment_ops: int = option(2, "number of RandAugment operations per image", check=at_least(1, 14), role=RESULT)
     augment_magnitude: int = option(9, "magnitude of RandAugment, 0 to 30", check=at_least(0, 30), role=RESULT)
     random_erase: float = option(
-        0.0, "probability of a blank rectangle in a training image", check=probability, role=RESULT
+        0.0, "probability of erasing a rectangle of a training image", check=probability, role=RESULT
     )
     repeated_augmentation: int = option(
-        1, "copies of each drawn sample in an epoch", check=at_least(1, 100), role=RESULT
+        1, "number of augmented copies of each drawn sample in an epoch", check=at_least(1, 100), role=RESULT
     )
     reduced_decode: bool = option(
         False,
@@ -147,10 +147,10 @@ class RecordingConfig(Config):
         check=at_least(1, 1000),
         role=RESULT,
     )
-    window: int | None = option(None, "samples of a sensor window (default 224)", check=at_least(8), role=RESULT)
-    clip_cache: str | None = option(
-        "./cache/clips", "folder for decoded frames of videos; None: memory", metavar="FOLDER"
+    window: int | None = option(
+        None, "length of a sensor window in samples (default 224)", check=at_least(8), role=RESULT
     )
+    clip_cache: str | None = option("./cache/clips", "folder that stores decoded frames of videos", metavar="FOLDER")
 
     def idle(self, around: Around) -> dict[str, str]:
         images = "image" in around.data.shapes
@@ -211,6 +211,8 @@ class VideoConfig(Config):
 
 @dataclass(frozen=True)
 class UnlabelledConfig(Config):
+    """Images without labels, and the evaluation of a student that learns from them alone."""
+
     heading = "images without labels"
 
     unlabelled: str | None = option(
@@ -355,7 +357,7 @@ def _refuse_empty(labels: Tensor, chosen: Tensor, setting: str, what: str) -> No
     classes, counts = labels.unique(return_counts=True)
     if left := len(classes) - len(labels[chosen].unique()):
         raise UserError(
-            f"{setting} leaves {left} of {len(classes)} classes without a single {what} (the smallest class has "
+            f"{setting} leaves {left} of {len(classes)} classes without any {what} (the smallest class has "
             f"{counts.min()}); choose another value"
         )
 

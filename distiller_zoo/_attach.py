@@ -312,8 +312,8 @@ def refuse_missing(
 def refuse_parts(built: Distiller, method: str) -> None:
     if built.parts():
         raise UserError(
-            f"{method} needs separate gradients of the parts of its loss and its own optimiser, which a "
-            "loop around one loss cannot do: train it with train_student.py"
+            f"{method} needs separate gradients of the parts of its loss, which attach() does not compute: train it "
+            "with train_student.py"
         )
 
 

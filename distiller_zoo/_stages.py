@@ -124,7 +124,7 @@ def pooled_width(side: Side, method: str, tap: str = "pooled") -> int:
     """Length of the pooled vector; UserError where the classifier reads a map."""
     if len(shape := side.shapes[tap]) != 1:
         raise UserError(
-            f"{method} compares pooled vectors, and what the classifier of {side.spec.name} reads is a map, "
+            f"{method} compares pooled vectors, but the classifier of {side.spec.name} reads a map, "
             f"{shown(shape)}: choose another network, or a method of maps such as at"
         )
     return shape[0]

@@ -68,7 +68,7 @@ class LabelLossConfig(Config):
 
     class_weight: str = option(
         "none",
-        "cross-entropy counts every sample alike, or balanced: by the inverse frequency of its class in training",
+        "weights of the classes in cross-entropy: none, or balanced: the inverse frequency of the class in training",
         choices=("none", "balanced"),
         role=RESULT,
     )
@@ -107,7 +107,7 @@ class LossConfig(Config):
     kd_T: float = option(4.0, "temperature of the logit KL", check=positive, role=RESULT)  # noqa: N815
     logit_stand: bool = option(
         False,
-        "compare z-scored logits in every logit loss (LSKD; published next to kd with -c 0.1 -d 9 --kd_T 2)",
+        "compare z-scored logits in every logit loss (LSKD; published with kd, -c 0.1 -d 9 --kd_T 2)",
         role=RESULT,
     )
     norm_kd: bool = option(
@@ -147,7 +147,7 @@ class LossConfig(Config):
         return why if self.div else why | {"kd_T": "the logit KL has weight 0"}
 
 
-# those of them that every logit loss reads
+# the settings that every logit loss reads
 LOGIT_FLAGS = ("logit_stand", "norm_kd", "ea_weight", "ea_T", "ea_as_published")
 
 
@@ -200,7 +200,7 @@ class Distiller(nn.Module):
     class Config(LossConfig, LabelLossConfig):
         """Settings of a method. Subclasses override beta (and cls, div if published so) and add their own.
 
-        `authors` lists differences in the method's own publication.
+        `authors` holds the settings that differ in the method's own publication.
         """
 
         authors: ClassVar[Mapping[str, float]] = {}
@@ -362,7 +362,7 @@ class Distiller(nn.Module):
         return s, t, dataclasses.replace(batch, views=views, crop=None, view_id=None)
 
     def weights_of_views(self) -> Tensor | None:
-        """[V] how much each view of a sample counts in div, where they do not count alike."""
+        """[V] weight of each view of a sample in div; None: equal."""
         return None
 
     def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:

@@ -200,11 +200,11 @@ class CAKD(Distiller):
             0, "steps from one update of the discriminator to the next; 0: paper 5, code 1", check=not_negative
         )
         critic_lr: float = option(0.01, "learning rate of the discriminator, as a share of the run's", check=positive)
-        start: int = option(25, "code: epochs before the terms begin to count", check=not_negative)
+        start: int = option(25, "code: first epochs, in which the weight of the terms is 0", check=not_negative)
         ramp: int = option(
-            50, "code: epochs in which their weight would grow from 0 to 1, without --cakd_most", check=within(least=1)
+            50, "code: epochs in which this weight grows from 0 to 1, up to --cakd_most", check=within(least=1)
         )
-        most: float = option(0.2, "code: largest value of their weight", check=positive)
+        most: float = option(0.2, "code: largest value of this weight", check=positive)
         vv_scaled: bool = option(False, "code: give the teacher's value relations the scale of the student's")
 
     def __init__(self, cfg: Config, ctx: Context):
@@ -271,10 +271,8 @@ class CAKD(Distiller):
         if "qkv" not in taps or "patches" not in taps:
             raise UserError(
                 "cakd reads attention that is a softmax of plain products of queries and keys over all patches, but "
-                f"{name} has no attention of a supported kind (VisionTransformer of torchvision or timm, hybrids too, "
-                "or a Swin whose last window is its whole map; relative position biases of a ViT, rotary embeddings, "
-                "cosine and class attention are not supported); choose e.g. vit_tiny_cifar, torchvision:vit_b_16 or "
-                "timm:deit_small_patch16_224"
+                f"{name} has no attention of a supported kind: choose a ViT or Swin, e.g. vit_tiny_cifar, "
+                "torchvision:vit_b_16 or timm:deit_small_patch16_224 (docs/cakd.md lists the kinds)"
             )
         if "class_token" in wanted and "class_token" not in taps:
             raise UserError(

@@ -41,7 +41,10 @@ class CRD(PooledVectors):
         beta: float = 0.8
         feat_dim: int = option(128, "width of the embeddings", "--feat_dim", check=within(least=1, most=2**20))
         mode: str = option(
-            "exact", "the positive: the anchor itself, or any sample of its class", "--mode", choices=("exact", "relax")
+            "exact",
+            "positive of an anchor: exact: its own sample; relax: any sample of its class",
+            "--mode",
+            choices=("exact", "relax"),
         )
         nce_k: int = option(16384, "negatives per anchor", "--nce_k", check=within(least=1, most=2**24))
         nce_t: float = option(0.07, "temperature of the scores", "--nce_t", check=positive)

@@ -74,27 +74,30 @@ class DeepKD(Distiller):
         )
         temperature: float = option(4.0, "temperature; published 1 on ImageNet", "--deepkd_T", check=positive)
         task: float = option(
-            0.075, "difference of the momentum of cross-entropy", "--deepkd_task", check=within(least=-1, most=1)
+            0.075, "value added to --momentum for cross-entropy", "--deepkd_task", check=within(least=-1, most=1)
         )
         target: float = option(
             -0.075,
-            "difference of the momentum of the target-class part",
+            "value added to --momentum for the target-class part",
             "--deepkd_target",
             check=within(least=-1, most=1),
         )
         other: float = option(
             0.075,
-            "difference of the momentum of the other classes' part",
+            "value added to --momentum for the part of the other classes",
             "--deepkd_other",
             check=within(least=-1, most=1),
         )
         topk: int = option(
-            0, "number of the teacher's largest other classes that count; 0: all", "--deepkd_topk", check=not_negative
+            0,
+            "number of other classes that count, those with the teacher's largest logits; 0: all",
+            "--deepkd_topk",
+            check=not_negative,
         )
         phases: tuple[int, ...] = option(
             (),
-            "two epochs: until the first, the mask widens from 5 % of the classes to --deepkd_topk; from the second "
-            "on, it widens to all classes; none: it is constant",
+            "two epochs: until the first, the number of counted classes grows from 5 % of the classes to "
+            "--deepkd_topk; from the second on, it grows to all (default: constant)",
             "--deepkd_phases",
         )
         warmup: int = option(

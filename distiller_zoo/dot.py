@@ -23,7 +23,10 @@ class DOT(Distiller):
     @dataclass(frozen=True)
     class Config(Distiller.Config):
         delta: float = option(
-            0.075, "difference of the momenta; published 0.09 on ImageNet", "--dot_delta", check=probability
+            0.075,
+            "value added to --momentum for distillation and subtracted for cross-entropy; published 0.09 on ImageNet",
+            "--dot_delta",
+            check=probability,
         )
         authors: ClassVar[Mapping[str, float]] = {"cls": 0.1, "div": 0.9}
 

@@ -24,8 +24,8 @@ def hint_names(cfg: Any, student: ModelSpec, teacher: ModelSpec | None) -> tuple
     if not 0 <= cfg.hint_layer < shared:
         known = ", ".join(f"{i} ({maps_s[i]} and {maps_t[i]})" for i in range(shared)) or "none"
         raise UserError(
-            f"--hint_layer {cfg.hint_layer} is not a map of both {student.name} and "
-            f"{teacher.name if teacher else 'no teacher'} have; those are: {known}"
+            f"--hint_layer {cfg.hint_layer} is not a map that both {student.name} and "
+            f"{teacher.name if teacher else 'no teacher'} have: choose from {known}"
         )
     return maps_s[cfg.hint_layer], maps_t[cfg.hint_layer]
 

@@ -71,7 +71,9 @@ class WKDF(LastMaps):
             choices=("conv1x1", "bottleneck"),
         )
         hidden: int = option(256, "hidden width of the bottleneck", "--wkd_f_hidden", check=within(least=1))
-        constant: int = option(150, "epochs before the weight falls", "--wkd_f_constant", check=not_negative)
+        constant: int = option(
+            150, "epochs after which the weight begins to fall", "--wkd_f_constant", check=not_negative
+        )
         authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):

@@ -62,6 +62,7 @@ class Opened:
 
 
 def seed_of(settings: Settings) -> int:
+    """The random seed of a run."""
     assert settings.run.seed is not None, "the parser gives every run a seed"
     return settings.run.seed
 
@@ -82,6 +83,7 @@ def setup(settings: Settings) -> tuple[torch.device, torch.dtype | None]:
 
 
 def open_data(settings: Settings) -> DataSet:
+    """The data set of --dataset; rank 0 downloads it. The default data folder is made if it is missing."""
     source = settings.data.source
     folder, made = Path(source.data_folder), False
     if "data_folder" not in settings.given and not folder.exists():
@@ -189,8 +191,8 @@ def open_teacher(lanes: Sequence[Settings], data: DataSet, device: torch.device)
 
 
 def for_student(data: DataSet, teacher: Network | None, lanes: Sequence[Settings]) -> DataSet:
-    """The data; of images without labels, with the classes that the student puts out: those of the teacher whose logits
-    it learns, else a single one, which no data set has, so that no classifier that nothing trained passes for one."""
+    """The data. If no image has a label, its classes are those of the student's outputs: the teacher's, if the student
+    learns its logits; else a single one, so that the untrained classifier fits no data set."""
     if not isinstance(data, UnlabelledData):
         return data
     assert teacher is not None, "refuse_unlabelled() lets no method without a teacher pass"

@@ -183,6 +183,7 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
 def build_chain(
     settings: Settings, opened: Opened, student: ModelSpec, teacher: Network | None, source: TeacherSource | None
 ) -> Iterator[Stage]:
+    """The stages of one student's training; see build_stages()."""
     training, hardware, seed = settings.training, opened.hardware, seed_of(settings)
     seed_everything(seed)  # a student's initial weights must not depend on what was built before it
     return build_stages(
@@ -241,6 +242,7 @@ def build_run(
     identity: Mapping[str, Any],
     full_batches: bool,
 ) -> TrainingRun:
+    """The training of one student; see TrainingRun."""
     data, loader, probe = opened.data, opened.loader, None
     if isinstance(data, UnlabelledData):
         probe = EvalProbe(data.probe, data.head, data.shapes["image"][-1], opened.hardware.device)
@@ -313,7 +315,7 @@ def enter(lane: Lane, opened: Opened, label: str | None) -> Entered | None:
 
 
 def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
-    """Train until all have ended, or raise Interrupted with the command that resumes."""
+    """Train until all students have ended, or raise Interrupted with the command that resumes."""
     log.info("==> training...")
     lanes = Lanes(len(entered), opened.hardware.device)
     try:

@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read '{path}' ({error}): copy or export it again") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} holds no settings of a network")
+        raise UserError(f"{path} is not the config.json of a network: download it again")
     return found
 
 

@@ -147,7 +147,7 @@ class Segments(nn.Module):
         width = next((m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)), None)
         if width is None:
             raise UserError(
-                f"a segment network replaces a linear classifier, but {head} of {name} is none: choose another network"
+                f"tsn and tsm replace a linear classifier, but {head} of {name} is not linear: choose another network"
             )
         backbone.set_submodule(head, nn.Identity())
         _without_dropout(backbone, head)

@@ -34,7 +34,7 @@ class MultiScaleRelation(nn.Module):
     def __init__(self, num_frames: int, width: int, num_classes: int):
         super().__init__()
         if num_frames < 2:
-            raise UserError(f"a relation needs at least 2 frames, but --num_segments is {num_frames}")
+            raise UserError(f"trn relates at least 2 frames, but --num_segments is {num_frames}: raise it")
         self.num_frames = num_frames
         self.subsets = [list(combinations(range(num_frames), k)) for k in range(num_frames, 1, -1)]
         self.fc_fusion_scales = nn.ModuleList(
@@ -81,7 +81,7 @@ class TRN(nn.Module):
         width = next((m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)), None)
         if width is None:
             raise UserError(
-                f"trn replaces a linear classifier, but {head} of {type(backbone).__name__} is not one: "
+                f"trn replaces a linear classifier, but {head} of {type(backbone).__name__} is not linear: "
                 "choose another network"
             )
         backbone.set_submodule(head, nn.Dropout(dropout))

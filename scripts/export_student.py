@@ -254,7 +254,10 @@ def export(args: argparse.Namespace) -> dict[str, float]:
     whole = Plain(network.tapped()).eval()
     network = network_without_heads(network, data.shapes)
     if network.spec.branches:
-        print(f"{network.spec.name} has no name without its heads: the weights file keeps them", file=sys.stderr)
+        print(
+            f"{network.spec.name} has heads, and no network without them has a name: the weights file keeps the heads",
+            file=sys.stderr,
+        )
     model, spec, meta = Plain(network.tapped()).eval(), network.spec, network.checkpoint.meta
     if spec.input not in data.shapes:
         raise UserError(f"{spec.name} reads '{spec.input}', {data.name} has {', '.join(data.shapes)}")

@@ -197,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE")
     add("--title", default="Knowledge distillation: results", help="heading of the page", metavar="TEXT")
     add("--hide_folders", action="store_true", help="show only the last part of absolute paths in commands")
-    add("--out", type=Path, default=Path("report.html"), metavar="FILE")
+    add("--out", type=Path, default=Path("report.html"), help="file to write (default report.html)", metavar="FILE")
     args = parser.parse_args(normalised(argv))
     runs = chosen_runs(args.root, args.dataset, args.only)
     text = page(runs, args.title, args.published)

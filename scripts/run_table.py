@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """Run a published table: bash scripts/run_table.sh simkd --trials 3 [--dry-run] [-- --data_folder ../data/]
 
-Finished cells are skipped, interrupted ones resume. Students of one teacher that share
-weights of cross-entropy and KL are trained together, as lanes of one process (--lanes 1: each alone); methods that read
-only the teacher's logits take them from a cache on disk. One process per GPU (all, or those of
-CUDA_VISIBLE_DEVICES); on a CPU, --jobs of them.
-Flags after -- are passed to every training command.
+Finished cells are skipped, interrupted ones resume. Students with the same teacher and the same weights of
+cross-entropy and KL are trained together in one process (--lanes 1: each alone). Methods that read only the teacher's
+logits take them from a cache on disk. One process runs on each GPU (all, or those of CUDA_VISIBLE_DEVICES); on a CPU,
+--jobs processes run. Flags after -- are passed to every training command.
 """
 
 from __future__ import annotations
@@ -59,12 +58,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("table", nargs="?", help="name of a table, see --list; or the path of your own FILE.toml")
-    add("--list", action="store_true", help="name the tables")
+    add("--list", action="store_true", help="list the tables")
     add("--trials", **whole(1), default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
     add(
         "--only",
         default="",
-        help="only rows and students with these names, or parts of names: KD,vgg8",
+        help="only rows and students whose names contain one of these, such as KD,vgg8",
         metavar="NAMES",
     )
     add("--dry_run", action="store_true", help="print which cells would run and which are finished")

@@ -176,7 +176,12 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--search", nargs="+", required=True, help="NAME=LOW:HIGH[:log] or NAME=A,B,C", metavar="SETTING=VALUES")
-    add("--trials", **whole(1), default=20, help="number of trials in total, including failed and earlier ones")
+    add(
+        "--trials",
+        **whole(1),
+        default=20,
+        help="number of trials in total, including failed and earlier ones (default 20)",
+    )
     add(
         "--val_fraction",
         type=float,
@@ -191,7 +196,7 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
         help="folder of the search (default ./save/tune)",
         metavar="FOLDER",
     )
-    add("--seed", **whole(0, 2**32 - 1), default=0, help="random seed of the search")
+    add("--seed", **whole(0, 2**32 - 1), default=0, help="random seed of the search (default 0)")
     args = parser.parse_args(normalised(argv))
     if args.val_fraction == 1:
         raise UserError("--val_fraction 1 leaves nothing to train on: give less")

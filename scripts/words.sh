@@ -35,7 +35,7 @@ slots=$(sed -n 's/^[a-z_]*=\${\([0-9]*\):[?-].*/\1/p' "$0" | sort -n | tail -n 1
 required=$(sed -n 's/^[a-z_]*=\${\([0-9]*\):?.*/\1/p' "$0" | sort -n | tail -n 1)
 if [ "${#words[@]}" -lt "${required:-0}" ]; then
     missing=$(sed -n "s/^[a-z_]*=\${$((${#words[@]} + 1)):?\(.*\)}\$/\1/p" "$0")
-    echo "$(basename "$0"): word $((${#words[@]} + 1)) is missing, the $missing; --help shows them all" >&2
+    echo "$(basename "$0"): argument $((${#words[@]} + 1)) is missing, the $missing; --help lists all arguments" >&2
     exit 2
 fi
 while [ "${#words[@]}" -lt "${slots:-0}" ]; do # an optional word left out

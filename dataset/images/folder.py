@@ -79,7 +79,7 @@ def matching_classes(
     folder = root / name
     if unread := [other for other in there if other != name]:
         log.info(
-            "%s/ decides which epoch is best, and is reported; not read: %s (--val_dir %s evaluates on that)",
+            "evaluated on %s/, which also chooses the best epoch; not read: %s (--val_dir %s evaluates on it)",
             *(name, ", ".join(f"{other}/" for other in unread), unread[0]),
         )
     names = class_names(folder)

@@ -32,7 +32,8 @@ def load(options: DataOptions) -> UnlabelledData:
     name = options.unlabelled.eval_probe
     if options.val_fraction or options.few_ratio < 1:
         raise UserError(
-            "--val_fraction and --few_ratio choose among labelled images, and --dataset unlabelled has none"
+            "--val_fraction and --few_ratio choose among labelled images, but --dataset unlabelled has none: leave "
+            "them out"
         )
     if name is None:
         raise UserError(
@@ -43,7 +44,7 @@ def load(options: DataOptions) -> UnlabelledData:
     probe = dataset_dict[name](DataOptions(Path(options.unlabelled.eval_probe_folder), image_size=size))
     if not isinstance(probe, ResidentData) or isinstance(probe, UnlabelledData):
         raise UserError(
-            f"--eval_probe {name} is no set of labelled images held in memory: choose cifar100, cifar10, stl10, "
+            f"--eval_probe {name} is not a set of labelled images held in memory: choose cifar100, cifar10, stl10, "
             "tinyimagenet, digits, or folder for a tree of images"
         )
     return UnlabelledData(images, probe, options.unlabelled.eval_probe_head)

@@ -21,10 +21,9 @@ CHOSEN = ("val_fraction", "val_dir", "classes_subset")  # further settings that 
 
 def _as_trained(flag: Flag) -> Flag:
     """The flag for a trained network, whose checkpoint records the default."""
-    text, _, otherwise = flag.help.rstrip(")").partition(" (default: ")
-    return dataclasses.replace(
-        flag, default=None, help=f"{text} (default: as in training, or {otherwise or flag.default})"
-    )
+    text, _, otherwise = flag.help.partition(" (default: ")
+    default = otherwise.removesuffix(")") or flag.default
+    return dataclasses.replace(flag, default=None, help=f"{text} (default: as in training, or {default})")
 
 
 AS_TRAINED = tuple(
@@ -128,7 +127,7 @@ def recorded_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def chosen_as_trained(meta: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What chose the data: as given, else as a checkpoint recorded it, which the log says."""
+    """The settings that chose the data: as given, else as recorded in a checkpoint; the log names the recorded ones."""
     chosen = {k: v for k in CHOSEN if (v := given.get(k)) is not None}
     evaluated = [k for k in ("val_fraction", "val_dir") if k in chosen]  # one of them replaces the other
     for name in CHOSEN:
@@ -165,7 +164,8 @@ def options_as_trained(path: str | Path, root: Path, image_size: int | None = No
 
 
 def lists_as_trained(meta: Mapping[str, Any], given: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """The lists of videos that training named and that are not given, where they still lie or in the data folder."""
+    """The lists of videos that training used and that are not given now; a list that no longer exists is taken from the
+    data folder."""
     found = {}
     for name in (k for k in LISTS if k in meta and k not in given):
         places = Path(meta[name]), root / Path(meta[name]).name

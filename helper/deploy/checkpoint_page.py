@@ -101,6 +101,7 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[Any]], text: int =
 
 
 def image_html(figure: Any, what: str) -> str:
+    """The figure as an <img> whose data is inside the page. what: its description."""
     text = f'<img alt="{html.escape(what)}" src="{as_png(figure)}">'
     pyplot().close(figure)
     return text
@@ -143,13 +144,13 @@ def page(seen: Seen, classes: Sequence[str], title: str, source: str) -> str:
             f"<style>{STYLE}</style>\n<h1>{html.escape(title)}</h1>",
             f"<p class='about'>{html.escape(made)}</p>",
             table_html(("measured", ""), facts),
-            "<h2>Classes, the hardest first</h2><p class='about'>Found: the share of a class's samples that is "
-            "recognised. Right: the share of the predictions of a class that is right.</p>",
+            "<h2>Classes, the hardest first</h2><p class='about'>Found: the share of a class's samples that are "
+            "recognised. Right: the share of the predictions of a class that are right.</p>",
             f"<div class='side'><div class='scroll'>{hardest}</div>",
             f"<div><b>Most frequent mistakes</b>{pairs}</div></div>",
             f"<h2>Confusion matrix</h2>{matrix}",
             f"<h2>Calibration</h2>{calibration}",
-            "<h2>Worst mistakes</h2><p class='about'>Those in which the network is surest of the wrong class. The "
-            f"number is the place in the test set.</p>{mistakes}",
+            "<h2>Worst mistakes</h2><p class='about'>The wrong predictions with the highest confidence. The "
+            f"number is the position in the test set.</p>{mistakes}",
         ]
     )

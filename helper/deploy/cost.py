@@ -51,7 +51,7 @@ def replaced_head(predict: nn.Module) -> nn.Module | None:
 
 @contextmanager
 def _passed_by(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, these modules return their input."""
+    """Inside the context, these modules return their input."""
     passed = list(modules)
     for module in passed:
         module.forward = lambda x: x

@@ -162,7 +162,7 @@ def neighbours(train: tuple[Tensor, Tensor], x: Tensor, num_classes: int) -> Ten
 
 @dataclass
 class EvalProbe:
-    """What evaluates a student that learns without labels: a probe of its features on a labelled set.
+    """Evaluates a student that learns without labels, by a probe of its features on a labelled set.
 
     head: knn or linear. Called with the student, it gives loss, acc and acc_top5 on the set's test images.
     """

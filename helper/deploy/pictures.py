@@ -20,6 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 
 
 def pyplot() -> Any:
+    """matplotlib.pyplot without a display, with the settings of all figures. UserError if the package is missing."""
     needed("matplotlib", "a picture").use("agg")
     import matplotlib.pyplot as plt
 
@@ -44,6 +45,7 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, out: Path) -> None:
+    """Write a figure; the suffix of `out` decides its format. UserError if that fails."""
     make_folder(out.parent)
     try:
         figure.savefig(out)

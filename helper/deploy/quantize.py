@@ -105,7 +105,7 @@ def _quantize(source: Path, out: Path, batches: Sequence[Tensor], **options: boo
 
 @contextlib.contextmanager
 def _errors_alone(name: str) -> Iterator[None]:
-    """Meanwhile, a logger and its children drop what is less severe than an error."""
+    """Inside the context, a logger and its children drop messages below the level ERROR."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -15,6 +15,8 @@ from helper.machine import distributed
 
 @dataclass(frozen=True)
 class DeviceConfig(Config):
+    """Device and precision."""
+
     heading = "device and precision"
 
     gpu_id: str = option(

@@ -44,12 +44,14 @@ class LaunchConfig(Config):
     heading = "several processes"
 
     multiprocessing_distributed: bool = option(False, "one process per GPU of --gpu_id")
-    dist_url: str = option("tcp://127.0.0.1:23451", "rendezvous of --multiprocessing_distributed", metavar="URL")
+    dist_url: str = option(
+        "tcp://127.0.0.1:23451", "address of the first node, for --multiprocessing_distributed", metavar="URL"
+    )
     dist_backend: str | None = option(
         None, "communication between processes (default: nccl on CUDA, else gloo)", choices=("nccl", "gloo")
     )
-    world_size: int | None = option(None, "number of nodes of --multiprocessing_distributed", check=at_least(1))
-    rank: int | None = option(None, "rank of this node, from 0", check=at_least(0))
+    world_size: int | None = option(None, "number of nodes, for --multiprocessing_distributed", check=at_least(1))
+    rank: int | None = option(None, "number of this node, from 0", check=at_least(0))
     dist_timeout: float = option(
         50.0,
         "seconds to wait for the other processes at the start, and for each of their steps in training",
@@ -89,6 +91,7 @@ class RankLost(UserError):  # noqa: N818 (it names what happened to another)
 
 
 def world_size() -> int:
+    """Number of processes of the run."""
     return 1 if _control is None else dist.get_world_size()
 
 
@@ -115,7 +118,8 @@ def check_backend(backend: str | None, processes: int) -> str:
 
 @contextlib.contextmanager
 def process_group(backend: str | None, timeout: float, advice: str = "") -> Iterator[None]:
-    """Inside, the processes of the launcher form one group. UserError if the address is taken or nothing listens there.
+    """Inside the context, the processes of the launcher form one group. UserError if the address is used by another
+    process or does not answer.
 
     advice: what to do if another process is lost, see lost_ranks().
     """
@@ -208,7 +212,7 @@ def broadcast(value: T) -> T:
 
 
 def by_main(work: Callable[[], T]) -> T:
-    """Rank 0 works; all processes get its return value, or its UserError."""
+    """Rank 0 calls work(); all processes get its return value, or its UserError."""
     if _control is None:
         return work()
     result: Any = None
@@ -227,7 +231,7 @@ def by_main(work: Callable[[], T]) -> T:
 
 
 def main_first(work: Callable[[], T]) -> T:
-    """All processes work, rank 0 first, so that the others find what it created."""
+    """All processes call work(), rank 0 first, so that the others find what it created."""
     first: list[T] = []
     by_main(lambda: first.append(work()))
     return first[0] if first else work()
@@ -359,7 +363,7 @@ def _taken(host: str, port: int) -> bool:
 
 
 def _answers(host: str, port: int, timeout: float) -> bool:
-    """Whether the first node answers in time; tested before the launcher starts, which would print its whole stack."""
+    """Whether the first node answers in time; tested before torchrun starts, which would print a traceback."""
     until = time.monotonic() + timeout
     while time.monotonic() < until:
         with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=until - time.monotonic()):

@@ -35,11 +35,13 @@ EXACT_CASTS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # layers whose weigh
 
 @dataclass(frozen=True)
 class KernelConfig(Config):
+    """Settings that change speed, not results (up to rounding)."""
+
     heading = "speed"
 
     compile: str = option(
         "auto",
-        "mode of torch.compile; auto: default in long runs on CUDA and a CPU (see docs/speed.md)",
+        "mode of torch.compile; auto: default in runs of at least 5000 steps, else none (see docs/speed.md)",
         choices=("auto", "none", *MODES),
     )
     compile_parts: list[str] | None = option(
@@ -150,7 +152,7 @@ def to_device(net: M, device: torch.device, kernels: Kernels = PLAIN) -> M:
 
 
 def _in_float32(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """Its output: without gradients as ever, else computed in float32 and returned in the dtype of x.
+    """Output of a convolution: with gradients computed in float32 and returned in the dtype of x, else unchanged.
 
     Its class is looked up at each call: --quantize changes it after to_device().
     """

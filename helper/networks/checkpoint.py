@@ -306,7 +306,9 @@ def _refuse_odd_weights(path: Path, state: State) -> None:
     """UserError if a weight is not a dense array of numbers on the CPU, or is NaN."""
     needed = sum(v.numel() * v.element_size() for v in state.values() if v.layout == torch.strided)
     if needed > free():
-        raise UserError(f"{path} holds weights of {needed / 2**30:.1f} GiB, more memory than is free")
+        raise UserError(
+            f"{path} holds weights of {needed / 2**30:.1f} GiB, more memory than is free: use a larger machine"
+        )
     for name, value in state.items():
         kinds = {
             "complex": value.is_complex(),

@@ -1,4 +1,4 @@
-"""Teachers whose classifier is missing or does not fit the data: recognised from every source; never a random head."""
+"""Teachers whose classifier is missing or does not fit the data. No teacher gets a classifier with random weights."""
 
 from __future__ import annotations
 

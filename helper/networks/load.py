@@ -452,9 +452,7 @@ def _composite(
     method = cls(cfg, Context(num_classes, torch.zeros(1, dtype=torch.int64), 1, probe(student, shapes), teacher))
     deployment = method.deployment()
     if deployment is None:
-        raise UserError(
-            f"{path} names layers that {cls.name} deploys with the student, but it deploys none: train it again"
-        )
+        raise UserError(f"{path} records deployed layers of {cls.name}, which has none in this version: train it again")
     deployment.load_entries(checkpoint.extra)
     return Network(composite_spec(spec, deployment), Composite(student, deployment), checkpoint)
 

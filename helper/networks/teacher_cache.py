@@ -31,6 +31,8 @@ CACHEABLE = ("logits", "pooled")  # taps of one vector per view; maps are hundre
 
 @dataclass(frozen=True)
 class CacheConfig(Config):
+    """Settings of the teacher cache."""
+
     heading = "teacher cache"
 
     teacher_cache: str | None = option(
@@ -62,8 +64,8 @@ class CacheConfig(Config):
 
 
 def refuse_unusable(cfg: CacheConfig, several: bool, dropout: bool, mixes: bool) -> None:
-    """UserError if the folder cannot be made, or if a teacher's answer is not one per view: several teachers, its
-    dropout, mixed images."""
+    """UserError if the folder cannot be made, or if a view has no single output of the teacher: with several teachers,
+    its dropout, or mixed images."""
     refuse_folder(cfg.folder, "teacher cache")
     if several:
         raise UserError(
@@ -140,7 +142,7 @@ def cache_key(
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Inside, other processes that open the same cache wait, if folders can be locked."""
+    """Inside the context, other processes that open the same cache wait, if folders can be locked."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
             import fcntl

@@ -22,6 +22,8 @@ ABSURD = 1e6  # of a logit
 
 @dataclass(frozen=True)
 class TeacherConfig(Config):
+    """Settings of the teacher."""
+
     heading = "teacher"
 
     path_t: list[str] | None = option(
@@ -58,14 +60,14 @@ class TeacherConfig(Config):
     )
     std_t: list[float] | None = option(
         None,
-        "standard deviation of these pixels; mean 0.5 and std 0.5 mean pixels in [-1, 1], mean 0 and std 0.003922 in "
-        "0..255",
+        "standard deviation of these pixels; if the teacher reads pixels in [-1, 1]: mean 0.5, std 0.5; in 0..255: "
+        "mean 0, std 0.003922",
         role=RESULT,
     )
     match_classes: bool = option(
         False, "reorder the teacher's logits to the data set's order of classes, if both have the same classes"
     )
-    skip_validation: bool = option(False, "do not evaluate the teacher first")
+    skip_validation: bool = option(False, "do not evaluate the teacher before training")
     fold_teacher: bool = option(False, "fold the teacher's batch norm into its convolutions", role=RESULT)
     teacher_dropout: bool = option(
         False,
@@ -126,7 +128,7 @@ class LiveTeacher(TeacherSource):
         if not largest <= ABSURD:
             raise UserError(
                 f"the largest logit of the teacher {self.spec.name} on the first batch is {largest:g}, which is "
-                "useless: its weights are damaged, or its images need another normalisation"
+                "useless: its weights are damaged, or it needs another normalisation (--mean_t, --std_t)"
             )
 
     def _prepared(self, inputs: Mapping[str, Any]) -> Callable[..., Features]:

@@ -126,11 +126,13 @@ def counts() -> dict[str, dict[str, list[Any]]]:
 
 @cache
 def models(recount: bool = False) -> tuple[Model, ...]:
+    """Every model of the registry. recount: do not read listing.json."""
     known = {} if recount else json.loads(COUNTED.read_text())["models"]
     return tuple(model(model_dict[name], known.get(name)) for name in model_dict)
 
 
 def model(spec: ModelSpec, known: Sequence[int] | None = None) -> Model:
+    """The entry of a model. known: what count_model() finds, if it was counted before."""
     parameters, cost = known or count_model(spec)
     about = f"; {spec.published.note}" if spec.published.note else ""
     return Model(spec.name, parameters, cost, spec.input_shape, grouped(spec.taps) + about)
@@ -145,6 +147,7 @@ def count_model(spec: ModelSpec) -> tuple[int, int]:
 
 @cache
 def methods(recount: bool = False) -> tuple[Method, ...]:
+    """Every method of the registry. recount: do not read listing.json."""
     known = {} if recount else json.loads(COUNTED.read_text())["methods"]
     return tuple(method(method_dict[name], known.get(name)) for name in method_dict)
 
@@ -160,6 +163,7 @@ def count_method(kind: type[Distiller]) -> tuple[str, int | None, int | None, li
 
 
 def method(kind: type[Distiller], known: Sequence[Any] | None = None) -> Method:
+    """The entry of a method. known: what count_method() finds, if it was counted before."""
     cfg = kind.Config()
     weights = f"-c {cfg.cls:g} -d {cfg.div:g} -b {cfg.beta:g}" + (f" --kd_T {cfg.kd_T:g}" if cfg.kd_T != 4 else "")
     spelled = {"cls": "-c", "div": "-d", "beta": "-b"}
@@ -237,6 +241,7 @@ def _measured(
 
 
 def in_millions(count: int | None) -> str:
+    """1.234 M, 0, or ? for an unknown count."""
     return "?" if count is None else str(count) if count < 1000 else f"{count / 1e6:.3f} M"
 
 
@@ -273,6 +278,7 @@ def _methods_page() -> str:
 
 
 def model_rows(recount: bool = False) -> list[tuple[str, ...]]:
+    """The rows of the table of models."""
     return [
         (m.name, f"{m.parameters / 1e6:.2f} M", f"{m.macs / 1e6:.1f} M", "x".join(map(str, m.shape)), m.taps)
         for m in models(recount)
@@ -329,7 +335,7 @@ PAGES = {"measured": "README.md", "methods": "docs/methods.md", "models": "docs/
 
 
 def written(recount: bool = True) -> dict[Path, str]:
-    """Page -> its text with the present table; UserError if a marker is missing."""
+    """Page -> its text with the current table; UserError if a marker is missing."""
     pages = {}
     for name, table in tables(recount).items():
         path, start, end = ROOT / PAGES[name], f"<!-- {name} -->", f"<!-- end of {name} -->"

@@ -28,9 +28,9 @@ class WeightConfig(LossConfig):
     )
     protocol: str = option(
         "simkd",
-        "default weights: simkd keeps cross-entropy and KL with every method, authors uses each publication's weights; "
-        "modern also trains with AdamW, a cosine with warm-up, drop path, RandAugment, MixUp and CutMix, smoothed "
-        "labels and averaged weights",
+        "default weights: simkd adds cross-entropy and the logit KL to most methods; authors uses each publication's "
+        "weights; modern is simkd with AdamW, a cosine with warm-up, drop path, RandAugment, MixUp, CutMix, label "
+        "smoothing and a moving average of the weights",
         choices=("simkd", "authors", "modern"),
         role=RESULT,
     )
@@ -71,10 +71,12 @@ def own_flags(method: type[Distiller]) -> dict[str, Flag]:
 
 
 def flags_of(method: type[Distiller]) -> list[Flag]:
+    """The own flags of a method."""
     return list(own_flags(method).values())
 
 
 def methods_named(name: str) -> list[type[Distiller]]:
+    """'kd+at' -> the classes of kd and at. UserError for an unknown name."""
     return [method_dict[part] for part in name.split("+")]
 
 
@@ -101,6 +103,8 @@ def default_weights(methods: Sequence[type[Distiller]], protocol: str) -> dict[s
 
 
 def method_config(values: Mapping[str, Any], methods: Sequence[type[Distiller]], teacher: bool) -> Any:
+    """The Config of a method or of a combination. values: flag -> value. UserError if members exclude each other."""
+
     def fields_of(method: type[Distiller]) -> dict[str, Any]:
         return {name: values[flag.dest] for name, flag in own_flags(method).items()}
 

@@ -25,6 +25,8 @@ from helper.training.stages import TrainingConfig
 
 @dataclass(frozen=True)
 class DataConfig:
+    """Settings of the data."""
+
     source: SourceConfig
     stream: StreamConfig
     recordings: RecordingConfig
@@ -35,6 +37,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class MachineConfig:
+    """Settings of the machine: device, kernels, processes."""
+
     device: DeviceConfig
     kernels: KernelConfig
     launch: LaunchConfig

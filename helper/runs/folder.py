@@ -35,12 +35,15 @@ SEPARATOR = "~" if os.name == "nt" else ":"
 
 
 def plain_word(flag: str, text: str) -> None:
+    """UserError if a text cannot be part of a folder's name. flag: the flag that gives it."""
     if not text or any(c in text for c in "/\\") or not text.isprintable():
         raise UserError(f"{flag} {text!r} becomes part of a folder name and must be a plain word or number")
 
 
 @dataclass(frozen=True)
 class RunConfig(Config):
+    """Name, repetition, seed and files of a run."""
+
     heading = "run"
 
     trial: str = option("0", "name of this repetition", short="-t", check=plain_word, role=NAMED, metavar="NAME")
@@ -60,8 +63,7 @@ class RunConfig(Config):
     resume: str = option("auto", "auto: resume the existing run; or the path of a _last.pth", metavar="FILE")
     extend: int | None = option(
         None,
-        "prolong a finished run: its number of epochs, with the new number as --epochs and the other settings "
-        "unchanged",
+        "prolong a finished run of this many epochs to --epochs; the other settings must be those of the run",
         check=at_least(1),
         role=RESULT,
     )
@@ -133,7 +135,7 @@ class RunFolder:
         return self.models / "log.txt"
 
     def enter(self, described: Mapping[str, Any], overwrite: bool, moved: Collection[str] = ()) -> bool:
-        """Create or re-enter the folder. described: the content of args.json. True if the run is already finished.
+        """Create or enter the folder. described: the content of args.json. True if the run is already finished.
 
         Raises UserError when the folder holds a run with other settings, naming each of them; moved: as for
         refuse_differences().
@@ -249,6 +251,7 @@ def _empty(folder: Path) -> None:
 
 
 def previous_of(last: Path) -> Path:
+    """X_last.pth -> X_last.prev.pth, the state before it."""
     return last.with_suffix(f".prev{last.suffix}")
 
 

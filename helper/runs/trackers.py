@@ -30,6 +30,8 @@ from helper.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class TrackerConfig(Config):
+    """Settings of the experiment tracker."""
+
     heading = "experiment tracker"
 
     tracker: str = option(
@@ -41,7 +43,7 @@ class TrackerConfig(Config):
 
 @dataclass(frozen=True)
 class Place:
-    """Opens a run of a tracker. identifier: None: a new run. store: folder for local data."""
+    """How to open a run of a tracker. identifier: None: a new run. store: folder for local data."""
 
     project: str
     name: str

@@ -68,7 +68,7 @@ class Run:
             self.child.send_signal(number)
 
     def checkpoint(self) -> Any:
-        """What submitit queues when the job is taken away: the same command, which finds its checkpoint."""
+        """The job that submitit queues when this one is preempted: the same command, which finds its checkpoint."""
         import submitit
 
         if self.child is not None and self.child.poll() is None:

@@ -40,6 +40,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def last_by_seed(group: Sequence[Run]) -> dict[int, float]:
+    """Seed -> top-1 of the last epoch, in percent."""
     return {run.identity["seed"]: run.rows[-1]["test_acc"] for run in group}
 
 
@@ -74,6 +75,7 @@ def differing(groups: Sequence[Sequence[Run]]) -> list[tuple[str, list[str]]]:
 
 
 def shown(value: Any) -> str:
+    """A setting as text; - for none."""
     if value is None:
         return "-"
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

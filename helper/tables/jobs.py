@@ -80,6 +80,7 @@ class Want:
 
 
 def wants(cells: Iterable[Cell], trials: int, extra: Sequence[str]) -> list[Want]:
+    """Every cell in every trial. extra: flags of every training."""
     out = []
     for trial in range(trials):
         for cell in cells:

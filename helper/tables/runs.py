@@ -92,6 +92,7 @@ def run_folders(root: Path) -> list[Path]:
 
 
 def find_runs(root: Path, dataset: str | None) -> list[Run]:
+    """The finished runs below a folder, on one data set if it is given."""
     runs = [run for run in map(read_run, progress(run_folders(root), f"runs below {root}")) if run is not None]
     return [r for r in runs if dataset is None or r.identity["dataset"] == dataset]
 
@@ -164,10 +165,12 @@ def refuse_shared_order(group: Sequence[Run]) -> None:
 
 
 def network(run: Run) -> str:
+    """The registry name of the trained network."""
     return run.identity["model"] if run.is_teacher else run.identity["model_s"]
 
 
 def last_checkpoint(run: Run) -> Path:
+    """The path of a run's last state."""
     return run.folder / f"{file_name(network(run))}_last.pth"
 
 
@@ -183,6 +186,7 @@ def grouped(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def order(run: Run) -> tuple[int, str]:
+    """A key for sorting: students alone first, then by method."""
     return (0 if run.identity.get("distill") in (None, "vanilla") else 1, run.identity.get("distill", ""))
 
 
@@ -194,8 +198,10 @@ def evaluated(group: Sequence[Run]) -> list[list[dict[str, Any]]]:
 
 
 def last(group: Sequence[Run]) -> list[float]:
+    """Top-1 of the last epoch of every run, in percent."""
     return [r.rows[-1]["test_acc"] for r in group]
 
 
 def best(group: Sequence[Run]) -> float:
+    """Mean over the runs of the best top-1, in percent."""
     return statistics.mean(r.parameters["best"]["test_acc"] for r in group)

@@ -153,6 +153,7 @@ def chosen_columns(header: list[str], rows: list[list[str]], wanted: str) -> tup
 
 
 def as_markdown(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
+    """A Markdown table, and below it a paragraph for each note."""
     header, rows = list(map(markdown, header)), [list(map(markdown, row)) for row in rows]
     widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
 

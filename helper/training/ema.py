@@ -17,11 +17,13 @@ from core.option import RESULT, Config, at_least, option, share
 
 @dataclass(frozen=True)
 class EmaConfig(Config):
+    """Settings of the moving average."""
+
     heading = "moving average of the weights"
 
     ema: float = option(
         0.0,
-        "decay of a moving average of the weights, which is evaluated and saved instead of them",
+        "decay of a moving average of the weights, which is evaluated and saved in their place; 0: none",
         check=share,
         role=RESULT,
     )
@@ -63,7 +65,7 @@ class Average:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Inside, the modules hold the average; before the first update, their own weights."""
+        """Inside the context, the modules hold the average; before the first update, their own weights."""
         if self.steps < self.every:
             yield
             return

@@ -21,6 +21,8 @@ from core.option import RESULT, Config, option
 
 @dataclass(frozen=True)
 class QuantizeConfig(Config):
+    """Whether training rounds as int8 does."""
+
     heading = "quantisation-aware training"
 
     quantize: str = option(

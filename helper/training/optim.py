@@ -29,6 +29,8 @@ def _known(flag: str, value: str) -> None:
 
 @dataclass(frozen=True)
 class OptimConfig(Config):
+    """Settings of the optimiser."""
+
     heading = "optimisation"
 
     optimizer: str = option(
@@ -196,6 +198,7 @@ class PartedSGD(Optimizer):
 
 
 def key_of(part: Part) -> str:
+    """The key of a part's momentum buffer in the optimiser's state."""
     return f"momentum_{part.name}"
 
 

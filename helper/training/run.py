@@ -74,7 +74,7 @@ class TrainingRun:
     `ended`; always call close(). `place` is the next epoch.
 
     tb_backend: writer of event files; rows of earlier sessions are written into them again.
-    meta: what every checkpoint says of the run (arch, num_classes, dataset); the method adds its part.
+    meta: the record of the run in every checkpoint (arch, num_classes, dataset); the method adds its part.
     identity: the settings that a state to resume from must share.
     loader, test_loader: shared by all runs of the process. log: logger of the run.
     full_batches: the method reads whole batches only. shown: whether progress is shown.
@@ -156,7 +156,7 @@ class TrainingRun:
         self.line = self.writer = None
 
     def _move_to(self, epoch: int, start_step: int = 0) -> None:
-        """Go to this epoch, or to the first one of the next stage if the present stage is complete."""
+        """Go to this epoch, or to the first one of the next stage if the current stage is complete."""
         while epoch > self.stage.epochs:
             following = next(self.stages, None)
             if following is None:
@@ -344,7 +344,7 @@ class Lanes:
 
     @contextmanager
     def _turn_of(self, run: TrainingRun) -> Iterator[None]:
-        """Inside, the global random generators are those of this run."""
+        """Inside the context, the global random generators are those of this run."""
         if not self.alone:
             set_rng_state(run.rng)
         try:
@@ -376,7 +376,7 @@ class Lanes:
         return EpochPlace(stage, epoch, min(run.place.start_step for run in self.together))
 
     def each(self, action: Callable[[TrainingRun], None]) -> None:
-        """Do something for every student that trains the present epoch."""
+        """Do something for every student that trains the current epoch."""
         for run in list(self.together):
             with self._turn_of(run):
                 action(run)
@@ -406,6 +406,7 @@ def scalars_of(row: Mapping[str, Any], final: bool) -> dict[str, float]:
 
 
 def summary(reached: Reached, evaluated_on: str) -> str:
+    """The last line of a run's log: last and best accuracy, and the time."""
     return (
         f"last epoch Acc@1 {reached.row['test_acc']:.2f}, best accuracy: {reached.best_acc:.2f} (epoch "
         f"{reached.best_epoch}, chosen on {evaluated_on}, hence optimistic), {clock(reached.seconds)}"

@@ -18,6 +18,8 @@ def _readable(flag: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class ScheduleConfig(Config):
+    """Length of the training and its learning rates."""
+
     heading = "schedule"
 
     epochs: int = option(240, "epochs to train (default 240; depends on the data set)", check=at_least(1), role=RESULT)

@@ -30,6 +30,8 @@ from helper.training.step import DistillStep, StepSetup
 
 @dataclass(frozen=True)
 class LoopConfig(Config):
+    """Batches, steps and evaluation."""
+
     heading = "batches and steps"
 
     batch_size: int = option(
@@ -97,7 +99,7 @@ LATE = 10_000  # a late epoch, in which all terms have their full weights
 
 
 def warn_of_late_terms(method: Distiller, epochs: int) -> None:
-    """Warn if a run ends before terms of its method begin to count."""
+    """Warn if a run ends before the weight of a term rises above 0."""
 
     def weights(epoch: int) -> dict[str, float]:
         return method.weights(Progress(epoch, max(epoch, epochs)))
@@ -107,8 +109,8 @@ def warn_of_late_terms(method: Distiller, epochs: int) -> None:
     if late:
         begin = next(epoch for epoch in range(epochs + 1, LATE + 1) if weights(epoch).get(late[0]))
         log.warning(
-            "warning: %s counts from epoch %d on, but --epochs is %d, so this run trains without it: train longer, or "
-            "let %s begin earlier (see --distill %s --help)",
+            "warning: the weight of %s is 0 before epoch %d, but --epochs is %d, so this run trains without it: raise "
+            "--epochs, or let %s begin earlier (see --distill %s --help)",
             *(" + ".join(late), begin, epochs, method.name, method.name),
         )
 

@@ -46,6 +46,8 @@ class StepSetup:
 
 @dataclass(frozen=True)
 class StepResult:
+    """Loss, terms and predictions of a step."""
+
     loss: Tensor  # weighted sum of the main phase, mean over the batch
     terms: Terms  # unweighted, of every phase
     logits: Tensor  # [B, K] of view 0, as deployed, for samples with a label
@@ -164,7 +166,7 @@ class DistillStep:
         return self.root.no_sync() if wanted and isinstance(self.root, DistributedDataParallel) else nullcontext()
 
     def averaged(self) -> AbstractContextManager[Any]:
-        """Inside, the deployed modules hold their moving average, if there is one."""
+        """Inside the context, the deployed modules hold their moving average, if there is one."""
         return nullcontext() if self.ema is None else self.ema.shown()
 
     def deployed(self, bare: bool = False) -> Deployed:
@@ -208,4 +210,5 @@ def _joined(results: Sequence[StepResult]) -> StepResult:
 
 
 def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of scalars, on their device."""
     return torch.stack(list(parts)).sum()

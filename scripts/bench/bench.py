@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Time of a training step: python scripts/bench/bench.py --methods all
 
-Other questions: --switches, --bare, --students, --warm_cache, --lanes, --floor.
+Other measurements: --switches, --bare, --students, --warm_cache, --lanes, --floor.
 
 Every configuration runs in its own process; compared configurations take turns (A B A B ...), and every ratio is
 computed within a round, so that a slow phase of the machine affects both. The report shows medians and the range over
@@ -349,15 +349,29 @@ def show(report: dict[str, Any], markdown: bool) -> None:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--pair", default="resnet32x4:resnet8x4", metavar="TEACHER:STUDENT")
-    add("--methods", default=None, help="comma-separated, or all; kd,simkd,crd unless another part is asked for")
+    add(
+        "--pair",
+        default="resnet32x4:resnet8x4",
+        metavar="TEACHER:STUDENT",
+        help="networks (default resnet32x4:resnet8x4)",
+    )
+    add("--methods", default=None, help="methods with commas, or all (default kd,simkd,crd, if no other part is named)")
     add(
         "--overhead",
         action="store_true",
         help="with --methods all: compare all methods with one process of kd, which is quicker",
     )
-    add("--bare", action="store_true", help="kd next to its teacher's forward and its student's step alone")
-    add("--switches", nargs="?", const=",".join(SWITCHES), help="speed-up by each setting, or by those listed")
+    add(
+        "--bare",
+        action="store_true",
+        help="compare kd with its teacher's forward pass alone and its student's step alone",
+    )
+    add(
+        "--switches",
+        nargs="?",
+        const=",".join(SWITCHES),
+        help="measure the speed-up by every setting, or by those listed",
+    )
     add(
         "--warm_cache",
         **whole(1),
@@ -371,7 +385,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="each alone, in plain float32, and under kd next to the usual loop; the teacher is that of --pair",
+        help="students to time alone, in float32, and with kd, compared with a plain loop; --pair names the teacher",
     )
     add(
         "--lanes",
@@ -379,18 +393,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         const="kd,at,sp,simkd",
         help="methods to train together, with one forward pass of the teacher",
     )
-    add("--floor", action="store_true", help="FLOP of a step, and its share of the measured rate of matrix products")
-    add("--profile", metavar="FOLDER", help="write a trace of each configuration there")
+    add(
+        "--floor",
+        action="store_true",
+        help="measure the FLOP per second of a step, as a share of those of matrix products",
+    )
+    add("--profile", metavar="FOLDER", help="write a trace of each configuration to this folder")
     measuring.add_turns(parser, batch_size=64, steps=10, rounds=5)
-    add("--warmup", type=int, default=2, help="untimed steps before them, in every turn")
+    add("--warmup", type=int, default=2, help="untimed steps before the timed ones, in every turn (default 2)")
     add(
         "--together",
         action="store_true",
         help="run the first steps, which compile, of all compared configurations at the same time",
     )
-    add("--light", action="store_true", help="time only whole steps, not the loader alone nor steps without it")
-    add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
-    add("--baseline", action="store_true", help=f"also train {' and '.join(WEIGHTS)} the usual way, in float32")
+    add("--light", action="store_true", help="time whole steps only, not the loader alone or steps without it")
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in training (default auto)")
+    add(
+        "--baseline",
+        action="store_true",
+        help=f"also train {' and '.join(WEIGHTS)} in a plain training loop, in float32",
+    )
     add("--equal_precision", action="store_true", help="also time ours in float32 and the baseline under bf16 autocast")
     add("--images", **whole(1), default=50_000, help="number of random training images, without --data_folder")
     add("--data_folder", default=None, help="folder of the real CIFAR-100 (default: random images)", metavar="FOLDER")

@@ -114,10 +114,10 @@ def page(r: dict[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--student", nargs="+", default=["ResNet50", "ResNet18"])
-    add("--teacher", default="torchvision:vit_b_16")
-    add("--size", **whole(1), default=224, help="side of the images")
-    add("--precision", choices=("auto", "bf16", "fp32"), default="auto")
+    add("--student", nargs="+", default=["ResNet50", "ResNet18"], help="student networks")
+    add("--teacher", default="torchvision:vit_b_16", help="teacher network (default torchvision:vit_b_16)")
+    add("--size", **whole(1), default=224, help="side of the images in pixels (default 224)")
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in training (default auto)")
     # a multiple of five steps holds the paper's discriminator once
     measuring.add_turns(parser, batch_size=8, steps=5, rounds=3)
     measuring.add_files(parser)

@@ -43,11 +43,11 @@ page() {
     "$PYTHON" scripts/bench/bench.py --show "$TO$2.json" --markdown; } > "$TO$2.md"
 }
 pages() {
-  page "Against the usual way of training" _baseline
+  page "Steps compared with a plain training loop" _baseline
   page "Settings, cache, several students and the floor" _speed
-  page "Steps of methods next to kd's" _methods
-  page "The tables' students: automatic settings, and kd next to the usual loop" _students
-  page "Two cores, by the clock on the wall" _two_cores "clock on the wall"
+  page "Steps of every method compared with kd" _methods
+  page "The tables' students: automatic settings, and kd compared with a plain loop" _students
+  page "Two cores, wall-clock time" _two_cores "wall clock"
 }
 
 if [[ $# == 0 ]]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Images per second of the training loaders on an image folder, next to torchvision's reference loader (Pillow).
+"""Compare the training loaders on an image folder with torchvision's reference loader (Pillow), in images per second.
 
     python scripts/bench/bench_loader.py --data_folder DIR [--size 224] [--workers N] [--clock cpu] [--out FILE.json]
 
@@ -150,17 +150,23 @@ def measure(args: argparse.Namespace) -> dict:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_folder", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=usable_cores())
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data_folder", type=Path, required=True, help="folder with train/<class>", metavar="FOLDER")
+    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels (default 224)")
+    parser.add_argument("--batch_size", type=int, default=64, help="batch size (default 64)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="loader processes (default: one per core)")
+    parser.add_argument(
+        "--clock", choices=tuple(CLOCKS), default="wall", help="wall (default): elapsed time; cpu: processor time"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default 3)")
     parser.add_argument(
         "--passes", type=int, default=3, help="over the files, in one round; small sets have short epochs"
     )
-    parser.add_argument("--loaders", default="folder,dali cpu", help=f"of {', '.join(LOADERS)}")
-    parser.add_argument("--out", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--loaders",
+        default="folder,dali cpu",
+        help=f"loaders to time, with commas, of {', '.join(LOADERS)} (default folder,dali cpu)",
+    )
+    parser.add_argument("--out", type=Path, help="also write all figures to this file", metavar="FILE")
     args = parser.parse_args(argv)
     result = measure(args)
     for name, rate in result["img_per_s"].items():

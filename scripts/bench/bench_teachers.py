@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a cached teacher without a classifier costs a student: python scripts/bench/bench_teachers.py --markdown FILE
+"""Measure the cost of a cached teacher without a classifier: python scripts/bench/bench_teachers.py --markdown FILE
 
 resnet20 on random pixels of CIFAR's shape, alone and with --distill embed -d 0, taught by a ViT-B/16 of random weights
 that sees 224 px, through --teacher_cache. The first epoch fills the cache; then both train epochs whose views are all
@@ -64,15 +64,15 @@ def measured(args: argparse.Namespace, folder: Path) -> tuple[float, list[float]
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--teacher", default="torchvision:vit_b_16")
-    add("--teacher_image_size", type=int, default=224)
-    add("--student", default="resnet20")
-    add("--images", type=int, default=128, help="of an epoch (default 128)")
-    add("--batch_size", type=int, default=64)
-    add("--rounds", type=int, default=7)
-    add("--threads", type=int, default=1)
-    add("--gpu_id", default="0", help="without CUDA, the CPU, and seconds of the processor", metavar="GPUS")
-    add("--markdown", help="write a table there", metavar="FILE")
+    add("--teacher", default="torchvision:vit_b_16", help="teacher network")
+    add("--teacher_image_size", type=int, default=224, help="side of the teacher's images in pixels (default 224)")
+    add("--student", default="resnet20", help="student network")
+    add("--images", type=int, default=128, help="images of an epoch (default 128)")
+    add("--batch_size", type=int, default=64, help="batch size (default 64)")
+    add("--rounds", type=int, default=7, help="timed rounds (default 7)")
+    add("--threads", type=int, default=1, help="threads (default 1)")
+    add("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU, in processor time)", metavar="GPUS")
+    add("--markdown", help="also write the table to this file", metavar="FILE")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         filled, alone, taught = measured(args, Path(folder))

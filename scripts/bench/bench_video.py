@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
-"""Clips per second of decoding and augmenting, and what the temporal shift costs.
+"""Measure clips per second of decoding and augmenting, and the cost of the temporal shift.
 
 python scripts/bench/bench_video.py --clips FOLDER --clock cpu [--out results/bench_video_cpu.md]
 
-One process and one thread. The baseline decodes to the last wanted frame and converts the wanted ones alone; next to it
-the naive way, which converts every frame on its way, the baseline where it has to count the frames first, seeking, and
-the cache of decoded frames. Readers take turns in every round, and so do TSN and TSM; figures are medians over rounds.
-The pixels of all readers are compared. `--clock cpu` measures processor time, which other work on the machine
-hardly changes.
+One process and one thread. The baseline decodes up to the last wanted frame and converts only the wanted frames. It is
+compared with a reader that converts every frame, one that counts the frames first, one that seeks, and the cache of
+decoded frames. Readers take turns in every round, and so do TSN and TSM; figures are medians over rounds. The pixels of
+all readers are compared. `--clock cpu` measures processor time, which other work on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -114,14 +113,19 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--clips", type=Path, required=True, help="folder of videos", metavar="FOLDER")
-    add("--repeats", type=int, default=3, help="rounds of reading that are timed")
-    add("--networks", nargs="+", default=["torchvision:resnet50", "torchvision:mobilenet_v2"])
-    add("--size", type=int, default=112, help="of the frames the networks see")
-    add("--batch", type=int, default=1, help="clips of eight frames")
-    add("--rounds", type=int, default=9, help="rounds of TSN and TSM that are timed")
-    add("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
+    add("--repeats", type=int, default=3, help="timed rounds of reading (default 3)")
+    add(
+        "--networks",
+        nargs="+",
+        default=["torchvision:resnet50", "torchvision:mobilenet_v2"],
+        help="networks under the shift",
+    )
+    add("--size", type=int, default=112, help="side of the frames of the networks in pixels (default 112)")
+    add("--batch", type=int, default=1, help="clips of eight frames per batch (default 1)")
+    add("--rounds", type=int, default=9, help="timed rounds of TSN and TSM (default 9)")
+    add("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"), help="precisions (default both)")
     add("--clock", default="wall", choices=THREAD_CLOCKS, help="cpu: processor time; wall: elapsed time")
-    add("--out", type=Path, metavar="FILE")
+    add("--out", type=Path, help="also write the page to this file", metavar="FILE")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     tune_allocator()  # as in training

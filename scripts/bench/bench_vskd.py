@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Speed of clips and Gramian fields: python scripts/bench/bench_vskd.py [--device cuda] [--clock cpu] [--out FILE.md]
 
-Three things, on clips and windows of noise in the shapes of UTD-MHAD (16 pairs a batch, 8 frames of a 52-frame clip):
-- Gramian fields per second, of batches of [16, 3, L] windows, and of one window after another;
-- what share of the time a training step waits for its batch, once clips are cached (kd, the teacher a TRN over
-  BN-Inception, the student resnet18_gaf);
+On random clips and windows with the shapes of UTD-MHAD (16 pairs per batch, 8 frames of a 52-frame clip), it measures:
+- Gramian fields per second, for batches of windows [16, 3, L] and for single windows;
+- the share of time in which a training step waits for its batch, if clips are cached (kd, a TRN over BN-Inception
+  teaches resnet18_gaf);
 - frames decoded per second, and the bytes of a cached clip.
 
 Figures are medians. `--clock cpu` measures the processor time of one thread, which other work on the machine hardly
@@ -105,15 +105,19 @@ def loader_share(root: Path, device: torch.device, side: int, steps: int) -> tup
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--side", type=int, nargs="+", default=[64, 224], help="pixels of clips and fields")
-    add("--steps", type=int, default=BATCHES, choices=range(1, BATCHES + 1), help="steps that are timed")
+    add(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cuda or cpu (default: cuda if there is one)",
+    )
+    add("--side", type=int, nargs="+", default=[64, 224], help="sides of clips and fields in pixels (default 64 224)")
+    add("--steps", type=int, default=BATCHES, choices=range(1, BATCHES + 1), help="number of timed steps")
     add("--clock", default="wall", choices=THREAD_CLOCKS, help="cpu: seconds of the processor, one thread")
-    add("--out", type=Path, metavar="FILE")
+    add("--out", type=Path, help="also write the page to this file", metavar="FILE")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     if args.clock == "cpu" and device.type != "cpu":
-        raise UserError(f"--clock cpu sees nothing of what {device} does: use --clock wall")
+        raise UserError(f"--clock cpu does not measure {device}: use --clock wall")
     if args.clock == "cpu":
         torch.set_num_threads(1)
     tune_allocator()  # as in training

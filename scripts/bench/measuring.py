@@ -203,7 +203,7 @@ def turn(subject: Any, warmup: int, steps: int, light: bool, floor: bool) -> dic
         out["matrix_flops"] = matrix_rate(device, torch.bfloat16 if subject.dtype == "bf16" else torch.float32)
     out["peak_mb"], out["loss"] = peak_mb(device), subject.loss()
     if not math.isfinite(out["loss"]):
-        raise RuntimeError(f"the loss is {out['loss']}: these timings mean nothing")
+        raise RuntimeError(f"the loss is {out['loss']}, so the timings are not valid")
     return out
 
 
@@ -258,19 +258,24 @@ def serve(text: str, build: Callable[[dict[str, Any]], Any]) -> None:
 def add_turns(parser: argparse.ArgumentParser, batch_size: int, steps: int, rounds: int) -> None:
     """The flags of all benchmarks whose configurations are processes that take turns."""
     add = parser.add_argument
-    add("--batch_size", **whole(1), default=batch_size)
-    add("--steps", **whole(1), default=steps, help="timed steps per turn")
-    add("--rounds", **whole(1), default=rounds, help="turns of every configuration")
-    add("--threads", **whole(1), default=usable_cores(), help="threads of every process")
-    add("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: seconds of the processor, with --threads 1")
-    add("--gpu_id", default="0", help="without CUDA, the CPU", metavar="GPUS")
+    add("--batch_size", **whole(1), default=batch_size, help=f"batch size (default {batch_size})")
+    add("--steps", **whole(1), default=steps, help=f"timed steps per turn (default {steps})")
+    add("--rounds", **whole(1), default=rounds, help=f"turns of every configuration (default {rounds})")
+    add("--threads", **whole(1), default=usable_cores(), help="threads of every process (default: one per core)")
+    add(
+        "--clock",
+        choices=tuple(CLOCKS),
+        default="wall",
+        help="wall (default): elapsed time; cpu: processor time, with --threads 1",
+    )
+    add("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
     add("--worker", help=argparse.SUPPRESS)
 
 
 def add_files(parser: argparse.ArgumentParser) -> None:
     """The flags of benchmarks that print a page; one turn is a step's time and nothing else."""
-    parser.add_argument("--json", help="write all figures here", metavar="FILE")
-    parser.add_argument("--markdown", help="write the table here", metavar="FILE")
+    parser.add_argument("--json", help="write all figures to this file", metavar="FILE")
+    parser.add_argument("--markdown", help="write the table to this file", metavar="FILE")
     parser.set_defaults(warmup=1, light=True, floor=False, together=False)
 
 

@@ -332,14 +332,14 @@ def attack_all(attack: Attack, jobs: int, kills: int, damaged: int, inputs: int)
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--kills", type=int, default=500)
-    add("--damaged", type=int, default=300)
+    add("--kills", type=int, default=500, help="number of kills (default 500)")
+    add("--damaged", type=int, default=300, help="number of damaged files (default 300)")
     add("--inputs", type=int, default=10**6, help="number of inputs (default: all)")
     add("--minutes", type=float, default=60, help="start no new case after this many minutes (default 60)")
     add("--jobs", type=int, default=2, help="number of parallel cases (default 2)")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="random seed (default 0)")
     add("--out", type=Path, help="also write the counts to this file", metavar="FILE")
-    add("--append", action="store_true", help="add to what --out holds: parts may run one by one")
+    add("--append", action="store_true", help="add the counts to those in --out, so that parts can run one by one")
     args = parser.parse_args(argv)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What is checked and measured of every method: python scripts/dev/claims.py [--out results/README.md]
+"""Write what is checked and measured of every method: python scripts/dev/claims.py [--out results/README.md]
 
 It reads the tables in results/, and the golden files and reference implementations of the tests; nothing is typed.
 """
@@ -26,12 +26,16 @@ RESULTS = ROOT / "results"
 TESTS = ROOT / "tests"
 ABOUT = """# What is checked and what is measured
 
-`python scripts/dev/claims.py` writes this page from the files that it links to. An empty entry: no such file names the
-method. Golden: numbers that the published code produced, for the method's loss and gradients. Reference: a literal
-transcription of the method's equations. Loop: steps of the published training loop. Full protocol: a run of {epochs}
-epochs on a complete data set. Gain: points of top-1 over the student alone under the same protocol, in the last epoch,
-with a link to its table; bold where the student became worse. Short studies show that a method trains. They do not
-rank methods, and cannot be compared with published numbers.
+`python scripts/dev/claims.py` writes this page from the files that it links to. Columns of the first table:
+
+- golden: loss and gradients agree with numbers that the published code produced.
+- reference: the loss agrees with a literal transcription of the method's equations.
+- loop: training steps agree with those of the published code.
+- gain: points of top-1 over the student alone under the same protocol, in the last epoch; bold if the student became
+  worse. The full protocol is {epochs} epochs on a complete data set; every other study is short.
+
+An empty cell: no file names the method. Short studies show that a method trains. They do not rank methods, and cannot
+be compared with published numbers.
 """
 
 
@@ -173,8 +177,8 @@ def claims(measured: Sequence[Study]) -> tuple[list[str], list[list[str]]]:
 def losing(measured: Sequence[Study]) -> str:
     lost = [s for s in measured if s.gain is not None and s.gain < 0]
     of = sum(s.gain is not None for s in measured)
-    names = dict.fromkeys(f"{s.label} ({s.pair})" for s in lost)
-    return f"{len(lost)} of {of} measured settings lose against the student alone: {'; '.join(names)}."
+    names = "; ".join(f"{s.label} ({s.pair}) {s.linked}" for s in lost)
+    return f"{len(lost)} of {of} measured settings made the student worse: {names}."
 
 
 def page() -> str:
@@ -187,9 +191,9 @@ def page() -> str:
     full = sum(s.complete and s.epochs >= EPOCHS for s in measured)
     parts = [
         ABOUT.format(epochs=EPOCHS),
-        f"Settings measured under the full protocol so far: {full}.\n\n{losing(measured)}\n",
+        f"Settings measured under the full protocol: {full}.\n\n{losing(measured)}\n",
         as_markdown(*claims(measured), []),
-        "## Networks against the numbers of the published code\n",
+        "## Networks whose outputs agree with the published code\n",
         as_markdown(["golden file", "networks"], networks(), []),
         "## Every setting measured\n",
         as_markdown(header, rows, []),
@@ -208,7 +212,13 @@ def title(path: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RESULTS / "README.md", metavar="FILE")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=RESULTS / "README.md",
+        help="file to write (default results/README.md)",
+        metavar="FILE",
+    )
     args = parser.parse_args(argv)
     atomic_write_text(args.out, page())
     print(f"wrote {args.out}")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Check that a refactoring changes no number: Fourteen short trainings, recorded before it and checked after it.
+"""Check that a refactoring changes no number: record fourteen short trainings before it, and check them after it.
 
 python scripts/dev/record.py OUT.json [--only NAME ...]
 python scripts/dev/record.py --check BEFORE.json [--only NAME ...]

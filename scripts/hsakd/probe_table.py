@@ -23,8 +23,8 @@ from helper.tables.runs import mean_std
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder")
-    parser.add_argument("--out", metavar="FILE")
+    parser.add_argument("folder", help="folder of the files of eval_rep.py --json")
+    parser.add_argument("--out", help="also write the table to this file", metavar="FILE")
     args = parser.parse_args(argv)
     groups: dict[tuple[str, ...], list[dict]] = {}
     for path in sorted(Path(args.folder).glob("*.json")):

@@ -40,4 +40,4 @@ for seed in 0 1; do
 done
 grep "continuing from" "$(killed log.txt)"
 "$PYTHON" scripts/make_table.py --root "$save" --out results/imagenette_small_resnet34_resnet18.md \
-    --title "Imagenette, reduced to 600 images of 48 px: torchvision:resnet34 teaches torchvision:resnet18 in 2 processes, one of which was killed once (kd, seed 1) and the run went on"
+    --title "Imagenette, reduced to 600 images of 48 px: torchvision:resnet34 teaches torchvision:resnet18 in 2 processes (in kd, seed 1, a process was killed and the run resumed)"

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Fetch public teachers: bash scripts/teachers/fetch_teachers.sh [NAME ...] [--list] [--save_root ./save]
 
-Each is saved as SAVE_ROOT/teachers/models/NAME_vanilla/NAME_best.pth. Sources of scripts/teachers.toml are tried in
-order; downloads are resumed, retried, and compared with the checksum their publisher gives, or with that of the first
-file of weights that ever arrived (SAVE_ROOT/teachers/fetched.json). NAME@DATA asks for the weights of one data set.
+Each is saved as SAVE_ROOT/teachers/models/NAME_vanilla/NAME_best.pth. The sources of scripts/teachers/teachers.toml are
+tried in order. Downloads are resumed, retried, and compared with the publisher's checksum, or, if there is none, with
+that of the first download (SAVE_ROOT/teachers/fetched.json). NAME@DATA fetches the weights for one data set.
 """
 
 from __future__ import annotations
@@ -404,9 +404,15 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("names", nargs="*", help="networks, or timm:NAME (default: the teachers of the tables)")
-    add("--save_root", type=Path, default=Path("./save"), metavar="FOLDER")
+    add("--save_root", type=Path, default=Path("./save"), help="root folder of runs (default ./save)", metavar="FOLDER")
     add("--list", action="store_true", help="list every source, and whether it was reachable when last tried")
-    add("--sources", type=Path, default=SOURCES, help="your own list of sources", metavar="FILE")
+    add(
+        "--sources",
+        type=Path,
+        default=SOURCES,
+        help="another list of sources (default scripts/teachers/teachers.toml)",
+        metavar="FILE",
+    )
     add("--retries", **whole(0, 100), default=4, help="further attempts per address (default 4)")
     add(
         "--timeout",

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""A distillation checkpoint in MMRazor's layout: python scripts/video/to_kd_checkpoint.py STUDENT TEACHER OUT
+"""Write a distillation checkpoint in MMRazor's layout: python scripts/video/to_kd_checkpoint.py STUDENT TEACHER OUT
 
-Weights under OpenMMLab's names, the student's behind `architecture.`, the teacher's behind `teacher.`, for further
-work there.
+Keys are OpenMMLab's; those of the student begin with `architecture.`, those of the teacher with `teacher.`.
 """
 
 from __future__ import annotations
@@ -32,8 +31,9 @@ def openmmlab_weights(path):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("student", "teacher", "out"):
-        parser.add_argument(name, type=Path)
+    parser.add_argument("student", type=Path, help="checkpoint of the student")
+    parser.add_argument("teacher", type=Path, help="checkpoint of the teacher")
+    parser.add_argument("out", type=Path, help="file to write")
     args = parser.parse_args(argv)
     student, teacher = openmmlab_weights(args.student), openmmlab_weights(args.teacher)
     state = {f"architecture.{k}": v for k, v in student.items()} | {f"teacher.{k}": v for k, v in teacher.items()}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Lists of UTD-MHAD clips for --dataset video: python scripts/video/utd_lists.py FOLDER OUT
+"""Write lists of UTD-MHAD clips for --dataset video: python scripts/video/utd_lists.py FOLDER OUT
 
 27 classes, cross-subject: odd subjects train, even ones test. FOLDER holds a{A}_s{S}_t{T}_color.avi.
 """
@@ -21,8 +21,8 @@ NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)_color\.avi$")
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("folder", type=Path, help="folder of the clips")
+    parser.add_argument("out", type=Path, help="folder for train.txt and test.txt")
     args = parser.parse_args(argv)
     found = [(path, match) for path in sorted(args.folder.glob("*.avi")) if (match := NAME.match(path.name))]
     if not found:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The tables and pictures of a study on action recordings, from its run folders; nothing is typed:
+"""Write the tables and pictures of a study on action recordings from its run folders:
 
     python scripts/vskd/report.py --root SAVE --data_folder UTD [--berkeley_root SAVE --berkeley_folder BERKELEY]
 
@@ -120,11 +120,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--root", type=Path, required=True, help="root of the runs on UTD-MHAD", metavar="FOLDER")
-    add("--data_folder", type=Path, required=True, metavar="FOLDER")
-    add("--clip_cache", type=Path, default=Path("./cache/clips"), metavar="FOLDER")
-    add("--network", default="resnet18_gaf", help="student of the picture")
-    add("--berkeley_root", type=Path)
-    add("--berkeley_folder", type=Path)
+    add("--data_folder", type=Path, required=True, help="folder of UTD-MHAD", metavar="FOLDER")
+    add(
+        "--clip_cache",
+        type=Path,
+        default=Path("./cache/clips"),
+        help="decoded frames (default ./cache/clips)",
+        metavar="FOLDER",
+    )
+    add("--network", default="resnet18_gaf", help="student of the confusion matrix (default resnet18_gaf)")
+    add("--berkeley_root", type=Path, help="root of the runs on Berkeley MHAD")
+    add("--berkeley_folder", type=Path, help="folder of Berkeley MHAD")
     add("--out", default="results/vskd", help="beginning of the files' names", metavar="FILE")
     args = parser.parse_args(argv)
     runs = find_runs(args.root, "utd_mhad")

@@ -65,9 +65,9 @@ def test_the_folder_that_is_evaluated_travels(commands, tmp_path_factory):
     argv = ("--dataset", "folder", "--data_folder", tree, "--image_size", 8, "--epochs", 1, "--batch_size", 8)
     argv += ("--tb_backend", "none", "--save_root", root)
     out = commands.teacher(*argv, "--trial", 1).finished().out
-    assert "test/ decides which epoch is best, and is reported; not read: valid/ (--val_dir valid" in out
+    assert "evaluated on test/, which also chooses the best epoch; not read: valid/ (--val_dir valid" in out
     out = commands.teacher(*argv, "--val_dir", "valid").finished().out
-    assert "valid/ decides" in out and "chosen on valid, hence optimistic)" in out
+    assert "evaluated on valid/" in out and "chosen on valid, hence optimistic)" in out
     commands.teacher(*argv, "--val_dir", "dev").refused("no folder dev/", "--val_dir test")
     commands.teacher(*argv, "--val_dir", "valid", "--val_fraction", 0.2).refused("--val_dir valid", "leave one out")
     (path,) = root.rglob("*val_dir*/resnet8_best.pth")

@@ -16,12 +16,13 @@ from tests.support.interpreter import Interpreter
 
 PAGE = (ROOT / "docs/commands.md").read_text()
 ROW = re.compile(
-    r"(?P<title>[^\n]+)\n\n```text\n(?P<printed>.*?)\n```\n\n"
-    r"(?:Type:\n\n```bash\n(?P<typed>.*?)\n```|Type nothing\.)\n\n\S",
+    r"(?P<title>[^\n]+)\n\n"
+    r"(?:Works as printed:\n\n```bash\n(?P<same>.*?)\n```|"
+    r"```text\n(?P<printed>.*?)\n```\n\n(?:Type:\n\n```bash\n(?P<typed>.*?)\n```|Type nothing\.)\s+\S)",
     re.S,
 )
 FOUND = [ROW.match(part) for part in PAGE.split("\n### ")[1:]]
-ROWS = {row["title"]: (row["printed"], row["typed"]) for row in FOUND if row}
+ROWS = {row["title"]: (row["same"] or row["printed"], row["same"] or row["typed"]) for row in FOUND if row}
 TYPED = {title: typed for title, (_, typed) in ROWS.items() if typed}
 
 

@@ -359,9 +359,9 @@ def test_few_ratio_keeps_a_stratified_part_fixed_by_the_seed(digits):
     assert a.checksum == b.checksum != c.checksum
     assert (a.train_labels.bincount() - digits.train_labels.bincount() * 0.25).abs().max() <= 0.5
     assert torch.equal(a.test.images, digits.test.images)
-    with pytest.raises(UserError, match="few_ratio 0.001 leaves 10 of 10 classes without a single training image"):
+    with pytest.raises(UserError, match="few_ratio 0.001 leaves 10 of 10 classes without any training image"):
         dataset_dict["digits"](DataOptions(Path("nowhere"), few_ratio=0.001))
-    with pytest.raises(UserError, match="val_fraction 0.001 leaves 10 of 10 classes without a single held-out image"):
+    with pytest.raises(UserError, match="val_fraction 0.001 leaves 10 of 10 classes without any held-out image"):
         dataset_dict["digits"](DataOptions(Path("nowhere"), val_fraction=0.001))
 
 

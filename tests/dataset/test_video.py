@@ -462,10 +462,10 @@ def test_held_out_and_few(folder):
     assert len(load(folder, few_ratio=0.5).train) == 2
     assert load(folder).checksum == load(folder).checksum != load(folder, few_ratio=0.5).checksum
     with pytest.raises(
-        UserError, match="--few_ratio 0.1 leaves 2 of 2 classes without a single training clip .*another value"
+        UserError, match="--few_ratio 0.1 leaves 2 of 2 classes without any training clip .*another value"
     ):
         load(folder, few_ratio=0.1)
-    with pytest.raises(UserError, match="--val_fraction 0.9 leaves 2 of 2 classes without a single remaining clip"):
+    with pytest.raises(UserError, match="--val_fraction 0.9 leaves 2 of 2 classes without any remaining clip"):
         load(folder, val_fraction=0.9)
 
 

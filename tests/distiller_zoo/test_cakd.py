@@ -282,7 +282,7 @@ def test_a_run_that_ends_before_the_terms_count_says_so(caplog, monkeypatch, epo
     monkeypatch.setattr(log, "propagate", True)
     with caplog.at_level("WARNING"):
         warn_of_late_terms(cakd(variant="code"), epochs)
-    words = "cakd_gl + cakd_pca + cakd_adv counts from epoch 27 on, but --epochs is 26"
+    words = "the weight of cakd_gl + cakd_pca + cakd_adv is 0 before epoch 27, but --epochs is 26"
     assert (words in caplog.text) == silent == bool(caplog.text)
     warn_of_late_terms(cakd(), 1)
     warn_of_late_terms(cakd(variant="code", beta=0.0), 1)

@@ -341,7 +341,7 @@ def test_a_tap_that_fires_twice_is_refused():
     spec = dataclasses.replace(cnn(4), build=lambda num_classes: Twice(), taps={"stem": cnn(4).taps["stem"]})
     spec = dataclasses.replace(spec, taps={"stem": dataclasses.replace(spec.taps["stem"], module="conv")})
     net = TappedNet(spec(num_classes=5), spec, ("stem",))
-    with pytest.raises(RuntimeError, match="fired twice"):
+    with pytest.raises(RuntimeError, match="was called twice"):
         net({"image": torch.rand(2, 3, 16, 16)})
 
 

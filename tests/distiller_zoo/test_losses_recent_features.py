@@ -293,7 +293,7 @@ def test_patch_tokens_of_a_transformer_meet_the_last_map():
 def test_a_pooled_map_is_no_embedding(name):
     teacher, data = model_dict["torchvision:squeezenet1_1"], ToyData(image=(3, 32, 32), num_classes=5)
     cfg = method_dict[name].Config(**({"local": 0.0} if name == "queue" else {}))
-    with pytest.raises(UserError, match=f"{name} compares pooled vectors, and .*squeezenet1_1 reads is a map, "):
+    with pytest.raises(UserError, match=f"{name} compares pooled vectors, but .*squeezenet1_1 reads a map, "):
         make_step(method_dict[name], cfg, model_dict["resnet8"], lambda: network(teacher, 5), data, 8)
 
 

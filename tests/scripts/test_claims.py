@@ -27,7 +27,9 @@ def test_a_table_is_read_with_its_losses(tmp_path):
     hint, both, kd = found = claims.studies(tmp_path / "study.md")
     assert (hint.method, hint.gain, hint.epochs, hint.complete) == ("fitnet", -2.5, 240, True)
     assert (both.method, both.label, kd.gain, kd.epochs, kd.complete) == ("", "kd+crd", None, 10, False)
-    assert claims.losing(found) == "1 of 2 measured settings lose against the student alone: hint (wide 70 → small)."
+    assert claims.losing(found) == (
+        "1 of 2 measured settings made the student worse: hint (wide 70 → small) **[-2.50](study.md)**."
+    )
     header, rows = claims.claims(found)
     by_name = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
     assert by_name["hint"]["full protocol: gain"] == "**[-2.50](study.md)**"
