@@ -346,7 +346,12 @@ def assembled(
     if num_classes not in (None, classes):
         raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, but the data set has {num_classes}")
     model = spec(num_classes=classes)
-    load_weights(model, checkpoint.state, f"{path} as {spec.name}")
+    trained, way_out = checkpoint.meta.get("shapes", {}).get(spec.input), "give the architecture it was saved from"
+    if spec.fits and trained and tuple(trained) != spec.input_shape:
+        was, now = ("x".join(map(str, shape)) for shape in (trained, spec.input_shape))
+        flags = "--num_segments" if spec.input == "video" else "modality and --window"
+        way_out = f"it was trained on {spec.input} of {was}, not {now}: give the {flags} of its training"
+    load_weights(model, checkpoint.state, f"{path} as {spec.name}", way_out)
     if "proj" not in checkpoint.extra:
         return Network(spec, model, checkpoint)
     return _composite(path, checkpoint, spec, model, classes, shapes)
