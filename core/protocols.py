@@ -114,16 +114,17 @@ class Tap:
 class Published:
     """What the publisher of a network states about it.
 
-    classes: number of classes of the weights its package publishes; 0: they hold no classifier. weights: an identifier
-    of the weights, if the name is not enough. adapt: key map of published checkpoints. interpolation: how its images
-    were resized. learning_rate: the published default, if it differs from the data set's recipe. average_clips: of
-    several views at test time the probabilities or the logits (score). twin: another name whose weights have the same
-    keys and shapes. note: a remark for --list.
+    classes: number of classes of the weights its package publishes; 0: they hold no classifier. weights: an
+    identifier of the weights, if the name is not enough. adapt: key map of published checkpoints. fresh: modules that
+    these lack, besides the classifier. interpolation: how its images were resized. learning_rate: the published
+    default, if it differs from the data set's recipe. average_clips: of several views at test time the probabilities
+    or the logits (score). twin: another name whose weights have the same keys and shapes. note: a remark for --list.
     """
 
     classes: int = 1000
     weights: str = ""
     adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
+    fresh: tuple[str, ...] = ()
     interpolation: str = "bilinear"
     learning_rate: float | None = None
     average_clips: Literal["prob", "score"] = "prob"

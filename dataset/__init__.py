@@ -22,7 +22,7 @@ dataset_dict = Registry(
         "kinetics400": "dataset.clips.video:load_kinetics400",
         "video": "dataset.clips.video:load_video",
     },
-    aliases={"STL-10": "stl10", "TinyImageNet": "tinyimagenet"},
+    aliases={"STL-10": "stl10", "TinyImageNet": "tinyimagenet", "UTD": "utd_mhad"},
 )
 
 

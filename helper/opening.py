@@ -112,7 +112,7 @@ def open_data(settings: Settings) -> DataSet:
                 folder.rmdir()  # unless something was put there
     if data.num_classes < 2 and not isinstance(data, UnlabelledData):
         raise UserError(f"{data.name} has only one class, {data.classes[0]}: a classifier needs at least two")
-    data = with_unlabelled(data, settings.data.unlabelled)
+    data = with_unlabelled(data, settings.data.unlabelled, settings.data.stream.skip_corrupt)
     if (size := settings.training.loop.batch_size) > len(data.train_labels):
         raise UserError(f"--batch_size {size} is larger than the training set ({len(data.train_labels)} samples)")
     for note in data.notes:

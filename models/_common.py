@@ -45,6 +45,18 @@ def init_convs(model: nn.Module) -> None:
                 nn.init.zeros_(m.bias)
 
 
+def below(
+    prefix: str, adapt: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Weights of a backbone alone, for a network that holds it as `prefix`; weights of that network do not change.
+
+    adapt: the key map of the backbone.
+    """
+    if any(k.startswith(prefix) for k in state):
+        return dict(state)
+    return {prefix + k: v for k, v in (adapt or dict)(state).items()}
+
+
 def cifar_spec(
     name: str,
     build: Callable[..., nn.Module],

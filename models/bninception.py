@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from core.protocols import ModelSpec, Tap
+from core.protocols import ModelSpec, Published, Tap
 
 
 class Block(NamedTuple):
@@ -157,4 +157,5 @@ bninception = ModelSpec(
     input_shape=(3, 224, 224),
     mean=(128 / 255, 117 / 255, 104 / 255),
     std=(1 / 255, 1 / 255, 1 / 255),
+    published=Published(adapt=published_keys),
 )

@@ -5,13 +5,16 @@ All three end in VSKD's semantic layer, 300 values after a ReLU: the input of th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.protocols import ModelSpec, Tap, UserError
+from core.protocols import ModelSpec, Published, Tap, UserError
+from models._common import below
 from models._gaf import gramian_field
 
 SEMANTIC = 300
@@ -128,7 +131,7 @@ def _spec(name: str, build: type[nn.Module], taps: dict[str, Tap], feats: tuple[
     return ModelSpec(name, build, taps, (*feats, "pooled"), "fc", input="sensor", input_shape=SHAPE, fits=True)
 
 
-resnet18_gaf = _spec(
+_gaf = _spec(
     "resnet18_gaf",
     GafResNet18,
     {
@@ -140,6 +143,7 @@ resnet18_gaf = _spec(
     ("stem", *MAPS),
     "trunk.fc",
 )
+resnet18_gaf = dataclasses.replace(_gaf, published=Published(adapt=partial(below, "trunk.", None), fresh=("trunk.fc",)))
 sensor_cnn = _spec(
     "sensor_cnn",
     SensorCNN,

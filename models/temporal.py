@@ -249,7 +249,8 @@ def _over(kind: str, backbone: ModelSpec, name: str) -> ModelSpec:
 
 def family_of(spec: ModelSpec) -> str | None:
     """The layout of a segment network's keys (models._video_keys); None if there is no key map."""
-    family = adapt.args[0] if isinstance(adapt := spec.published.adapt, partial) else "plain"
+    adapt = spec.published.adapt
+    family = adapt.args[0] if isinstance(adapt, partial) and adapt.func is adapted else "plain"
     return None if family == "plain" else family
 
 

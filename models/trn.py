@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core.protocols import ModelSpec, Tap, UserError
+from core.protocols import ModelSpec, Published, Tap, UserError
+from models._common import below
 
 NUM_SEGMENTS = 8
 SUBSETS = 3  # of each scale below the largest
@@ -145,6 +146,7 @@ def trn_over(backbone: ModelSpec, name: str, **options: Any) -> ModelSpec:
         mean=backbone.mean,
         std=backbone.std,
         fits=True,
+        published=Published(adapt=partial(below, "base_model.", backbone.published.adapt), fresh=("new_fc",)),
     )
 
 

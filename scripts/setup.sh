@@ -60,10 +60,25 @@ for file in "${files[@]}"; do
     fi
 done
 
-# result_of LOG: the folder that the last training in it names as its result
-result_of() {
-    sed -nE -e 's/^(\[[^]]*\] )?result in //p' -e 's/^(\[[^]]*\] )?already finished: (.*) holds the result.*/\2/p' "$1" |
-        tail -n 1
+# results_of LOG: the folders that the trainings in it name as their results, in order; result_of: the last one
+results_of() { sed -nE -e 's/^(\[[^]]*\] )?result in //p' -e 's/^(\[[^]]*\] )?already finished: (.*) holds the result.*/\2/p' "$1"; }
+result_of() { results_of "$1" | tail -n 1; }
+
+# train PROGRAM FLAGS...: trains, and leaves in $results the folders that this very training names, in $run the last one; other
+# runs of the same networks may lie next to them. What reads the messages outlives a signal that the run answers by saving its
+# state. A dry run leaves both empty.
+train() {
+    local log code=0
+    log=$(mktemp)
+    "$PYTHON" "$@" | (
+        trap '' TERM INT
+        exec tee "$log"
+    ) || code=$?
+    results=$(results_of "$log")
+    run=$(tail -n 1 <<<"$results")
+    rm -f "$log"
+    [ "$code" = 0 ] || exit "$code"
+    [ -n "$dry_run" ] || : "${run:?the training names no folder as its result}"
 }
 
 # into FILE: what is printed is appended to a file; a dry run shows it. It outlives a signal that a training answers by saving.

@@ -40,7 +40,7 @@ def load(options: DataOptions) -> UnlabelledData:
             "--dataset unlabelled is evaluated on a labelled set: name one with --eval_probe, such as cifar10"
         )
     size = options.image_size or 32
-    images = _read(options.root, size, "--dataset unlabelled: the data folder")
+    images = _read(options.root, size, "--dataset unlabelled: the data folder", options.stream.skip_corrupt)
     probe = dataset_dict[name](DataOptions(Path(options.unlabelled.eval_probe_folder), image_size=size))
     if not isinstance(probe, ResidentData) or isinstance(probe, UnlabelledData):
         raise UserError(
@@ -74,7 +74,7 @@ class UnlabelledData(ResidentData):
         return loader
 
 
-def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
+def with_unlabelled(data: DataSet, cfg: UnlabelledConfig, skip_corrupt: bool = False) -> DataSet:
     """The data set, with the images or videos of --unlabelled if given."""
     if cfg.unlabelled is None:
         return data
@@ -85,7 +85,7 @@ def with_unlabelled(data: DataSet, cfg: UnlabelledConfig) -> DataSet:
     if isinstance(data, VideoData):
         others: DataSet = data.without_labels(Path(cfg.unlabelled), NONE)
     elif "image" in data.shapes:
-        images = _read(Path(cfg.unlabelled), data.shapes["image"][-1], "--unlabelled")
+        images = _read(Path(cfg.unlabelled), data.shapes["image"][-1], "--unlabelled", skip_corrupt)
         flips = getattr(data, "flips", True)
         others = ResidentData("unlabelled", data.classes, *_alone(images), flips=flips)
     else:
@@ -99,11 +99,11 @@ def _alone(images: Tensor) -> tuple[Split, Split]:
     return train, Split(images[:0], torch.empty(0, dtype=torch.int64))
 
 
-def _read(folder: Path, size: int, flag: str) -> Tensor:
+def _read(folder: Path, size: int, flag: str, skip_corrupt: bool) -> Tensor:
     """uint8 [M, size, size, 3] of every image below the folder, in sorted order. flag: what names it."""
     found = files_below(folder, flag, "image", is_image)
     check_memory({"train": len(found)}, size)
-    return decode_all([(path, NONE) for path in found], size).images
+    return decode_all([(path, NONE) for path in found], size, skip_corrupt).images
 
 
 class SemiLabelled(DataSet):
@@ -214,4 +214,6 @@ class SemiLoader(Loader):
         )
 
     def end_epoch(self) -> dict[str, Any]:
-        return self.parts[0].end_epoch()
+        """Counts of both parts together."""
+        one, two = (part.end_epoch() for part in self.parts)
+        return {name: one.get(name, 0) + two.get(name, 0) for name in one | two}

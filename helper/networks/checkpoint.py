@@ -426,10 +426,16 @@ def _accuracy(content: Mapping[str, Any], state: State, entry: str | None, peer:
     return None
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+def load_weights(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    what: str,
+    way_out: str = "give the architecture it was saved from",
+) -> None:
     """Strict load; only num_batches_tracked may be missing, which torch 0.4 and earlier did not save.
 
-    what: the source in messages ("teacher save/.../resnet32x4_best.pth"). A UserError leaves the model unchanged.
+    what: the source in messages ("teacher save/.../resnet32x4_best.pth"). way_out: what to do if the keys or shapes
+    differ. A UserError leaves the model unchanged.
     """
     own = model.state_dict()
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
@@ -460,8 +466,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], what: str) -> No
     ]
     if problems:
         raise UserError(
-            f"{what} does not fit this {type(model).__name__}: of {len(own)} weights "
-            f"{', '.join(problems)}: give the architecture it was saved from"
+            f"{what} does not fit this {type(model).__name__}: of {len(own)} weights {', '.join(problems)}: {way_out}"
         )
     model.load_state_dict(state, strict=False)
 

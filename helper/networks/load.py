@@ -346,7 +346,12 @@ def assembled(
     if num_classes not in (None, classes):
         raise UserError(f"{path} ({spec.name}) was trained for {classes} classes, but the data set has {num_classes}")
     model = spec(num_classes=classes)
-    load_weights(model, checkpoint.state, f"{path} as {spec.name}")
+    trained, way_out = checkpoint.meta.get("shapes", {}).get(spec.input), "give the architecture it was saved from"
+    if spec.fits and trained and tuple(trained) != spec.input_shape:
+        was, now = ("x".join(map(str, shape)) for shape in (trained, spec.input_shape))
+        flags = "--num_segments" if spec.input == "video" else "modality and --window"
+        way_out = f"it was trained on {spec.input} of {was}, not {now}: give the {flags} of its training"
+    load_weights(model, checkpoint.state, f"{path} as {spec.name}", way_out)
     if "proj" not in checkpoint.extra:
         return Network(spec, model, checkpoint)
     return _composite(path, checkpoint, spec, model, classes, shapes)
@@ -490,7 +495,8 @@ def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Mo
     state = checkpoint.state if spec.published.adapt is None else spec.published.adapt(checkpoint.state)
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    left = [k for k in own if k not in fits and not k.startswith(f"{spec.head}.") and "num_batches" not in k]
+    fresh = tuple(f"{module}." for module in (spec.head, *spec.published.fresh))
+    left = [k for k in own if k not in fits and not k.startswith(fresh) and "num_batches" not in k]
     if left:
         raise UserError(
             f"--pretrained {checkpoint.path} does not fit {spec.name}: {len(left)} of {len(own)} weights are missing "

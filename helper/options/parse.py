@@ -311,7 +311,7 @@ def _resolve(
         for term, weight in term_weights(values["weight"]).items():
             not_negative(f"--weight {term}", weight)
     values["distill"] = "+".join(m.name for m in methods)
-    values[network] = spec.name
+    values[network], values["dataset"] = spec.name, dataset_dict.resolve(name)
     configs = read(kind, values)
     config = method_config(values, methods, teacher)
     refuse_absurd(flags.values(), values)

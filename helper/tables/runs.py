@@ -15,6 +15,7 @@ from typing import Any
 from core.files import read_json
 from core.log import progress
 from core.protocols import UserError
+from dataset import dataset_dict
 from helper.networks.checkpoint import read_checkpoint
 from helper.options.naming import published_name
 from helper.runs.folder import file_name, is_row, rows_checksum, wrong_rows
@@ -94,7 +95,8 @@ def run_folders(root: Path) -> list[Path]:
 def find_runs(root: Path, dataset: str | None) -> list[Run]:
     """The finished runs below a folder, on one data set if it is given."""
     runs = [run for run in map(read_run, progress(run_folders(root), f"runs below {root}")) if run is not None]
-    return [r for r in runs if dataset is None or r.identity["dataset"] == dataset]
+    plain = dataset_dict.aliases
+    return [r for r in runs if dataset in (None, r.identity["dataset"]) or r.identity["dataset"] == plain.get(dataset)]
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:

@@ -15,9 +15,9 @@ extra=("${@:5}")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHON teacher data save
 
 run() {
-    local method=${1%%[@:]*} trial=$2 path=() more=()
-    [[ $1 != *@* ]] || more=(--learning_rate "${1#*@}")
-    [[ $1 != *:* ]] || more=("${1#*:}")
+    local method=${1%%[@:]*} rate=${1%%:*} trial=$2 path=() more=()
+    [[ $rate != *@* ]] || more=(--learning_rate "${rate#*@}")
+    [[ $1 != *:* ]] || more+=("${1#*:}")
     [ "$method" = vanilla ] || path=(--path_t "$teacher" --model_t resnet20 --skip_validation --init_epochs 3)
     "$PYTHON" train_student.py --dataset cifar100 --data_folder "$data" --save_root "$save" --model_s resnet8 --few_ratio 0.1 \
         --distill "$method" ${path[@]+"${path[@]}"} --epochs 10 --lr_decay_epochs 6,8 --trial "$trial" --tb_backend none \

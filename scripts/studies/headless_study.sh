@@ -9,10 +9,10 @@ save=${1:?folder for the runs}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 common=(--dataset digits --image_size 32 --batch_size 32 --tb_backend none)
 
-"$PYTHON" train_teacher.py "${common[@]}" --model vit_micro_cifar --epochs 20 --optimizer adamw --learning_rate 0.001 \
+train train_teacher.py "${common[@]}" --model vit_micro_cifar --epochs 20 --optimizer adamw --learning_rate 0.001 \
     --weight_decay 0.05 --schedule cosine --warmup_epochs 2 --save_root "$save/teacher" --trial 0 "${@:2}"
-teacher=$(ls "$save"/teacher/teachers/models/*/vit_micro_cifar_best.pth 2>/dev/null | head -n 1) || true
-[ -n "$teacher" ] || end_of_dry_run
+end_of_dry_run
+teacher=$run/vit_micro_cifar_best.pth
 
 student() {
     "$PYTHON" train_student.py "${common[@]}" --path_t "$teacher" --model_s resnet8 --few_ratio 0.1 --epochs 40 \

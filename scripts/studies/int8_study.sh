@@ -14,10 +14,10 @@ extra=("${@:6}")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 sensor=(--dataset utd_mhad --data_folder "$utd" --save_root "$save/utd" --modality_s accel --window 48 --model_s sensor_cnn)
-"$PYTHON" train_student.py "${sensor[@]}" --distill vanilla --trial 0 --epochs 20 --lr_decay_epochs 12,17 --learning_rate 0.05 --clip_grad 5 \
+train train_student.py "${sensor[@]}" --distill vanilla --trial 0 --epochs 20 --lr_decay_epochs 12,17 --learning_rate 0.05 --clip_grad 5 \
     ${extra[@]+"${extra[@]}"}
 end_of_dry_run
-float=$(ls -d "$save"/utd/students/models/*)/sensor_cnn_last.pth
+float=$run/sensor_cnn_last.pth
 sensor+=(--pretrained "$float" --quantize int8 --epochs 5 --lr_decay_epochs 4 --learning_rate 0.002 ${extra[@]+"${extra[@]}"})
 for trial in 0 1; do
     "$PYTHON" train_student.py "${sensor[@]}" --save_root "$save/utd_alone" --distill vanilla --trial "$trial"

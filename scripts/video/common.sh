@@ -1,4 +1,4 @@
-# Sourced by the scripts of this folder: $PYTHON, $KINETICS (the data folder), $SAVE (root of runs), $GPUS, and train().
+# Sourced by the scripts of this folder: $PYTHON, $KINETICS (the data folder), $SAVE (root of runs), and $GPUS.
 # GPUS=0,1,2,3,4,5,6,7 starts one process per GPU in training and tests, as published; --batch_size of a training
 # is that of all of them.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
@@ -10,17 +10,3 @@ several=()
 data=(--dataset kinetics400 --data_folder "$KINETICS" --save_root "$SAVE" --gpu_id "$GPUS" --precision fp32
     ${several[@]+"${several[@]}"})
 test_data=(--dataset kinetics400 --data_folder "$KINETICS" --gpu_id "$GPUS" ${several[@]+"${several[@]}"})
-
-# train SCRIPT FLAGS...: trains, and leaves in $run the folder that this very run names as its result; several folders below
-# $SAVE may be of the same networks. What reads the messages outlives a signal that the run answers by saving its state.
-train() {
-    log=$(mktemp)
-    trap 'rm -f "$log"' EXIT
-    "$PYTHON" "$@" | (
-        trap '' TERM INT
-        exec tee "$log"
-    )
-    end_of_dry_run
-    run=$(result_of "$log")
-    : "${run:?the training names no folder as its result}"
-}

@@ -25,22 +25,21 @@ data=(--dataset video --data_folder "$clips" --train_list "$lists/train.txt" --t
     --image_size 48 --short_side 54 --num_segments 8 --no_flip --frame_cache "$save/frames" --num_workers 0)
 recipe=(--batch_size 8 --optimizer adamw --learning_rate 5e-4 --weight_decay 0.01 --clip_grad 5 --train_crop multiscale5
     --tb_backend none)
-"$PYTHON" train_teacher.py "${data[@]}" "${recipe[@]}" --epochs "$((2 * epochs))" \
+train train_teacher.py "${data[@]}" "${recipe[@]}" --epochs "$((2 * epochs))" \
     --lr_decay_epochs "$((epochs * 4 / 3)),$((epochs * 5 / 3))" --model tsm:ResNet18 --save_root "$save" ${extra[@]+"${extra[@]}"}
 end_of_dry_run
-teacher=$(find "$save/teachers/models" -name '*_best.pth' | head -n 1)
+teacher=$(ls "$run"/*_best.pth)
 for trial in 0 1; do
-    "$PYTHON" train_student.py "${data[@]}" "${recipe[@]}" --epochs "$epochs" \
+    train train_student.py "${data[@]}" "${recipe[@]}" --epochs "$epochs" \
         --lr_decay_epochs "$((epochs * 2 / 3)),$((epochs * 5 / 6))" --model_s tsm_mobilenetv2 --path_t "$teacher" \
         --distill vanilla,dist --weight dist=1 div=0 --dist_tau 1 --frame_logits --trial "$trial" --save_root "$save" \
         ${extra[@]+"${extra[@]}"}
+    [ "$trial" = 1 ] || student=$(grep _dist_ <<<"$results")
 done
-for student in "$save"/students/models/*_dist_r:*_b:*_0_*/*_last.pth; do
-    "$PYTHON" scripts/video/to_kd_checkpoint.py "$student" "$teacher" "$save/epoch_$epochs.pth"
-    "$PYTHON" scripts/convert_kd_ckpt_to_student.py "$save/epoch_$epochs.pth"
-    "$PYTHON" test_model.py --model tsm_mobilenetv2 --path "$save/epoch_${epochs}_student.pth" "${data[@]}" --crops three \
-        --crop_size 54 | tee "$save/three_crops.txt"
-done
+"$PYTHON" scripts/video/to_kd_checkpoint.py "$student"/*_last.pth "$teacher" "$save/epoch_$epochs.pth"
+"$PYTHON" scripts/convert_kd_ckpt_to_student.py "$save/epoch_$epochs.pth"
+"$PYTHON" test_model.py --model tsm_mobilenetv2 --path "$save/epoch_${epochs}_student.pth" "${data[@]}" --crops three \
+    --crop_size 54 | tee "$save/three_crops.txt"
 "$PYTHON" scripts/make_table.py --root "$save" --out results/video_utd_mhad_depth_short.md \
     --title "UTD-MHAD depth videos, short schedule: TSM-ResNet18 teaches TSM-MobileNetV2"
 {

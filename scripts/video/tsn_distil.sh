@@ -13,5 +13,5 @@ train train_student.py "${data[@]}" --path_t "$teacher" --model_t tsn_swin_base 
     --distill dist --cls 1 --div 0 --beta 4 --dist_tau 1 --pretrained imagenet:IMAGENET1K_V2 \
     --batch_size 256 --epochs 100 --learning_rate 0.01 --lr_decay_epochs 40,80 --weight_decay 1e-4 --clip_grad 40 \
     --train_crop multiscale5 "${@:2}"
-"$PYTHON" test_model.py "${test_data[@]}" --path "$run/tsn_resnet50_best.pth" \
+run_or_skip test_model.py "${test_data[@]}" --path "$run/tsn_resnet50_best.pth" \
     --crops ten --num_segments 25

@@ -13,10 +13,10 @@ extra=("${@:5}")
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 common=(--dataset utd_mhad --data_folder "$utd" --save_root "$save" --clip_cache "$cache" --image_size 64)
 
-"$PYTHON" train_teacher.py "${common[@]}" --modality video --model trn_bninception --batch_size 8 --epochs 24 \
+train train_teacher.py "${common[@]}" --modality video --model trn_bninception --batch_size 8 --epochs 24 \
     --lr_decay_epochs 16,21 --optimizer adamw --learning_rate 5e-4 --weight_decay 0.01 --clip_grad 5 ${extra[@]+"${extra[@]}"}
 end_of_dry_run
-teacher=$(ls -d "$save"/teachers/models/trn_bninception_vanilla_utd_mhad_*)
+teacher=$run
 "$PYTHON" train_student.py "${common[@]}" --modality_t video --modality_s accel --window 48 \
     --path_t "$teacher/trn_bninception_last.pth" --model_s resnet18_gaf,sensor_cnn --distill vanilla,kd,dask --trials 3 \
     --epochs 20 --lr_decay_epochs 12,17 --learning_rate 0.05 --clip_grad 5 ${extra[@]+"${extra[@]}"}

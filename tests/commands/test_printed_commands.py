@@ -6,8 +6,10 @@ import shlex
 import pytest
 import torch
 
+from distiller_zoo import method_dict
+from helper.options.method_flags import flags_of
 from helper.options.old_flags import ARCH, OLD, ONLY
-from helper.options.parse import parse, script_parser
+from helper.options.parse import parse, parse_students, script_parser
 from helper.options.quick import normalised
 from helper.options.settings import TrainStudentConfigs, TrainTeacherConfigs
 from tests.commands.test_documented_runs import fixtures, kind_of_network, reduced, teachers_of, without  # noqa: F401
@@ -162,7 +164,8 @@ KNOWN = {kind: set(script_parser(kind).known()) for kind in (TrainStudentConfigs
 def test_every_answer_names_flags_that_exist():
     answers = [*OLD.values(), *ARCH.values()]
     named = {flag for text in answers for flag in re.findall(r"--\w+", text)} - {"--path"}
-    assert named <= KNOWN[TrainStudentConfigs] | KNOWN[TrainTeacherConfigs]
+    own = {name for method in method_dict.values() for flag in flags_of(method) for name in flag.names}
+    assert named <= KNOWN[TrainStudentConfigs] | KNOWN[TrainTeacherConfigs] | own
     assert not OLD.keys() & (KNOWN[TrainStudentConfigs] & KNOWN[TrainTeacherConfigs]), (
         "a flag that works needs no answer"
     )
@@ -182,6 +185,7 @@ def test_every_answer_names_flags_that_exist():
         ("train_student.py", ("--tarch", "x"), "--model_t"),
         ("train_teacher.py", ("--tarch", "x"), "of a student: use train_student.py"),
         ("train_student.py", ("--freezed",), "belongs to --distill"),
+        ("train_student.py", ("--resume",), "leave it out: the same command resumes its run"),
         ("train_student.py", ("--batchsize", "3"), "(did you mean --batch_size for --batchsize?)"),
         ("train_student.py", ("--learning-rte", "3"), "(did you mean --learning_rate for --learning_rte?)"),
         ("test_model.py", ("--path", "x", "--checkpoint", "y"), "(--checkpoint is --path)"),
@@ -194,8 +198,77 @@ def test_an_old_or_misspelt_flag_is_answered(commands, script, argv, words):
     assert done.code == 2 and words in done.err and "Traceback" not in done.err, done
 
 
+# --bias-weight-decay, --transformer-embedding-decay and --augmix-severity have no counterpart
+PUBLISHED = {
+    "SemCKD": (
+        "--distill hkd",
+        "--print-freq --path-t --use-lmdb --hkd_initial_weight --hkd_decay --skip-validation",
+    ),
+    "HSAKD teacher": (
+        "--distill hsakd_teacher",
+        "--data --arch --init-lr --lr-type --sgdr-t --milestones --warmup-epoch --gpu-id --manual_seed --kd_T "
+        "--evaluate --checkpoint-dir --freezed --pretrained-backbone --world-size --rank --dist-url "
+        "--dist-backend",
+    ),
+    "HSAKD": (
+        "--distill hsakd",
+        "--tarch --arch --tcheckpoint --few-ratio --kd_T --gpu --manual --checkpoint-dir",
+    ),
+    "CAKD": (
+        "--distill cakd",
+        "--data-path --device -j --workers --opt --lr --wd --norm-weight-decay --label-smoothing "
+        "--mixup-alpha --cutmix-alpha --lr-scheduler --lr-warmup-epochs --lr-warmup-method --lr-warmup-decay "
+        "--lr-step-size --lr-gamma --lr-min --print-freq --output-dir --resume --start-epoch --cache-dataset "
+        "--sync-bn --test-only --auto-augment --ra-magnitude --random-erase --amp --world-size --dist-url "
+        "--model-ema --model-ema-steps --model-ema-decay --use-deterministic-algorithms --interpolation "
+        "--val-resize-size --val-crop-size --train-crop-size --clip-grad-norm --ra-sampler --ra-reps",
+    ),
+    "VSKD": (
+        "--distill dask",
+        "--watch_train_path --watch_test_path --video_train_path --video_test_path --modality --video_base "
+        "--watch_base --consensus_type --arch --img_feature_dim --dropout --num_classes --triplet_ratio "
+        "--dist_ratio --angle_ratio --dark_ratio --dark_alpha --dark_beta --at_ratio --triplet_sample "
+        "--triplet_margin --iter_per_epoch --lr_decay_gamma --recall --print_freq --tb_freq --trial -r "
+        "--gamma -a --alpha -b --beta",
+    ),
+    "VSKD teacher": (
+        "",
+        "--video_teacher_train_path --video_teacher_test_path --student_base --save_dir --load --do",
+    ),
+    "TRN": (
+        "",
+        "--lr_steps --clip-gradient --gd --no_partialbn --workers --root_log --root_model --root_output",
+    ),
+    "MMRazor": (
+        "--distill dist",
+        "--launcher --gpus --gpus-per-node --partition --work-dir --amp --cfg-options --local_rank",
+    ),
+}
+
+
+@pytest.mark.parametrize("toolbox", PUBLISHED)
+def test_every_published_flag_works_or_is_answered(toolbox, capsys):
+    base, flags = PUBLISHED[toolbox]
+    for flag in normalised(flags.split()):
+        try:
+            argv = normalised([*base.split(), flag])
+            parse_students(argv, teacher="teacher" in toolbox or toolbox == "TRN")
+        except SystemExit:
+            err = capsys.readouterr().err
+            works = "expected one argument" in err or "expected at least one argument" in err
+            assert works or f"({flag} is " in err, err
+
+
 @pytest.mark.parametrize(
-    "flags", [("--data", "x"), ("--manual", "3"), ("--manual_seed", "3"), ("--gpu", "0"), ("--gpu-id", "0")]
+    "flags",
+    [
+        ("--data", "x"),
+        ("--dataset", "UTD"),
+        ("--manual", "3"),
+        ("--manual_seed", "3"),
+        ("--gpu", "0"),
+        ("--gpu-id", "0"),
+    ],
 )
 @pytest.mark.parametrize("teacher", [True, False])
 def test_old_flags_that_work(flags, teacher):

@@ -76,6 +76,10 @@ def test_videos_without_labels(network, videos, commands, tmp_path):
         assert batch.target[2:].tolist() == [-1, -1] and (batch.index[2:] >= 4).all()
     loader.set_epoch(1, 1)
     assert torch.equal(next(iter(loader)).inputs["video"], batch.inputs["video"])
+    (torn := more / "torn.mp4").write_bytes(b"garbage")
+    loader = with_unlabelled(load(videos, skip_corrupt=True), settings).train_loader(4, seed=0, device=CPU)
+    assert len(list(loader)) == 2 and loader.end_epoch() == {"skipped_clips": 1}
+    torn.unlink()
     data = ("--dataset", "video", "--data_folder", videos, "--image_size", 32, "--short_side", 40, "--num_segments", 4)
     run = ("--num_workers", 0, "--batch_size", 4, "--epochs", 1, "--tb_backend", "none", "--save_root", tmp_path)
     argv = ("--model_s", "tsm:resnet8", "--path_t", network, "--distill", "kd", "--sampling", "dense", *data, *run)

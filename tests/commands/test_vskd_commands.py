@@ -180,6 +180,10 @@ def test_refusals(commands, home, student, root, teacher):
     commands("train_teacher.py", *common, "--model", "trn:resnet8", cwd=home).refused(
         "trn:resnet8 reads 'video', but the data set has sensor"
     )
+    pair = ("--modality_t", "video", "--modality_s", "accel", "--model_s", "sensor_cnn", "--path_t", path)
+    commands("train_student.py", *common, *pair, "--num_segments", 3, "--dry_run", cwd=home).refused(
+        "it was trained on video of 2x3x32x32, not 3x3x32x32: give the --num_segments of its training"
+    )
 
 
 def test_flags_of_recordings_are_named_where_they_do_nothing(commands, tmp_path):

@@ -109,6 +109,9 @@ def test_bad_folders(folder, tmp_path):
     (tmp_path / "torn.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match="torn.png' is corrupt or not an image"):
         data(tmp_path)
+    (tmp_path / "whole.png").write_bytes((folder / "part0/00.png").read_bytes())
+    base = data(folder).labelled
+    assert len(with_unlabelled(base, UnlabelledConfig(str(tmp_path), 0.5), skip_corrupt=True).train_labels) == 21
     with pytest.raises(UserError, match="--batch_size 1 is too small for samples"):
         data(folder).train_loader(1, seed=0, device=CPU)
 

@@ -195,3 +195,11 @@ def test_curves_hold_the_epochs_that_all_repetitions_evaluated():
 
     group = [run(2, 4, 6), run(2, 3, 5, 6)]
     assert [[(row["epoch"], row["test_acc"]) for row in rows] for rows in evaluated(group)] == [[(2, 20), (6, 60)]] * 2
+
+
+def test_a_data_set_has_one_name_however_it_is_spelled(tmp_path):
+    for spelling, trial in (("TinyImageNet", 0), ("tinyimagenet", 1)):
+        write_run(tmp_path, f"--dataset {spelling} --trial {trial}", [10.0], alone=True)
+    for spelling in ("TinyImageNet", "tinyimagenet"):
+        assert {run.identity["dataset"] for run in find_runs(tmp_path, spelling)} == {"tinyimagenet"}
+        assert len(find_runs(tmp_path, spelling)) == 2

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 from core.protocols import UserError
 from core.taps import TappedNet, probe
+from helper.networks.load import started_from
 from models import model_dict
 from models.bninception import HOOKED, published_keys
 from models.trn import MultiScaleRelation
@@ -74,6 +76,21 @@ def test_both_public_files_of_weights_fit(inception):
     for state in (cadene, yjxiong):
         read = published_keys(state)
         assert read.keys() == cadene.keys() and all(torch.equal(read[k], v) for k, v in cadene.items())
+
+
+@pytest.mark.parametrize("name", ["trn_bninception", "resnet18_gaf"])
+def test_both_networks_start_from_published_weights_of_their_backbone(name, inception, tmp_path):
+    if name == "resnet18_gaf":
+        backbone, prefix = torchvision.models.resnet18(weights=None).state_dict(), "trunk."
+    else:
+        backbone, prefix = inception.state_dict(), "base_model."
+    torch.save(backbone, tmp_path / "imagenet.pth")
+    model = started_from(model_dict[name], str(tmp_path / "imagenet.pth"))(num_classes=3)
+    held = {k.removeprefix(prefix): v for k, v in model.state_dict().items() if k.startswith(prefix)}
+    assert len(held) > 100 and all(torch.equal(v, backbone[k]) for k, v in held.items() if not k.startswith("fc."))
+    torch.save(model.state_dict(), tmp_path / "own.pth")  # a file of the whole network is read as before
+    again = started_from(model_dict[name], str(tmp_path / "own.pth"))(num_classes=3)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in again.state_dict().items())
 
 
 def test_normalisation_makes_the_published_input_of_pixels():

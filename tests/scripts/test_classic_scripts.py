@@ -65,6 +65,15 @@ def test_the_zoo_study_leaves_out_what_needs_other_networks_or_no_teacher(interp
     assert calls[-1][calls[-1].index("--out") + 1] == "results/cifar100_zoo_recent_resnet20_resnet8.md"
 
 
+def test_an_entry_of_the_zoo_study_may_have_a_rate_and_a_flag(tmp_path):
+    interpreter = Interpreter(tmp_path)
+    study = interpreter.tree / "scripts/cifar100/zoo_study.sh"
+    study.write_text(study.read_text().replace(" ldrld:", " ldrld@0.01:"))
+    trained = students(interpreter.run("cifar100/zoo_study.sh", "T.pth", "DATA", "SAVE", "1", METHODS="recent"))
+    lanes = [lane for lane in trained if lane.identity.get("ldrld_as_published")]
+    assert [lane.training.schedule.learning_rate for lane in lanes] == [0.01, 0.01]
+
+
 def test_flags_behind_a_study_reach_every_training(interpreter):
     calls = interpreter.run("cifar100/scaled_study.sh", "T.pth", "DATA", "SAVE", "1", "--max_steps", "3")
     assert {lane.training.loop.max_steps for lane in students(calls)} == {3}

@@ -15,6 +15,7 @@ from models import model_for
 from tests.support.interpreter import Interpreter
 
 TRAIN = ("train_teacher.py", "train_student.py")
+KINDS = ("teachers", "students")
 SWIN, MORE = "timm:swin_large_patch4_window7_224", ("--epochs", "95")
 VIT = ("T.pth", "vit_tiny_cifar", "cifar100", "DATA", "SAVE")
 SCRIPTS = {  # script -> arguments, programs it calls
@@ -123,6 +124,43 @@ def test_a_study_takes_folders_with_blanks(study, before, tmp_path):
     assert {s.data.source.data_folder for s in trained} == ({"a set"} if study == "hsakd" else {"a set", "some images"})
     assert len(trained) > 8 and all(s.run.save_root.startswith(save) for s in trained)
     assert all(s.data.source.data_folder == "some images" for s in trained if s.data.source.dataset == "folder")
+
+
+NAMES = """
+case "$1" in train_*) echo "[vanilla] result in SAVE/new_vanilla"
+mkdir -p SAVE/new_dist_ && touch "SAVE/new_dist_/${model}_best.pth" "SAVE/new_dist_/${model}_last.pth"
+echo "[dist] result in SAVE/new_dist_" ;; test_model.py) echo top-1 ;; esac
+"""
+
+
+@pytest.mark.parametrize(
+    "script, argv",
+    [
+        ("cakd/ablation.sh", VIT),
+        ("studies/headless_study.sh", ("SAVE",)),
+        ("studies/int8_study.sh", ("S.pth", "T.pth", "DATA", "UTD", "SAVE")),
+        ("video/short_study.sh", ("CLIPS", "SAVE")),
+        ("vskd/short_study.sh", ("UTD", "BERKELEY", "SAVE")),
+    ],
+)
+def test_a_study_reads_its_own_runs_where_others_lie(script, argv, tmp_path):
+    """Such as those of a first try with other settings."""
+    interpreter = Interpreter(tmp_path, LEAVES + NAMES)
+    (interpreter.tree / "results").mkdir()
+    names = (
+        "trn_bninception_vanilla_utd_mhad_older",
+        "trn_bninception_vanilla_utd_mhad_older2",
+        "S_dist_r:_b:_0_older",
+    )
+    for part in ("", "teacher", "utd"):
+        for folder in (interpreter.tree / "SAVE" / part / kind / "models" / name for kind in KINDS for name in names):
+            folder.mkdir(parents=True)
+            for model in ("vit_micro_cifar", "trn_bninception", "sensor_cnn", "tsm_mobilenetv2"):
+                (folder / f"{model}_best.pth").touch()
+                (folder / f"{model}_last.pth").touch()
+    calls = interpreter.run(script, *argv)
+    assert not [word for call in calls for word in call if "_older" in word]
+    assert any("SAVE/new_dist_" in word for call in calls for word in call)
 
 
 def test_a_message_ends_where_it_is_meant_to():
