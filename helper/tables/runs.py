@@ -96,7 +96,9 @@ def find_runs(root: Path, dataset: str | None) -> list[Run]:
     """The finished runs below a folder, on one data set if it is given."""
     runs = [run for run in map(read_run, progress(run_folders(root), f"runs below {root}")) if run is not None]
     plain = dataset_dict.aliases
-    return [r for r in runs if dataset in (None, r.identity["dataset"]) or r.identity["dataset"] == plain.get(dataset)]
+    return [
+        r for r in runs if dataset is None or plain.get(of := r.identity["dataset"], of) == plain.get(dataset, dataset)
+    ]
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
