@@ -72,7 +72,7 @@ teacher_of() {
     local folder
     folder=$(result_of "$1" 2>/dev/null) && [ -n "$folder" ] && echo "$folder/resnet20_best.pth" || true
 }
-export -f job train ends result_of teacher_of
+export -f job train ends results_of result_of teacher_of
 
 echo "Training a teacher (resnet20) on all digits, and nine students (resnet8) on a tenth of them"
 # two at a time; in this order, the two processes end at about the same time

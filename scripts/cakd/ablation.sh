@@ -17,12 +17,12 @@ student=${6:-resnet8x4}
 recipe=("${devices[@]}" --dataset "$dataset" --data_folder "$data" --save_root "$save" --path_t "$teacher" --model_t "$model_t"
     --model_s "$student" --clip_grad 5 "${@:7}")
 train train_student.py "${recipe[@]}" --distill logits
-students=("$run"/*_best.pth)
+students=()
 for parts in gl gl+pca gl+pca+mv; do
-    train train_student.py "${recipe[@]}" --distill cakd --cakd_parts "$parts"
     students+=("$run"/*_best.pth)
+    train train_student.py "${recipe[@]}" --distill cakd --cakd_parts "$parts"
 done
 end_of_dry_run
 "$PYTHON" scripts/make_table.py --root "$save" --title "CAKD: parts"
 "$PYTHON" scripts/cakd/robustness.py --dataset "$dataset" --data_folder "$data" --gpu_id "${GPUS%%,*}" \
-    --path "${students[@]}"
+    --path "${students[@]}" "$run"/*_best.pth

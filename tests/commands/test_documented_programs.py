@@ -125,6 +125,9 @@ def place(tmp_path_factory, commands):
         alone = write_run(work / name, "--distill vanilla", [50, 60], alone=True)
         put_network(alone / "resnet8x4_best.pth", "resnet8x4")
         write_run(work / name, "--distill vanilla --dataset digits --model_s resnet8", [50, 60], alone=True)
+    put_network(
+        work / "save" / "teachers" / "models" / "RUN" / "resnet8x4_best.pth", "resnet8x4"
+    )  # named by interpreter()
     sensor = ("--dataset", "utd_mhad", "--data_folder", "UTD", "--modality", "accel", "--model", "sensor_cnn")
     commands(
         "train_teacher.py", *sensor, "--epochs", 1, "--batch_size", 4, "--save_root", "../sensor", cwd=work
