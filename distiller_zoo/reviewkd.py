@@ -58,7 +58,8 @@ def hierarchical_context(f_s: Tensor, f_t: Tensor) -> Tensor:
     one before; weights sum to one, grids no finer than the map itself are left out. Where the cells of a grid are whole
     cells of the grid before, they are averaged from that."""
     loss, weight, total = squared_error(f_s, f_t), 1.0, 1.0
-    nested, a, b = not any(size % 4 for size in f_s.shape[2:]), f_s, f_t
+    nested = not any(size % 4 for size in f_s.shape[2:])
+    a, b = f_s, f_t
     for grid in (4, 2, 1):
         if grid < f_s.shape[2]:
             weight /= 2

@@ -5,7 +5,6 @@ All three end in VSKD's semantic layer, 300 values after a ReLU: the input of th
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -18,6 +17,7 @@ from models._common import below
 from models._gaf import gramian_field
 
 SEMANTIC = 300
+UNPUBLISHED = Published()
 SHAPE = (3, 224)  # an accelerometer's three axes; 224 samples make a picture of the published size
 PATCH = 8  # samples per token
 
@@ -125,13 +125,21 @@ class SensorTransformer(nn.Module):
 MAPS = ("stage1", "stage2", "stage3", "stage4")
 
 
-def _spec(name: str, build: type[nn.Module], taps: dict[str, Tap], feats: tuple[str, ...], semantic: str) -> ModelSpec:
+def _spec(
+    name: str,
+    build: type[nn.Module],
+    taps: dict[str, Tap],
+    feats: tuple[str, ...],
+    semantic: str,
+    published: Published = UNPUBLISHED,
+) -> ModelSpec:
     vector = Tap(semantic, "vector")
     taps = {**taps, "pooled": vector, "semantic": vector}
-    return ModelSpec(name, build, taps, (*feats, "pooled"), "fc", input="sensor", input_shape=SHAPE, fits=True)
+    feats = (*feats, "pooled")
+    return ModelSpec(name, build, taps, feats, "fc", input="sensor", input_shape=SHAPE, fits=True, published=published)
 
 
-_gaf = _spec(
+resnet18_gaf = _spec(
     "resnet18_gaf",
     GafResNet18,
     {
@@ -142,8 +150,8 @@ _gaf = _spec(
     },
     ("stem", *MAPS),
     "trunk.fc",
+    Published(adapt=partial(below, "trunk.", None), fresh=("trunk.fc",)),
 )
-resnet18_gaf = dataclasses.replace(_gaf, published=Published(adapt=partial(below, "trunk.", None), fresh=("trunk.fc",)))
 sensor_cnn = _spec(
     "sensor_cnn",
     SensorCNN,

@@ -95,10 +95,11 @@ def run_folders(root: Path) -> list[Path]:
 def find_runs(root: Path, dataset: str | None) -> list[Run]:
     """The finished runs below a folder, on one data set if it is given."""
     runs = [run for run in map(read_run, progress(run_folders(root), f"runs below {root}")) if run is not None]
-    plain = dataset_dict.aliases
-    return [
-        r for r in runs if dataset is None or plain.get(of := r.identity["dataset"], of) == plain.get(dataset, dataset)
-    ]
+
+    def own(name: str) -> str:
+        return dataset_dict.aliases.get(name, name)
+
+    return [r for r in runs if dataset is None or own(r.identity["dataset"]) == own(dataset)]
 
 
 def add_runs(parser: argparse.ArgumentParser) -> None:
