@@ -92,7 +92,7 @@ def plausible(flag: str, value: float) -> None:
     """UserError for a number that is NaN, infinite, or larger than any setting needs."""
     if not abs(value) <= (2**63 if isinstance(value, int) else LARGEST):  # NaN is not, either
         largest = "2^63" if isinstance(value, int) else f"{LARGEST:g}"
-        raise UserError(f"{flag} {value} must be a finite number of at most {largest}")
+        raise UserError(f"{flag} {value} must be a finite number between -{largest} and {largest}")
 
 
 def checked(check: Check) -> type[argparse.Action]:

@@ -41,18 +41,23 @@ be compared with published numbers.
 
 @dataclass(frozen=True)
 class Study:
-    """One row of a table in results/. gain: None where the table holds no student alone under its protocol."""
+    """One row of a table in results/. gain: None of a student alone, and where the table holds none of its protocol."""
 
     file: str
     label: str
-    method: str  # of the registry, "" where it is a combination
+    method: str  # of the registry, "" where it is a combination; vanilla: the student alone
     pair: str
     accuracy: str
+    published: str
     gain: float | None
     runs: str
     data: str
     epochs: int
     complete: bool
+
+    @property
+    def full(self) -> bool:
+        return self.complete and self.epochs >= EPOCHS
 
     @property
     def linked(self) -> str:
@@ -114,9 +119,9 @@ def cells(line: str) -> list[str]:
 
 
 def studies(path: Path) -> list[Study]:
-    """The rows of distilled students in a table as make_table.py writes it; [] where the file holds no such table."""
+    """The rows of students in a table as make_table.py writes it; [] where the file holds no such table."""
     lines = path.read_text().splitlines()
-    start = next((i for i, line in enumerate(lines) if {"method", "last epoch", "gain"} <= set(cells(line))), None)
+    start = next((i for i, line in enumerate(lines) if {"method", "network", "last epoch"} <= set(cells(line))), None)
     if start is None:
         return []
     protocols = {n: text for n, text in re.findall(r"^Protocol( \[\d+\])?: (.*)$", path.read_text(), re.M)}
@@ -125,9 +130,9 @@ def studies(path: Path) -> list[Study]:
         if not line.startswith("|"):
             break
         row = dict(zip(header, cells(line), strict=True))
-        name = row["method"].split(",")[0]
+        name = row["method"].split(",")[0].replace("student alone", "vanilla")
         parts = name.split("+")
-        if any(part not in {*method_dict, *method_dict.aliases} for part in parts) or name == "vanilla":
+        if any(part not in {*method_dict, *method_dict.aliases} for part in parts):
             continue
         protocol = protocols[f" {row['protocol']}" if row.get("protocol") else ""]
         epochs = re.search(r"(\d+) epochs", protocol)
@@ -137,9 +142,10 @@ def studies(path: Path) -> list[Study]:
                 path.name,
                 row["method"],
                 method_dict.resolve(name) if len(parts) == 1 else "",
-                f"{row['teacher']} → {row['network']}" if row["teacher"] else row["network"],
+                f"{row['teacher']} → {row['network']}" if row.get("teacher") else row["network"],
                 row["last epoch"],
-                float(row["gain"]) if row["gain"] else None,
+                row.get("published", ""),
+                float(row["gain"]) if row.get("gain") else None,
                 row["runs"],
                 protocol.split(",")[0],
                 int(epochs[1]),
@@ -160,15 +166,14 @@ def claims(measured: Sequence[Study]) -> tuple[list[str], list[list[str]]]:
     for method in sorted(set(method_dict) - {"vanilla"}, key=published_name):
         files = by_numbers.get(method, {})
         mine = [study for study in measured if study.method == method]
-        full = [study for study in mine if study.complete and study.epochs >= EPOCHS]
         rows.append(
             [
                 published_name(method),
                 links((file for file in files if file != "trajectories.json"), "golden/"),
                 links(by_equations.get(method, ()), ""),
                 links((file for file in files if file == "trajectories.json"), "golden/"),
-                ", ".join(study.linked for study in mine if study not in full),
-                ", ".join(study.linked for study in full),
+                ", ".join(study.linked for study in mine if not study.full),
+                ", ".join(study.linked for study in mine if study.full),
             ]
         )
     return ["method", "golden", "reference", "loop", "short study: gain", "full protocol: gain"], rows
@@ -181,17 +186,31 @@ def losing(measured: Sequence[Study]) -> str:
     return f"{len(lost)} of {of} measured settings made the student worse: {names}."
 
 
+def beside_published(measured: Sequence[Study]) -> str:
+    """What was trained under the full protocol, next to the published number; "" where nothing was."""
+    rows = [
+        [f"[{s.label}]({s.file})", s.pair, s.accuracy, s.published, difference(s), s.runs] for s in measured if s.full
+    ]
+    table = as_markdown(["setting", "networks", "last epoch", "published", "difference", "runs"], rows, [])
+    return f"## Full protocol\n\n{table}" if rows else ""
+
+
+def difference(study: Study) -> str:
+    return f"{float(study.accuracy.split()[0]) - float(study.published):+.2f}" if study.published else ""
+
+
 def page() -> str:
     measured = [study for path in sorted(RESULTS.glob("*.md")) if path.name != "README.md" for study in studies(path)]
     header = ["setting", "networks", "last epoch", "gain", "runs", "data", "epochs"]
     rows = [
         [s.label, s.pair, s.accuracy, s.linked, s.runs, s.data + ("" if s.complete else ", a part"), str(s.epochs)]
         for s in measured
+        if s.method != "vanilla"
     ]
-    full = sum(s.complete and s.epochs >= EPOCHS for s in measured)
     parts = [
         ABOUT.format(epochs=EPOCHS),
-        f"Settings measured under the full protocol: {full}.\n\n{losing(measured)}\n",
+        f"Settings measured under the full protocol: {sum(s.full for s in measured)}.\n\n{losing(measured)}\n",
+        *filter(None, [beside_published(measured)]),
         as_markdown(*claims(measured), []),
         "## Networks whose outputs agree with the published code\n",
         as_markdown(["golden file", "networks"], networks(), []),
