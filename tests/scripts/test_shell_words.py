@@ -95,6 +95,11 @@ def test_optional_words_may_be_left_out(interpreter):
     assert call[call.index("--model_t") + 1] == "torchvision:vit_b_16"
 
 
+def test_a_flag_may_hold_its_value(interpreter):
+    (call,) = interpreter.run("cakd/imagenet_cakd.sh", "--clip_cache=/a b/c", "DATA", "SAVE", "T.pth")
+    assert call[-1] == "--clip_cache=/a b/c" and call[call.index("--path_t") + 1] == "T.pth"
+
+
 @pytest.mark.parametrize("name", [*TRAINING, *STUDIES])
 def test_a_dry_run_ends_well(name, interpreter):
     words, there = (TRAINING | STUDIES)[name], set(interpreter.tree.iterdir())
