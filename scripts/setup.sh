@@ -70,13 +70,15 @@ result_of() { results_of "$1" | tail -n 1; }
 train() {
     local log code=0
     log=$(mktemp)
-    "$PYTHON" "$@" | (
+    exec 8>"$log" 9<"$log"
+    rm -f "$log" # at once: it stays readable, and remains nowhere if the script is killed
+    "$PYTHON" "$@" 8>&- 9<&- | (
         trap '' TERM INT
-        exec tee "$log"
+        exec tee /dev/fd/8
     ) || code=$?
-    results=$(results_of "$log")
+    results=$(results_of /dev/fd/9)
+    exec 8>&- 9<&-
     run=$(tail -n 1 <<<"$results")
-    rm -f "$log"
     [ "$code" = 0 ] || exit "$code"
     [ -n "$dry_run" ] || : "${run:?the training names no folder as its result}"
 }

@@ -149,6 +149,16 @@ def test_output_goes_to_a_file_without_loss(name, interpreter, tmp_path):
     assert text.startswith("before\n") and text.count("result in save/x") == trainings > 0
 
 
+def test_a_training_leaves_no_temporary_file(tmp_path):
+    """Also where the script is killed during it."""
+    (tmp_path / "t").mkdir()
+    interpreter = Interpreter(tmp_path / "i", f"ls {tmp_path}/t >>{tmp_path}/there; echo result in save/x")
+    done = interpreter.bash("studies/headless_study.sh", "SAVE", TMPDIR=str(tmp_path / "t"))
+    calls = (interpreter.venv / "asked").read_text().splitlines()
+    assert done.returncode == 0 and not (tmp_path / "there").read_text()
+    assert "save/x/vit_micro_cifar_best.pth" in calls[1]  # what the training said was read all the same
+
+
 @pytest.mark.parametrize("name", ["scaled", "short", "zoo"])
 def test_a_study_appends_to_its_log(name, tmp_path):
     """An interrupted study that resumes keeps the log of its first part."""
