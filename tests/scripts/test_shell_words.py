@@ -149,6 +149,19 @@ def test_output_goes_to_a_file_without_loss(name, interpreter, tmp_path):
     assert text.startswith("before\n") and text.count("result in save/x") == trainings > 0
 
 
+def test_an_interrupted_folder_of_images_is_made_again(tmp_path):
+    """By the study that makes it: a folder that is there is complete."""
+    answer = 'case $1 in *rest.py) mkdir -p "${!#}"; [ ! -e stop ] || exit 1 ;; esac'
+    interpreter = Interpreter(tmp_path, answer)
+    (interpreter.tree / "stop").touch()
+    study = ("studies/unlabelled_study.sh", "T.pth", "DATA", "my runs")
+    assert interpreter.bash(*study).returncode == 1 and not (interpreter.tree / "my runs" / "rest_0").exists()
+    (interpreter.tree / "stop").unlink()
+    made = [call for call in interpreter.run(*study) if call[0].endswith("rest.py")]
+    assert len(made) == 3 and (interpreter.tree / "my runs" / "rest_0").is_dir()
+    assert not [call for call in interpreter.run(*study) if call[0].endswith("rest.py")]
+
+
 def test_a_training_leaves_no_temporary_file(tmp_path):
     """Also where the script is killed during it."""
     (tmp_path / "t").mkdir()
