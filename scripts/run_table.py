@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ def key_values(text: str) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--slurm '{pair}' must have the form NAME=VALUE, such as slurm_partition=gpu")
-        out[key] = int(value) if value.isdecimal() else value
+        out[key.strip()] = int(value) if value.strip().isdecimal() else value.strip()
     return out
 
 
@@ -119,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if failed:
         print(f"{failed} of {len(jobs)} processes failed; run the same command to try them again", file=sys.stderr)
         return 1
-    root = everything[0].settings.run.save_root
-    print(f"the table: python scripts/make_table.py --root {root} --published {args.table} --pivot")
+    made = ["--root", everything[0].settings.run.save_root, "--published", args.table, "--pivot"]
+    print(f"the table: {shlex.join(['python', 'scripts/make_table.py', *made])}")
     return 0
 
 
