@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = run_local(jobs, logs, slots_of(gpus, args.per_gpu, args.jobs))
     else:
         cluster = "slurm" if args.executor == "slurm" else "local"
-        runs = [Run(["train_student.py", *job.argv], folder=Path.cwd()) for job in jobs]
+        runs = [Run(["train_student.py", *job.argv], Path.cwd()) for job in jobs]
         failed = len(submit(runs, logs / "submitit", cluster, not args.no_wait, **key_values(args.slurm)))
     if failed:
         print(f"{failed} of {len(jobs)} processes failed; run the same command to try them again", file=sys.stderr)
