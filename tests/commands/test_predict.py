@@ -200,7 +200,8 @@ def test_one_sentence_each(tmp_path):
     data = dataset_dict["folder"](DataOptions(photos(tmp_path), image_size=32))
     path = saved(tmp_path / "resnet8_best.pth", data, "resnet8")
     (tmp_path / "text.jpg").write_text("no picture")
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".hidden").mkdir(parents=True)
+    (tmp_path / "empty" / ".hidden" / "a.jpg").write_text("no picture")
 
     def refused(*argv):
         with pytest.raises(UserError) as error:
