@@ -8,7 +8,6 @@ Classes are the sorted names of the folders in train/. Hidden files and folders 
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from core.log import log, progress
+from core.machine import usable_cores
 from core.protocols import UserError
 from dataset.base import DataOptions, Split, check_memory
 from dataset.images.files import (
@@ -116,7 +116,7 @@ def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
             return str(error)
         return ""
 
-    pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(max_workers=min(16, usable_cores()))
     try:
         decoded = pool.map(decode_into, range(len(samples)))
         reasons = list(progress(decoded, "decoding images", len(samples)))
