@@ -145,6 +145,8 @@ def test_mistakes_are_one_sentence(tmp_path):
     assert "--data_folder a b" in said and "after --" in said
     (tmp_path / "mine.toml").write_text("title = 'x'")
     assert "lacks epoch" in refused(str(tmp_path / "mine.toml"))
+    (tmp_path / "mine.toml").write_text(OWN.replace("flags =", "flag ="))
+    assert "a pair or a row lacks 'flags'" in refused(str(tmp_path / "mine.toml"))
 
 
 OWN = """
