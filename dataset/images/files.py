@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from core.log import log
+from core.machine import fresh
 from core.packages import needed
 from core.protocols import UserError
 
@@ -172,6 +173,15 @@ def say_unusual(found: Iterable[tuple[str, str]]) -> None:
         if note not in _said:
             _said.add(note)
             log.info("images with %s, such as '%s'", note, path)
+
+
+def scaled(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, C] -> float32 in [0, 1], [B, C, H, W] in channels_last memory; the values of ToTensor."""
+    # CUDA multiplies by the reciprocal of a Python scalar, one ulp off the CPU's quotient; a tensor gives the same.
+    full = torch.full((1,), 255.0, device=images.device)
+    if images.device.type == "cpu":
+        return fresh(images.shape).copy_(images).div_(full).permute(0, 3, 1, 2)
+    return images.to(torch.float32).div_(full).permute(0, 3, 1, 2)
 
 
 def class_names(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from core.log import log, progress
 from core.machine import usable_cores
 from core.protocols import UserError
-from dataset.base import DataOptions, Split, check_memory
+from dataset.base import DataOptions, check_memory
 from dataset.images.files import (
     PictureError,
     a_few,
@@ -29,7 +29,7 @@ from dataset.images.files import (
     say_unusual,
     unusual,
 )
-from dataset.images.resident import ResidentData, resident
+from dataset.images.resident import ResidentData, Split, resident
 
 Sample = tuple[Path, int]  # file, class number
 

@@ -13,8 +13,8 @@ import torch
 
 from core.files import read_text
 from core.protocols import UserError
-from dataset.base import DataOptions, Split, resize
-from dataset.images.resident import ResidentData, resident
+from dataset.base import DataOptions
+from dataset.images.resident import ResidentData, Split, resident, resize
 
 URL = "https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
 CLASSES, SIDE = 10, 96

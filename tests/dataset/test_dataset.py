@@ -19,9 +19,9 @@ from PIL import Image
 
 from core.protocols import UserError
 from dataset import base, dataset_dict, recipe
-from dataset.base import DataOptions, Split, data_options, resize, stratified
+from dataset.base import DataOptions, data_options, stratified
 from dataset.images import files, folder
-from dataset.images.resident import ResidentData, view
+from dataset.images.resident import ResidentData, Split, resize, view
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]

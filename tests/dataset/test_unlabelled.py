@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from core.protocols import FullSet, UserError
-from dataset.base import Split, UnlabelledConfig
-from dataset.images.resident import ResidentData
+from dataset.base import UnlabelledConfig
+from dataset.images.resident import ResidentData, Split
 from dataset.images.unlabelled import with_unlabelled
 from distiller_zoo import method_dict
 from helper.deploy.linear_probe import neighbours
