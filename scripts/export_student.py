@@ -170,10 +170,10 @@ def usage(config: dict[str, Any]) -> list[str]:
     if config["input"] == "image":
         size = shape[-1]
         shorter = size * 256 // 224 if config["dataset"] == "imagenet" else size
-        imports = ["from PIL import Image"]
+        imports = ["from PIL import Image, ImageOps"]
         about = f"the shorter side is resized to {shorter} pixels, of which the centre, {size} by {size}, is cut out"
         read = [
-            'image = Image.open("photo.jpg").convert("RGB")',
+            'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")  # upright, as in training',
             f"sides = [side * {shorter} // min(image.size) for side in image.size]",
             f"left, top = ((side - {size}) // 2 for side in sides)",
             f"box = (left, top, left + {size}, top + {size})",
