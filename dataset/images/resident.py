@@ -115,7 +115,7 @@ class ResidentData(DataSet):
     """A labelled image set, kept as uint8 in memory and once on every device with a loader.
 
     flips: whether a mirrored image keeps its label. pad: pixels of zero padding before the crop, one eighth of the
-    side by default (4 at 32). evaluated_on: the name of the test set in tables.
+    side (4 at 32). evaluated_on: the name of the test set in tables.
     num_crops always counts flips, even if they are off, so that a crop id always means the same view.
     """
 
@@ -127,7 +127,6 @@ class ResidentData(DataSet):
         test: Split,
         *,
         flips: bool,
-        pad: int | None = None,
         evaluated_on: str = "test",
         full: FullSet | None = None,
     ):
@@ -138,7 +137,7 @@ class ResidentData(DataSet):
         self.num_classes = len(self.classes)
         height, width, channels = shape
         self.shapes: Mapping[str, tuple[int, ...]] = {"image": (channels, height, width)}
-        self.pad = min(height, width) // 8 if pad is None else pad
+        self.pad = min(height, width) // 8
         self.num_crops: int | None = (2 * self.pad + 1) ** 2 * 2
         self.train_labels, self.test = train.labels, test
         # Only the padded copy is kept.
