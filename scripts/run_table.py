@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.option import whole
 from core.protocols import UserError
 from helper.machine.program import run_script
+from helper.networks.load import published
 from helper.options.quick import normalised
 from helper.tables.cluster import Run, submit
 from helper.tables.jobs import plan, run_local, short_teachers, slots_of, visible_gpus, wants
@@ -97,11 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for job in jobs:
             print(f"# {'; '.join(job.labels)}\n{job.command}")
         return 0
-    lacking = {
-        w.settings.teacher.path_t[0]
-        for w in pending
-        if not w.cell.alone and not Path(w.settings.teacher.path_t[0]).exists()
-    }
+    teachers = {w.settings.teacher.path_t[0] for w in pending if not w.cell.alone}
+    lacking = [path for path in teachers if published(path) is None and not Path(path).exists()]
     if lacking:
         raise UserError(
             f"no teacher at {', '.join(sorted(lacking))}: fetch it with bash scripts/teachers/fetch_teachers.sh, or "

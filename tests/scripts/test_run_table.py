@@ -114,6 +114,14 @@ def test_the_callers_gpus_are_used(place, run, monkeypatch):
     assert given == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "3"}]
 
 
+def test_a_teacher_may_be_one_that_a_package_publishes(place, run, monkeypatch):
+    started = []
+    monkeypatch.setattr("scripts.run_table.run_local", lambda jobs, logs, slots: started.extend(jobs) or 0)
+    (place / "save/teachers/models/resnet8_vanilla/resnet8_best.pth").unlink()
+    run("--only", "AT", short=(*SHORT, "--path_t", "timm:resnet18"))
+    assert [job.argv[-1] for job in started] == ["timm:resnet18"]
+
+
 def test_rows_are_chosen_by_name():
     table = read_table("simkd")
 
