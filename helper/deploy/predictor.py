@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.protocols import UserError
+from core.protocols import UserError, first_line
 from dataset.images.files import visible_below
 from dataset.single_file import InputFormat
 from helper.deploy.export import onnx_session
@@ -100,7 +100,7 @@ def _opened(path: Path, kind: str, load: Callable[[Path], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # onnxruntime and torch have separate errors for every stage of loading
-        raise UserError(f"'{path}' is damaged or not an {kind} ({str(error).splitlines()[0][:120]})") from error
+        raise UserError(f"'{path}' is damaged or not an {kind} ({first_line(error)[:120]})") from error
 
 
 def _onnx(path: Path) -> Predictor:
