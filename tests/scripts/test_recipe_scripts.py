@@ -152,10 +152,10 @@ def test_a_study_reads_its_own_runs_where_others_lie(script, argv, tmp_path):
         "trn_bninception_vanilla_utd_mhad_older2",
         "S_dist_r:_b:_0_older",
     )
-    for part in ("", "teacher", "utd"):
+    for part in ("", "teacher", "utd", "utd_alone", "utd_under", "cifar_alone", "cifar_under"):
         for folder in (interpreter.tree / "SAVE" / part / kind / "models" / name for kind in KINDS for name in names):
             folder.mkdir(parents=True)
-            for model in ("vit_micro_cifar", "trn_bninception", "sensor_cnn", "tsm_mobilenetv2"):
+            for model in ("vit_micro_cifar", "trn_bninception", "sensor_cnn", "resnet20", "tsm_mobilenetv2"):
                 (folder / f"{model}_best.pth").touch()
                 (folder / f"{model}_last.pth").touch()
     calls = interpreter.run(script, *argv)
