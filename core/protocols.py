@@ -24,6 +24,11 @@ class UserError(ValueError):
     """A mistake in the user's input. Entry points print the message and exit with code 2."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of an error's message; the kind of the error, if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @dataclass(frozen=True)
 class Batch:
     """What every loader yields, on the device.

@@ -1,18 +1,15 @@
-"""Shared by the image data sets: options, a split, stratified selection, resizing.
+"""Shared by the data sets: options, and stratified selection.
 
-Shape letters: N samples, H W space, C channels, K classes.
+Shape letters: N samples, n of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from core.machine import free
@@ -296,35 +293,6 @@ def data_options(root: str | Path, **values: Any) -> DataOptions:
     return DataOptions(Path(root), **parts, **given)
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator inside the block and restore its state afterwards.
-
-    torch.manual_seed() would also reseed all accelerators, and keep a stack trace until one of them is used.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-@dataclass(frozen=True)
-class Split:
-    """images: uint8 [N, H, W, C]. labels: int64 [N], 0..K-1. Both on the CPU."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        assert self.images.dtype == torch.uint8 and self.images.ndim == 4, (self.images.dtype, self.images.shape)
-        assert self.labels.dtype == torch.int64 and self.labels.shape == self.images.shape[:1], self.labels.shape
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, positions: Tensor) -> Split:
-        return Split(self.images[positions], self.labels[positions])
-
-
 def stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
     """Sorted positions [n] int64 of `fraction` of every class, rounded per class; nested for one seed."""
     rng = torch.Generator().manual_seed(seed)
@@ -360,18 +328,6 @@ def _refuse_empty(labels: Tensor, chosen: Tensor, setting: str, what: str) -> No
             f"{setting} leaves {left} of {len(classes)} classes without any {what} (the smallest class has "
             f"{counts.min()}); choose another value"
         )
-
-
-def resize(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, H, W, C] -> uint8 [N, size, size, C], bilinear, antialiased when shrinking."""
-    if images.shape[1:3] == (size, size):
-        return images
-    out = torch.empty(len(images), size, size, images.shape[3], dtype=torch.uint8)
-    for lo in range(0, len(images), 1024):  # a float copy of the whole set would need four times its memory
-        chunk = images[lo : lo + 1024].permute(0, 3, 1, 2).float()
-        chunk = F.interpolate(chunk, (size, size), mode="bilinear", align_corners=False, antialias=True)
-        out[lo : lo + 1024] = chunk.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return out
 
 
 def check_memory(counts: dict[str, int], size: int) -> None:

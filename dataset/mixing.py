@@ -16,9 +16,8 @@ import torch.nn.functional as F
 
 from core.option import RESULT, Config, not_negative, option, share
 from core.protocols import Batch, Loader
-from dataset.base import seeded
 from dataset.images.randaugment import rand_augment
-from dataset.order import seed_for
+from dataset.order import seed_for, seeded
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""The order of an epoch: which samples a process reads in which batch."""
+"""The order of an epoch: which samples a process reads in which batch; and the seeds of what is drawn."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,17 @@ def seed_for(purpose: str, *numbers: int) -> int:
     """A seed for one purpose in one place of the training, such as (seed, epoch)."""
     text = " ".join(map(str, (purpose, *numbers)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little")
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's CPU generator inside the block and restore its state afterwards.
+
+    torch.manual_seed() would also reseed all accelerators, and keep a stack trace until one of them is used.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def generator(purpose: str, seed: int, epoch: int) -> torch.Generator:

@@ -21,9 +21,8 @@ from dataset.clips.frame_reader import FrameReader
 from dataset.clips.frame_sampling import segment_frames
 from dataset.clips.lists import VIDEOS, Entry
 from dataset.clips.views import ClipSettings, TestViews
-from dataset.images.files import EXTENSIONS
+from dataset.images.files import EXTENSIONS, scaled
 from dataset.images.folder import decode
-from dataset.images.resident import scaled
 from dataset.recordings.sensors import MODALITIES, read_sensor, window
 
 WIDER = 256 / 224  # ratio of the shorter side of an ImageNet image or a frame to the side of its centre crop

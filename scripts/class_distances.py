@@ -23,7 +23,8 @@ from core.protocols import UserError
 from core.taps import TappedNet
 from dataset import dataset_dict
 from dataset.base import DataOptions
-from dataset.images.resident import ResidentData, scaled
+from dataset.images.files import scaled
+from dataset.images.resident import ResidentData
 from distiller_zoo._stages import classified_map
 from distiller_zoo.wkd_l import cka_distances
 from helper.machine.devices import pick_device

@@ -32,7 +32,7 @@ from core.files import atomic_write, atomic_write_json, atomic_write_text, make_
 from core.log import log, progress, start_log
 from core.option import whole
 from core.packages import needed
-from core.protocols import DataSet, UserError
+from core.protocols import DataSet, UserError, first_line
 from dataset.single_file import InputFormat
 from helper.deploy.as_trained import add_as_trained, add_network, clip_settings_notice, open_as_trained
 from helper.deploy.cost import deployed_count, macs
@@ -170,10 +170,10 @@ def usage(config: dict[str, Any]) -> list[str]:
     if config["input"] == "image":
         size = shape[-1]
         shorter = size * 256 // 224 if config["dataset"] == "imagenet" else size
-        imports = ["from PIL import Image"]
+        imports = ["from PIL import Image, ImageOps"]
         about = f"the shorter side is resized to {shorter} pixels, of which the centre, {size} by {size}, is cut out"
         read = [
-            'image = Image.open("photo.jpg").convert("RGB")',
+            'image = ImageOps.exif_transpose(Image.open("photo.jpg")).convert("RGB")  # upright, as in training',
             f"sides = [side * {shorter} // min(image.size) for side in image.size]",
             f"left, top = ((side - {size}) // 2 for side in sides)",
             f"box = (left, top, left + {size}, top + {size})",
@@ -327,7 +327,7 @@ def push(folder: Path, repository: str) -> None:
         hub.create_repo(repository, exist_ok=True)
         where = hub.upload_folder(repo_id=repository, folder_path=str(folder), commit_message="Export of a student")
     except Exception as error:  # the client raises its own, requests' and httpx's errors
-        raise UserError(f"cannot push to {repository}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot push to {repository}: {first_line(error)}") from error
     print(f"pushed to {where}")
 
 

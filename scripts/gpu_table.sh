@@ -29,6 +29,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 save=${SAVE_ROOT:-./save}
 case $phase in bench | table) end_of_dry_run ;; esac
 [ -n "$dry_run" ] || mkdir -p "$save"
+said=$save/gpu_table_teacher.log # of the phase teacher: it names the run that teaches
 limit=${LIMIT:-480}
 common=(--data_folder "$data" --save_root "$save" ${extra[@]+"${extra[@]}"})
 
@@ -49,16 +50,20 @@ case $phase in
     bench) PYTHON=$PYTHON limited bash scripts/bench/bench_gpu.sh "$save/bench_gpu.json" ;;
     teacher)
         limited "$PYTHON" train_teacher.py --dataset cifar100 --model resnet32x4 --epochs 240 --batch_size 64 \
-            --learning_rate 0.05 --lr_decay_epochs 150,180,210 --weight_decay 5e-4 "${common[@]}"
+            --learning_rate 0.05 --lr_decay_epochs 150,180,210 --weight_decay 5e-4 "${common[@]}" | (
+            trap '' TERM INT
+            exec tee -a "$([ -n "$dry_run" ] && echo /dev/null || echo "$said")"
+        )
         ;;
     table)
         "$PYTHON" scripts/make_table.py --root "$save" --dataset cifar100 --published simkd --out "$save/gpu_table.md" \
             --title "SimKD's table, trained here"
         ;;
     *)
-        teacher=$(ls "$save"/teachers/models/resnet32x4_vanilla*/resnet32x4_best.pth 2>/dev/null | head -n 1 || true)
-        [ -n "$teacher" ] || end_of_dry_run
-        [ -n "$teacher" ] || { echo "no teacher below $save/teachers: run the phase teacher first" >&2 && exit 2; }
+        teacher=$(result_of "$said" 2>/dev/null || true)
+        teacher=${teacher:-$save/teachers/models/resnet32x4_vanilla}/resnet32x4_best.pth # the latter may be a published one
+        [ -f "$teacher" ] || end_of_dry_run
+        [ -f "$teacher" ] || { echo "no teacher at $teacher: run the phase teacher first" >&2 && exit 2; }
         limited "$PYTHON" scripts/run_table.py simkd --only "$phase" --lanes 11 -- --path_t "$teacher" "${common[@]}"
         ;;
 esac

@@ -170,8 +170,10 @@ def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
     curves = zip(labels, groups, looks([method_of(group[0]) for group in groups]), strict=True)
     series = [series_of(label, group, look) for label, group, look in curves]
     most = max(2, *(len(group) for group in groups))
-    if any(not math.isfinite(v) for s in series for v in (*s["loss"], *s["accuracy"])):
-        raise UserError("a loss or an accuracy of a run is NaN or infinite")
+    if bad := [s["label"] for s in series if not all(map(math.isfinite, (*s["loss"], *s["accuracy"])))]:
+        raise UserError(
+            f"a test loss or accuracy of {bad[0]} is NaN or infinite: leave these runs out (--only, --root)"
+        )
     about = (
         f"{len(runs)} finished runs in {len(groups)} rows; made by scripts/report.py on "
         f"{datetime.date.today().isoformat()}. Every number comes from metrics.jsonl of a run."

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.option import whole
 from core.protocols import UserError
 from helper.machine.program import run_script
+from helper.networks.load import published
 from helper.options.quick import normalised
 from helper.tables.cluster import Run, submit
 from helper.tables.jobs import plan, run_local, short_teachers, slots_of, visible_gpus, wants
@@ -34,7 +36,7 @@ def key_values(text: str) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals:
             raise UserError(f"--slurm '{pair}' must have the form NAME=VALUE, such as slurm_partition=gpu")
-        out[key] = int(value) if value.isdecimal() else value
+        out[key.strip()] = int(value) if value.strip().isdecimal() else value.strip()
     return out
 
 
@@ -96,11 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for job in jobs:
             print(f"# {'; '.join(job.labels)}\n{job.command}")
         return 0
-    lacking = {
-        w.settings.teacher.path_t[0]
-        for w in pending
-        if not w.cell.alone and not Path(w.settings.teacher.path_t[0]).exists()
-    }
+    teachers = {w.settings.teacher.path_t[0] for w in pending if not w.cell.alone}
+    lacking = [path for path in teachers if published(path) is None and not Path(path).exists()]
     if lacking:
         raise UserError(
             f"no teacher at {', '.join(sorted(lacking))}: fetch it with bash scripts/teachers/fetch_teachers.sh, or "
@@ -114,13 +113,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         failed = run_local(jobs, logs, slots_of(gpus, args.per_gpu, args.jobs))
     else:
         cluster = "slurm" if args.executor == "slurm" else "local"
-        runs = [Run(["train_student.py", *job.argv], folder=Path.cwd()) for job in jobs]
+        runs = [Run(["train_student.py", *job.argv], Path.cwd()) for job in jobs]
         failed = len(submit(runs, logs / "submitit", cluster, not args.no_wait, **key_values(args.slurm)))
     if failed:
         print(f"{failed} of {len(jobs)} processes failed; run the same command to try them again", file=sys.stderr)
         return 1
-    root = everything[0].settings.run.save_root
-    print(f"the table: python scripts/make_table.py --root {root} --published {args.table} --pivot")
+    made = ["--root", everything[0].settings.run.save_root, "--published", args.table, "--pivot"]
+    print(f"the table: {shlex.join(['python', 'scripts/make_table.py', *made])}")
     return 0
 
 

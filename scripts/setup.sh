@@ -70,13 +70,15 @@ result_of() { results_of "$1" | tail -n 1; }
 train() {
     local log code=0
     log=$(mktemp)
-    "$PYTHON" "$@" | (
+    exec 8>"$log" 9<"$log"
+    rm -f "$log" # at once: it stays readable, and remains nowhere if the script is killed
+    "$PYTHON" "$@" 8>&- 9<&- | (
         trap '' TERM INT
-        exec tee "$log"
+        exec tee /dev/fd/8
     ) || code=$?
-    results=$(results_of "$log")
+    results=$(results_of /dev/fd/9)
+    exec 8>&- 9<&-
     run=$(tail -n 1 <<<"$results")
-    rm -f "$log"
     [ "$code" = 0 ] || exit "$code"
     [ -n "$dry_run" ] || : "${run:?the training names no folder as its result}"
 }
@@ -88,6 +90,17 @@ into() (
     mkdir -p "$(dirname "$1")"
     exec cat >>"$1"
 )
+
+# only FOLDER NAME: the one file of that name below it; short names of runs are links, which find does not follow
+only() {
+    local found
+    found=$(find "$1" -name "$2")
+    if [ ! -f "$found" ]; then
+        echo "expected one $2 below $1, found: ${found:-none}; remove what is old" >&2
+        return 1
+    fi
+    printf '%s\n' "$found"
+}
 
 # run_or_skip PROGRAM FLAGS...: in a dry run, what starts from a teacher or backbone that is not trained yet is skipped, and
 # what trains nothing is left out

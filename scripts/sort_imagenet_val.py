@@ -27,9 +27,10 @@ def labels_from_text(path: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a readable text file ({error})") from error
     if lines and lines[0].startswith("ImageId,"):
-        pairs = [line.split(",", 1) for line in lines[1:] if line]
-        return {name: rest.split()[0] for name, rest in pairs}
-    pairs = [_name_and_class(line) for line in lines if line.strip()]
+        kaggle = [line.partition(",") for line in lines[1:] if line.strip()]
+        pairs = [[name, rest.strip().partition(" ")[0]] for name, _, rest in kaggle]  # behind the class, boxes
+    else:
+        pairs = [_name_and_class(line) for line in lines if line.strip()]
     if not pairs or not all(image and label for image, label in pairs):
         raise UserError(f"{path} must have a file name and a class on every line")
     if bad := [label for _, label in pairs if "/" in label or "\\" in label or label in (".", "..")]:

@@ -14,6 +14,7 @@ search ends with the command of the final training on the whole training set.
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -81,7 +82,7 @@ def read_axis(text: str, settings: Settings) -> Axis:
     except (ValueError, IndexError):
         raise UserError(f"--search {text} must have the form NAME=LOW:HIGH[:log] or NAME=A,B,C") from None
     log = parts[2:] == ["log"]
-    if not low < high or (log and low <= 0) or (parts[2:] and not log):
+    if not -math.inf < low < high < math.inf or (log and low <= 0) or (parts[2:] and not log):
         raise UserError(f"--search {text}: LOW must be below HIGH, and above 0 for :log")
     return Axis(name, low, high, log, flags[name].type is int)
 

@@ -22,9 +22,8 @@ while [ $# -gt 0 ]; do
     flag=$1
     flags+=("$flag")
     shift
-    name=${flag#--}
-    values=$(sed -n "s/^--${name//-/_} //p" "$root/scripts/flags.txt")
-    [[ $flag == *=* ]] && values=0
+    name=${flag#--} values=0
+    [[ $flag == *=* ]] || values=$(sed -n "s/^--${name//-/_} //p" "$root/scripts/flags.txt")
     while [ "$values" != 0 ] && [ $# -gt 0 ] && [[ $1 != -[a-zA-Z-]* ]]; do
         flags+=("$1")
         shift

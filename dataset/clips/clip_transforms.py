@@ -142,8 +142,7 @@ def render(clip: np.ndarray, frames: Sequence[int], box: Box, size: int, mirror:
     from torchvision.transforms.v2 import functional as v2
 
     top, left, height, width = box
-    picked = np.stack([clip[i, top : top + height, left : left + width] for i in frames])
-    out = torch.from_numpy(picked).permute(0, 3, 1, 2)
+    out = as_clip(np.stack([clip[i, top : top + height, left : left + width] for i in frames]))
     if (height, width) != (size, size):
         out = v2.resize(out, [size, size], antialias=True)
     return out.flip(-1) if mirror else out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -16,6 +17,7 @@ import numpy as np
 
 from core.files import row_checksums
 from core.log import log, progress
+from core.machine import usable_cores
 from core.protocols import UserError
 from dataset.clips.decode import ClipSource, read_clip
 from dataset.images.files import UnreadableError
@@ -50,7 +52,7 @@ class FrameCache:
         if self.folder is None:
             return None
         stamp = f"{CACHE_VERSION} {self.short_side} {source.stamp()}"
-        digest = hashlib.blake2b(stamp.encode(), digest_size=8).hexdigest()
+        digest = hashlib.blake2b(stamp.encode(errors="surrogateescape"), digest_size=8).hexdigest()
         return self.folder / f"{self.prefix}{source.path.stem[:60]}_{self.short_side}_{digest}.npy"
 
     def get(self, source: ClipSource) -> np.ndarray:
@@ -71,7 +73,7 @@ class FrameCache:
         path = self.path(source)
         assert path is not None
         path.unlink(missing_ok=True)
-        del self._open[source]
+        self._open.pop(source, None)  # another thread may have met the same damage
         return self.get(source)[index]
 
     def _sound(self, clip: np.ndarray, picked: np.ndarray, index: Sequence[int]) -> bool:
@@ -115,13 +117,17 @@ class FrameCache:
         return np.load(path, mmap_mode="r")
 
     def _write(self, path: Path, clip: np.ndarray) -> None:
+        part = ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+                part = file.name
                 np.save(file, clip)
                 row_checksums(clip, (_start(clip) + i for i in range(len(clip)))).tofile(file)
-            os.replace(file.name, path)
+            os.replace(part, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(part)  # a full disk would stay full
             raise UserError(
                 f"cannot write decoded frames to '{path.parent}' ({error.strerror}); point {self.flag} at a folder "
                 "with room for them"
@@ -154,7 +160,7 @@ class FrameCache:
                 bad[source.path] = str(error)
                 return 0
 
-        pool = ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0))))
+        pool = ThreadPoolExecutor(max_workers=usable_cores())
         try:
             clips = list(sources)
             sizes: Iterable[int] = pool.map(size, clips)

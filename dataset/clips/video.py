@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.files import read_text
 from core.log import log
 from core.protocols import Batch, Batching, DataSet, UserError
 from dataset.base import DataOptions, VideoConfig, few, hold_out
@@ -84,7 +85,7 @@ class VideoData(DataSet):
             digest.update(self.reader.decoder.encode())
         for e in self.train if part == "train" else self.test:
             size = e.source.path.stat().st_size if e.source.path.is_file() else e.source.count
-            digest.update(f"{e.source.path.name} {size} {e.label}\n".encode())
+            digest.update(f"{e.source.path.name} {size} {e.label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
     def train_view(self, position: int, seeds: Sequence[int]) -> tuple[Tensor, int]:
@@ -155,7 +156,7 @@ def load_kinetics400(options: DataOptions) -> VideoData:
         lists.append(path)
         roots.append(folder if folder.is_dir() else options.root)
     names_file = options.root / "kinetics_class_names.txt"
-    classes = names_file.read_text().split("\n") if names_file.is_file() else []
+    classes = read_text(names_file, "list of classes").splitlines() if names_file.is_file() else []
     names = [c.strip() for c in classes if c.strip()] if classes else [str(i) for i in range(400)]
     if len(names) != 400:
         raise UserError(f"'{names_file}' names {len(names)} classes, but Kinetics-400 has 400")

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from core.protocols import UserError
-from dataset.base import DataOptions, Split, resize
-from dataset.images.resident import ResidentData, resident
+from dataset.base import DataOptions
+from dataset.images.resident import ResidentData, Split, resident, resize
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
 

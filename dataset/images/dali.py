@@ -28,8 +28,7 @@ from core.log import log
 from core.packages import needed
 from core.protocols import Batch, Loader, UserError
 from dataset.base import DataOptions
-from dataset.images.files import PictureError, picture
-from dataset.images.resident import scaled
+from dataset.images.files import PictureError, picture, scaled
 from dataset.order import seed_for
 
 if TYPE_CHECKING:

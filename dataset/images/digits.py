@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 
 from core.packages import needed
-from dataset.base import DataOptions, Split, check_memory, resize
-from dataset.images.resident import ResidentData, resident
+from dataset.base import DataOptions, check_memory
+from dataset.images.resident import ResidentData, Split, resident, resize
 
 
 def load(options: DataOptions) -> ResidentData:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from core.log import log
+from core.machine import fresh
 from core.packages import needed
 from core.protocols import UserError
 
@@ -174,6 +175,15 @@ def say_unusual(found: Iterable[tuple[str, str]]) -> None:
             log.info("images with %s, such as '%s'", note, path)
 
 
+def scaled(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, C] -> float32 in [0, 1], [B, C, H, W] in channels_last memory; the values of ToTensor."""
+    # CUDA multiplies by the reciprocal of a Python scalar, one ulp off the CPU's quotient; a tensor gives the same.
+    full = torch.full((1,), 255.0, device=images.device)
+    if images.device.type == "cpu":
+        return fresh(images.shape).copy_(images).div_(full).permute(0, 3, 1, 2)
+    return images.to(torch.float32).div_(full).permute(0, 3, 1, 2)
+
+
 def class_names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
@@ -182,17 +192,19 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS
 
 
+def visible_below(folder: Path) -> Iterator[Path]:
+    """The files of a tree, also behind links, without hidden ones and those in hidden folders."""
+    for place, inner, names in os.walk(folder, followlinks=True):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        yield from (Path(place) / name for name in names if not name.startswith("."))
+
+
 def files_below(folder: Path, flag: str, what: str, fits: Callable[[Path], bool]) -> list[Path]:
     """Those of a tree that fit, in sorted order, without hidden ones. UserError where there is none; flag: what names
     the folder, what: it is sought for."""
     if not folder.is_dir():
         raise UserError(f"{flag} {folder} is not a folder: give a folder of {what}s")
-    found = sorted(
-        Path(place) / name
-        for place, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if fits(Path(name)) and not name.startswith(".")
-    )
+    found = sorted(file for file in visible_below(folder) if fits(file))
     if not found:
         raise UserError(f"{flag} {folder} holds no {what}: give a folder that holds {what}s, with any subfolders")
     return found
@@ -241,11 +253,7 @@ def samples_below(folder: Path, classes: Sequence[str]) -> list[tuple[Path, int]
     samples: list[tuple[Path, int]] = []
     strangers: list[Path] = []
     for label, name in enumerate(classes):
-        files: list[Path] = []
-        for place, inner, members in os.walk(folder / name, followlinks=True):
-            inner[:] = [entry for entry in inner if not entry.startswith(".")]
-            files += [Path(place) / member for member in members if not member.startswith(".")]
-        files.sort(key=lambda file: (str(file.parent), file.name))
+        files = sorted(visible_below(folder / name), key=lambda file: (str(file.parent), file.name))
         images = [file for file in files if is_image(file)]
         others = [file for file in files if not is_image(file)]
         if not images:

@@ -8,7 +8,6 @@ Classes are the sorted names of the folders in train/. Hidden files and folders 
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import numpy as np
 import torch
 
 from core.log import log, progress
+from core.machine import usable_cores
 from core.protocols import UserError
-from dataset.base import DataOptions, Split, check_memory
+from dataset.base import DataOptions, check_memory
 from dataset.images.files import (
     PictureError,
     a_few,
@@ -29,7 +29,7 @@ from dataset.images.files import (
     say_unusual,
     unusual,
 )
-from dataset.images.resident import ResidentData, resident
+from dataset.images.resident import ResidentData, Split, resident
 
 Sample = tuple[Path, int]  # file, class number
 
@@ -116,7 +116,7 @@ def decode_all(samples: list[Sample], size: int, skip: bool = False) -> Split:
             return str(error)
         return ""
 
-    pool = ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(max_workers=min(16, usable_cores()))
     try:
         decoded = pool.map(decode_into, range(len(samples)))
         reasons = list(progress(decoded, "decoding images", len(samples)))

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from core.protocols import Batch, Batching, DataSet, Loader
-from dataset.base import DataOptions, few, hold_out, seeded
+from dataset.base import DataOptions, few, hold_out
 from dataset.images.files import (
     SORTING,
     Files,
@@ -32,10 +32,10 @@ from dataset.images.files import (
     listed,
     picture,
     pillow,
+    scaled,
 )
 from dataset.images.folder import matching_classes
-from dataset.images.resident import scaled
-from dataset.order import Plan, in_order
+from dataset.order import Plan, in_order, seeded
 from dataset.workers import Decoded, WorkedLoader
 
 

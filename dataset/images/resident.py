@@ -9,23 +9,46 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from core.machine import fresh
 from core.protocols import Batch, Batching, DataSet, FullSet, Loader
-from dataset.base import DataOptions, Split, few, hold_out
+from dataset.base import DataOptions, few, hold_out
+from dataset.images.files import scaled
 from dataset.order import InOrder, Plan, generator, in_order
 
 
-def scaled(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, C] -> float32 in [0, 1], [B, C, H, W] in channels_last memory; the values of ToTensor."""
-    # CUDA multiplies by the reciprocal of a Python scalar, one ulp off the CPU's quotient; a tensor gives the same.
-    full = torch.full((1,), 255.0, device=images.device)
-    if images.device.type == "cpu":
-        return fresh(images.shape).copy_(images).div_(full).permute(0, 3, 1, 2)
-    return images.to(torch.float32).div_(full).permute(0, 3, 1, 2)
+@dataclass(frozen=True)
+class Split:
+    """images: uint8 [N, H, W, C]. labels: int64 [N], 0..K-1. Both on the CPU."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.images.dtype == torch.uint8 and self.images.ndim == 4, (self.images.dtype, self.images.shape)
+        assert self.labels.dtype == torch.int64 and self.labels.shape == self.images.shape[:1], self.labels.shape
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: Tensor) -> Split:
+        return Split(self.images[positions], self.labels[positions])
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """uint8 [N, H, W, C] -> uint8 [N, size, size, C], bilinear, antialiased when shrinking."""
+    if images.shape[1:3] == (size, size):
+        return images
+    out = torch.empty(len(images), size, size, images.shape[3], dtype=torch.uint8)
+    for lo in range(0, len(images), 1024):  # a float copy of the whole set would need four times its memory
+        chunk = images[lo : lo + 1024].permute(0, 3, 1, 2).float()
+        chunk = F.interpolate(chunk, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        out[lo : lo + 1024] = chunk.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return out
 
 
 def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:
@@ -92,7 +115,7 @@ class ResidentData(DataSet):
     """A labelled image set, kept as uint8 in memory and once on every device with a loader.
 
     flips: whether a mirrored image keeps its label. pad: pixels of zero padding before the crop, one eighth of the
-    side by default (4 at 32). evaluated_on: the name of the test set in tables.
+    side (4 at 32). evaluated_on: the name of the test set in tables.
     num_crops always counts flips, even if they are off, so that a crop id always means the same view.
     """
 
@@ -104,7 +127,6 @@ class ResidentData(DataSet):
         test: Split,
         *,
         flips: bool,
-        pad: int | None = None,
         evaluated_on: str = "test",
         full: FullSet | None = None,
     ):
@@ -115,7 +137,7 @@ class ResidentData(DataSet):
         self.num_classes = len(self.classes)
         height, width, channels = shape
         self.shapes: Mapping[str, tuple[int, ...]] = {"image": (channels, height, width)}
-        self.pad = min(height, width) // 8 if pad is None else pad
+        self.pad = min(height, width) // 8
         self.num_crops: int | None = (2 * self.pad + 1) ** 2 * 2
         self.train_labels, self.test = train.labels, test
         # Only the padded copy is kept.

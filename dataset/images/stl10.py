@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from core.files import read_text
 from core.protocols import UserError
-from dataset.base import DataOptions, Split, resize
-from dataset.images.resident import ResidentData, resident
+from dataset.base import DataOptions
+from dataset.images.resident import ResidentData, Split, resident, resize
 
 URL = "https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
 CLASSES, SIDE = 10, 96
@@ -28,7 +29,7 @@ def load(options: DataOptions) -> ResidentData:
         raise UserError(
             f"STL-10 in '{root}' lacks {', '.join(missing)}; unpack {URL.rpartition('/')[2]} from {URL} there"
         )
-    classes = (root / FILES[4]).read_text().split()
+    classes = read_text(root / FILES[4], "list of classes").split()
     if len(classes) != CLASSES:
         raise UserError(f"'{root / FILES[4]}' names {len(classes)} classes instead of {CLASSES}; unpack STL-10 again")
     size = options.image_size or SIDE

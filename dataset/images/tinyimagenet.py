@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from core.files import read_text
 from core.protocols import UserError
 from dataset.base import DataOptions, check_memory
 from dataset.images.files import class_names, is_image
@@ -43,7 +44,8 @@ def load(options: DataOptions) -> ResidentData:
 def _images(folder: Path) -> list[Path]:
     inner = folder / "images"
     place = inner if inner.is_dir() else folder
-    return sorted(f for f in place.iterdir() if is_image(f)) if place.is_dir() else []
+    images = place.iterdir() if place.is_dir() else ()
+    return sorted(f for f in images if is_image(f) and not f.name.startswith("."))
 
 
 def _refuse_lost(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
@@ -52,7 +54,7 @@ def _refuse_lost(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
     lost = []
     for name, images in found.items():
         boxes, have = folder / name / f"{name}_boxes.txt", {image.name for image in images}
-        lines = boxes.read_text().splitlines() if images and boxes.is_file() else []
+        lines = read_text(boxes, "list of boxes").splitlines() if images and boxes.is_file() else []
         lost += [image for line in lines if (image := line.partition("\t")[0]) and image not in have]
     if lost:
         raise UserError(
@@ -75,7 +77,7 @@ def _validation(folder: Path, classes: list[str]) -> list[Sample]:
             raise UserError(f"'{folder.parent}': {where} has no class {name}; unpack {URL} again")
         return found
     samples = []
-    for place, line in enumerate(annotations.read_text().splitlines(), 1):
+    for place, line in enumerate(read_text(annotations, "list of classes").splitlines(), 1):
         name, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0]
         if wnid not in number:

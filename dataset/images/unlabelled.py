@@ -18,11 +18,11 @@ from torch import Tensor
 
 from core.protocols import Batch, Batching, DataSet, FullSet, Loader, UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions, Split, UnlabelledConfig, check_memory
+from dataset.base import DataOptions, UnlabelledConfig, check_memory
 from dataset.clips.video import VideoData
 from dataset.images.files import files_below, is_image
 from dataset.images.folder import decode_all
-from dataset.images.resident import ResidentData, TrainLoader
+from dataset.images.resident import ResidentData, Split, TrainLoader
 
 NONE = -1  # the target of an image without a label
 

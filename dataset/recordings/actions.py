@@ -7,7 +7,6 @@ samples, B samples of a batch, K frames of a clip, C axes, L samples of a window
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from core.machine import usable_cores
 from core.protocols import Batch, Batching, DataSet, Loader, UserError
 from dataset.base import DataOptions
 from dataset.clips.clip_transforms import centre_box, crop_boxes, render, to_input
@@ -200,7 +200,7 @@ class ActionTrainLoader(Loader):
     def batches(self, start: int) -> Iterator[Batch]:
         if self.device.type != "cuda" or VIDEO not in self.data.shapes:
             return super().batches(start)
-        return self.ahead(start, max(1, len(os.sched_getaffinity(0)) - 1))
+        return self.ahead(start, max(1, usable_cores() - 1))
 
     def ahead(self, start: int, threads: int) -> Iterator[Batch]:
         """The same batches; threads prepare their clips while the device works on earlier ones."""

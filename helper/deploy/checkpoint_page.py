@@ -34,6 +34,7 @@ class Seen:
         self.entry = entry
         self._logits: list[Tensor] = []
         self._labels: list[Tensor] = []
+        self._positions: list[Tensor] = []
         self._worst: list[tuple[float, int, Tensor]] = []  # (gap, position, input)
 
     def __call__(self, batch: Batch, readouts: Mapping[str, Tensor]) -> None:
@@ -48,6 +49,7 @@ class Seen:
         self._worst = sorted(self._worst, key=lambda found: (-found[0], found[1]))[:WORST]
         self._logits.append(logits)
         self._labels.append(labels)
+        self._positions.append(batch.index.cpu())
 
     @property
     def logits(self) -> Tensor:
@@ -58,8 +60,13 @@ class Seen:
         return torch.cat(self._labels)
 
     @property
+    def positions(self) -> Tensor:
+        """Of the samples in the test set, some of which --skip_corrupt may leave out."""
+        return torch.cat(self._positions)
+
+    @property
     def worst(self) -> list[tuple[int, Tensor]]:
-        """(position in the test set, input), the most confident mistake first."""
+        """(place among the logits, input), the most confident mistake first."""
         return [(place, x) for _, place, x in self._worst]
 
 
@@ -109,7 +116,7 @@ def image_html(figure: Any, what: str) -> str:
 
 def page(seen: Seen, classes: Sequence[str], title: str, source: str) -> str:
     """One self-contained HTML file. source: the checkpoint and the settings of its evaluation."""
-    logits, labels = seen.logits, seen.labels
+    logits, labels, positions = seen.logits, seen.labels, seen.positions
     p, predicted = logits.softmax(1).max(1)
     confusion = confusion_matrix(labels, predicted, len(classes))
     accuracy = 100 * float((predicted == labels).double().mean())
@@ -125,7 +132,7 @@ def page(seen: Seen, classes: Sequence[str], title: str, source: str) -> str:
     worst = seen.worst
     names = [(classes[int(labels[i])], classes[int(predicted[i])]) for i, _ in worst]
     titles = [
-        f"#{i}: {true}\nseen as {other}, {100 * float(p[i]):.0f} %"
+        f"#{int(positions[i])}: {true}\nseen as {other}, {100 * float(p[i]):.0f} %"
         for (i, _), (true, other) in zip(worst, names, strict=True)
     ]
     mistakes = image_html(grid([x for _, x in worst], titles), "Worst mistakes") if worst else "<p>No mistake.</p>"

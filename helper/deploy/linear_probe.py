@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from core.log import progress
 from core.protocols import Tap, UserError
 from core.taps import TappedNet
-from dataset.images.resident import ResidentData, scaled
+from dataset.images.files import scaled
+from dataset.images.resident import ResidentData
 from helper.evaluation.metrics import Meter
 from helper.machine.kernels import to_device
 from helper.networks.head_probe import ITERATIONS, WEIGHT_DECAY, logistic

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.protocols import UserError
+from core.protocols import UserError, first_line
+from dataset.images.files import visible_below
 from dataset.single_file import InputFormat
 from helper.deploy.export import onnx_session
 from helper.deploy.quantize import load_program
@@ -58,7 +59,7 @@ class Predictor:
             if not path.is_dir():
                 out.append(path)
                 continue
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in self.format.endings and p.is_file())
+            inside = sorted(p for p in visible_below(path) if p.suffix.lower() in self.format.endings and p.is_file())
             if not inside:
                 endings = ", ".join(sorted(self.format.endings))
                 raise UserError(f"'{path}' holds no file that a network of a{_n(self.format.kind)} reads ({endings})")
@@ -99,7 +100,7 @@ def _opened(path: Path, kind: str, load: Callable[[Path], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # onnxruntime and torch have separate errors for every stage of loading
-        raise UserError(f"'{path}' is damaged or not an {kind} ({str(error).splitlines()[0][:120]})") from error
+        raise UserError(f"'{path}' is damaged or not an {kind} ({first_line(error)[:120]})") from error
 
 
 def _onnx(path: Path) -> Predictor:

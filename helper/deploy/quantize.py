@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from core.log import progress
 from core.packages import needed
-from core.protocols import DataSet, UserError
+from core.protocols import DataSet, UserError, first_line
 from helper.deploy.export import exported_program, latency, onnx_function
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -99,8 +99,9 @@ def _quantize(source: Path, out: Path, batches: Sequence[Tensor], **options: boo
                 **options,
             )
     except Exception as error:  # its own errors, numpy's and protobuf's
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{source} cannot be quantised to int8 ({reason[:160]}): leave --int8 out") from error
+        raise UserError(
+            f"{source} cannot be quantised to int8 ({first_line(error)[:160]}): leave --int8 out"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -143,8 +144,7 @@ def quantize_program(model: nn.Module, batches: Sequence[Tensor], out: Path) -> 
                 prepared(x)
         program = exported_program(steps.convert_pt2e(prepared), example)
     except Exception as error:  # every stage has its own errors
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return f"torchao cannot quantise this network ({reason[:160]})"
+        return f"torchao cannot quantise this network ({first_line(error)[:160]})"
     torch.export.save(program, out)
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from core.packages import needed
-from core.protocols import UserError
+from core.protocols import UserError, first_line
 from dataset.single_file import InputFormat
 from helper.deploy.as_trained import recorded_shapes
 from helper.deploy.quantize import INT8_PROGRAM
@@ -100,10 +100,9 @@ def found(path: str | Path) -> Path:
         repository, _, revision = name.partition("@")
         return Path(hub.snapshot_download(repository, revision=revision or None))
     except Exception as error:  # the client raises its own, requests' and httpx's errors
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(
-            f"{path} is not in the local cache of Hugging Face and cannot be downloaded ({reason}): check the name, "
-            "or give a folder on this machine"
+            f"{path} is not in the local cache of Hugging Face and cannot be downloaded ({first_line(error)}): check "
+            "the name, or give a folder on this machine"
         ) from error
 
 

@@ -23,8 +23,8 @@ class Run:
     folder: what relative paths of the command refer to.
     """
 
-    def __init__(self, command: Sequence[str], nodes: int = 1, processes: int = 1, folder: Path = ROOT):
-        self.command, self.nodes, self.processes, self.folder = list(command), nodes, processes, folder
+    def __init__(self, command: Sequence[str], folder: Path, nodes: int = 1, processes: int = 1):
+        self.command, self.folder, self.nodes, self.processes = list(command), folder, nodes, processes
         self.child: subprocess.Popen[bytes] | None = None
 
     @property
@@ -74,7 +74,7 @@ class Run:
         if self.child is not None and self.child.poll() is None:
             self.child.terminate()
             self.child.wait()
-        return submitit.helpers.DelayedSubmission(Run(self.command, self.nodes, self.processes, self.folder))
+        return submitit.helpers.DelayedSubmission(Run(self.command, self.folder, self.nodes, self.processes))
 
 
 def submit(runs: Sequence[Run], folder: Path | str, cluster: str | None, wait: bool, **parameters: Any) -> list[str]:

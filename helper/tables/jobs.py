@@ -167,10 +167,12 @@ def joined(bundle: Sequence[Want]) -> list[str] | None:
 
 def own_flags(flags: str) -> list[str]:
     """The flags of a row, except the method and its three weights."""
-    tokens, out = shlex.split(flags), []
-    for name, value in zip(tokens[::2], tokens[1::2], strict=True):
-        if name not in ("--distill", "-c", "-d", "-b", "-r", "-a"):
-            out += [name, value]
+    tokens, out = iter(shlex.split(flags)), []
+    for token in tokens:
+        if token in ("--distill", "-c", "-d", "-b", "-r", "-a"):
+            next(tokens)  # its value
+        else:
+            out.append(token)
     return out
 
 

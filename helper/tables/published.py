@@ -109,28 +109,31 @@ def read_table(name: str) -> Table:
         raise UserError(
             f"{path} lacks {', '.join(sorted(lacking))}: see scripts/cifar100/tables/simkd.toml for the format"
         )
-    dataset = raw.get("dataset", "cifar100")
-    pairs = tuple((p["teacher"], p["student"], float(p["teacher_accuracy"])) for p in raw["pairs"])
-    rows = {}
-    for row in raw["rows"]:
-        more = row.get("more", [""] * len(pairs))
-        for values in (row["published"], more):
-            if len(values) != len(pairs):
-                raise UserError(f"{path}: {row['label']} has {len(values)} values for {len(pairs)} columns")
-        source = row.get("source", raw["source"])
-        rows[row["label"]] = tuple(
-            Cell(
-                path.stem,
-                row["label"],
-                teacher,
-                student,
-                f"{row['flags']} {own}".strip(),
-                float(value),
-                source,
-                dataset,
+    try:
+        dataset = raw.get("dataset", "cifar100")
+        pairs = tuple((p["teacher"], p["student"], float(p["teacher_accuracy"])) for p in raw["pairs"])
+        rows = {}
+        for row in raw["rows"]:
+            more = row.get("more", [""] * len(pairs))
+            for values in (row["published"], more):
+                if len(values) != len(pairs):
+                    raise UserError(f"{path}: {row['label']} has {len(values)} values for {len(pairs)} columns")
+            source = row.get("source", raw["source"])
+            rows[row["label"]] = tuple(
+                Cell(
+                    path.stem,
+                    row["label"],
+                    teacher,
+                    student,
+                    f"{row['flags']} {own}".strip(),
+                    float(value),
+                    source,
+                    dataset,
+                )
+                for (teacher, student, _), value, own in zip(pairs, row["published"], more, strict=True)
             )
-            for (teacher, student, _), value, own in zip(pairs, row["published"], more, strict=True)
-        )
+    except KeyError as error:
+        raise UserError(f"{path}: a pair or a row lacks {error}: see scripts/cifar100/tables/simkd.toml") from error
     return Table(path.stem, raw["title"], raw["source"], pairs, rows)
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from helper.tables.compare import last_by_seed
 from helper.tables.runs import Run, grouped, last, network
 from helper.tables.table import protocol, tell_apart
 
@@ -38,11 +39,10 @@ def difference(group: Sequence[Run], alone: Sequence[Run]) -> str:
     """3.20 points above it (higher with 3 of 3 seeds)"""
     points = round(statistics.mean(last(group)) - statistics.mean(last(alone)), 2)
     where = f"{abs(points):.2f} points {'above' if points > 0 else 'below'} it" if points else "equal to it"
-    base = {run.identity["seed"]: run.rows[-1]["test_acc"] for run in alone}
-    pairs = [(run.rows[-1]["test_acc"], base[s]) for run in group if (s := run.identity["seed"]) in base]
-    if not pairs:
+    ours, base = last_by_seed(group), last_by_seed(alone)
+    if not (seeds := ours.keys() & base.keys()):
         return where
-    return f"{where} (higher with {sum(ours > theirs for ours, theirs in pairs)} of {len(pairs)} seeds)"
+    return f"{where} (higher with {sum(ours[s] > base[s] for s in seeds)} of {len(seeds)} seeds)"
 
 
 def labels_in_words(groups: Sequence[Sequence[Run]]) -> list[str]:

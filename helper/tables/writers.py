@@ -14,7 +14,7 @@ from helper.tables.published import Cell
 
 _LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}"}
 _LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-_LATEX |= {"±": r"$\pm$", "→": r"$\rightarrow$", "-": "-"}
+_LATEX |= {"±": r"$\pm$", "→": r"$\rightarrow$"}
 _NUMBERS = re.compile(r"[-+][\d.][\d.,\s±()\[\]%/]*")  # characters of numbers in a table, with a sign
 
 

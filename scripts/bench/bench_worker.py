@@ -19,9 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core.protocols import Batch, Features, Progress, TeacherSource
 from core.taps import TappedNet
-from dataset.base import DataOptions, Split
+from dataset.base import DataOptions
 from dataset.images.cifar import load_cifar100
-from dataset.images.resident import ResidentData
+from dataset.images.resident import ResidentData, Split
 from helper import opening
 from helper.evaluation.evaluate import eval_batch, evaluate
 from helper.evaluation.metrics import Meter

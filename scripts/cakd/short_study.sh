@@ -46,15 +46,6 @@ transformer="--optimizer adamw --learning_rate 1e-3 --weight_decay 0.05 --schedu
         $transformer --batch_size 16 --epochs 30 --save_root "$save/teacher_folder" $train ${extra[@]+"${extra[@]}"}
 } | into "$save/teachers.log"
 end_of_dry_run
-only() { # FOLDER NAME: the one file of that name below it; short names of runs are links, which find does not follow
-    local found
-    found=$(find "$1" -name "$2")
-    if [ ! -f "$found" ]; then
-        echo "expected one $2 below $1, found: ${found:-none}; remove what is old" >&2
-        return 1
-    fi
-    printf '%s\n' "$found"
-}
 cifar_teacher=$(only "$save/teacher_cifar" vit_micro_cifar_last.pth)
 folder_teacher=$(only "$save/teacher_folder" vit_micro_224_last.pth)
 

@@ -59,7 +59,8 @@ def commands(name: str, path_t: str = "TEACHER.pth") -> list[list[str]]:
 def run_training(command: Sequence[str]) -> str:
     """Run a training and return the folder of its result, which its output names."""
     folder = ""
-    with subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    program = [sys.executable, str(ROOT / command[0]), *command[1:]]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             folder = result_folder(line) or folder

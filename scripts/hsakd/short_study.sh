@@ -28,15 +28,6 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} PYTHON data tiny save train probe
 common="--dataset cifar100 --nesterov --tb_backend none"
 export common
 
-only() { # FOLDER NAME: the one file of that name below it; short names of runs are links, which find does not follow
-    local found
-    found=$(find "$1" -name "$2")
-    if [ ! -f "$found" ]; then
-        echo "expected one $2 below $1, found: ${found:-none}; remove what is old" >&2
-        return 1
-    fi
-    printf '%s\n' "$found"
-}
 # shellcheck disable=SC2086 (lists of flags)
 "$PYTHON" train_teacher.py $common --data_folder "$data" --save_root "$save/teacher" --model wrn_16_2_aux --distill hsakd_teacher \
     --freeze_backbone --pretrained_backbone "$backbone" --few_ratio 0.25 --rotations 2 --epochs 4 --lr_decay_epochs 3 \

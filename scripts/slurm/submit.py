@@ -20,18 +20,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import ROOT
+from core.files import ROOT, read_text
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.tables.cluster import Run, submit
 
 
 def commands_of(grid: Path) -> list[list[str]]:
-    try:
-        lines = grid.read_text().splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read --grid {grid}: {error.strerror}") from error
-    found = [shlex.split(line, comments=True) for line in lines]
+    found = []
+    for number, line in enumerate(read_text(grid, "--grid").splitlines(), 1):
+        try:
+            found.append(shlex.split(line, comments=True))
+        except ValueError as error:
+            raise UserError(f"{grid}, line {number}: {line.strip()} is no command ({error})") from error
     found = [c[1:] if c and c[0] in ("python", "python3") else c for c in found if c]
     if not found:
         raise UserError(f"--grid {grid} holds no command")
@@ -48,7 +49,7 @@ def submitted(args: argparse.Namespace) -> list[str]:
             raise UserError(f"{command[0]} starts the processes of one node: leave --nodes out")
     processes = max(1, args.gpus) if args.processes is None else args.processes
     return submit(
-        [Run(command, args.nodes, processes) for command in commands],
+        [Run(command, Path.cwd(), args.nodes, processes) for command in commands],
         args.logs,
         args.cluster,
         args.wait,

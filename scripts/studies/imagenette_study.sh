@@ -12,18 +12,18 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 common=(--dataset imagenet --data_folder "$data" --image_size 48 --batch_size 32 --epochs 20 --optimizer adamw
     --learning_rate 5e-4 --weight_decay 0.05 --schedule cosine --warmup_epochs 2 --num_workers 2 --save_root "$save" "${@:3}")
 
-run=("$PYTHON" -m torch.distributed.run --standalone --nproc_per_node 2 --max_restarts 1)
+several=(-m torch.distributed.run --standalone --nproc_per_node 2 --max_restarts 1)
 
-"${run[@]}" train_teacher.py "${common[@]}" --model torchvision:resnet34
+train "${several[@]}" train_teacher.py "${common[@]}" --model torchvision:resnet34
 end_of_dry_run
-teacher=("$save"/teachers/models/*/torchvision*resnet34_best.pth)
+teacher=$(ls "$run"/*_best.pth)
 killed() { compgen -G "$save/students/models/*_kd_*_b:0.0_1_image_size*/$1"; } # a file of the run that is killed
 for seed in 0 1; do
     student=(train_student.py "${common[@]}" --model_s torchvision:resnet18 --trial "$seed")
-    "${run[@]}" "${student[@]}" --distill vanilla
-    kd=(--distill kd --path_t "${teacher[0]}")
+    "$PYTHON" "${several[@]}" "${student[@]}" --distill vanilla
+    kd=(--distill kd --path_t "$teacher")
     if [ "$seed" = 1 ] && ! killed parameters.json >/dev/null; then
-        "${run[@]}" "${student[@]}" "${kd[@]}" &
+        "$PYTHON" "${several[@]}" "${student[@]}" "${kd[@]}" &
         launcher=$!
         until grep -q '"epoch": 3' "$(killed metrics.jsonl)" 2>/dev/null; do
             kill -0 "$launcher" 2>/dev/null || wait "$launcher" || exit
@@ -34,9 +34,9 @@ for seed in 0 1; do
         echo "killed process $victim after epoch 3"
         wait "$launcher"
     else
-        "${run[@]}" "${student[@]}" "${kd[@]}"
+        "$PYTHON" "${several[@]}" "${student[@]}" "${kd[@]}"
     fi
-    "${run[@]}" "${student[@]}" "${kd[@]}" --dali cpu
+    "$PYTHON" "${several[@]}" "${student[@]}" "${kd[@]}" --dali cpu
 done
 grep "continuing from" "$(killed log.txt)"
 "$PYTHON" scripts/make_table.py --root "$save" --out results/imagenette_small_resnet34_resnet18.md \

@@ -19,21 +19,26 @@ train train_student.py "${sensor[@]}" --distill vanilla --trial 0 --epochs 20 --
 end_of_dry_run
 float=$run/sensor_cnn_last.pth
 sensor+=(--pretrained "$float" --quantize int8 --epochs 5 --lr_decay_epochs 4 --learning_rate 0.002 ${extra[@]+"${extra[@]}"})
+alone=() under=()
 for trial in 0 1; do
-    "$PYTHON" train_student.py "${sensor[@]}" --save_root "$save/utd_alone" --distill vanilla --trial "$trial"
-    "$PYTHON" train_student.py "${sensor[@]}" --save_root "$save/utd_under" --distill kd --path_t "$float" --trial "$trial"
+    train train_student.py "${sensor[@]}" --save_root "$save/utd_alone" --distill vanilla --trial "$trial"
+    alone+=("$run/sensor_cnn_last.pth")
+    train train_student.py "${sensor[@]}" --save_root "$save/utd_under" --distill kd --path_t "$float" --trial "$trial"
+    under+=("$run/sensor_cnn_last.pth")
 done
-last=students/models/*/*_last.pth
 "$PYTHON" scripts/studies/int8_table.py --dataset utd_mhad --data_folder "$utd" --title "UTD-MHAD, accelerometer: sensor_cnn in int8" \
-    --out results/int8_utd_mhad.md --row "float32 training" "$float" --row "continued in int8, alone" "$save"/utd_alone/$last \
-    --row "continued in int8, under the float32 network (kd)" "$save"/utd_under/$last
+    --out results/int8_utd_mhad.md --row "float32 training" "$float" --row "continued in int8, alone" "${alone[@]}" \
+    --row "continued in int8, under the float32 network (kd)" "${under[@]}"
 
 image=(--dataset cifar100 --data_folder "$cifar" --model_s resnet20 --pretrained "$student" --quantize int8 --epochs 10 --lr_decay_epochs 6,8 --max_steps 40 --learning_rate 0.002
     ${extra[@]+"${extra[@]}"})
+alone=() under=()
 for trial in 0 1; do
-    "$PYTHON" train_student.py "${image[@]}" --save_root "$save/cifar_alone" --distill vanilla --trial "$trial"
-    "$PYTHON" train_student.py "${image[@]}" --save_root "$save/cifar_under" --distill kd --path_t "$teacher" --skip_validation --trial "$trial"
+    train train_student.py "${image[@]}" --save_root "$save/cifar_alone" --distill vanilla --trial "$trial"
+    alone+=("$run/resnet20_last.pth")
+    train train_student.py "${image[@]}" --save_root "$save/cifar_under" --distill kd --path_t "$teacher" --skip_validation --trial "$trial"
+    under+=("$run/resnet20_last.pth")
 done
 "$PYTHON" scripts/studies/int8_table.py --dataset cifar100 --data_folder "$cifar" --title "CIFAR-100: resnet20 in int8" \
-    --out results/int8_cifar100.md --row "float32 training" "$student" --row "continued in int8, alone" "$save"/cifar_alone/$last \
-    --row "continued in int8, under resnet56 (kd)" "$save"/cifar_under/$last
+    --out results/int8_cifar100.md --row "float32 training" "$student" --row "continued in int8, alone" "${alone[@]}" \
+    --row "continued in int8, under resnet56 (kd)" "${under[@]}"

@@ -16,7 +16,10 @@ student() {
 
 for trial in 0 1 2; do
     rest="$save/rest_$trial"
-    [ -d "$rest" ] || run_or_skip scripts/cifar100/rest.py --data_folder "$data" --few_ratio 0.1 --seed "$trial" --out "$rest"
+    if [ ! -d "$rest" ]; then # complete, or not there
+        run_or_skip scripts/cifar100/rest.py --data_folder "$data" --few_ratio 0.1 --seed "$trial" --out "$rest.part"
+        [ -n "$dry_run" ] || mv "$rest.part" "$rest"
+    fi
     student --distill vanilla "${@:4}"
     student --distill kd "${@:4}"
     [ -n "$dry_run" ] && [ ! -d "$rest" ] || student --distill kd --unlabelled "$rest" --label_ratio 0.1 "${@:4}"

@@ -9,4 +9,9 @@ several=()
 [[ "$GPUS" == *,* ]] && several=(--multiprocessing_distributed)
 data=(--dataset kinetics400 --data_folder "$KINETICS" --save_root "$SAVE" --gpu_id "$GPUS" --precision fp32
     ${several[@]+"${several[@]}"})
-test_data=(--dataset kinetics400 --data_folder "$KINETICS" --gpu_id "$GPUS" ${several[@]+"${several[@]}"})
+
+# tested NETWORK FLAGS...: the best epoch of the training above
+tested() {
+    run_or_skip test_model.py --dataset kinetics400 --data_folder "$KINETICS" --gpu_id "$GPUS" ${several[@]+"${several[@]}"} \
+        --path "$run/$1_best.pth" "${@:2}"
+}

@@ -14,5 +14,4 @@ train train_student.py "${data[@]}" --path_t "$teacher" --model_t tsm_resnet50 -
     --distill dist --cls 1 --div 0 --beta 1 --dist_tau 1 --frame_logits --pretrained imagenet:IMAGENET1K_V1 \
     --batch_size 128 --epochs 100 --learning_rate 0.02 --lr_decay_epochs 40,80 --weight_decay 2e-5 --clip_grad 20 \
     --param_groups tsm --train_crop multiscale13 "${@:2}"
-run_or_skip test_model.py "${test_data[@]}" --path "$run/tsm_mobilenetv2_best.pth" \
-    --crops three --crop_size 256
+tested tsm_mobilenetv2 --crops three --crop_size 256

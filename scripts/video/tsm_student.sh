@@ -10,5 +10,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 train train_student.py "${data[@]}" --model_s tsm_mobilenetv2 --distill vanilla --pretrained imagenet:IMAGENET1K_V1 \
     --batch_size 128 --epochs 100 --learning_rate 0.02 --lr_decay_epochs 40,80 --weight_decay 2e-5 --clip_grad 20 \
     --param_groups tsm_fc5 --train_crop multiscale13 "$@"
-run_or_skip test_model.py "${test_data[@]}" --path "$run/tsm_mobilenetv2_best.pth" \
-    --crops three --crop_size 256
+tested tsm_mobilenetv2 --crops three --crop_size 256

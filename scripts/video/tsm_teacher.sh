@@ -11,5 +11,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 train train_teacher.py "${data[@]}" --model tsm_resnet50 --pretrained imagenet:IMAGENET1K_V1 --batch_size 128 --epochs 50 \
     --learning_rate 0.02 --lr_decay_epochs 25,45 --warmup_epochs 5 --warmup_start 0.1 --weight_decay 1e-4 --clip_grad 20 \
     --param_groups tsm_fc5 --train_crop multiscale13 "$@"
-run_or_skip test_model.py "${test_data[@]}" --path "$run/tsm_resnet50_best.pth" \
-    --crops ten
+tested tsm_resnet50 --crops ten

@@ -13,5 +13,4 @@ train train_student.py "${data[@]}" --path_t "$teacher" --model_t tsn_swin_base 
     --distill dist --cls 1 --div 0 --beta 4 --dist_tau 1 --pretrained imagenet:IMAGENET1K_V2 \
     --batch_size 256 --epochs 100 --learning_rate 0.01 --lr_decay_epochs 40,80 --weight_decay 1e-4 --clip_grad 40 \
     --train_crop multiscale5 "${@:2}"
-run_or_skip test_model.py "${test_data[@]}" --path "$run/tsn_resnet50_best.pth" \
-    --crops ten --num_segments 25
+tested tsn_resnet50 --crops ten --num_segments 25

@@ -8,5 +8,4 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 train train_teacher.py "${data[@]}" --model tsn_swin_base --pretrained imagenet:IMAGENET1K_V1 --batch_size 256 --epochs 50 \
     --learning_rate 0.01 --lr_decay_epochs 20,40 --weight_decay 1e-4 --clip_grad 40 --train_crop multiscale5 "$@"
-run_or_skip test_model.py "${test_data[@]}" --path "$run/tsn_swin_base_best.pth" \
-    --crops ten --num_segments 25
+tested tsn_swin_base --crops ten --num_segments 25

@@ -100,6 +100,13 @@ def chosen(runs: Sequence[Run], network: str) -> dict[str, list[Run]]:
     return out
 
 
+def finished(name: str, root: Path) -> list[Run]:
+    """The finished runs on a data set; UserError if there is none."""
+    if not (runs := find_runs(root, name)):
+        raise UserError(f"no finished run on {name} below {root}: train something first")
+    return runs
+
+
 def opened(name: str, folder: Path, runs: Sequence[Run], cache: Path | None) -> ActionData:
     """The data of the runs, with every modality one of them reads."""
     first = next((r for r in runs if not r.is_teacher), runs[0]).identity
@@ -133,9 +140,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--berkeley_folder", type=Path, help="folder of Berkeley MHAD")
     add("--out", default="results/vskd", help="beginning of the files' names", metavar="FILE")
     args = parser.parse_args(argv)
-    runs = find_runs(args.root, "utd_mhad")
-    if not runs:
-        raise UserError(f"no finished run on utd_mhad below {args.root}: train something first")
+    if (args.berkeley_root is None) != (args.berkeley_folder is None):
+        raise UserError("--berkeley_root and --berkeley_folder belong together: give both, or none")
+    runs = finished("utd_mhad", args.root)
+    others = finished("berkeley_mhad", args.berkeley_root) if args.berkeley_root else []
     data = opened("utd_mhad", args.data_folder, runs, args.clip_cache)
     stem = Path(f"{args.out}_utd_mhad_short")
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"{len(data.train)} recordings to train on, {len(data.test)} to test. The students read the sensor alone when "
         "tested. One teacher, from scratch, taught all of them."
     )
-    write_table(runs, data, stem.with_suffix(".md"), "UTD-MHAD: a video network teaches sensor networks", about)
+    write_table(runs, data, Path(f"{stem}.md"), "UTD-MHAD: a video network teaches sensor networks", about)
     groups = chosen(runs, args.network)
     matrices = {
         f"{title} ({len(group)} seed{'s' * (len(group) > 1)})": torch.stack(
@@ -159,8 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cpu = runs[0].env["cpu"]
     note = f"{MEASURED.format(30)}; {cpu}. The Gramian field is part of the network."
     atomic_write_text(Path(f"{stem}_cost.md"), f"# What teacher and students cost\n\n{as_table(costs)}\n\n{note}\n")
-    if args.berkeley_root is not None:
-        others = find_runs(args.berkeley_root, "berkeley_mhad")
+    if others:
         berkeley = opened("berkeley_mhad", args.berkeley_folder, others, None)
         about = (
             f"Written by scripts/vskd/report.py. Split: {berkeley.evaluated_on}; {len(berkeley.train)} recordings to "

@@ -50,8 +50,7 @@ DATA = '''"""Noise of two classes."""
 
 import torch
 
-from dataset.base import Split
-from dataset.images.resident import ResidentData
+from dataset.images.resident import ResidentData, Split
 
 
 def load(options):

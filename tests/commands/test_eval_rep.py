@@ -70,6 +70,8 @@ def test_stl10_says_what_is_missing(stl10, tmp_path):
         open_data("stl10", folder(test_y__bin=bytes(20)))
     with pytest.raises(UserError, match="names 2 classes instead of 10"):
         open_data("stl10", folder(class_names__txt=b"cat\ndog\n"))
+    with pytest.raises(UserError, match="cannot read the list of classes .*class_names.txt': 'utf-8' codec"):
+        open_data("stl10", folder(class_names__txt=b"\xff\xfe"))
     with pytest.raises(UserError, match="lacks train_X.bin, train_y.bin"):
         open_data("stl10", tmp_path / "nowhere")
     inner = tmp_path / "whole" / "stl10_binary"
@@ -81,6 +83,8 @@ def test_stl10_says_what_is_missing(stl10, tmp_path):
 
 
 def test_tinyimagenet_needs_no_preparation(tiny, tmp_path):
+    for folder in (tiny / "train" / "n01" / "images", tiny / "val" / "images"):
+        (folder / "._n01_0.JPEG").write_bytes(b"what macOS leaves next to a file")
     for place in (tiny, tiny.parent):
         data = open_data("TinyImageNet", place)
         assert data.classes == ("n01", "n02", "n03") and data.shapes == {"image": (3, 64, 64)}
@@ -121,6 +125,9 @@ def test_tinyimagenet_says_what_is_missing(tiny, tmp_path):
     (copy / "n03_2.JPEG").rename(lost)
     annotations.write_text(text.replace("n03", "n09"))
     with pytest.raises(UserError, match="names the class 'n09'"):
+        open_data("tinyimagenet", tmp_path)
+    annotations.write_bytes(b"\xff")
+    with pytest.raises(UserError, match="cannot read the list of classes .*val_annotations.txt'"):
         open_data("tinyimagenet", tmp_path)
     annotations.unlink()
     with pytest.raises(UserError, match="neither val_annotations.txt nor folders"):

@@ -17,6 +17,7 @@ from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions, data_options
 from dataset.single_file import InputFormat
+from helper.deploy import predictor
 from helper.deploy.predictor import open_predictor
 from models import load_student, model_dict
 from tests.support.commands import ROOT
@@ -200,7 +201,8 @@ def test_one_sentence_each(tmp_path):
     data = dataset_dict["folder"](DataOptions(photos(tmp_path), image_size=32))
     path = saved(tmp_path / "resnet8_best.pth", data, "resnet8")
     (tmp_path / "text.jpg").write_text("no picture")
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / ".hidden").mkdir(parents=True)
+    (tmp_path / "empty" / ".hidden" / "a.jpg").write_text("no picture")
 
     def refused(*argv):
         with pytest.raises(UserError) as error:
@@ -214,6 +216,16 @@ def test_one_sentence_each(tmp_path):
     assert "--top 0" in refused(tmp_path / "text.jpg", "--path", path, "--top", 0)
     assert "there is no file" in refused(Path("a.png"), "--path", tmp_path / "none.onnx")
     assert "give it with --model" in refused(tmp_path / "text.jpg", "--path", unnamed(tmp_path / "x.pth"))
+
+
+def test_an_error_without_a_message_is_named_by_its_kind(tmp_path):
+    (tmp_path / "a.pt2").write_bytes(b"")
+
+    def load(path):
+        raise EOFError
+
+    with pytest.raises(UserError, match=r"a.pt2' is damaged or not an exported program \(EOFError\)"):
+        predictor._opened(tmp_path / "a.pt2", "exported program", load)
 
 
 def unnamed(path):

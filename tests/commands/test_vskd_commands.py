@@ -241,9 +241,12 @@ def test_the_report_of_a_study(commands, home, root):
         pytest.importorskip(package, reason="needs onnx, onnxscript and onnxruntime, of requirements-extra.txt")
     flags = ("--root", "save", "--data_folder", root, "--clip_cache", "clips", "--network", "sensor_cnn")
     few = {"scripts.vskd.extra_trees.TREES": 20}
-    done = commands("scripts/vskd/report.py", *flags, "--out", "out/vskd", cwd=home, set=few)
+    done = commands("scripts/vskd/report.py", *flags, "--out", "out/v1.0", cwd=home, set=few)
     assert done.code == 0, done.err
-    text = (home / "out" / "vskd_utd_mhad_short.md").read_text()
+    berkeley = ("--berkeley_root", home / "nothing", "--berkeley_folder", root)
+    for more, words in ((berkeley[:2], "belong together"), (berkeley, "no finished run on berkeley_mhad below")):
+        commands("scripts/vskd/report.py", *flags, "--out", "out/again", *more, cwd=home, set=few).refused(words)
+    text = (home / "out" / "v1.0_utd_mhad_short.md").read_text()
     rows = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")]
     assert rows == ["method", "teacher", "student alone", "dask", "ExtraTrees, 20 trees on accel statistics"]
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
@@ -251,8 +254,8 @@ def test_the_report_of_a_study(commands, home, root):
     assert trees["runs"] == "3" and trees["gain"] == "" and "±" in trees["last epoch"]
     assert float(trees["x chance"]) == pytest.approx(27 * float(trees["last epoch"].split()[0]) / 100, abs=0.06)
     assert "cross-subject (1, 3, 5, 7 against 2, 4, 6, 8)" in text
-    assert (home / "out" / "vskd_utd_mhad_short_confusion.png").read_bytes().startswith(b"\x89PNG")
-    cost = (home / "out" / "vskd_utd_mhad_short_cost.md").read_text()
+    assert (home / "out" / "v1.0_utd_mhad_short_confusion.png").read_bytes().startswith(b"\x89PNG")
+    cost = (home / "out" / "v1.0_utd_mhad_short_cost.md").read_text()
     assert "| sensor_cnn" in cost and "| trn:resnet8" in cost and "video 2x3x32x32" in cost
 
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 from core.protocols import UserError
 from dataset import base, dataset_dict, recipe
-from dataset.base import DataOptions, Split, data_options, resize, stratified
+from dataset.base import DataOptions, data_options, stratified
 from dataset.images import files, folder
-from dataset.images.resident import ResidentData, view
+from dataset.images.resident import ResidentData, Split, resize, view
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -242,7 +242,7 @@ def test_checksum_sees_pixels_labels_and_shape():
     others = [Split(touched, labels), Split(images, swapped), Split(images[:-1], labels[:-1])]
     sums = {ResidentData("toy", names, train, test, flips=True).checksum for train in others}
     assert len(sums) == 3 and data.checksum not in sums
-    assert ResidentData("toy", names, Split(images, labels), test, flips=True, pad=2).checksum == data.checksum
+    assert ResidentData("toy", names, Split(images, labels), test, flips=False).checksum == data.checksum
 
 
 def test_stratified_choice_is_balanced_fixed_and_nested():

@@ -81,6 +81,12 @@ def test_class_names_of_several_words_stay_apart(tmp_path):
     assert labels_from_text(path) == {"img_1": "golden retriever", "img_2": "golden eagle", "img 3": "great tit"}
     path.write_text("img_1.png golden retriever\nimg_2.png n02 0 1 9 9\n")
     assert labels_from_text(path) == {"img_1": "golden retriever", "img_2": "n02"}
+    path.write_text("ImageId,PredictionString\nval_1,n01 1 2 3 4 n01 5 6 7 8\nval_2,n02 \n")
+    assert labels_from_text(path) == {"val_1": "n01", "val_2": "n02"}
+    for cut in ("val_2", "val_2,"):
+        path.write_text(f"ImageId,PredictionString\nval_1,n01 1 2 3 4\n{cut}\n")
+        with pytest.raises(UserError, match="must have a file name and a class on every line"):
+            labels_from_text(path)
     path.write_text("img_1.png,../elsewhere\n")
     with pytest.raises(UserError, match=r"class '\.\./elsewhere', which cannot be the name of a folder"):
         labels_from_text(path)

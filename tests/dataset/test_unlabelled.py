@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from core.protocols import FullSet, UserError
-from dataset.base import Split, UnlabelledConfig
-from dataset.images.resident import ResidentData
+from dataset.base import UnlabelledConfig
+from dataset.images.resident import ResidentData, Split
 from dataset.images.unlabelled import with_unlabelled
 from distiller_zoo import method_dict
 from helper.deploy.linear_probe import neighbours
@@ -104,6 +104,9 @@ def test_the_ratio_lies_between_0_and_1(value):
 def test_bad_folders(folder, tmp_path):
     with pytest.raises(UserError, match="is not a folder"):
         data(tmp_path / "nowhere")
+    for hidden in (tmp_path / ".thumbnails" / "a.png", tmp_path / "._b.png"):
+        hidden.parent.mkdir(exist_ok=True)
+        hidden.write_bytes((folder / "part0/00.png").read_bytes())
     with pytest.raises(UserError, match="holds no image"):
         data(tmp_path)
     (tmp_path / "torn.png").write_bytes(b"not a picture")

@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import dataclasses
+import errno
+import os
 import pickle
 import types
 from pathlib import Path
@@ -15,12 +17,14 @@ import torch
 from core.log import log
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import StreamConfig, data_options
+from dataset.base import DataOptions, StreamConfig, data_options
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import ClipSource
+from dataset.clips.frame_cache import FrameCache
 from dataset.clips.frame_reader import FrameReader, layout
 from dataset.clips.frame_sampling import dense_frames, sample_frames
-from dataset.clips.lists import read_entries
+from dataset.clips.lists import Entry, read_entries
+from dataset.clips.video import VideoData
 from dataset.clips.views import ClipSettings, TestViews
 from helper.evaluation.evaluate import average_views, evaluate_views, mean_class_accuracy
 from tests.golden.rule import rand
@@ -266,6 +270,14 @@ def test_folder_of_frames(tmp_path):
         reader.read(source, [0, 1])
 
 
+def test_a_name_that_is_no_utf_8(tmp_path):
+    """Of a file from another system, which a list cannot name, but --unlabelled finds."""
+    source = ClipSource(tmp_path / os.fsdecode(b"clip \xe9.avi"))
+    source.path.write_bytes(b"x")
+    data = VideoData("v", "ab", [Entry(source, 0, "")], [], ClipSettings(), FrameReader(16), DataOptions(tmp_path))
+    assert len(data.digest_of("train")) == 16 and FrameCache(tmp_path, 16).path(source).suffix == ".npy"
+
+
 @pytest.mark.parametrize("cached", [False, True])
 def test_broken_videos(tmp_path, cached):
     whole = write_video(tmp_path / "whole.avi", 30, gop=30).read_bytes()
@@ -288,8 +300,22 @@ def test_broken_videos(tmp_path, cached):
 
 def test_a_cache_that_cannot_be_written_is_named_by_its_flag(tmp_path):
     (tmp_path / "file").write_text("")
+    source = ClipSource(write_video(tmp_path / "a.avi", 3))
     with pytest.raises(UserError, match="point --frame_cache at"):
-        FrameReader(16, cache=tmp_path / "file").count(ClipSource(write_video(tmp_path / "a.avi", 3)))
+        FrameReader(16, cache=tmp_path / "file").count(source)
+
+
+def test_a_full_disk_keeps_no_half_of_a_clip(tmp_path, monkeypatch):
+    source = ClipSource(write_video(tmp_path / "a.avi", 3))
+
+    def full(file, clip):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dataset.clips.frame_cache.np.save", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        FrameReader(16, cache=tmp_path / "cache").count(source)
+    assert not list((tmp_path / "cache").iterdir())
 
 
 # --- lists and loaders ------------------------------------------------------------------------------------------------

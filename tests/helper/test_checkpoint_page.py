@@ -18,9 +18,10 @@ CLASSES = ("cat", "dog", "<cow>")
 def seen_of(logits, labels, size=4):
     seen = Seen("image")
     x = torch.arange(len(labels)).float().view(-1, 1, 1, 1).expand(-1, 3, 8, 8) / len(labels)
+    index = 2 * torch.arange(len(labels))  # every second sample could not be read
     for at in range(0, len(labels), size):
         part = slice(at, at + size)
-        seen(Batch({"image": x[part]}, labels[part], labels[part]), {"student": logits[part]})
+        seen(Batch({"image": x[part]}, labels[part], index[part]), {"student": logits[part]})
     return seen
 
 
@@ -37,6 +38,7 @@ def test_classes_pairs_and_worst_mistakes():
     assert pair_rows(counts, CLASSES) == [("cat", "dog", 2), ("dog", "cat", 1)]
     assert [place for place, _ in seen.worst] == [2, 4, 1]
     assert all(torch.equal(x, torch.full((3, 8, 8), place / 6)) for place, x in seen.worst)
+    assert seen.positions.tolist() == [0, 2, 4, 6, 8, 10]
     text = page(seen, CLASSES, "resnet8 on <animals>", "a.pth")
     assert "&lt;animals&gt;" in text and "<cow>" not in text and "50.00" in text
     assert not re.findall(r"""src=["'](?!data:)|href=|https?://""", text) and text.count("data:image/png") == 3

@@ -70,7 +70,9 @@ def test_every_form_of_a_composite(simkd, tmp_path, capsys, commands):
     sample = dataset_dict["digits"](DataOptions(tmp_path, image_size=16))
     x, _ = real_batch(sample, "image", 3)
     pixels = (255 * x[2]).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    Image.fromarray(pixels).save(tmp_path / "photo.jpg", format="png")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down, as phones store pictures
+    Image.fromarray(pixels[::-1, ::-1].copy()).save(tmp_path / "photo.jpg", format="png", exif=exif)
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     logits = onnx_session(tmp_path / "model.onnx").run(

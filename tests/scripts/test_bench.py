@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from core.protocols import Progress, UserError
-from dataset.base import Split
-from dataset.images.resident import ResidentData
+from dataset.images.resident import ResidentData, Split
 from distiller_zoo import method_dict
 from helper import opening
 from helper.networks.checkpoint import Checkpoint

@@ -20,13 +20,26 @@ def test_phases(tmp_path):
     (teacher,) = parse_students(argv, teacher=True)[0]
     assert program == "train_teacher.py" and teacher.training.schedule.epochs == 240
     assert (teacher.data.source.data_folder, teacher.training.loop.max_steps) == (str(data), 1)
-    path = save / "teachers" / "models" / "resnet32x4_vanilla_x" / "resnet32x4_best.pth"
+    path = save / "teachers" / "models" / "resnet32x4_vanilla" / "resnet32x4_best.pth"
     path.parent.mkdir(parents=True)
     path.touch()
     ((program, *argv),) = interpreter.run("gpu_table.sh", "vgg8", str(data), SAVE_ROOT=str(save))
     assert (program, argv[:3]) == ("scripts/run_table.py", ["simkd", "--only", "vgg8"]) and str(path) in argv
     ((program, *argv),) = interpreter.run("gpu_table.sh", "table", str(data), SAVE_ROOT=str(save))
     assert program == "scripts/make_table.py" and str(save / "gpu_table.md") in argv
+
+
+def test_the_students_learn_from_the_teacher_of_its_phase(tmp_path):
+    """Where teachers of earlier tries lie next to it."""
+    save = tmp_path / "my runs"
+    found = {name: save / "teachers" / "models" / f"resnet32x4_{name}" for name in ("vanilla", "vanilla_older", "mine")}
+    for folder in found.values():
+        folder.mkdir(parents=True)
+        (folder / "resnet32x4_best.pth").touch()
+    interpreter = Interpreter(tmp_path / "i", f"case $1 in train_*) echo 'result in {found['mine']}' ;; esac")
+    interpreter.run("gpu_table.sh", "teacher", str(tmp_path), SAVE_ROOT=str(save))
+    ((_, *argv),) = interpreter.run("gpu_table.sh", "vgg8", str(tmp_path), SAVE_ROOT=str(save))
+    assert argv[argv.index("--path_t") + 1] == str(found["mine"] / "resnet32x4_best.pth")
 
 
 @pytest.mark.parametrize("work", ["sleep 9", "trap '' TERM; sleep 9"])

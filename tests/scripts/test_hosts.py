@@ -73,7 +73,7 @@ def test_two_hosts_one_of_which_dies_and_comes_back(tmp_path):
 def test_a_table_as_a_job_array_on_this_machine(commands, tmp_path):
     pytest.importorskip("submitit", reason="needs submitit, of requirements-extra.txt")
     save = tmp_path / "save"
-    line = " ".join((*SHORT, "--epochs", "1", "--save_root", str(save)))
+    line = " ".join((*SHORT, "--epochs", "1", "--save_root", "save"))  # below the folder of the command
     grid = tmp_path / "grid.txt"
     grid.write_text(f"# two trials\npython train_teacher.py {line} --trial 0\ntrain_teacher.py {line} --trial 1\n")
     argv = ("--cluster", "local", "--gpus", 0, "--logs", tmp_path / "logs", "--wait")
@@ -94,20 +94,22 @@ def test_a_shell_script_as_a_job_gets_the_devices_of_its_node(commands, tmp_path
 
 
 def test_what_slurm_cannot_run_is_refused(commands, tmp_path):
+    (tmp_path / "grid.txt").write_text("# don't\ntrain_teacher.py --name 'x\n")
     for argv, words in (
         (("--cluster", "local"), "give one command"),
         (("--nodes", 2, "--", "scripts/video/tsm_distil.sh"), "starts the processes of one node"),
         (("--cluster", "local", "--", "no_script.py"), "must begin with a script"),
-        (("--cluster", "local", "--grid", tmp_path / "none.txt"), "cannot read --grid"),
+        (("--cluster", "local", "--grid", tmp_path / "none.txt"), "cannot read the --grid"),
+        (("--cluster", "local", "--grid", tmp_path / "grid.txt"), "grid.txt, line 2: train_teacher.py --name 'x is no"),
     ):
         done = commands(SUBMIT, *argv, cwd=tmp_path)
         assert done.code == 2 and words in done.err and "Traceback" not in done.err, done.err
 
 
-def test_a_job_that_is_taken_away_ends_its_command_and_is_queued_again(monkeypatch):
+def test_a_job_that_is_taken_away_ends_its_command_and_is_queued_again(monkeypatch, tmp_path):
     """submitit calls checkpoint() from a signal handler, while the job waits for its command."""
     pytest.importorskip("submitit", reason="needs submitit, of requirements-extra.txt")
-    run, queued = cluster.Run(["train_student.py"]), []
+    run, queued = cluster.Run(["train_student.py"], tmp_path), []
     monkeypatch.setattr(run, "torchrun", lambda: ["sleep", "60"])
     before = signal.signal(signal.SIGUSR2, lambda number, frame: queued.append(run.checkpoint()))
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR2)).start()
@@ -116,4 +118,4 @@ def test_a_job_that_is_taken_away_ends_its_command_and_is_queued_again(monkeypat
             run()
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert queued[0].function.command == ["train_student.py"]
+    assert (queued[0].function.command, queued[0].function.folder) == (["train_student.py"], tmp_path)

@@ -130,6 +130,21 @@ def test_a_table_passes_flags_on(interpreter):
     assert interpreter.run(SCRIPT, "KD$", *more)[-1][-4:] == more
 
 
+@pytest.mark.parametrize("flag", [("--save_root", "my runs"), ("--save-root=my runs",)])
+def test_a_table_reads_its_teachers_where_it_trains(flag, tmp_path):
+    interpreter = Interpreter(tmp_path)
+    (call,) = interpreter.run(SCRIPT, "25% KD", *flag)
+    teacher = call[call.index("--path_t") + 1]
+    assert teacher.startswith("my runs/teachers/models/resnet56_vanilla_") and call[-2:] == ["--save_root", "my runs"]
+    (probe,) = interpreter.run("hsakd/transfer.sh", "STL-10 KD", *flag)
+    assert probe[probe.index("--s-path") + 1].startswith("my runs/students/") and "--save_root" not in probe
+    elsewhere = interpreter.tree / teacher.replace("my runs", "save")  # of a table that was trained there
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.touch()
+    (call,) = interpreter.run(SCRIPT, "25% KD", *flag)
+    assert call[call.index("--path_t") + 1] == teacher.replace("my runs", "save")
+
+
 @pytest.mark.parametrize("wrong", ["75% KDD", "["])
 def test_a_table_refuses_what_names_no_cell(interpreter, wrong):
     done = interpreter.bash(SCRIPT, wrong, "1")

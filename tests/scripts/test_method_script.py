@@ -1,6 +1,7 @@
 """scripts/cifar100/method.py: every method with its authors' settings; a method that nothing is said of runs, too."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -47,15 +48,17 @@ def test_hkd_trains_its_auxiliary_teacher_first(monkeypatch, capsys):
     assert (first.distill, first.model, first.loss.beta, first.teacher.path_t) == (
         "pkt", "resnet8x4_double", 30000, ["T.pth"],
     )  # fmt: skip
-    ran = []
+    ran, kwargs = [], []
 
-    def start(command, **_):
+    def start(command, **given):
         ran.append(command[1:])
+        kwargs.append(given)
         return real(["echo", "result in FOLDER"], stdout=subprocess.PIPE, text=True)
 
     real = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", start)
-    script.main(["hkd", "T.pth", "--trial", "1"])
+    script.main(["hkd", "T.pth", "--trial", "1"])  # T.pth is a path below the folder of the command
+    assert not any("cwd" in given for given in kwargs) and all(Path(run[0]).is_absolute() for run in ran)
     assert [run[-2:] for run in ran] == [["--trial", "1"]] * 2
     assert ran[1][ran[1].index("--path_t") + 1] == "FOLDER/resnet8x4_double_best.pth"  # this very run's
     assert "Passalis" in capsys.readouterr().out

@@ -152,15 +152,28 @@ def test_a_study_reads_its_own_runs_where_others_lie(script, argv, tmp_path):
         "trn_bninception_vanilla_utd_mhad_older2",
         "S_dist_r:_b:_0_older",
     )
-    for part in ("", "teacher", "utd"):
+    for part in ("", "teacher", "utd", "utd_alone", "utd_under", "cifar_alone", "cifar_under"):
         for folder in (interpreter.tree / "SAVE" / part / kind / "models" / name for kind in KINDS for name in names):
             folder.mkdir(parents=True)
-            for model in ("vit_micro_cifar", "trn_bninception", "sensor_cnn", "tsm_mobilenetv2"):
+            for model in ("vit_micro_cifar", "trn_bninception", "sensor_cnn", "resnet20", "tsm_mobilenetv2"):
                 (folder / f"{model}_best.pth").touch()
                 (folder / f"{model}_last.pth").touch()
     calls = interpreter.run(script, *argv)
     assert not [word for call in calls for word in call if "_older" in word]
     assert any("SAVE/new_dist_" in word for call in calls for word in call)
+
+
+def test_students_of_imagenette_learn_from_the_teacher_of_the_study(tmp_path):
+    trained, network = "mkdir -p SAVE/mine && touch SAVE/mine/$name && echo result in SAVE/mine", "torchvision:resnet34"
+    interpreter = Interpreter(tmp_path, f'name={network}_best.pth; case "$*" in *train_teacher*) {trained} ;; esac')
+    finished = interpreter.tree / "SAVE/students/models/S_kd_T_b:0.0_1_image_size:48"  # the run that would be killed
+    for place in (interpreter.tree / f"SAVE/teachers/models/older/{network}_best.pth", finished / "parameters.json"):
+        place.parent.mkdir(parents=True)
+        place.touch()
+    (finished / "log.txt").write_text("continuing from\n")
+    calls = interpreter.run("studies/imagenette_study.sh", "DATA", "SAVE")
+    taught = {call[call.index("--path_t") + 1] for call in calls if "--path_t" in call}
+    assert taught == {f"SAVE/mine/{network}_best.pth"}
 
 
 def test_a_message_ends_where_it_is_meant_to():

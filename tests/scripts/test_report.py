@@ -50,6 +50,12 @@ def test_folders_are_left_out_where_asked(tmp_path):
     assert "--data_folder .../data/" in text and text.count(".../r.pth") > 1 and "home" not in text
 
 
+def test_a_run_with_nan_is_named(tmp_path):
+    write_run(tmp_path, "--distill vanilla", [50, float("nan"), 72], alone=True)
+    with pytest.raises(UserError, match="accuracy of student alone, .* is NaN or infinite: leave these runs out"):
+        main(["--root", str(tmp_path), "--out", str(tmp_path / "r.html")])
+
+
 @pytest.fixture(scope="module")
 def browser():
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium, of requirements-extra.txt")

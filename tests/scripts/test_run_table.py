@@ -12,7 +12,7 @@ import pytest
 
 from core.protocols import UserError
 from helper.options.parse import parse
-from helper.tables.jobs import Want, bundles, joined, plan, slots_of, visible_gpus, wants
+from helper.tables.jobs import Want, bundles, joined, own_flags, plan, slots_of, visible_gpus, wants
 from helper.tables.published import chosen_cells, read_table, tables
 from scripts.run_table import key_values, main
 from tests.support.commands import ENV
@@ -91,6 +91,12 @@ def test_rows_that_differ_in_more_than_the_method_are_not_joined():
     assert len({f8.folder, f4.folder}) == 2
 
 
+def test_a_row_may_hold_a_switch_and_several_words():
+    """--logit_stand takes no value, --weight several."""
+    flags = "--distill kd --logit_stand -c 1 --weight kd=1 div=0 -d 1"
+    assert own_flags(flags) == ["--logit_stand", "--weight", "kd=1", "div=0"]
+
+
 def test_processes_per_gpu():
     assert slots_of([], 1, 2) == [{}, {}]
     assert [s["CUDA_VISIBLE_DEVICES"] for s in slots_of(["2", "3"], 2, 9)] == ["2", "3", "2", "3"]
@@ -108,6 +114,14 @@ def test_the_callers_gpus_are_used(place, run, monkeypatch):
     assert given == [{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "3"}]
 
 
+def test_a_teacher_may_be_one_that_a_package_publishes(place, run, monkeypatch):
+    started = []
+    monkeypatch.setattr("scripts.run_table.run_local", lambda jobs, logs, slots: started.extend(jobs) or 0)
+    (place / "save/teachers/models/resnet8_vanilla/resnet8_best.pth").unlink()
+    run("--only", "AT", short=(*SHORT, "--path_t", "timm:resnet18"))
+    assert [job.argv[-1] for job in started] == ["timm:resnet18"]
+
+
 def test_rows_are_chosen_by_name():
     table = read_table("simkd")
 
@@ -119,7 +133,7 @@ def test_rows_are_chosen_by_name():
     assert {c.student for c in chosen_cells(table, "shuffle")} == {"ShuffleV2_1_5"}
     with pytest.raises(UserError, match="--only crdd .*student alone, KD, FitNet.*resnet8x4"):
         chosen_cells(table, "KD,CRDD")
-    assert key_values("slurm_partition=gpu,timeout_min=60") == {"slurm_partition": "gpu", "timeout_min": 60}
+    assert key_values("slurm_partition=gpu, timeout_min=60") == {"slurm_partition": "gpu", "timeout_min": 60}
 
 
 def test_mistakes_are_one_sentence(tmp_path):
@@ -139,6 +153,8 @@ def test_mistakes_are_one_sentence(tmp_path):
     assert "--data_folder a b" in said and "after --" in said
     (tmp_path / "mine.toml").write_text("title = 'x'")
     assert "lacks epoch" in refused(str(tmp_path / "mine.toml"))
+    (tmp_path / "mine.toml").write_text(OWN.replace("flags =", "flag ="))
+    assert "a pair or a row lacks 'flags'" in refused(str(tmp_path / "mine.toml"))
 
 
 OWN = """

@@ -95,6 +95,11 @@ def test_optional_words_may_be_left_out(interpreter):
     assert call[call.index("--model_t") + 1] == "torchvision:vit_b_16"
 
 
+def test_a_flag_may_hold_its_value(interpreter):
+    (call,) = interpreter.run("cakd/imagenet_cakd.sh", "--clip_cache=/a b/c", "DATA", "SAVE", "T.pth")
+    assert call[-1] == "--clip_cache=/a b/c" and call[call.index("--path_t") + 1] == "T.pth"
+
+
 @pytest.mark.parametrize("name", [*TRAINING, *STUDIES])
 def test_a_dry_run_ends_well(name, interpreter):
     words, there = (TRAINING | STUDIES)[name], set(interpreter.tree.iterdir())
@@ -142,6 +147,29 @@ def test_output_goes_to_a_file_without_loss(name, interpreter, tmp_path):
     text = log.read_text()
     trainings = sum(line.startswith("train_") for line in (interpreter.venv / "asked").read_text().splitlines())
     assert text.startswith("before\n") and text.count("result in save/x") == trainings > 0
+
+
+def test_an_interrupted_folder_of_images_is_made_again(tmp_path):
+    """By the study that makes it: a folder that is there is complete."""
+    answer = 'case $1 in *rest.py) mkdir -p "${!#}"; [ ! -e stop ] || exit 1 ;; esac'
+    interpreter = Interpreter(tmp_path, answer)
+    (interpreter.tree / "stop").touch()
+    study = ("studies/unlabelled_study.sh", "T.pth", "DATA", "my runs")
+    assert interpreter.bash(*study).returncode == 1 and not (interpreter.tree / "my runs" / "rest_0").exists()
+    (interpreter.tree / "stop").unlink()
+    made = [call for call in interpreter.run(*study) if call[0].endswith("rest.py")]
+    assert len(made) == 3 and (interpreter.tree / "my runs" / "rest_0").is_dir()
+    assert not [call for call in interpreter.run(*study) if call[0].endswith("rest.py")]
+
+
+def test_a_training_leaves_no_temporary_file(tmp_path):
+    """Also where the script is killed during it."""
+    (tmp_path / "t").mkdir()
+    interpreter = Interpreter(tmp_path / "i", f"ls {tmp_path}/t >>{tmp_path}/there; echo result in save/x")
+    done = interpreter.bash("studies/headless_study.sh", "SAVE", TMPDIR=str(tmp_path / "t"))
+    calls = (interpreter.venv / "asked").read_text().splitlines()
+    assert done.returncode == 0 and not (tmp_path / "there").read_text()
+    assert "save/x/vit_micro_cifar_best.pth" in calls[1]  # what the training said was read all the same
 
 
 @pytest.mark.parametrize("name", ["scaled", "short", "zoo"])

@@ -78,7 +78,7 @@ def test_what_is_searched():
     settings = parse([*KD[:3], "hint"], teacher=False)
     assert read_axis("hint_layer=1:3", settings).whole and not read_axis("beta=1:10:log", settings).whole
     assert read_axis("protocol=simkd,authors", settings).choices == ("simkd", "authors")
-    for wrong in ("nce_k=1:2", "beta=1", "beta=2:1", "beta=0:1:log", "beta=1:2:cube"):
+    for wrong in ("nce_k=1:2", "beta=1", "beta=2:1", "beta=0:1:log", "beta=1:2:cube", "beta=1:inf"):
         with pytest.raises(UserError, match="--search"):
             read_axis(wrong, settings)
     with pytest.raises(UserError, match="give it before --"):

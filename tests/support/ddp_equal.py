@@ -19,8 +19,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks  # noqa: E
 
 from core import machine  # noqa: E402
 from core.protocols import ModelSpec, Progress  # noqa: E402
-from dataset.base import Split  # noqa: E402
-from dataset.images.resident import ResidentData  # noqa: E402
+from dataset.images.resident import ResidentData, Split  # noqa: E402
 from distiller_zoo import method_dict  # noqa: E402
 from helper.machine import distributed  # noqa: E402
 from helper.networks.checkpoint import Checkpoint  # noqa: E402
