@@ -280,7 +280,8 @@ class Distiller(nn.Module):
     def unused(self, student: Tapped) -> Sequence[nn.Parameter]:
         """Student parameters without a gradient. By default those after the taps, if no term reads the logits."""
         weights = self.weights(Progress())
-        if self.reads_logits or weights.get("cls") or weights.get("div"):
+        later = ("cls" in weights and self.cfg.cls) or ("div" in weights and self.cfg.div)  # as kdpp's div begins at 0
+        if self.reads_logits or weights.get("cls") or weights.get("div") or later:
             return ()
         return unreached(student)
 
