@@ -80,6 +80,12 @@ class WithHeads(Distiller):
         out = super().readouts(features)
         return out | {head: features[head].unflatten(1, (-1, self.per_class)).sum(2) for head in self.reported()}
 
+    def entropy_of_heads(self, features: Features, batch: Batch) -> Tensor:
+        """Sum over heads of the cross-entropy, mean over B*V."""
+        labels, num = batch.target if batch.soft_target is None else batch.soft_target, len(self.heads)
+        target = labels.repeat_interleave(batch.views, 0).repeat(num, *[1] * (labels.ndim - 1))
+        return num * self.cross_entropy(stacked(features, self.heads), target)
+
 
 class HeadTeacher(WithHeads):
     """Trains a network and its heads on labels; with a frozen backbone only the heads."""
@@ -189,7 +195,8 @@ class Rotated(WithHeads):
 
     def joint_entropy(self, features: Features, heads: Sequence[str], batch: Batch) -> Tensor:
         """Sum over heads of the cross-entropy of (class, rotation)."""
-        rows = F.cross_entropy(stacked(features, heads), joint_labels(batch, len(heads)), reduction="none")
+        weights = None if self.class_weights is None else self.class_weights.repeat_interleave(TURNS)
+        rows = F.cross_entropy(stacked(features, heads), joint_labels(batch, len(heads)), weights, reduction="none")
         return len(heads) * over_views(rows, self.view_weights)
 
     def head_kl(self, s: Features, t: Features, pairs: Mapping[str, str]) -> Tensor:

@@ -125,7 +125,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("kd_T: float = 1.0", "kd_T: float = 2.0"),
         Mutant("common_terms(t, detached(s), batch", "common_terms(t, s, batch", "distiller_zoo/base.py"),
     ),
-    "dpcd_teacher": (Mutant("num * F.cross_entropy", "F.cross_entropy"),),
+    "dpcd_teacher": (Mutant("num * self.cross_entropy", "self.cross_entropy", "distiller_zoo/_heads.py"),),
     "dpcd": (
         Mutant("alpha * tckd + beta * nckd", "alpha * tckd - beta * nckd"),
         Mutant("self.cfg.base * (1 - 0.5 * rho)", "self.cfg.base * (1 + 0.5 * rho)"),
