@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core.option import not_negative, option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
-from distiller_zoo._math import angles, distances
+from distiller_zoo._math import angles, distances, labels_of
 from distiller_zoo._stages import pooled_tap
 from distiller_zoo.base import Distiller
 
@@ -129,7 +129,7 @@ class DASK(Distiller):
         if self.shared is None:
             return F.mse_loss(s[self.tap_s], t[self.tap_t])
         in_space, target, vectors = s["dask.space"], t["dask.space"], s["dask.vectors"]
-        anchored = sum(F.cross_entropy(e @ vectors.T / ANCHOR_T, batch.target) for e in (in_space, target))
+        anchored = sum(F.cross_entropy(e @ vectors.T / ANCHOR_T, labels_of(batch)) for e in (in_space, target))
         return (in_space - target.detach()).pow(2).sum(1).mean() + anchored
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
