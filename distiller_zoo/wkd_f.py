@@ -80,10 +80,11 @@ class WKDF(LastMaps):
         super().__init__(cfg, ctx)
         shape_s, shape_t = ctx.student.shapes[self.last_s], ctx.teacher.shapes[self.last_t]
         for side, shape in ((ctx.student, shape_s), (ctx.teacher, shape_t)):
-            if cfg.grid >= min(shape[1:]):
+            if cfg.grid >= (smallest := min(shape[1:])):
+                way_out = f"less than {smallest}" if smallest > 1 else "larger images or another network"
                 raise UserError(
                     f"--wkd_f_grid {cfg.grid} leaves cells of one pixel, which have no deviation: the last map of "
-                    f"{side.spec.name} is {shape[1]}x{shape[2]}, so choose less than {min(shape[1:])}"
+                    f"{side.spec.name} is {shape[1]}x{shape[2]}, so choose {way_out}"
                 )
         c_s, c_t = shape_s[0], shape_t[0]
         if cfg.projector == "bottleneck":

@@ -275,6 +275,8 @@ def test_wkd_f_falls_along_a_cosine():
 def test_wkd_f_refuses_cells_of_one_pixel():
     with pytest.raises(UserError, match="--wkd_f_grid 4 leaves cells of one pixel.* t is 4x4, so choose less than 4"):
         prepared("wkd_f", [(3, 8, 8)], [(5, 4, 4)], grid=4)
+    with pytest.raises(UserError, match="s is 1x1, so choose larger images or another network"):
+        prepared("wkd_f", [(3, 1, 1)], [(5, 4, 4)])
 
 
 @pytest.mark.parametrize("whiten", [False, True], ids=["", "whitened"])
