@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms, UserError
 from distiller_zoo._math import squared_error
 from distiller_zoo._stages import paired_stages, preact, resizing_conv, shown, unequal_stages
-from distiller_zoo.base import Distiller, StagePairs
+from distiller_zoo.base import Distiller, StagePairs, WithoutKL
 
 MARGIN = 1.0
 SCALE = 3 / 1000  # of the published loss
@@ -84,9 +83,8 @@ class AB(Distiller):
     before = ABInit
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(WithoutKL):
         beta: float = 1.0  # part of the published run name; the second stage has no term of its own
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     @classmethod
     def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:

@@ -398,6 +398,13 @@ class Distiller(nn.Module):
         return rows.mean() if views is None else over_views(rows, views)
 
 
+@dataclass(frozen=True)
+class WithoutKL(Distiller.Config):
+    """Settings of a method that was published without the logit KL."""
+
+    authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
+
+
 class Peers(Distiller):
     """Two networks of one architecture that train each other; `t` holds the features of the second, with gradient.
 

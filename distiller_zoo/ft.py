@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._math import attention_map, pool_to_smaller, squared_error
 from distiller_zoo._stages import last_stage
-from distiller_zoo.base import Distiller, LastMaps
+from distiller_zoo.base import Distiller, LastMaps, WithoutKL
 
 PARAPHRASE_RATE = 0.5  # width of a factor over width of the teacher's map
 RESNET_LR = 0.01  # of the first stage, with these students
@@ -93,9 +92,8 @@ class FT(LastMaps):
     before = FTInit
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(WithoutKL):
         beta: float = 200.0
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms
 from distiller_zoo._math import squared_error
 from distiller_zoo._stages import pooled_tap, refuse_single_samples
-from distiller_zoo.base import StagePairs
+from distiller_zoo.base import StagePairs, WithoutKL
 
 WIDEST = 512  # of the fused maps
 WARM_UP = 20  # epochs over which the weight grows to its full value
@@ -80,9 +79,8 @@ class ReviewKD(StagePairs):
     deepest = True
 
     @dataclass(frozen=True)
-    class Config(StagePairs.Config):
+    class Config(WithoutKL):
         beta: float = 5.0
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 
 from core.option import not_negative, option
 from core.protocols import Batch, Context, Features, Progress, Terms
 from distiller_zoo._math import angles, distances
-from distiller_zoo.base import PooledVectors
+from distiller_zoo.base import PooledVectors, WithoutKL
 
 
 class RKD(PooledVectors):
@@ -21,11 +19,10 @@ class RKD(PooledVectors):
     relational = True
 
     @dataclass(frozen=True)
-    class Config(PooledVectors.Config):
+    class Config(WithoutKL):
         beta: float = 1.0
         distance: float = option(25.0, "weight of the distances within the term", check=not_negative)
         angle: float = option(50.0, "weight of the angles within the term", check=not_negative)
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -6,9 +6,7 @@ Sum of ratio * (mu_s - mu_t)^2 + (sigma_s - sigma_t)^2 over channels and cells.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from core.option import not_negative, option, within
 from core.protocols import Batch, Context, Features, Progress, Terms, UserError
 from distiller_zoo._stages import classified_map, resizing_conv
-from distiller_zoo.base import LastMaps
+from distiller_zoo.base import LastMaps, WithoutKL
 
 EPS = 1e-5  # added to a variance
 
@@ -58,7 +56,7 @@ class WKDF(LastMaps):
     tap_of = staticmethod(classified_map)
 
     @dataclass(frozen=True)
-    class Config(LastMaps.Config):
+    class Config(WithoutKL):
         beta: float = 0.08
         ratio: float = option(
             4.0, "weight of the means relative to the deviations", "--wkd_f_ratio", check=not_negative
@@ -74,7 +72,6 @@ class WKDF(LastMaps):
         constant: int = option(
             150, "epochs after which the weight begins to fall", "--wkd_f_constant", check=not_negative
         )
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
