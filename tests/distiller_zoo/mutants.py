@@ -108,7 +108,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     ),
     "rkd": (
         Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T", "distiller_zoo/_math.py"),
-        Mutant("+ self.weight_a", "- self.weight_a"),
+        Mutant("+ self.cfg.angle", "- self.cfg.angle"),
         Mutant("option(25.0,", "option(20.0,"),
     ),
     "hsakd_teacher": (
