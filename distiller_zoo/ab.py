@@ -17,15 +17,12 @@ MARGIN = 1.0
 SCALE = 3 / 1000  # of the published loss
 
 
-class Connector(nn.Module):
+class Connector(nn.Sequential):
     """A student's map in the shape of the teacher's; without ReLU, as values of both signs are needed."""
 
     def __init__(self, conv: nn.Module, c_t: int):
         super().__init__()
         self.conv, self.bn = conv, nn.BatchNorm2d(c_t)
-
-    def forward(self, f_s: Tensor) -> Tensor:
-        return self.bn(self.conv(f_s))
 
 
 def boundary(f_s: Tensor, f_t: Tensor) -> Tensor:

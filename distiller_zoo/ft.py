@@ -39,16 +39,13 @@ class Paraphraser(nn.Module):
         return self.encoder(f_t)
 
 
-class Translator(nn.Module):
+class Translator(nn.Sequential):
     """The student's map in the shape of a factor."""
 
     def __init__(self, c_s: int, c_t: int):
         super().__init__()
         width = int(c_t * PARAPHRASE_RATE)
         self.encoder = layers(nn.Conv2d, (c_s, c_s, width, width), nn.BatchNorm2d)
-
-    def forward(self, f_s: Tensor) -> Tensor:
-        return self.encoder(f_s)
 
 
 class FTInit(Distiller):
