@@ -14,8 +14,8 @@ from core.protocols import Batch, Context, ModelSpec, Part, Progress, Tap, UserE
 from core.taps import TappedNet, probe
 from distiller_zoo import attach, method_dict
 from distiller_zoo._combined import Combined
-from distiller_zoo._task import averaged_over_ranks
 from distiller_zoo._rows import target_class
+from distiller_zoo._task import averaged_over_ranks
 from distiller_zoo.deepkd import classes_in_mask, other_classes
 from distiller_zoo.dhkd import DHKD, LOSSES
 from distiller_zoo.dot import DOT
