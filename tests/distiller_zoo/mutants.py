@@ -257,7 +257,9 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     "dask": (
         Mutant("(distances(e_s), distances(e_t))", "(distances(e_s), distances(e_s))"),
         Mutant("loss + self.cfg.angle *", "loss - self.cfg.angle *"),
-        Mutant("return F.mse_loss(s[self.tap_s], t[self.tap_t])", "return F.mse_loss(t[self.tap_t], t[self.tap_t])"),
+        Mutant(
+            "return F.mse_loss(s[self.last_s], t[self.last_t])", "return F.mse_loss(t[self.last_t], t[self.last_t])"
+        ),
         Mutant("div: float = 0.01", "div: float = 0.1"),
         Mutant("ANCHOR_T = 0.1", "ANCHOR_T = 0.2"),
         Mutant("in_space - target.detach()", "in_space - target"),
