@@ -99,12 +99,9 @@ class FT(LastMaps):
 
     @classmethod
     def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        lr = FTInit.constant_lr(cfg, student)
-        return (
-            ()
-            if lr is None
-            else (f"ft: its first stage runs at learning rate {lr}, as published for resnets and wrns",)
-        )
+        if (lr := FTInit.constant_lr(cfg, student)) is None:
+            return ()
+        return (f"ft: its first stage runs at learning rate {lr}, as published for resnets and wrns",)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         s_factor, t_factor = self.translator(s[self.last_s]), self.paraphraser(t[self.last_t])

@@ -79,9 +79,7 @@ class KDPP(PooledVectors):
         self.class_means.copy_(summed_over_ranks(sums) / counts[:, None])
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
-        if self.fc1 is None:
-            return {**s, "kdpp.vector": s["pooled"]}, t
-        return {**s, "kdpp.vector": self.fc1(s["pooled"])}, t
+        return {**s, "kdpp.vector": s["pooled"] if self.fc1 is None else self.fc1(s["pooled"])}, t
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         directions = F.normalize(self.class_means, eps=EPS)[labels_of(batch)]
