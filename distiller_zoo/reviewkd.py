@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms
-from distiller_zoo._math import squared_error
+from distiller_zoo._math import squared_error, warmed_up
 from distiller_zoo._stages import pooled_tap, refuse_single_samples
 from distiller_zoo.base import StagePairs, WithoutKL
 
@@ -118,4 +118,4 @@ class ReviewKD(StagePairs):
 
     def weights(self, progress: Progress) -> dict[str, float]:
         weights = super().weights(progress)
-        return {**weights, self.name: weights[self.name] * min(progress.epoch / WARM_UP, 1.0)}
+        return {**weights, self.name: weights[self.name] * warmed_up(progress.epoch, WARM_UP)}
