@@ -132,7 +132,7 @@ class DASK(LastMaps):
         e_s, e_t = s[self.last_s], t[self.last_t]
         loss = self.cfg.distance * F.smooth_l1_loss(distances(e_s), distances(e_t))
         loss = loss + self.cfg.angle * F.smooth_l1_loss(angles(e_s), angles(e_t))
-        if self.cfg.semantic:
+        if self.cfg.semantic and self.cfg.beta:  # with -b 0 there is no shared space for unequal widths
             loss = loss + self.cfg.semantic * self._semantic(s, t, batch)
         return {"dask": loss}
 

@@ -142,6 +142,10 @@ def test_the_anchor_reads_one_label_per_row_and_that_of_the_larger_share():
     assert torch.equal(one, two) and three.isfinite()
 
 
+def test_without_weight_unequal_widths_are_not_compared():
+    assert terms(method(d_t=D + 2, beta=0.0), features(1), features(2, D + 2))["dask"].isfinite()
+
+
 def test_the_difference_does_not_move_the_teachers_map():
     """Else both maps could shrink to one point."""
     dask = method(
