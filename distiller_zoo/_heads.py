@@ -173,15 +173,13 @@ class Rotated(WithHeads):
             raise UserError(f"{self.name} also rotates the teacher's images: in a combination, put it first")
         if self.cfg.rotations == TURNS and _last and _last[0][0]() is batch and _last[0][1] == self.image:
             return _last[0][2]
-        views, b = rotations(batch.inputs[self.image]), len(batch)
+        flat, b = rotations(batch.inputs[self.image]).flatten(0, 1), len(batch)
         turns = torch.arange(TURNS, device=batch.target.device).expand(b, TURNS)
         if self.cfg.rotations < TURNS:
             drawn = torch.rand(b, TURNS - 1, generator=self.rng, device=turns.device).argsort(1)
             turns = torch.cat([turns[:, :1], 1 + drawn[:, : self.cfg.rotations - 1]], 1)
             places = turns + TURNS * torch.arange(b, device=turns.device)[:, None]
-            flat = views.flatten(0, 1).index_select(0, places.flatten())
-        else:
-            flat = views.flatten(0, 1)
+            flat = flat.index_select(0, places.flatten())
         num = self.cfg.rotations
         inputs = {k: x.repeat_interleave(num, 0) for k, x in batch.inputs.items() if k != self.image}
         inputs[self.image] = flat.permute(0, 3, 1, 2)
