@@ -130,7 +130,7 @@ class Task(nn.Module):
             )
         batch = self._batch(images, targets, index)
         if not self.training:
-            logits = self.deployed_logits(batch.inputs)
+            logits = Deployed(self.student, self.method, bare=True)(batch.inputs)["student"]
             return {"loss": nn.functional.cross_entropy(logits, targets), "logits": logits, "terms": {}}
         if self._batch_size not in (None, len(targets)):
             raise UserError(
@@ -162,9 +162,6 @@ class Task(nn.Module):
         """Call it after optimizer.step(): it updates memory banks with the features."""
         kept, self._kept = self._kept, []
         self._objective.after_step(kept)
-
-    def deployed_logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return Deployed(self.student, self.method, bare=True)(inputs)["student"]
 
     def deployed(self) -> nn.Module:
         """A copy of the deployed student: an nn.Module in eval mode, images [B, C, H, W] -> logits [B, K]."""

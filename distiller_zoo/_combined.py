@@ -139,10 +139,12 @@ class Combined(Distiller):
         return terms
 
     def weights(self, progress: Progress) -> dict[str, float]:
-        weights: dict[str, float] = {}
-        for m in self.each():
-            weights.update(m.weights(progress))
-        return {**weights, "cls": self.cfg.cls, "div": self.cfg.div}
+        """Those of all members; cls and div as the member says that changes them over time, such as kdpp."""
+        own = [(m.cfg, m.weights(progress)) for m in self.each()]
+        cls = min((w.get("cls", c.cls) / c.cls for c, w in own if c.cls), default=1.0)
+        div = min((w.get("div", c.div) / c.div for c, w in own if c.div), default=1.0)
+        weights = {name: weight for _, w in own for name, weight in w.items()}
+        return weights | {"cls": self.cfg.cls * cls, "div": self.cfg.div * div}
 
     def div_rows(self, z_s: Tensor, z_t: Tensor) -> Tensor | None:
         own = next((m for m in self.each() if type(m).div_rows is not Distiller.div_rows), None)

@@ -80,6 +80,12 @@ class WithHeads(Distiller):
         out = super().readouts(features)
         return out | {head: features[head].unflatten(1, (-1, self.per_class)).sum(2) for head in self.reported()}
 
+    def entropy_of_heads(self, features: Features, batch: Batch) -> Tensor:
+        """Sum over heads of the cross-entropy, mean over B*V."""
+        labels, num = batch.target if batch.soft_target is None else batch.soft_target, len(self.heads)
+        target = labels.repeat_interleave(batch.views, 0).repeat(num, *[1] * (labels.ndim - 1))
+        return num * self.cross_entropy(stacked(features, self.heads), target)
+
 
 class HeadTeacher(WithHeads):
     """Trains a network and its heads on labels; with a frozen backbone only the heads."""
@@ -167,15 +173,13 @@ class Rotated(WithHeads):
             raise UserError(f"{self.name} also rotates the teacher's images: in a combination, put it first")
         if self.cfg.rotations == TURNS and _last and _last[0][0]() is batch and _last[0][1] == self.image:
             return _last[0][2]
-        views, b = rotations(batch.inputs[self.image]), len(batch)
+        flat, b = rotations(batch.inputs[self.image]).flatten(0, 1), len(batch)
         turns = torch.arange(TURNS, device=batch.target.device).expand(b, TURNS)
         if self.cfg.rotations < TURNS:
             drawn = torch.rand(b, TURNS - 1, generator=self.rng, device=turns.device).argsort(1)
             turns = torch.cat([turns[:, :1], 1 + drawn[:, : self.cfg.rotations - 1]], 1)
             places = turns + TURNS * torch.arange(b, device=turns.device)[:, None]
-            flat = views.flatten(0, 1).index_select(0, places.flatten())
-        else:
-            flat = views.flatten(0, 1)
+            flat = flat.index_select(0, places.flatten())
         num = self.cfg.rotations
         inputs = {k: x.repeat_interleave(num, 0) for k, x in batch.inputs.items() if k != self.image}
         inputs[self.image] = flat.permute(0, 3, 1, 2)
@@ -189,7 +193,8 @@ class Rotated(WithHeads):
 
     def joint_entropy(self, features: Features, heads: Sequence[str], batch: Batch) -> Tensor:
         """Sum over heads of the cross-entropy of (class, rotation)."""
-        rows = F.cross_entropy(stacked(features, heads), joint_labels(batch, len(heads)), reduction="none")
+        weights = None if self.class_weights is None else self.class_weights.repeat_interleave(TURNS)
+        rows = F.cross_entropy(stacked(features, heads), joint_labels(batch, len(heads)), weights, reduction="none")
         return len(heads) * over_views(rows, self.view_weights)
 
     def head_kl(self, s: Features, t: Features, pairs: Mapping[str, str]) -> Tensor:

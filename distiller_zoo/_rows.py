@@ -8,11 +8,20 @@ from torch import Tensor
 from distiller_zoo._math import kl_rows, log_binary, non_target
 
 
+def target_class(
+    z_s: Tensor, z_t: Tensor, labels: Tensor, temperature: float, labels_t: Tensor | None = None
+) -> Tensor:
+    """[R] T^2 KL(b_t || b_s) of the two-way distributions, label against rest. labels_t: another class for the
+    teacher."""
+    log_b_s = log_binary(z_s / temperature, labels)
+    log_b_t = log_binary(z_t / temperature, labels if labels_t is None else labels_t)
+    return F.kl_div(log_b_s, log_b_t, reduction="none", log_target=True).sum(1) * temperature**2
+
+
 def dkd_rows(z_s: Tensor, z_t: Tensor, labels: Tensor, parts: tuple[float, float], temperature: float) -> Tensor:
     """[R] alpha * TCKD + beta * NCKD of every row; parts: alpha and beta."""
     alpha, beta = parts
-    log_b_s, log_b_t = log_binary(z_s / temperature, labels), log_binary(z_t / temperature, labels)
-    tckd = F.kl_div(log_b_s, log_b_t, reduction="none", log_target=True).sum(1) * temperature**2
+    tckd = target_class(z_s, z_t, labels, temperature)
     nckd = kl_rows(non_target(z_s, labels), non_target(z_t, labels), temperature)
     return alpha * tckd + beta * nckd
 

@@ -132,15 +132,6 @@ def averaged_over_ranks(gradients: Gradients) -> Gradients:
     return gradients
 
 
-def average_gradients(params: Sequence[nn.Parameter]) -> None:
-    """Mean over ranks, for parameters that live outside the DDP root (isolated phases)."""
-    if dist.is_initialized():
-        for p in params:
-            if p.grad is not None:
-                dist.all_reduce(p.grad)
-                p.grad /= dist.get_world_size()
-
-
 def full_precision(features: Features) -> Features:
     """Losses are computed in float32, even if the forward pass ran under autocast."""
     low = (torch.bfloat16, torch.float16)
@@ -269,7 +260,7 @@ class Objective:
             with thawed(params):
                 terms = phase.terms(detached(s), detached(t), batch, progress)
                 weighted_sum(terms, weights).backward()
-                average_gradients(params)
+                averaged_over_ranks([p.grad for p in params])  # in place; DDP leaves these parameters out
                 optimizer.step()
             seen.update(detached(terms))
         return seen

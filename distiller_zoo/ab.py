@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +11,18 @@ from torch import Tensor, nn
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms, UserError
 from distiller_zoo._math import squared_error
 from distiller_zoo._stages import paired_stages, preact, resizing_conv, shown, unequal_stages
-from distiller_zoo.base import Distiller, StagePairs
+from distiller_zoo.base import Distiller, StagePairs, WithoutKL
 
 MARGIN = 1.0
 SCALE = 3 / 1000  # of the published loss
 
 
-class Connector(nn.Module):
+class Connector(nn.Sequential):
     """A student's map in the shape of the teacher's; without ReLU, as values of both signs are needed."""
 
     def __init__(self, conv: nn.Module, c_t: int):
         super().__init__()
         self.conv, self.bn = conv, nn.BatchNorm2d(c_t)
-
-    def forward(self, f_s: Tensor) -> Tensor:
-        return self.bn(self.conv(f_s))
 
 
 def boundary(f_s: Tensor, f_t: Tensor) -> Tensor:
@@ -84,9 +80,8 @@ class AB(Distiller):
     before = ABInit
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(WithoutKL):
         beta: float = 1.0  # part of the published run name; the second stage has no term of its own
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     @classmethod
     def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:

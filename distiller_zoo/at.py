@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import attention_map, pool_to_smaller
-from distiller_zoo.base import Distiller, StagePairs
+from distiller_zoo.base import StagePairs, WithoutKL
 
 
 class AT(StagePairs):
@@ -22,9 +20,8 @@ class AT(StagePairs):
     name = "at"
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(WithoutKL):
         beta: float = 1000.0
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         loss = s["logits"].new_zeros(())

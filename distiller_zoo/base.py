@@ -280,7 +280,8 @@ class Distiller(nn.Module):
     def unused(self, student: Tapped) -> Sequence[nn.Parameter]:
         """Student parameters without a gradient. By default those after the taps, if no term reads the logits."""
         weights = self.weights(Progress())
-        if self.reads_logits or weights.get("cls") or weights.get("div"):
+        later = ("cls" in weights and self.cfg.cls) or ("div" in weights and self.cfg.div)  # as kdpp's div begins at 0
+        if self.reads_logits or weights.get("cls") or weights.get("div") or later:
             return ()
         return unreached(student)
 
@@ -395,6 +396,13 @@ class Distiller(nn.Module):
             rows = kl_rows(*seen)
         rows = self.weighted_rows(rows, z_s, z_t)
         return rows.mean() if views is None else over_views(rows, views)
+
+
+@dataclass(frozen=True)
+class WithoutKL(Distiller.Config):
+    """Settings of a method that was published without the logit KL."""
+
+    authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
 
 class Peers(Distiller):

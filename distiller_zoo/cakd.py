@@ -93,22 +93,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q / math.sqrt(q.shape[-1]) @ k.mT).softmax(-1) @ v
 
 
-def mean_products(a: Tensor, b: Tensor, heads: int) -> Tensor:
-    """a b^T, mean over heads: [B, P, H * d] each -> [B, P, P], before any scale.
-
-    The mean of the heads' products is the product of the whole rows divided by H, which avoids H maps.
-    """
-    return a @ b.mT / heads
-
-
 def relations(qkv: Tensor, heads: int, scaled_values: bool = True) -> tuple[Tensor, Tensor]:
     """q k^T / sqrt(d) and v v^T / sqrt(d), both before any softmax and mean over heads; qkv: [B, 3, P, H * d].
 
-    scaled_values: whether the second has its scale, which the published code omits for the teacher.
+    scaled_values: whether the second has its scale, which the published code omits for the teacher. The mean of the
+    heads' products is the product of the whole rows divided by H, which avoids H maps.
     """
     q, k, v = qkv.unbind(1)
     scale = math.sqrt(q.shape[2] / heads)
-    return mean_products(q, k, heads) / scale, mean_products(v, v, heads) / (scale if scaled_values else 1.0)
+    return q @ k.mT / heads / scale, v @ v.mT / heads / (scale if scaled_values else 1.0)
 
 
 def token_critic(width: int) -> nn.Sequential:

@@ -55,10 +55,8 @@ class CATKD(LastMaps):
         return head(pooled.flatten(2).mT).mT
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
-        maps_s, maps_t = (
-            self._class_maps(s[self.last_s], self.student_head),
-            self._class_maps(t[self.last_t], self.teacher_head),
-        )
+        maps_s = self._class_maps(s[self.last_s], self.student_head)
+        maps_t = self._class_maps(t[self.last_t], self.teacher_head)
         return {**s, "cat_kd.maps": maps_s}, {**t, "cat_kd.maps": maps_t}
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 
 from core.option import option, within
 from core.protocols import Batch, Context, Features, Progress, Terms
-from distiller_zoo.base import PooledVectors
+from distiller_zoo.base import PooledVectors, WithoutKL
 
 
 class CC(PooledVectors):
@@ -24,10 +22,9 @@ class CC(PooledVectors):
     relational = True
 
     @dataclass(frozen=True)
-    class Config(PooledVectors.Config):
+    class Config(WithoutKL):
         beta: float = 0.02
         feat_dim: int = option(128, "width of the embeddings", "--feat_dim", check=within(least=1, most=2**20))
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ from core.option import option, positive, probability, within
 from core.protocols import Batch, Context, Features, Progress, Terms
 from crd.criterion import NCECriterion
 from crd.memory import ContrastSampler, MemoryBank
-from distiller_zoo.base import PooledVectors
+from distiller_zoo.base import PooledVectors, WithoutKL
 
 
 class Embed(nn.Module):
@@ -37,7 +35,7 @@ class CRD(PooledVectors):
     by_index = True
 
     @dataclass(frozen=True)
-    class Config(PooledVectors.Config):
+    class Config(WithoutKL):
         beta: float = 0.8
         feat_dim: int = option(128, "width of the embeddings", "--feat_dim", check=within(least=1, most=2**20))
         mode: str = option(
@@ -49,7 +47,6 @@ class CRD(PooledVectors):
         nce_k: int = option(16384, "negatives per anchor", "--nce_k", check=within(least=1, most=2**24))
         nce_t: float = option(0.07, "temperature of the scores", "--nce_t", check=positive)
         nce_m: float = option(0.5, "momentum of the memory banks", "--nce_m", check=probability)
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

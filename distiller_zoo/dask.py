@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from core.option import not_negative, option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
-from distiller_zoo._math import angles, distances
+from distiller_zoo._math import angles, distances, labels_of
 from distiller_zoo._stages import pooled_tap
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Distiller, LastMaps
 
 ANCHOR_T = 0.1  # temperature of the cosines to the class vectors
 LEARNED = 300  # values of a learned class vector; as many as GloVe has
@@ -70,7 +70,7 @@ class Shared(nn.Module):
         return F.normalize(self.of_student(e_s)), F.normalize(self.of_teacher(e_t)), F.normalize(self.vectors)
 
 
-class DASK(Distiller):
+class DASK(LastMaps):
     """On features s_i, t_i [B, D] of the semantic layers:
 
     L_D: smooth L1 (beta 1) of the distances divided by their mean, mean over B^2. L_A: smooth L1 of the cosines at the
@@ -80,6 +80,7 @@ class DASK(Distiller):
     """
 
     name = "dask"
+    tap_of = staticmethod(feature_tap)
     reads_labels = True
 
     @dataclass(frozen=True)
@@ -100,45 +101,38 @@ class DASK(Distiller):
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
-        assert ctx.teacher is not None
-        self.tap_s, self.tap_t = (feature_tap(side.spec, self.name) for side in (ctx.student, ctx.teacher))
         self.shared: Shared | None = None
         if cfg.variant == "committed" or not cfg.semantic or not cfg.beta:
             return
-        d_s, d_t = (
-            ctx.student.shapes[self.tap_s][0],
-            ctx.teacher.shapes[self.tap_t][0],
-        )
+        d_s, d_t = ctx.student.shapes[self.last_s][0], ctx.teacher.shapes[self.last_t][0]
         if cfg.glove or d_s != d_t:
             vectors = read_class_vectors(cfg.glove, ctx.num_classes) if cfg.glove else None
             self.shared = Shared(d_s, d_t, vectors, ctx.num_classes, ctx.init_rng)
 
     @classmethod
     def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
-        if cfg.variant == "committed":
-            return Needs()
-        return Needs((feature_tap(student, cls.name),), (feature_tap(teacher, cls.name),))
+        return Needs() if cfg.variant == "committed" else super().needs(cfg, student, teacher)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         if self.shared is None:
             return s, t
-        in_space, target, vectors = self.shared(s[self.tap_s], t[self.tap_t])
+        in_space, target, vectors = self.shared(s[self.last_s], t[self.last_t])
         return {**s, "dask.space": in_space, "dask.vectors": vectors}, {**t, "dask.space": target}
 
     def _semantic(self, s: Features, t: Features, batch: Batch) -> Tensor:
         if self.shared is None:
-            return F.mse_loss(s[self.tap_s], t[self.tap_t])
+            return F.mse_loss(s[self.last_s], t[self.last_t])
         in_space, target, vectors = s["dask.space"], t["dask.space"], s["dask.vectors"]
-        anchored = sum(F.cross_entropy(e @ vectors.T / ANCHOR_T, batch.target) for e in (in_space, target))
+        anchored = sum(F.cross_entropy(e @ vectors.T / ANCHOR_T, labels_of(batch)) for e in (in_space, target))
         return (in_space - target.detach()).pow(2).sum(1).mean() + anchored
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         if self.cfg.variant == "committed":
             return {}
-        e_s, e_t = s[self.tap_s], t[self.tap_t]
+        e_s, e_t = s[self.last_s], t[self.last_t]
         loss = self.cfg.distance * F.smooth_l1_loss(distances(e_s), distances(e_t))
         loss = loss + self.cfg.angle * F.smooth_l1_loss(angles(e_s), angles(e_t))
-        if self.cfg.semantic:
+        if self.cfg.semantic and self.cfg.beta:  # with -b 0 there is no shared space for unequal widths
             loss = loss + self.cfg.semantic * self._semantic(s, t, batch)
         return {"dask": loss}
 

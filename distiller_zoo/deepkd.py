@@ -11,16 +11,11 @@ from torch import Tensor
 
 from core.option import not_negative, option, positive, within
 from core.protocols import Batch, Context, Features, Part, Progress, Terms, UserError
-from distiller_zoo._math import kl_rows, labels_of, log_binary, non_target, warmed_up
+from distiller_zoo._math import kl_rows, labels_of, non_target, warmed_up
+from distiller_zoo._rows import target_class
 from distiller_zoo.base import Distiller
 
 LEAST = 0.05  # share of the classes that the dynamic mask begins with
-
-
-def target_class(z_s: Tensor, z_t: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """[B] T^2 KL of the two-way distributions, label against rest."""
-    log_b_s, log_b_t = (log_binary(z / temperature, labels) for z in (z_s, z_t))
-    return F.kl_div(log_b_s, log_b_t, reduction="none", log_target=True).sum(1) * temperature**2
 
 
 def other_classes(z_s: Tensor, z_t: Tensor, labels: Tensor, temperature: float, top: int = 0) -> Tensor:

@@ -12,8 +12,8 @@ from distiller_zoo.base import Distiller
 
 
 class DOT(Distiller):
-    """Only the common terms, with two momentum buffers: mu - delta for cross-entropy, mu + delta for all distillation
-    terms, including those of other methods (dkd+dot). mu is --momentum.
+    """Only the common terms, with two momentum buffers: mu - delta for cls, mu + delta for all other terms, including
+    those of other methods (dkd+dot; with mlkd also the strong view's cross-entropy, mlkd_cls). mu is --momentum.
 
     The two gradients are computed separately; weight decay is added to that of cross-entropy.
     """

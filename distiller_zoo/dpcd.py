@@ -16,8 +16,8 @@ from torch import Tensor
 from core.option import check_range, not_negative, option, positive
 from core.protocols import Batch, Context, Features, Progress, Terms, UserError
 from crd.memory import gathered
-from distiller_zoo._heads import WithHeads, stacked
-from distiller_zoo._math import kl, labels_of, log_binary, non_target
+from distiller_zoo._heads import WithHeads
+from distiller_zoo._math import kl, labels_of, log_binary, non_target, warmed_up
 
 THRESHOLDS = ((0.60, 0.65), (0.65, 0.70), (0.70, 0.75))  # of each tier: before the history is full, then its quantile
 EMA = 0.9
@@ -137,7 +137,7 @@ class DPCD(WithHeads):
         """[B] of this process; afterwards every process knows those of all. The last batch may be of unequal parts."""
         is_real = torch.ones_like(confidence)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            missing = self.batch_size - len(confidence)
+            missing = max(self.batch_size - len(confidence), 0)  # several views of a sample exceed the batch size
             confidence, is_real = (gathered(F.pad(x, (0, missing))) for x in (confidence, is_real))
         count = is_real.sum()
         mean = (confidence * is_real).sum() / count
@@ -160,7 +160,7 @@ class DPCD(WithHeads):
         return (1 + rho).clamp(0.5, 2.0), (self.cfg.base * (1 - 0.5 * rho)).clamp(self.cfg.least, self.cfg.most)
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
-        labels, temperature, num = labels_of(batch), self.cfg.temperature, len(self.heads)
+        labels, temperature = labels_of(batch), self.cfg.temperature
         self._remember(t["logits"].softmax(1).gather(1, labels[:, None]).squeeze(1))
         alpha, beta = self.path_weights(progress.global_step)
         z_s, z_t = self.comparable(s["logits"]), self.comparable(t["logits"])
@@ -173,12 +173,10 @@ class DPCD(WithHeads):
             "dpcd_ced": consensus(z, labels, self.teachers, self.students, self.cfg),
         }
         if self.cfg.cls:
-            target = labels if batch.soft_target is None else batch.soft_target.repeat_interleave(batch.views, 0)
-            target = target.repeat(num, *[1] * (target.ndim - 1))
-            terms["dpcd_heads"] = num * F.cross_entropy(stacked(s, self.heads), target)
+            terms["dpcd_heads"] = self.entropy_of_heads(s, batch)
         return terms
 
     def weights(self, progress: Progress) -> dict[str, float]:
-        ramp = min((progress.epoch - 1) / self.cfg.ramp, 1.0) if self.cfg.ramp else 1.0
+        ramp = warmed_up(progress.epoch - 1, self.cfg.ramp)  # the published epochs begin at 0
         own = {"dpcd": self.cfg.beta * ramp, "dpcd_ced": self.cfg.beta, "dpcd_heads": self.cfg.cls}
         return super().weights(progress) | own

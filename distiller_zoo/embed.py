@@ -5,9 +5,8 @@ D(g(f_s), f_t) of pooled vectors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from core.option import not_negative, option
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._stages import as_map, places_tap, pooled_tap, pooled_width
-from distiller_zoo.base import Distiller
+from distiller_zoo.base import Distiller, WithoutKL
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -47,7 +46,7 @@ class Embed(Distiller):
     several_teachers = True
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(WithoutKL):
         beta: float = 1.0
         loss: str = option("cosine", "how the vectors are compared", "--embed_loss", choices=tuple(LOSSES))
         projector: str = option(
@@ -66,7 +65,6 @@ class Embed(Distiller):
         local: float = option(
             0.0, "weight of the loss on patch tokens, or the last map", "--embed_local", check=not_negative
         )
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -98,19 +98,10 @@ class FCFD(Distiller):
         self.stages = [a for a, _ in paired_stages(ctx.student.spec, ctx.teacher.spec, self.name)]
         self.bridges = nn.ModuleDict()
         for number, stage in enumerate(self.stages, 1):
-            ways = ((TEACHER, STUDENT), (STUDENT, TEACHER))[: 1 if stage == self.stages[-1] else 2]
-            self.bridges[str(number)] = nn.ModuleDict(
-                {
-                    to: nn.ModuleDict(
-                        {
-                            start: bridge(
-                                sides[start].shapes[stage], sides[to].shapes[stage], ends_in_relu(sides[to].spec, stage)
-                            )
-                        }
-                    )
-                    for to, start in ways
-                }
-            )
+            self.bridges[str(number)] = both = nn.ModuleDict()
+            for to, start in ((TEACHER, STUDENT), (STUDENT, TEACHER))[: 1 if stage == self.stages[-1] else 2]:
+                shapes = sides[start].shapes[stage], sides[to].shapes[stage]
+                both[to] = nn.ModuleDict({start: bridge(*shapes, ends_in_relu(sides[to].spec, stage))})
         self.switches = [(to, i) for to in (TEACHER, STUDENT) for i in range(1, len(self.stages))]
         self.seed, self.steps = ctx.init_rng.initial_seed(), 0  # the same in every process
 

@@ -57,10 +57,8 @@ class FitNet(Distiller):
         self.shrink_teacher: nn.Module = nn.Identity()
         conv = resizing_conv(shape_s, shape_t)
         if conv is None:  # as the SimKD toolbox does; RepDistiller refuses
-            conv, self.shrink_teacher = (
-                nn.Conv2d(shape_s[0], shape_t[0], 3, padding=1),
-                nn.AdaptiveAvgPool2d(shape_s[1:]),
-            )
+            conv = nn.Conv2d(shape_s[0], shape_t[0], 3, padding=1)
+            self.shrink_teacher = nn.AdaptiveAvgPool2d(shape_s[1:])
         self.conv = conv
         self.bn = nn.BatchNorm2d(shape_t[0])
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,7 +12,7 @@ from torch import Tensor
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms, UserError
 from distiller_zoo._math import pool_to_smaller
 from distiller_zoo._stages import require_equal_channels, unequal_stages
-from distiller_zoo.base import Distiller, StagePairs
+from distiller_zoo.base import Distiller, StagePairs, WithoutKL
 
 
 def flow(top: Tensor, bottom: Tensor) -> Tensor:
@@ -60,9 +59,8 @@ class FSP(Distiller):
     before = FSPInit
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(WithoutKL):
         beta: float = 50.0  # part of the published run name; the second stage has no term of its own
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     @classmethod
     def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._math import attention_map, pool_to_smaller, squared_error
 from distiller_zoo._stages import last_stage
-from distiller_zoo.base import Distiller, LastMaps
+from distiller_zoo.base import Distiller, LastMaps, WithoutKL
 
 PARAPHRASE_RATE = 0.5  # width of a factor over width of the teacher's map
 RESNET_LR = 0.01  # of the first stage, with these students
@@ -40,16 +39,13 @@ class Paraphraser(nn.Module):
         return self.encoder(f_t)
 
 
-class Translator(nn.Module):
+class Translator(nn.Sequential):
     """The student's map in the shape of a factor."""
 
     def __init__(self, c_s: int, c_t: int):
         super().__init__()
         width = int(c_t * PARAPHRASE_RATE)
         self.encoder = layers(nn.Conv2d, (c_s, c_s, width, width), nn.BatchNorm2d)
-
-    def forward(self, f_s: Tensor) -> Tensor:
-        return self.encoder(f_s)
 
 
 class FTInit(Distiller):
@@ -93,9 +89,8 @@ class FT(LastMaps):
     before = FTInit
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(WithoutKL):
         beta: float = 200.0
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
@@ -104,12 +99,9 @@ class FT(LastMaps):
 
     @classmethod
     def notes(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Sequence[str]:
-        lr = FTInit.constant_lr(cfg, student)
-        return (
-            ()
-            if lr is None
-            else (f"ft: its first stage runs at learning rate {lr}, as published for resnets and wrns",)
-        )
+        if (lr := FTInit.constant_lr(cfg, student)) is None:
+            return ()
+        return (f"ft: its first stage runs at learning rate {lr}, as published for resnets and wrns",)
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
         s_factor, t_factor = self.translator(s[self.last_s]), self.paraphraser(t[self.last_t])

@@ -39,6 +39,7 @@ class HKD(StagePairs):
     """
 
     name = "hkd"
+    relational = True
     follows_time = True
 
     @dataclass(frozen=True)

@@ -33,7 +33,6 @@ class HSAKD(Rotated):
     over all views, T = 3. Nothing but KD trains the student's heads, and they are dropped at test time."""
 
     name = "hsakd"
-    reads_labels = True
 
     @dataclass(frozen=True)
     class Config(Rotated.Config):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from core.protocols import Batch, Features, ModelSpec, Needs, Progress, Terms
 from distiller_zoo._heads import Rotated, auxiliary_heads
 from distiller_zoo._math import detached
@@ -16,12 +14,8 @@ class HSAKDOnline(Peers, Rotated):
 
     name = "hsakd_online"
 
-    @dataclass(frozen=True)
-    class Config(Rotated.Config):
-        pass
-
     @classmethod
-    def needs(cls, cfg: Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
+    def needs(cls, cfg: Rotated.Config, student: ModelSpec, teacher: ModelSpec | None) -> Needs:
         heads = auxiliary_heads(student, cls.name)
         return Needs(heads, heads)
 

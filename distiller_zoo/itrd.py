@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from core.option import not_negative, option, positive, within
 from core.protocols import Batch, Context, Features, Progress, Terms
 from distiller_zoo._stages import refuse_single_samples
-from distiller_zoo.base import PooledVectors
+from distiller_zoo.base import PooledVectors, WithoutKL
 
 EPS = 1e-6  # on the deviation of a dimension; the published code divides 0 by 0 where a channel is constant
 
@@ -50,7 +48,7 @@ class ITRD(PooledVectors):
     name = "itrd"
 
     @dataclass(frozen=True)
-    class Config(PooledVectors.Config):
+    class Config(WithoutKL):
         beta: float = 1.0
         correlation_weight: float = option(2.0, "weight of the correlation term", "--itrd_correlation", check=positive)
         mutual_weight: float = option(
@@ -65,7 +63,6 @@ class ITRD(PooledVectors):
             "--itrd_alpha",
             check=within(least=0.5),
         )
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -72,15 +72,14 @@ class KDPP(PooledVectors):
     def prepare_teacher(self, seen: Callable[[], Iterable[tuple[Features, Batch]]]) -> None:
         sums, counts = torch.zeros_like(self.class_means), torch.zeros_like(self.class_means[:, 0])
         for t, batch in seen():
-            sums.index_add_(0, batch.target, t["pooled"])
-            counts += torch.bincount(batch.target, minlength=len(counts))
+            labels = labels_of(batch)  # as in terms(): of a mixed image that of the larger share
+            sums.index_add_(0, labels, t["pooled"])
+            counts += torch.bincount(labels, minlength=len(counts))
         counts = summed_over_ranks(counts).clamp_min(1)
         self.class_means.copy_(summed_over_ranks(sums) / counts[:, None])
 
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
-        if self.fc1 is None:
-            return {**s, "kdpp.vector": s["pooled"]}, t
-        return {**s, "kdpp.vector": self.fc1(s["pooled"])}, t
+        return {**s, "kdpp.vector": s["pooled"] if self.fc1 is None else self.fc1(s["pooled"])}, t
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         directions = F.normalize(self.class_means, eps=EPS)[labels_of(batch)]

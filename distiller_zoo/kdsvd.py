@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,7 @@ from torch import Tensor
 from core.protocols import Batch, Context, Features, Progress, Terms, UserError
 from distiller_zoo._math import gram
 from distiller_zoo._stages import require_equal_channels
-from distiller_zoo.base import Distiller, StagePairs
+from distiller_zoo.base import StagePairs, WithoutKL
 
 CANDIDATES = 4  # singular vectors of the student among which the teacher's first one finds its counterpart
 SOFTNESS = 1e-4  # below this share of the largest eigenvalue two eigenvalues count as equal
@@ -68,9 +66,8 @@ class KDSVD(StagePairs):
     name = "kdsvd"
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(WithoutKL):
         beta: float = 1.0
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -28,6 +28,7 @@ class LumiNet(LogitLoss):
     """
 
     name = "luminet"
+    relational = True
 
     @dataclass(frozen=True)
     class Config(LogitLoss.Config):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -12,7 +10,7 @@ from torch import nn
 from core.option import option, within
 from core.protocols import Batch, Context, Features, Progress, Terms
 from distiller_zoo._math import pool_to_smaller, squared_error
-from distiller_zoo.base import LastMaps
+from distiller_zoo.base import LastMaps, WithoutKL
 
 
 class MGD(LastMaps):
@@ -27,12 +25,11 @@ class MGD(LastMaps):
     name = "mgd"
 
     @dataclass(frozen=True)
-    class Config(LastMaps.Config):
+    class Config(WithoutKL):
         beta: float = 7e-5
         mask: float = option(
             0.15, "share of the student's channels that is hidden", "--mgd_mask", check=within(least=0, most=0.99)
         )
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

@@ -66,7 +66,8 @@ class NORM(LastMaps):
     The student gets two 1x1 convolutions behind its last stage: E = BN(conv(F_s)) with N * C_t channels, and
     F_s + BN(conv(E)) is what its classifier pools; both are deployed. The larger map is max-pooled to the smaller. Its
     logits and the teacher's are levelled, 2.5 * LayerNorm(z), for every term and for what is reported; that changes no
-    prediction. With N = 1 the published code leaves the layers out; here they stay.
+    prediction. With N = 1 the published code leaves the layers out; here they stay. On ImageNet the third weight of the
+    ramp was 0.9.
     """
 
     name = "norm"

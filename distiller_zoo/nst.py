@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import gram, pool_to_smaller
-from distiller_zoo.base import Distiller, StagePairs
+from distiller_zoo.base import StagePairs, WithoutKL
 
 EPS = 1e-12  # of a length
 
@@ -43,9 +41,8 @@ class NST(StagePairs):
     name = "nst"
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(WithoutKL):
         beta: float = 50.0
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         loss = s["logits"].new_zeros(())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms
 from distiller_zoo._math import pool_to_smaller, squared_error
 from distiller_zoo._stages import preact
-from distiller_zoo.base import StagePairs
+from distiller_zoo.base import StagePairs, WithoutKL
 
 
 def margin_of(f_t: Tensor) -> Tensor:
@@ -42,9 +40,8 @@ class OFD(StagePairs):
     deepest = True
 
     @dataclass(frozen=True)
-    class Config(StagePairs.Config):
+    class Config(WithoutKL):
         beta: float = 1e-3
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

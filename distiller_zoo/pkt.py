@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from core.protocols import Batch, Features, Progress, Terms
-from distiller_zoo.base import PooledVectors
+from distiller_zoo.base import PooledVectors, WithoutKL
 
 EPS = 1e-7
 
@@ -28,9 +26,8 @@ class PKT(PooledVectors):
     relational = True
 
     @dataclass(frozen=True)
-    class Config(PooledVectors.Config):
+    class Config(WithoutKL):
         beta: float = 30000.0
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         p_s, p_t = neighbourhood(s["pooled"]), neighbourhood(t["pooled"])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.protocols import Batch, Context, Features, ModelSpec, Progress, Terms
-from distiller_zoo._math import squared_error
+from distiller_zoo._math import squared_error, warmed_up
 from distiller_zoo._stages import pooled_tap, refuse_single_samples
-from distiller_zoo.base import StagePairs
+from distiller_zoo.base import StagePairs, WithoutKL
 
 WIDEST = 512  # of the fused maps
 WARM_UP = 20  # epochs over which the weight grows to its full value
@@ -80,9 +79,8 @@ class ReviewKD(StagePairs):
     deepest = True
 
     @dataclass(frozen=True)
-    class Config(StagePairs.Config):
+    class Config(WithoutKL):
         beta: float = 5.0
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
@@ -120,4 +118,4 @@ class ReviewKD(StagePairs):
 
     def weights(self, progress: Progress) -> dict[str, float]:
         weights = super().weights(progress)
-        return {**weights, self.name: weights[self.name] * min(progress.epoch / WARM_UP, 1.0)}
+        return {**weights, self.name: weights[self.name] * warmed_up(progress.epoch, WARM_UP)}

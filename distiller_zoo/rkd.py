@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 
 from core.option import not_negative, option
-from core.protocols import Batch, Context, Features, Progress, Terms
+from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import angles, distances
-from distiller_zoo.base import PooledVectors
+from distiller_zoo.base import PooledVectors, WithoutKL
 
 
 class RKD(PooledVectors):
@@ -21,18 +19,13 @@ class RKD(PooledVectors):
     relational = True
 
     @dataclass(frozen=True)
-    class Config(PooledVectors.Config):
+    class Config(WithoutKL):
         beta: float = 1.0
         distance: float = option(25.0, "weight of the distances within the term", check=not_negative)
         angle: float = option(50.0, "weight of the angles within the term", check=not_negative)
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
-
-    def __init__(self, cfg: Config, ctx: Context):
-        super().__init__(cfg, ctx)
-        self.weight_d, self.weight_a = cfg.distance, cfg.angle
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         e_s, e_t = s["pooled"], t["pooled"]
         loss_d = F.smooth_l1_loss(distances(e_s), distances(e_t))
         loss_a = F.smooth_l1_loss(angles(e_s), angles(e_t))
-        return {"rkd": self.weight_d * loss_d + self.weight_a * loss_a}
+        return {"rkd": self.cfg.distance * loss_d + self.cfg.angle * loss_a}

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from core.option import not_negative, option, positive
 from core.protocols import Batch, Features, Progress, Terms
-from distiller_zoo._math import labels_of, log_binary, warmed_up
+from distiller_zoo._math import labels_of, warmed_up
+from distiller_zoo._rows import target_class
 from distiller_zoo.base import LogitLoss
-
-
-def sample_confidence(z_s: Tensor, z_t: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """[B] T^2 KL(b_t || b_s): the teacher's largest probability against the student's probability of the label."""
-    log_b_s = log_binary(z_s / temperature, labels)
-    log_b_t = log_binary(z_t / temperature, z_t.argmax(1))
-    return F.kl_div(log_b_s, log_b_t, reduction="none", log_target=True).sum(1) * temperature**2
 
 
 def masked_correlation(z_s: Tensor, z_t: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -34,8 +27,9 @@ def masked_correlation(z_s: Tensor, z_t: Tensor, labels: Tensor, temperature: fl
 
 
 class RLD(LogitLoss):
-    """alpha * sample_confidence() + beta * masked_correlation(), mean over B; the weight of their sum rises linearly.
+    """alpha * target_class() + beta * masked_correlation(), mean over B; the weight of their sum rises linearly.
 
+    The first, the sample confidence, compares the teacher's largest probability with the student's of the label.
     Equals dkd where the teacher is right, but for classes that tie with the label. The authors' command sets the
     temperature of the confidence to that of the correlation: --rld_alpha_T 4.
     """
@@ -63,7 +57,7 @@ class RLD(LogitLoss):
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         z_s, z_t, labels = self.comparable(s["logits"]), self.comparable(t["logits"]), labels_of(batch)
-        rows = self.cfg.confidence * sample_confidence(z_s, z_t, labels, self.cfg.alpha_T)
+        rows = self.cfg.confidence * target_class(z_s, z_t, labels, self.cfg.alpha_T, z_t.argmax(1))
         rows = rows + self.cfg.correlation * masked_correlation(z_s, z_t, labels, self.cfg.temperature)
         return {"rld": self.over_rows(rows, s["logits"], t["logits"])}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.option import not_negative, option, positive
 from core.protocols import Batch, Context, Features, ModelSpec, Needs, Progress, Terms, UserError
@@ -82,13 +82,9 @@ class SDD(LastMaps):
             raise UserError("sdd scores regions of clips, not frames: leave --frame_logits out")
         return super().needs(cfg, student, teacher)
 
-    def _region_logits(self, f: Tensor, head: nn.Module) -> Tensor:
-        """[B, C, H, W] -> [B, N, K]."""
-        return head(region_means(f, self.scales))
-
     def connect(self, s: Features, t: Features) -> tuple[Features, Features]:
-        z_s = self._region_logits(s[self.last_s], self.student_head)
-        z_t = self._region_logits(t[self.last_t], self.teacher_head)
+        z_s = self.student_head(region_means(s[self.last_s], self.scales))  # [B, N, K]
+        z_t = self.teacher_head(region_means(t[self.last_t], self.scales))
         return {**s, "sdd.logits": z_s}, {**t, "sdd.logits": z_t}
 
     def _rows(self, z_s: Tensor, z_t: Tensor, labels: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ class Embed(nn.Module):
         return F.normalize(self.linear2(F.relu(self.linear1(flat @ flat.T))))
 
 
-class Projection(nn.Module):
+class Projection(nn.Sequential):
     """One student stage in the channels of one teacher stage: [B, C_s, H, W] -> [B, C_t, H, W]."""
 
     def __init__(self, c_s: int, c_t: int):
@@ -42,9 +42,6 @@ class Projection(nn.Module):
             nn.ReLU(),
             nn.Conv2d(2 * c_t, c_t, 1, bias=False),
         )
-
-    def forward(self, f_s: Tensor) -> Tensor:
-        return self.regressor(f_s)
 
 
 class SemCKD(Distiller):

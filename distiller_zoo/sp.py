@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from core.protocols import Batch, Features, Progress, Terms
 from distiller_zoo._math import rows
-from distiller_zoo.base import LastMaps
+from distiller_zoo.base import LastMaps, WithoutKL
 
 
 def similarity(f: Tensor) -> Tensor:
@@ -27,9 +25,8 @@ class SP(LastMaps):
     relational = True
 
     @dataclass(frozen=True)
-    class Config(LastMaps.Config):
+    class Config(WithoutKL):
         beta: float = 3000.0
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def terms(self, s: Features, t: Features, batch: Batch, progress: Progress) -> Terms:
         return {"sp": F.mse_loss(similarity(s[self.last_s]), similarity(t[self.last_t]))}  # [B, B]

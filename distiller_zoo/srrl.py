@@ -31,7 +31,7 @@ class SRRL(PooledVectors):
         if d_t != (width := head_width(ctx.teacher)):
             raise UserError(
                 f"srrl feeds the classifier of {ctx.teacher.spec.name}, which reads {width} values, while "
-                f"its pooled feature has {d_t}; choose another --model_t"
+                f"its pooled feature has {d_t}; choose a teacher whose classifier reads that feature"
             )
         refuse_single_samples(ctx, self.name)
         self.transfer = nn.Sequential(nn.Conv2d(d_s, d_t, 1, bias=False), nn.BatchNorm2d(d_t), nn.ReLU())

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from core.protocols import Batch, Context, Features, Progress, Terms
 from distiller_zoo._math import pool_to_smaller, squared_error
-from distiller_zoo.base import Distiller, StagePairs
+from distiller_zoo.base import StagePairs, WithoutKL
 
 MIN_VARIANCE = 1e-5
 INITIAL_VARIANCE = 5.0
@@ -45,9 +43,8 @@ class VID(StagePairs):
     name = "vid"
 
     @dataclass(frozen=True)
-    class Config(Distiller.Config):
+    class Config(WithoutKL):
         beta: float = 1.0
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)

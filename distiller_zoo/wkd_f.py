@@ -6,9 +6,7 @@ Sum of ratio * (mu_s - mu_t)^2 + (sigma_s - sigma_t)^2 over channels and cells.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 from core.option import not_negative, option, within
 from core.protocols import Batch, Context, Features, Progress, Terms, UserError
 from distiller_zoo._stages import classified_map, resizing_conv
-from distiller_zoo.base import LastMaps
+from distiller_zoo.base import LastMaps, WithoutKL
 
 EPS = 1e-5  # added to a variance
 
@@ -58,7 +56,7 @@ class WKDF(LastMaps):
     tap_of = staticmethod(classified_map)
 
     @dataclass(frozen=True)
-    class Config(LastMaps.Config):
+    class Config(WithoutKL):
         beta: float = 0.08
         ratio: float = option(
             4.0, "weight of the means relative to the deviations", "--wkd_f_ratio", check=not_negative
@@ -74,16 +72,16 @@ class WKDF(LastMaps):
         constant: int = option(
             150, "epochs after which the weight begins to fall", "--wkd_f_constant", check=not_negative
         )
-        authors: ClassVar[Mapping[str, float]] = {"div": 0.0}
 
     def __init__(self, cfg: Config, ctx: Context):
         super().__init__(cfg, ctx)
         shape_s, shape_t = ctx.student.shapes[self.last_s], ctx.teacher.shapes[self.last_t]
         for side, shape in ((ctx.student, shape_s), (ctx.teacher, shape_t)):
-            if cfg.grid >= min(shape[1:]):
+            if cfg.grid >= (smallest := min(shape[1:])):
+                way_out = f"less than {smallest}" if smallest > 1 else "larger images or another network"
                 raise UserError(
                     f"--wkd_f_grid {cfg.grid} leaves cells of one pixel, which have no deviation: the last map of "
-                    f"{side.spec.name} is {shape[1]}x{shape[2]}, so choose less than {min(shape[1:])}"
+                    f"{side.spec.name} is {shape[1]}x{shape[2]}, so choose {way_out}"
                 )
         c_s, c_t = shape_s[0], shape_t[0]
         if cfg.projector == "bottleneck":

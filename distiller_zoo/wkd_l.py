@@ -51,7 +51,13 @@ def read_distances(path: str, num_classes: int) -> Tensor:
     """[K, K] from a file that torch.save wrote: the distances themselves, or class features [K, n, D]."""
     if not Path(path).is_file():
         raise UserError(f"--wkd_l_cost {path} is neither 'classifier' nor a file")
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on foreign bytes the unpickler raises almost any exception
+        raise UserError(
+            f"--wkd_l_cost {path} is truncated or not a file that torch.save wrote ({type(error).__name__}): write it "
+            "with scripts/class_distances.py"
+        ) from error
     if isinstance(found, Tensor) and found.ndim == 3:
         found = cka_distances(found.float())
     if not isinstance(found, Tensor) or found.shape != (num_classes, num_classes):

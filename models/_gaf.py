@@ -1,7 +1,7 @@
 """Gramian angular fields (Wang and Oates, IJCAI 2015, eq. 1 to 5): a time series as a picture.
 
 Shape letters: B series, C axes, L samples; everything runs on the device of its input. Draw a field with
-python -m models._gaf a1_s1_t1_inertial.mat --out gaf.png
+python scripts/vskd/draw_gaf.py a1_s1_t1_inertial.mat --out gaf.png
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ FAMILY_OF = {
 MM_RESNET: Rules = (
     (r"^conv1\.conv\.", "conv1."),
     (r"^conv1\.bn\.", "bn1."),
-    (r"\.conv(\d)\.conv\.(net\.)?", r".conv\1."),
+    (r"\.conv(\d)\.conv\.", r".conv\1."),
     (r"\.conv(\d)\.bn\.", r".bn\1."),
     (r"\.downsample\.conv\.", ".downsample.0."),
     (r"\.downsample\.bn\.", ".downsample.1."),
@@ -100,7 +100,6 @@ def canonical(family: str, keys: Sequence[str]) -> dict[str, str]:
     bare = {k: k.removeprefix("backbone.").removeprefix("base_model.").replace(".net.", ".") for k in keys}
     translate: Callable[[str], str] = str
     if family == "resnet" and openmmlab:
-        bare = {k: k.removeprefix("backbone.") for k in keys}
         translate = _subbed(MM_RESNET)
     elif family == "mobilenet_v2":
         if openmmlab or any(k.startswith("layer1.0.conv.") for k in bare.values()):

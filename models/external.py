@@ -19,6 +19,7 @@ import copy
 import dataclasses
 import difflib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -229,7 +230,8 @@ def found_spec(model: nn.Module, images: Tensor, taps: Mapping[str, str]) -> Mod
     if not spec.stages and not spec.patch and "tokens" not in spec.taps:
         spec = dataclasses.replace(spec, taps=_sizes(calls) | dict(spec.taps))
     chosen = {k: Tap(path) for k, path in taps.items() if k != "head"}
-    stages = sorted(k for k in {**spec.taps, **chosen} if k.startswith("stage"))
+    numbers = sorted(int(k[5:]) for k in {**spec.taps, **chosen} if re.fullmatch(r"stage\d+", k))  # no stage1_preact
+    stages = [f"stage{number}" for number in numbers]
     feats = ("stem", *stages, "pooled")
     return dataclasses.replace(
         spec, name=name, build=partial(copy.deepcopy, model), taps={**spec.taps, **chosen}, feats=feats

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Published, Tap, UserError
-from models._common import below
+from models._common import below, without_inplace
 from models._gaf import gramian_field
 
 SEMANTIC = 300
-UNPUBLISHED = Published()
 SHAPE = (3, 224)  # an accelerometer's three axes; 224 samples make a picture of the published size
 PATCH = 8  # samples per token
 
@@ -38,8 +38,7 @@ class GafResNet18(nn.Module):
 
     def __init__(self, num_classes: int, shape: Sequence[int] | None = None, kind: str = "gasf"):
         super().__init__()
-        from models._common import without_inplace
-        from models.resnet_imagenet import build
+        from models.resnet_imagenet import build  # needs torchvision
 
         self.kind = kind
         axes = (shape or SHAPE)[0]
@@ -131,12 +130,12 @@ def _spec(
     taps: dict[str, Tap],
     feats: tuple[str, ...],
     semantic: str,
-    published: Published = UNPUBLISHED,
+    **more: Any,
 ) -> ModelSpec:
     vector = Tap(semantic, "vector")
     taps = {**taps, "pooled": vector, "semantic": vector}
     feats = (*feats, "pooled")
-    return ModelSpec(name, build, taps, feats, "fc", input="sensor", input_shape=SHAPE, fits=True, published=published)
+    return ModelSpec(name, build, taps, feats, "fc", input="sensor", input_shape=SHAPE, fits=True, **more)
 
 
 resnet18_gaf = _spec(
@@ -150,7 +149,7 @@ resnet18_gaf = _spec(
     },
     ("stem", *MAPS),
     "trunk.fc",
-    Published(adapt=partial(below, "trunk.", None), fresh=("trunk.fc",)),
+    published=Published(adapt=partial(below, "trunk.", None), fresh=("trunk.fc",)),
 )
 sensor_cnn = _spec(
     "sensor_cnn",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Published, Tap, UserError
+from models import imagenet
 from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
 from models._transformer import read_channels_last
 from models._video_keys import FAMILY_OF, adapted
@@ -299,12 +300,6 @@ def _swin_base(num_classes: int = 1000, pretrained: bool | str = False) -> nn.Mo
     return model
 
 
-def _image_backbone(name: str) -> ModelSpec:
-    from models import imagenet
-
-    return {"resnet50": imagenet.resnet50, "mobilenet_v2": imagenet.mobilenet_v2}[name]
-
-
 # torchvision's Swins: stages end before the merges, channels last; their maps are sums without an activation
 SWIN_STAGES = {f"stage{i}": Tap(f"features.{2 * i - 1}", read=read_channels_last) for i in (1, 2, 3, 4)}
 SWIN_TAPS = {
@@ -324,7 +319,7 @@ SWIN_BASE = ModelSpec(
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
 )
-tsm_resnet50 = _over("tsm", _image_backbone("resnet50"), "tsm_resnet50")
-tsm_mobilenetv2 = _over("tsm", _image_backbone("mobilenet_v2"), "tsm_mobilenetv2")
-tsn_resnet50 = _over("tsn", _image_backbone("resnet50"), "tsn_resnet50")
+tsm_resnet50 = _over("tsm", imagenet.resnet50, "tsm_resnet50")
+tsm_mobilenetv2 = _over("tsm", imagenet.mobilenet_v2, "tsm_mobilenetv2")
+tsn_resnet50 = _over("tsn", imagenet.resnet50, "tsn_resnet50")
 tsn_swin_base = _over("tsn", SWIN_BASE, "tsn_swin_base")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Published, Tap, UserError
 from models._common import below
+from models.bninception import bninception
 
 NUM_SEGMENTS = 8
 SUBSETS = 3  # of each scale below the largest
@@ -65,7 +66,12 @@ class MultiScaleRelation(nn.Module):
 
 class TRN(nn.Module):
     """Clips [B, T, 3, H, W] -> [B, K]. Dropout replaces the backbone's classifier; `new_fc` computes the
-    frame features."""
+    frame features.
+
+    The initial weights of `new_fc` are PyTorch's. Published, for backbones trained on ImageNet, is a standard deviation
+    of 0.001; from scratch that gives the backbone hardly any gradient: six epochs of UTD-MHAD with resnet8 stayed at
+    chance level.
+    """
 
     def __init__(
         self,
@@ -75,7 +81,6 @@ class TRN(nn.Module):
         num_frames: int,
         feature_dim: int,
         dropout: float,
-        feature_std: float | None,
     ):
         super().__init__()
         classifier = backbone.get_submodule(head)
@@ -88,9 +93,6 @@ class TRN(nn.Module):
         backbone.set_submodule(head, nn.Dropout(dropout))
         self.base_model = backbone
         self.new_fc = nn.Linear(width, feature_dim)
-        if feature_std is not None:
-            nn.init.normal_(self.new_fc.weight, 0, feature_std)
-            nn.init.zeros_(self.new_fc.bias)
         self.consensus = MultiScaleRelation(num_frames, feature_dim, num_classes)
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -109,18 +111,12 @@ def _build(
     shape: Sequence[int] | None = None,
     feature_dim: int = 300,
     dropout: float = DROPOUT,
-    feature_std: float | None = None,
     **options: Any,
 ) -> nn.Module:
-    """shape: [T, C, H, W] of a clip. options: for the backbone.
-
-    feature_std: standard deviation of the initial weights of `new_fc`; 0.001, as published, for backbones trained on
-    ImageNet; None: PyTorch's default. From scratch, 0.001 gives the backbone hardly any gradient: six epochs of
-    UTD-MHAD with resnet8 stayed at chance level.
-    """
+    """shape: [T, C, H, W] of a clip. options: for the backbone."""
     num_frames = NUM_SEGMENTS if shape is None else shape[0]
     base = backbone(num_classes=num_classes, **options)
-    return TRN(base, backbone.head, num_classes, num_frames, feature_dim, dropout, feature_std)
+    return TRN(base, backbone.head, num_classes, num_frames, feature_dim, dropout)
 
 
 def trn_over(backbone: ModelSpec, name: str, **options: Any) -> ModelSpec:
@@ -158,11 +154,5 @@ def trn_spec(name: str) -> ModelSpec:
     return trn_over(model_dict[name], f"trn:{name}", dropout=NARROW_DROPOUT)
 
 
-def _over_bninception(name: str, **options: Any) -> ModelSpec:
-    from models.bninception import bninception
-
-    return trn_over(bninception, name, **options)
-
-
-trn_bninception = _over_bninception("trn_bninception")
-trn_bninception_256 = _over_bninception("trn_bninception_256", feature_dim=256)
+trn_bninception = trn_over(bninception, "trn_bninception")
+trn_bninception_256 = trn_over(bninception, "trn_bninception_256", feature_dim=256)

@@ -14,6 +14,14 @@ from models._common import cifar_spec, conv3x3, global_pool, init_convs
 WIDTHS = (64, 128, 256, 512, 512)
 
 
+class PoolOf64(nn.MaxPool2d):
+    """Pools maps of 8 px alone: those of the fourth block at images of 64 px, as published. A module of the chain, so
+    that the rest of the network can be run from a stage at this size, too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.shape[2] == 8 else x
+
+
 class VGG(nn.Module):
     """[B, 3, H, W] -> [B, num_classes]. convs: the number of convolutions in each of the five blocks."""
 
@@ -26,7 +34,7 @@ class VGG(nn.Module):
         self.block3 = block(c_in[3], WIDTHS[3], convs[3])
         self.block4 = block(c_in[4], WIDTHS[4], convs[4])
         self.relu0, self.relu1, self.relu2, self.relu3, self.relu4 = (nn.ReLU() for _ in range(5))
-        self.down = nn.MaxPool2d(2)
+        self.down, self.down3 = nn.MaxPool2d(2), PoolOf64(2)
         self.pool = global_pool()
         self.classifier = nn.Linear(WIDTHS[4], num_classes)
         init_convs(self)
@@ -34,13 +42,10 @@ class VGG(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        is_64 = x.shape[2] == 64  # as published: only at this size the fourth block is pooled too
         x = self.down(self.relu0(self.block0(x)))
         x = self.down(self.relu1(self.block1(x)))
         x = self.down(self.relu2(self.block2(x)))
-        x = self.relu3(self.block3(x))
-        if is_64:
-            x = self.down(x)
+        x = self.down3(self.relu3(self.block3(x)))
         x = self.relu4(self.block4(x))
         return self.classifier(self.pool(x))
 
@@ -64,7 +69,7 @@ def _spec(name: str, convs: tuple[int, int, int, int, int]) -> ModelSpec:
         preact={f"stage{i}_preact": Tap(f"relu{i}", side="input") for i in (1, 2, 3, 4)},
         chain=(
             *(part for i in (0, 1, 2) for part in (f"block{i}", f"relu{i}", "down")),
-            *("block3", "relu3", "block4", "relu4", "pool", "classifier"),
+            *("block3", "relu3", "down3", "block4", "relu4", "pool", "classifier"),
         ),
     )
 

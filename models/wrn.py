@@ -32,7 +32,7 @@ class PreactBlock(nn.Module):
         return self.conv2(self.relu2(self.bn2(self.conv1(active)))) + shortcut
 
 
-class Stage(nn.Module):
+class Stage(nn.Sequential):
     """Blocks in a row, under the published key prefix `layer`."""
 
     def __init__(self, c_in: int, c_out: int, blocks: int, stride: int):
@@ -40,9 +40,6 @@ class Stage(nn.Module):
         self.layer = nn.Sequential(
             *[PreactBlock(c_out if i else c_in, c_out, 1 if i else stride, tapped=i == 0) for i in range(blocks)]
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
 
 
 class WideResNet(nn.Module):

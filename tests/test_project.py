@@ -80,3 +80,12 @@ def test_a_commit_is_checked_like_a_pull_request():
     modules = [re.search(r"-m (\S+)( check| format)?", hook["entry"]).group() for hook in repo["hooks"]]
     script = (ROOT / "scripts" / "check.sh").read_text()
     assert modules == [m.group() for m in re.finditer(r"-m (\S+)( check| format)?", script)]
+
+
+def test_modules_that_pages_run_are_programs():
+    """`python -m` of a module without a program ends without a word and without a result."""
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    named = {name for page in pages for name in re.findall(r"python3? -m ([\w.]+)", page.read_text())}
+    files = {name: ROOT / f"{name.replace('.', '/')}.py" for name in named}
+    ours = {name: path.read_text() for name, path in files.items() if path.is_file()}
+    assert ours and all("__main__" in text for text in ours.values()), sorted(ours)

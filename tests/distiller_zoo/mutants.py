@@ -108,7 +108,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     ),
     "rkd": (
         Mutant("- 2 * e @ e.T", "+ 2 * e @ e.T", "distiller_zoo/_math.py"),
-        Mutant("+ self.weight_a", "- self.weight_a"),
+        Mutant("+ self.cfg.angle", "- self.cfg.angle"),
         Mutant("option(25.0,", "option(20.0,"),
     ),
     "hsakd_teacher": (
@@ -125,7 +125,7 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
         Mutant("kd_T: float = 1.0", "kd_T: float = 2.0"),
         Mutant("common_terms(t, detached(s), batch", "common_terms(t, s, batch", "distiller_zoo/base.py"),
     ),
-    "dpcd_teacher": (Mutant("num * F.cross_entropy", "F.cross_entropy"),),
+    "dpcd_teacher": (Mutant("num * self.cross_entropy", "self.cross_entropy", "distiller_zoo/_heads.py"),),
     "dpcd": (
         Mutant("alpha * tckd + beta * nckd", "alpha * tckd - beta * nckd"),
         Mutant("self.cfg.base * (1 - 0.5 * rho)", "self.cfg.base * (1 + 0.5 * rho)"),
@@ -257,7 +257,9 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     "dask": (
         Mutant("(distances(e_s), distances(e_t))", "(distances(e_s), distances(e_s))"),
         Mutant("loss + self.cfg.angle *", "loss - self.cfg.angle *"),
-        Mutant("return F.mse_loss(s[self.tap_s], t[self.tap_t])", "return F.mse_loss(t[self.tap_t], t[self.tap_t])"),
+        Mutant(
+            "return F.mse_loss(s[self.last_s], t[self.last_t])", "return F.mse_loss(t[self.last_t], t[self.last_t])"
+        ),
         Mutant("div: float = 0.01", "div: float = 0.1"),
         Mutant("ANCHOR_T = 0.1", "ANCHOR_T = 0.2"),
         Mutant("in_space - target.detach()", "in_space - target"),

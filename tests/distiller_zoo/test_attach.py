@@ -80,6 +80,13 @@ def test_a_foreign_network_is_looked_into_and_says_what_was_found(caplog):
     assert steps_of(again, 2).isfinite().all()
 
 
+def test_maps_before_a_relu_are_named_and_are_no_stages():
+    taps = {f"stage{i}_preact": f"{module}.0" for i, module in enumerate(("one", "two"), 1)}
+    task = task_of("ofd", taps={"student": taps, "teacher": taps})
+    assert task.student.spec.stages == ("stage1", "stage2")
+    assert steps_of(task, 2).isfinite().all()
+
+
 @pytest.mark.parametrize("method, settings", [("kd", {}), ("crd", CRD), ("kd+crd", CRD), ("simkd", {})])
 def test_parameters_are_the_students_and_the_methods(method, settings):
     student, teacher = pair()

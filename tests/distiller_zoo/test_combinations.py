@@ -100,6 +100,13 @@ def test_views_count_in_a_combination_as_they_do_alone():
     assert alone == beside and torch.allclose(alone, upright / 4 + turned * 3 / 4)
 
 
+def test_the_weight_of_the_kl_rises_with_kdpp_in_a_combination_too():
+    side_of = side("net", [], 8, 5)
+    method = Combined(combined("kdpp", "vanilla", div=3.0), context(side_of, side_of))
+    weights = [method.weights(Progress(epoch, 240)) for epoch in (1, 11, 21, 240)]
+    assert [w["div"] for w in weights] == [0, 1.5, 3, 3] and {w["cls"] for w in weights} == {1.0}
+
+
 def test_what_cannot_be_combined():
     for names in (("dml", "vanilla"), ("dml", "hsakd_online")):
         with pytest.raises(UserError, match="dml.* trains two peers and cannot be combined"):

@@ -1,5 +1,6 @@
 """DASK against its equations, the published numbers and what the published code got wrong."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core.protocols import UserError
+from core.protocols import Progress, UserError
 from distiller_zoo import method_dict
 from distiller_zoo._math import angles, distances
 from helper.options.parse import parse
@@ -127,6 +128,22 @@ def test_widths_that_differ_meet_in_a_shared_space(glove, tmp_path):
     assert loss.item() == pytest.approx(want.item(), rel=1e-10)
     grads = torch.autograd.grad(loss, [e_s, *dask.parameters()])
     assert all(g.abs().sum() > 0 for g in grads)
+
+
+def test_the_anchor_reads_one_label_per_row_and_that_of_the_larger_share():
+    dask = method(d_t=D + 2, distance=0.0, angle=0.0).double()
+    e_s, e_t = features(1), features(2, D + 2)
+    target, views = torch.arange(B) % K, batch_of(torch.arange(B // 2) % K, views=2)
+    mixed = dataclasses.replace(batch_of(target), soft_target=F.one_hot((target + 1) % K, K).double())
+    s, t = dask.connect({"pooled": e_s}, {"pooled": e_t})
+    one, two, three = (
+        dask.terms(s, t, batch, Progress())["dask"] for batch in (batch_of((target + 1) % K), mixed, views)
+    )
+    assert torch.equal(one, two) and three.isfinite()
+
+
+def test_without_weight_unequal_widths_are_not_compared():
+    assert terms(method(d_t=D + 2, beta=0.0), features(1), features(2, D + 2))["dask"].isfinite()
 
 
 def test_the_difference_does_not_move_the_teachers_map():

@@ -402,6 +402,26 @@ def test_dpcd_quantile_is_torchs(count):
         assert torch.allclose(quantile_of(values, q), torch.quantile(values, q), atol=1e-6)
 
 
+def test_dpcd_remembers_every_view_in_several_processes(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr("distiller_zoo.dpcd.gathered", lambda x: x)
+    method = dpcd()
+    method._remember(torch.arange(8).double())  # of 4 samples
+    assert method.memory_seen.item() == 8 and method.memory_mean.item() == 3.5
+
+
+@pytest.mark.parametrize("name, per_class", [("dpcd_teacher", 1), ("hsakd_teacher", 4)])
+def test_class_weights_count_for_the_heads(name, per_class):
+    """Both samples are of the class with 6 of the 20 labels."""
+    batch = plain_batch([2, 2]) if per_class == 1 else rotated_batch([2, 2])
+    s = {head: torch.randn(2 * batch.views, 3 * per_class).double() for head in ("aux1", "aux2")}
+    equal, balanced = (
+        build(name, per_class=per_class, class_weight=w).double().terms(s, {}, batch, LATE)[name].item()
+        for w in ("none", "balanced")
+    )
+    assert balanced == pytest.approx(equal * 20 / 18)
+
+
 def test_dpcd_history_longer_than_a_turn_keeps_the_latest():
     method = dpcd(history=6)
     for i in range(4):

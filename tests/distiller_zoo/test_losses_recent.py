@@ -578,6 +578,9 @@ def test_mistakes_are_answered_in_one_sentence(name, options, message):
 def test_wkd_l_needs_a_linear_classifier_or_a_file(tmp_path):
     with pytest.raises(UserError, match="compares the rows of a linear classifier"):
         on_logits("wkd_l", K, head=nn.Sequential(nn.Linear(4, K)))
+    (tmp_path / "notes.txt").write_text("distances")
+    with pytest.raises(UserError, match="notes.txt is truncated or not a file that torch.save wrote"):
+        on_logits("wkd_l", K, cost=str(tmp_path / "notes.txt"))
     torch.save(torch.zeros(K, K + 1), tmp_path / "costs.pt")
     with pytest.raises(UserError, match=rf"must hold a tensor \[{K}, {K}\]"):
         on_logits("wkd_l", K, cost=str(tmp_path / "costs.pt"))

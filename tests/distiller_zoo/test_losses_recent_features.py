@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -191,6 +192,30 @@ def test_kdpp(width):
     assert [method.weights(Progress(e, 240))["div"] for e in (1, 11, 21, 240)] == [0, 1.5, 3, 3]
 
 
+def test_kdpp_counts_a_mixed_image_to_the_class_of_its_larger_share():
+    """`target` of a mixed batch is the class of the first image, which may have the smaller share."""
+    method, *_ = prepared("kdpp", [], [], 14)
+    soft = torch.zeros(2, K)
+    soft[[0, 1], [0, 1]], soft[[0, 1], [2, 0]] = 0.3, 0.7
+    vectors_t, mixed = torch.randn(2, 14).double(), batch_of(torch.tensor([0, 1]))
+    method.prepare_teacher(lambda: [({"pooled": vectors_t}, dataclasses.replace(mixed, soft_target=soft))])
+    assert torch.equal(method.class_means[[2, 0]], vectors_t) and not method.class_means[1].any()
+
+
+def test_kdpp_without_cross_entropy_trains_the_classifier():
+    """The weight of the KL, which alone trains it then, is 0 in the first epoch."""
+    step = make_step(
+        method_dict["kdpp"],
+        method_dict["kdpp"].Config(cls=0.0),
+        model_dict["resnet8"],
+        lambda: network(model_dict["resnet8"]),
+        ToyData(image=(3, 16, 16)),
+        B,
+    )
+    trained = {id(p) for p in step.main_params}
+    assert {id(p) for p in step.student.head.parameters()} <= trained
+
+
 def test_kdpp_of_missing_classes_and_empty_vectors_is_finite():
     method, s, t, _ = prepared("kdpp", [], [], 14)
     for f in (s, t):
@@ -250,6 +275,8 @@ def test_wkd_f_falls_along_a_cosine():
 def test_wkd_f_refuses_cells_of_one_pixel():
     with pytest.raises(UserError, match="--wkd_f_grid 4 leaves cells of one pixel.* t is 4x4, so choose less than 4"):
         prepared("wkd_f", [(3, 8, 8)], [(5, 4, 4)], grid=4)
+    with pytest.raises(UserError, match="s is 1x1, so choose larger images or another network"):
+        prepared("wkd_f", [(3, 1, 1)], [(5, 4, 4)])
 
 
 @pytest.mark.parametrize("whiten", [False, True], ids=["", "whitened"])

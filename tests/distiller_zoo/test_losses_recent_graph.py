@@ -231,7 +231,7 @@ CHAINED = [n for n in model_dict if model_dict[n].chain and model_dict[n].input_
         *("ResNet18", "MobileNetV1", "torchvision:resnet18", "timm:resnet18"),
     ],
 )
-def test_fcfd_runs_the_rest_of_a_network(name):
+def test_fcfd_runs_the_rest_of_a_network(name, side_of_images=None):
     if name.startswith("timm"):
         pytest.importorskip("timm", reason="needs timm, of requirements-extra.txt")
     spec = model_dict[name]
@@ -240,13 +240,18 @@ def test_fcfd_runs_the_rest_of_a_network(name):
     with torch.no_grad():
         for p in model.parameters():
             p.uniform_(-0.1, 0.1)  # quicker than what its family draws
-    net, side_of_images = TappedNet(model, spec, spec.stages).eval(), min(spec.input_shape[-1], 64)
+    net, side_of_images = TappedNet(model, spec, spec.stages).eval(), side_of_images or min(spec.input_shape[-1], 64)
     with torch.no_grad():
         features = net({"image": torch.rand(1, 3, side_of_images, side_of_images)})
         for i, stage in enumerate(spec.stages):
             again = net.run_from(stage, features[stage])
             assert list(again) == [*spec.stages[i + 1 :], "logits"]
             assert all(torch.equal(again[k], features[k]) for k in again)
+
+
+def test_fcfd_runs_the_rest_of_a_vgg_at_64_px():
+    """Where its fourth block is pooled, too."""
+    test_fcfd_runs_the_rest_of_a_network("vgg8", 64)
 
 
 def test_every_family_of_cifar_says_how():

@@ -115,7 +115,7 @@ def test_batches_of_one_and_micro_batches_of_none_are_refused():
 
     with pytest.raises(UserError, match="--accumulate 8 is above the 4 samples of a batch"):
         stages("kd", 4, 8)
-    for method in ("rkd", "sp", "irg", "pkt", "cc"):
+    for method in ("rkd", "sp", "irg", "pkt", "cc", "hkd", "luminet"):
         assert method_dict[method].relational
         with pytest.raises(UserError, match=f"--distill {method} compares the samples of a batch"):
             stages(method, 4, 4)
