@@ -265,10 +265,9 @@ def build_run(
             **data.described,
         },
         identity=identity,
-        tb_backend=settings.run.tb_backend if machine.is_main() else "none",
+        tb_backend=settings.run.tb_backend,
         after_epoch=partial(end_of_epoch, [part.end_epoch for part in (source, loader) if part is not None]),
         full_batches=full_batches,
-        shown=settings is opened.lanes[0] and machine.is_main(),
         probe=probe,
     )
 

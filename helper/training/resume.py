@@ -34,7 +34,7 @@ from helper.training.stages import Stage
 
 @dataclass
 class Reached:
-    """How far a run has come. rows: of metrics.jsonl, on rank 0. row: the last of them, in every process."""
+    """How far a run has come. rows: of metrics.jsonl. row: the last of them."""
 
     best_acc: float = -1.0
     best_epoch: int = 0
@@ -56,7 +56,8 @@ def write_last(folder: RunFolder, stage: Stage, entries: Mapping[str, Any]) -> N
     above that are not the stage's."""
     several = distributed.world_size() > 1
     ranks = distributed.gather({"rng": rng_state(), "step": stage.step.rng.get_state()}) if several else []
-    if machine.is_main():
+
+    def write() -> None:
         state = {
             "stage": stage.index,
             "step_state": stage.step.state_dict(),
@@ -65,7 +66,8 @@ def write_last(folder: RunFolder, stage: Stage, entries: Mapping[str, Any]) -> N
             **entries,
         }
         atomic_save(state | ({"ranks": ranks} if several else {}), folder.last, folder.previous)
-    distributed.barrier()
+
+    distributed.by_main(write)
 
 
 KINDS: dict[str, type | tuple[type, ...]] = dict.fromkeys(("step_state", "rng", "row", "identity", "meta"), Mapping)

@@ -53,7 +53,8 @@ LATER_STAGE = 100_000  # added to the epoch of a later stage, which so draws ano
 
 
 def train(lanes: Lanes, loader: Loader) -> None:
-    """Train until every student has ended; raise the first exception that stopped one of them."""
+    """Train until every student has ended; raise the first exception that stopped one of them, an interruption
+    first, as its exit code tells a scheduler that the run can be resumed."""
     while (place := lanes.next_epoch()) is not None:
         loader.set_epoch(place.epoch + place.stage * LATER_STAGE, place.start_step)
         lanes.each(TrainingRun.start_epoch)
@@ -63,7 +64,7 @@ def train(lanes: Lanes, loader: Loader) -> None:
                 break
         lanes.each(TrainingRun.finish_epoch)
     if lanes.stopped:
-        raise lanes.stopped[0]
+        raise min(lanes.stopped, key=lambda error: not isinstance(error, Interrupted))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -77,7 +78,8 @@ class TrainingRun:
     meta: the record of the run in every checkpoint (arch, num_classes, dataset); the method adds its part.
     identity: the settings that a state to resume from must share.
     loader, test_loader: shared by all runs of the process. log: logger of the run.
-    full_batches: the method reads whole batches only. shown: whether progress is shown.
+    full_batches: the method reads whole batches only.
+    alone, shown: whether no other student trains in this process, and whether this one shows progress; see Lanes.
     after_epoch: called before an epoch's row is written; returns entries for the row.
     reports: to a tracker of experiments.
     probe: evaluates the student's features, where its images have no labels: (student, autocast) -> as evaluate().
@@ -94,6 +96,7 @@ class TrainingRun:
     tb_backend: str
     after_epoch: Callable[[], Mapping[str, Any]] = dict
     full_batches: bool = False
+    alone: bool = True
     shown: bool = True
     log: logging.Logger = log
     reports: Reports | None = None
@@ -125,10 +128,18 @@ class TrainingRun:
         """Prepare the first epoch to train. state: to resume from; None: start from scratch."""
         self.stages, self.stopper = stages, stopper
         done = (0, 0) if state is None else (state["stage"], state["epoch"])
-        if machine.is_main():
-            self.reached.rows = self.folder.trim(done, None if state is None else state.get("rows"), self.log)
+        copy = None if state is None else state.get("rows")
+        self.reached.rows = distributed.by_main(lambda: self.folder.trim(done, copy, self.log))
         # the state restores the networks, which hold the results of earlier stages
         self.stage = next(stage for stage in stages if stage.index >= done[0])
+        distributed.by_main(self._open_events)
+        if state is not None:
+            apply_last(state, self.stage, self.reached, self.meter, self._whole_meta(), self.log)
+        elif self.stage.step.method.prepares_teacher:
+            self._prepare_teacher()
+        self._move_to(done[1] + 1, 0 if state is None else state["step"])
+
+    def _open_events(self) -> None:
         if self.tb_backend != "none":
             self.writer = Writer(self.tb_backend, self.folder.tensorboard)
             for row in self.reached.rows:
@@ -136,11 +147,6 @@ class TrainingRun:
                 self.writer.scalars(scalars_of(row, final), row["epoch"])
         if self.reports is not None:
             self.reports.rows(self.reached.rows)
-        if state is not None:
-            apply_last(state, self.stage, self.reached, self.meter, self._whole_meta(), self.log)
-        elif self.stage.step.method.prepares_teacher:
-            self._prepare_teacher()
-        self._move_to(done[1] + 1, 0 if state is None else state["step"])
 
     def _prepare_teacher(self) -> None:
         """One pass over the training set, with an order and views that no epoch uses."""
@@ -174,7 +180,8 @@ class TrainingRun:
         self.stage.step.set_lr(self.lr)
         self.stage.step.train()
         size, every = self.cfg.batch_size, self.cfg.print_freq
-        self.line = ProgressLine(epoch, self.stage.epochs, self.steps, size, every, start_step, self.log, self.shown)
+        shown = self.shown and machine.is_main()
+        self.line = ProgressLine(epoch, self.stage.epochs, self.steps, size, every, start_step, self.log, shown)
 
     def train_step(self, i: int, batch: Batch) -> None:
         stage, epoch = self.stage, self.place.epoch
@@ -190,7 +197,8 @@ class TrainingRun:
             self._stop(number, f"in epoch {epoch} after step {i + 1}")
         if self.line is not None and self.line.due(i):
             means, bad = self.meter.read()
-            self._refuse_nan(epoch, i, bad)
+            if self.alone or distributed.world_size() == 1:  # only rank 0 knows: the others would train on
+                self._refuse_nan(epoch, i, bad)
             self.line.show(i, means)
 
     def finish_epoch(self) -> None:
@@ -227,14 +235,18 @@ class TrainingRun:
         self._move_to(epoch + 1)
 
     def _record(self, row: dict[str, Any], epoch: int) -> None:
-        """Best checkpoint, metrics row, last state, event files: in this order."""
+        """Best checkpoint, metrics row, last state, event files: in this order. Rank 0 writes; its error ends the run
+        in every process."""
         if "test_acc" in row and (row["test_acc"] > self.reached.best_acc or self.stage.step.method.keeps_network):
-            self._save_best(row, epoch)
-        if machine.is_main():
-            self.folder.append(row)
-            self.reached.rows.append(row)
+            self.reached.best_acc, self.reached.best_epoch = row["test_acc"], epoch
+            distributed.by_main(lambda: self._save_best(row, epoch))
+        distributed.by_main(lambda: self.folder.append(row))
         self.reached.row = row
+        self.reached.rows.append(row)
         self._save_last(epoch, 0)
+        distributed.by_main(lambda: self._add_events(row, epoch))
+
+    def _add_events(self, row: Mapping[str, Any], epoch: int) -> None:
         if self.writer is not None:
             self.writer.scalars(scalars_of(row, self.stage.final), epoch)
         if self.reports is not None:
@@ -274,7 +286,7 @@ class TrainingRun:
         """
         what = "the loss became"
         if bad_step is None:
-            if stage is None or all_finite(stage.step.trained):
+            if stage is None or all(distributed.gather(all_finite(stage.step.trained))):
                 return
             what, bad_step = "the weights became", step
         self._diverged(what, epoch, bad_step)
@@ -295,9 +307,6 @@ class TrainingRun:
         return {**self.meta, **describe_method(self.stage.step.method, self.stage.teacher)}
 
     def _save_best(self, row: Mapping[str, Any], epoch: int) -> None:
-        self.reached.best_acc, self.reached.best_epoch = row["test_acc"], epoch
-        if not machine.is_main():
-            return
         self.log.info("saving the best model!")
         meta = self._whole_meta() | {"evaluated_in": "bf16" if self._eval_autocast(epoch) else "fp32"}
         content = {"epoch": epoch, **self.stage.step.deployed_state(), "best_acc": self.reached.best_acc, "meta": meta}
@@ -333,6 +342,7 @@ class Lanes:
         self._fresh: set[TrainingRun] = set()
 
     def start(self, run: TrainingRun, stages: Iterator[Stage], state: LastState | None, stop: Stopper) -> None:
+        run.alone = self.alone
         self.training.append(run)
         self._fresh.add(run)
         with self._turn_of(run):
@@ -350,6 +360,8 @@ class Lanes:
         try:
             yield
         except (Interrupted, UserError) as error:
+            if not self.alone:  # the others may train for hours before it is raised
+                run.log.info("%s", error)
             self.stopped.append(error)
             self._drop(run)
         except RuntimeError as error:
@@ -373,6 +385,8 @@ class Lanes:
             return None
         stage, epoch, _ = min(run.place for run in self.training)
         self.together = [run for run in self.training if run.place[:2] == (stage, epoch)]
+        for run in self.together:
+            run.shown = run is self.together[0]
         return EpochPlace(stage, epoch, min(run.place.start_step for run in self.together))
 
     def each(self, action: Callable[[TrainingRun], None]) -> None:

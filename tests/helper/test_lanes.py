@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from helper.networks.checkpoint import load_file
 from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, cache_key, feature_widths, locked
 from helper.networks.teacher_sources import LiveTeacher
 from helper.options.parse import parse_students
+from helper.training.run import EpochPlace, Lanes
 from tests.support.commands import ROOT
 from tests.support.toys import ToyData, cnn
 
@@ -75,6 +78,43 @@ def test_lanes_are_continued_after_a_signal(commands, teacher, apart, tmp_path):
     commands.student(*argv).finished()
     for name, folder in runs(tmp_path).items():
         assert_same_run(folder, runs(apart)[name])
+
+
+def test_a_student_that_diverges_says_so_at_once_and_the_other_goes_on(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "simkd,kd", "--weight", "simkd=1e36", *SHORT, "--precision", "fp32")
+    argv = (*argv, "--save_root", tmp_path)
+    stopped = commands.student(*argv, signals=[[8, signal.SIGTERM]])  # kd's second epoch
+    assert stopped.code == 143 and "in epoch 2 after step 2" in stopped.err, (stopped.out, stopped.err)
+    done = commands.student(*argv)
+    done.refused("became NaN or infinite in epoch 1", "there is no checkpoint yet")
+    for out in (stopped.out, done.out):
+        assert re.search(r"\[simkd\] the \w+ became NaN or infinite in epoch 1", out)
+    assert done.out.index("[simkd] the ") < done.out.index("[kd]  * Epoch 2, train")
+    (finished,) = (name for name, folder in runs(tmp_path).items() if (folder / "parameters.json").exists())
+    assert "_kd_" in finished
+
+
+def test_a_student_that_cannot_be_saved_ends_in_every_process(commands, teacher, apart, tmp_path):
+    """Rank 0 writes. If it alone gave the student up, the others would wait for numbers of that student."""
+    small, large = (
+        (folder / "resnet8_last.pth").stat().st_size
+        for method in ("_kd_", "_simkd_")
+        for name, folder in runs(apart).items()
+        if method in name
+    )
+    argv = ("--path_t", teacher, "--distill", "simkd,kd", *SHORT, "--skip_validation", "--save_root", tmp_path)
+    done = commands.student(*argv, ranks=2, in_rank=(0, {"fsize": (small + large) // 2}))
+    done.refused("cannot write", "resnet8_last.pth")
+    (finished,) = (name for name, folder in runs(tmp_path).items() if (folder / "parameters.json").exists())
+    assert "_kd_" in finished
+
+
+def test_one_of_the_students_that_are_left_shows_progress():
+    lanes = Lanes(2, torch.device("cpu"))
+    one, two = (SimpleNamespace(place=EpochPlace(0, 1, 0), shown=True) for _ in range(2))
+    for lanes.training, shown in (([one, two], [True, False]), ([two], [True])):
+        lanes.next_epoch()
+        assert [run.shown for run in lanes.training] == shown
 
 
 def test_trials_count_on_and_keep_their_own_order(commands, teacher, tmp_path):
