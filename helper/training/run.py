@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from helper.machine import distributed
 from helper.machine.kernels import Hardware
 from helper.machine.lane_memory import LaneMemory, kept_by
 from helper.machine.seeding import rng_state, set_rng_state
-from helper.machine.stopper import Interrupted, Stopper
+from helper.machine.stopper import Interrupted, Stopper, interrupted
 from helper.runs.events import Writer
 from helper.runs.folder import RunFolder
 from helper.runs.progress import ProgressLine
@@ -194,7 +193,7 @@ class TrainingRun:
             self._refuse_nan(epoch, i, self.meter.read()[1], stage)
             self.reached.seconds += time.monotonic() - self.started
             self._save_last(epoch - 1, i + 1)
-            self._stop(number, f"in epoch {epoch} after step {i + 1}")
+            raise interrupted(number, f"in epoch {epoch} after step {i + 1}, saved in {self.folder.last}")
         if self.line is not None and self.line.due(i):
             means, bad = self.meter.read()
             if self.alone or distributed.world_size() == 1:  # only rank 0 knows: the others would train on
@@ -231,7 +230,7 @@ class TrainingRun:
         self.meter = Meter(self.device)
         number = self.stopper.asked()
         if number and not (stage.final and epoch == stage.epochs):
-            self._stop(number, f"after epoch {epoch}")
+            raise interrupted(number, f"after epoch {epoch}, saved in {self.folder.last}")
         self._move_to(epoch + 1)
 
     def _record(self, row: dict[str, Any], epoch: int) -> None:
@@ -321,10 +320,6 @@ class TrainingRun:
         position = {"epoch": epoch, "step": step, "meter": self.meter.state_dict() if step else None}
         described = {"identity": dict(self.identity), "meta": self._whole_meta()}
         write_last(self.folder, self.stage, position | vars(self.reached) | described)
-
-    def _stop(self, number: int, where: str) -> None:
-        name = signal.Signals(number).name
-        raise Interrupted(f"{name}: stopped {where}, saved in {self.folder.last}", 128 + number)
 
 
 class Lanes:

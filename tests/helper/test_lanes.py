@@ -129,6 +129,18 @@ def test_trials_count_on_and_keep_their_own_order(commands, teacher, tmp_path):
     assert first != second
 
 
+def test_a_signal_in_the_last_epoch_of_a_trial_stops_before_the_next(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd", *SHORT, "--trials", 2, "--save_root", tmp_path)
+    stopped = commands.student(*argv, signals=[[6, signal.SIGTERM]])
+    assert stopped.code == 143 and stopped.err == (
+        "SIGTERM: stopped before trial 1; to resume, run the same command\n"
+    ), (stopped.out, stopped.err)
+    ((_, first),) = runs(tmp_path).items()
+    assert (first / "parameters.json").exists()
+    commands.student(*argv).finished()
+    assert len(runs(tmp_path)) == 2
+
+
 def test_cached_equals_uncached_and_a_second_run_asks_the_cache_alone(commands, teacher, apart, tmp_path):
     argv = ("--path_t", teacher, "--distill", "kd", *SHORT, "--teacher_cache", tmp_path / "cache")
     rates = []
