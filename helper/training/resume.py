@@ -114,8 +114,8 @@ def chosen_state(
     Writes nothing. shorter: the folder of that finished run. moved: settings that the user changed from the default.
     """
     if shorter is not None:
-        if asked.resume != "auto":
-            raise UserError("--extend finds the run to prolong by its settings: leave --resume out")
+        if asked.resume != "auto" or asked.name is not None:
+            raise UserError("--extend finds the run to prolong by its settings: leave --resume and --name out")
         if folder.last.exists() and not asked.overwrite:
             return None
         if not shorter.finished.exists():
