@@ -215,6 +215,7 @@ def test_methods_that_need_maps_say_so(commands, teacher, tmp_path):
 def test_wrong_lists_are_refused(commands, teacher, tmp_path):
     argv = ("--path_t", teacher, *SHORT, "--save_root", tmp_path)
     commands.student("--distill", "kd,kd", *argv).refused("distinct names")
+    commands.student("--distill", "at,kd,attention", *argv).refused("list resnet8 with at twice")
     commands.student("--distill", "kd,at", "-b", 3, *argv).refused("--weight")
     commands.student("--distill", "kd,at", "--weight", "vid=3", *argv).refused("vid", "at")
     commands.student("--distill", "kd", "--trials", 2, "--trial", "a", *argv).refused("--trials")
