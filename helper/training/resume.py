@@ -16,6 +16,7 @@ The order of an epoch and its views depend on the seed, the epoch and the step a
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,8 +98,9 @@ def read_last(
 def way_out(path: Path) -> str:
     """What to do about a damaged state."""
     before = previous_of(path)
-    other = before.exists() and before != path
-    return f"--resume {before} resumes from the previous state" if other else "--overwrite starts the run from scratch"
+    if before.exists() and before != path:
+        return f"--resume {shlex.quote(str(before))} resumes from the previous state"
+    return "--overwrite starts the run from scratch"
 
 
 def chosen_state(

@@ -133,11 +133,14 @@ class TrainingRun:
         # the state restores the networks, which hold the results of earlier stages
         self.stage = next(stage for stage in stages if stage.index >= done[0])
         distributed.by_main(self._open_events)
+        start_step = 0
         if state is not None:
             apply_last(state, self.stage, self.reached, self.meter, self._whole_meta(), self.log)
+            start_step = state["step"]
+            state.clear()  # its lane holds it until the run ends
         elif self.stage.step.method.prepares_teacher:
             self._prepare_teacher()
-        self._move_to(done[1] + 1, 0 if state is None else state["step"])
+        self._move_to(done[1] + 1, start_step)
 
     def _open_events(self) -> None:
         if self.tb_backend != "none":
