@@ -26,7 +26,7 @@ def train_trials(trials):
     for students in trials:
         if number:
             stop = interrupted(number, f"before trial {students[0].run.trial}")
-            raise session.resumable(stop, students[0].run)
+            raise session.resumable(stop, students[0])
         number = train(students)
 
 

@@ -44,7 +44,7 @@ from helper.opening import (
 from helper.options.naming import before_extension, folder_of
 from helper.options.settings import Settings
 from helper.runs.events import require_backend
-from helper.runs.folder import RunConfig, RunFolder, file_name, rows_checksum, short_name_notice
+from helper.runs.folder import RunFolder, file_name, rows_checksum, short_name_notice
 from helper.runs.trackers import Reports, require_tracker
 from helper.training.optim import optimizer
 from helper.training.resume import LastState, chosen_state, state_to_resume
@@ -322,14 +322,15 @@ def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
             lanes.start(lane.run, lane.stages, state, stopper)
         train(lanes, opened.loader)
     except Interrupted as stop:
-        raise resumable(stop, opened.lanes[0].run) from None
+        raise resumable(stop, opened.lanes[0]) from None
     finally:
         lanes.close()
 
 
-def resumable(stop: Interrupted, asked: RunConfig) -> Interrupted:
+def resumable(stop: Interrupted, settings: Settings) -> Interrupted:
     """The same, with the command that resumes."""
-    once = ["--overwrite"] * asked.overwrite + ["--resume"] * (asked.resume != "auto")
+    asked, rebuild = settings.run, settings.cache.rebuild_cache
+    once = ["--overwrite"] * asked.overwrite + ["--resume"] * (asked.resume != "auto") + ["--rebuild_cache"] * rebuild
     command = f"the same command without {' and '.join(once)}" if once else "the same command"
     return Interrupted(f"{stop}; to resume, run {command}", stop.code)
 

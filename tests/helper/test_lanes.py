@@ -18,11 +18,13 @@ from core import machine
 from core.protocols import Batch, TeacherSource, UserError
 from core.taps import TappedNet
 from helper.machine import lane_memory
+from helper.machine.stopper import Interrupted
 from helper.networks import teacher_cache as under_test
 from helper.networks.checkpoint import load_file
 from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, cache_key, feature_widths, locked
 from helper.networks.teacher_sources import LiveTeacher
-from helper.options.parse import parse_students
+from helper.options.parse import parse, parse_students
+from helper.session import resumable
 from helper.training.run import EpochPlace, Lanes
 from tests.support.commands import ROOT
 from tests.support.toys import ToyData, cnn
@@ -139,6 +141,14 @@ def test_a_signal_in_the_last_epoch_of_a_trial_stops_before_the_next(commands, t
     assert (first / "parameters.json").exists()
     commands.student(*argv).finished()
     assert len(runs(tmp_path)) == 2
+
+
+def test_what_starts_something_again_is_not_repeated():
+    line = "--path_t T.pth --overwrite --teacher_cache C --rebuild_cache"
+    stop = resumable(Interrupted("stopped", 143), parse(line.split(), teacher=False))
+    assert str(stop) == "stopped; to resume, run the same command without --overwrite and --rebuild_cache"
+    again = resumable(stop, parse(["--model", "resnet8"], teacher=True))
+    assert again.code == 143 and str(again).endswith("run the same command")
 
 
 def test_cached_equals_uncached_and_a_second_run_asks_the_cache_alone(commands, teacher, apart, tmp_path):
