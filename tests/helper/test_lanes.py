@@ -301,14 +301,14 @@ def test_changed_pixels_go_to_the_teacher(tmp_path):
     live = Counting()
     batch = batch_of([0], [0])
     cache(tmp_path / "c", live).features(batch.with_inputs(batch.inputs), ())
-    assert live.samples == 1 and not cache(tmp_path / "c").filled.any()
+    assert live.samples == 1 and not cache(tmp_path / "c").stores["logits"].sums.any()
 
 
 def test_another_teacher_is_refused_and_rebuilt_on_request(tmp_path):
     cache(tmp_path / "c").features(batch_of([3], [3]), ())
     with pytest.raises(UserError, match="teacher: t in the cache, u in this run"):
         cache(tmp_path / "c", teacher="u")
-    assert not cache(tmp_path / "c", teacher="u", rebuild=True).filled.any()
+    assert not cache(tmp_path / "c", teacher="u", rebuild=True).stores["logits"].sums.any()
 
 
 def test_pooled_features_join_a_cache_of_logits(tmp_path):
