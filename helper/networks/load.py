@@ -501,7 +501,7 @@ def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Mo
     state = checkpoint.state if spec.published.adapt is None else spec.published.adapt(checkpoint.state)
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    fresh = tuple(f"{module}." for module in (spec.head, *spec.published.fresh))
+    fresh = tuple(f"{module}." for module in (*classifiers_of(spec), *spec.published.fresh))
     left = [k for k in own if k not in fits and not k.startswith(fresh) and "num_batches" not in k]
     if left:
         raise UserError(

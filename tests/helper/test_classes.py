@@ -16,6 +16,7 @@ from helper.networks.load import (
     Network,
     evaluation_notice,
     load_network,
+    started_from,
     with_normalisation,
     without_classifier,
 )
@@ -83,6 +84,15 @@ def test_both_classifiers_of_a_deit_are_permuted_or_cut():
         with_probe(network, "means", ToyData(), Path("nowhere"), torch.device("cpu"))
     bare = without_classifier(two_tokens(), "a test").tapped(("pooled",)).eval()
     assert {name: tuple(v.shape) for name, v in bare({"image": x}).items()} == {"pooled": (2, 96)}
+
+
+def test_a_deit_starts_from_weights_of_other_classes(tmp_path):
+    spec, path = model_dict["vit_micro_cifar_distilled"], tmp_path / "deit.pth"
+    weights = spec(num_classes=7).state_dict()
+    torch.save({"model": weights, "meta": {"arch": spec.name}}, path)
+    model = started_from(spec, str(path))(num_classes=5)
+    assert len(model.head.weight) == len(model.head_dist.weight) == 5
+    assert torch.equal(model.dist_token, weights["dist_token"])
 
 
 def test_a_teacher_in_another_order_is_refused_or_matched(commands, teacher, reordered, tmp_path):
