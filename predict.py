@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import io
 import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from core.files import atomic_write_text, make_folder
 from core.log import log, start_log
@@ -28,6 +31,7 @@ from helper.options.plugins import load_plugins
 from helper.options.quick import normalised
 
 SHOWN = 40  # files of a grid
+NO_INPUT = torch.empty(0)
 
 
 def as_csv(found: Sequence[Prediction]) -> str:
@@ -77,16 +81,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_log()
     load_plugins(args.plugin)
     predictor = open_predictor(args.path, args.model, args.image_size, pick_device(args.gpu_id)[0])
-    found = []
+    found, drawn = [], []
     for one in predictor(predictor.files(args.files), args.top):
         log.info("%s: %s", one.file, ", ".join(f"{name} {100 * p:.1f} %" for name, p in one.top))
-        found.append(one)
+        if args.show is not None and len(drawn) < SHOWN:
+            drawn.append(one)
+        found.append(dataclasses.replace(one, x=NO_INPUT))  # those of a large folder would fill the memory
     for path, text in ((args.csv, as_csv), (args.json, as_json)):
         if path is not None:
             make_folder(path.parent)
             atomic_write_text(path, text(found))
     if args.show is not None:
-        save(grid([one.x for one in found[:SHOWN]], [title_of(one) for one in found[:SHOWN]]), args.show)
+        save(grid([one.x for one in drawn], [title_of(one) for one in drawn]), args.show)
 
 
 if __name__ == "__main__":

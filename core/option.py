@@ -199,14 +199,6 @@ class Flag:
     def dest(self) -> str:
         return self.names[0].lstrip("-")
 
-    @property
-    def result(self) -> bool:
-        return self.role is not None
-
-    @property
-    def named(self) -> bool:
-        return self.role == NAMED
-
 
 _KINDS = {"int": int, "float": float, "str": str, "bool": bool}
 

@@ -265,10 +265,9 @@ def build_run(
             **data.described,
         },
         identity=identity,
-        tb_backend=settings.run.tb_backend if machine.is_main() else "none",
+        tb_backend=settings.run.tb_backend,
         after_epoch=partial(end_of_epoch, [part.end_epoch for part in (source, loader) if part is not None]),
         full_batches=full_batches,
-        shown=settings is opened.lanes[0] and machine.is_main(),
         probe=probe,
     )
 
@@ -323,12 +322,17 @@ def fit(entered: Sequence[Entered], opened: Opened, stopper: Stopper) -> None:
             lanes.start(lane.run, lane.stages, state, stopper)
         train(lanes, opened.loader)
     except Interrupted as stop:
-        asked = opened.lanes[0].run
-        once = ["--overwrite"] * asked.overwrite + ["--resume"] * (asked.resume != "auto")
-        command = f"the same command without {' and '.join(once)}" if once else "the same command"
-        raise Interrupted(f"{stop}; to resume, run {command}", stop.code) from None
+        raise resumable(stop, opened.lanes[0]) from None
     finally:
         lanes.close()
+
+
+def resumable(stop: Interrupted, settings: Settings) -> Interrupted:
+    """The same, with the command that resumes."""
+    asked, rebuild = settings.run, settings.cache.rebuild_cache
+    once = ["--overwrite"] * asked.overwrite + ["--resume"] * (asked.resume != "auto") + ["--rebuild_cache"] * rebuild
+    command = f"the same command without {' and '.join(once)}" if once else "the same command"
+    return Interrupted(f"{stop}; to resume, run {command}", stop.code)
 
 
 def refuse_idle(settings: Settings, stage: Stage, steps: int) -> None:

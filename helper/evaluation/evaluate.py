@@ -50,7 +50,7 @@ def evaluate(
     loaders of all processes, each with its own share.
 
     autocast: dtype of the forward pass; None leaves it to `predict`. watch: called with every batch and its averaged
-    logits, by readout.
+    logits, by readout. UserError without a sample.
     """
     meters: dict[str, Meter] = {}
     for i, batch in enumerate(progress(loader, "evaluation")):
@@ -62,7 +62,10 @@ def evaluate(
         for name, logits in averaged.items():
             meter = meters.setdefault(name, Meter(device))
             meter.update(F.cross_entropy(logits, batch.target), logits, batch.target, {}, i)
-    return {name: meter.read()[0] for name, meter in of_all_processes(meters, device).items()}
+    found = {name: meter.read()[0] for name, meter in of_all_processes(meters, device).items()}
+    if not found:  # --skip_corrupt has left out all of them
+        raise UserError("no test sample could be read: check the data folder")
+    return found
 
 
 def evaluate_views(
@@ -84,8 +87,6 @@ def evaluate_views(
             confusions[name] = confusions[name] + pairs if name in confusions else pairs
 
     found = evaluate(predict, loader, device, how=how, watch=count)
-    if not found:
-        raise UserError("no test sample could be read: check the data folder")
     shares = distributed.gather({name: pairs.cpu() for name, pairs in confusions.items()})
     for name, means in found.items():
         whole = torch.stack([share[name] for share in shares if name in share]).sum(0).view(num_classes, num_classes)

@@ -187,12 +187,6 @@ def lost_ranks(advice: str = "") -> Iterator[None]:
         raise RankLost(f"another process of this run has ended, so this one stops{advice}") from error
 
 
-def barrier() -> None:
-    """Wait for all processes, however long rank 0 writes."""
-    if _control is not None:
-        dist.barrier(_control)
-
-
 def gather(value: T) -> list[T]:
     """The value of every process, in rank order, in every process."""
     if _control is None:

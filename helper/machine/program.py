@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from core import machine
@@ -20,13 +20,13 @@ from helper.machine import distributed
 from helper.machine.stopper import Interrupted
 
 
-def run_script(main: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> None:
+def run_script(main: Callable[[None], object]) -> None:
     """Run an entry point. A UserError is printed as one sentence with exit code 2; a bug keeps its traceback.
 
-    main: may return an exit code."""
+    main: takes a command line, None for the program's own; may return an exit code."""
     accept_any_character()
     try:
-        code = main(argv)
+        code = main(None)
         sys.stdout.flush()
     except UserError as error:
         _end(_fail(error, 2))

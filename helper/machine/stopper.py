@@ -18,6 +18,11 @@ class Interrupted(Exception):  # noqa: N818 (no error: the run can be resumed)
         self.code = code
 
 
+def interrupted(number: int, where: str) -> Interrupted:
+    """By a signal; where: such as "in epoch 1 after step 3"."""
+    return Interrupted(f"{signal.Signals(number).name}: stopped {where}", 128 + number)
+
+
 class Stopper:
     """Ctrl-C and SIGTERM stop the loop at the next step; a second Ctrl-C stops at once."""
 

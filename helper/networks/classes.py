@@ -11,7 +11,7 @@ from torch import nn
 
 from core.log import log
 from core.protocols import UserError
-from helper.networks.load import Network
+from helper.networks.load import Network, classifiers_of
 
 SHOWN = 3  # largest number of class names in a message
 
@@ -73,12 +73,13 @@ def _some(names: Sequence[object]) -> str:
 
 @torch.no_grad()
 def permute_outputs(network: Network, order: Sequence[int]) -> None:
-    """Reorder the rows of the classifier, so that logit i is the former logit order[i]."""
-    head = network.model.get_submodule(network.spec.head)
-    if network.spec.branches or not isinstance(head, nn.Linear | nn.Conv2d):
+    """Reorder the rows of the classifiers, so that logit i is the former logit order[i]."""
+    heads = [network.model.get_submodule(path) for path in classifiers_of(network.spec)]
+    if network.spec.branches or not all(isinstance(head, nn.Linear | nn.Conv2d) for head in heads):
         raise UserError(
             f"the classes of {network.spec.name} cannot be reordered (it has more than one linear classifier): rename "
             "the class folders so that they sort as in its training"
         )
-    for values in head.parameters():
-        values.copy_(values[list(order)])
+    for head in heads:
+        for values in head.parameters():
+            values.copy_(values[list(order)])

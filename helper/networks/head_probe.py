@@ -24,7 +24,7 @@ from core.taps import TappedNet, probe
 from helper.machine import distributed
 from helper.machine.kernels import to_device
 from helper.networks.checkpoint import load_file
-from helper.networks.load import Network, without_classifier
+from helper.networks.load import Network, classifiers_of, without_classifier
 
 ITERATIONS, WEIGHT_DECAY = 200, 1e-3  # weight decay of the logistic regression
 SCALES = 2.0 ** torch.arange(-12, 13)  # candidates for the scale of the distances to the class means
@@ -119,6 +119,11 @@ def with_probe(
 
     kind: of HEADS. It replaces the network's own classifier. keep: write a newly fitted one to `folder`.
     """
+    if len(classifiers_of(network.spec)) > 1:
+        raise UserError(
+            f"--teacher_probe fits one classifier, but {network.spec.name} has one for each of its two tokens: choose "
+            "another teacher"
+        )
     if not network.spec.headless:
         network = without_classifier(network, "--teacher_probe replaces it")
     spec, data = network.spec, data.labelled

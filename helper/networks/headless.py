@@ -19,6 +19,7 @@ from helper.networks.checkpoint import num_classes_of, weights_in
 from helper.networks.load import (
     Network,
     assembled,
+    classifiers_of,
     headless_network,
     identified,
     named_network,
@@ -63,12 +64,12 @@ def load_teacher(
 
 
 def with_places(network: Network, chosen: Sequence[int]) -> Network:
-    """The network, with only these outputs of its classifier."""
-    head = network.model.get_submodule(network.spec.head)
-    for name in ("weight", "bias"):
-        if (values := getattr(head, name, None)) is not None:
-            setattr(head, name, nn.Parameter(values.detach()[torch.tensor(chosen)]))
-    setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", len(chosen))
+    """The network, with only these outputs of its classifiers."""
+    for head in map(network.model.get_submodule, classifiers_of(network.spec)):
+        for name in ("weight", "bias"):
+            if (values := getattr(head, name, None)) is not None:
+                setattr(head, name, nn.Parameter(values.detach()[torch.tensor(chosen)]))
+        setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", len(chosen))
     log.info("%s: %d of its %d classes are used, those of the data set", network.spec.name, len(chosen), IMAGENET)
     digest = hashlib.sha256(str(list(chosen)).encode()).hexdigest()[:8]
     checkpoint = dataclasses.replace(network.checkpoint, best_acc=None)

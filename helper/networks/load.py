@@ -283,11 +283,17 @@ def named_network(name: str, num_classes: int | None) -> Network:
     return network if known else without_classifier(network, "its published weights hold none")
 
 
+def classifiers_of(spec: ModelSpec) -> list[str]:
+    """Paths of the classifiers: one, or the two whose logits a DeiT with a distillation token averages."""
+    two = [spec.taps[name].module for name in ("class_logits", "distilled_logits") if name in spec.taps]
+    return two or [spec.head]
+
+
 def without_classifier(network: Network, why: str) -> Network:
-    """The same backbone without its classifier, which now returns its input. why: as Network.lacks."""
-    spec, model = network.spec, network.model
-    model.set_submodule(spec.head, nn.Identity())
-    return dataclasses.replace(network, spec=dataclasses.replace(spec, headless=True), lacks=why)
+    """The same backbone without its classifiers, which now return their input. why: as Network.lacks."""
+    for path in classifiers_of(network.spec):
+        network.model.set_submodule(path, nn.Identity())
+    return dataclasses.replace(network, spec=dataclasses.replace(network.spec, headless=True), lacks=why)
 
 
 def headless_network(path: str | Path, checkpoint: Checkpoint, spec: ModelSpec) -> Network:
@@ -495,7 +501,7 @@ def _from_file(spec: ModelSpec, checkpoint: Checkpoint, **options: Any) -> nn.Mo
     state = checkpoint.state if spec.published.adapt is None else spec.published.adapt(checkpoint.state)
     own = model.state_dict()
     fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    fresh = tuple(f"{module}." for module in (spec.head, *spec.published.fresh))
+    fresh = tuple(f"{module}." for module in (*classifiers_of(spec), *spec.published.fresh))
     left = [k for k in own if k not in fits and not k.startswith(fresh) and "num_batches" not in k]
     if left:
         raise UserError(

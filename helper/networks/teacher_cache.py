@@ -346,11 +346,6 @@ class CachedTeacher(TeacherSource):
             for store in self.stores.values():
                 store.open(device, resident)
 
-    @property
-    def filled(self) -> np.ndarray:
-        """bool [N * Q]: which views are on disk (their logits, if stored)."""
-        return next(iter(self.stores.values())).sums != 0
-
     def _open_folder(self, rebuild: bool) -> None:
         record = self.folder / "key.json"
         if rebuild and record.exists():

@@ -147,6 +147,10 @@ def parse_students(argv: Sequence[str] | None, *, teacher: bool) -> list[list[Se
     trials = [
         [_settings(given, trial, student, distill, argv) for student, distill in lanes] for trial in given.trials()
     ]
+    students = [(settings.model, settings.distill) for settings in trials[0]]
+    if len(set(students)) < len(students):  # two spellings of one name
+        model, distill = max(students, key=students.count)
+        raise UserError(f"--model_s and --distill list {model} with {distill} twice: list distinct students")
     if print_config:
         print(_config_file_text(given, trials), end="")
         raise SystemExit(0)

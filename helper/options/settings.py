@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from core.option import Flag, flags_in, flat
+from core.option import RESULT, Flag, flags_in, flat
 from dataset.base import RecordingConfig, SourceConfig, StreamConfig, UnlabelledConfig, VideoConfig
 from dataset.mixing import MixingConfig
 from distiller_zoo.base import Distiller, LabelLossConfig
@@ -205,7 +205,7 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """Every value that changes what the run computes."""
         values = flat(self.configs)
-        return {f.dest: values[f.dest] for f in common_flags(type(self.configs)) if f.result} | dict(self.method_flags)
+        return {f.dest: values[f.dest] for f in common_flags(type(self.configs)) if f.role} | dict(self.method_flags)
 
     @property
     def given(self) -> set[str]:
@@ -215,7 +215,7 @@ class Settings:
     def off_default(self) -> dict[str, Any]:
         """Settings that the user changed from the default and that the published run-name template lacks."""
         values = self.as_dict()
-        counted = [f.dest for f in common_flags(type(self.configs)) if f.result and not f.named]
+        counted = [f.dest for f in common_flags(type(self.configs)) if f.role == RESULT]
         given = self.given - set(self.without_effect)
         moved = {
             k: values[k] for k in (*counted, *self.method_flags) if k in given and values[k] != self.defaults.get(k)

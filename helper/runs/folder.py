@@ -36,7 +36,7 @@ SEPARATOR = "~" if os.name == "nt" else ":"
 
 def plain_word(flag: str, text: str) -> None:
     """UserError if a text cannot be part of a folder's name. flag: the flag that gives it."""
-    if not text or any(c in text for c in "/\\") or not text.isprintable():
+    if not text.strip(".") or any(c in text for c in "/\\") or not text.isprintable():
         raise UserError(f"{flag} {text!r} becomes part of a folder name and must be a plain word or number")
 
 
@@ -252,7 +252,7 @@ def _empty(folder: Path) -> None:
 
 def previous_of(last: Path) -> Path:
     """X_last.pth -> X_last.prev.pth, the state before it."""
-    return last.with_suffix(f".prev{last.suffix}")
+    return last.parent / f"{last.stem}.prev{last.suffix}"
 
 
 def rows_checksum(rows: list[dict[str, Any]]) -> str:

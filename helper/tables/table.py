@@ -28,7 +28,7 @@ APART = {*REPETITION, "deterministic", "dali", "nesterov", "eval_precision"}  # 
 SHARED = {  # setting of the protocol -> its default, also for runs older than the setting
     f.dest: f.default
     for f in (*common_flags(TrainTeacherConfigs), *common_flags(TrainStudentConfigs))
-    if f.result and f.dest not in OF_A_NETWORK | OF_A_METHOD | OF_A_TEACHER | APART
+    if f.role and f.dest not in OF_A_NETWORK | OF_A_METHOD | OF_A_TEACHER | APART
 }
 
 # settings that describe_protocol() always names

@@ -75,13 +75,8 @@ LAYERS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Linear)
 ROUNDING = {kind: type(f"Rounding{kind.__name__}", (_Rounding, kind), {}) for kind in LAYERS}
 
 
-def make_rounding(modules: Iterable[nn.Module]) -> int:
-    """Turn the layers inside into rounding ones, in place; hooks, parameters and names do not change. Returns their
-    number."""
-    count = 0
+def make_rounding(modules: Iterable[nn.Module]) -> None:
+    """Turn the layers inside into rounding ones, in place; hooks, parameters and names do not change."""
     for module in modules:
         for layer in module.modules():
-            if type(layer) in ROUNDING:
-                layer.__class__ = ROUNDING[type(layer)]
-                count += 1
-    return count
+            layer.__class__ = ROUNDING.get(type(layer), type(layer))

@@ -16,6 +16,7 @@ The order of an epoch and its views depend on the seed, the epoch and the step a
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ from helper.training.stages import Stage
 
 @dataclass
 class Reached:
-    """How far a run has come. rows: of metrics.jsonl, on rank 0. row: the last of them, in every process."""
+    """How far a run has come. rows: of metrics.jsonl. row: the last of them."""
 
     best_acc: float = -1.0
     best_epoch: int = 0
@@ -56,7 +57,8 @@ def write_last(folder: RunFolder, stage: Stage, entries: Mapping[str, Any]) -> N
     above that are not the stage's."""
     several = distributed.world_size() > 1
     ranks = distributed.gather({"rng": rng_state(), "step": stage.step.rng.get_state()}) if several else []
-    if machine.is_main():
+
+    def write() -> None:
         state = {
             "stage": stage.index,
             "step_state": stage.step.state_dict(),
@@ -65,7 +67,8 @@ def write_last(folder: RunFolder, stage: Stage, entries: Mapping[str, Any]) -> N
             **entries,
         }
         atomic_save(state | ({"ranks": ranks} if several else {}), folder.last, folder.previous)
-    distributed.barrier()
+
+    distributed.by_main(write)
 
 
 KINDS: dict[str, type | tuple[type, ...]] = dict.fromkeys(("step_state", "rng", "row", "identity", "meta"), Mapping)
@@ -95,8 +98,9 @@ def read_last(
 def way_out(path: Path) -> str:
     """What to do about a damaged state."""
     before = previous_of(path)
-    other = before.exists() and before != path
-    return f"--resume {before} resumes from the previous state" if other else "--overwrite starts the run from scratch"
+    if before.exists() and before != path:
+        return f"--resume {shlex.quote(str(before))} resumes from the previous state"
+    return "--overwrite starts the run from scratch"
 
 
 def chosen_state(
@@ -112,8 +116,8 @@ def chosen_state(
     Writes nothing. shorter: the folder of that finished run. moved: settings that the user changed from the default.
     """
     if shorter is not None:
-        if asked.resume != "auto":
-            raise UserError("--extend finds the run to prolong by its settings: leave --resume out")
+        if asked.resume != "auto" or asked.name is not None:
+            raise UserError("--extend finds the run to prolong by its settings: leave --resume and --name out")
         if folder.last.exists() and not asked.overwrite:
             return None
         if not shorter.finished.exists():

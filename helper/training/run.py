@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
@@ -25,7 +24,7 @@ from helper.machine import distributed
 from helper.machine.kernels import Hardware
 from helper.machine.lane_memory import LaneMemory, kept_by
 from helper.machine.seeding import rng_state, set_rng_state
-from helper.machine.stopper import Interrupted, Stopper
+from helper.machine.stopper import Interrupted, Stopper, interrupted
 from helper.runs.events import Writer
 from helper.runs.folder import RunFolder
 from helper.runs.progress import ProgressLine
@@ -33,6 +32,7 @@ from helper.runs.trackers import Reports
 from helper.training.resume import LastState, Reached, apply_last, write_last
 from helper.training.schedule import make_schedule
 from helper.training.stages import Stage, TrainingConfig, describe_method
+from helper.training.step import DistillStep
 
 
 def all_finite(module: nn.Module) -> bool:
@@ -53,7 +53,8 @@ LATER_STAGE = 100_000  # added to the epoch of a later stage, which so draws ano
 
 
 def train(lanes: Lanes, loader: Loader) -> None:
-    """Train until every student has ended; raise the first exception that stopped one of them."""
+    """Train until every student has ended; raise the first exception that stopped one of them, an interruption
+    first, as its exit code tells a scheduler that the run can be resumed."""
     while (place := lanes.next_epoch()) is not None:
         loader.set_epoch(place.epoch + place.stage * LATER_STAGE, place.start_step)
         lanes.each(TrainingRun.start_epoch)
@@ -63,7 +64,7 @@ def train(lanes: Lanes, loader: Loader) -> None:
                 break
         lanes.each(TrainingRun.finish_epoch)
     if lanes.stopped:
-        raise lanes.stopped[0]
+        raise min(lanes.stopped, key=lambda error: not isinstance(error, Interrupted))
 
 
 @dataclass(eq=False, kw_only=True)
@@ -77,7 +78,8 @@ class TrainingRun:
     meta: the record of the run in every checkpoint (arch, num_classes, dataset); the method adds its part.
     identity: the settings that a state to resume from must share.
     loader, test_loader: shared by all runs of the process. log: logger of the run.
-    full_batches: the method reads whole batches only. shown: whether progress is shown.
+    full_batches: the method reads whole batches only.
+    alone, shown: whether no other student trains in this process, and whether this one shows progress; see Lanes.
     after_epoch: called before an epoch's row is written; returns entries for the row.
     reports: to a tracker of experiments.
     probe: evaluates the student's features, where its images have no labels: (student, autocast) -> as evaluate().
@@ -94,6 +96,7 @@ class TrainingRun:
     tb_backend: str
     after_epoch: Callable[[], Mapping[str, Any]] = dict
     full_batches: bool = False
+    alone: bool = True
     shown: bool = True
     log: logging.Logger = log
     reports: Reports | None = None
@@ -125,22 +128,24 @@ class TrainingRun:
         """Prepare the first epoch to train. state: to resume from; None: start from scratch."""
         self.stages, self.stopper = stages, stopper
         done = (0, 0) if state is None else (state["stage"], state["epoch"])
-        if machine.is_main():
-            self.reached.rows = self.folder.trim(done, None if state is None else state.get("rows"), self.log)
+        copy = None if state is None else state.get("rows")
+        self.reached.rows = distributed.by_main(lambda: self.folder.trim(done, copy, self.log))
         # the state restores the networks, which hold the results of earlier stages
         self.stage = next(stage for stage in stages if stage.index >= done[0])
-        if self.tb_backend != "none":
-            self.writer = Writer(self.tb_backend, self.folder.tensorboard)
-            for row in self.reached.rows:
-                final = self.stage.final and row["stage"] == self.stage.index
-                self.writer.scalars(scalars_of(row, final), row["epoch"])
-        if self.reports is not None:
-            self.reports.rows(self.reached.rows)
+        distributed.by_main(self._open_events)
+        start_step = 0
         if state is not None:
             apply_last(state, self.stage, self.reached, self.meter, self._whole_meta(), self.log)
+            start_step = state["step"]
+            state.clear()  # its lane holds it until the run ends
         elif self.stage.step.method.prepares_teacher:
             self._prepare_teacher()
-        self._move_to(done[1] + 1, 0 if state is None else state["step"])
+        self._move_to(done[1] + 1, start_step)
+
+    def _open_events(self) -> None:
+        if self.tb_backend != "none":
+            self.writer = Writer(self.tb_backend, self.folder.tensorboard)
+        self._publish(self.reached.rows)
 
     def _prepare_teacher(self) -> None:
         """One pass over the training set, with an order and views that no epoch uses."""
@@ -174,7 +179,8 @@ class TrainingRun:
         self.stage.step.set_lr(self.lr)
         self.stage.step.train()
         size, every = self.cfg.batch_size, self.cfg.print_freq
-        self.line = ProgressLine(epoch, self.stage.epochs, self.steps, size, every, start_step, self.log, self.shown)
+        shown = self.shown and machine.is_main()
+        self.line = ProgressLine(epoch, self.stage.epochs, self.steps, size, every, start_step, self.log, shown)
 
     def train_step(self, i: int, batch: Batch) -> None:
         stage, epoch = self.stage, self.place.epoch
@@ -184,13 +190,14 @@ class TrainingRun:
         number = self.stopper.asked()
         if number and i + 1 < self.steps:
             self.meter = self.meter.merged()
-            self._refuse_nan(epoch, i, self.meter.read()[1], stage)
+            self._refuse_nan(i, self.meter.read()[1], weights=True)
             self.reached.seconds += time.monotonic() - self.started
             self._save_last(epoch - 1, i + 1)
-            self._stop(number, f"in epoch {epoch} after step {i + 1}")
+            raise interrupted(number, f"in epoch {epoch} after step {i + 1}, saved in {self.folder.last}")
         if self.line is not None and self.line.due(i):
             means, bad = self.meter.read()
-            self._refuse_nan(epoch, i, bad)
+            if self.alone or distributed.world_size() == 1:  # only rank 0 knows: the others would train on
+                self._refuse_nan(i, bad)
             self.line.show(i, means)
 
     def finish_epoch(self) -> None:
@@ -199,16 +206,16 @@ class TrainingRun:
             self.line.close()
         self.meter = self.meter.merged()
         means, bad = self.meter.read()
-        self._refuse_nan(epoch, self.steps - 1, bad, stage)
+        self._refuse_nan(self.steps - 1, bad, weights=True)
         trained = time.monotonic() - self.started
         accuracy = f"Acc@1 {means['acc']:.3f}, Acc@5 {means['acc_top5']:.3f}, " if "acc" in means else ""
         self.log.info(" * Epoch %d, train: %sLoss %.4f, Time %.2f", epoch, accuracy, means["loss"], trained)
         row: dict[str, Any] = {"stage": stage.index, "epoch": epoch, "lr": self.lr}
         row |= {f"train_{k}": v for k, v in means.items()}
         if stage.final and (epoch % self.cfg.eval_freq == 0 or epoch == stage.epochs):
-            row |= self._validate(stage, self._eval_autocast(epoch))
+            row |= self._validate()
             if not math.isfinite(row["test_loss"]):
-                self._diverged("the test loss is", epoch, self.steps - 1)
+                self._diverged("the test loss is", self.steps - 1)
         evaluated = time.monotonic() - self.started - trained
         self.reached.seconds += trained + evaluated
         images = (self.steps - start_step) * self.cfg.batch_size
@@ -219,41 +226,49 @@ class TrainingRun:
             "img_per_s": min(images, len(self.data.train_labels)) / trained,
             **self.after_epoch(),
         }
-        self._record(row, epoch)
+        self._record(row)
         self.meter = Meter(self.device)
         number = self.stopper.asked()
         if number and not (stage.final and epoch == stage.epochs):
-            self._stop(number, f"after epoch {epoch}")
+            raise interrupted(number, f"after epoch {epoch}, saved in {self.folder.last}")
         self._move_to(epoch + 1)
 
-    def _record(self, row: dict[str, Any], epoch: int) -> None:
-        """Best checkpoint, metrics row, last state, event files: in this order."""
+    def _record(self, row: dict[str, Any]) -> None:
+        """Best checkpoint, metrics row, last state, event files: in this order. Rank 0 writes; its error ends the run
+        in every process."""
         if "test_acc" in row and (row["test_acc"] > self.reached.best_acc or self.stage.step.method.keeps_network):
-            self._save_best(row, epoch)
-        if machine.is_main():
-            self.folder.append(row)
-            self.reached.rows.append(row)
+            self.reached.best_acc, self.reached.best_epoch = row["test_acc"], row["epoch"]
+            distributed.by_main(lambda: self._save_best(row))
+        distributed.by_main(lambda: self.folder.append(row))
         self.reached.row = row
-        self._save_last(epoch, 0)
+        self.reached.rows.append(row)
+        self._save_last(row["epoch"], 0)
+        distributed.by_main(lambda: self._publish([row]))
+
+    def _publish(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows into the event files; the tracker gets those that it lacks."""
         if self.writer is not None:
-            self.writer.scalars(scalars_of(row, self.stage.final), epoch)
+            for row in rows:
+                final = self.stage.final and row["stage"] == self.stage.index
+                self.writer.scalars(scalars_of(row, final), row["epoch"])
         if self.reports is not None:
             self.reports.rows(self.reached.rows)
 
-    def _eval_autocast(self, epoch: int) -> torch.dtype | None:
-        exact = self.cfg.eval_precision == "fp32" or (self.cfg.eval_precision == "auto" and epoch == self.stage.epochs)
-        return None if exact else self.hardware.autocast
+    def _eval_autocast(self) -> torch.dtype | None:
+        asked, last = self.cfg.eval_precision, self.place.epoch == self.stage.epochs
+        return None if asked == "fp32" or (asked == "auto" and last) else self.hardware.autocast
 
-    def _validate(self, stage: Stage, autocast: torch.dtype | None) -> dict[str, float]:
-        distributed.share_statistics(stage.step.trained)
-        deployed = stage.step.deployed().eval()
+    def _validate(self) -> dict[str, float]:
+        step = self.stage.step
+        distributed.share_statistics(step.trained)
+        deployed = step.deployed().eval()
         row: dict[str, float] = {}
-        with stage.step.averaged():
-            if stage.step.ema is not None:  # each process averages its own batch-norm statistics
+        with step.averaged():
+            if step.ema is not None:  # each process averages its own batch-norm statistics
                 distributed.share_statistics(deployed)
-            found = self._evaluated(stage, autocast)
-        if stage.step.ema is not None:  # the trained weights, in addition to their average
-            found["trained"] = next(iter(self._evaluated(stage, autocast).values()))
+            found = self._evaluated(step)
+        if step.ema is not None:  # the trained weights, in addition to their average
+            found["trained"] = next(iter(self._evaluated(step).values()))
         first = f" of the first {self.test_loader.first}" if self.test_loader.first else ""
         for name, result in found.items():
             suffix, what = (f"_{name}", f" of {name}") if row else ("", first)
@@ -261,25 +276,23 @@ class TrainingRun:
             self.log.info(" ** test%s: Acc@1 %.3f, Acc@5 %.3f", what, result["acc"], result["acc_top5"])
         return row
 
-    def _evaluated(self, stage: Stage, autocast: torch.dtype | None) -> dict[str, dict[str, float]]:
-        if self.probe is None:
-            return evaluate(stage.step.deployed().eval(), self.test_loader, self.device, autocast)
-        probe, student = self.probe, stage.step.student
-        return {"student": distributed.by_main(lambda: probe(student, autocast))}
+    def _evaluated(self, step: DistillStep) -> dict[str, dict[str, float]]:
+        autocast, probe = self._eval_autocast(), self.probe
+        if probe is None:
+            return evaluate(step.deployed().eval(), self.test_loader, self.device, autocast)
+        return {"student": distributed.by_main(lambda: probe(step.student, autocast))}
 
-    def _refuse_nan(self, epoch: int, step: int, bad_step: int | None, stage: Stage | None = None) -> None:
+    def _refuse_nan(self, step: int, bad_step: int | None, *, weights: bool = False) -> None:
         """UserError if training has diverged. step: the latest; bad_step: the first whose loss is not finite.
 
-        stage: also check the weights before a save: the latest update may make them infinite after a finite loss.
+        weights: also check them, before a save: the latest update may make them infinite after a finite loss.
         """
-        what = "the loss became"
-        if bad_step is None:
-            if stage is None or all_finite(stage.step.trained):
-                return
-            what, bad_step = "the weights became", step
-        self._diverged(what, epoch, bad_step)
+        if bad_step is not None:
+            self._diverged("the loss became", bad_step)
+        if weights and not all(distributed.gather(all_finite(self.stage.step.trained))):
+            self._diverged("the weights became", step)
 
-    def _diverged(self, what: str, epoch: int, step: int) -> NoReturn:
+    def _diverged(self, what: str, step: int) -> NoReturn:
         kept = (
             f"the last good checkpoint is {self.folder.last}"
             if self.folder.last.exists()
@@ -287,35 +300,27 @@ class TrainingRun:
         )
         advice = self.stage.step.setup.optim.advice
         raise UserError(
-            f"{what} NaN or infinite in epoch {epoch}, step {step + 1}; {kept}. "
+            f"{what} NaN or infinite in epoch {self.place.epoch}, step {step + 1}; {kept}. "
             f"A lower --learning_rate, a lower -b{advice} or --precision fp32 usually helps"
         )
 
     def _whole_meta(self) -> dict[str, Any]:
         return {**self.meta, **describe_method(self.stage.step.method, self.stage.teacher)}
 
-    def _save_best(self, row: Mapping[str, Any], epoch: int) -> None:
-        self.reached.best_acc, self.reached.best_epoch = row["test_acc"], epoch
-        if not machine.is_main():
-            return
+    def _save_best(self, row: Mapping[str, Any]) -> None:
         self.log.info("saving the best model!")
-        meta = self._whole_meta() | {"evaluated_in": "bf16" if self._eval_autocast(epoch) else "fp32"}
-        content = {"epoch": epoch, **self.stage.step.deployed_state(), "best_acc": self.reached.best_acc, "meta": meta}
+        meta = self._whole_meta() | {"evaluated_in": "bf16" if self._eval_autocast() else "fp32"}
+        deployed = self.stage.step.deployed_state()
+        content = {"epoch": row["epoch"], **deployed, "best_acc": self.reached.best_acc, "meta": meta}
         atomic_save(content, self.folder.best)
-        atomic_write_json(
-            {k: row[k] for k in ("test_loss", "test_acc", "test_acc_top5")} | {"epoch": epoch},
-            self.folder.best_metrics,
-        )
+        shown = ("test_loss", "test_acc", "test_acc_top5", "epoch")
+        atomic_write_json({k: row[k] for k in shown}, self.folder.best_metrics)
 
     def _save_last(self, epoch: int, step: int) -> None:
         """epoch: number of complete ones; step: completed steps of the next one."""
         position = {"epoch": epoch, "step": step, "meter": self.meter.state_dict() if step else None}
         described = {"identity": dict(self.identity), "meta": self._whole_meta()}
         write_last(self.folder, self.stage, position | vars(self.reached) | described)
-
-    def _stop(self, number: int, where: str) -> None:
-        name = signal.Signals(number).name
-        raise Interrupted(f"{name}: stopped {where}, saved in {self.folder.last}", 128 + number)
 
 
 class Lanes:
@@ -333,6 +338,7 @@ class Lanes:
         self._fresh: set[TrainingRun] = set()
 
     def start(self, run: TrainingRun, stages: Iterator[Stage], state: LastState | None, stop: Stopper) -> None:
+        run.alone = self.alone
         self.training.append(run)
         self._fresh.add(run)
         with self._turn_of(run):
@@ -350,6 +356,8 @@ class Lanes:
         try:
             yield
         except (Interrupted, UserError) as error:
+            if not self.alone:  # the others may train for hours before it is raised
+                run.log.info("%s", error)
             self.stopped.append(error)
             self._drop(run)
         except RuntimeError as error:
@@ -373,6 +381,8 @@ class Lanes:
             return None
         stage, epoch, _ = min(run.place for run in self.training)
         self.together = [run for run in self.training if run.place[:2] == (stage, epoch)]
+        for run in self.together:
+            run.shown = run is self.together[0]
         return EpochPlace(stage, epoch, min(run.place.start_step for run in self.together))
 
     def each(self, action: Callable[[TrainingRun], None]) -> None:

@@ -120,15 +120,16 @@ class DistillStep:
         main = self.optimizers["main"]
         main.zero_grad(set_to_none=True)
         results, kept = [], []
+        shares = [len(part) / len(batch) for part in micro]
         gradients: list[Gradients] = []  # of the parts
-        for i, part in enumerate(micro):
+        for i, (part, share) in enumerate(zip(micro, shares, strict=True)):
             last = i == len(micro) - 1
             with self._no_sync(not last or bool(self.parts)):
                 done = self.objective(part, progress, weights)
                 if self.parts:
-                    gradients = self._add_parts(gradients, done, len(part) / len(batch))
+                    gradients = self._add_parts(gradients, done, share)
                 else:
-                    (done.loss if len(micro) == 1 else done.loss * (len(part) / len(batch))).backward()
+                    (done.loss if share == 1 else done.loss * share).backward()
             logits = done.s["logits"].detach()[:: part.views][: part.labelled]
             results.append(StepResult(done.loss.detach(), done.terms, logits, part.target[: part.labelled]))
             if self.method.wants_after_step:  # otherwise the maps of all micro-batches would be kept
@@ -141,7 +142,7 @@ class DistillStep:
         if self.ema is not None:
             self.ema.update()
         self.objective.after_step(kept)
-        return results[0] if len(results) == 1 else _joined(results)
+        return results[0] if len(results) == 1 else _joined(results, shares)
 
     def _add_parts(self, gradients: list[Gradients], done: Computed, share: float) -> list[Gradients]:
         """Gradients of the previous micro-batches plus those of this one."""
@@ -201,11 +202,10 @@ class DistillStep:
             self.ema.load_state_dict(state["ema"])
 
 
-def _joined(results: Sequence[StepResult]) -> StepResult:
-    sizes = [len(r.target) for r in results]
-    share = [n / sum(sizes) for n in sizes]
-    terms = {k: sum_of(w * r.terms[k] for w, r in zip(share, results, strict=True)) for k in results[-1].terms}
-    loss = sum_of(w * r.loss for w, r in zip(share, results, strict=True))
+def _joined(results: Sequence[StepResult], shares: Sequence[float]) -> StepResult:
+    """shares: of the samples of the batch; those of the labels are unknown where no sample has one."""
+    terms = {k: sum_of(w * r.terms[k] for w, r in zip(shares, results, strict=True)) for k in results[-1].terms}
+    loss = sum_of(w * r.loss for w, r in zip(shares, results, strict=True))
     return StepResult(loss, terms, torch.cat([r.logits for r in results]), torch.cat([r.target for r in results]))
 
 

@@ -43,6 +43,8 @@ def student(commands, teacher, tmp_path):
         (("--dataset", "cifar10O"), ("unknown data set 'cifar10O'", "cifar100")),
         (("--path_t", "nowhere/resnet8_best.pth"), ("nowhere/resnet8_best.pth", "No such file")),
         (("--path_t", "."), ("neither model.safetensors",)),
+        (("--name", ".."), ("--name '..' becomes part of a folder name",)),
+        (("--resume", "."), (". is a folder, not a checkpoint",)),
         (("--batch_size", 1438), ("--batch_size 1438", "1437")),
         (("--batch_size", 0), ("--batch_size 0",)),
         (("--distill", "semckd", "--batch_size", 3), ("semckd", "3 samples")),

@@ -148,6 +148,14 @@ def test_written_out_and_shown(tmp_path, capsys):
         assert picture.width > 800 and len(picture.convert("L").getcolors(1 << 20) or ()) > 50
 
 
+def test_no_input_stays_in_memory(tmp_path, monkeypatch):
+    data = dataset_dict["folder"](DataOptions(photos(tmp_path), image_size=32))
+    path, kept = saved(tmp_path / "resnet8_best.pth", data, "resnet8"), []
+    monkeypatch.setattr(predict, "as_csv", lambda found: kept.extend(one.x.numel() for one in found) or "")
+    predict.main([str(tmp_path / "val"), "--path", str(path), "--csv", str(tmp_path / "a.csv")])
+    assert kept == [0] * 6
+
+
 @pytest.mark.parametrize("form", ["safetensors", "onnx", "export"])
 def test_from_an_export(form, tmp_path, quick_export):
     """ONNX through onnxruntime, weights and program say what the checkpoint says, classes included."""

@@ -154,6 +154,16 @@ def test_cls_is_computed_on_labelled_rows_only():
     assert result.logits.shape == (3, toy.num_classes) and torch.equal(result.target, batch.target[:3])
 
 
+def test_micro_batches_without_any_label_have_a_loss():
+    method, cfg, student, teacher, toy = registry_cases()["kd-resnet8-resnet8x4"]
+    cfg = dataclasses.replace(cfg, cls=0.0)
+    step = make_step(method, cfg, student, teacher, toy, B, accumulate=2)
+    step.train()
+    result = step(dataclasses.replace(toy.batch(), labelled=0), PROGRESS)
+    assert result.logits.shape == (0, toy.num_classes) and result.loss > 0
+    torch.testing.assert_close(result.loss, cfg.div * result.terms["div"])
+
+
 def test_a_run_with_a_tenth_of_the_labels(commands, teacher, folder, tmp_path):
     argv = ["--path_t", teacher, "--few_ratio", 0.1, "--unlabelled", folder, "--epochs", 2, "--batch_size", 16]
     argv += ["--save_root", tmp_path, "--tb_backend", "none", "--teacher_cache", tmp_path / "cache"]

@@ -10,8 +10,18 @@ from core.protocols import UserError
 from helper.evaluation.evaluate import near_chance
 from helper.networks.checkpoint import Checkpoint, load_file
 from helper.networks.classes import matched, order_of
-from helper.networks.load import Network, evaluation_notice, load_network, with_normalisation
+from helper.networks.head_probe import with_probe
+from helper.networks.headless import with_places
+from helper.networks.load import (
+    Network,
+    evaluation_notice,
+    load_network,
+    started_from,
+    with_normalisation,
+    without_classifier,
+)
 from models import model_dict
+from tests.support.toys import ToyData
 
 ORDER = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
 SHAPES = {"image": (3, 32, 32)}
@@ -54,6 +64,35 @@ def test_logits_are_permuted(teacher, reordered):
     assert matched(here, digits, True) is here
     with pytest.raises(UserError, match=r"other classes \(3, 1, 4, ...; the data set has cat, which it does not know"):
         matched(load_network(reordered, None, 10, SHAPES), ["cat", *digits[1:]], True)
+
+
+def two_tokens():
+    """A DeiT, whose logits are the mean of two classifiers."""
+    spec = model_dict["vit_micro_cifar_distilled"]
+    return Network(spec, spec(num_classes=10).eval(), Checkpoint(Path("deit.pth"), {}, {"classes": list("abcdefghij")}))
+
+
+@torch.no_grad()
+def test_both_classifiers_of_a_deit_are_permuted_or_cut():
+    x, network = torch.rand(2, 3, 32, 32), two_tokens()
+    logits = network.model(x)
+    torch.testing.assert_close(matched(network, list("jabcdefghi"), True).model(x), logits[:, [9, *range(9)]])
+    network = two_tokens()
+    logits = network.model(x)
+    torch.testing.assert_close(with_places(network, [7, 2]).model(x), logits[:, [7, 2]])
+    with pytest.raises(UserError, match="--teacher_probe fits one classifier"):
+        with_probe(network, "means", ToyData(), Path("nowhere"), torch.device("cpu"))
+    bare = without_classifier(two_tokens(), "a test").tapped(("pooled",)).eval()
+    assert {name: tuple(v.shape) for name, v in bare({"image": x}).items()} == {"pooled": (2, 96)}
+
+
+def test_a_deit_starts_from_weights_of_other_classes(tmp_path):
+    spec, path = model_dict["vit_micro_cifar_distilled"], tmp_path / "deit.pth"
+    weights = spec(num_classes=7).state_dict()
+    torch.save({"model": weights, "meta": {"arch": spec.name}}, path)
+    model = started_from(spec, str(path))(num_classes=5)
+    assert len(model.head.weight) == len(model.head_dist.weight) == 5
+    assert torch.equal(model.dist_token, weights["dist_token"])
 
 
 def test_a_teacher_in_another_order_is_refused_or_matched(commands, teacher, reordered, tmp_path):

@@ -23,6 +23,7 @@ def test_a_prolonged_run_equals_one_that_was_as_long_from_the_start(commands, tm
     argv = (*SHORT, "--epochs", 3, "--extend", 2, "--save_root", save)
     commands.teacher(*argv).refused("--extend 2", "is not a finished run with these settings")
     commands.teacher(*SHORT, "--epochs", 2, "--save_root", save).finished()
+    commands.teacher(*argv, "--name", "mine", "--overwrite").refused("leave --resume and --name out")
     assert "continuing from" in commands.teacher(*argv).finished().out
     assert "already finished" in commands.teacher(*argv).finished().out
     models = save / "teachers" / "models"

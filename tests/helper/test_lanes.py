@@ -3,10 +3,12 @@
 import dataclasses
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +18,14 @@ from core import machine
 from core.protocols import Batch, TeacherSource, UserError
 from core.taps import TappedNet
 from helper.machine import lane_memory
+from helper.machine.stopper import Interrupted
 from helper.networks import teacher_cache as under_test
 from helper.networks.checkpoint import load_file
 from helper.networks.teacher_cache import CacheConfig, CachedTeacher, CacheLayout, cache_key, feature_widths, locked
 from helper.networks.teacher_sources import LiveTeacher
-from helper.options.parse import parse_students
+from helper.options.parse import parse, parse_students
+from helper.session import resumable
+from helper.training.run import EpochPlace, Lanes
 from tests.support.commands import ROOT
 from tests.support.toys import ToyData, cnn
 
@@ -77,6 +82,43 @@ def test_lanes_are_continued_after_a_signal(commands, teacher, apart, tmp_path):
         assert_same_run(folder, runs(apart)[name])
 
 
+def test_a_student_that_diverges_says_so_at_once_and_the_other_goes_on(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "simkd,kd", "--weight", "simkd=1e36", *SHORT, "--precision", "fp32")
+    argv = (*argv, "--save_root", tmp_path)
+    stopped = commands.student(*argv, signals=[[8, signal.SIGTERM]])  # kd's second epoch
+    assert stopped.code == 143 and "in epoch 2 after step 2" in stopped.err, (stopped.out, stopped.err)
+    done = commands.student(*argv)
+    done.refused("became NaN or infinite in epoch 1", "there is no checkpoint yet")
+    for out in (stopped.out, done.out):
+        assert re.search(r"\[simkd\] the \w+ became NaN or infinite in epoch 1", out)
+    assert done.out.index("[simkd] the ") < done.out.index("[kd]  * Epoch 2, train")
+    (finished,) = (name for name, folder in runs(tmp_path).items() if (folder / "parameters.json").exists())
+    assert "_kd_" in finished
+
+
+def test_a_student_that_cannot_be_saved_ends_in_every_process(commands, teacher, apart, tmp_path):
+    """Rank 0 writes. If it alone gave the student up, the others would wait for numbers of that student."""
+    small, large = (
+        (folder / "resnet8_last.pth").stat().st_size
+        for method in ("_kd_", "_simkd_")
+        for name, folder in runs(apart).items()
+        if method in name
+    )
+    argv = ("--path_t", teacher, "--distill", "simkd,kd", *SHORT, "--skip_validation", "--save_root", tmp_path)
+    done = commands.student(*argv, ranks=2, in_rank=(0, {"fsize": (small + large) // 2}))
+    done.refused("cannot write", "resnet8_last.pth")
+    (finished,) = (name for name, folder in runs(tmp_path).items() if (folder / "parameters.json").exists())
+    assert "_kd_" in finished
+
+
+def test_one_of_the_students_that_are_left_shows_progress():
+    lanes = Lanes(2, torch.device("cpu"))
+    one, two = (SimpleNamespace(place=EpochPlace(0, 1, 0), shown=True) for _ in range(2))
+    for lanes.training, shown in (([one, two], [True, False]), ([two], [True])):
+        lanes.next_epoch()
+        assert [run.shown for run in lanes.training] == shown
+
+
 def test_trials_count_on_and_keep_their_own_order(commands, teacher, tmp_path):
     argv = ("--path_t", teacher, "--distill", "kd", *SHORT)
     commands.student(*argv, "--trials", 2, "--save_root", tmp_path / "a").finished()
@@ -87,6 +129,26 @@ def test_trials_count_on_and_keep_their_own_order(commands, teacher, tmp_path):
     assert_same_run(together[name], alone[name])
     first, second = (rows(folder)[0]["train_loss"] for folder in together.values())
     assert first != second
+
+
+def test_a_signal_in_the_last_epoch_of_a_trial_stops_before_the_next(commands, teacher, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd", *SHORT, "--trials", 2, "--save_root", tmp_path)
+    stopped = commands.student(*argv, signals=[[6, signal.SIGTERM]])
+    assert stopped.code == 143 and stopped.err == (
+        "SIGTERM: stopped before trial 1; to resume, run the same command\n"
+    ), (stopped.out, stopped.err)
+    ((_, first),) = runs(tmp_path).items()
+    assert (first / "parameters.json").exists()
+    commands.student(*argv).finished()
+    assert len(runs(tmp_path)) == 2
+
+
+def test_what_starts_something_again_is_not_repeated():
+    line = "--path_t T.pth --overwrite --teacher_cache C --rebuild_cache"
+    stop = resumable(Interrupted("stopped", 143), parse(line.split(), teacher=False))
+    assert str(stop) == "stopped; to resume, run the same command without --overwrite and --rebuild_cache"
+    again = resumable(stop, parse(["--model", "resnet8"], teacher=True))
+    assert again.code == 143 and str(again).endswith("run the same command")
 
 
 def test_cached_equals_uncached_and_a_second_run_asks_the_cache_alone(commands, teacher, apart, tmp_path):
@@ -163,6 +225,7 @@ def test_methods_that_need_maps_say_so(commands, teacher, tmp_path):
 def test_wrong_lists_are_refused(commands, teacher, tmp_path):
     argv = ("--path_t", teacher, *SHORT, "--save_root", tmp_path)
     commands.student("--distill", "kd,kd", *argv).refused("distinct names")
+    commands.student("--distill", "at,kd,attention", *argv).refused("list resnet8 with at twice")
     commands.student("--distill", "kd,at", "-b", 3, *argv).refused("--weight")
     commands.student("--distill", "kd,at", "--weight", "vid=3", *argv).refused("vid", "at")
     commands.student("--distill", "kd", "--trials", 2, "--trial", "a", *argv).refused("--trials")
@@ -238,14 +301,14 @@ def test_changed_pixels_go_to_the_teacher(tmp_path):
     live = Counting()
     batch = batch_of([0], [0])
     cache(tmp_path / "c", live).features(batch.with_inputs(batch.inputs), ())
-    assert live.samples == 1 and not cache(tmp_path / "c").filled.any()
+    assert live.samples == 1 and not cache(tmp_path / "c").stores["logits"].sums.any()
 
 
 def test_another_teacher_is_refused_and_rebuilt_on_request(tmp_path):
     cache(tmp_path / "c").features(batch_of([3], [3]), ())
     with pytest.raises(UserError, match="teacher: t in the cache, u in this run"):
         cache(tmp_path / "c", teacher="u")
-    assert not cache(tmp_path / "c", teacher="u", rebuild=True).filled.any()
+    assert not cache(tmp_path / "c", teacher="u", rebuild=True).stores["logits"].sums.any()
 
 
 def test_pooled_features_join_a_cache_of_logits(tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from core.files import ROOT
 from core.log import progress
+from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from dataset.clips.frame_cache import FrameCache
@@ -139,6 +140,11 @@ def test_an_evaluation_shows_a_bar(shown):
     with pytest.raises(AttributeError):  # these are no batches; the bar has begun
         evaluate(lambda inputs: {}, open_test(_Data(), torch.device("cpu")), torch.device("cpu"))
     assert "evaluation" in screen.getvalue()
+
+
+def test_an_evaluation_needs_a_sample():
+    with pytest.raises(UserError, match="no test sample could be read"):
+        evaluate(lambda inputs: {}, [], torch.device("cpu"))
 
 
 def test_the_log_names_the_samples_of_a_trial(commands, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import shutil
 import signal
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helper.training.resume import way_out
 from tests.support.commands import DIGITS
 
 DEADLINE = 60  # seconds until something that must happen counts as not happening
@@ -241,6 +243,13 @@ def test_a_damaged_state_names_the_one_before_it(commands, teacher, reference, t
     Run(commands, teacher, tmp_path, "--resume", previous).go().finished()
     assert_same(run.folder, reference)
     assert not previous.exists()
+
+
+def test_a_way_out_of_a_path_with_spaces_can_be_typed(tmp_path):
+    before = tmp_path / "my runs" / "resnet8_last.prev.pth"
+    before.parent.mkdir()
+    before.touch()
+    assert shlex.split(way_out(before.with_name("resnet8_last.pth")))[:2] == ["--resume", str(before)]
 
 
 def test_rows_are_mended_from_the_state(commands, teacher, reference, tmp_path):
