@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
 from core.machine import fresh
-from core.protocols import Features, ModelSpec, Side, Tap, UserError
+from core.protocols import Features, ModelSpec, Side, Tap, UserError, first_line
 
 
 def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def probe(net: TappedNet, shapes: Mapping[str, tuple[int, ...]]) -> Side:
         if shape == net.spec.input_shape:
             raise
         size = "x".join(map(str, shape))
-        raise UserError(f"{net.spec.name} cannot run on inputs of {size}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{net.spec.name} cannot run on inputs of {size}: {first_line(error)}") from error
     finally:
         net.train(was_training)
     shapes = {k: tuple(v.shape[1:]) for k, v in features.items()}

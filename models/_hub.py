@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from core.packages import needed
-from core.protocols import ModelSpec, Published, Tap, UserError
+from core.protocols import ModelSpec, Published, Tap, UserError, first_line
 from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
 from models.external import CLASSES, _spec, timm_build
 
@@ -56,7 +56,7 @@ def hub_spec(name: str) -> ModelSpec:
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"cannot read hf_hub:{name}: it is not in the cache {hub.constants.HF_HUB_CACHE} and downloading it failed "
-            f"({str(error).splitlines()[0][:120]}): check the name, or copy the cache of a machine that has it"
+            f"({first_line(error)[:120]}): check the name, or copy the cache of a machine that has it"
         ) from error
     weights = _first(fetch, f"hf_hub:{name}")
     with contextlib.suppress(OSError, ValueError, RuntimeError):  # not every repository has one
@@ -71,7 +71,7 @@ def _first(fetch: Any, name: str) -> Path:
             return fetch(file)
         except (OSError, ValueError, RuntimeError) as error:
             last = error
-    raise UserError(f"{name} has no weights {' or '.join(WEIGHTS)}: {str(last).splitlines()[0][:120]}")
+    raise UserError(f"{name} has no weights {' or '.join(WEIGHTS)}: {first_line(last)[:120]}")
 
 
 def is_folder(path: str | Path) -> bool:
@@ -128,7 +128,7 @@ def _state(files: Files) -> State:
     try:
         return load(path)
     except Exception as error:  # on foreign bytes the unpickler raises almost any exception
-        raise UserError(f"{path} is truncated or not a file of weights: {str(error).splitlines()[0][:120]}") from error
+        raise UserError(f"{path} is truncated or not a file of weights: {first_line(error)[:120]}") from error
 
 
 def _spec_of_files(files: Files) -> ModelSpec:
@@ -401,7 +401,7 @@ def open_clip_spec(name: str) -> ModelSpec:
                 architecture, pretrained=tag if pretrained else None, force_quick_gelu=cfg.get("quick_gelu", False)
             )
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"cannot read the weights of open_clip:{name}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"cannot read the weights of open_clip:{name}: {first_line(error)}") from error
         return Embedder(without_inplace(model.visual), config["embed_dim"], num_classes)
 
     taps = {"pooled": Tap("head", "vector", "input")}

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from core.packages import needed
-from core.protocols import ModelSpec, Published, Tap, UserError
+from core.protocols import ModelSpec, Published, Tap, UserError, first_line
 from models._common import IMAGENET_MEAN, IMAGENET_STD, without_inplace
 from models._transformer import (
     read_class_token,
@@ -156,7 +156,7 @@ def timm_build(name: str, num_classes: int = CLASSES, pretrained: bool = False, 
     except (OSError, RuntimeError) as error:  # no network, no such file; none are published
         if not pretrained:
             raise
-        raise UserError(f"no pretrained weights for timm:{name}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"no pretrained weights for timm:{name}: {first_line(error)}") from error
     return without_inplace(model)
 
 

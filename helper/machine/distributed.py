@@ -33,7 +33,7 @@ from torch import nn
 from core.log import log_to_file
 from core.machine import is_main, launched, local_world_size, rank
 from core.option import RESULT, Around, Config, at_least, flags_in, option, positive
-from core.protocols import UserError
+from core.protocols import UserError, first_line
 from helper.machine.heartbeat import Heartbeat
 
 
@@ -150,7 +150,7 @@ def process_group(backend: str | None, timeout: float, advice: str = "") -> Iter
 
 
 def _no_rendezvous(where: str, error: BaseException, timeout: float) -> str:
-    text = str(error).splitlines()[0]
+    text = first_line(error)
     if "address already in use" in str(error).lower() or "EADDRINUSE" in str(error):
         return f"the port of {where} is used by another process: choose another one (--dist_url, --master_port)"
     if any(word in text.lower() for word in ("timed out", "timeout", "refused", "not all", "could not", "failed to")):

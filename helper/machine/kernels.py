@@ -23,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from core.log import log
 from core.option import Around, Config, option
-from core.protocols import Features, UserError
+from core.protocols import Features, UserError, first_line
 from core.taps import TappedNet, without_taps
 
 M = TypeVar("M", bound=nn.Module)
@@ -176,8 +176,7 @@ def compiler_fault(device: torch.device) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return textwrap.shorten(line.rstrip(".:"), 160, placeholder=" ...")
+    return textwrap.shorten(first_line(error).rstrip(".:"), 160, placeholder=" ...")
 
 
 class Compiled:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from core.machine import free
-from core.protocols import UserError
+from core.protocols import UserError, first_line
 
 
 def kept_by(optimizers: Iterable[Optimizer]) -> int:
@@ -51,4 +51,4 @@ class LaneMemory:
 
     def exhausted(self, error: Exception) -> UserError:
         """For an allocation that failed in a step."""
-        return self.too_many(self.seen, str(error).splitlines()[0].rstrip("."))
+        return self.too_many(self.seen, first_line(error).rstrip("."))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from core.protocols import UserError
+from core.protocols import UserError, first_line
 
 
 class Writer:
@@ -84,5 +84,5 @@ def require_backend(backend: str) -> None:
     except (ImportError, TypeError) as error:  # TypeError: protobuf refuses generated code it deems too old
         raise UserError(
             f"--tb_backend {backend} needs the package {backend} (pip install {backend}), "
-            f"or pass --tb_backend none ({str(error).splitlines()[0]})"
+            f"or pass --tb_backend none ({first_line(error)})"
         ) from error

@@ -24,7 +24,7 @@ from typing import Any
 from core.files import remember, remembered
 from core.log import log
 from core.option import Config, option
-from core.protocols import UserError
+from core.protocols import UserError, first_line
 from helper.runs.folder import RunFolder
 
 
@@ -238,11 +238,10 @@ class Reports:
             work(self.open)
         except Exception as error:  # a tracker may raise any error of its server, store or version
             self.off = True
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.log.warning(
                 "--tracker %s failed (%s): the run continues without it, and %s is complete",
                 self.cfg.tracker,
-                textwrap.shorten(first, 300, placeholder=" ..."),
+                textwrap.shorten(first_line(error), 300, placeholder=" ..."),
                 self.folder.metrics,
             )
 
