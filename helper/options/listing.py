@@ -46,8 +46,14 @@ PAPER = re.compile(
     r"(?P<title>.+?) \((?P<authors>[^(),]+?), (?:(?P<venue>[^(),]*?) )?(?P<year>\d{4})(?:, (?P<where>[^()]*))?\)"
 )
 
-MEASURED = ROOT / "results" / "cifar100_scaled_resnet20_resnet8.md"  # README shows it in short
-COLUMNS = ("method", "network", "teacher", "last epoch", "(best)", "gain", "runs", "parameters", "MACs")
+# README shows these tables of results/ in short: under which name, which columns
+SHOWN = {
+    "full": ("cifar100_full_resnet56_resnet20", ("method", "network", "teacher", "last epoch", "published", "runs")),
+    "measured": (
+        "cifar100_scaled_resnet20_resnet8",
+        ("method", "network", "teacher", "last epoch", "(best)", "gain", "runs", "parameters", "MACs"),
+    ),
+}
 COUNTED = Path(__file__).with_name("listing.json")
 KINDS = ("all", "methods", "models", "data")
 
@@ -315,15 +321,16 @@ def tables(recount: bool = True) -> dict[str, str]:
     return {
         "methods": _markdown(header, rows),
         "models": _markdown(("model", "parameters", "MACs", "input", "taps"), sizes),
-        "measured": measured(MEASURED.read_text()),
+        **{name: measured((ROOT / "results" / f"{file}.md").read_text(), cols) for name, (file, cols) in SHOWN.items()},
     }
 
 
-def measured(text: str) -> str:
-    """The first table of a page that scripts/make_table.py wrote, in COLUMNS."""
+def measured(text: str, columns: Sequence[str]) -> str:
+    """These columns of the first table of a page that scripts/make_table.py wrote, which leaves out empty ones."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    return _markdown(COLUMNS, [[row[header.index(column)] for column in COLUMNS] for row in rows])
+    columns = [column for column in columns if column in header]
+    return _markdown(columns, [[row[header.index(column)] for column in columns] for row in rows])
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -331,15 +338,15 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
 
 
-PAGES = {"measured": "README.md", "methods": "docs/methods.md", "models": "docs/models.md"}  # table -> its page
+PAGES = {**dict.fromkeys(SHOWN, "README.md"), "methods": "docs/methods.md", "models": "docs/models.md"}  # of each table
 
 
 def written(recount: bool = True) -> dict[Path, str]:
     """Page -> its text with the current table; UserError if a marker is missing."""
-    pages = {}
+    pages: dict[Path, str] = {}
     for name, table in tables(recount).items():
         path, start, end = ROOT / PAGES[name], f"<!-- {name} -->", f"<!-- end of {name} -->"
-        text = path.read_text()
+        text = pages.get(path) or path.read_text()
         if start not in text or end not in text:
             raise UserError(f"{path} has no place for the table of {name}: add the lines '{start}' and '{end}'")
         before, _, rest = text.partition(start)

@@ -241,6 +241,8 @@ def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str
 
 
 def threads(run: Run) -> str:
-    count = run.env["cpu_threads"]
+    """Of its start and, where they differ, of its continuations."""
+    continued = run.env.get("continued", ())
+    counts = sorted({run.env["cpu_threads"], *(c["cpu_threads"] for c in continued if "cpu_threads" in c)})
     each = " per process" if run.parameters.get("processes", 1) > 1 else ""
-    return f"{count} thread{'' if count == 1 else 's'}{each}"
+    return f"{' or '.join(map(str, counts))} thread{'' if counts == [1] else 's'}{each}"

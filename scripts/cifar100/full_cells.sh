@@ -5,8 +5,8 @@
 #   bash scripts/cifar100/full_cells.sh plan                                   prints the commands, trains nothing
 #   bash scripts/cifar100/full_cells.sh TEACHER.pth DATA_FOLDER SAVE_ROOT [flags of every training]
 # Students of a group share the teacher's forward pass. If it is stopped (Ctrl-C, SIGTERM, power cut), the same command
-# resumes from the last epoch; finished runs are skipped. Cost: days on two cores without native bf16, hours on a GPU; a
-# process of lowest priority leaves the machine usable: nice -n 19 bash scripts/cifar100/full_cells.sh ...
+# resumes from the last epoch; finished runs are skipped. On a CPU with bf16 instructions, add --precision bf16 --compile default
+# --compile_parts student teacher. A process of lowest priority leaves the machine usable: nice -n 19 bash scripts/cifar100/full_cells.sh ...
 # The table is written to SAVE_ROOT/full_cells.md, or in the file OUT names; it is written again after each group, from the finished runs.
 # Its notes name hardware and seeds, its rows the number of seeds, the teacher's accuracy and the wall-clock.
 if [ "${1:-}" = plan ]; then

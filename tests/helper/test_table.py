@@ -65,6 +65,14 @@ def test_a_row_shows_that_the_loss_falls_and_how_far_from_chance_it_got(add, tab
     assert by_name["factor"]["loss"] == "8 → 4"  # of its second stage
 
 
+def test_the_hardware_names_the_threads_of_continuations(add, table, tmp_path):
+    add("--distill kd", "a")
+    path = tmp_path / "students" / "models" / "a" / "env.json"
+    continued = [{"command": []}, {"command": [], "cpu_threads": 2}]
+    path.write_text(json.dumps({"cpu": "a CPU", "cpu_threads": 1, "gpus": [], "continued": continued}))
+    assert "Hardware: a CPU, 1 or 2 threads." in table()[1]
+
+
 def test_each_of_several_own_terms_is_shown(add, table):
     """Their sum would say nothing: they are weighed differently."""
     add("--distill cakd --model_s resnet20", "a", terms=("cakd_adv", "cakd_gl", "cakd_pca", "cls"))
