@@ -328,7 +328,8 @@ class Distiller(nn.Module):
         """[R] weight of each row in a logit loss, without gradient; None: equal. z_s, z_t: raw logits [R, K].
 
         --ea_weight: entropy_weights(), from z-scored logits with --logit_stand. --norm_kd: the teacher's variance, so
-        that the factor T^2 of a loss becomes the square of the teacher's effective temperature.
+        that the factor T^2 of a loss becomes the square of the teacher's effective temperature. A loss that reads
+        comparable() alone (dist, deepkd, dpcd, the mixed logits of fcfd) keeps its own factor.
         """
         weights = None
         if self.cfg.ea_weight:

@@ -91,17 +91,6 @@ into() (
     exec cat >>"$1"
 )
 
-# only FOLDER NAME: the one file of that name below it; short names of runs are links, which find does not follow
-only() {
-    local found
-    found=$(find "$1" -name "$2")
-    if [ ! -f "$found" ]; then
-        echo "expected one $2 below $1, found: ${found:-none}; remove what is old" >&2
-        return 1
-    fi
-    printf '%s\n' "$found"
-}
-
 # run_or_skip PROGRAM FLAGS...: in a dry run, what starts from a teacher or backbone that is not trained yet is skipped, and
 # what trains nothing is left out
 run_or_skip() {

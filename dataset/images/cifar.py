@@ -20,7 +20,7 @@ import torch
 
 from core.protocols import UserError
 from dataset.base import DataOptions
-from dataset.images.resident import ResidentData, Split, resident, resize
+from dataset.images.resident import ResidentData, Split, resident, resized
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels", "classes")
 
@@ -37,8 +37,7 @@ def _load(name: str, num_classes: int, options: DataOptions) -> ResidentData:
     train, test, classes = (
         _from_npz(archive, num_classes) if archive.exists() else _official(name, root, options.download)
     )
-    size = options.image_size or 32
-    train, test = (Split(resize(part.images, size), part.labels) for part in (train, test))
+    train, test = resized(train, test, options.image_size or 32)
     return resident(name, classes, train, test, options, flips=True)
 
 

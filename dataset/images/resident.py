@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.protocols import Batch, Batching, DataSet, FullSet, Loader
-from dataset.base import DataOptions, few, hold_out
+from dataset.base import DataOptions, check_memory, few, hold_out
 from dataset.images.files import scaled
 from dataset.order import InOrder, Plan, generator, in_order
 
@@ -49,6 +49,12 @@ def resize(images: Tensor, size: int) -> Tensor:
         chunk = F.interpolate(chunk, (size, size), mode="bilinear", align_corners=False, antialias=True)
         out[lo : lo + 1024] = chunk.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
     return out
+
+
+def resized(train: Split, test: Split, size: int) -> tuple[Split, Split]:
+    """Both parts at size x size; UserError if they would take over half of the available memory."""
+    check_memory({"train": len(train), "test": len(test)}, size)
+    return Split(resize(train.images, size), train.labels), Split(resize(test.images, size), test.labels)
 
 
 def view(padded: Tensor, index: Tensor, crop: Tensor, pad: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from core.files import read_text
 from core.protocols import UserError
 from dataset.base import DataOptions
-from dataset.images.resident import ResidentData, Split, resident, resize
+from dataset.images.resident import ResidentData, Split, resident, resized
 
 URL = "https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz"
 CLASSES, SIDE = 10, 96
@@ -32,9 +32,7 @@ def load(options: DataOptions) -> ResidentData:
     classes = read_text(root / FILES[4], "list of classes").split()
     if len(classes) != CLASSES:
         raise UserError(f"'{root / FILES[4]}' names {len(classes)} classes instead of {CLASSES}; unpack STL-10 again")
-    size = options.image_size or SIDE
-    train, test = (_part(root, part) for part in ("train", "test"))
-    train, test = (Split(resize(part.images, size), part.labels) for part in (train, test))
+    train, test = resized(_part(root, "train"), _part(root, "test"), options.image_size or SIDE)
     return resident("stl10", classes, train, test, options, flips=True)
 
 

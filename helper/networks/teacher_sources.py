@@ -71,7 +71,8 @@ class TeacherConfig(Config):
     fold_teacher: bool = option(False, "fold the teacher's batch norm into its convolutions", role=RESULT)
     teacher_dropout: bool = option(
         False,
-        "keep the teacher's dropout and drop path active, as MMRazor does (batch norm is in eval mode)",
+        "keep the teacher's dropout and drop path active, as MMRazor does (batch norm is in eval mode); students "
+        "trained together share what is drawn, so their numbers are not those of separate runs",
         role=RESULT,
     )
 

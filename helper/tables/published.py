@@ -55,12 +55,12 @@ class Cell:
     def fits(self, identity: Mapping[str, Any], arch_t: str | None) -> bool:
         """Whether a run (identity of its args.json, teacher of its parameters.json) is this cell's experiment.
 
-        Trial, seed, precision and checksums may differ, and --protocol, which only chooses defaults. Every other
-        setting counts, if it existed when the run was recorded.
+        Trial, seed, precision, checksums and --eval_freq may differ, and --protocol, which only chooses defaults.
+        Every other setting counts, if it existed when the run was recorded.
         """
         if self.alone != (arch_t is None) or (arch_t is not None and arch_t.removesuffix("_cifar") != self.teacher):
             return False
-        free = {"trial", "seed", "precision", "deterministic", "protocol"}
+        free = {"trial", "seed", "precision", "deterministic", "protocol", "eval_freq"}
         mine = json.loads(json.dumps(self.settings.identity))  # args.json has no tuples
         return all(identity.get(k, v) == v for k, v in mine.items() if k not in free)
 

@@ -83,12 +83,13 @@ def read_run(folder: Path) -> Run | None:
 
 
 def run_folders(root: Path) -> list[Path]:
-    """Folders of runs below a root, finished or not, without the links of short names."""
+    """Folders of runs below a root, finished or not, without the links of short names, which lead to the folder next
+    to them; a run that was moved elsewhere and linked back counts."""
     return sorted(
         p
         for kind in ("teachers", "students")
         for p in (root / kind / "models").glob("*")
-        if p.is_dir() and not p.is_symlink()
+        if p.is_dir() and not (p.is_symlink() and p.readlink().parent == Path())
     )
 
 

@@ -46,8 +46,8 @@ transformer="--optimizer adamw --learning_rate 1e-3 --weight_decay 0.05 --schedu
         $transformer --batch_size 16 --epochs 30 --save_root "$save/teacher_folder" $train ${extra[@]+"${extra[@]}"}
 } | into "$save/teachers.log"
 end_of_dry_run
-cifar_teacher=$(only "$save/teacher_cifar" vit_micro_cifar_last.pth)
-folder_teacher=$(only "$save/teacher_folder" vit_micro_224_last.pth)
+{ read -r cifar_teacher && read -r folder_teacher; } < <(results_of "$save/teachers.log" | tail -n 2)
+cifar_teacher+=/vit_micro_cifar_last.pth folder_teacher+=/vit_micro_224_last.pth
 
 run() {
     local set=$1 method=$2 trial=$3 path=() recipe=$cifar_recipe teacher=$cifar_teacher data=$images

@@ -34,25 +34,25 @@ export common
     --report_heads --trial 0 $train ${extra[@]+"${extra[@]}"} | into "$save/teacher.log"
 end_of_dry_run
 mkdir -p "$save/probes"
-teacher=$(only "$save/teacher" wrn_16_2_aux_last.pth)
-export teacher
+teacher=$(result_of "$save/teacher.log")/wrn_16_2_aux_last.pth
+export teacher dry_run
 
-run() { # METHOD RATIO TRIAL: train, then probe with both solvers
+row() { # METHOD RATIO TRIAL: train, then probe with both solvers
     local method=$1 ratio=$2 trial=$3 own="$save/$1_$2_$3" hsakd=() student solver
     [ "$method" = vanilla ] || hsakd=(--path_t "$teacher" --rotations 2)
     # shellcheck disable=SC2086 (lists of flags)
-    "$PYTHON" train_student.py $common --data_folder "$data" --save_root "$own" --model_s resnet20_aux \
+    train train_student.py $common --data_folder "$data" --save_root "$own" --model_s resnet20_aux \
         --distill "$method" ${hsakd[@]+"${hsakd[@]}"} --few_ratio "$ratio" --epochs 10 --lr_decay_epochs 6,8 --trial "$trial" $train "${@:4}"
-    student=$(only "$own" resnet20_aux_last.pth)
+    student=$run/resnet20_aux_last.pth
     for solver in sgd lbfgs; do
         # shellcheck disable=SC2086 (a list of flags)
         "$PYTHON" eval_rep.py --s_path "$student" --dataset TinyImageNet --data "$tiny" \
             --solver "$solver" --seed "$trial" --json "$save/probes/$method $ratio $solver $trial.json" $probe
     done
 }
-export -f run only
+export -f row train results_of
 printf '%s\n' {hsakd,vanilla}' '{0.25,0.05}' '0 {hsakd,vanilla}' '{0.25,0.05}' '1 |
-    xargs -P "$jobs" -I{} bash -c 'set -euo pipefail; run {} "$@"' run ${extra[@]+"${extra[@]}"} | into "$save/study.log"
+    xargs -P "$jobs" -I{} bash -c 'set -euo pipefail; row {} "$@"' row ${extra[@]+"${extra[@]}"} | into "$save/study.log"
 "$PYTHON" scripts/make_table.py --root "$save"/teacher "$save"/{hsakd,vanilla}_{0.25,0.05}_{0,1} \
     --out "$results/hsakd_short.md" \
     --title "HSAKD on a quarter and a twentieth of CIFAR-100, short schedule: WRN-16-2 teaches ResNet20"

@@ -671,9 +671,17 @@ def test_a_set_beyond_half_of_the_memory_is_refused_before_decoding(tree, monkey
         read(tree)
 
 
+def test_cifar_enlarged_beyond_half_of_the_memory_is_refused(tmp_path, monkeypatch):
+    np.savez(tmp_path / "cifar10.npz", **arrays(10))
+    monkeypatch.setattr(base, "free", lambda: 2**24)
+    dataset_dict["cifar10"](DataOptions(tmp_path))
+    with pytest.raises(UserError, match=r"images at 224x224 need .*choose a smaller --image_size"):
+        dataset_dict["cifar10"](DataOptions(tmp_path, image_size=224))
+
+
 def test_available_memory_is_plausible():
     memory = base.free()
-    assert memory is None or 2**24 < memory < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 2**24 < memory < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_folder_on_real_photographs():

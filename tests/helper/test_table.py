@@ -65,6 +65,15 @@ def test_a_row_shows_that_the_loss_falls_and_how_far_from_chance_it_got(add, tab
     assert by_name["factor"]["loss"] == "8 → 4"  # of its second stage
 
 
+def test_a_run_that_was_moved_and_linked_back_counts_once(add, table, tmp_path):
+    folder = tmp_path / "students" / "models" / add("--distill kd", "a")
+    folder.with_name("short").symlink_to(folder.name)  # its short name, as training makes it
+    assert [row["runs"] for row in table()[0]] == ["1"]
+    folder.rename(tmp_path / "moved")
+    folder.symlink_to(tmp_path / "moved")
+    assert [row["runs"] for row in table()[0]] == ["1"]
+
+
 def test_the_hardware_names_the_threads_of_continuations(add, table, tmp_path):
     add("--distill kd", "a")
     path = tmp_path / "students" / "models" / "a" / "env.json"

@@ -110,7 +110,7 @@ for word in "$@"; do
     case ${before:-} in --save_root) root=$word ;; --model | --model_s) model=$word ;; esac
     before=$word
 done
-case "$1" in train_*) mkdir -p "$root/run" && touch "$root/run/${model}_last.pth" ;; esac
+case "$1" in train_*) mkdir -p "$root/run" && touch "$root/run/${model}_last.pth" && echo "result in $root/run" ;; esac
 """
 
 
@@ -137,6 +137,8 @@ echo "[dist] result in SAVE/new_dist_" ;; test_model.py) echo top-1 ;; esac
     "script, argv",
     [
         ("cakd/ablation.sh", VIT),
+        ("cakd/short_study.sh", ("T.pth", "DATA", "IMAGES", "SAVE")),
+        ("hsakd/short_study.sh", ("T.pth", "DATA", "TINY", "SAVE")),
         ("studies/headless_study.sh", ("SAVE",)),
         ("studies/int8_study.sh", ("S.pth", "T.pth", "DATA", "UTD", "SAVE")),
         ("video/short_study.sh", ("CLIPS", "SAVE")),
@@ -155,7 +157,15 @@ def test_a_study_reads_its_own_runs_where_others_lie(script, argv, tmp_path):
     for part in ("", "teacher", "utd", "utd_alone", "utd_under", "cifar_alone", "cifar_under"):
         for folder in (interpreter.tree / "SAVE" / part / kind / "models" / name for kind in KINDS for name in names):
             folder.mkdir(parents=True)
-            for model in ("vit_micro_cifar", "trn_bninception", "sensor_cnn", "resnet20", "tsm_mobilenetv2"):
+            for model in (
+                "vit_micro_cifar",
+                "wrn_16_2_aux",
+                "resnet20_aux",
+                "trn_bninception",
+                "sensor_cnn",
+                "resnet20",
+                "tsm_mobilenetv2",
+            ):
                 (folder / f"{model}_best.pth").touch()
                 (folder / f"{model}_last.pth").touch()
     calls = interpreter.run(script, *argv)

@@ -67,6 +67,7 @@ def test_a_run_of_another_protocol_is_not_the_cell():
     identity = dict(kd.settings.identity) | {"trial": "7", "seed": 7, "precision": "fp32"}
     assert kd.fits(identity, "resnet32x4")
     assert not kd.fits(identity | {"epochs": 10}, "resnet32x4") and not kd.fits(identity | {"cls": 0.1}, "resnet32x4")
+    assert kd.fits(identity | {"eval_freq": 5}, "resnet32x4")  # the last epoch is evaluated in any case
     assert kd.fits({k: v for k, v in identity.items() if k != "accumulate"}, "resnet32x4")  # recorded before it existed
     assert not kd.fits(identity, "resnet110") and not kd.fits(identity, None)
 
