@@ -38,8 +38,8 @@ ends() {
         { fflush() }'
 }
 
-# train NAME LOG PROGRAM ARGUMENTS...: a training; without -v one line a run is shown. Leaves LOG, and LOG.done or code
-train() {
+# reported NAME LOG PROGRAM ARGUMENTS...: a training; without -v one line a run is shown. Leaves LOG, and LOG.done or code
+reported() {
     local code=0
     "$PYTHON" "${@:3}" 2>&1 | tee "$logs/$2" | if [ -n "$verbose" ]; then cat; else ends "$1"; fi || code=${PIPESTATUS[0]}
     [ -d "$logs" ] || return 1 # the quickstart was ended
@@ -60,10 +60,10 @@ job() {
     done
     teacher=$(teacher_of "$logs/teacher")
     case $1 in
-        teacher) train teacher teacher train_teacher.py "${common[@]}" --model resnet20 --epochs 12 --lr_decay_epochs 8,10 "${@:2}" ;;
-        vanilla) train "student alone" vanilla train_student.py "${common[@]}" "${student[@]}" --distill vanilla "${@:2}" ;;
+        teacher) reported teacher teacher train_teacher.py "${common[@]}" --model resnet20 --epochs 12 --lr_decay_epochs 8,10 "${@:2}" ;;
+        vanilla) reported "student alone" vanilla train_student.py "${common[@]}" "${student[@]}" --distill vanilla "${@:2}" ;;
         next) printf ' %q' train_student.py "${common[@]}" "${student[@]}" --path_t "$teacher" --distill crd "${@:2}" ;;
-        *) train "$1" "$1" train_student.py "${common[@]}" "${student[@]}" --path_t "$teacher" --distill "$1" "${@:2}" ;;
+        *) reported "$1" "$1" train_student.py "${common[@]}" "${student[@]}" --path_t "$teacher" --distill "$1" "${@:2}" ;;
     esac
 }
 
@@ -72,7 +72,7 @@ teacher_of() {
     local folder
     folder=$(result_of "$1" 2>/dev/null) && [ -n "$folder" ] && echo "$folder/resnet20_best.pth" || true
 }
-export -f job train ends results_of result_of teacher_of
+export -f job reported ends results_of result_of teacher_of
 
 echo "Training a teacher (resnet20) on all digits, and nine students (resnet8) on a tenth of them"
 # two at a time; in this order, the two processes end at about the same time

@@ -110,30 +110,26 @@ def read_table(name: str) -> Table:
             f"{path} lacks {', '.join(sorted(lacking))}: see scripts/cifar100/tables/simkd.toml for the format"
         )
     try:
-        dataset = raw.get("dataset", "cifar100")
-        pairs = tuple((p["teacher"], p["student"], float(p["teacher_accuracy"])) for p in raw["pairs"])
-        rows = {}
-        for row in raw["rows"]:
-            more = row.get("more", [""] * len(pairs))
-            for values in (row["published"], more):
-                if len(values) != len(pairs):
-                    raise UserError(f"{path}: {row['label']} has {len(values)} values for {len(pairs)} columns")
-            source = row.get("source", raw["source"])
-            rows[row["label"]] = tuple(
-                Cell(
-                    path.stem,
-                    row["label"],
-                    teacher,
-                    student,
-                    f"{row['flags']} {own}".strip(),
-                    float(value),
-                    source,
-                    dataset,
-                )
-                for (teacher, student, _), value, own in zip(pairs, row["published"], more, strict=True)
-            )
+        return _table(path, raw)
     except KeyError as error:
         raise UserError(f"{path}: a pair or a row lacks {error}: see scripts/cifar100/tables/simkd.toml") from error
+
+
+def _table(path: Path, raw: Mapping[str, Any]) -> Table:
+    """The content of a file as a Table; KeyError where a pair or a row lacks an entry."""
+    dataset = raw.get("dataset", "cifar100")
+    pairs = tuple((p["teacher"], p["student"], float(p["teacher_accuracy"])) for p in raw["pairs"])
+    rows = {}
+    for row in raw["rows"]:
+        label, published, more = row["label"], row["published"], row.get("more", [""] * len(pairs))
+        for values in (published, more):
+            if len(values) != len(pairs):
+                raise UserError(f"{path}: {label} has {len(values)} values for {len(pairs)} columns")
+        source = row.get("source", raw["source"])
+        rows[label] = tuple(
+            Cell(path.stem, label, teacher, student, f"{row['flags']} {own}".strip(), float(value), source, dataset)
+            for (teacher, student, _), value, own in zip(pairs, published, more, strict=True)
+        )
     return Table(path.stem, raw["title"], raw["source"], pairs, rows)
 
 
