@@ -24,16 +24,18 @@ TEACHER_PATH = "./save/teachers/models/{0}_vanilla/{0}_best.pth"
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table. published: top-1 in percent, nan where the table has none. flags: of train_student.py."""
+    """One number of a table. published, teacher_accuracy: top-1 in percent, nan where the table has none. flags: of
+    train_student.py."""
 
     table: str
     row: str
     teacher: str
+    teacher_accuracy: float
     student: str
     flags: str
     published: float
     source: str
-    dataset: str = "cifar100"
+    dataset: str
 
     @property
     def alone(self) -> bool:
@@ -67,12 +69,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A published table. pairs: (teacher, student, accuracy of the teacher). rows: label -> the cells of its line."""
+    """A published table. pairs: (teacher, its accuracy, student). rows: label -> the cells of its line."""
 
     name: str
     title: str
     source: str
-    pairs: tuple[tuple[str, str, float], ...]
+    pairs: tuple[tuple[str, float, str], ...]
     rows: Mapping[str, tuple[Cell, ...]]
 
     @property
@@ -88,7 +90,7 @@ class Table:
     @property
     def teachers(self) -> dict[str, float]:
         """Teacher -> published accuracy, in the order of the columns."""
-        return {teacher: accuracy for teacher, _, accuracy in self.pairs}
+        return {teacher: accuracy for teacher, accuracy, _ in self.pairs}
 
 
 def tables() -> dict[str, Path]:
@@ -118,7 +120,7 @@ def read_table(name: str) -> Table:
 def _table(path: Path, raw: Mapping[str, Any]) -> Table:
     """The content of a file as a Table; KeyError where a pair or a row lacks an entry."""
     dataset = raw.get("dataset", "cifar100")
-    pairs = tuple((p["teacher"], p["student"], float(p["teacher_accuracy"])) for p in raw["pairs"])
+    pairs = tuple((p["teacher"], float(p["teacher_accuracy"]), p["student"]) for p in raw["pairs"])
     rows = {}
     for row in raw["rows"]:
         label, published, more = row["label"], row["published"], row.get("more", [""] * len(pairs))
@@ -127,8 +129,8 @@ def _table(path: Path, raw: Mapping[str, Any]) -> Table:
                 raise UserError(f"{path}: {label} has {len(values)} values for {len(pairs)} columns")
         source = row.get("source", raw["source"])
         rows[label] = tuple(
-            Cell(path.stem, label, teacher, student, f"{row['flags']} {own}".strip(), float(value), source, dataset)
-            for (teacher, student, _), value, own in zip(pairs, published, more, strict=True)
+            Cell(path.stem, label, *pair, f"{row['flags']} {own}".strip(), float(value), source, dataset)
+            for pair, value, own in zip(pairs, published, more, strict=True)
         )
     return Table(path.stem, raw["title"], raw["source"], pairs, rows)
 
@@ -144,7 +146,7 @@ def chosen_cells(table: Table, only: str) -> list[Cell]:
         if not found:
             raise UserError(
                 f"--only {word} matches no row and no student of {table.name}; its rows are {', '.join(table.rows)}, "
-                f"its students {', '.join(dict.fromkeys(student for _, student, _ in table.pairs))}"
+                f"its students {', '.join(dict.fromkeys(student for _, _, student in table.pairs))}"
             )
         meant |= found
     return [c for c in table.cells if not words or {c.row.lower(), c.student.lower()} & meant]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
@@ -63,26 +64,30 @@ def add_published(
     """Add "published" and "source" after the gain, in place, if a row is the same experiment as a published cell.
 
     groups: the runs of each row. A run with another schedule or other weights is another experiment: its row gets no
-    number.
+    number. A note names the sources, and the accuracy of the teachers there, from which ours may differ.
     """
     at = header.index("gain") + 1
     header[at:at] = ["published", "source"]
     sources = list(dict.fromkeys(c.source for c in cells))
-    used = set()
+    taught: dict[int, list[str]] = {}  # number of a source -> its teachers
     for row, group in zip(rows, groups, strict=True):
         found = published_of(group[0], cells)
-        numbers = [sources.index(source) + 1 for _, source in found]
-        used |= set(numbers)
-        row[at:at] = [", ".join(f"{value:.2f}" for value, _ in found), ", ".join(f"({k})" for k in numbers)]
-    notes += [f"Published ({k}): {sources[k - 1]}." for k in sorted(used)]
+        numbers = [sources.index(c.source) + 1 for c in found]
+        row[at:at] = [", ".join(f"{c.published:.2f}" for c in found), ", ".join(f"({k})" for k in numbers)]
+        for k, c in zip(numbers, found, strict=True):
+            known = not c.alone and not math.isnan(c.teacher_accuracy)
+            taught.setdefault(k, []).extend([f"{c.teacher} {c.teacher_accuracy:.2f}"] if known else [])
+    for k, teachers in sorted(taught.items()):
+        named = f" Accuracy of its teachers: {', '.join(dict.fromkeys(teachers))}." if teachers else ""
+        notes.append(f"Published ({k}): {sources[k - 1]}.{named}")
 
 
-def published_of(run: Any, cells: Sequence[Cell]) -> list[tuple[float, str]]:
-    """(number, source) of every publication of the same experiment as a run; two publications may differ."""
+def published_of(run: Any, cells: Sequence[Cell]) -> list[Cell]:
+    """The published cells of the same experiment as a run; two publications may have different numbers."""
     if run.is_teacher:
         return []
     fitting = [c for c in cells if c.fits(run.identity, run.parameters.get("arch_t"))]
-    return list(dict.fromkeys((c.published, c.source) for c in fitting))
+    return list({(c.published, c.source): c for c in fitting}.values())
 
 
 def pivot(
@@ -133,7 +138,9 @@ def pivot(
                     "or --only"
                 )
             found = published_of(groups[i][0], cells)
-            published_text = ", ".join(f"{v:.2f}" + f" ({sources.index(s) + 1})" * (len(sources) > 1) for v, s in found)
+            published_text = ", ".join(
+                f"{c.published:.2f}" + f" ({sources.index(c.source) + 1})" * (len(sources) > 1) for c in found
+            )
             row[header[-1]] = entry(groups[i]) + (f" / {published_text}" if published_text else "")
     rows = [[label, *(row.get(column, "") for column in header[1:])] for label, row in table.items()]
     notes.append("Last epoch, mean ± standard deviation (best epoch, chosen on the test data) [runs]")

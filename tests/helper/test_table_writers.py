@@ -40,7 +40,8 @@ def test_published_numbers_stand_beside_the_same_experiment_only(runs):
     assert found["simkd"][2] == "78.08" and found["student alone"][2] == "73.09"
     short = next(v for k, v in found.items() if v[4] == "1" and k.startswith("kd"))
     assert short[2:4] == ["", ""]  # ten epochs are another experiment
-    assert [n for n in notes if n.startswith("Published (1): README of the SimKD")]
+    (source,) = [n for n in notes if n.startswith("Published (1): README of the SimKD")]
+    assert source.endswith(". Accuracy of its teachers: resnet32x4 79.42.")
     gains = {row[0]: row[at["gain"]] for row in rows}
     assert gains["simkd"] == "+5.50" and gains["student alone"] == ""
 
