@@ -111,7 +111,7 @@ def add_data(parser):
     add("--data_split", help="published split of action recordings", metavar="NAME")
     add("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames", metavar="FOLDER")
     add("--skip_corrupt", "--skip_bad", action="store_true", help="skip damaged recordings")
-    add("--batch_size", **whole(1), default=500, help="samples per forward pass in each process")
+    add("--batch_size", **whole(1), default=500, help="samples per forward pass in each process (default 500)")
     add("--gpu_id", help="GPU to use, or several (default 0; with torchrun one per process)", metavar="GPUS")
     add("--manual_seed", "--seed", help="accepted for old commands, without effect: evaluation draws no random numbers")
     add(
@@ -119,7 +119,7 @@ def add_data(parser):
         type=int,
         action=checked(few_workers),
         default=8,
-        help="loader processes per machine, for data read from disk",
+        help="loader processes per machine, for data read from disk (default 8)",
     )
 
 
@@ -129,7 +129,7 @@ def add_views(parser):
         "--clips",
         **whole(1, 1000),
         default=1,
-        help="temporal clips: 2 with uniform sampling, any with dense",
+        help="temporal clips: 2 with uniform sampling, any with dense (default 1)",
         metavar="N",
     )
     views.add_argument(

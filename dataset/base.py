@@ -45,7 +45,8 @@ class SourceConfig(Config):
     data_folder: str = option("../data/", "folder that holds data sets", short="--data", metavar="FOLDER")
     image_size: int | None = option(
         None,
-        "side of the images in pixels (default: 224 for imagenet and clips, else 32)",
+        "side of the images in pixels (default: 224 for imagenet and clips, 64 for tinyimagenet, 96 for stl10, "
+        "else 32)",
         check=image_side,
         role=RESULT,
     )

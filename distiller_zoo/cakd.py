@@ -193,7 +193,9 @@ class CAKD(Distiller):
             0, "steps from one update of the discriminator to the next; 0: paper 5, code 1", check=not_negative
         )
         critic_lr: float = option(0.01, "learning rate of the discriminator, as a share of the run's", check=positive)
-        start: int = option(25, "code: first epochs, in which the weight of the terms is 0", check=not_negative)
+        start: int = option(
+            25, "code: last epoch, counted from 0, in which the weight of the terms is 0", check=not_negative
+        )
         ramp: int = option(
             50, "code: epochs in which this weight grows from 0 to 1, up to --cakd_most", check=within(least=1)
         )

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Sourced by the other scripts: installs requirements.txt and sets $PYTHON to the interpreter that has them. With
 # RETORT_REQUIREMENTS=extra before `source`, it also installs requirements-extra.txt.
-# Run directly, it only installs. `bash scripts/setup.sh --cpu` installs no package that needs a GPU; it takes torch from the
-# package index RETORT_TORCH_INDEX, if that address is set.
+# Run directly, it only installs. `bash scripts/setup.sh --cpu` leaves DALI out, and takes torch from the package index
+# RETORT_TORCH_INDEX, if that address is set; for Linux, the usual index has the CUDA build.
 # Uses the active virtual environment if there is one, else makes .venv in the repository. Needs Python 3.11 or 3.12.
 set -euo pipefail
 cpu=""
@@ -42,7 +42,7 @@ for file in "${files[@]}"; do
     stamp="$(dirname "$PYTHON")/../.retort-$file"
     if ! cmp -s "$file" "$stamp"; then
         if [ -n "$cpu" ]; then
-            echo "installing $file without packages for GPUs"
+            echo "installing $file without DALI"
             [ -z "${RETORT_TORCH_INDEX:-}" ] || "$PYTHON" -m pip install --quiet --disable-pip-version-check torch torchvision \
                 --index-url "$RETORT_TORCH_INDEX"
             "$PYTHON" -m pip install --quiet --disable-pip-version-check -r <(grep -v '^nvidia-' "$file")

@@ -28,8 +28,9 @@ class TeacherConfig(Config):
 
     path_t: list[str] | None = option(
         None,
-        "checkpoint of the teacher, folder of its run, or torchvision:NAME, timm:NAME for published weights; several "
-        "form an ensemble; FILE@ema reads the averaged weights of a file that holds both",
+        "checkpoint of the teacher, folder of its run, or torchvision:NAME, timm:NAME, hf_hub:USER/NAME for published "
+        "weights; several form an ensemble; FILE@ema reads the averaged weights of a file that holds both, FILE@net2 "
+        "the second of two peers",
         short="--teacher",
         metavar="FILE",
     )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains every method of the zoo: ten epochs on a stratified tenth of CIFAR-100 (5,000 images, --few_ratio 0.1), two decays,
-# two seeds, resnet20 -> resnet8, evaluated on the complete test set; the student alone next to them.
+# Trains the methods for a teacher and a student of plain CIFAR networks: ten epochs on a stratified tenth of CIFAR-100 (5,000 images,
+# --few_ratio 0.1), two decays, two seeds, resnet20 -> resnet8, evaluated on the complete test set; the student alone next to them.
 #   bash scripts/cifar100/zoo_study.sh TEACHER.pth DATA_FOLDER SAVE_ROOT [JOBS [flags of every training]]
 # METHODS=recent trains those since 2022, next to kd, sp and hkd, and writes cifar100_zoo_recent_resnet20_resnet8.md instead.
 # Methods of one group are lanes of one process: they share the batches and the teacher's forward pass. Those with a first

@@ -2,7 +2,7 @@
 # The teacher of VSKD: multi-scale TRN over BN-Inception on the colour clips of UTD-MHAD, 8 segments, 224 px, 100 epochs.
 #   bash scripts/vskd/teacher.sh UTD_FOLDER [cross_subject|trial] [further flags]
 # Published: SGD at 1e-3 from ImageNet weights, times 0.1 at epoch 50, batch 8, dropout 0.5; no accuracy is published in
-# the code. Not run here at this length: short_study.sh is a schedule for one core.
+# the code. Here SGD at 0.01 from scratch, times 0.1 after 50 and 75. Not run at this length: short_study.sh is a schedule for one core.
 source "$(dirname "${BASH_SOURCE[0]}")/../setup.sh"
 data=${1:?folder of UTD-MHAD}
 split=${2:-cross_subject}
