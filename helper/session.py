@@ -26,7 +26,7 @@ from helper.machine import distributed
 from helper.machine.kernels import Hardware, pick_kernels
 from helper.machine.seeding import rank_seed, seed_everything
 from helper.machine.stopper import Interrupted, Stopper
-from helper.networks.load import Network, file_checksum, load_backbone, position_notice
+from helper.networks.load import Network, file_checksum, load_backbone, position_notice, size_notice
 from helper.opening import (
     Opened,
     augmented,
@@ -176,7 +176,11 @@ def build_lane(settings: Settings, opened: Opened) -> Lane:
     notes = (
         [] if student.name == settings.model else [f"for images of this size, {settings.model} means {student.name}"]
     )
-    notes += [*position_notice(student, data.shapes), *settings.method.notes(settings.config, student, spec_t)]
+    notes += [
+        *position_notice(student, data.shapes),
+        *size_notice(student, data.shapes),
+        *settings.method.notes(settings.config, student, spec_t),
+    ]
     return Lane(settings, folder, described, run, chain([first], stages), notes, chosen)
 
 

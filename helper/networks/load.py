@@ -117,6 +117,14 @@ def position_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> l
     ]
 
 
+def size_notice(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A notice, if a network is trained on images of less than a quarter of the side for which it was made."""
+    shape, made = shapes.get(spec.input, ()), spec.input_shape[-1]
+    if len(shape) != 3 or 4 * shape[-1] >= made:
+        return []
+    return [f"{spec.name} was made for images of {made} px, these have {shape[-1]} px (--image_size {made})"]
+
+
 def evaluation_notice(network: Network, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """A notice, if published weights get images of another size or interpolation than in their publisher's
     evaluation."""

@@ -48,7 +48,10 @@ PAPER = re.compile(
 
 # README shows these tables of results/ in short: under which name, which columns
 SHOWN = {
-    "full": ("cifar100_full_resnet56_resnet20", ("method", "network", "teacher", "last epoch", "published", "gain", "runs")),
+    "full": (
+        "cifar100_full_resnet56_resnet20",
+        ("method", "network", "teacher", "last epoch", "published", "gain", "runs"),
+    ),
     "measured": (
         "cifar100_scaled_resnet20_resnet8",
         ("method", "network", "teacher", "last epoch", "(best)", "gain", "runs", "parameters", "MACs"),

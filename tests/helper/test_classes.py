@@ -16,6 +16,7 @@ from helper.networks.load import (
     Network,
     evaluation_notice,
     load_network,
+    size_notice,
     started_from,
     with_normalisation,
     without_classifier,
@@ -178,3 +179,10 @@ def test_the_size_of_the_publishers_evaluation_is_named():
     spec = model_dict["torchvision:resnet18"]
     network = Network(spec, torch.nn.Identity(), Checkpoint(Path(spec.name), {}))
     assert evaluation_notice(network, {"image": (3, 224, 224)}) == []
+
+
+def test_images_far_smaller_than_the_network_is_made_for_are_named():
+    spec = model_dict["torchvision:resnet18"]
+    (notice,) = size_notice(spec, {"image": (3, 32, 32)})
+    assert "made for images of 224 px, these have 32 px (--image_size 224" in notice
+    assert size_notice(spec, {"image": (3, 64, 64)}) == size_notice(model_dict["resnet8"], {"image": (3, 16, 16)}) == []
