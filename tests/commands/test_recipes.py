@@ -317,7 +317,7 @@ def test_the_last_checkpoint_holds_the_network_its_accuracy_is_of(commands, tmp_
     assert not torch.equal(state["model"]["fc.weight"], live["student.model.fc.weight"])
     test = ("--path", last, "--dataset", "digits")
     said = commands("test_model.py", *test, cwd=tmp_path).finished().out
-    assert f"{state['row']['test_acc']:.2f}" in said
+    assert f"top-1 {state['row']['test_acc']:.2f} " in said
 
 
 def test_first_stages_do_not_warm_up(commands, teacher, tmp_path):

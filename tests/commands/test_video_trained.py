@@ -162,10 +162,6 @@ def test_a_file_listed_as_a_folder(videos, tmp_path):
         read_entries(tmp_path / "list.txt", videos)
 
 
-def test_loader_processes(videos):
-    assert [load(videos, num_workers=n).options.num_workers for n in (0, 1, 2)] == [0, 1, 2]
-
-
 # --- another decoder --------------------------------------------------------------------------------------------------
 
 

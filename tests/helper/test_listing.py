@@ -146,7 +146,7 @@ def test_adding_your_own_works_as_written(commands, teacher, tmp_path):
     alone, joined = sorted((tmp_path / "save/students/models").iterdir(), key=lambda p: len(p.name.split("+")))
     assert "_cosine_" in alone.name and "cosine+kd" in joined.name
     for folder in (alone, joined):
-        rows = [eval(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert rows[1]["train_cosine"] < rows[0]["train_cosine"]
     light = ("--plugin", "cosine.py", "--distill", "cosine", "--path_t", teacher, "--dry_run")
     assert "has weight 0" in commands.student(*light, cwd=tmp_path).finished().out
