@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import tarfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -310,9 +309,9 @@ def test_recipes_are_the_published_ones():
     }
 
 
-def test_imagenet_says_what_is_missing():
+def test_imagenet_says_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="no ImageNet in.*--data_folder"):
-        dataset_dict["imagenet"](DataOptions(Path(".")))
+        dataset_dict["imagenet"](DataOptions(tmp_path))
 
 
 # --- digits -----------------------------------------------------------------------------------------------------------
@@ -545,9 +544,6 @@ def test_cifar100_complete(tmp_path):
     assert data.train_labels.bincount().tolist() == [500] * 100 and data.test.labels.bincount().tolist() == [100] * 100
     mean = torch.stack([data.train_images[..., c].float().mean() / 255 for c in range(3)])
     assert torch.allclose(mean, torch.tensor([0.5071, 0.4867, 0.4408]), atol=2e-4)
-    began = time.process_time()  # what else the machine does stays out
-    assert len(data.checksum) == 16
-    assert time.process_time() - began < 2  # 0.13 s on an idle core
     steps = loader(data, 64)
     assert len(steps) == 782 and len(steps.batch(781)) == 16
 
