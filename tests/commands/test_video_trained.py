@@ -1,6 +1,7 @@
 """A network of videos is looked at as it was trained; what reads its clips; and mistakes that are nobody's bad file."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -105,6 +106,7 @@ def test_every_script_looks_at_it_as_it_was_trained(network, videos, commands, t
 
 def test_the_lists_of_training_travel(videos, commands, tmp_path):
     """A checkpoint knows the lists that were named; where they lie elsewhere now, the data folder is looked into."""
+    videos = shutil.copytree(videos, tmp_path / "clips")
     for part in ("train", "test"):
         (videos / f"{part}.txt").rename(tmp_path / f"{part}.lst")
     data = ("--dataset", "video", "--data_folder", videos, "--image_size", 16, "--num_segments", 2)
