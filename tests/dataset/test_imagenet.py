@@ -231,8 +231,6 @@ def test_workers_give_what_one_process_gives(tree):
 
 
 def test_evaluation_is_exact_and_as_torchvision_does_it(tree):
-    from torchvision.transforms import v2
-
     data = load(tree)
     shares = [list(data.test_loader(5, device=CPU, rank=r, world_size=5)) for r in range(5)]
     assert [i for share in shares for i in index(share)] == list(range(12))
