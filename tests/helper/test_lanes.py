@@ -73,13 +73,27 @@ def test_lanes_equal_separate_runs(commands, teacher, apart, tmp_path):
         assert (folder / "log.txt").read_text().count("Epoch 2") == 1
 
 
-def test_lanes_are_continued_after_a_signal(commands, teacher, apart, tmp_path):
+def test_lanes_are_continued_after_a_signal_and_a_kill(commands, teacher, apart, tmp_path):
+    """In the second of three steps, then in the first of the next epoch."""
     argv = ("--path_t", teacher, "--distill", "kd,simkd,semckd", *SHORT, "--save_root", tmp_path)
-    done = commands.student(*argv, signals=[[5, signal.SIGTERM]])
-    assert done.code == 143, (done.out, done.err)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, 137)):
+        done = commands.student(*argv, signals=[[5, number]])
+        assert done.code == code, (done.out, done.err)
     commands.student(*argv).finished()
+    assert runs(tmp_path).keys() == runs(apart).keys()
     for name, folder in runs(tmp_path).items():
         assert_same_run(folder, runs(apart)[name])
+
+
+def test_lanes_of_two_networks_equal_separate_runs(commands, teacher, apart, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd", *SHORT, "--save_root")
+    for networks in ("resnet8,resnet14", "resnet14"):
+        commands.student(*argv, tmp_path / networks, "--model_s", networks).finished()
+    alone = runs(apart) | runs(tmp_path / "resnet14")
+    together = runs(tmp_path / "resnet8,resnet14")
+    assert len(together) == 2
+    for name, folder in together.items():
+        assert_same_run(folder, alone[name])
 
 
 def test_a_student_that_diverges_says_so_at_once_and_the_other_goes_on(commands, teacher, tmp_path):
@@ -277,7 +291,6 @@ def cache(
 
 
 def batch_of(index, crop):
-
     index, crop = torch.tensor(index), torch.tensor(crop)
     image = torch.stack([torch.full((1, 4, 4), float(i * Q + c)) for i, c in zip(index, crop, strict=True)])
     return Batch({"image": image}, index % K, index, crop=crop, view_id=index * Q + crop)

@@ -122,6 +122,20 @@ def test_a_signal_saves_in_mid_epoch(commands, teacher, reference, tmp_path):
     assert_same(run.folder, reference)
 
 
+def test_a_run_of_two_stages_resumes_in_both_and_between_them(commands, teacher, tmp_path):
+    """Stopped in the first stage, killed before the second has saved anything, stopped in its last epoch."""
+    argv = ("--path_t", teacher, "--skip_validation", "--distill", "ft", "--init_epochs", 2, "--epochs", 2)
+    argv += ("--batch_size", 60, "--few_ratio", 0.1, "--lr_decay_epochs", 1, "--tb_backend", "none", "--save_root")
+    commands.student(*argv, tmp_path / "whole").finished()
+    for at, number in ((2, signal.SIGTERM), (STEPS + 3, signal.SIGKILL), (STEPS + 2, signal.SIGTERM)):
+        done = commands.student(*argv, tmp_path / "cut", signals=[[at, int(number)]])
+        assert done.code == 128 + number, done
+    commands.student(*argv, tmp_path / "cut").finished()
+    whole, cut = (next((tmp_path / name / "students" / "models").iterdir()) for name in ("whole", "cut"))
+    assert [(row["stage"], row["epoch"]) for row in rows_of(whole)] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert_same(cut, whole)
+
+
 def test_second_ctrl_c_does_not_wait(commands, teacher, reference, tmp_path):
     run = Run(commands, teacher, tmp_path)
     assert run.go(signals=[[STEPS + 1, int(signal.SIGINT)]]).code == 130
