@@ -1,27 +1,26 @@
-"""The example loops train on real images, with methods of several kinds."""
+"""The example loops train on image files, with methods of several kinds."""
 
 import importlib
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.models import mobilenet_v3_small
 
-from tests.support.commands import ROOT
-
-PHOTOS = ROOT.parent / "shared" / "data" / "imagenette_small"
-if not PHOTOS.exists():
-    pytest.skip("shared data is absent: imagenette_small", allow_module_level=True)
+from tests.support.image_sets import pixels
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """40 images of four classes, and 8 others."""
-    root = tmp_path_factory.mktemp("photos")
-    for part, source, count in (("train", "train", 10), ("test", "val", 2)):
-        for folder in sorted((PHOTOS / source).iterdir())[:4]:
-            (root / part / folder.name).mkdir(parents=True)
-            for image in sorted(folder.iterdir())[:count]:
-                (root / part / folder.name / image.name).symlink_to(image)
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for part, count in (("train", 10), ("test", 2)):
+        for label in range(4):
+            folder = root / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for i, image in enumerate(pixels(count, 48, rng, count * [label])):
+                Image.fromarray(image).save(folder / f"{i}.jpg")
     return root
 
 

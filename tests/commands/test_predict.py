@@ -163,13 +163,13 @@ def test_from_an_export(form, tmp_path, quick_export):
         pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
     from scripts.export_student import main as export
 
-    data = dataset_dict["imagenet"](DataOptions(jpegs(tmp_path), image_size=32))
+    data = dataset_dict["imagenet"](DataOptions(photos(tmp_path), image_size=32))
     path, out = saved(tmp_path / "resnet8_best.pth", data, "resnet8"), tmp_path / "out"
     export(
         ["--path", str(path), "--dataset", "imagenet", "--data_folder", str(tmp_path), "--out", str(out)]
         + ["--forms", form]
     )
-    files = sorted((tmp_path / "val").rglob("*.JPEG"))
+    files = sorted((tmp_path / "val").rglob("*.png"))
     expected = list(open_predictor(path)(files))
     (file,) = out.glob("model.*")
     for source in (out, file):
