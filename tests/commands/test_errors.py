@@ -1,6 +1,5 @@
 """What a user gets wrong is answered with one sentence and exit code 2, and costs nothing that was there."""
 
-import json
 import math
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from PIL import Image
 
 from helper.machine.devices import pick_device
 from tests.support.commands import ENV, ROOT
+from tests.support.run_folders import rows_of
 
 SHORT = ("--epochs", 1, "--max_steps", 2, "--tb_backend", "none")
 
@@ -309,7 +309,7 @@ def test_a_stop_after_divergence_keeps_the_good_state(commands, tmp_path):
     state = torch.load(last, weights_only=True)
     assert (state["epoch"], state["step"]) == (1, 0)
     assert all(v.isfinite().all() for v in state["model"].values())
-    rows = [json.loads(line) for line in (last.parent / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(last.parent)
     assert len(rows) == 1 and math.isfinite(rows[0]["test_loss"])
 
 
@@ -323,7 +323,7 @@ def test_disk_full(commands, teacher, tmp_path):
     commands.student(*argv, fsize=limit).refused("cannot write", "its previous content is kept")
     assert last.read_bytes() == before and not list(last.parent.glob(".*.tmp"))
     commands.student(*argv).finished()
-    rows = [json.loads(line)["epoch"] for line in (last.parent / "metrics.jsonl").read_text().splitlines()]
+    rows = [row["epoch"] for row in rows_of(last.parent)]
     assert rows == [1, 2, 3]
 
 

@@ -24,6 +24,7 @@ from dataset.images.imagenet import Centre, View
 from helper.deploy.as_trained import options_as_trained
 from scripts import sort_imagenet_val
 from tests.support.commands import AT_ONCE, ROOT
+from tests.support.run_folders import TIMING, rows_of
 
 CPU = torch.device("cpu")
 PHOTOS = ROOT.parent / "shared" / "data" / "imagenette_small"
@@ -415,10 +416,6 @@ def test_real_photographs(dali):
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def common(tree, root, batch_size):
     argv = ("--dataset", "imagenet", "--data_folder", tree.parent, "--image_size", SIZE, "--batch_size", batch_size)
     return (*argv, "--tb_backend", "none", "--save_root", root)
@@ -468,18 +465,14 @@ def test_crd_runs_in_two_processes_and_resumes(tree, tree_teacher, dali, command
     done = commands("train_student.py", *argv, ranks=2).finished()
     (folder,) = (tmp_path / "students" / "models").iterdir()
     assert ("_dali:cpu" in folder.name) == bool(dali) and "continuing from" in done.out
-    found = rows(folder)
+    found = rows_of(folder, TIMING)
     assert [r["epoch"] for r in found] == [1, 2] and ("skipped_images" in found[0]) == (dali is None)
     args = json.loads((folder / "args.json").read_text())
     assert args["settings"]["lr_decay_epochs"] == "30,60,90" and args["settings"]["learning_rate"] == 0.1
     # uninterrupted, the same numbers
     again = commands("train_student.py", *argv, "--overwrite", ranks=2).finished()
     assert "continuing" not in again.out
-    untimed = [
-        [{k: v for k, v in r.items() if "second" not in k and k != "img_per_s"} for r in x]
-        for x in (found, rows(folder))
-    ]
-    assert untimed[0] == untimed[1]
+    assert rows_of(folder, TIMING) == found
 
 
 def test_hsakd_teacher_student_and_peers(tree, commands, tmp_path):
@@ -491,7 +484,8 @@ def test_hsakd_teacher_student_and_peers(tree, commands, tmp_path):
     commands(*student, "hsakd", "--path_t", teacher).finished()
     commands(*student, "hsakd_online").finished()
     found = {
-        f.name.split("_imagenet_")[1].split("_r:")[0]: rows(f)[-1] for f in (tmp_path / "students" / "models").iterdir()
+        f.name.split("_imagenet_")[1].split("_r:")[0]: rows_of(f)[-1]
+        for f in (tmp_path / "students" / "models").iterdir()
     }
     assert found.keys() == {"hsakd", "hsakd_online"} and found["hsakd"]["train_hsakd"] > 0
     assert {"test_acc", "test_acc_peer", "train_peer_cls"} <= found["hsakd_online"].keys()

@@ -1,7 +1,5 @@
 """--extend: a finished run is prolonged, under a name and in a row of a table of its own."""
 
-import json
-
 import pytest
 
 from core.protocols import UserError
@@ -9,12 +7,13 @@ from helper.options.naming import before_extension
 from helper.options.parse import parse
 from helper.tables.runs import find_runs
 from helper.tables.table import table
+from tests.support.run_folders import rows_of
 
 SHORT = ("--max_steps", 2, "--tb_backend", "none", "--lr_decay_epochs", "1")
 
 
 def losses(folder):
-    return [json.loads(line)["train_loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["train_loss"] for row in rows_of(folder)]
 
 
 def test_a_prolonged_run_equals_one_that_was_as_long_from_the_start(commands, tmp_path):

@@ -14,6 +14,7 @@ import torch
 
 from helper.training.resume import way_out
 from tests.support.commands import DIGITS
+from tests.support.run_folders import TIMING, rows_of
 
 DEADLINE = 60  # seconds until something that must happen counts as not happening
 # memory banks, class means of the teacher, a projector, two generators, momentum, and a last batch that is smaller
@@ -23,12 +24,7 @@ STEPS, EPOCHS = 3, 6
 
 
 def is_timing(key: object) -> bool:
-    return str(key).startswith("seconds") or key == "img_per_s"
-
-
-def rows_of(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not is_timing(k)} for row in rows]
+    return str(key).startswith(TIMING)
 
 
 def equal(a: object, b: object) -> bool:
@@ -42,7 +38,7 @@ def equal(a: object, b: object) -> bool:
 
 
 def assert_same(folder: Path, reference: Path) -> None:
-    assert rows_of(folder) == rows_of(reference)
+    assert rows_of(folder, TIMING) == rows_of(reference, TIMING)
     for name in ("resnet8_last.pth", "resnet8_best.pth"):
         state, wanted = (torch.load(f / name, weights_only=True) for f in (folder, reference))
         assert state.keys() == wanted.keys()
