@@ -105,7 +105,8 @@ def test_a_model_that_nobody_counted_is_counted(monkeypatch):
 def test_the_flag(commands, script):
     data = commands(script, "--list", "data").finished().out
     assert "digits" in data and "resnet8x4" not in data
-    assert commands(script, "--list", "papers").code == 2
+    wrong = commands(script, "--list", "papers")
+    assert wrong.code == 2 and "argument --list: invalid choice: 'papers'" in wrong.err
 
 
 def test_parts_of_the_page(page):
