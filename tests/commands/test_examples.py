@@ -2,26 +2,17 @@
 
 import importlib
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.models import mobilenet_v3_small
 
-from tests.support.image_sets import pixels
+from tests.support import image_sets
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """40 images of four classes, and 8 others."""
-    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for part, count in (("train", 10), ("test", 2)):
-        for label in range(4):
-            folder = root / part / f"class{label}"
-            folder.mkdir(parents=True)
-            for i, image in enumerate(pixels(count, 48, rng, count * [label])):
-                Image.fromarray(image).save(folder / f"{i}.jpg")
-    return root
+    return image_sets.jpegs(tmp_path_factory.mktemp("images"), 4, train=10, test=2)
 
 
 @pytest.mark.parametrize("method", ["crd", "ft"])
