@@ -22,15 +22,9 @@ from helper.deploy.predictor import open_predictor
 from models import load_student, model_dict
 from tests.support.commands import ROOT
 from tests.support.recordings import left_bright, utd, write_video
+from tests.support.shared import shared
 
-SHARED = ROOT.parent / "shared" / "data"
 CPU = torch.device("cpu")
-
-
-def shared(name):
-    if not (SHARED / name).exists():
-        pytest.skip(f"shared data is absent: {name}")
-    return SHARED / name
 
 
 def saved(path, data, name, kind="image"):
@@ -187,8 +181,7 @@ def test_an_int8_sensor_network_runs_without_torch(tmp_path, monkeypatch, quick_
         pytest.importorskip(package, reason=f"needs {package}, of requirements-extra.txt")
     from scripts.export_student import main as export
 
-    real = SHARED / "utd_mhad"
-    root = real if real.exists() else utd(tmp_path / "utd", video=False)
+    root = utd(tmp_path / "utd", video=False)
     data = dataset_dict["utd_mhad"](data_options(root, modality=("accel",), window=48))
     path, out = saved(tmp_path / "sensor_cnn_best.pth", data, "sensor_cnn", "sensor"), tmp_path / "out"
     monkeypatch.setattr("scripts.export_student.quantize_program", lambda *_: "not tried here")  # a minute of tracing

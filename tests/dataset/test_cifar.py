@@ -16,7 +16,8 @@ import torch
 from core.protocols import UserError
 from dataset import base, dataset_dict
 from dataset.base import DataOptions
-from tests.dataset.test_dataset import SHARED, loader
+from tests.dataset.test_dataset import loader
+from tests.support.shared import shared
 
 
 def arrays(num_classes: int, train: int = 300, test: int = 120) -> dict[str, np.ndarray]:
@@ -176,9 +177,7 @@ def test_half_downloaded_cifar_is_named(official, download):
 
 @pytest.mark.slow  # 185 MB; test_cifar_from_npz reads a small file of this layout
 def test_cifar100_complete(tmp_path):
-    if not SHARED.is_dir():
-        pytest.skip("shared data is absent: CIFAR-100")
-    subprocess.run([sys.executable, str(SHARED / "unpack.py"), str(tmp_path)], check=True, capture_output=True)
+    subprocess.run([sys.executable, str(shared("unpack.py")), str(tmp_path)], check=True, capture_output=True)
     data = dataset_dict["cifar100"](DataOptions(tmp_path, download=False))
     (tmp_path / "cifar100.npz").unlink()  # 185 MB that pytest would keep
     assert len(data.train_labels) == 50_000 and len(data.test) == 10_000

@@ -17,7 +17,6 @@ from dataset.images.resident import ResidentData, Split, resize, view
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared" / "data"
 
 
 def make(count: int = 203, size: int = 32, flips: bool = True, classes: int = 7, channels: int = 3) -> ResidentData:

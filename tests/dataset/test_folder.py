@@ -11,7 +11,8 @@ from dataset import base, dataset_dict
 from dataset.base import data_options
 from dataset.images import folder
 from dataset.images.resident import ResidentData
-from tests.dataset.test_dataset import SHARED, gathered, loader
+from tests.dataset.test_dataset import gathered, loader
+from tests.support.shared import shared
 
 
 def save(path: Path, size: tuple[int, int] = (40, 30), mode: str = "RGB", seed: int = 0) -> Path:
@@ -131,15 +132,10 @@ def test_a_set_beyond_half_of_the_memory_is_refused_before_decoding(tree, monkey
 
 
 def test_folder_on_real_photographs():
-    root = SHARED / "imagenette_small"
-    if not root.is_dir():
-        pytest.skip("shared data is absent: imagenette_small")
-    data = read(root, image_size=64)
+    data = read(shared("imagenette_small"), image_size=64)
     assert len(data.train_labels) == 600 and len(data.test) == 200 and data.num_classes == 10
     assert data.classes[0] == "n01440764" and data.num_crops == 17 * 17 * 2
     image = gathered(loader(data, 50))[0]
     assert image.shape == (600, 3, 64, 64) and 0.3 < image.mean() < 0.6
-    tiny = SHARED / "tiny-imagenet-200"
-    if tiny.is_dir():
-        with pytest.raises(UserError, match="not sorted into class folders"):
-            read(tiny)
+    with pytest.raises(UserError, match="not sorted into class folders"):
+        read(shared("tiny-imagenet-200"))

@@ -25,9 +25,9 @@ from helper.deploy.as_trained import options_as_trained
 from scripts import sort_imagenet_val
 from tests.support.commands import AT_ONCE, ROOT
 from tests.support.run_folders import TIMING, rows_of
+from tests.support.shared import shared
 
 CPU = torch.device("cpu")
-PHOTOS = ROOT.parent / "shared" / "data" / "imagenette_small"
 CLASSES, TRAIN, VAL = ("n01", "n02", "n03"), 9, 4
 SIZE = 16
 TRAINING = {"seed": 3, "device": CPU}
@@ -266,10 +266,9 @@ def test_training_views_are_those_of_torchvision(tmp_path, kind, reduced):
 @pytest.fixture(scope="module")
 def photograph():
     """896 x 640 pixels: photographs side by side."""
-    if not PHOTOS.is_dir():
-        pytest.skip("shared data is absent: imagenette_small")
+    photographs = sorted(shared("imagenette_small").glob("train/*/*.JPEG"))
     whole = Image.new("RGB", (896, 640))
-    for i, path in enumerate(sorted(PHOTOS.glob("train/*/*.JPEG"))[::50][:12]):
+    for i, path in enumerate(photographs[::50][:12]):
         whole.paste(ImageOps.fit(Image.open(path).convert("RGB"), (224, 224)), (i % 4 * 224, i // 4 * 224))
     return whole
 
@@ -403,9 +402,7 @@ def test_on_a_gpu_the_batches_are_those_of_the_cpu(tree, dali):
 
 @pytest.mark.parametrize("dali", [None, "cpu"])
 def test_real_photographs(dali):
-    if not PHOTOS.is_dir():
-        pytest.skip("shared data is absent: imagenette_small")
-    data = dataset_dict["imagenet"](data_options(PHOTOS, image_size=64, dali=dali_or_skip(dali)))
+    data = dataset_dict["imagenet"](data_options(shared("imagenette_small"), image_size=64, dali=dali_or_skip(dali)))
     assert data.num_classes == 10 and len(data.train_labels) == 600 and len(data.val.labels) == 200
     loader = data.train_loader(64, rank=1, world_size=2, **TRAINING)
     batch = next(iter(loader))

@@ -28,15 +28,13 @@ from dataset.clips.video import VideoData
 from dataset.clips.views import ClipSettings, TestViews
 from helper.evaluation.evaluate import average_views, evaluate_views, mean_class_accuracy
 from tests.golden.rule import rand
+from tests.support.shared import shared
 
-CLIPS = Path(__file__).resolve().parents[3] / "shared" / "data" / "action_clips"
 CPU = torch.device("cpu")
 
 
 def real_clips():
-    if not CLIPS.is_dir():
-        pytest.skip("shared data is absent: real action clips")
-    return sorted(CLIPS.iterdir())
+    return sorted(shared("action_clips").iterdir())
 
 
 def write_video(path, frames, size=(48, 32), codec="mpeg4", gop=4):
