@@ -115,6 +115,7 @@ def fixtures(tmp_path_factory):
 
 
 def random_weights(path, name, classes, shapes):
+    torch.manual_seed(0)
     model = model_dict[name].fitted(shapes)(num_classes=classes)
     if set(shapes) == {"image"}:  # in a deep network, batch norm without statistics lets the logits explode
         for module in model.modules():

@@ -1,6 +1,5 @@
 """What a user gets wrong is answered with one sentence and exit code 2, and costs nothing that was there."""
 
-import json
 import math
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from PIL import Image
 
 from helper.machine.devices import pick_device
 from tests.support.commands import ENV, ROOT
+from tests.support.run_folders import rows_of
 
 SHORT = ("--epochs", 1, "--max_steps", 2, "--tb_backend", "none")
 
@@ -68,7 +68,6 @@ def student(commands, teacher, tmp_path):
         (("--distill", "crd", "--nce_k", 10**13), ("--nce_k 10000000000000", "at most 16,777,216")),
         (("--distill", "crd", "--nce_t", 0), ("--nce_t 0.0",)),
         (("--distill", "cc", "--feat_dim", 10**12), ("--feat_dim 1000000000000", "at most")),
-        (("--image_size", 100000), ("--image_size 100000", "4,096")),
         (("--image_size", 4000), ("1797 images at 4000x4000 need", "--image_size")),
         (("-c", -1), ("--cls -1.0", "at least 0")),
         (("-d", "nan"), ("--div nan", "at least 0")),
@@ -88,7 +87,6 @@ def student(commands, teacher, tmp_path):
         (("--distill", "kd+simkd"), ("simkd replaces the classifier that kd would train", "-c and -d")),
         (("--trial", "9" * 30), ("the seed 999", "--trial")),
         (("--seed", -1), ("the seed -1",)),
-        (("--learning_rate", "nan"), ("--learning_rate nan",)),
         (("--learning_rate", 0), ("--learning_rate 0.0",)),
         (("--few_ratio", 2), ("--few_ratio 2.0",)),
         (("--val_fraction", 0.0001), ("val_fraction 0.0001", "classes")),
@@ -100,16 +98,13 @@ def student(commands, teacher, tmp_path):
         (("--dataset", "folder", "--data_folder", "nowhere"), ("'nowhere' does not exist",)),
         (("--dataset", "cifar100", "--data_folder", "nowhere"), ("'nowhere' does not exist",)),
         (("--dataset", "imagenet"), ("ImageNet",)),
-        (("--model_s", ""), ("--model_s is empty",)),
         (("--dataset", ""), ("unknown data set ''",)),
         (("--path_t", ""), ("--path_t is empty",)),
         (("--path_t", "timm:no_such_net"), ("no_such_net",)),
-        (("--save_root", ""), ("--save_root is empty",)),
         (("--mean_t", "nan"), ("--mean_t nan",)),
         (("--std_t", 0), ("must be above 0",)),
         (("--std_t", 1, 1), ("or one per channel",)),
         (("--few_ratio", 0.0001), ("--few_ratio 0.0001",)),
-        (("--seed", 2**70), ("the seed",)),
         (("--plugin", "none.py"), ("none.py",)),
         (("--mixup", 1, "--teacher_cache", "cache"), ("--mixup",)),
         (("--unlabelled", "nowhere"), ("nowhere",)),
@@ -314,7 +309,7 @@ def test_a_stop_after_divergence_keeps_the_good_state(commands, tmp_path):
     state = torch.load(last, weights_only=True)
     assert (state["epoch"], state["step"]) == (1, 0)
     assert all(v.isfinite().all() for v in state["model"].values())
-    rows = [json.loads(line) for line in (last.parent / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(last.parent)
     assert len(rows) == 1 and math.isfinite(rows[0]["test_loss"])
 
 
@@ -328,7 +323,7 @@ def test_disk_full(commands, teacher, tmp_path):
     commands.student(*argv, fsize=limit).refused("cannot write", "its previous content is kept")
     assert last.read_bytes() == before and not list(last.parent.glob(".*.tmp"))
     commands.student(*argv).finished()
-    rows = [json.loads(line)["epoch"] for line in (last.parent / "metrics.jsonl").read_text().splitlines()]
+    rows = [row["epoch"] for row in rows_of(last.parent)]
     assert rows == [1, 2, 3]
 
 

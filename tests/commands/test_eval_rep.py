@@ -20,8 +20,7 @@ from helper.networks.load import Network, load_network
 from helper.training.schedule import StepDecay
 from models import model_dict
 from tests.support import image_sets
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "tiny-imagenet-200"
+from tests.support.shared import shared
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +152,7 @@ def test_tinyimagenet_says_what_is_missing(tiny, tmp_path):
 
 @pytest.mark.slow  # twelve thousand images in the layout of those above
 def test_the_shared_sample_of_tinyimagenet():
-    if not SHARED.exists():
-        pytest.skip("shared data is absent: tiny-imagenet-200, a sample in its distributed layout")
-    data = open_data("tinyimagenet", SHARED, image_size=8)
+    data = open_data("tinyimagenet", shared("tiny-imagenet-200"), image_size=8)
     assert len(data.train_labels) == 10_000 and len(data.test) == 2_000 and data.num_classes == 200
     assert data.train_labels.bincount().tolist() == [50] * 200 and data.test.labels.bincount().tolist() == [10] * 200
 

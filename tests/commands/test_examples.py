@@ -1,4 +1,4 @@
-"""The example loops train on real images, with methods of several kinds."""
+"""The example loops train on image files, with methods of several kinds."""
 
 import importlib
 
@@ -6,23 +6,13 @@ import pytest
 import torch
 from torchvision.models import mobilenet_v3_small
 
-from tests.support.commands import ROOT
-
-PHOTOS = ROOT.parent / "shared" / "data" / "imagenette_small"
-if not PHOTOS.exists():
-    pytest.skip("shared data is absent: imagenette_small", allow_module_level=True)
+from tests.support import image_sets
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """40 images of four classes, and 8 others."""
-    root = tmp_path_factory.mktemp("photos")
-    for part, source, count in (("train", "train", 10), ("test", "val", 2)):
-        for folder in sorted((PHOTOS / source).iterdir())[:4]:
-            (root / part / folder.name).mkdir(parents=True)
-            for image in sorted(folder.iterdir())[:count]:
-                (root / part / folder.name / image.name).symlink_to(image)
-    return root
+    return image_sets.jpegs(tmp_path_factory.mktemp("images"), 4, train=10, test=2)
 
 
 @pytest.mark.parametrize("method", ["crd", "ft"])

@@ -8,7 +8,7 @@ import torch
 
 from distiller_zoo import method_dict
 from helper.options.method_flags import flags_of
-from helper.options.old_flags import ARCH, OLD, ONLY
+from helper.options.old_flags import ARCH, OLD
 from helper.options.parse import parse, parse_students, script_parser
 from helper.options.quick import normalised
 from helper.options.settings import TrainStudentConfigs, TrainTeacherConfigs
@@ -273,7 +273,3 @@ def test_every_published_flag_works_or_is_answered(toolbox, capsys):
 @pytest.mark.parametrize("teacher", [True, False])
 def test_old_flags_that_work(flags, teacher):
     assert parse(flags, teacher=teacher).given
-
-
-def test_flags_of_a_tested_model_are_known():
-    assert ONLY["test_model.py"].keys() == {"--checkpoint"}

@@ -26,6 +26,7 @@ from models import model_dict
 from tests.dataset.test_dataset import loader as resident_loader
 from tests.dataset.test_dataset import make
 from tests.support.contract import PROGRESS
+from tests.support.run_folders import TIMING, rows_of
 from tests.support.toys import ToyData, cnn, network
 
 
@@ -253,20 +254,14 @@ RECIPE += ("--norm_weight_decay", 0, "--epochs", 3, "--few_ratio", 0.2, "--tb_ba
 RECIPE += ("--model", "vit_micro_cifar", "--drop_path", 0.3, "--augment", "randaugment", "--augment_magnitude", 5)
 
 
-def rows(root):
-    (folder,) = (root / "teachers" / "models").iterdir()
-    timing = ("seconds_train", "seconds_eval", "seconds_total", "img_per_s")
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return folder, [{k: v for k, v in row.items() if k not in timing} for row in found]
-
-
 def test_a_whole_recipe_resumes_with_the_same_numbers_and_saves_the_average(commands, tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     commands.teacher(*RECIPE, "--save_root", whole).finished()
     assert commands.teacher(*RECIPE, "--save_root", stopped, signals=[(7, signal.SIGTERM)]).code == 143
     commands.teacher(*RECIPE, "--save_root", stopped).finished()
-    folder, found = rows(whole)
-    assert rows(stopped)[1] == found
+    (folder,), (other,) = ((root / "teachers" / "models").iterdir() for root in (whole, stopped))
+    found = rows_of(folder, TIMING)
+    assert rows_of(other, TIMING) == found
     assert [r["lr"] for r in found] == pytest.approx([0.00003, 0.003, 0.0015])
     assert any(r["test_acc"] != r["test_acc_trained"] for r in found)
     best = max(found, key=lambda r: r["test_acc"])
@@ -317,7 +312,7 @@ def test_the_last_checkpoint_holds_the_network_its_accuracy_is_of(commands, tmp_
     assert not torch.equal(state["model"]["fc.weight"], live["student.model.fc.weight"])
     test = ("--path", last, "--dataset", "digits")
     said = commands("test_model.py", *test, cwd=tmp_path).finished().out
-    assert f"{state['row']['test_acc']:.2f}" in said
+    assert f"top-1 {state['row']['test_acc']:.2f} " in said
 
 
 def test_first_stages_do_not_warm_up(commands, teacher, tmp_path):

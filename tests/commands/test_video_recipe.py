@@ -134,7 +134,6 @@ def test_teacher_is_in_eval_mode_unless_its_dropout_is_asked_for():
     assert not torch.equal(*noisy)
     assert all(torch.equal(v, before[k]) for k, v in step.teacher.net.state_dict().items())  # batch norm is off
     assert not any(m.training for m in step.teacher.net.model.modules())
-    torch.testing.assert_close(torch.stack(noisy).mean(0), plain[0], atol=1.0, rtol=1.0)
 
 
 def test_tsm_groups():

@@ -1,6 +1,7 @@
 """A network of videos is looked at as it was trained; what reads its clips; and mistakes that are nobody's bad file."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -105,6 +106,7 @@ def test_every_script_looks_at_it_as_it_was_trained(network, videos, commands, t
 
 def test_the_lists_of_training_travel(videos, commands, tmp_path):
     """A checkpoint knows the lists that were named; where they lie elsewhere now, the data folder is looked into."""
+    videos = shutil.copytree(videos, tmp_path / "clips")
     for part in ("train", "test"):
         (videos / f"{part}.txt").rename(tmp_path / f"{part}.lst")
     data = ("--dataset", "video", "--data_folder", videos, "--image_size", 16, "--num_segments", 2)
@@ -160,10 +162,6 @@ def test_a_file_listed_as_a_folder(videos, tmp_path):
     (tmp_path / "list.txt").write_text("0.avi 1\n1.avi 3 5\n")
     with pytest.raises(UserError, match=r"line 2: '1.avi' is a file, but a line with frames names a folder"):
         read_entries(tmp_path / "list.txt", videos)
-
-
-def test_loader_processes(videos):
-    assert [load(videos, num_workers=n).options.num_workers for n in (0, 1, 2)] == [0, 1, 2]
 
 
 # --- another decoder --------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from scripts.vskd.extra_trees import statistics_of
 from tests.support.cases import mostly
 from tests.support.contract import PROGRESS, check_contract, make_step
 from tests.support.recordings import utd
+from tests.support.run_folders import rows_of
 from tests.support.toys import network
 
 SIZES = ("--image_size", 32, "--window", 32, "--num_segments", 2, "--clip_cache", "clips")
@@ -138,7 +139,7 @@ def student(home):
 
 
 def test_runs_say_what_they_read(home, student):
-    rows = [json.loads(line) for line in (student.parent / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(student.parent)
     assert {"train_cls", "train_div", "train_dask", "test_acc"} <= rows[-1].keys()
     done = json.loads((student.parent / "parameters.json").read_text())
     assert done["evaluated_on"] == "cross-subject (1, 3, 5, 7 against 2, 4, 6, 8), accel+video"

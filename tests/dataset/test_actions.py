@@ -35,18 +35,11 @@ from tests.support.recordings import (
     write_inertial,
     write_video,
 )
+from tests.support.shared import shared
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 CPU = torch.device("cpu")
 
 MISSING = frozenset({(8, 1, 4), (23, 6, 4), (27, 8, 4)})  # of UTD-MHAD, from the published 864
-
-
-def shared(name):
-    path = SHARED / name
-    if not path.is_dir():
-        pytest.skip(f"shared data is absent: {name}")
-    return path
 
 
 @pytest.fixture(scope="module")

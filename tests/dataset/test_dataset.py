@@ -1,15 +1,7 @@
 """Data sets and loaders: views against a per-image reference, determinism, resuming, sharding, bad input."""
 
-import hashlib
-import io
 import os
-import pickle
-import subprocess
 import sys
-import tarfile
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +11,12 @@ from PIL import Image
 
 from core.protocols import UserError
 from dataset import base, dataset_dict, recipe
-from dataset.base import DataOptions, data_options, stratified
+from dataset.base import DataOptions, stratified
 from dataset.images import files, folder
 from dataset.images.resident import ResidentData, Split, resize, view
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared" / "data"
 
 
 def make(count: int = 203, size: int = 32, flips: bool = True, classes: int = 7, channels: int = 3) -> ResidentData:
@@ -310,9 +301,9 @@ def test_recipes_are_the_published_ones():
     }
 
 
-def test_imagenet_says_what_is_missing():
+def test_imagenet_says_what_is_missing(tmp_path):
     with pytest.raises(UserError, match="no ImageNet in.*--data_folder"):
-        dataset_dict["imagenet"](DataOptions(Path(".")))
+        dataset_dict["imagenet"](DataOptions(tmp_path))
 
 
 # --- digits -----------------------------------------------------------------------------------------------------------
@@ -376,327 +367,9 @@ def test_missing_optional_package_is_one_sentence(monkeypatch, tmp_path):
         folder.decode(tmp_path / "a.png", 32)
 
 
-# --- CIFAR ------------------------------------------------------------------------------------------------------------
-
-
-def arrays(num_classes: int, train: int = 300, test: int = 120) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    parts = {"train": train, "test": test}
-    images = {f"{p}_images": rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8) for p, n in parts.items()}
-    labels = {f"{p}_labels": np.arange(n) % num_classes for p, n in parts.items()}
-    return {**images, **labels, "classes": np.array([f"class{c}" for c in range(num_classes)])}
-
-
-@pytest.mark.parametrize("name, num_classes", [("cifar100", 100), ("cifar10", 10)])
-def test_cifar_from_npz(tmp_path, name, num_classes):
-    content = arrays(num_classes)
-    np.savez(tmp_path / f"{name}.npz", **content)
-    data = dataset_dict[name](DataOptions(tmp_path, download=False))
-    assert data.name == name and data.num_classes == num_classes and data.flips and data.num_crops == 162
-    assert list(data.classes) == content["classes"].tolist() and data.shapes["image"] == (3, 32, 32)
-    assert np.array_equal(data.train_images.numpy(), content["train_images"])
-    assert np.array_equal(data.test.images.numpy(), content["test_images"])
-    assert np.array_equal(data.test.labels.numpy(), content["test_labels"])
-    larger = dataset_dict[name](DataOptions(tmp_path, image_size=64))
-    assert larger.shapes["image"] == (3, 64, 64) and larger.pad == 8
-
-
-def without(key):
-    return lambda content: {k: v for k, v in content.items() if k != key}
-
-
-@pytest.mark.parametrize(
-    "spoil, message",
-    [
-        (without("test_labels"), "has no test_labels"),
-        (lambda c: {**c, "train_images": c["train_images"][:, :16]}, r"train_images is uint8 \[300, 16, 32, 3\]"),
-        (lambda c: {**c, "train_images": c["train_images"].astype(np.float32)}, "train_images is float32"),
-        (lambda c: {**c, "train_labels": c["train_labels"][:-1]}, r"train_labels is int64 \[299\]"),
-        (lambda c: {**c, "test_labels": c["test_labels"] + 1}, "test_labels run from 1 to 100"),
-        (lambda c: {**c, "classes": c["classes"][:10]}, "names 10 classes, expected 100"),
-        (lambda c: {**c, "train_labels": c["train_labels"].astype(object)}, "is truncated or not an npz archive"),
-    ],
-)
-def test_foreign_npz_is_refused(tmp_path, spoil, message):
-    np.savez(tmp_path / "cifar100.npz", **spoil(arrays(100)))
-    with pytest.raises(UserError, match=message) as caught:
-        dataset_dict["cifar100"](DataOptions(tmp_path))
-    assert str(tmp_path) in str(caught.value)
-
-
-@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.9999])
-def test_truncated_npz_is_refused(tmp_path, keep):
-    path = tmp_path / "cifar100.npz"
-    np.savez(path, **arrays(100))
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * keep)])
-    with pytest.raises(UserError, match="truncated"):
-        dataset_dict["cifar100"](DataOptions(tmp_path))
-
-
-def test_damaged_npz_is_refused(tmp_path):
-    path = tmp_path / "cifar100.npz"
-    np.savez(path, **arrays(100))
-    whole = bytearray(path.read_bytes())
-    whole[len(whole) // 3] ^= 0xFF  # a flipped pixel, which only the archive's own checksum sees
-    path.write_bytes(whole)
-    with pytest.raises(UserError, match="cannot be read"):
-        dataset_dict["cifar100"](DataOptions(tmp_path))
-
-
-def test_absent_data_folder(tmp_path):
-    for name in ("cifar100", "cifar10", "folder"):
-        with pytest.raises(UserError, match="nowhere' does not exist"):
-            dataset_dict[name](DataOptions(tmp_path / "nowhere"))
-
-
-@pytest.fixture
-def official(monkeypatch, tmp_path):
-    """A small CIFAR-100 in the official layout, torchvision expecting its checksums, and no network."""
-    datasets = pytest.importorskip("torchvision.datasets")
-    content = arrays(100)
-
-    def packed(part: str) -> bytes:
-        rows = content[f"{part}_images"].transpose(0, 3, 1, 2).reshape(-1, 3072)
-        return pickle.dumps({"data": rows, "fine_labels": content[f"{part}_labels"].tolist()})
-
-    files = {
-        "train": packed("train"),
-        "test": packed("test"),
-        "meta": pickle.dumps({"fine_label_names": content["classes"].tolist()}),
-    }
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-        for name, blob in files.items():
-            member = tarfile.TarInfo(f"{datasets.CIFAR100.base_folder}/{name}")
-            member.size = len(blob)
-            tar.addfile(member, io.BytesIO(blob))
-
-    def md5(blob: bytes) -> str:
-        return hashlib.md5(blob).hexdigest()
-
-    monkeypatch.setattr(datasets.CIFAR100, "train_list", [["train", md5(files["train"])]])
-    monkeypatch.setattr(datasets.CIFAR100, "test_list", [["test", md5(files["test"])]])
-    monkeypatch.setattr(
-        datasets.CIFAR100, "meta", {"filename": "meta", "key": "fine_label_names", "md5": md5(files["meta"])}
-    )
-    monkeypatch.setattr(datasets.CIFAR100, "tgz_md5", md5(archive.getvalue()))
-
-    def offline(*_, **__):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(urllib.request, "urlopen", offline)
-    path = tmp_path / datasets.CIFAR100.filename
-    path.write_bytes(archive.getvalue())
-    return path, tmp_path / datasets.CIFAR100.base_folder, content
-
-
-@pytest.mark.parametrize("download", [True, False])
-def test_official_files_are_unpacked_checked_and_read_without_network(official, download):
-    archive, folder, content = official
-    options = DataOptions(archive.parent, download=download)
-    data = dataset_dict["cifar100"](options)
-    assert np.array_equal(data.train_images.numpy(), content["train_images"])
-    assert np.array_equal(data.test.images.numpy(), content["test_images"])
-    assert data.train_labels.tolist() == content["train_labels"].tolist()
-    assert list(data.classes) == content["classes"].tolist()
-    (folder / "train").unlink()  # the intact archive repairs the folder
-    assert dataset_dict["cifar100"](options).checksum == data.checksum
-    archive.unlink()
-    assert dataset_dict["cifar100"](options).checksum == data.checksum
-
-
-@pytest.mark.parametrize("download", [True, False])
-def test_half_downloaded_cifar_is_named(official, download):
-    archive, folder, _ = official
-    options = DataOptions(archive.parent, download=download)
-
-    def refused(message):
-        with pytest.raises(UserError, match=message) as caught:
-            dataset_dict["cifar100"](options)
-        assert "cifar100.npz" in str(caught.value) and "\n" not in str(caught.value)
-        return str(caught.value)
-
-    dataset_dict["cifar100"](options)
-    whole = archive.read_bytes()
-    archive.unlink()
-    (folder / "test").write_bytes((folder / "test").read_bytes()[:-1])
-    refused("holds files whose checksum is wrong")
-    (folder / "test").unlink()
-    refused("lacks test")
-    for member in folder.iterdir():
-        member.unlink()
-    folder.rmdir()
-    archive.write_bytes(whole[: len(whole) // 2])
-    assert "delete it" in refused("is incomplete or damaged")
-    archive.unlink()
-    sentence = refused("no cifar100 in .*cannot be downloaded")
-    assert ("no route to host" in sentence) == download and "cifar-100-python.tar.gz from https://" in sentence
-
-
-@pytest.mark.slow  # 185 MB; test_cifar_from_npz reads a small file of this layout
-def test_cifar100_complete(tmp_path):
-    if not SHARED.is_dir():
-        pytest.skip("shared data is absent: CIFAR-100")
-    subprocess.run([sys.executable, str(SHARED / "unpack.py"), str(tmp_path)], check=True, capture_output=True)
-    data = dataset_dict["cifar100"](DataOptions(tmp_path, download=False))
-    (tmp_path / "cifar100.npz").unlink()  # 185 MB that pytest would keep
-    assert len(data.train_labels) == 50_000 and len(data.test) == 10_000
-    assert data.train_labels.bincount().tolist() == [500] * 100 and data.test.labels.bincount().tolist() == [100] * 100
-    mean = torch.stack([data.train_images[..., c].float().mean() / 255 for c in range(3)])
-    assert torch.allclose(mean, torch.tensor([0.5071, 0.4867, 0.4408]), atol=2e-4)
-    began = time.process_time()  # what else the machine does stays out
-    assert len(data.checksum) == 16
-    assert time.process_time() - began < 2  # 0.13 s on an idle core
-    steps = loader(data, 64)
-    assert len(steps) == 782 and len(steps.batch(781)) == 16
-
-
-# --- folders ----------------------------------------------------------------------------------------------------------
-
-
-def save(path: Path, size: tuple[int, int] = (40, 30), mode: str = "RGB", seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
-    return path
-
-
-@pytest.fixture
-def tree(tmp_path) -> Path:
-    for part, count in (("train", 4), ("val", 2)):
-        for c, name in enumerate(("bee", "ant")):
-            for k in range(count):
-                save(tmp_path / part / name / f"{k}.png", seed=100 * c + k)
-    return tmp_path
-
-
-def read(root: Path, **options) -> ResidentData:
-    return dataset_dict["folder"](data_options(root, **options))
-
-
-def test_folder_decodes_as_torchvision_resizes_and_crops(tree):
-    transforms = pytest.importorskip("torchvision.transforms")
-    save(tree / "train" / "ant" / "tall.jpg", (33, 57))
-    save(tree / "train" / "ant" / "wide.JPEG", (101, 50))
-    save(tree / "train" / "bee" / "inner" / "deep.webp")  # as ImageFolder, at any depth
-    save(tree / "train" / "bee" / "grey.png", mode="L")
-    (tree / "train" / ".hidden").mkdir()
-    (tree / "train" / "bee" / ".DS_Store").write_bytes(b"x")
-    data = read(tree, image_size=24)
-    assert data.classes == ("ant", "bee") and data.train_labels.tolist() == [0] * 6 + [1] * 6
-    assert data.flips and data.shapes["image"] == (3, 24, 24) and data.pad == 3 and len(data.test) == 4
-    reference = transforms.Compose([transforms.Resize(24), transforms.CenterCrop(24)])
-    names = [
-        "ant/0.png",
-        "ant/1.png",
-        "ant/2.png",
-        "ant/3.png",
-        "ant/tall.jpg",
-        "ant/wide.JPEG",
-        "bee/0.png",
-        "bee/1.png",
-        "bee/2.png",
-        "bee/3.png",
-        "bee/grey.png",
-        "bee/inner/deep.webp",
-    ]
-    for got, name in zip(data.train_images, names, strict=True):
-        with Image.open(tree / "train" / name) as image:
-            assert np.array_equal(got.numpy(), np.asarray(reference(image.convert("RGB")))), name
-    assert read(tree).shapes["image"] == (3, 32, 32)
-
-
-def test_folder_takes_test_for_val_and_needs_neither_with_a_held_out_slice(tree):
-    (tree / "val").rename(tree / "test")
-    assert len(read(tree).test) == 4
-    (tree / "test").rename(tree / "elsewhere")
-    with pytest.raises(UserError, match="neither val/ nor test/"):
-        read(tree)
-    data = read(tree, val_fraction=0.25)
-    assert len(data.test) == 2 and len(data.train_labels) == 6
-
-
-def test_folder_classes_that_differ_are_named(tree):
-    save(tree / "train" / "cat" / "0.png")
-    with pytest.raises(UserError, match="only in train/: cat"):
-        read(tree)
-    (tree / "val" / "bee").rename(tree / "val" / "wasp")
-    with pytest.raises(UserError, match="only in train/: bee, cat; only in val/: wasp"):
-        read(tree)
-
-
-@pytest.mark.parametrize("inner", ["", "images"])
-def test_flat_val_is_named(tree, inner):
-    for name in ("ant", "bee"):
-        (tree / "val" / name).rename(tree / f"old_{name}")
-    save(tree / "val" / inner / "0.png")
-    with pytest.raises(UserError, match="not sorted into class folders"):
-        read(tree)
-
-
-def test_corrupt_images_are_named(tree):
-    victim = tree / "train" / "bee" / "broken.jpg"
-    save(victim, (300, 300))
-    whole = victim.read_bytes()
-    for content in (b"", b"not an image", whole[: len(whole) // 2], whole[:30]):
-        victim.write_bytes(content)
-        with pytest.raises(UserError, match="bee.broken.jpg' is corrupt"):
-            read(tree)
-
-
-def test_folders_without_images_are_named(tree, tmp_path_factory):
-    (tree / "train" / "cow").mkdir()
-    (tree / "val" / "cow").mkdir()
-    with pytest.raises(UserError, match=r"train.cow' holds no images \(nothing\)"):
-        read(tree)
-    (tree / "train" / "cow" / "a.txt").write_text("x")
-    with pytest.raises(UserError, match=r"only files with the extensions .txt"):
-        read(tree)
-    bare = tmp_path_factory.mktemp("bare")
-    with pytest.raises(UserError, match="has no folder train/; point --data_folder"):
-        read(bare)
-    (bare / "train").mkdir()
-    with pytest.raises(UserError, match="holds no class folders"):
-        read(bare)
-
-
-def test_a_set_beyond_half_of_the_memory_is_refused_before_decoding(tree, monkeypatch):
-    needed = 12 * 32 * 32 * 3 + 8 * 40 * 40 * 3
-    monkeypatch.setattr(base, "free", lambda: 2 * needed)
-    read(tree)
-    monkeypatch.setattr(base, "free", lambda: 2 * needed - 2)
-    monkeypatch.setattr(folder, "decode_all", None)
-    with pytest.raises(UserError, match=r"12 images at 32x32 need 0.00 GiB.*more than half of the 0.00 GiB"):
-        read(tree)
-
-
-def test_cifar_enlarged_beyond_half_of_the_memory_is_refused(tmp_path, monkeypatch):
-    np.savez(tmp_path / "cifar10.npz", **arrays(10))
-    monkeypatch.setattr(base, "free", lambda: 2**24)
-    dataset_dict["cifar10"](DataOptions(tmp_path))
-    with pytest.raises(UserError, match=r"images at 224x224 need .*choose a smaller --image_size"):
-        dataset_dict["cifar10"](DataOptions(tmp_path, image_size=224))
-
-
 def test_available_memory_is_plausible():
     memory = base.free()
     assert 2**24 < memory < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_folder_on_real_photographs():
-    root = SHARED / "imagenette_small"
-    if not root.is_dir():
-        pytest.skip("shared data is absent: imagenette_small")
-    data = read(root, image_size=64)
-    assert len(data.train_labels) == 600 and len(data.test) == 200 and data.num_classes == 10
-    assert data.classes[0] == "n01440764" and data.num_crops == 17 * 17 * 2
-    image = gathered(loader(data, 50))[0]
-    assert image.shape == (600, 3, 64, 64) and 0.3 < image.mean() < 0.6
-    tiny = SHARED / "tiny-imagenet-200"
-    if tiny.is_dir():
-        with pytest.raises(UserError, match="not sorted into class folders"):
-            read(tiny)
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------

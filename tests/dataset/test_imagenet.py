@@ -24,9 +24,10 @@ from dataset.images.imagenet import Centre, View
 from helper.deploy.as_trained import options_as_trained
 from scripts import sort_imagenet_val
 from tests.support.commands import AT_ONCE, ROOT
+from tests.support.run_folders import TIMING, rows_of
+from tests.support.shared import shared
 
 CPU = torch.device("cpu")
-PHOTOS = ROOT.parent / "shared" / "data" / "imagenette_small"
 CLASSES, TRAIN, VAL = ("n01", "n02", "n03"), 9, 4
 SIZE = 16
 TRAINING = {"seed": 3, "device": CPU}
@@ -231,8 +232,6 @@ def test_workers_give_what_one_process_gives(tree):
 
 
 def test_evaluation_is_exact_and_as_torchvision_does_it(tree):
-    from torchvision.transforms import v2
-
     data = load(tree)
     shares = [list(data.test_loader(5, device=CPU, rank=r, world_size=5)) for r in range(5)]
     assert [i for share in shares for i in index(share)] == list(range(12))
@@ -267,10 +266,9 @@ def test_training_views_are_those_of_torchvision(tmp_path, kind, reduced):
 @pytest.fixture(scope="module")
 def photograph():
     """896 x 640 pixels: photographs side by side."""
-    if not PHOTOS.is_dir():
-        pytest.skip("shared data is absent: imagenette_small")
+    photographs = sorted(shared("imagenette_small").glob("train/*/*.JPEG"))
     whole = Image.new("RGB", (896, 640))
-    for i, path in enumerate(sorted(PHOTOS.glob("train/*/*.JPEG"))[::50][:12]):
+    for i, path in enumerate(photographs[::50][:12]):
         whole.paste(ImageOps.fit(Image.open(path).convert("RGB"), (224, 224)), (i % 4 * 224, i // 4 * 224))
     return whole
 
@@ -404,9 +402,7 @@ def test_on_a_gpu_the_batches_are_those_of_the_cpu(tree, dali):
 
 @pytest.mark.parametrize("dali", [None, "cpu"])
 def test_real_photographs(dali):
-    if not PHOTOS.is_dir():
-        pytest.skip("shared data is absent: imagenette_small")
-    data = dataset_dict["imagenet"](data_options(PHOTOS, image_size=64, dali=dali_or_skip(dali)))
+    data = dataset_dict["imagenet"](data_options(shared("imagenette_small"), image_size=64, dali=dali_or_skip(dali)))
     assert data.num_classes == 10 and len(data.train_labels) == 600 and len(data.val.labels) == 200
     loader = data.train_loader(64, rank=1, world_size=2, **TRAINING)
     batch = next(iter(loader))
@@ -415,10 +411,6 @@ def test_real_photographs(dali):
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def common(tree, root, batch_size):
@@ -470,18 +462,14 @@ def test_crd_runs_in_two_processes_and_resumes(tree, tree_teacher, dali, command
     done = commands("train_student.py", *argv, ranks=2).finished()
     (folder,) = (tmp_path / "students" / "models").iterdir()
     assert ("_dali:cpu" in folder.name) == bool(dali) and "continuing from" in done.out
-    found = rows(folder)
+    found = rows_of(folder, TIMING)
     assert [r["epoch"] for r in found] == [1, 2] and ("skipped_images" in found[0]) == (dali is None)
     args = json.loads((folder / "args.json").read_text())
     assert args["settings"]["lr_decay_epochs"] == "30,60,90" and args["settings"]["learning_rate"] == 0.1
     # uninterrupted, the same numbers
     again = commands("train_student.py", *argv, "--overwrite", ranks=2).finished()
     assert "continuing" not in again.out
-    untimed = [
-        [{k: v for k, v in r.items() if "second" not in k and k != "img_per_s"} for r in x]
-        for x in (found, rows(folder))
-    ]
-    assert untimed[0] == untimed[1]
+    assert rows_of(folder, TIMING) == found
 
 
 def test_hsakd_teacher_student_and_peers(tree, commands, tmp_path):
@@ -493,7 +481,8 @@ def test_hsakd_teacher_student_and_peers(tree, commands, tmp_path):
     commands(*student, "hsakd", "--path_t", teacher).finished()
     commands(*student, "hsakd_online").finished()
     found = {
-        f.name.split("_imagenet_")[1].split("_r:")[0]: rows(f)[-1] for f in (tmp_path / "students" / "models").iterdir()
+        f.name.split("_imagenet_")[1].split("_r:")[0]: rows_of(f)[-1]
+        for f in (tmp_path / "students" / "models").iterdir()
     }
     assert found.keys() == {"hsakd", "hsakd_online"} and found["hsakd"]["train_hsakd"] > 0
     assert {"test_acc", "test_acc_peer", "train_peer_cls"} <= found["hsakd_online"].keys()

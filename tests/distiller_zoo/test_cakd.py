@@ -21,12 +21,13 @@ from distiller_zoo.cakd import CAKD, GroupLinear, MapCritic, distil_point
 from helper.training.stages import warn_of_late_terms
 from models import model_dict
 from tests.golden.rule import fill_array, fill_module, rand
-from tests.helper.test_resume import assert_same, rows_of
+from tests.helper.test_resume import assert_same
 from tests.support.cases import ALL
 from tests.support.commands import DIGITS
 from tests.support.contract import PROGRESS, make_step
 from tests.support.logs import records
 from tests.support.method_context import batch_of, build, run, spec
+from tests.support.run_folders import rows_of
 from tests.support.toys import B, ToyData, network
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "cakd.json").read_text())["resnet50_cakd"]

@@ -4,6 +4,8 @@ import io
 import os
 import sys
 
+import pytest
+
 from core.protocols import UserError
 from helper.machine.program import run_script
 from helper.options.parse import normalised, parse
@@ -18,10 +20,8 @@ def test_an_encoding_without_a_character_ends_no_program(monkeypatch):
         print("93.1 ± 0.2 → README")
         raise UserError("no folder 猫")
 
-    try:
+    with pytest.raises(SystemExit, match="^2$"):
         run_script(main)
-    except SystemExit as stop:
-        assert stop.code == 2
     for stream in streams:
         stream.flush()
     assert [s.buffer.getvalue().decode("latin-1") for s in streams] == ["93.1 ± 0.2 ? README\n", "no folder ?\n"]

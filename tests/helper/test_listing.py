@@ -14,6 +14,7 @@ from distiller_zoo import method_dict
 from helper.options import listing
 from models import model_dict
 from tests.support.commands import DIGITS, ENV, ROOT
+from tests.support.run_folders import rows_of
 
 MINE = dataclasses.replace(model_dict["resnet8"], name="mine8")
 README = (ROOT / "README.md").read_text()
@@ -104,7 +105,8 @@ def test_a_model_that_nobody_counted_is_counted(monkeypatch):
 def test_the_flag(commands, script):
     data = commands(script, "--list", "data").finished().out
     assert "digits" in data and "resnet8x4" not in data
-    assert commands(script, "--list", "papers").code == 2
+    wrong = commands(script, "--list", "papers")
+    assert wrong.code == 2 and "argument --list: invalid choice: 'papers'" in wrong.err
 
 
 def test_parts_of_the_page(page):
@@ -146,7 +148,7 @@ def test_adding_your_own_works_as_written(commands, teacher, tmp_path):
     alone, joined = sorted((tmp_path / "save/students/models").iterdir(), key=lambda p: len(p.name.split("+")))
     assert "_cosine_" in alone.name and "cosine+kd" in joined.name
     for folder in (alone, joined):
-        rows = [eval(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        rows = rows_of(folder)
         assert rows[1]["train_cosine"] < rows[0]["train_cosine"]
     light = ("--plugin", "cosine.py", "--distill", "cosine", "--path_t", teacher, "--dry_run")
     assert "has weight 0" in commands.student(*light, cwd=tmp_path).finished().out

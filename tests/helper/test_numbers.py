@@ -40,8 +40,6 @@ from tests.support.contract import plain_sgd
 def test_absurd_values_are_one_sentence(argv, words):
     with pytest.raises(UserError, match=words):
         parse(argv, teacher=True)
-    if argv[0] != "--distill":
-        assert parse([], teacher=True)
 
 
 @pytest.mark.parametrize("teacher", [True, False])
@@ -71,22 +69,27 @@ def test_an_action_of_argparse_checks_numbers():
             parser.parse_args(["--bins", *words])
 
 
-def test_empty_words_of_a_student(tmp_path):
+def test_empty_words_of_a_student():
     for argv, words in ((["--model_s", ""], "--model_s is empty"), (["--path_t", "a.pth", ""], "--path_t is empty")):
         with pytest.raises(UserError, match=words):
             parse(argv, teacher=False)
 
 
 @pytest.mark.parametrize(
-    "value", [["--init_lr", "nan"], ["--init_lr", "inf"], ["--weight_decay", "nan"], ["--views", "10000000"]]
+    ("flag", "value"),
+    [
+        ("--init_lr", "nan"),
+        ("--init_lr", "inf"),
+        ("--weight_decay", "nan"),
+        ("--views", "10000000"),
+        ("--manual_seed", str(2**70)),
+    ],
 )
-def test_the_probe_checks_its_numbers(value):
+def test_the_probe_checks_its_numbers(flag, value):
     import eval_rep
 
-    with pytest.raises(UserError, match=f"{value[0]} {value[1]} must be"):
-        eval_rep.parse(["--s_path", "x.pth", *value])
-    with pytest.raises(UserError, match="--manual_seed"):
-        eval_rep.parse(["--s_path", "x.pth", "--manual_seed", str(2**70)])
+    with pytest.raises(UserError, match=f"{flag} {value} must be"):
+        eval_rep.parse(["--s_path", "x.pth", flag, value])
 
 
 def test_a_network_that_normalises_one_value_is_refused_before_the_first_step():

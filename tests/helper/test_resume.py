@@ -14,6 +14,7 @@ import torch
 
 from helper.training.resume import way_out
 from tests.support.commands import DIGITS
+from tests.support.run_folders import TIMING, rows_of
 
 DEADLINE = 60  # seconds until something that must happen counts as not happening
 # memory banks, class means of the teacher, a projector, two generators, momentum, and a last batch that is smaller
@@ -23,12 +24,7 @@ STEPS, EPOCHS = 3, 6
 
 
 def is_timing(key: object) -> bool:
-    return str(key).startswith("seconds") or key == "img_per_s"
-
-
-def rows_of(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not is_timing(k)} for row in rows]
+    return str(key).startswith(TIMING)
 
 
 def equal(a: object, b: object) -> bool:
@@ -42,7 +38,7 @@ def equal(a: object, b: object) -> bool:
 
 
 def assert_same(folder: Path, reference: Path) -> None:
-    assert rows_of(folder) == rows_of(reference)
+    assert rows_of(folder, TIMING) == rows_of(reference, TIMING)
     for name in ("resnet8_last.pth", "resnet8_best.pth"):
         state, wanted = (torch.load(f / name, weights_only=True) for f in (folder, reference))
         assert state.keys() == wanted.keys()
@@ -120,6 +116,20 @@ def test_a_signal_saves_in_mid_epoch(commands, teacher, reference, tmp_path):
     assert interrupted == 5
     run.go().finished()
     assert_same(run.folder, reference)
+
+
+def test_a_run_of_two_stages_resumes_in_both_and_between_them(commands, teacher, tmp_path):
+    """Stopped in the first stage, killed before the second has saved anything, stopped in its last epoch."""
+    argv = ("--path_t", teacher, "--skip_validation", "--distill", "ft", "--init_epochs", 2, "--epochs", 2)
+    argv += ("--batch_size", 60, "--few_ratio", 0.1, "--lr_decay_epochs", 1, "--tb_backend", "none", "--save_root")
+    commands.student(*argv, tmp_path / "whole").finished()
+    for at, number in ((2, signal.SIGTERM), (STEPS + 3, signal.SIGKILL), (STEPS + 2, signal.SIGTERM)):
+        done = commands.student(*argv, tmp_path / "cut", signals=[[at, int(number)]])
+        assert done.code == 128 + number, done
+    commands.student(*argv, tmp_path / "cut").finished()
+    whole, cut = (next((tmp_path / name / "students" / "models").iterdir()) for name in ("whole", "cut"))
+    assert [(row["stage"], row["epoch"]) for row in rows_of(whole)] == [(0, 1), (0, 2), (1, 1), (1, 2)]
+    assert_same(cut, whole)
 
 
 def test_second_ctrl_c_does_not_wait(commands, teacher, reference, tmp_path):

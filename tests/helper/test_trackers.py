@@ -10,7 +10,7 @@ import pytest
 from helper.runs import trackers
 from helper.runs.folder import RunFolder
 from helper.runs.trackers import Reports, TrackerConfig
-from tests.support.run_folders import write_run
+from tests.support.run_folders import rows_of, write_run
 
 OFFLINE = {"WANDB_MODE": "offline", "GIT_PYTHON_REFRESH": "quiet"}
 
@@ -100,7 +100,7 @@ def test_store_holds_the_run(name, commands, tmp_path, monkeypatch):
     done = commands.teacher(*argv, env=OFFLINE | {"TRACKIO_DIR": str(store)})
     assert done.code == 0 and "failed" not in done.out, done
     (models,) = (tmp_path / "teachers" / "models").iterdir()
-    rows = [json.loads(line) for line in (models / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(models)
     folder = RunFolder(models, tmp_path / "tensorboard", "resnet8")
     for key, value in OFFLINE.items():
         monkeypatch.setenv(key, value)

@@ -14,9 +14,9 @@ from models import model_dict
 from models._common import shuffle
 from tests.golden.rule import fill_module, rand
 from tests.support.model_contract import check_layout, check_training, shapes_alone, tapped, undrawn
+from tests.support.shared import shared
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CHECKPOINTS = Path(__file__).resolve().parents[3] / "shared" / "data" / "checkpoints"
 RENAMED = {("repdistiller", "ResNet50"): "ResNet50_cifar"}
 CASES: dict[str, list] = {}  # name -> what each source publishes
 for source in ("simkd", "repdistiller"):
@@ -227,9 +227,7 @@ def test_unknown_name_suggests_near_ones():
 
 @pytest.mark.parametrize("name", ["resnet20", "wrn_16_2"])
 def test_published_checkpoint_loads_strictly(name):
-    path = CHECKPOINTS / f"{name}.pth"
-    if not path.exists():
-        pytest.skip(f"shared data is absent: {name}.pth, a checkpoint of other people")
+    path = shared(f"checkpoints/{name}.pth")  # of other people
     model = model_dict[name](num_classes=100)
     model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
 

@@ -1,7 +1,6 @@
-"""torchvision:NAME and timm:NAME: found taps, own normalisation, errors, and a run on real photographs."""
+"""torchvision:NAME and timm:NAME: found taps, own normalisation, errors, and a run on image files."""
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from helper.networks.load import load_network
 from helper.runs.folder import RunFolder, file_name
 from models import external, model_dict
 from tests.golden.rule import rand
+from tests.support import image_sets
 from tests.support.model_contract import check_layout, check_training, shapes_alone, tapped
 
-PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenette_small"
 STAGES = tuple(f"stage{i}" for i in (1, 2, 3, 4))
 RESNET = {"stem": "relu", **{f"stage{i}": f"layer{i}" for i in (1, 2, 3, 4)}, "pooled": "fc"}
 FOUND = {  # name: tap -> module
@@ -231,16 +230,9 @@ def test_checkpoint_of_an_external_network(tmp_path):
         load_network(path, None, 5, shapes)
 
 
-def test_a_timm_student_on_real_photographs(tmp_path, monkeypatch):
-    """timm student, ImageNet teacher read from its own run's file, feature maps of both, on 64 px photographs."""
-    if not PHOTOS.is_dir():
-        pytest.skip("shared data is absent: imagenette_small")
-    few = tmp_path / "data"
-    for part, n in (("train", 4), ("val", 2)):
-        for folder in sorted((PHOTOS / part).iterdir())[:3]:
-            (few / part / folder.name).mkdir(parents=True)
-            for image in sorted(folder.iterdir())[:n]:
-                shutil.copy(image, few / part / folder.name)
+def test_a_timm_student_of_image_files(tmp_path, monkeypatch):
+    """timm student, ImageNet teacher read from its own run's file, feature maps of both, on 64 px images."""
+    few = image_sets.jpegs(tmp_path / "data", 3, train=4, val=2)
     torch.manual_seed(0)
     teacher = tmp_path / "t" / "shufflenet_v2_x0_5_best.pth"
     teacher.parent.mkdir()

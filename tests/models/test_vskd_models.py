@@ -199,6 +199,7 @@ def test_sensor_networks(name, axes):
 
 def test_gaf_student_sees_shape_and_not_size():
     """The field is inside the network: units and offset of the sensor do not reach it, the order in time does."""
+    torch.manual_seed(0)
     net = model_dict["resnet18_gaf"].fitted({"sensor": (3, 32)})(num_classes=4).eval()
     x = torch.randn(2, 3, 32)
     with torch.no_grad():

@@ -50,7 +50,7 @@ def test_every_number_of_every_script_is_tried(attack, tmp_path):
 
 
 def test_a_difference_is_noticed(attack, monkeypatch):
-    """A cache whose checksums are not compared: zeros teach, and the run ends with other numbers."""
+    """A run that ends otherwise than the undisturbed one, and a wrong input that is accepted, are faults."""
     attack.reference(CACHED)
     monkeypatch.setitem(attack.whole, CACHED, {"another": "result"})
     attack.damage(CACHED, place(attack, "env.json"), "half", 1)

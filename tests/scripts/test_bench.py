@@ -178,18 +178,18 @@ def test_a_gpu_has_targets_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "words"),
     [
-        "--methods simkdd",
-        "--switches turbo",
-        "--pair resnet8",
-        "--pair resnet8:resnet9",
-        "--rounds 0",
-        "--clock cpu --threads 2",
+        ("--methods simkdd", "unknown method 'simkdd'"),
+        ("--switches turbo", "--switches turbo are none of"),
+        ("--pair resnet8", "--pair 'resnet8' must read TEACHER:STUDENT"),
+        ("--pair resnet8:resnet9", "unknown model 'resnet9'"),
+        ("--rounds 0", "--rounds 0 must be at least 1"),
+        ("--clock cpu --threads 2", "pass --threads 1"),
     ],
 )
-def test_bench_refuses_what_does_not_fit(flags):
-    with pytest.raises(UserError):
+def test_bench_refuses_what_does_not_fit(flags, words):
+    with pytest.raises(UserError, match=words):
         bench.main(flags.split())
 
 

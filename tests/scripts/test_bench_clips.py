@@ -70,9 +70,9 @@ def test_a_step_and_its_loader_are_told_apart(tmp_path, monkeypatch):
     original = ActionTrainLoader.batch
 
     def slow(self, step, clips=None):
-        time.sleep(0.5)
+        time.sleep(0.1)
         return original(self, step, clips)
 
     monkeypatch.setattr(ActionTrainLoader, "batch", slow)
     waited, worked = bench_vskd.loader_share(tmp_path, CPU, 32, 1)
-    assert waited >= 0.5 and worked > 0 and np.isfinite(worked)
+    assert waited >= 0.1 and worked > 0 and np.isfinite(worked)

@@ -134,7 +134,7 @@ def test_the_quickstart_shows_what_went_wrong(tmp_path):
 
 def test_the_quickstart_waits_for_all_teachers(tmp_path, monkeypatch):
     """With --trials, one process trains several; the last one teaches."""
-    teachers = "for i in 0 1; do echo result in S/teachers/models/T_$i; sleep 1; done"
+    teachers = "for i in 0 1; do echo result in S/teachers/models/T_$i; sleep 0.3; done"
     calls = Interpreter(tmp_path, f"case $1 in train_teacher.py) {teachers} ;; esac").run(
         "quickstart.sh", "--trials", "2"
     )
@@ -153,7 +153,7 @@ def test_no_part_of_the_quickstart_outlives_it(tmp_path):
         process_group=0,
     )
     try:
-        assert quickstart.wait(20) == 1 and b"/code" not in quickstart.stderr.read()
+        assert quickstart.wait(60) == 1 and b"/code" not in quickstart.stderr.read()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(quickstart.pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -112,7 +113,13 @@ def test_a_job_that_is_taken_away_ends_its_command_and_is_queued_again(monkeypat
     run, queued = cluster.Run(["train_student.py"], tmp_path), []
     monkeypatch.setattr(run, "torchrun", lambda: ["sleep", "60"])
     before = signal.signal(signal.SIGUSR2, lambda number, frame: queued.append(run.checkpoint()))
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR2)).start()
+
+    def take_away():
+        while run.child is None:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    threading.Thread(target=take_away, daemon=True).start()
     try:
         with pytest.raises(RuntimeError, match=f"exit code {-signal.SIGTERM}"):
             run()

@@ -2,13 +2,11 @@
 
 import re
 import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from eval_rep import parse as parse_probe
-from helper.machine.program import run_script  # noqa: F401 (the scripts' own way in)
 from helper.options.naming import run_name
 from helper.options.parse import parse
 from models import model_for
@@ -151,10 +149,6 @@ def test_a_table_refuses_what_names_no_cell(interpreter, wrong):
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith(f"no cell of few_shot.sh matches '{wrong}': ")
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_the_study_is_sound_bash():
-    subprocess.run(["bash", "-n", str(FOLDER / "short_study.sh")], check=True)
 
 
 def test_probes_become_a_table(tmp_path, capsys):

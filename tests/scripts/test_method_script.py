@@ -76,7 +76,7 @@ def test_without_a_teacher_the_command_is_shown(monkeypatch, capsys):
     [
         (["kd", "--trial", "1"], "'--trial' comes before the teacher's checkpoint"),
         (["vanilla", "T.pth"], "vanilla needs no teacher"),
-        (["kdd", "T.pth"], "kd"),
+        (["kdd", "T.pth"], "unknown method 'kdd'"),
     ],
 )
 def test_what_is_refused(argv, words):

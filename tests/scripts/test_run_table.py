@@ -141,6 +141,7 @@ def test_mistakes_are_one_sentence(tmp_path):
     def refused(*argv):
         with pytest.raises(UserError) as error:
             main(list(argv))
+        assert "\n" not in str(error.value)
         return str(error.value)
 
     assert "simkd" in refused("simkdd")
@@ -232,7 +233,7 @@ def test_a_teacher_of_a_shorter_run_is_named(place, run):
     assert "resnet8_vanilla/resnet8_best.pth was trained for 3 epochs, but that of the table for 240" in line
 
 
-def test_an_interrupted_grid_goes_on(place, run, capfd):
+def test_an_interrupted_grid_leaves_what_a_run_resumes_from(place, run, capfd):
     def stop():
         while not list(place.glob("save/students/models/*/metrics.jsonl")):
             time.sleep(0.1)

@@ -64,6 +64,18 @@ def cifar100(folder: Path) -> Path:
     return folder
 
 
+def jpegs(root: Path, classes: int, **counts: int) -> Path:
+    """root/PART/classN/, with so many images for each class of a part."""
+    rng = np.random.default_rng(0)
+    for part, n in counts.items():
+        for label in range(classes):
+            folder = root / part / f"class{label}"
+            folder.mkdir(parents=True)
+            for i, image in enumerate(pixels(n, 48, rng, n * [label])):
+                Image.fromarray(image).save(folder / f"{i}.jpg")
+    return root
+
+
 def folder(path: Path) -> None:
     """16 images of noise without labels."""
     path.mkdir()

@@ -1,4 +1,4 @@
-"""Finished run folders as training leaves them, written without training."""
+"""Run folders: finished ones as training leaves them, written without training, and what is read from any."""
 
 import json
 from collections.abc import Sequence
@@ -9,6 +9,13 @@ from helper.options.naming import folder_of
 from helper.options.parse import parse
 
 ENVIRONMENT = {"cpu": "a CPU", "cpu_threads": 1, "gpus": [], "commit": "c0ffee" * 6 + "abcd", "dirty": False}
+TIMING = ("seconds", "img_per_s")  # what differs between two equal runs
+
+
+def rows_of(folder: Path, without: str | tuple[str, ...] = ()) -> list[dict]:
+    """The epochs of a run, as metrics.jsonl has them; without: what the names left out begin with."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(without)} for row in rows]
 
 
 def write_run(root: Path, line: str, accuracies: Sequence[float], *, teacher: str | None = None, alone: bool = False):
