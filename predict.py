@@ -6,7 +6,14 @@ data set. --path takes a checkpoint, the folder of a run, a folder of scripts/ex
 (.safetensors, .onnx, .pt2) or hf_hub:USER/NAME.
 """
 
+# PYTHON_ARGCOMPLETE_OK
+
 from __future__ import annotations
+
+from helper.options import quick
+
+if __name__ == "__main__":
+    quick.answer("predict.py")  # --help, without waiting for torch
 
 import argparse
 import csv
@@ -28,7 +35,6 @@ from helper.deploy.predictor import Prediction, open_predictor
 from helper.machine.devices import pick_device
 from helper.machine.program import run_script
 from helper.options.plugins import load_plugins
-from helper.options.quick import normalised
 
 SHOWN = 40  # files of a grid
 NO_INPUT = torch.empty(0)
@@ -54,8 +60,9 @@ def title_of(one: Prediction) -> str:
     return "\n".join([*textwrap.wrap(name, 22), f"{100 * p:.0f} %"])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("predict.py", description=__doc__, add_help=False)
+    quick.add_help(parser)
     add = parser.add_argument
     add("files", nargs="+", type=Path, help="files, or folders of files")
     add(
@@ -77,7 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--show", type=Path, help=f"draw the first {SHOWN} files with their classes in this .png file", metavar="FILE")
     add("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
     add("--plugin", nargs="+", default=(), help="Python files that define the model", metavar="FILE")
-    args = parser.parse_args(normalised(argv))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(quick.normalised(argv))
     start_log()
     load_plugins(args.plugin)
     predictor = open_predictor(args.path, args.model, args.image_size, pick_device(args.gpu_id)[0])

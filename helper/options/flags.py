@@ -27,7 +27,7 @@ def flags() -> dict[str, Any]:
         | {"distill": next(f.default for f in common_flags(kind) if f.dest == "distill")}
         for name, kind in kinds.items()
     }
-    for name in ("test_model.py", "eval_rep.py"):
+    for name in ("test_model.py", "eval_rep.py", "predict.py"):
         scripts[name] = described(runpy.run_path(str(ROOT / name))["parser"]()) | {"distill": None}
     own: dict[str, list[Any]] = {}
     for name in method_dict:
@@ -47,7 +47,13 @@ def values() -> str:
     groups = [flags for script in known["scripts"].values() for _, flags in script["groups"]]
     every = [flag for group in (*groups, *known["methods"].values()) for flag in group]
     counts = {0: "0", "?": "0", "+": "+", "*": "+"}
-    lines = {f"{name} {counts[f['nargs']]}" for f in every if f.get("nargs") in counts for name in f["names"]}
+    lines = {
+        f"{name} {counts[f['nargs']]}"
+        for f in every
+        if f.get("nargs") in counts
+        for name in f["names"]
+        if name[0] == "-"
+    }
     return "\n".join(sorted(lines)) + "\n"
 
 

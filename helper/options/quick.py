@@ -75,9 +75,10 @@ def page(about: Mapping[str, Any], everything: bool) -> str:
 
 def build(about: Mapping[str, Any], groups: Sequence[Any], epilog: str = "") -> argparse.ArgumentParser:
     """A parser with names, choices and texts, only for help and completion."""
+    words = [f" {flag['names'][0]} ..." for _, flags in groups for flag in flags if flag["names"][0][0] != "-"]
     parser = argparse.ArgumentParser(
         about["prog"],
-        usage="%(prog)s [flags]",
+        usage="%(prog)s [flags]" + "".join(words),
         description=about["description"],
         epilog=epilog,
         formatter_class=_Paragraphs,

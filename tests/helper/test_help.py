@@ -13,7 +13,7 @@ from helper.options.parse import parse, script_parser
 from helper.options.settings import COMMON, TrainStudentConfigs, TrainTeacherConfigs, common_flags
 from tests.support.commands import ENV, ROOT
 
-SCRIPTS = ("train_teacher.py", "train_student.py", "test_model.py", "eval_rep.py")
+SCRIPTS = ("train_teacher.py", "train_student.py", "test_model.py", "eval_rep.py", "predict.py")
 
 
 def answer(script, *argv, **env):
