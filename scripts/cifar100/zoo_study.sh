@@ -29,7 +29,7 @@ export -f run
 recent="ttm,pld,luminet,wkd_l,rld,sdd,ldrld,skd ldrld:--ldrld_as_published dot,deepkd,dhkd crld itrd,wkd_f,norm,kdpp,embed,fcfd"
 case ${METHODS:-all} in
     all)
-        table=zoo what="every method"
+        table=zoo what="methods for CIFAR networks"
         groups="vanilla kd,fitnet,at,sp,vid,crd,srrl,simkd semckd@0.01 vanilla@0.01 cc,rkd,pkt,nst,kdsvd,irg,hkd,ofd,reviewkd
             dkd,dist,nkd,wttm,ctkd,cat_kd mgd,srd,vkd,ofa_kd,mlkd ab,ft,fsp $recent"
         ;;
