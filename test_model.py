@@ -27,6 +27,7 @@ from core.option import add_flags, checked, plausible, positive, read, whole
 from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import few_workers, image_side
+from dataset.images.resident import ResidentData
 from helper.deploy.as_trained import (
     AS_TRAINED,
     add_data_set,
@@ -102,6 +103,7 @@ def add_data(parser):
     """The flags that choose the samples and how they are read."""
     add_data_set(parser, folder=("--data_folder", "--data"))
     add = parser.add_argument
+    add("--train_images", action="store_true", help="evaluate on the training images, without augmentation")
     add("--file", type=Path, help="predict this recording, picture or video; needs no data set", metavar="FILE")
     add(
         "--modality",
@@ -151,6 +153,8 @@ def main(argv=None):
             raise UserError(f"--file is read by one process: leave {', '.join(given)} out")
         if args.report is not None:
             raise UserError("--report needs a test set, but --file names one recording: leave one of them out")
+        if args.train_images:
+            raise UserError("--train_images reads a data set, but --file names one recording: leave one of them out")
         (found,) = open_predictor(args.path, args.model, args.image_size)([args.file], 3)
         for action, probability in found.top:
             log.info("%s  %.1f %%", action, 100 * probability)
@@ -168,6 +172,26 @@ def open_network(args, data):
     for notice in evaluation_notice(network, data.shapes):
         log.info(notice)
     return network
+
+
+def evaluation_loader(args, data, device, views):
+    """(loader, name of the samples in the log). views: of a video."""
+    share = {"device": device, "rank": machine.rank(), "world_size": distributed.world_size()}
+    if not args.train_images:
+        return data.test_loader(args.batch_size, **share, **views), data.evaluated_on
+    if not isinstance(data, ResidentData):
+        raise UserError(
+            f"--train_images needs images held in memory, but --dataset {data.name} is read from disk: if it is a tree "
+            "of images, name its training folder with --val_dir"
+        )
+    return data.train_in_order(args.batch_size, **share), "train, not augmented"
+
+
+def notice_training(model):
+    """The training batches that a batch norm counted, if any did."""
+    counts = [int(b) for name, b in model.named_buffers() if name.endswith("num_batches_tracked")]
+    if any(counts):
+        log.info("batch norm counted %d training batches", max(counts))
 
 
 def notice_doubts(network, data, acc):
@@ -208,9 +232,7 @@ def report(args, device):
         return {"student": out["logits"], **heads}
 
     started = time.monotonic()
-    share = {"rank": machine.rank(), "world_size": distributed.world_size()}
-    views = {"views": data.clip_views(**given)} if given else {}
-    loader = data.test_loader(args.batch_size, device=device, **share, **views)
+    loader, part = evaluation_loader(args, data, device, {"views": data.clip_views(**given)} if given else {})
     how = args.average_clips or network.spec.published.average_clips
     if args.report is not None and distributed.world_size() > 1:
         raise UserError(f"--report {args.report} is written by one process: leave the flags of several processes out")
@@ -219,7 +241,7 @@ def report(args, device):
     result = found["student"]
     seconds = time.monotonic() - started
     samples = int(result["samples"])
-    on = f"{data.name} ({data.evaluated_on})"
+    on = f"{data.name} ({part})"
     log.info("%s (%s) on %s, %d samples, %s", args.path, network.spec.name, on, samples, args.precision)
     log.info(
         "top-1 %.2f  top-5 %.2f  mean class %.2f  loss %.4f",
@@ -229,7 +251,9 @@ def report(args, device):
         log.info("each sample seen in %s, averaged by %s", ", ".join(f"{k} {v}" for k, v in given.items()), how)
     for name in network.spec.branches:  # auxiliary: of classes alone, the sum over rotations, on upright images
         log.info("%s top-1 %.2f  top-5 %.2f", name, found[name]["acc"], found[name]["acc_top5"])
-    notice_doubts(network, data, result["acc"])
+    if not args.train_images:
+        notice_doubts(network, data, result["acc"])
+    notice_training(network.model)
     count = deployed_count(net.model)
     log.info(
         "parameters %d (%.3f M)  MACs %.1f M per sample  %.0f img/s%s",
@@ -240,7 +264,7 @@ def report(args, device):
         " with its heads" if network.spec.branches else "",
     )
     if args.report is not None:
-        title = f"{network.spec.name} on {data.name}"
+        title = f"{network.spec.name} on {on}"
         make_folder(args.report.parent)
         atomic_write_text(
             args.report, page(seen, list(map(str, data.classes)), title, f"{args.path}, {args.precision}")

@@ -182,13 +182,23 @@ class ResidentData(DataSet):
     def test_loader(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> InOrder:
         """The images unchanged. batch_size counts the samples of this rank; it may exceed the set."""
         images, labels = self.on("test", device)
-        positions = torch.arange(len(labels), device=labels.device)
+        return in_batches(images, labels, in_order(len(labels), batch_size, rank, world_size))
 
-        def batch(part: range) -> Batch:
-            mine = slice(part.start, part.stop)
-            return Batch({"image": scaled(images[mine])}, labels[mine], positions[mine])
+    def train_in_order(self, batch_size: int, *, device: torch.device, rank: int = 0, world_size: int = 1) -> InOrder:
+        """test_loader() for the training images."""
+        images, labels = self.train_images.to(device), self.train_labels.to(device)
+        return in_batches(images, labels, in_order(len(labels), batch_size, rank, world_size))
 
-        return InOrder(in_order(len(labels), batch_size, rank, world_size), batch)
+
+def in_batches(images: Tensor, labels: Tensor, parts: Sequence[range]) -> InOrder:
+    """Batches of the parts: float32 images, not augmented. images: uint8 [N, H, W, C]; labels: [N]."""
+    positions = torch.arange(len(labels), device=labels.device)
+
+    def batch(part: range) -> Batch:
+        mine = slice(part.start, part.stop)
+        return Batch({"image": scaled(images[mine])}, labels[mine], positions[mine])
+
+    return InOrder(parts, batch)
 
 
 def checksum_of(split: Split) -> str:

@@ -158,6 +158,6 @@ def page(seen: Seen, classes: Sequence[str], title: str, source: str) -> str:
             f"<h2>Confusion matrix</h2>{matrix}",
             f"<h2>Calibration</h2>{calibration}",
             "<h2>Worst mistakes</h2><p class='about'>The wrong predictions with the highest confidence. The "
-            f"number is the position in the test set.</p>{mistakes}",
+            f"number is the position in the set.</p>{mistakes}",
         ]
     )

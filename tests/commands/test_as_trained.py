@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset import dataset_dict
+from dataset.base import DataOptions
 from helper.networks.checkpoint import read_checkpoint
+from models import load_student
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,18 @@ def test_every_tool_uses_it(commands, trained, tree, tmp_path):
     commands("scripts/plot.py", "reliability", *argv).finished()
     out = commands("scripts/cakd/robustness.py", "--path", run, *data).finished().out
     assert "| 16 |" in out
+
+
+def test_on_the_training_images(commands, trained, tree):
+    argv = ("test_model.py", "--path", trained, "--data_folder", tree, "--train_images")
+    out = commands(*argv).finished().out
+    data = dataset_dict["folder"](DataOptions(tree, image_size=16, val_fraction=0.25))
+    student, images = load_student(trained), data.train_images.permute(0, 3, 1, 2) / 255
+    right = (student(images).argmax(1) == data.train_labels).float().mean()
+    assert "folder (train, not augmented), 60 samples" in out and f"top-1 {100 * right:.2f} " in out
+    assert "recorded in the file" not in out and "batch norm counted 4 training batches" in out
+    commands(*argv, "--dataset", "imagenet").refused("--train_images", "read from disk", "--val_dir")
+    commands(*argv, "--file", "a.png").refused("--train_images", "--file")
 
 
 def test_the_folder_that_is_evaluated_travels(commands, tmp_path_factory):
