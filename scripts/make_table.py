@@ -23,9 +23,8 @@ from helper.tables.published import Cell, read_table
 from helper.tables.runs import Run, add_runs, chosen_runs
 from helper.tables.table import against_pairs, table
 from helper.tables.words import in_words
-from helper.tables.writers import as_csv, as_latex, as_markdown, as_terminal, chosen_columns
+from helper.tables.writers import Content, as_csv, as_latex, as_markdown, as_terminal, chosen_columns
 
-Content = tuple[list[str], list[list[str]], list[str]]  # header, rows, notes
 FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
 
 
