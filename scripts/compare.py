@@ -99,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("these runs are repetitions of one cell: give runs that differ in more than trial and seed")
     labels = tell_apart(groups)
     rows = [[name, *values] for name, values in differing(groups)]
-    print(as_markdown(["setting", *labels], rows, []) if rows else "The settings are the same.\n")
-    print(as_markdown(*comparison(groups, labels), []))
+    print(as_markdown(["setting", *labels], rows) if rows else "The settings are the same.\n")
+    print(as_markdown(*comparison(groups, labels)))
     if args.classes:
         print("\n".join(gains_by_class(groups, labels, args)))
     if args.out is not None:

@@ -7,7 +7,9 @@ import io
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from core.files import atomic_write_text, make_folder
 from core.protocols import UserError
 
 Content = tuple[list[str], list[list[str]], list[str]]  # header, rows, notes
@@ -65,6 +67,15 @@ def chosen_columns(header: list[str], rows: list[list[str]], wanted: str) -> tup
             raise UserError(f"--columns {name} is not a column of this table; it has {', '.join(header)}")
     places = [header.index(name) for name, _ in pairs]
     return [new or name for name, new in pairs], [[row[i] for i in places] for row in rows]
+
+
+def publish(text: str, path: str | Path | None) -> None:
+    """Print a page, and write it to a file, if one is named."""
+    text = text.rstrip()
+    print(text)
+    if path is not None:
+        make_folder(Path(path).parent)
+        atomic_write_text(path, f"{text}\n")
 
 
 def as_markdown(header: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()) -> str:
@@ -145,7 +156,7 @@ def as_terminal(header: list[str], rows: list[list[str]], notes: list[str], widt
             kept.append(i)
     kept = sorted(kept) or [0]
     gone = [name for i, name in enumerate(header) if i not in kept and any(row[i] for row in rows)]
-    text = as_markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows], [])
+    text = as_markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
     if gone:
         notes = [f"Columns that do not fit: {', '.join(gone)} (--out and --format show them).", *notes]
     return "\n".join([text, *(textwrap.fill(note, width) for note in notes)]) + "\n"

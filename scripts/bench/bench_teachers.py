@@ -24,6 +24,7 @@ from helper.machine.devices import pick_device
 from helper.machine.program import run_script
 from helper.networks.headless import with_view
 from helper.networks.load import Network, without_classifier
+from helper.tables.writers import as_markdown
 from models import model_dict
 from scripts.bench import measuring
 from scripts.bench.bench_worker import Ours
@@ -90,16 +91,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         ),
         ("taught, no view in the cache", f"{filled:.3f}", f"{filled / base:.1f}", ""),
     ]
-    lines = [
-        f"`{report['command']}`",
-        "",
+    about = (
         f"{report['device']}, {args.threads} thread(s), {args.images} images in batches of {args.batch_size}, float32, "
-        f"torch {report['environment']['versions']['torch']}, {report['date']}, median of {args.rounds} rounds.",
-        "",
-        *measuring.table(("epoch", "seconds", "times the student alone", "target"), rows),
-    ]
+        f"torch {report['environment']['versions']['torch']}, {report['date']}, median of {args.rounds} rounds."
+    )
+    table = as_markdown(("epoch", "seconds", "times the student alone", "target"), rows)
     title = f"A cached headless teacher: {args.teacher} at {args.teacher_image_size} px teaches {args.student}"
-    measuring.publish(title, lines, args.markdown)
+    measuring.publish(title, report, [about, table], args.markdown)
 
 
 if __name__ == "__main__":

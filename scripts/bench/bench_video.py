@@ -29,6 +29,7 @@ from dataset.clips.lists import Entry
 from dataset.clips.views import ClipSettings
 from helper.machine.kernels import tune_allocator
 from helper.machine.program import run_script
+from helper.tables.writers import as_markdown
 from models import model_dict
 from scripts.bench import measuring
 from scripts.bench.measuring import THREAD_CLOCKS
@@ -154,21 +155,17 @@ def main(argv=None):
             for mode, (tsn, tsm, ratio) in overhead.items():
                 rows.append((name, dtype, mode, f"{tsn:.3f}", f"{tsm:.3f}", f"{100 * (ratio - 1):+.1f} %"))
     report = measuring.report(__file__, argv, torch.device("cpu"), [])
-    page = [
-        f"`{report['command']}`, {report['device']}, one thread, seconds of the "
-        f"{'processor' if args.clock == 'cpu' else 'wall clock'}, torch {torch.__version__}.",
-        "",
+    parts = [
+        f"{report['device']}, one thread, seconds of the {'processor' if args.clock == 'cpu' else 'wall clock'}, torch "
+        f"{torch.__version__}.",
         f"{len(entries)} clips; 8 frames each, shorter side 256, MultiScaleCrop to 224; medians of "
         f"{args.repeats} rounds. The cache takes {size:.0f} MiB.",
-        "",
-        *measuring.table(("reader", "clips/s", "times baseline", "same pixels"), lines),
-        "",
+        as_markdown(("reader", "clips/s", "times baseline", "same pixels"), lines),
         f"The temporal shift: seconds for {args.batch} clip(s) of 8 frames of {args.size} px, medians of "
         f"{args.rounds} alternating rounds.",
-        "",
-        *measuring.table(("network", "", "", "TSN", "TSM", "difference"), rows),
+        as_markdown(("network", "", "", "TSN", "TSM", "difference"), rows),
     ]
-    measuring.publish("Benchmark: video clips", page, args.out)
+    measuring.publish("Benchmark: video clips", report, parts, args.out)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from distiller_zoo import method_dict
 from helper.machine.devices import native_bf16
 from helper.machine.kernels import tune_allocator
 from helper.machine.program import run_script
+from helper.tables.writers import as_markdown
 from helper.training.optim import OptimConfig, optimizer
 from helper.training.stages import StagePlan
 from helper.training.step import StepSetup
@@ -145,9 +146,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = measuring.report(__file__, argv, device, [])
     where = report["device"] + ("" if device.type == "cuda" else f", {torch.get_num_threads()} threads")
     of = "processor" if args.clock == "cpu" else "wall clock"
-    note = f"`{report['command']}`; {where}; seconds of the {of}; torch {torch.__version__}"
-    lines = [note, "", *measuring.table(("what", "side", "value"), rows)]
-    measuring.publish("Benchmark: clips and Gramian fields", lines, args.out)
+    note = f"{where}; seconds of the {of}; torch {torch.__version__}"
+    parts = [note, as_markdown(("what", "side", "value"), rows)]
+    measuring.publish("Benchmark: clips and Gramian fields", report, parts, args.out)
 
 
 if __name__ == "__main__":

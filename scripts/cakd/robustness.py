@@ -19,7 +19,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_write_text
 from core.log import start_log
 from core.option import checked, not_negative
 from core.protocols import DataSet, UserError
@@ -32,6 +31,7 @@ from helper.machine.kernels import to_device
 from helper.machine.program import run_script
 from helper.networks.load import load_network
 from helper.options.quick import normalised
+from helper.tables.writers import as_markdown, publish
 
 SEED = 0
 Spoil = Callable[[Tensor, torch.Generator], Tensor]
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_log()
     device, _ = pick_device(args.gpu_id)
     kinds = columns(args.noise)
-    lines = ["| checkpoint | px | " + " | ".join(kinds) + " |", "|---|---|" + "---|" * len(kinds)]
+    rows = []
     sets: dict[object, DataSet] = {}  # what was asked for -> the test images
     for path in args.path:
         key = name, options = dataset_of(path, args.dataset), options_asked(path, args)
@@ -93,11 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = evaluate(predict, data.test_loader(500, device=device), device)["student"]
             cells.append(f"{result['acc']:.2f}")
         size = data.shapes[network.spec.input][-1]
-        lines.append(f"| {Path(path).parent.name} | {size} | " + " | ".join(cells) + " |")
-    text = "\n".join(lines)
-    print(text)
-    if args.out:
-        atomic_write_text(args.out, text + "\n")
+        rows.append([Path(path).parent.name, str(size), *cells])
+    publish(as_markdown(["checkpoint", "px", *kinds], rows), args.out)
 
 
 if __name__ == "__main__":

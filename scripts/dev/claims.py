@@ -191,7 +191,7 @@ def beside_published(measured: Sequence[Study]) -> str:
     rows = [
         [f"[{s.label}]({s.file})", s.pair, s.accuracy, s.published, difference(s), s.runs] for s in measured if s.full
     ]
-    table = as_markdown(["setting", "networks", "last epoch", "published", "difference", "runs"], rows, [])
+    table = as_markdown(["setting", "networks", "last epoch", "published", "difference", "runs"], rows)
     return f"## Full protocol\n\n{table}" if rows else ""
 
 
@@ -211,11 +211,11 @@ def page() -> str:
         ABOUT.format(epochs=EPOCHS),
         f"Settings measured under the full protocol: {sum(s.full for s in measured)}.\n\n{losing(measured)}\n",
         *filter(None, [beside_published(measured)]),
-        as_markdown(*claims(measured), []),
+        as_markdown(*claims(measured)),
         "## Networks whose outputs agree with the published code\n",
-        as_markdown(["golden file", "networks"], networks(), []),
+        as_markdown(["golden file", "networks"], networks()),
         "## Every setting measured\n",
-        as_markdown(header, rows, []),
+        as_markdown(header, rows),
         "## Other measurements\n",
     ]
     text = "\n".join(parts)

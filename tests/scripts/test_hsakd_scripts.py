@@ -11,6 +11,7 @@ from helper.options.naming import run_name
 from helper.options.parse import parse
 from models import model_for
 from scripts.hsakd.probe_table import main as probe_table
+from tests.support.commands import squeezed
 from tests.support.interpreter import Interpreter
 
 FOLDER = Path(__file__).resolve().parents[2] / "scripts" / "hsakd"
@@ -159,6 +160,6 @@ def test_probes_become_a_table(tmp_path, capsys):
         environment = {"environment": {"cpu": "a CPU", "commit": "abc"}}
         (tmp_path / f"hsakd 0.25 sgd {seed}.json").write_text(json.dumps(result | environment))
     probe_table([str(tmp_path), "--out", str(tmp_path / "table.md")])
-    assert "| hsakd | 0.25 | sgd | 12.00 ± 2.83 | [13.00] | 0, 1 |" in capsys.readouterr().out
+    assert "| hsakd | 0.25 | sgd | 12.00 ± 2.83 | [13.00] | 0, 1 |" in squeezed(capsys.readouterr().out)
     page = (tmp_path / "table.md").read_text()
     assert page.startswith("# Linear probe on TinyImageNet") and "10,000 images train the probe, 2,000 test it." in page
