@@ -30,7 +30,7 @@ from scripts.teachers.fetch_teachers import (
 )
 from tests.support.model_contract import zeros
 
-pooch = pytest.importorskip("pooch", reason="needs pooch, of requirements-extra.txt")
+pytest.importorskip("requests", reason="needs requests, of requirements-extra.txt")
 ROOT = Path(__file__).resolve().parents[2]
 DRIVE, OPENMMLAB = (
     "https://drive.google.com/file/d/{}/view?usp=sharing",
