@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.option import whole
 from core.protocols import UserError
 from helper.deploy.as_trained import open_as_trained
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.tables.compare import comparison, differing
 from helper.tables.runs import Run, grouped, last_checkpoint, read_run
 from helper.tables.table import tell_apart
@@ -81,16 +81,11 @@ def gains_by_class(groups: Sequence[Sequence[Run]], labels: Sequence[str], args:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
     add("--out", type=Path, help="picture of the curves: png, pdf or svg", metavar="FILE")
-    add(
-        "--classes",
-        **whole(0),
-        default=5,
-        help="number of classes with the largest gains and losses to list (default 5; 0: none)",
-    )
+    add("--classes", **whole(0), default=5, help="classes with the largest gains and losses to list; 0: none")
     add("--data_folder", help="folder of the data sets (default: as in training)", metavar="FOLDER")
     add("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
     args = parser.parse_args(argv)

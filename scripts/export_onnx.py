@@ -9,7 +9,6 @@ one row per network: parameters, multiply-accumulates, file size, and the latenc
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import Plain, latency, onnx_function, onnx_metadata, write_onnx
 from helper.deploy.predictor import open_predictor
 from helper.deploy.student import Student, load_student
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.runs.folder import environment, file_name
 from helper.tables.writers import as_markdown, publish
 
@@ -54,7 +53,7 @@ def as_table(rows: Sequence[dict[str, float | str]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add_network(parser, "checkpoints, or folders, of runs on action recordings", nargs="+")
     add("--out", type=Path, default=Path("."), help="folder for the .onnx files", metavar="FOLDER")

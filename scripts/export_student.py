@@ -50,7 +50,7 @@ from helper.deploy.quantize import (
     quantize_program,
 )
 from helper.machine.kernels import compiler_fault
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.load import Network, load_network, network_without_heads
 from helper.options.quick import normalised
 from helper.runs.folder import without_folders
@@ -334,24 +334,18 @@ def push(folder: Path, repository: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add_network(parser, "checkpoint of a run, _best.pth or _last.pth, or its folder (then the best epoch)")
     add_as_trained(parser)
-    add("--images", **whole(1, 10**9), default=1000, help="test samples to compare on (default 1000)")
-    add(
-        "--forms",
-        nargs="+",
-        default=list(FORMS),
-        help=f"what is written, of {', '.join(FORMS)} (default: all)",
-        metavar="FORM",
-    )
+    add("--images", **whole(1, 10**9), default=1000, help="test samples to compare on")
+    add("--forms", nargs="+", default=list(FORMS), help=f"forms, of {', '.join(FORMS)} (default: all)", metavar="FORM")
     add(
         "--int8",
         action="store_true",
         help="also write model_int8.onnx and, with torchao, model_int8.pt2, and measure its accuracy and latency",
     )
-    add("--calibration", **whole(1, 10**9), default=512, help="training samples for its calibration (default 512)")
+    add("--calibration", **whole(1, 10**9), default=512, help="training samples for its calibration")
     add("--name", help="heading of the model card (default: NETWORK on DATA SET)", metavar="TEXT")
     add("--push_to", help="repository to upload to, such as user/name (huggingface_hub)", metavar="USER/NAME")
     add("--out", type=Path, required=True, help="folder", metavar="FOLDER")

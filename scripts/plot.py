@@ -33,7 +33,7 @@ from helper.deploy.as_trained import add_as_trained, open_as_trained
 from helper.deploy.pictures import draw_calibration, pyplot, save
 from helper.machine.devices import pick_device
 from helper.machine.kernels import to_device
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
 from helper.options.quick import normalised
@@ -271,40 +271,26 @@ def draw_reliability(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, draw in (("curves", draw_curves), ("cost", draw_cost)):
         sub = kinds.add_parser(kind)
         add_runs(sub)
         sub.set_defaults(draw=draw)
+    checkpoint = {"type": Path, "required": True, "action": CheckpointOf, "metavar": "FILE"}
     for kind, draw in (("correlation", draw_correlation), ("tsne", draw_tsne), ("reliability", draw_reliability)):
         sub = kinds.add_parser(kind)
-        sub.add_argument(
-            "--path",
-            type=Path,
-            nargs="+",
-            required=True,
-            action=CheckpointOf,
-            help="checkpoints, or folders of runs",
-            metavar="FILE",
-        )
+        sub.add_argument("--path", **checkpoint, nargs="+", help="checkpoints, or folders of runs")
         add_as_trained(sub)
         sub.add_argument("--gpu_id", default="0", metavar="GPUS")
         sub.add_argument("--images", **whole(1, 10**9), help="stop after this many test images")
         sub.set_defaults(draw=draw)
         if kind == "correlation":
-            sub.add_argument(
-                "--path_t",
-                type=Path,
-                required=True,
-                action=CheckpointOf,
-                help="the teacher's checkpoint",
-                metavar="FILE",
-            )
+            sub.add_argument("--path_t", **checkpoint, help="the teacher's checkpoint")
         if kind == "tsne":
-            sub.add_argument("--classes", **whole(1), default=10, help="number of classes to show (default 10)")
+            sub.add_argument("--classes", **whole(1), default=10, help="number of classes to show")
         if kind == "reliability":
-            sub.add_argument("--bins", **whole(1), default=15, help="bins of equal width (default 15)")
+            sub.add_argument("--bins", **whole(1), default=15, help="bins of equal width")
     for sub in kinds.choices.values():
         sub.add_argument("--out", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(normalised(argv))

@@ -30,7 +30,7 @@ from core.protocols import UserError
 from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
 from helper.machine.devices import pick_autocast, pick_device
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.tables.writers import as_markdown
 from models import model_for
 from scripts.bench import measuring
@@ -321,31 +321,17 @@ def show(report: dict[str, Any], markdown: bool) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
-    add(
-        "--pair",
-        default="resnet32x4:resnet8x4",
-        metavar="TEACHER:STUDENT",
-        help="networks (default resnet32x4:resnet8x4)",
-    )
+    add("--pair", default="resnet32x4:resnet8x4", metavar="TEACHER:STUDENT", help="networks")
     add("--methods", default=None, help="methods with commas, or all (default kd,simkd,crd, if no other part is named)")
-    add(
-        "--overhead",
-        action="store_true",
-        help="with --methods all: compare all methods with one process of kd, which is quicker",
-    )
+    add("--overhead", action="store_true", help="compare with one process of kd: quicker, and implied by --methods all")
     add(
         "--bare",
         action="store_true",
         help="compare kd with its teacher's forward pass alone and its student's step alone",
     )
-    add(
-        "--switches",
-        nargs="?",
-        const=",".join(SWITCHES),
-        help="measure the speed-up by every setting, or by those listed",
-    )
+    add("--switches", nargs="?", const=",".join(SWITCHES), help="measure the gain of every setting, or of those listed")
     add(
         "--warm_cache",
         **whole(1),
@@ -361,32 +347,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="students to time alone, in float32, and with kd, compared with a plain loop; --pair names the teacher",
     )
-    add(
-        "--lanes",
-        nargs="?",
-        const="kd,at,sp,simkd",
-        help="methods to train together, with one forward pass of the teacher",
-    )
-    add(
-        "--floor",
-        action="store_true",
-        help="measure the FLOP per second of a step, as a share of those of matrix products",
-    )
+    add("--lanes", nargs="?", const="kd,at,sp,simkd", help="methods to train together, with one teacher forward pass")
+    add("--floor", action="store_true", help="measure the FLOP/s of a step, as a share of those of matrix products")
     add("--profile", metavar="FOLDER", help="write a trace of each configuration to this folder")
     measuring.add_turns(parser, batch_size=64, steps=10, rounds=5)
-    add("--warmup", type=int, default=2, help="untimed steps before the timed ones, in every turn (default 2)")
-    add(
-        "--together",
-        action="store_true",
-        help="run the first steps, which compile, of all compared configurations at the same time",
-    )
+    add("--warmup", type=int, default=2, help="untimed steps before the timed ones, in every turn")
+    add("--together", action="store_true", help="run the first steps, which compile, of all configurations together")
     add("--light", action="store_true", help="time whole steps only, not the loader alone or steps without it")
-    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in training (default auto)")
-    add(
-        "--baseline",
-        action="store_true",
-        help=f"also train {' and '.join(WEIGHTS)} in a plain training loop, in float32",
-    )
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in training")
+    add("--baseline", action="store_true", help=f"also train {' and '.join(WEIGHTS)} in a plain loop, in float32")
     add("--equal_precision", action="store_true", help="also time ours in float32 and the baseline under bf16 autocast")
     add("--images", **whole(1), default=50_000, help="number of random training images, without --data_folder")
     add("--data_folder", default=None, help="folder of the real CIFAR-100 (default: random images)", metavar="FOLDER")

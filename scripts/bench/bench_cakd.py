@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.files import atomic_write_json
 from core.option import whole
 from helper.machine.devices import pick_device
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.tables.writers import as_markdown
 from models import model_dict
 from scripts.bench import measuring
@@ -99,12 +99,12 @@ def line(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("--student", nargs="+", default=["ResNet50", "ResNet18"], help="student networks")
-    add("--teacher", default="torchvision:vit_b_16", help="teacher network (default torchvision:vit_b_16)")
-    add("--size", **whole(1), default=224, help="side of the images in pixels (default 224)")
-    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in training (default auto)")
+    add("--teacher", default="torchvision:vit_b_16", help="teacher network")
+    add("--size", **whole(1), default=224, help="side of the images in pixels")
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in training")
     # a multiple of five steps holds the paper's discriminator once
     measuring.add_turns(parser, batch_size=8, steps=5, rounds=3)
     measuring.add_files(parser)

@@ -4,7 +4,7 @@
 Ours against a literal transcription of the published step (usual_hsakd.py), WRN-40-2 teaching WRN-16-2, in bf16 and in
 float32, on a CPU or a CUDA device. Every configuration has its own process, they take turns, and ratios are computed
 within a round, without loaders. Random pixels of CIFAR-100's shape, random weights: arithmetic does not depend
-on them. Targets: TARGETS on a CPU, GPU_TARGETS on a CUDA device.
+on them. The page holds each step against its target, of which a CUDA device has its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_json
 from helper.machine.devices import pick_device
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.tables.writers import as_markdown
 from scripts.bench import measuring
 from scripts.bench.bench_worker import kept
@@ -89,7 +89,7 @@ def measure(args: argparse.Namespace, on_gpu: bool) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     measuring.add_turns(parser, batch_size=64, steps=3, rounds=3)
     measuring.add_files(parser)

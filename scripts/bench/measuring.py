@@ -276,12 +276,7 @@ def add_turns(parser: argparse.ArgumentParser, batch_size: int, steps: int, roun
     add("--steps", **whole(1), default=steps, help=f"timed steps per turn (default {steps})")
     add("--rounds", **whole(1), default=rounds, help=f"turns of every configuration (default {rounds})")
     add("--threads", **whole(1), default=usable_cores(), help="threads of every process (default: one per core)")
-    add(
-        "--clock",
-        choices=tuple(CLOCKS),
-        default="wall",
-        help="wall (default): elapsed time; cpu: processor time, with --threads 1",
-    )
+    add("--clock", choices=CLOCKS, default="wall", help="wall: elapsed time; cpu: processor time, with --threads 1")
     add("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
     add("--worker", help=argparse.SUPPRESS)
 

@@ -8,7 +8,6 @@ the transformations CAKD trains with, on every image. Every network sees images 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,7 +27,7 @@ from helper.deploy.as_trained import add_data_set, add_network, dataset_of, opti
 from helper.evaluation.evaluate import evaluate
 from helper.machine.devices import pick_device
 from helper.machine.kernels import to_device
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.load import load_network
 from helper.options.quick import normalised
 from helper.tables.writers import as_markdown, publish
@@ -59,7 +58,7 @@ def columns(sigmas: Sequence[float]) -> dict[str, Spoil]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add_network(parser, "checkpoints, or folders of runs", nargs="+")
     add_data_set(parser)

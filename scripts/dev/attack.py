@@ -12,7 +12,6 @@ Prints counts by outcome; exit code 1 if a run lost something, differed silently
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import queue
@@ -35,6 +34,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_text
+from helper.machine.program import ScriptParser
 from helper.networks.checkpoint import load_file
 from helper.tables.writers import as_markdown
 from scripts.dev.wrong_inputs import BRIEF, Known, Wrong, every
@@ -335,14 +335,14 @@ def attack_all(attack: Attack, jobs: int, kills: int, damaged: int, inputs: int)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
-    add("--kills", type=int, default=500, help="number of kills (default 500)")
-    add("--damaged", type=int, default=300, help="number of damaged files (default 300)")
+    add("--kills", type=int, default=500, help="number of kills")
+    add("--damaged", type=int, default=300, help="number of damaged files")
     add("--inputs", type=int, default=10**6, help="number of inputs (default: all)")
-    add("--minutes", type=float, default=60, help="start no new case after this many minutes (default 60)")
-    add("--jobs", type=int, default=2, help="number of parallel cases (default 2)")
-    add("--seed", type=int, default=0, help="random seed (default 0)")
+    add("--minutes", type=float, default=60, help="start no new case after this many minutes")
+    add("--jobs", type=int, default=2, help="number of parallel cases")
+    add("--seed", type=int, default=0, help="random seed")
     add("--out", type=Path, help="also write the counts to this file", metavar="FILE")
     add("--append", action="store_true", help="add the counts to those in --out, so that parts can run one by one")
     args = parser.parse_args(argv)

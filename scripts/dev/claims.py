@@ -6,7 +6,6 @@ It reads the tables in results/, and the golden files and reference implementati
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import ROOT, atomic_write_text
 from distiller_zoo import method_dict
+from helper.machine.program import ScriptParser
 from helper.options.naming import published_name
 from helper.tables.writers import as_markdown
 
@@ -230,7 +230,7 @@ def title(path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument(
         "--out",
         type=Path,

@@ -7,7 +7,6 @@ are averaged. Nothing is typed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -16,13 +15,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.protocols import UserError
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.tables.runs import mean_std
 from helper.tables.writers import as_markdown, publish
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("folder", help="folder of the files of eval_rep.py --json")
     parser.add_argument("--out", help="also write the table to this file", metavar="FILE")
     args = parser.parse_args(argv)

@@ -9,7 +9,6 @@ and tested on the whole test set in float32 and in int8, through onnxruntime.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from core.protocols import DataSet, UserError
 from helper.deploy.as_trained import add_as_trained, open_as_trained
 from helper.deploy.export import Plain, onnx_function, write_onnx
 from helper.deploy.quantize import accuracy, calibration_samples, evaluation_samples, quantize_onnx
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.load import load_network
 from helper.options.quick import normalised
 from helper.runs.folder import environment
@@ -46,7 +45,7 @@ def tested(path: Path, data: DataSet, calibration: int) -> tuple[float, float, i
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument(
         "--row", nargs="+", action="append", required=True, metavar="WORD", help="a label, then its checkpoints"
     )

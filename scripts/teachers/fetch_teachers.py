@@ -8,7 +8,6 @@ that of the first download (SAVE_ROOT/teachers/fetched.json). NAME@DATA fetches 
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import hashlib
 import re
@@ -28,7 +27,7 @@ from core.files import atomic_save, atomic_write, read_config, read_json, rememb
 from core.option import checked, positive, whole
 from core.packages import needed
 from core.protocols import UserError
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.checkpoint import num_classes_of, read_checkpoint
 from helper.options.quick import normalised
 from helper.runs.folder import file_name
@@ -391,10 +390,10 @@ def listing(sources: Sequence[Mapping[str, Any]], memory: Memory) -> str:
 
 
 def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("names", nargs="*", help="networks, or timm:NAME (default: the teachers of the tables)")
-    add("--save_root", type=Path, default=Path("./save"), help="root folder of runs (default ./save)", metavar="FOLDER")
+    add("--save_root", type=Path, default=Path("./save"), help="root folder of runs", metavar="FOLDER")
     add("--list", action="store_true", help="list every source, and whether it was reachable when last tried")
     add(
         "--sources",
@@ -403,14 +402,8 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
         help="another list of sources (default scripts/teachers/teachers.toml)",
         metavar="FILE",
     )
-    add("--retries", **whole(0, 100), default=4, help="further attempts per address (default 4)")
-    add(
-        "--timeout",
-        type=float,
-        action=checked(positive),
-        default=30.0,
-        help="seconds without a byte before giving up (default 30)",
-    )
+    add("--retries", **whole(0, 100), default=4, help="further attempts per address")
+    add("--timeout", type=float, action=checked(positive), default=30, help="seconds without a byte before giving up")
     args = parser.parse_args(normalised(argv))
     sources = read_sources(args.sources)
     fetcher = Fetcher(args.save_root, sources, args.retries, args.timeout)

@@ -9,7 +9,6 @@ OUT_utd_mhad_short_confusion.png, OUT_utd_mhad_short_cost.md and OUT_berkeley_sh
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from dataset.recordings.pairs import SENSOR
 from helper.deploy.checkpoint_page import confusion_matrix, pair_rows
 from helper.deploy.pictures import draw_confusion, pyplot, save
 from helper.deploy.student import load_student
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.tables.runs import Run, find_runs, last_checkpoint, mean_std, network
 from helper.tables.table import table
 from helper.tables.writers import as_markdown
@@ -124,18 +123,12 @@ def opened(name: str, folder: Path, runs: Sequence[Run], cache: Path | None) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("--root", type=Path, required=True, help="root of the runs on UTD-MHAD", metavar="FOLDER")
     add("--data_folder", type=Path, required=True, help="folder of UTD-MHAD", metavar="FOLDER")
-    add(
-        "--clip_cache",
-        type=Path,
-        default=Path("./cache/clips"),
-        help="decoded frames (default ./cache/clips)",
-        metavar="FOLDER",
-    )
-    add("--network", default="resnet18_gaf", help="student of the confusion matrix (default resnet18_gaf)")
+    add("--clip_cache", type=Path, default=Path("./cache/clips"), help="decoded frames", metavar="FOLDER")
+    add("--network", default="resnet18_gaf", help="student of the confusion matrix")
     add("--berkeley_root", type=Path, help="root of the runs on Berkeley MHAD")
     add("--berkeley_folder", type=Path, help="folder of Berkeley MHAD")
     add("--out", default="results/vskd", help="beginning of the files' names", metavar="FILE")
