@@ -25,9 +25,10 @@ from dataset import dataset_dict
 from dataset.base import data_options
 from dataset.recordings.actions import ActionData
 from dataset.recordings.pairs import SENSOR
-from helper.deploy.checkpoint_page import confusion_matrix, pair_rows
+from helper.deploy.checkpoint_page import pair_rows
 from helper.deploy.pictures import draw_confusion, pyplot, save
 from helper.deploy.student import load_student
+from helper.evaluation.metrics import confusion_matrix
 from helper.machine.program import ScriptParser, run_script
 from helper.tables.runs import Run, find_runs, last_checkpoint, mean_std, network
 from helper.tables.table import table
