@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.option import whole
 from core.protocols import UserError
 from helper.deploy.as_trained import open_as_trained
+from helper.evaluation.metrics import confusion_matrix
 from helper.machine.program import ScriptParser, run_script
 from helper.tables.compare import comparison, differing
 from helper.tables.runs import Run, grouped, last_checkpoint, read_run
@@ -59,8 +60,8 @@ def recall(run: Run, args: argparse.Namespace) -> tuple[list[str], Tensor]:
     asked = plot.as_asked(common)
     data, _ = open_as_trained(path, asked)
     _, logits, _, labels = plot.outputs(path, asked, data)
-    right = torch.zeros(data.num_classes).index_add_(0, labels, (logits.argmax(1) == labels).float())
-    return list(map(str, data.classes)), 100 * right / labels.bincount(minlength=data.num_classes).clamp_min(1)
+    counts = confusion_matrix(labels, logits.argmax(1), data.num_classes)
+    return list(map(str, data.classes)), 100 * counts.diagonal() / counts.sum(1).clamp_min(1)
 
 
 def gains_by_class(groups: Sequence[Sequence[Run]], labels: Sequence[str], args: argparse.Namespace) -> list[str]:

@@ -1,4 +1,4 @@
-"""Tables as Markdown, CSV and LaTeX."""
+"""Tables as Markdown, CSV, LaTeX and on a terminal."""
 
 from __future__ import annotations
 

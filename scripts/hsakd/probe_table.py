@@ -27,9 +27,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     groups: dict[tuple[str, ...], list[dict]] = {}
     for path in sorted(Path(args.folder).glob("*.json")):
-        groups.setdefault(tuple(path.stem.split(" ")[:-1]), []).append(json.loads(path.read_text()))
+        if len(words := path.stem.split(" ")) == 4:
+            groups.setdefault(tuple(words[:-1]), []).append(json.loads(path.read_text()))
     if not groups:
-        raise UserError(f"{args.folder} holds no results of eval_rep.py --json")
+        raise UserError(f"{args.folder} holds no results of eval_rep.py --json, named METHOD RATIO SOLVER SEED.json")
     first = next(iter(groups.values()))[0]
     images = ""
     if "images" in first:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from core.protocols import UserError
 from eval_rep import parse as parse_probe
 from helper.options.naming import run_name
 from helper.options.parse import parse
@@ -155,6 +156,9 @@ def test_a_table_refuses_what_names_no_cell(interpreter, wrong):
 def test_probes_become_a_table(tmp_path, capsys):
     import json
 
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no results of eval_rep.py --json, named METHOD RATIO SOLVER SEED.json"):
+        probe_table([str(tmp_path)])
     for seed, top in ((0, 10.0), (1, 14.0)):
         result = {"top1": top, "best": top + 1, "manual_seed": seed, "dataset": "TinyImageNet", "images": [10000, 2000]}
         environment = {"environment": {"cpu": "a CPU", "commit": "abc"}}
