@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.option import whole
 from core.protocols import UserError
-from helper.deploy.as_trained import open_as_trained
+from dataset import dataset_dict
+from helper.deploy.as_trained import options_as_trained
 from helper.evaluation.metrics import confusion_matrix
 from helper.machine.program import ScriptParser, run_script
 from helper.tables.compare import comparison, differing
@@ -54,12 +55,9 @@ def cells(runs: Sequence[Run]) -> list[list[Run]]:
 
 def recall(run: Run, args: argparse.Namespace) -> tuple[list[str], Tensor]:
     """Names of the classes; share in percent of each that the network of the last epoch gets right [K]."""
-    path, settings = last_checkpoint(run), run.parameters
-    common = {"gpu_id": args.gpu_id, "images": None, "image_size": None, "num_segments": None, "num_workers": 0}
-    common |= {"dataset": run.identity["dataset"], "data_folder": args.data_folder or settings["data_folder"]}
-    asked = plot.as_asked(common)
-    data, _ = open_as_trained(path, asked)
-    _, logits, _, labels = plot.outputs(path, asked, data)
+    path, folder = last_checkpoint(run), args.data_folder or run.parameters["data_folder"]
+    data = dataset_dict[run.identity["dataset"]](options_as_trained(path, Path(folder), num_workers=0))
+    _, logits, _, labels = plot.outputs(path, data, args.gpu_id)
     counts = confusion_matrix(labels, logits.argmax(1), data.num_classes)
     return list(map(str, data.classes)), 100 * counts.diagonal() / counts.sum(1).clamp_min(1)
 
