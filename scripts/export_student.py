@@ -355,11 +355,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--forms {', '.join(sorted(stray))}: known are {', '.join(FORMS)}")
     if args.int8 and "onnx" not in args.forms:
         raise UserError("--int8 quantises the ONNX graph: add onnx to --forms")
-    warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    for kind in (UserWarning, DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=kind)
+    for library in ("torch.onnx", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     export(args)
     if args.push_to:
         push(args.out, args.push_to)

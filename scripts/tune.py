@@ -190,13 +190,9 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
     args = parser.parse_args(normalised(argv))
     if args.val_fraction == 1:
         raise UserError("--val_fraction 1 leaves nothing to train on: give less")
-    for flag in ("--val_fraction", "--save_root"):
-        if any(token.split("=")[0].replace("-", "_").lstrip("_") == flag[2:] for token in given):
-            raise UserError(
-                f"{flag} is the search's own: give it before --"
-                if flag == "--val_fraction"
-                else "--save_root is the search's own: use --study"
-            )
+    for name, instead in (("val_fraction", "give it before --"), ("save_root", "use --study")):
+        if any(token.split("=")[0].replace("-", "_").lstrip("_") == name for token in given):
+            raise UserError(f"--{name} is the search's own: {instead}")
     students = sum(parse_students(given, teacher=False), [])
     if len(students) > 1:
         raise UserError("a search is for one student: one --distill, one --model_s, and no --trials after --")
