@@ -99,7 +99,7 @@ class ScriptParser(argparse.ArgumentParser):
 class _WithDefaults(argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default, text = action.default, action.help
-        if not text or "default" in text or default is None or default is False or default in ("", argparse.SUPPRESS):
+        if not text or "default" in text or default is None or default is False or default is argparse.SUPPRESS:
             return text
-        words = default if isinstance(default, list) else [default]
-        return " ".join([text, "(default", *map(str, words)]).replace("%", "%%") + ")" if words else text
+        shown = " ".join(map(str, default if isinstance(default, list) else [default]))
+        return f"{text} (default {shown.replace('%', '%%')})" if shown else text
