@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("table", nargs="?", help="name of a table, see --list; or the path of your own FILE.toml")
     add("--list", action="store_true", help="list the tables")
     add("--trials", **whole(1), default=1, help="repetitions, with trial and seed 0, 1, ...")
-    add("--only", default="", help="rows and students whose names contain one of these: KD,vgg8", metavar="NAMES")
+    add("--only", default="", help="only rows and students whose names hold these, such as KD,vgg8", metavar="NAMES")
     add("--dry_run", action="store_true", help="print which cells would run and which are finished")
     add("--lanes", **whole(1), default=6, help="students to train in one process")
     add("--no_cache", action="store_true", help="do not cache the teacher's logits")
