@@ -8,7 +8,6 @@ a tensor [K, K]; train_student.py reads it with --distill wkd_l --wkd_l_cost FIL
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from distiller_zoo._stages import classified_map
 from distiller_zoo.wkd_l import cka_distances
 from helper.machine.devices import pick_device
 from helper.machine.kernels import to_device
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.load import load_network
 from helper.options.quick import normalised
 
@@ -37,12 +36,12 @@ BATCH = 250
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("--path_t", required=True, help="checkpoint of the teacher", metavar="FILE")
     add("--model_t", help="the teacher's architecture, if neither the file nor its path names it", metavar="NAME")
-    add("--dataset", default="cifar100", help="any set of images held in memory (default cifar100)", metavar="NAME")
-    add("--data_folder", default="../data/", help="folder of the data sets (default ../data/)", metavar="FOLDER")
+    add("--dataset", default="cifar100", help="any set of images held in memory", metavar="NAME")
+    add("--data_folder", default="../data/", help="folder of the data sets", metavar="FOLDER")
     add("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
     add("--out", required=True, type=Path, help="file to write", metavar="FILE")
     return parser.parse_args(normalised(argv))

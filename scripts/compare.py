@@ -21,8 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.option import whole
 from core.protocols import UserError
-from helper.deploy.as_trained import open_as_trained
-from helper.machine.program import run_script
+from dataset import dataset_dict
+from helper.deploy.as_trained import options_as_trained
+from helper.evaluation.metrics import confusion_matrix
+from helper.machine.program import ScriptParser, run_script
 from helper.tables.compare import comparison, differing
 from helper.tables.runs import Run, grouped, last_checkpoint, read_run
 from helper.tables.table import tell_apart
@@ -53,14 +55,11 @@ def cells(runs: Sequence[Run]) -> list[list[Run]]:
 
 def recall(run: Run, args: argparse.Namespace) -> tuple[list[str], Tensor]:
     """Names of the classes; share in percent of each that the network of the last epoch gets right [K]."""
-    path, settings = last_checkpoint(run), run.parameters
-    common = {"gpu_id": args.gpu_id, "images": None, "image_size": None, "num_segments": None, "num_workers": 0}
-    common |= {"dataset": run.identity["dataset"], "data_folder": args.data_folder or settings["data_folder"]}
-    asked = plot.as_asked(common)
-    data, _ = open_as_trained(path, asked)
-    _, logits, _, labels = plot.outputs(path, asked, data)
-    right = torch.zeros(data.num_classes).index_add_(0, labels, (logits.argmax(1) == labels).float())
-    return list(map(str, data.classes)), 100 * right / labels.bincount(minlength=data.num_classes).clamp_min(1)
+    path, folder = last_checkpoint(run), args.data_folder or run.parameters["data_folder"]
+    data = dataset_dict[run.identity["dataset"]](options_as_trained(path, Path(folder), num_workers=0))
+    _, logits, _, labels = plot.outputs(path, data, args.gpu_id)
+    counts = confusion_matrix(labels, logits.argmax(1), data.num_classes)
+    return list(map(str, data.classes)), 100 * counts.diagonal() / counts.sum(1).clamp_min(1)
 
 
 def gains_by_class(groups: Sequence[Sequence[Run]], labels: Sequence[str], args: argparse.Namespace) -> list[str]:
@@ -81,16 +80,11 @@ def gains_by_class(groups: Sequence[Sequence[Run]], labels: Sequence[str], args:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="folders of finished runs")
     add("--out", type=Path, help="picture of the curves: png, pdf or svg", metavar="FILE")
-    add(
-        "--classes",
-        **whole(0),
-        default=5,
-        help="number of classes with the largest gains and losses to list (default 5; 0: none)",
-    )
+    add("--classes", **whole(0), default=5, help="classes with the largest gains and losses to list; 0: none")
     add("--data_folder", help="folder of the data sets (default: as in training)", metavar="FOLDER")
     add("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
     args = parser.parse_args(argv)
@@ -99,8 +93,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("these runs are repetitions of one cell: give runs that differ in more than trial and seed")
     labels = tell_apart(groups)
     rows = [[name, *values] for name, values in differing(groups)]
-    print(as_markdown(["setting", *labels], rows, []) if rows else "The settings are the same.\n")
-    print(as_markdown(*comparison(groups, labels), []))
+    print(as_markdown(["setting", *labels], rows) if rows else "The settings are the same.\n")
+    print(as_markdown(*comparison(groups, labels)))
     if args.classes:
         print("\n".join(gains_by_class(groups, labels, args)))
     if args.out is not None:

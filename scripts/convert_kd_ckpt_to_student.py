@@ -7,7 +7,6 @@ run: the few classes that MMEngine pickles with the weights are read as empty st
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_save
 from core.protocols import UserError
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.checkpoint import load_file
 from helper.options.quick import normalised
 
@@ -91,7 +90,7 @@ def student_of(content: Any, path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def main(argv: Any = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="file that holds teacher and student")
     parser.add_argument(
         "--out_path", type=Path, help="folder to write to (default: that of the checkpoint)", metavar="FOLDER"

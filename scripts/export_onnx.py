@@ -9,7 +9,6 @@ one row per network: parameters, multiply-accumulates, file size, and the latenc
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +17,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.files import atomic_write_text
 from core.option import whole
 from helper.deploy.as_trained import add_network
 from helper.deploy.cost import deployed_count, macs
 from helper.deploy.export import Plain, latency, onnx_function, onnx_metadata, write_onnx
 from helper.deploy.predictor import open_predictor
 from helper.deploy.student import Student, load_student
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.runs.folder import environment, file_name
-from helper.tables.writers import as_markdown
+from helper.tables.writers import as_markdown, publish
 
 MEASURED = "One sample, float32, milliseconds of the processor on one thread, median of {} calls"  # by latency()
 
@@ -51,11 +49,11 @@ def exported(student: Student, folder: Path, repetitions: int = 30) -> tuple[Pat
 
 def as_table(rows: Sequence[dict[str, float | str]]) -> str:
     cells = [[f"{v:.3f}" if isinstance(v, float) else v for v in row.values()] for row in rows]
-    return as_markdown(list(rows[0]), cells, []).rstrip()
+    return as_markdown(list(rows[0]), cells).rstrip()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add_network(parser, "checkpoints, or folders, of runs on action recordings", nargs="+")
     add("--out", type=Path, default=Path("."), help="folder for the .onnx files", metavar="FOLDER")
@@ -72,10 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             (found,) = open_predictor(target)([args.file], 1)
             print(f"{args.file.name}: {found.top[0][0]}")
     cpu = environment()["cpu"]
-    text = f"{as_table(rows)}\n\n{MEASURED.format(args.repetitions)}; {cpu}.\n"
-    print(text)
-    if args.report is not None:
-        atomic_write_text(args.report, text)
+    publish(f"{as_table(rows)}\n\n{MEASURED.format(args.repetitions)}; {cpu}.", args.report)
 
 
 if __name__ == "__main__":

@@ -50,11 +50,11 @@ from helper.deploy.quantize import (
     quantize_program,
 )
 from helper.machine.kernels import compiler_fault
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.load import Network, load_network, network_without_heads
 from helper.options.quick import normalised
 from helper.runs.folder import without_folders
-from helper.tables.writers import one_line
+from helper.tables.writers import as_markdown, one_line
 
 TOLERANCE = 1e-4  # of logits, relative to the largest (at least 1)
 
@@ -120,17 +120,21 @@ def in_int8(network: Plain, data: DataSet, modality: str, args: argparse.Namespa
     return rows
 
 
-def int8_lines(rows: Sequence[Measured], calibration: int) -> list[str]:
+def int8_table(rows: Sequence[Measured], calibration: int) -> str:
     """Of the model card."""
-    lines = [
-        "| precision | top-1 on the whole test set | file | one sample, one CPU thread | to float32 |",
-        "|---|---|---|---|---|",
+    header = ("precision", "top-1 on the whole test set", "file", "one sample, one CPU thread", "to float32")
+    cells = [
+        (
+            row.precision,
+            f"{row.accuracy:.2f} %",
+            "" if row.bytes is None else f"{row.bytes / 1e6:.2f} MB",
+            f"{row.latency:.2f} ms",
+            f"{row.ratio:.2f} x",
+        )
+        for row in rows
     ]
-    for row in rows:
-        size = "" if row.bytes is None else f"{row.bytes / 1e6:.2f} MB"
-        lines.append(f"| {row.precision} | {row.accuracy:.2f} % | {size} | {row.latency:.2f} ms | {row.ratio:.2f} x |")
-    lines += ["", f"int8 was calibrated on {calibration} training samples; all latencies are from one run.", ""]
-    return lines
+    note = f"int8 was calibrated on {calibration} training samples; all latencies are from one run."
+    return as_markdown(header, cells, [note])
 
 
 def numbers_of(folder: Path) -> dict[str, Any]:
@@ -198,6 +202,22 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
     run, tested = config.get("run") or {}, config["measured"]
     words = {key: one_line(str(config[key])) for key in ("dataset", "architecture", "method") if config.get(key)}
     config = config | words
+    measured = [(f"top-1 on {tested['images']} test images, float32", f"{tested['accuracy']:.2f} %")]
+    if run:
+        last, best = run["last_epoch"], run["best_epoch"]
+        chosen = f"best epoch ({best['epoch']}), chosen on the test data, hence optimistic"
+        measured += [
+            (f"last evaluated epoch ({last['epoch']}) of its run", f"{last['accuracy']:.2f} %"),
+            (chosen, f"{best['accuracy']:.2f} %"),
+        ]
+        if run.get("teacher_accuracy") is not None:
+            measured.append(("its teacher", f"{run['teacher_accuracy']:.2f} %"))
+    measured += [
+        ("parameters at test time", f"{config['parameters']:,}"),
+        ("multiply-accumulates per sample", f"{config['macs'] / 1e6:.1f} M"),
+        *((f"{what}, one CPU thread", f"{value:.2f} ms") for what, value in speed.items()),
+    ]
+    gaps = [(f"`{file}`", f"{gap:.1e}") for file, gap in files.items()]
     lines = [
         "---",
         "library_name: pytorch",
@@ -211,34 +231,16 @@ def card(config: dict[str, Any], files: dict[str, float], speed: dict[str, float
         + (f" by the teacher {one_line(run['teacher'])}" if run.get("teacher") else "")
         + ".",
         "",
-        "| measured | |",
-        "|---|---|",
-        f"| top-1 on {tested['images']} test images, float32 | {tested['accuracy']:.2f} % |",
-    ]
-    if run:
-        last, best = run["last_epoch"], run["best_epoch"]
-        lines += [
-            f"| last evaluated epoch ({last['epoch']}) of its run | {last['accuracy']:.2f} % |",
-            f"| best epoch ({best['epoch']}), chosen on the test data, hence optimistic | {best['accuracy']:.2f} % |",
-        ]
-        if run.get("teacher_accuracy") is not None:
-            lines.append(f"| its teacher | {run['teacher_accuracy']:.2f} % |")
-    lines += [
-        f"| parameters at test time | {config['parameters']:,} |",
-        f"| multiply-accumulates per sample | {config['macs'] / 1e6:.1f} M |",
-        *(f"| {what}, one CPU thread | {value:.2f} ms |" for what, value in speed.items()),
-        "",
+        as_markdown(("measured", ""), measured),
         f"Input: float32 `[batch, {', '.join(map(str, config['input_shape']))}]`, {config['input']} values as the data "
         "set yields them (images in [0, 1]); the normalisation is part of the model. Output: logits.",
         "",
-        "| file | largest difference of a logit from the checkpoint |",
-        "|---|---|",
-        *(f"| `{file}` | {gap:.1e} |" for file, gap in files.items()),
-        "",
+        as_markdown(("file", "largest difference of a logit from the checkpoint"), gaps),
         *(usage(config) if "model.onnx" in files else []),
     ]
     if "int8" in config:
-        lines += int8_lines([Measured(**row) for row in config["int8"]["rows"]], config["int8"]["calibration"])
+        rows = [Measured(**row) for row in config["int8"]["rows"]]
+        lines.append(int8_table(rows, config["int8"]["calibration"]))
     if run:
         lines += ["Trained by", "", "    " + one_line(shlex.join(map(str, run["command"]))), ""]
         lines += [f"at commit {run['commit']}, on {run['hardware']}, seed {run['seed']}.", ""]
@@ -332,24 +334,18 @@ def push(folder: Path, repository: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add_network(parser, "checkpoint of a run, _best.pth or _last.pth, or its folder (then the best epoch)")
     add_as_trained(parser)
-    add("--images", **whole(1, 10**9), default=1000, help="test samples to compare on (default 1000)")
-    add(
-        "--forms",
-        nargs="+",
-        default=list(FORMS),
-        help=f"what is written, of {', '.join(FORMS)} (default: all)",
-        metavar="FORM",
-    )
+    add("--images", **whole(1, 10**9), default=1000, help="test samples to compare on")
+    add("--forms", nargs="+", default=list(FORMS), help=f"forms, of {', '.join(FORMS)} (default: all)", metavar="FORM")
     add(
         "--int8",
         action="store_true",
         help="also write model_int8.onnx and, with torchao, model_int8.pt2, and measure its accuracy and latency",
     )
-    add("--calibration", **whole(1, 10**9), default=512, help="training samples for its calibration (default 512)")
+    add("--calibration", **whole(1, 10**9), default=512, help="training samples for its calibration")
     add("--name", help="heading of the model card (default: NETWORK on DATA SET)", metavar="TEXT")
     add("--push_to", help="repository to upload to, such as user/name (huggingface_hub)", metavar="USER/NAME")
     add("--out", type=Path, required=True, help="folder", metavar="FOLDER")
@@ -359,11 +355,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--forms {', '.join(sorted(stray))}: known are {', '.join(FORMS)}")
     if args.int8 and "onnx" not in args.forms:
         raise UserError("--int8 quantises the ONNX graph: add onnx to --forms")
-    warnings.filterwarnings("ignore", category=UserWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    for kind in (UserWarning, DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=kind)
+    for library in ("torch.onnx", "onnxscript"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     export(args)
     if args.push_to:
         push(args.out, args.push_to)

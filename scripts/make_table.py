@@ -18,14 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text, make_folder
 from core.protocols import UserError
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.tables.published import Cell, read_table
 from helper.tables.runs import Run, add_runs, chosen_runs
 from helper.tables.table import against_pairs, table
 from helper.tables.words import in_words
-from helper.tables.writers import as_csv, as_latex, as_markdown, as_terminal, chosen_columns
+from helper.tables.writers import Content, as_csv, as_latex, as_markdown, as_terminal, chosen_columns
 
-Content = tuple[list[str], list[list[str]], list[str]]  # header, rows, notes
 FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
 
 
@@ -51,14 +50,10 @@ def on_terminal(args: argparse.Namespace, runs: list[Run], published: list[Cell]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add_runs(parser)
-    add(
-        "--format",
-        choices=FORMATS,
-        help="output format (default: markdown; on a terminal, a table that fits its width)",
-    )
+    add("--format", choices=FORMATS, help="format (default: markdown; on a terminal, a table that fits its width)")
     add("--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE")
     add("--pivot", action="store_true", help="one row per method, one column per pair of networks")
     add("--columns", help="columns to show, NAME or NAME=HEADING, without notes: method,gain,runs", metavar="COLUMNS")

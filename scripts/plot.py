@@ -16,7 +16,7 @@ import argparse
 import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from helper.deploy.as_trained import add_as_trained, open_as_trained
 from helper.deploy.pictures import draw_calibration, pyplot, save
 from helper.machine.devices import pick_device
 from helper.machine.kernels import to_device
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
 from helper.options.quick import normalised
@@ -156,10 +156,11 @@ def label_points(figure: Any, axis: Any, points: Sequence[tuple[float, float, st
 
 
 @torch.no_grad()
-def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, Tensor, Tensor, Tensor]:
-    """(name, logits [N, K], pooled features [N, D], labels [N]) on the test samples, in float32."""
+def outputs(path: Path, data: DataSet, gpu_id: str, images: int | None = None) -> tuple[str, Tensor, Tensor, Tensor]:
+    """(name, logits [N, K], pooled features [N, D], labels [N]) on the test samples, in float32. images: stop after so
+    many."""
     loaded = load_network(path, None, data.num_classes, data.shapes, flag="--path")
-    device, _ = pick_device(args.gpu_id)
+    device, _ = pick_device(gpu_id)
     tap = loaded.spec.feats[-1]
     net = to_device(loaded.tapped((tap,)), device).eval()
     logits, features, labels = [], [], []
@@ -168,18 +169,16 @@ def outputs(path: Path, args: argparse.Namespace, data: DataSet) -> tuple[str, T
         logits.append(found["logits"].float().cpu())
         features.append(found[tap].flatten(1).float().cpu())
         labels.append(batch.target.cpu())
-        if args.images and sum(map(len, labels)) >= args.images:
+        if images and sum(map(len, labels)) >= images:
             break
     method = loaded.checkpoint.meta.get("method")
     name = loaded.spec.name + (f", {method}" if method and method != "vanilla" else "")
     return plain(name), torch.cat(logits), torch.cat(features), torch.cat(labels)
 
 
-def as_asked(values: Mapping[str, Any]) -> argparse.Namespace:
-    """What outputs() and open_as_trained() read of a command line, for another script; clips are as in training."""
-    parser = argparse.ArgumentParser()
-    add_as_trained(parser)
-    return argparse.Namespace(**(vars(parser.parse_args([])) | dict(values)))
+def outputs_asked(path: Path, args: argparse.Namespace) -> tuple[str, Tensor, Tensor, Tensor]:
+    """outputs() on the data that the flags choose."""
+    return outputs(path, open_as_trained(path, args)[0], args.gpu_id, args.images)
 
 
 def correlations(logits: Tensor) -> Tensor:
@@ -188,9 +187,9 @@ def correlations(logits: Tensor) -> Tensor:
 
 
 def draw_correlation(args: argparse.Namespace) -> None:
-    _, teacher, _, _ = outputs(args.path_t, args, open_as_trained(args.path_t, args)[0])
+    _, teacher, _, _ = outputs_asked(args.path_t, args)
     target = correlations(teacher)
-    found = [outputs(path, args, open_as_trained(path, args)[0]) for path in args.path]
+    found = [outputs_asked(path, args) for path in args.path]
     gaps = [(correlations(logits) - target).abs() for _, logits, _, _ in found]
     plt = pyplot()
     figure, axes = plt.subplots(1, len(gaps), figsize=(2.7 * len(gaps) + 0.8, 2.9), squeeze=False, layout="constrained")
@@ -210,7 +209,7 @@ def draw_tsne(args: argparse.Namespace) -> None:
     figure, axes = plt.subplots(1, len(args.path), figsize=(3.0 * len(args.path), 3.3), squeeze=False)
     for axis, path in zip(axes[0], args.path, strict=True):
         data, _ = open_as_trained(path, args)
-        name, _, features, labels = outputs(path, args, data)
+        name, _, features, labels = outputs(path, data, args.gpu_id, args.images)
         chosen = labels < args.classes
         features, labels = features[chosen], labels[chosen]
         if len(labels) < 10:
@@ -253,7 +252,7 @@ def draw_reliability(args: argparse.Namespace) -> None:
         layout="constrained",
     )
     for (axis, counts), path in zip(axes.T, args.path, strict=True):
-        name, logits, _, labels = outputs(path, args, open_as_trained(path, args)[0])
+        name, logits, _, labels = outputs_asked(path, args)
         ece, bins = draw_calibration(axis, logits, labels, args.bins)
         accuracy = 100 * float((logits.argmax(1) == labels).double().mean())
         axis.set(title=f"{name}\ntop-1 {accuracy:.2f}, ECE {100 * ece:.2f} %", xlabel="")
@@ -271,40 +270,26 @@ def draw_reliability(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, draw in (("curves", draw_curves), ("cost", draw_cost)):
         sub = kinds.add_parser(kind)
         add_runs(sub)
         sub.set_defaults(draw=draw)
+    checkpoint = {"type": Path, "required": True, "action": CheckpointOf, "metavar": "FILE"}
     for kind, draw in (("correlation", draw_correlation), ("tsne", draw_tsne), ("reliability", draw_reliability)):
         sub = kinds.add_parser(kind)
-        sub.add_argument(
-            "--path",
-            type=Path,
-            nargs="+",
-            required=True,
-            action=CheckpointOf,
-            help="checkpoints, or folders of runs",
-            metavar="FILE",
-        )
+        sub.add_argument("--path", **checkpoint, nargs="+", help="checkpoints, or folders of runs")
         add_as_trained(sub)
         sub.add_argument("--gpu_id", default="0", metavar="GPUS")
         sub.add_argument("--images", **whole(1, 10**9), help="stop after this many test images")
         sub.set_defaults(draw=draw)
         if kind == "correlation":
-            sub.add_argument(
-                "--path_t",
-                type=Path,
-                required=True,
-                action=CheckpointOf,
-                help="the teacher's checkpoint",
-                metavar="FILE",
-            )
+            sub.add_argument("--path_t", **checkpoint, help="the teacher's checkpoint")
         if kind == "tsne":
-            sub.add_argument("--classes", **whole(1), default=10, help="number of classes to show (default 10)")
+            sub.add_argument("--classes", **whole(1), default=10, help="number of classes to show")
         if kind == "reliability":
-            sub.add_argument("--bins", **whole(1), default=15, help="bins of equal width (default 15)")
+            sub.add_argument("--bins", **whole(1), default=15, help="bins of equal width")
     for sub in kinds.choices.values():
         sub.add_argument("--out", type=Path, required=True, metavar="FILE")
     args = parser.parse_args(normalised(argv))

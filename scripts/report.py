@@ -6,7 +6,6 @@ The file is self-contained: sortable tables, zoomable curves, and for every numb
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import html
 import json
@@ -23,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.files import atomic_write_text, make_folder, read_json
 from core.protocols import UserError
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.options.quick import normalised
 from helper.runs.folder import paths_in
 from helper.tables.compare import last_by_seed, settings_of, shown, t_quantile
@@ -193,13 +192,13 @@ def page(runs: Sequence[Run], title: str, published: Sequence[str] = ()) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add_runs(parser)
     add("--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE")
     add("--title", default="Knowledge distillation: results", help="heading of the page", metavar="TEXT")
     add("--hide_folders", action="store_true", help="show only the last part of absolute paths in commands")
-    add("--out", type=Path, default=Path("report.html"), help="file to write (default report.html)", metavar="FILE")
+    add("--out", type=Path, default=Path("report.html"), help="file to write", metavar="FILE")
     args = parser.parse_args(normalised(argv))
     runs = chosen_runs(args.root, args.dataset, args.only)
     text = page(runs, args.title, args.published)

@@ -9,7 +9,6 @@ logits take them from a cache on disk. One process runs on each GPU (all, or tho
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.option import whole
 from core.protocols import UserError
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.load import published
 from helper.options.quick import normalised
 from helper.tables.cluster import Run, submit
@@ -40,8 +39,8 @@ def key_values(text: str) -> dict[str, Any]:
     return out
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, except that a flag of training is answered with its place."""
+class _Parser(ScriptParser):
+    """A script's, except that a flag of training is answered with its place."""
 
     def error(self, message: str) -> Any:
         kind, _, words = message.partition(": ")
@@ -57,23 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index("--") if "--" in argv else len(argv)
     argv, extra = argv[:cut], argv[cut + 1 :]
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=__doc__)
     add = parser.add_argument
     add("table", nargs="?", help="name of a table, see --list; or the path of your own FILE.toml")
     add("--list", action="store_true", help="list the tables")
-    add("--trials", **whole(1), default=1, help="repetitions, with trial and seed 0, 1, ... (default 1)")
-    add(
-        "--only",
-        default="",
-        help="only rows and students whose names contain one of these, such as KD,vgg8",
-        metavar="NAMES",
-    )
+    add("--trials", **whole(1), default=1, help="repetitions, with trial and seed 0, 1, ...")
+    add("--only", default="", help="only rows and students whose names hold these, such as KD,vgg8", metavar="NAMES")
     add("--dry_run", action="store_true", help="print which cells would run and which are finished")
-    add("--lanes", **whole(1), default=6, help="students to train in one process (default 6)")
+    add("--lanes", **whole(1), default=6, help="students to train in one process")
     add("--no_cache", action="store_true", help="do not cache the teacher's logits")
-    add("--jobs", **whole(1), default=1, help="concurrent processes without a GPU (default 1)")
-    add("--per_gpu", **whole(1), default=1, help="processes per GPU (default 1)")
-    add("--executor", choices=("local", "slurm", "submitit"), default="local", help="where to run (default local)")
+    add("--jobs", **whole(1), default=1, help="concurrent processes without a GPU")
+    add("--per_gpu", **whole(1), default=1, help="processes per GPU")
+    add("--executor", choices=("local", "slurm", "submitit"), default="local", help="where to run")
     add("--slurm", default="", help="parameters of submitit, such as slurm_partition=gpu,gpus_per_node=1")
     add("--no_wait", action="store_true", help="exit after submitting")
     args = parser.parse_args(normalised(argv))

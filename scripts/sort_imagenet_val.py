@@ -8,7 +8,6 @@ the folder; sorted images stay, so that an interrupted call can be repeated.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.protocols import UserError
 from dataset.images.files import is_image
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 
 
 def labels_from_text(path: Path) -> dict[str, str]:
@@ -75,7 +74,7 @@ def sort(folder: Path, labels: dict[str, str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the images")
     parser.add_argument("--labels", type=Path, required=True, help="class of every image", metavar="FILE")
     args = parser.parse_args(argv)

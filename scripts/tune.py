@@ -28,7 +28,7 @@ from core.files import atomic_write_text, make_folder, read_json, remember
 from core.option import checked, share_above_0, whole
 from core.packages import needed
 from core.protocols import UserError
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.machine.stopper import Interrupted
 from helper.options.parse import flags_of_run, normalised, parse_students
 from helper.options.settings import Settings
@@ -174,40 +174,25 @@ def main(argv: Sequence[str] | None = None, train: Callable[[Sequence[str], Path
     argv = list(sys.argv[1:] if argv is None else argv)
     cut = argv.index("--") if "--" in argv else len(argv)
     argv, given = argv[:cut], argv[cut + 1 :]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("--search", nargs="+", required=True, help="NAME=LOW:HIGH[:log] or NAME=A,B,C", metavar="SETTING=VALUES")
-    add(
-        "--trials",
-        **whole(1),
-        default=20,
-        help="number of trials in total, including failed and earlier ones (default 20)",
-    )
+    add("--trials", **whole(1), default=20, help="number of trials in total, including failed and earlier ones")
     add(
         "--val_fraction",
         type=float,
         action=checked(share_above_0),
         default=0.1,
-        help="held-out share of the training set (default 0.1)",
+        help="held-out share of the training set",
     )
-    add(
-        "--study",
-        type=Path,
-        default=Path("save/tune"),
-        help="folder of the search (default ./save/tune)",
-        metavar="FOLDER",
-    )
-    add("--seed", **whole(0, 2**32 - 1), default=0, help="random seed of the search (default 0)")
+    add("--study", type=Path, default=Path("save/tune"), help="folder of the search", metavar="FOLDER")
+    add("--seed", **whole(0, 2**32 - 1), default=0, help="random seed of the search")
     args = parser.parse_args(normalised(argv))
     if args.val_fraction == 1:
         raise UserError("--val_fraction 1 leaves nothing to train on: give less")
-    for flag in ("--val_fraction", "--save_root"):
-        if any(token.split("=")[0].replace("-", "_").lstrip("_") == flag[2:] for token in given):
-            raise UserError(
-                f"{flag} is the search's own: give it before --"
-                if flag == "--val_fraction"
-                else "--save_root is the search's own: use --study"
-            )
+    for name, instead in (("val_fraction", "give it before --"), ("save_root", "use --study")):
+        if any(token.split("=")[0].replace("-", "_").lstrip("_") == name for token in given):
+            raise UserError(f"--{name} is the search's own: {instead}")
     students = sum(parse_students(given, teacher=False), [])
     if len(students) > 1:
         raise UserError("a search is for one student: one --distill, one --model_s, and no --trials after --")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.protocols import Batch
 from helper.deploy.pictures import as_png, draw_calibration, draw_confusion, grid, pyplot
+from helper.evaluation.metrics import confusion_matrix
 
 WORST = 20  # number of mistakes to show
 PAIRS = 15  # number of confusions to list
@@ -32,14 +33,12 @@ class Seen:
 
     def __init__(self, entry: str):
         self.entry = entry
-        self._logits: list[Tensor] = []
-        self._labels: list[Tensor] = []
-        self._positions: list[Tensor] = []
-        self._worst: list[tuple[float, int, Tensor]] = []  # (gap, position, input)
+        self._batches: list[tuple[Tensor, Tensor, Tensor]] = []  # of samples(), by batch
+        self._worst: list[tuple[float, int, Tensor]] = []  # (gap, place, input)
 
     def __call__(self, batch: Batch, readouts: Mapping[str, Tensor]) -> None:
         logits, labels = readouts["student"].float().cpu(), batch.target.cpu()
-        first = sum(map(len, self._labels))
+        first = sum(len(known) for _, known, _ in self._batches)
         p = logits.softmax(1)
         # probability of the wrong class minus that of the right one; 0 if right
         gaps = p.max(1).values - p.gather(1, labels[:, None])[:, 0]
@@ -47,32 +46,16 @@ class Seen:
             if gaps[i] > 0:
                 self._worst.append((float(gaps[i]), first + i, batch.inputs[self.entry][i * batch.views].cpu()))
         self._worst = sorted(self._worst, key=lambda found: (-found[0], found[1]))[:WORST]
-        self._logits.append(logits)
-        self._labels.append(labels)
-        self._positions.append(batch.index.cpu())
+        self._batches.append((logits, labels, batch.index.cpu()))
 
-    @property
-    def logits(self) -> Tensor:
-        return torch.cat(self._logits)
-
-    @property
-    def labels(self) -> Tensor:
-        return torch.cat(self._labels)
-
-    @property
-    def positions(self) -> Tensor:
-        """Of the samples in the test set, some of which --skip_corrupt may leave out."""
-        return torch.cat(self._positions)
+    def samples(self) -> tuple[Tensor, ...]:
+        """Logits [N, K], labels [N], and positions [N] in the test set, of which --skip_corrupt may leave some out."""
+        return tuple(map(torch.cat, zip(*self._batches, strict=True)))
 
     @property
     def worst(self) -> list[tuple[int, Tensor]]:
         """(place among the logits, input), the most confident mistake first."""
         return [(place, x) for _, place, x in self._worst]
-
-
-def confusion_matrix(labels: Tensor, predicted: Tensor, k: int) -> Tensor:
-    """[K, K] counts, rows true and columns predicted."""
-    return torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
 
 
 def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[tuple[str, int, float, float]]:
@@ -116,7 +99,7 @@ def image_html(figure: Any, what: str) -> str:
 
 def page(seen: Seen, classes: Sequence[str], title: str, source: str) -> str:
     """One self-contained HTML file. source: the checkpoint and the settings of its evaluation."""
-    logits, labels, positions = seen.logits, seen.labels, seen.positions
+    logits, labels, positions = seen.samples()
     p, predicted = logits.softmax(1).max(1)
     confusion = confusion_matrix(labels, predicted, len(classes))
     accuracy = 100 * float((predicted == labels).double().mean())

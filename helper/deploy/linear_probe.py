@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core.log import progress
 from core.protocols import Tap, UserError
-from core.taps import TappedNet
+from core.taps import TappedNet, resized
 from dataset.images.files import scaled
 from dataset.images.resident import ResidentData
 from helper.evaluation.metrics import Meter
@@ -62,18 +62,11 @@ def extract(
     for view in range(views):
         for chunk in progress(images.split(batch), f"features, view {view + 1} of {views}"):
             x = scaled(chunk.to(device))
-            x = whole(x, size) if view == 0 else random_crops(x, size, rng)
+            x = resized(x, size, "bilinear") if view == 0 else random_crops(x, size, rng)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 feature = net({net.spec.input: x}, ())["probe"]
             out.append((feature.mean((2, 3)) if feature.ndim == 4 else feature.flatten(1)).float())
     return torch.cat(out)
-
-
-def whole(x: Tensor, size: int) -> Tensor:
-    """[B, C, H, W] -> [B, C, size, size], antialiased."""
-    if x.shape[2:] == (size, size):
-        return x
-    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def random_crops(x: Tensor, size: int, rng: torch.Generator | None) -> Tensor:

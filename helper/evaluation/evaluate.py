@@ -13,7 +13,7 @@ from torch import Tensor
 from core import machine
 from core.log import progress
 from core.protocols import Batch, DataSet, Loader, ModelSpec, UserError
-from helper.evaluation.metrics import Meter, of_all_processes
+from helper.evaluation.metrics import Meter, confusion_matrix, of_all_processes
 from helper.machine import distributed
 
 
@@ -83,13 +83,13 @@ def evaluate_views(
         if watch is not None:
             watch(batch, averaged)
         for name, logits in averaged.items():
-            pairs = torch.bincount(batch.target * num_classes + logits.argmax(1), minlength=num_classes * num_classes)
+            pairs = confusion_matrix(batch.target, logits.argmax(1), num_classes)
             confusions[name] = confusions[name] + pairs if name in confusions else pairs
 
     found = evaluate(predict, loader, device, how=how, watch=count)
     shares = distributed.gather({name: pairs.cpu() for name, pairs in confusions.items()})
     for name, means in found.items():
-        whole = torch.stack([share[name] for share in shares if name in share]).sum(0).view(num_classes, num_classes)
+        whole = torch.stack([share[name] for share in shares if name in share]).sum(0)
         means |= {"acc_mean_class": mean_class_accuracy(whole), "samples": int(whole.sum())}
     return found
 

@@ -98,6 +98,11 @@ def of_all_processes(meters: Mapping[str, Meter], device: torch.device) -> dict[
     return {name: merge((share[name] for share in shares if name in share), device) for name in names}
 
 
+def confusion_matrix(labels: Tensor, predicted: Tensor, k: int) -> Tensor:
+    """[K, K] counts, rows true and columns predicted."""
+    return torch.bincount(labels * k + predicted, minlength=k * k).view(k, k)
+
+
 def calibration(logits: Tensor, target: Tensor, bins: int = 15) -> tuple[float, Tensor]:
     """Expected calibration error (Guo et al., ICML 2017, eq. 3) and [bins, 3]: mean confidence, accuracy, share.
 

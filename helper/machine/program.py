@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from core import machine
 from core.log import log_to_file
@@ -84,3 +86,20 @@ def _tell_launcher(message: str, code: int) -> None:
         said = {"message": message, "errorCode": code, "extraInfo": {"timestamp": str(int(time.time()))}}
         with contextlib.suppress(OSError):
             Path(path).write_text(json.dumps({"message": said}))
+
+
+class ScriptParser(argparse.ArgumentParser):
+    """The command line of a script: --help shows its docstring as it is, and behind each flag's text the default,
+    unless the text names one."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(formatter_class=_WithDefaults, **kwargs)
+
+
+class _WithDefaults(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default, text = action.default, action.help
+        if not text or "default" in text or default is None or default is False or default is argparse.SUPPRESS:
+            return text
+        shown = " ".join(map(str, default if isinstance(default, list) else [default]))
+        return f"{text} (default {shown.replace('%', '%%')})" if shown else text

@@ -4,32 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from helper.tables.runs import REPETITION, Run, last, mean_std, network
 
 ENOUGH = 3  # smallest number of seeds for a useful interval
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Difference of the last epochs, in points, over the seeds that both cells have. half: of the 95 % interval."""
-
-    seeds: tuple[int, ...]
-    mean: float
-    half: float | None
-
-    def __str__(self) -> str:
-        if not self.seeds:
-            return "no seed in common"
-        seeds = f"{len(self.seeds)} common seed{'s' * (len(self.seeds) > 1)}"
-        if self.half is None:
-            return f"{self.mean:+.2f} ({seeds}: too few for an interval)"
-        few = f", few: use {ENOUGH} or more" if len(self.seeds) < ENOUGH else ""
-        inside = "0 is inside" if abs(self.mean) <= self.half else "0 is outside"
-        interval = f"{self.mean - self.half:+.2f} to {self.mean + self.half:+.2f}"
-        return f"{self.mean:+.2f} (95 % interval {interval}, {inside}; {seeds}{few})"
 
 
 def t_quantile(freedom: int) -> float:
@@ -44,17 +23,19 @@ def last_by_seed(group: Sequence[Run]) -> dict[int, float]:
     return {run.identity["seed"]: run.rows[-1]["test_acc"] for run in group}
 
 
-def paired(group: Sequence[Run], base: Sequence[Run]) -> Paired:
-    """Difference of `group` from `base`."""
+def paired(group: Sequence[Run], base: Sequence[Run]) -> str:
+    """The difference of `group` from `base` in points of the last epoch, over the seeds that both have."""
     ours, theirs = last_by_seed(group), last_by_seed(base)
-    seeds = tuple(sorted(ours.keys() & theirs.keys()))
-    gaps = [ours[s] - theirs[s] for s in seeds]
+    gaps = [ours[seed] - theirs[seed] for seed in ours.keys() & theirs.keys()]
     if not gaps:
-        return Paired((), 0.0, None)
-    half = None
-    if len(gaps) > 1:
-        half = t_quantile(len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
-    return Paired(seeds, statistics.mean(gaps), half)
+        return "no seed in common"
+    mean, seeds = statistics.mean(gaps), f"{len(gaps)} common seed{'s' * (len(gaps) > 1)}"
+    if len(gaps) == 1:
+        return f"{mean:+.2f} ({seeds}: too few for an interval)"
+    half = t_quantile(len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    few = f", few: use {ENOUGH} or more" if len(gaps) < ENOUGH else ""
+    inside = "0 is inside" if abs(mean) <= half else "0 is outside"
+    return f"{mean:+.2f} (95 % interval {mean - half:+.2f} to {mean + half:+.2f}, {inside}; {seeds}{few})"
 
 
 def settings_of(group: Sequence[Run]) -> dict[str, Any]:
@@ -86,6 +67,6 @@ def comparison(groups: Sequence[Sequence[Run]], labels: Sequence[str]) -> tuple[
     header = ["", "network", "last epoch", "runs", f"over {labels[0]}, paired by seed"]
     rows = []
     for group, label in zip(groups, labels, strict=True):
-        over = "" if group is groups[0] else str(paired(group, groups[0]))
+        over = "" if group is groups[0] else paired(group, groups[0])
         rows.append([label, network(group[0]), mean_std(last(group)), str(len(group)), over])
     return header, rows

@@ -12,18 +12,10 @@ from helper.tables.runs import Run
 # Okabe and Ito, 2008, without the pale yellow, then three more distinct colours
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#A6263F", "#7A4B2A", "#6A3D9A", "#8A9A00")
 TEACHER = "#707070"
-LINES: tuple[Any, ...] = (  # line styles of matplotlib
-    "-",
-    "--",
-    "-.",
-    ":",
-    (0, (6, 2, 1, 2, 1, 2)),
-    (0, (1, 3)),
-    (0, (9, 3)),
-    (0, (4, 4)),
-    (0, (12, 2)),
-)
-DASHES = ("", "7 3", "9 3 2 3", "2 3", "6 2 1 2 1 2", "1 3", "9 3", "4 4", "12 2")  # the same in SVG
+# lengths of dashes and gaps, as multiples of the line's width; (): a solid line
+PATTERNS = ((), (4, 2), (6, 2, 1, 2), (1, 2), (6, 2, 1, 2, 1, 2), (1, 3), (9, 3), (4, 4), (12, 2))
+LINES: list[Any] = [(0, pattern) if pattern else "-" for pattern in PATTERNS]  # line styles of matplotlib
+DASHES = [" ".join(map(str, pattern)) for pattern in PATTERNS]  # the same in SVG
 FIRST = ("vanilla", "kd", "simkd", "crd", "dkd", "fitnet", "at", "reviewkd", "sp", "hsakd")  # most often compared
 
 

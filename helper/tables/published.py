@@ -47,9 +47,6 @@ class Cell:
         student = ["--model_s", self.student, "--dataset", self.dataset, "--trial", str(trial)]
         return [*path, *shlex.split(self.flags), *student]
 
-    def command(self, trial: int | str = 0) -> str:
-        return " ".join(["python train_student.py", *self.argv(trial)])
-
     @cached_property
     def settings(self) -> Settings:
         return parse(self.argv(), teacher=False)
@@ -80,17 +77,12 @@ class Table:
     @property
     def cells(self) -> list[Cell]:
         """Row by row, without missing cells (nan); a student alone that occurs in several columns comes once."""
-        seen: dict[str, Cell] = {}
+        seen: dict[tuple[str, ...], Cell] = {}
         for line in self.rows.values():
             for cell in line:
                 if not math.isnan(cell.published):
-                    seen.setdefault(cell.command(), cell)
+                    seen.setdefault(tuple(cell.argv()), cell)
         return list(seen.values())
-
-    @property
-    def teachers(self) -> dict[str, float]:
-        """Teacher -> published accuracy, in the order of the columns."""
-        return {teacher: accuracy for teacher, accuracy, _ in self.pairs}
 
 
 def tables() -> dict[str, Path]:

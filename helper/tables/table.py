@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from core.log import clock
+from core.protocols import UserError
 from distiller_zoo import method_dict
 from distiller_zoo._task import chain_of
 from distiller_zoo.base import LOGIT_FLAGS
@@ -16,7 +18,7 @@ from helper.options.parse import parse
 from helper.options.settings import TrainStudentConfigs, TrainTeacherConfigs, common_flags
 from helper.tables.published import Cell
 from helper.tables.runs import REPETITION, Run, best, grouped, last, mean_std, network, num_classes
-from helper.tables.writers import add_published, pivot
+from helper.tables.writers import Content
 
 # settings that define networks and methods; all others are part of the protocol
 OF_A_NETWORK = {"model", "model_s", "modality", "modality_s", "modality_t", "pretrained_backbone"}
@@ -169,18 +171,95 @@ def tell_apart(groups: list[list[Run]]) -> list[str]:
     return out
 
 
-def against_pairs(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, rows, notes): methods against pairs of teacher and student, one protocol per column."""
+def against_pairs(runs: Iterable[Run], published: Sequence[Cell] = ()) -> Content:
+    """One line per method, one column per pair of teacher and student. published: as for table().
+
+    UserError if there is no student, if the numbers of one column come from different protocols, or if two experiments
+    fall into one cell.
+    """
     groups = grouped(runs)
+    students = [(label, g) for label, g in zip(tell_apart(groups), groups, strict=True) if not g[0].is_teacher]
+    if not students:
+        raise UserError(
+            "--pivot shows methods by pair of teacher and student, but all these runs are teachers: train a "
+            "student, or leave --pivot out"
+        )
+    pairs: dict[tuple[str, str], list[tuple[str, list[Run]]]] = {}
+    for label, group in students:
+        if teacher := group[0].parameters.get("arch_t"):
+            pairs.setdefault((teacher, network(group[0])), []).append((label, group))
+    for label, group in students:
+        if not group[0].parameters.get("arch_t"):  # alone: in every column of this student
+            student = network(group[0])
+            for pair in [p for p in pairs if p[1] == student] or [("", student)]:
+                pairs.setdefault(pair, []).insert(0, (label, group))
+    header: list[str] = ["method"]
+    table: dict[str, dict[str, str]] = {}
+    sources = list(dict.fromkeys(c.source for c in published))
+    notes = []
+    for (teacher, student), members in pairs.items():
+        protocols = {describe_protocol(group[0]) for _, group in members}
+        if len(protocols) > 1:
+            raise UserError(
+                f"the column {teacher} → {student} would mix protocols: {' | '.join(sorted(protocols))}; "
+                "choose runs with --root, --dataset or --only, or leave --pivot out"
+            )
+        header.append(f"{teacher} → {student}" if teacher else student)
+        notes.append(f"{header[-1]}: {protocols.pop()}.")
+        for label, group in members:
+            row = table.setdefault(label, {})
+            if header[-1] in row:
+                raise UserError(
+                    f"two experiments have the label {label} in the column {header[-1]}: choose runs with --root "
+                    "or --only"
+                )
+            numbers = [
+                f"{c.published:.2f}" + f" ({sources.index(c.source) + 1})" * (len(sources) > 1)
+                for c in published_of(group[0], published)
+            ]
+            row[header[-1]] = f"{mean_std(last(group))} ({best(group):.2f}) [{len(group)}]"
+            row[header[-1]] += f" / {', '.join(numbers)}" if numbers else ""
+    rows = [[label, *(row.get(column, "") for column in header[1:])] for label, row in table.items()]
+    notes.append("Last epoch, mean ± standard deviation (best epoch, chosen on the test data) [runs]")
+    notes[-1] += " / published." if any(" / " in c for r in rows for c in r) else "."
+    notes += [f"Published{f' ({k})' * (len(sources) > 1)}: {source}." for k, source in enumerate(sources, 1)]
+    return header, rows, notes
 
-    def entry(group: Sequence[Run]) -> str:
-        return f"{mean_std(last(group))} ({best(group):.2f}) [{len(group)}]"
 
-    return pivot(groups, tell_apart(groups), describe_protocol, entry, published)
+def add_published(
+    header: list[str], rows: list[list[str]], notes: list[str], groups: Sequence[Sequence[Run]], cells: Sequence[Cell]
+) -> None:
+    """Add "published" and "source" after the gain, in place, if a row is the same experiment as a published cell.
+
+    groups: the runs of each row. A run with another schedule or other weights is another experiment: its row gets no
+    number. A note names the sources, and the accuracy of the teachers there, from which ours may differ.
+    """
+    at = header.index("gain") + 1
+    header[at:at] = ["published", "source"]
+    sources = list(dict.fromkeys(c.source for c in cells))
+    taught: dict[int, list[str]] = {}  # number of a source -> its teachers
+    for row, group in zip(rows, groups, strict=True):
+        found = published_of(group[0], cells)
+        numbers = [sources.index(c.source) + 1 for c in found]
+        row[at:at] = [", ".join(f"{c.published:.2f}" for c in found), ", ".join(f"({k})" for k in numbers)]
+        for k, c in zip(numbers, found, strict=True):
+            known = not c.alone and not math.isnan(c.teacher_accuracy)
+            taught.setdefault(k, []).extend([f"{c.teacher} {c.teacher_accuracy:.2f}"] if known else [])
+    for k, teachers in sorted(taught.items()):
+        named = f" Accuracy of its teachers: {', '.join(dict.fromkeys(teachers))}." if teachers else ""
+        notes.append(f"Published ({k}): {sources[k - 1]}.{named}")
 
 
-def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, rows, notes), one row per cell. published: numbers to print with the same experiment of ours."""
+def published_of(run: Run, cells: Sequence[Cell]) -> list[Cell]:
+    """The published cells of the same experiment as a run; two publications may have different numbers."""
+    if run.is_teacher:
+        return []
+    fitting = [c for c in cells if c.fits(run.identity, run.parameters.get("arch_t"))]
+    return list({(c.published, c.source): c for c in fitting}.values())
+
+
+def table(runs: Iterable[Run], published: Sequence[Cell] = ()) -> Content:
+    """One row per cell. published: numbers to print with the same experiment of ours."""
     groups = grouped(runs)
     alone = {
         (network(g[0]), json.dumps(protocol(g[0]))): statistics.mean(last(g))

@@ -1,17 +1,18 @@
-"""Tables as Markdown, CSV and LaTeX."""
+"""Tables as Markdown, CSV, LaTeX and on a terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from core.files import atomic_write_text, make_folder
 from core.protocols import UserError
-from helper.tables.published import Cell
+
+Content = tuple[list[str], list[list[str]], list[str]]  # header, rows, notes
 
 _LATEX = {"&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}"}
 _LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
@@ -58,97 +59,6 @@ def as_latex(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def add_published(
-    header: list[str], rows: list[list[str]], notes: list[str], groups: Sequence[Sequence[Any]], cells: Sequence[Cell]
-) -> None:
-    """Add "published" and "source" after the gain, in place, if a row is the same experiment as a published cell.
-
-    groups: the runs of each row. A run with another schedule or other weights is another experiment: its row gets no
-    number. A note names the sources, and the accuracy of the teachers there, from which ours may differ.
-    """
-    at = header.index("gain") + 1
-    header[at:at] = ["published", "source"]
-    sources = list(dict.fromkeys(c.source for c in cells))
-    taught: dict[int, list[str]] = {}  # number of a source -> its teachers
-    for row, group in zip(rows, groups, strict=True):
-        found = published_of(group[0], cells)
-        numbers = [sources.index(c.source) + 1 for c in found]
-        row[at:at] = [", ".join(f"{c.published:.2f}" for c in found), ", ".join(f"({k})" for k in numbers)]
-        for k, c in zip(numbers, found, strict=True):
-            known = not c.alone and not math.isnan(c.teacher_accuracy)
-            taught.setdefault(k, []).extend([f"{c.teacher} {c.teacher_accuracy:.2f}"] if known else [])
-    for k, teachers in sorted(taught.items()):
-        named = f" Accuracy of its teachers: {', '.join(dict.fromkeys(teachers))}." if teachers else ""
-        notes.append(f"Published ({k}): {sources[k - 1]}.{named}")
-
-
-def published_of(run: Any, cells: Sequence[Cell]) -> list[Cell]:
-    """The published cells of the same experiment as a run; two publications may have different numbers."""
-    if run.is_teacher:
-        return []
-    fitting = [c for c in cells if c.fits(run.identity, run.parameters.get("arch_t"))]
-    return list({(c.published, c.source): c for c in fitting}.values())
-
-
-def pivot(
-    groups: Sequence[Sequence[Any]],
-    labels: Sequence[str],
-    describe_protocol: Callable[[Any], str],
-    entry: Callable[[Sequence[Any]], str],
-    cells: Sequence[Cell] = (),
-) -> tuple[list[str], list[list[str]], list[str]]:
-    """(header, rows, notes): one line per method, one column per pair of teacher and student.
-
-    entry: text of a cell, from its runs. UserError if there is no student, if the numbers of one column come from
-    different protocols, or if two experiments fall into one cell.
-    """
-    students = [i for i, group in enumerate(groups) if not group[0].is_teacher]
-    if not students:
-        raise UserError(
-            "--pivot shows methods by pair of teacher and student, but all these runs are teachers: train a "
-            "student, or leave --pivot out"
-        )
-    distilled = [i for i in students if groups[i][0].parameters.get("arch_t")]
-    pairs: dict[tuple[str, str], list[int]] = {}
-    for i in distilled:
-        run = groups[i][0]
-        pairs.setdefault((run.parameters["arch_t"], run.identity["model_s"]), []).append(i)
-    for i in (i for i in students if i not in distilled):  # a student alone: in every column of this student
-        student = groups[i][0].identity["model_s"]
-        for pair in [p for p in pairs if p[1] == student] or [("", student)]:
-            pairs.setdefault(pair, []).insert(0, i)
-    header: list[str] = ["method"]
-    table: dict[str, Any] = {}
-    sources = list(dict.fromkeys(c.source for c in cells))
-    notes = []
-    for (teacher, student), members in pairs.items():
-        protocols = {describe_protocol(groups[i][0]) for i in members}
-        if len(protocols) > 1:
-            raise UserError(
-                f"the column {teacher} → {student} would mix protocols: {' | '.join(sorted(protocols))}; "
-                "choose runs with --root, --dataset or --only, or leave --pivot out"
-            )
-        header.append(f"{teacher} → {student}" if teacher else student)
-        notes.append(f"{header[-1]}: {protocols.pop()}.")
-        for i in members:
-            row = table.setdefault(labels[i], {})
-            if header[-1] in row:
-                raise UserError(
-                    f"two experiments have the label {labels[i]} in the column {header[-1]}: choose runs with --root "
-                    "or --only"
-                )
-            found = published_of(groups[i][0], cells)
-            published_text = ", ".join(
-                f"{c.published:.2f}" + f" ({sources.index(c.source) + 1})" * (len(sources) > 1) for c in found
-            )
-            row[header[-1]] = entry(groups[i]) + (f" / {published_text}" if published_text else "")
-    rows = [[label, *(row.get(column, "") for column in header[1:])] for label, row in table.items()]
-    notes.append("Last epoch, mean ± standard deviation (best epoch, chosen on the test data) [runs]")
-    notes[-1] += " / published." if any(" / " in c for r in rows for c in r) else "."
-    notes += [f"Published{f' ({k})' * (len(sources) > 1)}: {source}." for k, source in enumerate(sources, 1)]
-    return header, rows, notes
-
-
 def chosen_columns(header: list[str], rows: list[list[str]], wanted: str) -> tuple[list[str], list[list[str]]]:
     """wanted: columns in their new order, separated by commas; NAME=HEADING gives one another heading."""
     pairs = [(name.strip(), new.strip()) for name, _, new in (word.partition("=") for word in wanted.split(","))]
@@ -159,16 +69,25 @@ def chosen_columns(header: list[str], rows: list[list[str]], wanted: str) -> tup
     return [new or name for name, new in pairs], [[row[i] for i in places] for row in rows]
 
 
-def as_markdown(header: list[str], rows: list[list[str]], notes: list[str]) -> str:
-    """A Markdown table, and below it a paragraph for each note."""
-    header, rows = list(map(markdown, header)), [list(map(markdown, row)) for row in rows]
-    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
+def publish(text: str, path: str | Path | None) -> None:
+    """Print a page, and write it to a file, if one is named."""
+    text = text.rstrip()
+    print(text)
+    if path is not None:
+        make_folder(Path(path).parent)
+        atomic_write_text(path, f"{text}\n")
 
-    def line(cells: list[str]) -> str:
+
+def as_markdown(header: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()) -> str:
+    """A Markdown table, and below it a paragraph for each note."""
+    first, *others = [list(map(markdown, row)) for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(first, *others, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
 
     rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    return "\n".join([line(header), rule, *map(line, rows), "", *[f"{one_line(n)}\n" for n in notes]])
+    return "\n".join([line(first), rule, *map(line, others), "", *[f"{one_line(n)}\n" for n in notes]])
 
 
 ENTRY = re.compile(
@@ -237,7 +156,7 @@ def as_terminal(header: list[str], rows: list[list[str]], notes: list[str], widt
             kept.append(i)
     kept = sorted(kept) or [0]
     gone = [name for i, name in enumerate(header) if i not in kept and any(row[i] for row in rows)]
-    text = as_markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows], [])
+    text = as_markdown([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
     if gone:
         notes = [f"Columns that do not fit: {', '.join(gone)} (--out and --format show them).", *notes]
     return "\n".join([text, *(textwrap.fill(note, width) for note in notes)]) + "\n"

@@ -30,11 +30,12 @@ from core.protocols import UserError
 from distiller_zoo import method_dict
 from distiller_zoo.base import Distiller
 from helper.machine.devices import pick_autocast, pick_device
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
+from helper.tables.writers import as_markdown
 from models import model_for
 from scripts.bench import measuring
 from scripts.bench.bench_worker import KINDS
-from scripts.bench.measuring import spread, take_turns
+from scripts.bench.measuring import compare, running, spread, take_turns
 from scripts.bench.usual_way import WEIGHTS
 
 REFERENCE = "kd"  # what a method's overhead is measured against
@@ -129,7 +130,7 @@ def compared(
 ) -> Measured:
     """Measure in turns. pairs: what a ratio shows, the slow subjects, the fast ones. alone: further subjects."""
     subjects = list(dict.fromkeys([*alone, *(s for _, slow, fast in pairs for s in (*fast, *slow))]))
-    take_turns(subjects, args)
+    compare(subjects, args)
     return subjects, [ratio(*pair) for pair in pairs]
 
 
@@ -163,30 +164,14 @@ def arithmetic(ours: Subject, kd: Subject) -> dict[str, Any]:
 def measure_overheads(methods: Sequence[str], args: argparse.Namespace, dtype: str) -> Measured:
     """Many methods, each taking turns with one and the same process of kd."""
     kd, subjects, ratios = Subject("ours", REFERENCE, dtype), [], []
-
-    def begin(subject: Subject) -> None:
-        subject.start(args)
-        subject.read()
-        subject.once = subject.ask(first={})
-        subject.finish(args)
-
-    try:
-        begin(kd)
+    with running([kd], args):
         for method in methods:
-            ours = Subject("ours", method, dtype)
-            kd.turns = []
-            try:
-                begin(ours)
-                for number in range(args.rounds):
-                    kd.take_turn(args, number + 1)
-                    ours.take_turn(args, number + 1)
-            finally:
-                ours.stop()
+            ours, kd.turns = Subject("ours", method, dtype), []
+            with running([ours], args):
+                take_turns([kd, ours], args)
             subjects.append(ours)
-            ratios.append(ratio("overhead", [ours], [kd]) | arithmetic(ours, kd))
-    finally:
-        kd.stop()
-    return [kd, *subjects], ratios
+            ratios.append(ratio("overhead", [ours], [kd]))
+    return [kd, *subjects], [found | arithmetic(ours, kd) for found, ours in zip(ratios, subjects, strict=True)]
 
 
 def measure_bare(args: argparse.Namespace, dtype: str) -> Measured:
@@ -277,42 +262,37 @@ def cell(row: dict[str, Any], key: str, form: str, factor: float = 1.0) -> str:
     return format(row[key] * factor, form) if row.get(key) is not None else ""
 
 
-def table(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Header and rows; an empty column is left out."""
+def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows); an empty column is left out."""
     overhead = {r["slow"]: r for r in report["ratios"] if r["what"] == "overhead"}
-    header = (
-        "configuration", "ms/step", "range", "img/s", "without loader", "loader ms (share)", "first step s",
-        "peak MB", "loader processes MB", "time / kd", "MACs / kd", "time / MACs", "connector MMACs/img", "GFLOP/step",
-        "matrix GFLOP/s", "share of it", "eval img/s", "validation, fp32", "as in training",
-    )  # fmt: skip
-    lines = [header]
-    for r in report["rows"]:
+
+    def cells(r: dict[str, Any]) -> dict[str, str]:
         over = overhead.get(r["label"], {})
-        lines.append(
-            (
-                r["label"],
-                cell(r, "step_s", ".1f", 1e3),
-                f"{r['step_s_min'] * 1e3:.1f} to {r['step_s_max'] * 1e3:.1f}",
-                cell(r, "img_s", ".1f"),
-                cell(r, "bare_img_s", ".1f"),
-                f"{r['loader_s'] * 1e3:.2f} ({r['loader_share']:.2%})" if "loader_s" in r else "",
-                cell(r, "first_step_s", ".1f"),
-                cell(r, "peak_mb", ".0f"),
-                cell(r, "loader_processes_mb", ".0f") if r.get("loader_processes_mb") else "",
-                cell(over, "ratio", ".3f"),
-                cell(over, "step_macs_ratio", ".3f"),
-                f"{over['ratio'] / over['step_macs_ratio']:.3f}" if over else "",
-                cell(r, "connector_macs", ".2f", 1e-6),
-                cell(r, "step_flops", ".1f", 1e-9),
-                cell(r, "matrix_flops", ".0f", 1e-9),
-                cell(r, "matrix_share", ".1%"),
-                cell(r, "eval_img_s", ".0f"),
-                cell(r, "eval_share", ".1%"),
-                cell(r, "eval_share_train", ".1%"),
-            )
-        )
-    used = [any(line[i] for line in lines[1:]) for i in range(len(header))]
-    return [tuple(text for text, keep in zip(line, used, strict=True) if keep) for line in lines]
+        return {
+            "configuration": r["label"],
+            "ms/step": cell(r, "step_s", ".1f", 1e3),
+            "range": f"{r['step_s_min'] * 1e3:.1f} to {r['step_s_max'] * 1e3:.1f}",
+            "img/s": cell(r, "img_s", ".1f"),
+            "without loader": cell(r, "bare_img_s", ".1f"),
+            "loader ms (share)": f"{r['loader_s'] * 1e3:.2f} ({r['loader_share']:.2%})" if "loader_s" in r else "",
+            "first step s": cell(r, "first_step_s", ".1f"),
+            "peak MB": cell(r, "peak_mb", ".0f"),
+            "loader processes MB": cell(r, "loader_processes_mb", ".0f") if r.get("loader_processes_mb") else "",
+            "time / kd": cell(over, "ratio", ".3f"),
+            "MACs / kd": cell(over, "step_macs_ratio", ".3f"),
+            "time / MACs": f"{over['ratio'] / over['step_macs_ratio']:.3f}" if over else "",
+            "connector MMACs/img": cell(r, "connector_macs", ".2f", 1e-6),
+            "GFLOP/step": cell(r, "step_flops", ".1f", 1e-9),
+            "matrix GFLOP/s": cell(r, "matrix_flops", ".0f", 1e-9),
+            "share of it": cell(r, "matrix_share", ".1%"),
+            "eval img/s": cell(r, "eval_img_s", ".0f"),
+            "validation, fp32": cell(r, "eval_share", ".1%"),
+            "as in training": cell(r, "eval_share_train", ".1%"),
+        }
+
+    rows = [cells(r) for r in report["rows"]]
+    header = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
+    return header, [[row[name] for name in header] for row in rows]
 
 
 def show(report: dict[str, Any], markdown: bool) -> None:
@@ -321,13 +301,7 @@ def show(report: dict[str, Any], markdown: bool) -> None:
         f"{report['pair']}, batch {report['batch_size']}, {report['data']}, on {report['device']} "
         f"({report['threads']} threads, {clock} clock), torch {torch_version}, {report['date']}: {report['command']}"
     )
-    lines = table(report)
-    if markdown:
-        print("", *measuring.table(lines[0], lines[1:]), "", sep="\n")
-    else:
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        for line in lines:
-            print("  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip())
+    print("", as_markdown(*table(report)), sep="\n")
     dash = "- " * markdown
     for r in report["rows"]:
         if "views_cached" in r:
@@ -347,31 +321,17 @@ def show(report: dict[str, Any], markdown: bool) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
-    add(
-        "--pair",
-        default="resnet32x4:resnet8x4",
-        metavar="TEACHER:STUDENT",
-        help="networks (default resnet32x4:resnet8x4)",
-    )
+    add("--pair", default="resnet32x4:resnet8x4", metavar="TEACHER:STUDENT", help="networks")
     add("--methods", default=None, help="methods with commas, or all (default kd,simkd,crd, if no other part is named)")
-    add(
-        "--overhead",
-        action="store_true",
-        help="with --methods all: compare all methods with one process of kd, which is quicker",
-    )
+    add("--overhead", action="store_true", help="compare with one process of kd: quicker, and implied by --methods all")
     add(
         "--bare",
         action="store_true",
         help="compare kd with its teacher's forward pass alone and its student's step alone",
     )
-    add(
-        "--switches",
-        nargs="?",
-        const=",".join(SWITCHES),
-        help="measure the speed-up by every setting, or by those listed",
-    )
+    add("--switches", nargs="?", const=",".join(SWITCHES), help="measure the gain of every setting, or of those listed")
     add(
         "--warm_cache",
         **whole(1),
@@ -387,32 +347,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="students to time alone, in float32, and with kd, compared with a plain loop; --pair names the teacher",
     )
-    add(
-        "--lanes",
-        nargs="?",
-        const="kd,at,sp,simkd",
-        help="methods to train together, with one forward pass of the teacher",
-    )
-    add(
-        "--floor",
-        action="store_true",
-        help="measure the FLOP per second of a step, as a share of those of matrix products",
-    )
+    add("--lanes", nargs="?", const="kd,at,sp,simkd", help="methods to train together, with one teacher forward pass")
+    add("--floor", action="store_true", help="measure the FLOP/s of a step, as a share of those of matrix products")
     add("--profile", metavar="FOLDER", help="write a trace of each configuration to this folder")
     measuring.add_turns(parser, batch_size=64, steps=10, rounds=5)
-    add("--warmup", type=int, default=2, help="untimed steps before the timed ones, in every turn (default 2)")
-    add(
-        "--together",
-        action="store_true",
-        help="run the first steps, which compile, of all compared configurations at the same time",
-    )
+    add("--warmup", type=int, default=2, help="untimed steps before the timed ones, in every turn")
+    add("--together", action="store_true", help="run the first steps, which compile, of all configurations together")
     add("--light", action="store_true", help="time whole steps only, not the loader alone or steps without it")
-    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in training (default auto)")
-    add(
-        "--baseline",
-        action="store_true",
-        help=f"also train {' and '.join(WEIGHTS)} in a plain training loop, in float32",
-    )
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in training")
+    add("--baseline", action="store_true", help=f"also train {' and '.join(WEIGHTS)} in a plain loop, in float32")
     add("--equal_precision", action="store_true", help="also time ours in float32 and the baseline under bf16 autocast")
     add("--images", **whole(1), default=50_000, help="number of random training images, without --data_folder")
     add("--data_folder", default=None, help="folder of the real CIFAR-100 (default: random images)", metavar="FOLDER")

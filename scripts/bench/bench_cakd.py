@@ -23,11 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.files import atomic_write_json
 from core.option import whole
 from helper.machine.devices import pick_device
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
+from helper.tables.writers import as_markdown
 from models import model_dict
 from scripts.bench import measuring
 from scripts.bench.bench_worker import Ours
-from scripts.bench.measuring import Subject, spread, take_turns
+from scripts.bench.measuring import Subject, compare, spread
 
 KINDS = {
     "kd": ["kd"],
@@ -62,7 +63,7 @@ def measure(student: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         Subject(__file__, f"{kind} on {student}", request | {"method": method, "flags": flags})
         for kind, (method, *flags) in KINDS.items()
     ]
-    take_turns(subjects, args)
+    compare(subjects, args)
     kd = subjects[0]
     return [
         {
@@ -97,27 +98,13 @@ def line(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def page(r: dict[str, Any]) -> list[str]:
-    """Lines of Markdown."""
-    return [
-        f"`{r['command']}`",
-        "",
-        f"{r['teacher']} teaches, {r['size']} px, batch {r['batch_size']}, {r['rows'][0]['dtype']}, {r['device']}, "
-        f"{r['threads']} thread(s), {r['clock']} clock, torch {r['environment']['versions']['torch']}, {r['date']}; "
-        f"median of {r['rounds']} rounds of {r['steps']} steps, the discriminator's among them. MACs and memory of a "
-        "whole step.",
-        "",
-        *measuring.table(HEADER, map(line, r["rows"])),
-    ]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("--student", nargs="+", default=["ResNet50", "ResNet18"], help="student networks")
-    add("--teacher", default="torchvision:vit_b_16", help="teacher network (default torchvision:vit_b_16)")
-    add("--size", **whole(1), default=224, help="side of the images in pixels (default 224)")
-    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in training (default auto)")
+    add("--teacher", default="torchvision:vit_b_16", help="teacher network")
+    add("--size", **whole(1), default=224, help="side of the images in pixels")
+    add("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="as in training")
     # a multiple of five steps holds the paper's discriminator once
     measuring.add_turns(parser, batch_size=8, steps=5, rounds=3)
     measuring.add_files(parser)
@@ -128,7 +115,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [row for student in args.student for row in measure(model_dict.resolve(student), args)]
     facts = {k: getattr(args, k) for k in ("teacher", "batch_size", "size", "threads", "clock", "steps", "rounds")}
     report = measuring.report(__file__, argv, pick_device(args.gpu_id)[0], rows, **facts)
-    measuring.publish("A step of CAKD next to one of plain KD", page(report), args.markdown)
+    about = (
+        f"{args.teacher} teaches, {args.size} px, {rows[0]['dtype']}; {measuring.conditions(report, args)}, the "
+        "discriminator's among them. MACs and memory of a whole step."
+    )
+    parts = [about, as_markdown(HEADER, map(line, rows))]
+    measuring.publish("A step of CAKD next to one of plain KD", report, parts, args.markdown)
     if args.json:
         atomic_write_json(report, args.json)
 

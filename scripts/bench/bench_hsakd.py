@@ -4,7 +4,7 @@
 Ours against a literal transcription of the published step (usual_hsakd.py), WRN-40-2 teaching WRN-16-2, in bf16 and in
 float32, on a CPU or a CUDA device. Every configuration has its own process, they take turns, and ratios are computed
 within a round, without loaders. Random pixels of CIFAR-100's shape, random weights: arithmetic does not depend
-on them. Targets: TARGETS on a CPU, GPU_TARGETS on a CUDA device.
+on them. The page holds each step against its target, of which a CUDA device has its own.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_json
 from helper.machine.devices import pick_device
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
+from helper.tables.writers import as_markdown
 from scripts.bench import measuring
 from scripts.bench.bench_worker import kept
-from scripts.bench.measuring import Subject, spread, take_turns
+from scripts.bench.measuring import Subject, compare, spread
 
 KEPT = 2  # batches that go round
 NETWORKS = {"hsakd": ("wrn_40_2_aux", "wrn_16_2_aux"), "dpcd": ("wrn_40_2_aux_dpcd", "wrn_16_2_aux_dpcd")}
@@ -68,7 +69,7 @@ def measure(args: argparse.Namespace, on_gpu: bool) -> list[dict[str, Any]]:
         for names in SUBJECTS
         if names[0] in args.methods
     }
-    take_turns(list(subjects.values()), args)
+    compare(list(subjects.values()), args)
     rows = []
     for (method, kind, dtype), subject in subjects.items():
         usual = subjects[method, "usual", "fp32"]
@@ -88,7 +89,7 @@ def measure(args: argparse.Namespace, on_gpu: bool) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     measuring.add_turns(parser, batch_size=64, steps=3, rounds=3)
     measuring.add_files(parser)
@@ -100,18 +101,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     on_gpu = device.type == "cuda"
     report = measuring.report(__file__, argv, device, measure(args, on_gpu))
     tf32 = ", TF32 in convolutions, as torch has it by default" if on_gpu else ""
-    lines = [
-        f"`{report['command']}`",
-        "",
-        f"{report['device']}, {args.threads} thread(s), {args.clock} clock, batch {args.batch_size}, "
-        f"torch {report['environment']['versions']['torch']}, {report['date']}, "
-        f"median of {args.rounds} rounds of {args.steps} steps; the usual step is a literal "
-        f"transcription of the published one, in float32{tf32}. Targets are of speed, and memory no "
-        "higher than the usual step's.",
-        "",
-        *measuring.table(HEADER, map(line, report["rows"])),
-    ]
-    measuring.publish("A step of HSAKD and of DPCD", lines, args.markdown)
+    about = (
+        f"{measuring.conditions(report, args)}; the usual step is a literal transcription of the published one, in "
+        f"float32{tf32}. Targets are of speed, and memory no higher than the usual step's."
+    )
+    parts = [about, as_markdown(HEADER, map(line, report["rows"]))]
+    measuring.publish("A step of HSAKD and of DPCD", report, parts, args.markdown)
     if args.json:
         atomic_write_json(report, args.json)
 

@@ -37,7 +37,7 @@ from dataset.base import data_options
 from dataset.images.files import Files, find_root
 from helper.machine.devices import pick_device
 from helper.machine.kernels import tune_allocator
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.runs.folder import environment
 from models._common import IMAGENET_MEAN, IMAGENET_STD
 
@@ -149,24 +149,17 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_folder", type=Path, required=True, help="folder with train/<class>", metavar="FOLDER")
-    parser.add_argument("--size", type=int, default=224, help="side of the images in pixels (default 224)")
-    parser.add_argument("--batch_size", type=int, default=64, help="batch size (default 64)")
-    parser.add_argument("--workers", type=int, default=usable_cores(), help="loader processes (default: one per core)")
-    parser.add_argument(
-        "--clock", choices=tuple(CLOCKS), default="wall", help="wall (default): elapsed time; cpu: processor time"
-    )
-    parser.add_argument("--rounds", type=int, default=3, help="timed rounds (default 3)")
-    parser.add_argument(
-        "--passes", type=int, default=3, help="over the files, in one round; small sets have short epochs"
-    )
-    parser.add_argument(
-        "--loaders",
-        default="folder,dali cpu",
-        help=f"loaders to time, with commas, of {', '.join(LOADERS)} (default folder,dali cpu)",
-    )
-    parser.add_argument("--out", type=Path, help="also write all figures to this file", metavar="FILE")
+    parser = ScriptParser(description=__doc__)
+    add = parser.add_argument
+    add("--data_folder", type=Path, required=True, help="folder with train/<class>", metavar="FOLDER")
+    add("--size", type=int, default=224, help="side of the images in pixels")
+    add("--batch_size", type=int, default=64, help="batch size")
+    add("--workers", type=int, default=usable_cores(), help="loader processes (default: one per core)")
+    add("--clock", choices=CLOCKS, default="wall", help="wall: elapsed time; cpu: processor time")
+    add("--rounds", type=int, default=3, help="timed rounds")
+    add("--passes", type=int, default=3, help="over the files, in one round; small sets have short epochs")
+    add("--loaders", default="folder,dali cpu", help=f"loaders to time, with commas, of {', '.join(LOADERS)}")
+    add("--out", type=Path, help="also write all figures to this file", metavar="FILE")
     args = parser.parse_args(argv)
     result = measure(args)
     for name, rate in result["img_per_s"].items():

@@ -11,7 +11,6 @@ all readers are compared. `--clock cpu` measures processor time, which other wor
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 import tempfile
@@ -28,7 +27,8 @@ from dataset.clips.frame_reader import FrameReader, layout, shrunk
 from dataset.clips.lists import Entry
 from dataset.clips.views import ClipSettings
 from helper.machine.kernels import tune_allocator
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
+from helper.tables.writers import as_markdown
 from models import model_dict
 from scripts.bench import measuring
 from scripts.bench.measuring import THREAD_CLOCKS
@@ -110,19 +110,19 @@ def shift_overhead(name, size, batch, rounds, clock, dtype):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("--clips", type=Path, required=True, help="folder of videos", metavar="FOLDER")
-    add("--repeats", type=int, default=3, help="timed rounds of reading (default 3)")
+    add("--repeats", type=int, default=3, help="timed rounds of reading")
     add(
         "--networks",
         nargs="+",
         default=["torchvision:resnet50", "torchvision:mobilenet_v2"],
         help="networks under the shift",
     )
-    add("--size", type=int, default=112, help="side of the frames of the networks in pixels (default 112)")
-    add("--batch", type=int, default=1, help="clips of eight frames per batch (default 1)")
-    add("--rounds", type=int, default=9, help="timed rounds of TSN and TSM (default 9)")
+    add("--size", type=int, default=112, help="side of the frames of the networks in pixels")
+    add("--batch", type=int, default=1, help="clips of eight frames per batch")
+    add("--rounds", type=int, default=9, help="timed rounds of TSN and TSM")
     add("--precision", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"), help="precisions (default both)")
     add("--clock", default="wall", choices=THREAD_CLOCKS, help="cpu: processor time; wall: elapsed time")
     add("--out", type=Path, help="also write the page to this file", metavar="FILE")
@@ -154,21 +154,17 @@ def main(argv=None):
             for mode, (tsn, tsm, ratio) in overhead.items():
                 rows.append((name, dtype, mode, f"{tsn:.3f}", f"{tsm:.3f}", f"{100 * (ratio - 1):+.1f} %"))
     report = measuring.report(__file__, argv, torch.device("cpu"), [])
-    page = [
-        f"`{report['command']}`, {report['device']}, one thread, seconds of the "
-        f"{'processor' if args.clock == 'cpu' else 'wall clock'}, torch {torch.__version__}.",
-        "",
+    parts = [
+        f"{report['device']}, one thread, seconds of the {'processor' if args.clock == 'cpu' else 'wall clock'}, torch "
+        f"{torch.__version__}.",
         f"{len(entries)} clips; 8 frames each, shorter side 256, MultiScaleCrop to 224; medians of "
         f"{args.repeats} rounds. The cache takes {size:.0f} MiB.",
-        "",
-        *measuring.table(("reader", "clips/s", "times baseline", "same pixels"), lines),
-        "",
+        as_markdown(("reader", "clips/s", "times baseline", "same pixels"), lines),
         f"The temporal shift: seconds for {args.batch} clip(s) of 8 frames of {args.size} px, medians of "
         f"{args.rounds} alternating rounds.",
-        "",
-        *measuring.table(("network", "", "", "TSN", "TSM", "difference"), rows),
+        as_markdown(("network", "", "", "TSN", "TSM", "difference"), rows),
     ]
-    measuring.publish("Benchmark: video clips", page, args.out)
+    measuring.publish("Benchmark: video clips", report, parts, args.out)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ changes.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import tempfile
@@ -33,7 +32,8 @@ from dataset.recordings.utd_mhad import load_utd_mhad
 from distiller_zoo import method_dict
 from helper.machine.devices import native_bf16
 from helper.machine.kernels import tune_allocator
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
+from helper.tables.writers import as_markdown
 from helper.training.optim import OptimConfig, optimizer
 from helper.training.stages import StagePlan
 from helper.training.step import StepSetup
@@ -103,14 +103,14 @@ def loader_share(root: Path, device: torch.device, side: int, steps: int) -> tup
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add(
         "--device",
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="cuda or cpu (default: cuda if there is one)",
     )
-    add("--side", type=int, nargs="+", default=[64, 224], help="sides of clips and fields in pixels (default 64 224)")
+    add("--side", type=int, nargs="+", default=[64, 224], help="sides of clips and fields in pixels")
     add("--steps", type=int, default=BATCHES, choices=range(1, BATCHES + 1), help="number of timed steps")
     add("--clock", default="wall", choices=THREAD_CLOCKS, help="cpu: seconds of the processor, one thread")
     add("--out", type=Path, help="also write the page to this file", metavar="FILE")
@@ -145,9 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = measuring.report(__file__, argv, device, [])
     where = report["device"] + ("" if device.type == "cuda" else f", {torch.get_num_threads()} threads")
     of = "processor" if args.clock == "cpu" else "wall clock"
-    note = f"`{report['command']}`; {where}; seconds of the {of}; torch {torch.__version__}"
-    lines = [note, "", *measuring.table(("what", "side", "value"), rows)]
-    measuring.publish("Benchmark: clips and Gramian fields", lines, args.out)
+    note = f"{where}; seconds of the {of}; torch {torch.__version__}"
+    parts = [note, as_markdown(("what", "side", "value"), rows)]
+    measuring.publish("Benchmark: clips and Gramian fields", report, parts, args.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the benchmarks share: configurations in processes of their own that take turns, clocks, ratios, pages.
 
 A benchmark's process (`--worker REQUEST`) calls serve(); its subject has `device`, `dtype`, `batches()`, `step(batch)`,
-`loss()`, `average(seconds)` and `finish(evaluation)`. The process that compares them calls take_turns():
+`loss()`, `average(seconds)` and `finish(evaluation)`. The process that compares them calls compare():
 configurations alternate (A B A B ...), and every ratio is computed within a round, so that a slow phase of the machine
 affects both.
 """
@@ -9,6 +9,7 @@ affects both.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import gc
 import itertools
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from core.files import atomic_save, atomic_write_text
+from core.files import atomic_save
 from core.machine import usable_cores
 from core.option import whole
 from core.protocols import ModelSpec, UserError
@@ -38,6 +39,7 @@ from helper.machine.devices import pick_device
 from helper.networks.checkpoint import Checkpoint
 from helper.networks.load import Network
 from helper.runs.folder import environment
+from helper.tables import writers
 from helper.training import stages
 from helper.training.step import DistillStep
 
@@ -105,8 +107,9 @@ class Subject:
         return [mine["step_s"] / theirs["step_s"] for mine, theirs in zip(self.turns, other.turns, strict=True)]
 
 
-def take_turns(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
-    """Fill `turns` and `once` of every subject."""
+@contextlib.contextmanager
+def running(subjects: Sequence[Subject], args: argparse.Namespace) -> Iterator[None]:
+    """Inside the context, the processes wait for their turns; it fills `dtype` and `once` of every subject."""
     try:
         for subject in subjects:
             subject.start(args)
@@ -117,14 +120,25 @@ def take_turns(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
                 subject.send(first={})
         for subject in subjects:
             subject.once = subject.read() if args.together else subject.ask(first={})
-        for number in range(args.rounds):
-            for subject in subjects:
-                subject.take_turn(args, number + 1)
+        yield
         for subject in subjects:
             subject.finish(args)
     finally:
         for subject in subjects:
             subject.stop()
+
+
+def take_turns(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
+    """Fill `turns` of subjects that are running()."""
+    for number in range(args.rounds):
+        for subject in subjects:
+            subject.take_turn(args, number + 1)
+
+
+def compare(subjects: Sequence[Subject], args: argparse.Namespace) -> None:
+    """Start the subjects, let them take turns, and end them."""
+    with running(subjects, args):
+        take_turns(subjects, args)
 
 
 def spread(name: str, values: Sequence[float]) -> dict[str, float]:
@@ -262,12 +276,7 @@ def add_turns(parser: argparse.ArgumentParser, batch_size: int, steps: int, roun
     add("--steps", **whole(1), default=steps, help=f"timed steps per turn (default {steps})")
     add("--rounds", **whole(1), default=rounds, help=f"turns of every configuration (default {rounds})")
     add("--threads", **whole(1), default=usable_cores(), help="threads of every process (default: one per core)")
-    add(
-        "--clock",
-        choices=tuple(CLOCKS),
-        default="wall",
-        help="wall (default): elapsed time; cpu: processor time, with --threads 1",
-    )
+    add("--clock", choices=CLOCKS, default="wall", help="wall: elapsed time; cpu: processor time, with --threads 1")
     add("--gpu_id", default="0", help="GPU to use (default 0; without CUDA the CPU)", metavar="GPUS")
     add("--worker", help=argparse.SUPPRESS)
 
@@ -312,17 +321,19 @@ def verdict(value: float, limit: float | None, at_most: bool = True) -> str:
     return f"{limit} {'PASS' if (value <= limit if at_most else value >= limit) else 'FAIL'}"
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of Markdown."""
-    return ["| " + " | ".join(cells) + " |" for cells in (header, ("---",) * len(header), *rows)]
+def conditions(report: Mapping[str, Any], args: argparse.Namespace) -> str:
+    """Of a measurement with add_turns()'s flags."""
+    return (
+        f"{report['device']}, {args.threads} thread(s), {args.clock} clock, batch {args.batch_size}, torch "
+        f"{report['environment']['versions']['torch']}, {report['date']}, median of {args.rounds} rounds of "
+        f"{args.steps} steps"
+    )
 
 
-def publish(title: str, lines: Sequence[str], path: str | Path | None) -> None:
-    """Print a page, and write it to a file."""
-    page = [f"# {title}", "", *lines]
-    print(*page, sep="\n")
-    if path is not None:
-        atomic_write_text(path, "\n".join([*page, ""]))
+def publish(title: str, report: Mapping[str, Any], parts: Sequence[str], path: str | Path | None) -> None:
+    """Print a page, and write it to a file, if one is named. parts: paragraphs and tables."""
+    whole = (f"# {title}", f"`{report['command']}`", *parts)
+    writers.publish("\n\n".join(part.rstrip() for part in whole), path)
 
 
 def random_network(spec: ModelSpec, num_classes: int, path: Path | None = None) -> Network:

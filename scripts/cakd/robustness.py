@@ -8,7 +8,6 @@ the transformations CAKD trains with, on every image. Every network sees images 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,7 +18,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_write_text
 from core.log import start_log
 from core.option import checked, not_negative
 from core.protocols import DataSet, UserError
@@ -29,9 +27,10 @@ from helper.deploy.as_trained import add_data_set, add_network, dataset_of, opti
 from helper.evaluation.evaluate import evaluate
 from helper.machine.devices import pick_device
 from helper.machine.kernels import to_device
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.load import load_network
 from helper.options.quick import normalised
+from helper.tables.writers import as_markdown, publish
 
 SEED = 0
 Spoil = Callable[[Tensor, torch.Generator], Tensor]
@@ -59,7 +58,7 @@ def columns(sigmas: Sequence[float]) -> dict[str, Spoil]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add_network(parser, "checkpoints, or folders of runs", nargs="+")
     add_data_set(parser)
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_log()
     device, _ = pick_device(args.gpu_id)
     kinds = columns(args.noise)
-    lines = ["| checkpoint | px | " + " | ".join(kinds) + " |", "|---|---|" + "---|" * len(kinds)]
+    rows = []
     sets: dict[object, DataSet] = {}  # what was asked for -> the test images
     for path in args.path:
         key = name, options = dataset_of(path, args.dataset), options_asked(path, args)
@@ -93,11 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             result = evaluate(predict, data.test_loader(500, device=device), device)["student"]
             cells.append(f"{result['acc']:.2f}")
         size = data.shapes[network.spec.input][-1]
-        lines.append(f"| {Path(path).parent.name} | {size} | " + " | ".join(cells) + " |")
-    text = "\n".join(lines)
-    print(text)
-    if args.out:
-        atomic_write_text(args.out, text + "\n")
+        rows.append([Path(path).parent.name, str(size), *cells])
+    publish(as_markdown(["checkpoint", "px", *kinds], rows), args.out)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.files import ROOT
 from core.protocols import UserError
 from distiller_zoo import method_dict
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.options.listing import paper_of
 from helper.tables.jobs import result_folder
 
@@ -70,7 +70,7 @@ def run_training(command: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("method", help="a name of train_student.py --list methods")
     parser.add_argument("teacher", nargs="?", help="checkpoint of the teacher, for methods that have one")
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="of training: --trial 1 --data_folder DIR")

@@ -6,7 +6,6 @@ It holds the training images that a run with this --few_ratio and --seed leaves 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,20 +18,16 @@ from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions, few
 from dataset.images.resident import ResidentData
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.options.quick import normalised
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--dataset", default="cifar100", help="a set of images held in memory (default cifar100)", metavar="NAME"
-    )
-    parser.add_argument(
-        "--data_folder", "--data", default="../data/", help="folder of the data (default ../data/)", metavar="FOLDER"
-    )
+    parser = ScriptParser(description=__doc__)
+    parser.add_argument("--dataset", default="cifar100", help="a set of images held in memory", metavar="NAME")
+    parser.add_argument("--data_folder", "--data", default="../data/", help="folder of the data", metavar="FOLDER")
     parser.add_argument("--few_ratio", type=float, required=True, help="--few_ratio of the run")
-    parser.add_argument("--seed", type=int, default=0, help="--seed of the run (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="--seed of the run")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images", metavar="FOLDER")
     return parser.parse_args(normalised(argv))
 

@@ -12,7 +12,6 @@ Prints counts by outcome; exit code 1 if a run lost something, differed silently
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import queue
@@ -35,7 +34,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_write_text
+from helper.machine.program import ScriptParser
 from helper.networks.checkpoint import load_file
+from helper.tables.writers import as_markdown
 from scripts.dev.wrong_inputs import BRIEF, Known, Wrong, every
 from tests.support.commands import Commands, Done
 from tests.support.recordings import left_bright, write_video
@@ -229,22 +230,26 @@ class Attack:
         self.note("inputs", wrong.case, outcome, done.err)
 
     def report(self) -> str:
-        total = Counter[str]()
+        totals, trials = Counter[str](), Counter[str]()
         grouped: dict[tuple[str, str], Counter[str]] = {}
         for (part, case), found in sorted(self.counts.items()):
-            total.update({f"{part}: {k}": v for k, v in found.items()})
-            name = case.split(":")[0] if part == "inputs" else case
-            grouped.setdefault((part, name.split(" ")[0] if part == "inputs" else name), Counter()).update(found)
-        lines = ["| part | case | trials | outcomes |", "|---|---|---|---|"]
-        for (part, case), found in grouped.items():
-            outcomes = ", ".join(f"{v} {k}" for k, v in sorted(found.items()))
-            lines.append(f"| {part} | {case.replace('|', '/')} | {sum(found.values())} | {outcomes} |")
-        trials = Counter(part for (part, _), found in self.counts.items() for _ in range(sum(found.values())))
-        head = f"{self.killed} SIGKILLs in {trials['kills']} runs, {trials['damage']} damaged files, "
-        head += f"{trials['inputs']} wrong inputs; {len(self.examples)} faults."
-        faults = [f"- {' '.join(e.split())}" for e in self.examples]
-        parts = [head, "\n".join(f"- {k}: {v}" for k, v in sorted(total.items())), "\n".join(lines)]
-        return "\n\n".join(parts + (["Faults:", "\n".join(faults)] if faults else [])) + "\n"
+            totals.update({f"{part}: {k}": v for k, v in found.items()})
+            trials[part] += found.total()
+            name = case.split(":")[0].split(" ")[0] if part == "inputs" else case
+            grouped.setdefault((part, name), Counter()).update(found)
+        rows = [
+            (part, case, str(found.total()), ", ".join(f"{v} {k}" for k, v in sorted(found.items())))
+            for (part, case), found in grouped.items()
+        ]
+        parts = [
+            f"{self.killed} SIGKILLs in {trials['kills']} runs, {trials['damage']} damaged files, "
+            f"{trials['inputs']} wrong inputs; {len(self.examples)} faults.",
+            "\n".join(f"- {k}: {v}" for k, v in sorted(totals.items())),
+            as_markdown(("part", "case", "trials", "outcomes"), rows).rstrip(),
+        ]
+        if self.examples:
+            parts += ["Faults:", "\n".join(f"- {' '.join(e.split())}" for e in self.examples)]
+        return "\n\n".join(parts) + "\n"
 
 
 def clip_lists(root: Path) -> Path:
@@ -330,14 +335,14 @@ def attack_all(attack: Attack, jobs: int, kills: int, damaged: int, inputs: int)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
-    add("--kills", type=int, default=500, help="number of kills (default 500)")
-    add("--damaged", type=int, default=300, help="number of damaged files (default 300)")
+    add("--kills", type=int, default=500, help="number of kills")
+    add("--damaged", type=int, default=300, help="number of damaged files")
     add("--inputs", type=int, default=10**6, help="number of inputs (default: all)")
-    add("--minutes", type=float, default=60, help="start no new case after this many minutes (default 60)")
-    add("--jobs", type=int, default=2, help="number of parallel cases (default 2)")
-    add("--seed", type=int, default=0, help="random seed (default 0)")
+    add("--minutes", type=float, default=60, help="start no new case after this many minutes")
+    add("--jobs", type=int, default=2, help="number of parallel cases")
+    add("--seed", type=int, default=0, help="random seed")
     add("--out", type=Path, help="also write the counts to this file", metavar="FILE")
     add("--append", action="store_true", help="add the counts to those in --out, so that parts can run one by one")
     args = parser.parse_args(argv)

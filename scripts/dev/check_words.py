@@ -6,13 +6,12 @@ Prints each place with a plainer word for it; exit code 1 if there is one.
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
 
 from core.files import ROOT
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 
 PLAIN = {
     "told": "called, named, given",
@@ -60,7 +59,7 @@ def found() -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    ScriptParser(description=__doc__).parse_args(argv)
     places = list(found())
     print("\n".join(places) or "no such word")
     return 1 if places else 0

@@ -6,7 +6,6 @@ It reads the tables in results/, and the golden files and reference implementati
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import ROOT, atomic_write_text
 from distiller_zoo import method_dict
+from helper.machine.program import ScriptParser
 from helper.options.naming import published_name
 from helper.tables.writers import as_markdown
 
@@ -191,7 +191,7 @@ def beside_published(measured: Sequence[Study]) -> str:
     rows = [
         [f"[{s.label}]({s.file})", s.pair, s.accuracy, s.published, difference(s), s.runs] for s in measured if s.full
     ]
-    table = as_markdown(["setting", "networks", "last epoch", "published", "difference", "runs"], rows, [])
+    table = as_markdown(["setting", "networks", "last epoch", "published", "difference", "runs"], rows)
     return f"## Full protocol\n\n{table}" if rows else ""
 
 
@@ -211,11 +211,11 @@ def page() -> str:
         ABOUT.format(epochs=EPOCHS),
         f"Settings measured under the full protocol: {sum(s.full for s in measured)}.\n\n{losing(measured)}\n",
         *filter(None, [beside_published(measured)]),
-        as_markdown(*claims(measured), []),
+        as_markdown(*claims(measured)),
         "## Networks whose outputs agree with the published code\n",
-        as_markdown(["golden file", "networks"], networks(), []),
+        as_markdown(["golden file", "networks"], networks()),
         "## Every setting measured\n",
-        as_markdown(header, rows, []),
+        as_markdown(header, rows),
         "## Other measurements\n",
     ]
     text = "\n".join(parts)
@@ -230,7 +230,7 @@ def title(path: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument(
         "--out",
         type=Path,

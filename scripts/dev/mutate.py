@@ -8,7 +8,6 @@ code 1 if a mutant survives or the tests fail without any. Takes minutes.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import shutil
@@ -25,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import ROOT
 from distiller_zoo import method_dict
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from tests.distiller_zoo.mutants import MUTANTS, Mutant
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: a process that forks may have no threads
@@ -119,7 +118,7 @@ def try_mutant(tree: Path, method: str, mutant: Mutant) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("methods", nargs="*", help="methods to mutate (default: all of them)")
     methods = [method_dict.resolve(m) for m in parser.parse_args(argv).methods] or list(method_dict)
     without = [m for m in methods if m not in MUTANTS]

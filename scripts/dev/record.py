@@ -13,7 +13,6 @@ bit.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import ROOT
+from helper.machine.program import ScriptParser, run_script
 from tests.support.recordings import left_bright, utd, write_video
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
@@ -191,7 +191,7 @@ def check(name: str, before: dict[str, Any], folder: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("out", nargs="?", type=Path, help="file to write")
     parser.add_argument("--check", type=Path, metavar="BEFORE", help="file to compare with")
     parser.add_argument("--only", nargs="+", choices=TRAININGS, metavar="NAME", help=f"of {', '.join(TRAININGS)}")
@@ -215,6 +215,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from helper.machine.program import run_script  # the path comes first
-
     run_script(main)

@@ -113,10 +113,8 @@ def settings(known: Known) -> Iterator[Wrong]:
         for flag in flags_of(method_dict[name]):
             for value in NUMBERS.get(flag.type, ())[:-2]:
                 may_run = value in PERHAPS  # or the method refuses the networks first
-                argv, words = (
-                    (*known.student, "--distill", name, flag.names[0], value),
-                    "" if may_run else flag.names[0],
-                )
+                argv = (*known.student, "--distill", name, flag.names[0], value)
+                words = "" if may_run else flag.names[0]
                 yield Wrong(f"{flag.names[0]} {value!r}", "train_student.py", argv, words, may_run)
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import ROOT, read_text
 from core.protocols import UserError
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.tables.cluster import Run, submit
 
 
@@ -66,29 +66,23 @@ def submitted(args: argparse.Namespace) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add(
         "--cluster",
-        default=None,
         choices=("slurm", "local", "debug"),
         help="where to run (default: slurm if this machine has it, else local)",
     )
     add("--grid", type=Path, help="file with one command per line: a job array", metavar="FILE")
-    add("--nodes", type=int, default=1, help="nodes per job (default 1)")
-    add("--gpus", type=int, default=1, help="GPUs per node, with one process each (default 1)")
+    add("--nodes", type=int, default=1, help="nodes per job")
+    add("--gpus", type=int, default=1, help="GPUs per node, with one process each")
     add("--processes", type=int, help="processes per node (default: one per GPU)")
-    add("--cpus", type=int, default=8, help="CPU cores per node (default 8)")
-    add("--time", type=int, default=24 * 60, help="time limit in minutes (default 1440)")
+    add("--cpus", type=int, default=8, help="CPU cores per node")
+    add("--time", type=int, default=24 * 60, help="time limit in minutes")
     add("--partition", help="partition of the cluster", metavar="NAME")
-    add(
-        "--parallel",
-        type=int,
-        default=64,
-        help="largest number of jobs of an array that run at the same time (default 64)",
-    )
-    add("--name", default="retort", help="name of the jobs (default retort)", metavar="TEXT")
-    add("--logs", default="save/slurm", help="folder of the logs (default save/slurm)", metavar="FOLDER")
+    add("--parallel", type=int, default=64, help="largest number of jobs of an array that run at the same time")
+    add("--name", default="retort", help="name of the jobs", metavar="TEXT")
+    add("--logs", default="save/slurm", help="folder of the logs", metavar="FOLDER")
     add("--wait", action="store_true", help="wait until all jobs have ended; exit code 1 if one failed")
     add("command", nargs="*", help="the script and its arguments, after --")
     args = parser.parse_args(argv)

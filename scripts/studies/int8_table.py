@@ -9,7 +9,6 @@ and tested on the whole test set in float32 and in int8, through onnxruntime.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,16 +18,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_write_text, make_folder
 from core.protocols import DataSet, UserError
 from helper.deploy.as_trained import add_as_trained, open_as_trained
 from helper.deploy.export import Plain, onnx_function, write_onnx
 from helper.deploy.quantize import accuracy, calibration_samples, evaluation_samples, quantize_onnx
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.load import load_network
 from helper.options.quick import normalised
 from helper.runs.folder import environment
 from helper.tables.runs import mean_std
+from helper.tables.writers import as_markdown, publish
 
 
 def tested(path: Path, data: DataSet, calibration: int) -> tuple[float, float, int, int, int]:
@@ -46,7 +45,7 @@ def tested(path: Path, data: DataSet, calibration: int) -> tuple[float, float, i
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument(
         "--row", nargs="+", action="append", required=True, metavar="WORD", help="a label, then its checkpoints"
     )
@@ -59,33 +58,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if bare := [label for label, files in rows if not files]:
         raise UserError(f"--row {bare[0]} has no checkpoint: write --row LABEL FILE")
     data, _ = open_as_trained(rows[0][1][0], args)
-    lines = [
-        f"# {args.title}",
-        "",
-        "| network | runs | float32 | int8 | int8 - float32 | size |",
-        "|---|---|---|---|---|---|",
-    ]
+    header, table = ("network", "runs", "float32", "int8", "int8 - float32", "size"), []
     for label, files in rows:
         float32, int8, before, after, samples = zip(*(tested(f, data, args.calibration) for f in files), strict=True)
         gaps = [b - a for a, b in zip(float32, int8, strict=True)]
         size = f"{before[0] / 1e6:.2f} → {after[0] / 1e6:.2f} MB"
-        lines.append(
-            f"| {label} | {len(files)} | {mean_std(float32)} | {mean_std(int8)} | {mean_std(gaps, '+')} | {size} |"
-        )
-    lines += [
-        "",
+        table.append((label, str(len(files)), mean_std(float32), mean_std(int8), mean_std(gaps, "+"), size))
+    notes = [
         f"Top-1 in percent on all {samples[0]} test samples of {data.name}, mean ± standard deviation over runs, of "
         "the last epoch. Every network was quantised alike (onnxruntime's static QDQ quantisation, int8 weights with a "
         f"scale for each channel, int8 activations) with {args.calibration} training samples; rows differ in how the "
         "network was trained.",
-        "",
         "Written by scripts/studies/int8_table.py from the runs of scripts/studies/int8_study.sh. Hardware: "
         f"{environment()['cpu']}.",
-        "",
     ]
-    make_folder(args.out.parent)
-    atomic_write_text(args.out, "\n".join(lines))
-    print("\n".join(lines))
+    publish(f"# {args.title}\n\n{as_markdown(header, table, notes)}", args.out)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ that of the first download (SAVE_ROOT/teachers/fetched.json). NAME@DATA fetches 
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import hashlib
-import logging
 import re
 import shutil
 import sys
@@ -29,7 +27,7 @@ from core.files import atomic_save, atomic_write, read_config, read_json, rememb
 from core.option import checked, positive, whole
 from core.packages import needed
 from core.protocols import UserError
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.checkpoint import num_classes_of, read_checkpoint
 from helper.options.quick import normalised
 from helper.runs.folder import file_name
@@ -46,59 +44,13 @@ class Unreachable(Exception):  # noqa: N818 (reported, and the next source is tr
     """A source did not deliver. The message says what came back."""
 
 
-class Resuming:
-    """pooch's downloader over HTTP, except that what an earlier attempt brought stays and is continued.
-
-    timeout: seconds without a byte after which the attempt ends.
-    """
-
-    def __init__(self, partial: Path, timeout: float):
-        self.partial, self.timeout = partial, timeout
-
-    def __call__(self, url: str, output_file: Any, pooch: Any, check_only: bool = False) -> None:
-        import requests
-        from tqdm import tqdm
-
-        began = time.monotonic()
-        done = self.partial.stat().st_size if self.partial.exists() else 0
-        headers = {"Range": f"bytes={done}-"} if done else {}
-        with requests.get(url, headers=headers, stream=True, timeout=self.timeout) as response:
-            for hop in (*response.history, response):
-                require_web(hop.url)
-            if response.status_code == 416:  # nothing is left to send, or the file has changed: start again
-                self.partial.unlink()
-                return self(url, output_file, pooch)
-            if 400 <= response.status_code < 500:
-                raise Unreachable(f"{url} answers {response.status_code}")
-            response.raise_for_status()
-            if response.status_code != 206:
-                done = 0
-            length = response.headers.get("content-length")
-            wanted = None if length is None or not length.isdecimal() else done + int(length)
-            self.require_room(url, wanted or 0)
-            with (
-                open(self.partial, "ab" if done else "wb") as file,
-                tqdm(total=wanted, initial=done, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar,
-            ):
-                for chunk in response.iter_content(1 << 16):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-                    self.require_room(url, file.tell())
-                    if time.monotonic() - began > LONGEST:
-                        raise Unreachable(f"{url} has not ended after {LONGEST / 3600:g} hours")
-        size = self.partial.stat().st_size
-        if wanted is not None and size < wanted:
-            raise requests.exceptions.ConnectionError(f"the server sent {size} of {wanted} bytes")
-        shutil.copyfile(self.partial, output_file)
-        self.partial.unlink()
-
-    def require_room(self, url: str, size: int) -> None:
-        """Unreachable for more bytes than weights take, or than the disk has; nothing of them stays."""
-        left = shutil.disk_usage(self.partial.parent).free
-        if size > LARGEST or (not self.partial.exists() and size > left):
-            self.partial.unlink(missing_ok=True)
-            limit = f"the limit of {LARGEST}" if size > LARGEST else f"{left} free ones of the disk"
-            raise Unreachable(f"{url} has at least {size} bytes, more than {limit}")
+def require_room(url: str, partial: Path, size: int) -> None:
+    """Unreachable for more bytes than weights take, or than the disk has; nothing of them stays."""
+    left = shutil.disk_usage(partial.parent).free
+    if size > LARGEST or (not partial.exists() and size > left):
+        partial.unlink(missing_ok=True)
+        limit = f"the limit of {LARGEST}" if size > LARGEST else f"{left} free ones of the disk"
+        raise Unreachable(f"{url} has at least {size} bytes, more than {limit}")
 
 
 def require_web(url: str) -> None:
@@ -106,36 +58,73 @@ def require_web(url: str) -> None:
         raise Unreachable(f"{url} is no address of the web: it must begin with https:// or http://")
 
 
+def fill(partial: Path, url: str, timeout: float) -> None:
+    """Bring the rest of the file behind `url`: what an earlier attempt brought stays, and is continued.
+
+    timeout: seconds without a byte after which the attempt ends. Raises Unreachable, or an error of requests after
+    which another attempt may help.
+    """
+    import requests
+    from tqdm import tqdm
+
+    began = time.monotonic()
+    done = partial.stat().st_size if partial.exists() else 0
+    headers = {"Range": f"bytes={done}-"} if done else {}
+    with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
+        for hop in (*response.history, response):
+            require_web(hop.url)
+        if response.status_code == 416:  # nothing is left to send, or the file has changed: start again
+            partial.unlink()
+            return fill(partial, url, timeout)
+        if 400 <= response.status_code < 500:
+            raise Unreachable(f"{url} answers {response.status_code}")
+        response.raise_for_status()
+        if response.status_code != 206:
+            done = 0
+        length = response.headers.get("content-length")
+        wanted = None if length is None or not length.isdecimal() else done + int(length)
+        require_room(url, partial, wanted or 0)
+        with (
+            open(partial, "ab" if done else "wb") as file,
+            tqdm(total=wanted, initial=done, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar,
+        ):
+            for chunk in response.iter_content(1 << 16):
+                file.write(chunk)
+                bar.update(len(chunk))
+                require_room(url, partial, file.tell())
+                if time.monotonic() - began > LONGEST:
+                    raise Unreachable(f"{url} has not ended after {LONGEST / 3600:g} hours")
+    size = partial.stat().st_size
+    if wanted is not None and size < wanted:
+        raise requests.exceptions.ConnectionError(f"the server sent {size} of {wanted} bytes")
+
+
 def download(url: str, folder: Path, known: str | None, retries: int, timeout: float) -> Path:
     """The file behind `url`, in `folder`. known: its SHA-256 (None: unknown). Raises Unreachable."""
-    try:
-        import pooch
-        import requests
-    except ImportError as error:
-        raise UserError(
-            f"fetching teachers needs the package {error.name}: pip install -r requirements-extra.txt"
-        ) from error
-    pooch.get_logger().setLevel(logging.ERROR)
+    errors = needed("requests", "fetching teachers").exceptions
     require_web(url)
     name = url.rsplit("/", 1)[-1]
     if not name or ".." in name or "\\" in name or not name.isprintable():
         raise Unreachable(f"{url} does not end in the name of a file")
     folder.mkdir(parents=True, exist_ok=True)
-    goods = pooch.create(folder, base_url="", registry={name: known}, urls={name: url}, retry_if_failed=retries)
-    try:
-        return Path(goods.fetch(name, downloader=Resuming(folder / f"{name}.part", timeout)))
-    except requests.exceptions.InvalidSchema as error:  # of a redirect; it is a ValueError, too
-        raise Unreachable(f"{url} leads to what is no address of the web: {_short(error)}") from error
-    except ValueError as error:
-        if "does not match" not in str(error):
-            raise
-        raise Unreachable(
-            f"{url} is not the file it was: its SHA-256 is another than the {str(known)[:16]}... of fetched.json"
-        ) from error
-    except requests.exceptions.Timeout as error:
-        raise Unreachable(f"{url} sent nothing for {timeout:g} s") from error
-    except requests.exceptions.RequestException as error:
-        raise Unreachable(f"{url}: {_short(error)}") from error
+    path, partial = folder / name, folder / f"{name}.part"
+    if path.exists() and known in (None, sha256(path)):
+        return path
+    for attempt in range(retries + 1):
+        time.sleep(min(attempt, 10))
+        try:
+            fill(partial, url, timeout)
+            if known in (None, sha256(partial)):
+                return partial.replace(path)
+            partial.unlink()
+            reason = f"{url} is not the file it was: its SHA-256 is another than the {known[:16]}... of fetched.json"
+        except errors.InvalidSchema as error:  # of a redirect
+            raise Unreachable(f"{url} leads to what is no address of the web: {_short(error)}") from error
+        except errors.Timeout:
+            reason = f"{url} sent nothing for {timeout:g} s"
+        except errors.RequestException as error:
+            reason = f"{url}: {_short(error)}"
+    raise Unreachable(reason)
 
 
 def _short(error: Exception) -> str:
@@ -401,10 +390,10 @@ def listing(sources: Sequence[Mapping[str, Any]], memory: Memory) -> str:
 
 
 def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("names", nargs="*", help="networks, or timm:NAME (default: the teachers of the tables)")
-    add("--save_root", type=Path, default=Path("./save"), help="root folder of runs (default ./save)", metavar="FOLDER")
+    add("--save_root", type=Path, default=Path("./save"), help="root folder of runs", metavar="FOLDER")
     add("--list", action="store_true", help="list every source, and whether it was reachable when last tried")
     add(
         "--sources",
@@ -413,14 +402,8 @@ def main(argv: Sequence[str] | None = None, say: Callable[[str], None] = print) 
         help="another list of sources (default scripts/teachers/teachers.toml)",
         metavar="FILE",
     )
-    add("--retries", **whole(0, 100), default=4, help="further attempts per address (default 4)")
-    add(
-        "--timeout",
-        type=float,
-        action=checked(positive),
-        default=30.0,
-        help="seconds without a byte before giving up (default 30)",
-    )
+    add("--retries", **whole(0, 100), default=4, help="further attempts per address")
+    add("--timeout", type=float, action=checked(positive), default=30, help="seconds without a byte before giving up")
     args = parser.parse_args(normalised(argv))
     sources = read_sources(args.sources)
     fetcher = Fetcher(args.save_root, sources, args.retries, args.timeout)

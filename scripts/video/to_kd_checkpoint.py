@@ -6,7 +6,6 @@ Keys are OpenMMLab's; those of the student begin with `architecture.`, those of 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.files import atomic_save
 from core.protocols import UserError
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.checkpoint import read_checkpoint
 from helper.networks.load import load_network
 from models._video_keys import to_openmmlab
@@ -30,7 +29,7 @@ def openmmlab_weights(path):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("student", type=Path, help="checkpoint of the student")
     parser.add_argument("teacher", type=Path, help="checkpoint of the teacher")
     parser.add_argument("out", type=Path, help="file to write")

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from pathlib import Path
@@ -14,13 +13,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.protocols import UserError
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 
 NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)_color\.avi$")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of the clips")
     parser.add_argument("out", type=Path, help="folder for train.txt and test.txt")
     args = parser.parse_args(argv)

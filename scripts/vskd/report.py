@@ -9,7 +9,6 @@ OUT_utd_mhad_short_confusion.png, OUT_utd_mhad_short_cost.md and OUT_berkeley_sh
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,11 +25,12 @@ from dataset import dataset_dict
 from dataset.base import data_options
 from dataset.recordings.actions import ActionData
 from dataset.recordings.pairs import SENSOR
-from helper.deploy.checkpoint_page import confusion_matrix, pair_rows
+from helper.deploy.checkpoint_page import pair_rows
 from helper.deploy.pictures import draw_confusion, pyplot, save
 from helper.deploy.student import load_student
-from helper.machine.program import run_script
-from helper.tables.runs import Run, find_runs, last_checkpoint, mean_std, network
+from helper.evaluation.metrics import confusion_matrix
+from helper.machine.program import ScriptParser, run_script
+from helper.tables.runs import Run, chosen_runs, last_checkpoint, mean_std, network
 from helper.tables.table import table
 from helper.tables.writers import as_markdown
 from scripts.export_onnx import MEASURED, as_table, exported
@@ -100,13 +100,6 @@ def chosen(runs: Sequence[Run], network: str) -> dict[str, list[Run]]:
     return out
 
 
-def finished(name: str, root: Path) -> list[Run]:
-    """The finished runs on a data set; UserError if there is none."""
-    if not (runs := find_runs(root, name)):
-        raise UserError(f"no finished run on {name} below {root}: train something first")
-    return runs
-
-
 def opened(name: str, folder: Path, runs: Sequence[Run], cache: Path | None) -> ActionData:
     """The data of the runs, with every modality one of them reads."""
     first = next((r for r in runs if not r.is_teacher), runs[0]).identity
@@ -124,26 +117,20 @@ def opened(name: str, folder: Path, runs: Sequence[Run], cache: Path | None) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("--root", type=Path, required=True, help="root of the runs on UTD-MHAD", metavar="FOLDER")
     add("--data_folder", type=Path, required=True, help="folder of UTD-MHAD", metavar="FOLDER")
-    add(
-        "--clip_cache",
-        type=Path,
-        default=Path("./cache/clips"),
-        help="decoded frames (default ./cache/clips)",
-        metavar="FOLDER",
-    )
-    add("--network", default="resnet18_gaf", help="student of the confusion matrix (default resnet18_gaf)")
+    add("--clip_cache", type=Path, default=Path("./cache/clips"), help="decoded frames", metavar="FOLDER")
+    add("--network", default="resnet18_gaf", help="student of the confusion matrix")
     add("--berkeley_root", type=Path, help="root of the runs on Berkeley MHAD")
     add("--berkeley_folder", type=Path, help="folder of Berkeley MHAD")
     add("--out", default="results/vskd", help="beginning of the files' names", metavar="FILE")
     args = parser.parse_args(argv)
     if (args.berkeley_root is None) != (args.berkeley_folder is None):
         raise UserError("--berkeley_root and --berkeley_folder belong together: give both, or none")
-    runs = finished("utd_mhad", args.root)
-    others = finished("berkeley_mhad", args.berkeley_root) if args.berkeley_root else []
+    runs = chosen_runs([args.root], "utd_mhad")
+    others = chosen_runs([args.berkeley_root], "berkeley_mhad") if args.berkeley_root else []
     data = opened("utd_mhad", args.data_folder, runs, args.clip_cache)
     stem = Path(f"{args.out}_utd_mhad_short")
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@ import torch
 
 import test_model
 from core.protocols import Batch, UserError
-from helper.deploy.checkpoint_page import WORST, Seen, class_rows, confusion_matrix, page, pair_rows
+from helper.deploy.checkpoint_page import WORST, Seen, class_rows, page, pair_rows
+from helper.evaluation.metrics import confusion_matrix
 from models import model_dict
 from tests.support.packages import need
 
@@ -30,7 +31,8 @@ def test_classes_pairs_and_worst_mistakes():
     predicted = torch.tensor([0, 1, 1, 1, 0, 2])
     labels, sure = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([9.0, 1, 5, 9, 3, 9])
     seen = seen_of(torch.eye(3)[predicted] * sure[:, None], labels)
-    counts = confusion_matrix(seen.labels, seen.logits.argmax(1), 3)
+    logits, kept, positions = seen.samples()
+    counts = confusion_matrix(kept, logits.argmax(1), 3)
     assert counts.tolist() == [[1, 2, 0], [1, 1, 0], [0, 0, 1]]
     rows = class_rows(counts, CLASSES)
     assert [(name, n) for name, n, *_ in rows] == [("cat", 3), ("dog", 2), ("<cow>", 1)]
@@ -38,7 +40,7 @@ def test_classes_pairs_and_worst_mistakes():
     assert pair_rows(counts, CLASSES) == [("cat", "dog", 2), ("dog", "cat", 1)]
     assert [place for place, _ in seen.worst] == [2, 4, 1]
     assert all(torch.equal(x, torch.full((3, 8, 8), place / 6)) for place, x in seen.worst)
-    assert seen.positions.tolist() == [0, 2, 4, 6, 8, 10]
+    assert positions.tolist() == [0, 2, 4, 6, 8, 10]
     text = page(seen, CLASSES, "resnet8 on <animals>", "a.pth")
     assert "&lt;animals&gt;" in text and "<cow>" not in text and "50.00" in text
     assert not re.findall(r"""src=["'](?!data:)|href=|https?://""", text) and text.count("data:image/png") == 3

@@ -22,6 +22,7 @@ from models import model_dict
 from models._external_vit import any_size
 from models.vit import VisionTransformer
 from scripts.export_student import TOLERANCE, main, reader_of, real_batch
+from tests.support.commands import squeezed
 from tests.support.packages import need
 from tests.support.recordings import utd
 
@@ -101,7 +102,7 @@ def test_the_card_of_a_run_between_two_evaluations(simkd, tmp_path, capsys):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"stage": 0, "epoch": 2, "train_loss": 1.0}\n')
     exported(folder / "resnet8_last.pth", tmp_path / "out", capsys, "--forms", "safetensors")
-    assert "| last evaluated epoch (1) of its run |" in (tmp_path / "out" / "README.md").read_text()
+    assert "| last evaluated epoch (1) of its run |" in squeezed((tmp_path / "out" / "README.md").read_text())
 
 
 @pytest.mark.parametrize("distill", ["hsakd", "simkd"])

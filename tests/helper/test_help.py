@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from helper.machine.program import ScriptParser
 from helper.options import flags as flag_list
 from helper.options import quick
 from helper.options.parse import parse, script_parser
@@ -102,3 +103,16 @@ def test_completion(line, offered, others, tmp_path):
 
 def test_a_parser_of_a_script_needs_no_method():
     assert script_parser(TrainStudentConfigs).prog == "train_student.py"
+
+
+def test_scripts_show_the_default_of_each_flag_once():
+    parser = ScriptParser(description="What it does.\n\n    as it is written", prog="x")
+    parser.add_argument("--size", type=int, default=0, help="size in %% of the image")
+    parser.add_argument("--noise", nargs="+", default=[0.1, "50%"], help="several")
+    parser.add_argument("--own", default=3, help="a number (default: one per core)")
+    parser.add_argument("--switch", action="store_true", help="a switch")
+    parser.add_argument("--name", help="a name")
+    assert "\n    as it is written" in parser.format_help()
+    text = " ".join(parser.format_help().split())
+    assert "size in % of the image (default 0) --noise" in text and "several (default 0.1 50%) --own" in text
+    assert "a number (default: one per core) --switch a switch --name NAME a name" in text

@@ -14,6 +14,7 @@ from core.taps import TappedNet
 from helper.machine.kernels import Kernels, to_device
 from helper.training.fake_quant import ROUNDING, int8_input, int8_weight, make_rounding
 from models import load_student, model_dict
+from tests.support.commands import squeezed
 
 pytestmark = pytest.mark.usefixtures("quick_export")
 
@@ -185,7 +186,7 @@ def test_an_export_in_int8(onnx, tmp_path, capsys, monkeypatch, whole):
     assert config["calibration"] == 64 and rows["float32, onnxruntime"]["ratio"] == 1
     assert rows["float32, onnxruntime"]["accuracy"] == pytest.approx(rows["float32, torch"]["accuracy"], abs=0.3)
     assert rows["int8, onnxruntime"]["bytes"] < 0.6 * rows["float32, onnxruntime"]["bytes"]
-    card = (out / "README.md").read_text()
+    card = squeezed((out / "README.md").read_text())
     for name, row in rows.items():
         assert f"| {name} | {row['accuracy']:.2f} % |" in card and f"| {row['ratio']:.2f} x |" in card
     expected = load_student(path)(IMAGES).detach()

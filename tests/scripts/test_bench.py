@@ -23,6 +23,7 @@ from models import model_dict
 from scripts.bench import bench, bench_worker, measuring
 from scripts.bench.usual_way import Projector, UsualStep
 from tests.support import reference_loop
+from tests.support.commands import squeezed
 
 CPU = torch.device("cpu")
 
@@ -135,7 +136,7 @@ def test_parts_of_a_report(one_process, tmp_path, capsys):
     assert any(c["target"].startswith("vid <= 1.6") for c in both["checks"])
     assert "the student reads 2.0 x the images" in capsys.readouterr().out
     bench.main(["--show", str(out), "--markdown"])
-    assert "| ours vid fp32 |" in capsys.readouterr().out
+    assert "| ours vid fp32 |" in squeezed(capsys.readouterr().out)
     with pytest.raises(UserError, match="batch_size"):
         bench.main([*f"{TINY} --batch_size 16 --bare --json {out} --merge".split()])
 

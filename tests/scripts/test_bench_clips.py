@@ -12,6 +12,7 @@ from dataset.clips.frame_reader import FrameReader
 from dataset.clips.lists import Entry
 from dataset.clips.views import ClipSettings
 from scripts.bench import bench_video, bench_vskd, measuring
+from tests.support.commands import squeezed
 from tests.support.recordings import left_bright, write_video
 
 CPU = torch.device("cpu")
@@ -46,7 +47,7 @@ def test_the_command_writes_both_tables(clips, tmp_path, commands):
     done = commands("scripts/bench/bench_video.py", "--clips", clips, *sizes, "--networks", "resnet8", "--clock", "cpu",
                     "--out", out)  # fmt: skip
     assert done.code == 0, done.err
-    text = out.read_text()
+    text = squeezed(out.read_text())
     assert text.count("| yes |") == 5 and "NO" not in text and "seconds of the processor" in text
     assert "| resnet8 | fp32 | training |" in text and "| resnet8 | fp32 | evaluation |" in text
     commands("scripts/bench/bench_video.py", "--clips", tmp_path / "none").refused("holds no .avi, .mp4 or .mkv files")

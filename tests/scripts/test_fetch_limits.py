@@ -10,7 +10,7 @@ from scripts.teachers import fetch_teachers
 from scripts.teachers.fetch_teachers import read_sources
 from tests.scripts.test_fetch_teachers import fetch, server, weights  # noqa: F401 (fixtures)
 
-pytest.importorskip("pooch", reason="needs pooch, of requirements-extra.txt")
+pytest.importorskip("requests", reason="needs requests, of requirements-extra.txt")
 
 
 def left_behind(root):

@@ -30,7 +30,7 @@ from scripts.teachers.fetch_teachers import (
 )
 from tests.support.model_contract import zeros
 
-pooch = pytest.importorskip("pooch", reason="needs pooch, of requirements-extra.txt")
+pytest.importorskip("requests", reason="needs requests, of requirements-extra.txt")
 ROOT = Path(__file__).resolve().parents[2]
 DRIVE, OPENMMLAB = (
     "https://drive.google.com/file/d/{}/view?usp=sharing",
@@ -313,7 +313,7 @@ def test_weights_of_torchvision_and_timm(server, fetch, weights, monkeypatch, tm
 
 def test_the_list_of_sources_is_complete(capsys, tmp_path):
     sources = read_sources(SOURCES)
-    teachers = {t for name in tables() for t in read_table(name).teachers}
+    teachers = {t for name in tables() for t, _, _ in read_table(name).pairs}
     assert teachers == set(TABLES)
     for teacher in teachers:  # each by at least one direct address
         assert any(teacher in s["networks"] and s["kind"] in ("file", "tar") for s in sources)
@@ -353,7 +353,7 @@ def test_one_data_set_by_name(tmp_path):
 def test_every_teacher_of_the_tables_is_trained():
     lines = (ROOT / "scripts/teachers/train_teachers.sh").read_text().splitlines()
     commands = [i for i, line in enumerate(lines) if line.startswith("python train_teacher.py ")]
-    published = {t: a for name in tables() for t, a in read_table(name).teachers.items()}
+    published = {t: a for name in tables() for t, a, _ in read_table(name).pairs}
     trained = {}
     for i in commands:
         settings = parse(shlex.split(lines[i])[2:], teacher=True)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from core.protocols import UserError
 from eval_rep import parse as parse_probe
 from helper.options.naming import run_name
 from helper.options.parse import parse
 from models import model_for
 from scripts.hsakd.probe_table import main as probe_table
+from tests.support.commands import squeezed
 from tests.support.interpreter import Interpreter
 
 FOLDER = Path(__file__).resolve().parents[2] / "scripts" / "hsakd"
@@ -154,11 +156,14 @@ def test_a_table_refuses_what_names_no_cell(interpreter, wrong):
 def test_probes_become_a_table(tmp_path, capsys):
     import json
 
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no results of eval_rep.py --json, named METHOD RATIO SOLVER SEED.json"):
+        probe_table([str(tmp_path)])
     for seed, top in ((0, 10.0), (1, 14.0)):
         result = {"top1": top, "best": top + 1, "manual_seed": seed, "dataset": "TinyImageNet", "images": [10000, 2000]}
         environment = {"environment": {"cpu": "a CPU", "commit": "abc"}}
         (tmp_path / f"hsakd 0.25 sgd {seed}.json").write_text(json.dumps(result | environment))
     probe_table([str(tmp_path), "--out", str(tmp_path / "table.md")])
-    assert "| hsakd | 0.25 | sgd | 12.00 ± 2.83 | [13.00] | 0, 1 |" in capsys.readouterr().out
+    assert "| hsakd | 0.25 | sgd | 12.00 ± 2.83 | [13.00] | 0, 1 |" in squeezed(capsys.readouterr().out)
     page = (tmp_path / "table.md").read_text()
     assert page.startswith("# Linear probe on TinyImageNet") and "10,000 images train the probe, 2,000 test it." in page

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -15,6 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = {"helper.machine.distributed.SPEAK_AFTER": 0.1}  # ranks that lose another one end without a wait
 DIGITS = ("--dataset", "digits", "--image_size", 8)  # their own size: a fifth of the work of 32 px
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+
+def squeezed(text: str) -> str:
+    """Markdown tables without the padding of their cells."""
+    return re.sub(r" +\|", " |", text)
 
 
 @dataclass(frozen=True)
