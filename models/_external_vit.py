@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.models.vision_transformer import Encoder, VisionTransformer
 
-from core.protocols import UserError
-from models._transformer import resized_positions
+from models._transformer import refuse_cut_patches, resized_positions
 
 
 class AnySizeEncoder(Encoder):
@@ -23,12 +22,7 @@ class AnySizeEncoder(Encoder):
 
 class AnySizeViT(VisionTransformer):
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise UserError(
-                f"a transformer that cuts images into patches of {self.patch_size} px cannot read {height}x{width}: "
-                f"choose an --image_size that is a multiple of {self.patch_size}"
-            )
+        refuse_cut_patches(x.shape[2], x.shape[3], self.patch_size)
         maps = self.conv_proj(x)
         self.encoder.grid = (maps.shape[2], maps.shape[3])
         tokens = maps.flatten(2).transpose(1, 2)

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import relu_
@@ -128,36 +129,16 @@ def _published_init(heads: AuxiliaryClassifier, linear: str = "zero bias") -> Au
     return heads
 
 
-def _wrn_heads(depth: int, widen: int, outputs: int) -> AuxiliaryClassifier:
-    widths = (16 * widen, 32 * widen, 64 * widen)
-    extractors = remaining_stages(lambda i, c_in, stride: wrn.Stage(c_in, widths[i], (depth - 4) // 6, stride), widths)
-    norm = partial(nn.BatchNorm2d, widths[-1])
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs, norm, "bn", activated=True))
-
-
-def _resnet_heads(depth: int, widths: Sequence[int], outputs: int) -> AuxiliaryClassifier:
-    extractors = remaining_stages(
-        lambda i, c_in, stride: resnet.stage(c_in, widths[i], (depth - 2) // 6, stride), widths
-    )
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs))
-
-
-def _bottleneck_heads(blocks: Sequence[int], outputs: int) -> AuxiliaryClassifier:
-    narrow = resnet_bottleneck.WIDTHS
-    widths = [resnet_bottleneck.EXPANSION * width for width in narrow]
-    extractors = remaining_stages(
-        lambda i, c_in, stride: resnet_bottleneck.stage(c_in, narrow[i], blocks[i], stride), widths
-    )
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs), "default")
-
-
-def _imagenet_heads(blocks: Sequence[int], bottleneck: bool, outputs: int) -> AuxiliaryClassifier:
-    from models.resnet_imagenet import stage  # needs torchvision
-
-    narrow = (64, 128, 256, 512)
-    widths = [(4 if bottleneck else 1) * width for width in narrow]
-    extractors = remaining_stages(lambda i, c_in, stride: stage(c_in, narrow[i], blocks[i], stride, bottleneck), widths)
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs), "default")
+def _staged_heads(
+    stage: Callable[[int, int, int], nn.Module],
+    widths: Sequence[int],
+    outputs: int,
+    linear: str = "zero bias",
+    **tail: Any,
+) -> AuxiliaryClassifier:
+    """Heads of remaining_stages(). linear: as in _published_init(). tail: as in AuxiliaryClassifier."""
+    extractors = remaining_stages(stage, widths)
+    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs, **tail), linear)
 
 
 def _vgg_heads(convs: Sequence[int], outputs: int) -> AuxiliaryClassifier:
@@ -192,14 +173,6 @@ def _mobile_heads(outputs: int) -> AuxiliaryClassifier:
     return _published_init(AuxiliaryClassifier(extractors, mobilenetv2.LAST_WIDTH, outputs, tail, "conv2_"), "small")
 
 
-def _shuffle_v1_heads(outputs: int) -> AuxiliaryClassifier:
-    widths, blocks = shufflenetv1.WIDTHS, shufflenetv1.BLOCKS
-    extractors = remaining_stages(
-        lambda i, c_in, stride: shufflenetv1.stage(c_in, widths[i], blocks[i], stride), widths
-    )
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs))
-
-
 def _shuffle_v2_heads(outputs: int) -> AuxiliaryClassifier:
     *widths, last = (116, 232, 464, 1024)
     blocks = shufflenetv2.BLOCKS
@@ -216,15 +189,44 @@ VGG_TAPS = ("stem", "stage1", "stage2", "stage4")  # as published: the fourth bl
 
 
 def _wrn(base: ModelSpec, depth: int, widen: int) -> Family:
-    return Family(base, THREE, partial(_wrn_heads, depth, widen))
+    widths, blocks = (16 * widen, 32 * widen, 64 * widen), (depth - 4) // 6
+    norm = partial(nn.BatchNorm2d, widths[-1])
+
+    def stage(i: int, c_in: int, stride: int) -> nn.Module:
+        return wrn.Stage(c_in, widths[i], blocks, stride)
+
+    return Family(base, THREE, partial(_staged_heads, stage, widths, tail=norm, tail_name="bn", activated=True))
 
 
 def _resnet(base: ModelSpec, depth: int, widths: Sequence[int]) -> Family:
-    return Family(base, THREE, partial(_resnet_heads, depth, widths[1:]))
+    def stage(i: int, c_in: int, stride: int) -> nn.Module:
+        return resnet.stage(c_in, widths[1 + i], (depth - 2) // 6, stride)
+
+    return Family(base, THREE, partial(_staged_heads, stage, widths[1:]))
+
+
+def _bottleneck(base: ModelSpec, blocks: Sequence[int]) -> Family:
+    narrow, expansion = resnet_bottleneck.WIDTHS, resnet_bottleneck.EXPANSION
+
+    def stage(i: int, c_in: int, stride: int) -> nn.Module:
+        return resnet_bottleneck.stage(c_in, narrow[i], blocks[i], stride)
+
+    return Family(base, FOUR, partial(_staged_heads, stage, [expansion * width for width in narrow], linear="default"))
 
 
 def _imagenet(base: ModelSpec, blocks: Sequence[int], bottleneck: bool = False) -> Family:
-    return Family(base, FOUR, partial(_imagenet_heads, blocks, bottleneck))
+    narrow, expansion = (64, 128, 256, 512), 4 if bottleneck else 1
+
+    def stage(i: int, c_in: int, stride: int) -> nn.Module:
+        from models.resnet_imagenet import stage  # needs torchvision
+
+        return stage(c_in, narrow[i], blocks[i], stride, bottleneck)
+
+    return Family(base, FOUR, partial(_staged_heads, stage, [expansion * width for width in narrow], linear="default"))
+
+
+def _shuffle_v1_stage(i: int, c_in: int, stride: int) -> nn.Module:
+    return shufflenetv1.stage(c_in, shufflenetv1.WIDTHS[i], shufflenetv1.BLOCKS[i], stride)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -240,10 +242,10 @@ FAMILIES: Mapping[str, Family] = {
     "vgg8_bn": Family(vgg.vgg8, VGG_TAPS, partial(_vgg_heads, (1, 1, 1, 1, 1))),
     "vgg13_bn": Family(vgg.vgg13, VGG_TAPS, partial(_vgg_heads, (2, 2, 2, 2, 2))),
     "mobilenetV2": Family(mobilenetv2.mobilenetv2_hsakd, FOUR, _mobile_heads, mobilenetv2.mobilenetv2_dpcd),
-    "ShuffleV1": Family(shufflenetv1.shuffle_v1, THREE, _shuffle_v1_heads),
+    "ShuffleV1": Family(shufflenetv1.shuffle_v1, THREE, partial(_staged_heads, _shuffle_v1_stage, shufflenetv1.WIDTHS)),
     "ShuffleV2": Family(shufflenetv2.shuffle_v2, THREE, _shuffle_v2_heads),
-    "ResNet18": Family(resnet_bottleneck.resnet18_bottleneck, FOUR, partial(_bottleneck_heads, (2, 2, 2, 2))),
-    "ResNet50": Family(resnet_bottleneck.resnet50_cifar, FOUR, partial(_bottleneck_heads, resnet_bottleneck.BLOCKS)),
+    "ResNet18": _bottleneck(resnet_bottleneck.resnet18_bottleneck, (2, 2, 2, 2)),
+    "ResNet50": _bottleneck(resnet_bottleneck.resnet50_cifar, resnet_bottleneck.BLOCKS),
     "resnet18_imagenet": _imagenet(imagenet.resnet18, (2, 2, 2, 2)),
     "resnet34_imagenet": _imagenet(imagenet.resnet34, (3, 4, 6, 3)),
     "resnet50_imagenet": _imagenet(imagenet.resnet50, (3, 4, 6, 3), bottleneck=True),

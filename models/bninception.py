@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Published, Tap
+from models._common import global_pool
 
 
 class Block(NamedTuple):
@@ -66,7 +67,7 @@ class BNInception(nn.Module):
         self.pool2_3x3_s2 = nn.MaxPool2d(3, 2, ceil_mode=True)
         for block in BLOCKS:
             self._block(block)
-        self.global_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.global_pool = global_pool()
         self.last_linear = nn.Linear(BLOCKS[-1].c_out, num_classes)
 
     def _conv(self, name: str, relu: str, c_in: int, c_out: int, size: int, stride: int = 1) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Published, Tap, UserError
-from models._common import below, without_inplace
+from models._common import below, global_pool, without_inplace
 from models._gaf import gramian_field
 
 SEMANTIC = 300
@@ -73,7 +73,7 @@ class SensorCNN(nn.Module):
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False), 1):
             self.add_module(f"stage{i}", nn.Sequential(_conv(a, b, 5, 2), _conv(b, b, 5)))
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.pool = global_pool()
         self.semantic = Semantic(8 * width)
         self.fc = nn.Linear(SEMANTIC, num_classes)
 
