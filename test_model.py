@@ -27,6 +27,7 @@ from core.option import add_flags, checked, plausible, positive, read, whole
 from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import few_workers, image_side
+from dataset.clips.views import TestViews
 from helper.deploy.as_trained import (
     AS_TRAINED,
     add_data_set,
@@ -209,7 +210,7 @@ def report(args, device):
 
     started = time.monotonic()
     share = {"rank": machine.rank(), "world_size": distributed.world_size()}
-    views = {"views": data.clip_views(**given)} if given else {}
+    views = {"views": TestViews(**given)} if given else {}
     loader = data.test_loader(args.batch_size, device=device, **share, **views)
     how = args.average_clips or network.spec.published.average_clips
     if args.report is not None and distributed.world_size() > 1:

@@ -6,6 +6,7 @@ This file imports nothing from the project; every other file may import it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,15 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """Of an error's message; the kind of the error, if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Inside the context, an OSError becomes a UserError: what failed, then the system's reason."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,7 @@ class SourceConfig(Config):
     )
     few_ratio: float = option(1.0, "train on this share of every class", check=share_above_0, role=RESULT)
     num_workers: int = option(
-        8,
-        "loader processes (or DALI threads) per machine, for data that is not held in memory",
-        check=few_workers,
+        8, "loader processes (or DALI threads) per machine, for data that is not held in memory", check=few_workers
     )
 
     def idle(self, around: Around) -> dict[str, str]:
@@ -132,8 +130,6 @@ class StreamConfig(Config):
 
 @dataclass(frozen=True)
 class RecordingConfig(Config):
-    """Clips and action recordings."""
-
     heading = "recordings"
 
     data_split: str | None = option(
@@ -157,8 +153,6 @@ class RecordingConfig(Config):
 
 @dataclass(frozen=True)
 class VideoConfig(Config):
-    """Lists of videos."""
-
     heading = "video"
 
     train_list: str | None = option(

@@ -125,12 +125,7 @@ MAPS = ("stage1", "stage2", "stage3", "stage4")
 
 
 def _spec(
-    name: str,
-    build: type[nn.Module],
-    taps: dict[str, Tap],
-    feats: tuple[str, ...],
-    semantic: str,
-    **more: Any,
+    name: str, build: type[nn.Module], taps: dict[str, Tap], feats: tuple[str, ...], semantic: str, **more: Any
 ) -> ModelSpec:
     vector = Tap(semantic, "vector")
     taps = {**taps, "pooled": vector, "semantic": vector}

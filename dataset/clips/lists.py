@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.files import read_text
-from core.protocols import UserError
+from core.protocols import UserError, explained
 from dataset.clips.decode import ClipSource
 from dataset.images.files import a_few, files_below
 
@@ -163,11 +163,9 @@ def require_files(entries: Sequence[Entry]) -> None:
     """UserError for the first clip that is missing or empty; its content is checked when it is read."""
     for entry in entries:
         path = entry.source.path
-        try:
+        with explained(f"{entry.where}: cannot read '{path}'"):
             empty = path.is_file() and not path.stat().st_size
             there = path.exists()
-        except OSError as error:
-            raise UserError(f"{entry.where}: cannot read '{path}': {error.strerror}") from error
         if not there or empty:
             what = "is empty (0 bytes)" if there else "does not exist"
             raise UserError(

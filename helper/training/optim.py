@@ -29,8 +29,6 @@ def _known(flag: str, value: str) -> None:
 
 @dataclass(frozen=True)
 class OptimConfig(Config):
-    """Settings of the optimiser."""
-
     heading = "optimisation"
 
     optimizer: str = option(
