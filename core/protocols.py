@@ -395,7 +395,6 @@ class DataSet(ABC):
     """
 
     name: str
-    num_classes: int
     classes: Sequence[str]
     shapes: Mapping[str, tuple[int, ...]]
     train_labels: Tensor
@@ -406,6 +405,10 @@ class DataSet(ABC):
     notes: Sequence[str] = ()
     full: FullSet | None = None
     full_batches: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
 
     @property
     def labelled(self) -> DataSet:

@@ -126,19 +126,10 @@ def published_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v[0] if "_bn." in k and v.ndim == 2 and len(v) == 1 else v for k, v in renamed.items()}
 
 
-# the branches whose maps the VSKD teacher returns, one per block: taps branch1 to branch11
+# the branches whose maps the VSKD teacher returns, one per block and one before them: taps branch1 to branch11
 HOOKED = (
     "conv2_relu_3x3",
-    "inception_3a_relu_pool_proj",
-    "inception_3b_relu_pool_proj",
-    "inception_3c_relu_double_3x3_2",
-    "inception_4a_relu_pool_proj",
-    "inception_4b_relu_pool_proj",
-    "inception_4c_relu_pool_proj",
-    "inception_4d_relu_pool_proj",
-    "inception_4e_relu_double_3x3_2",
-    "inception_5a_relu_pool_proj",
-    "inception_5b_relu_pool_proj",
+    *(f"inception_{b.name}_relu_{'pool_proj' if b.project else 'double_3x3_2'}" for b in BLOCKS),
 )
 
 bninception = ModelSpec(

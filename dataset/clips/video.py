@@ -54,7 +54,6 @@ class VideoData(DataSet):
         options: DataOptions,
     ):
         self.name, self.classes, self.train, self.test = name, tuple(classes), list(train), list(test)
-        self.num_classes = len(self.classes)
         self.settings, self.reader = settings, reader
         self.options, self.evaluated_on = options, options.evaluated_on("test")
         side = settings.size

@@ -147,7 +147,7 @@ class StreamedData(DataSet):
     num_crops = None
 
     def __init__(self, root: Path, classes: Sequence[str], train: Files, val: Files, options: DataOptions):
-        self.name, self.classes, self.num_classes = "imagenet", tuple(classes), len(classes)
+        self.name, self.classes = "imagenet", tuple(classes)
         self.root, self.train, self.val, self.options = root, train, val, options
         self.size = options.image_size or 224
         self.shapes: Mapping[str, tuple[int, ...]] = {"image": (3, self.size, self.size)}

@@ -65,7 +65,7 @@ class UnlabelledData(ResidentData):
     def taught(self, classes: Sequence[str]) -> UnlabelledData:
         """The same images, for a student that puts out these classes of its teacher."""
         other = copy.copy(self)
-        other.classes, other.num_classes = tuple(classes), len(classes)
+        other.classes = tuple(classes)
         return other
 
     def shuffled(self, batching: Batching, device: torch.device) -> TrainLoader:
@@ -114,7 +114,7 @@ class SemiLabelled(DataSet):
 
     def __init__(self, labelled: DataSet, others: DataSet, ratio: float):
         self._labelled, self.others, self.ratio = labelled, others, ratio
-        self.name, self.classes, self.num_classes = labelled.name, labelled.classes, labelled.num_classes
+        self.name, self.classes = labelled.name, labelled.classes
         self.shapes, self.evaluated_on = labelled.shapes, labelled.evaluated_on
         self.streamed, self.videos = labelled.streamed, labelled.videos
         self.train_labels = torch.cat([labelled.train_labels, others.train_labels])
