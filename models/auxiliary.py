@@ -218,9 +218,9 @@ def _imagenet(base: ModelSpec, blocks: Sequence[int], bottleneck: bool = False) 
     narrow, expansion = (64, 128, 256, 512), 4 if bottleneck else 1
 
     def stage(i: int, c_in: int, stride: int) -> nn.Module:
-        from models.resnet_imagenet import stage  # needs torchvision
+        from models._torchvision import resnet_stage  # needs torchvision
 
-        return stage(c_in, narrow[i], blocks[i], stride, bottleneck)
+        return resnet_stage(c_in, narrow[i], blocks[i], stride, bottleneck)
 
     return Family(base, FOUR, partial(_staged_heads, stage, [expansion * width for width in narrow], linear="default"))
 

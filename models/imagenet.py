@@ -21,22 +21,19 @@ def _resnet(
     pretrained: bool | str = False,
     *,
     published: str | None,
-    bottleneck: bool = False,
-    doubled: bool = False,
-    **options: int,
+    **options: Any,
 ) -> nn.Module:
-    from models.resnet_imagenet import build
+    from models._torchvision import build_resnet
 
-    model = without_inplace(build(blocks, num_classes, bottleneck, doubled, **options))
-    return _filled(model, published, pretrained, "fc")
+    return _filled(without_inplace(build_resnet(blocks, num_classes, **options)), published, pretrained, "fc")
 
 
 def _shufflenet(
     widths: tuple[int, ...], published: str, num_classes: int = 1000, pretrained: bool | str = False
 ) -> nn.Module:
-    from models.shufflenet_imagenet import build
+    from models._torchvision import build_shufflenet
 
-    return _filled(without_inplace(build(widths, num_classes)), published, pretrained, "fc")
+    return _filled(without_inplace(build_shufflenet(widths, num_classes)), published, pretrained, "fc")
 
 
 def _torchvision(

@@ -38,11 +38,11 @@ class GafResNet18(nn.Module):
 
     def __init__(self, num_classes: int, shape: Sequence[int] | None = None, kind: str = "gasf"):
         super().__init__()
-        from models.resnet_imagenet import build  # needs torchvision
+        from models._torchvision import build_resnet  # needs torchvision
 
         self.kind = kind
         axes = (shape or SHAPE)[0]
-        self.trunk = without_inplace(build((2, 2, 2, 2), 1, False, False))
+        self.trunk = without_inplace(build_resnet((2, 2, 2, 2), 1))
         if axes != 3:
             first = self.trunk.conv1
             self.trunk.conv1 = nn.Conv2d(axes, first.out_channels, 7, 2, 3, bias=False)
