@@ -270,19 +270,15 @@ def _own_keys(build: Any) -> list[str]:
 
 
 @cache
-def tsn_spec(name: str) -> ModelSpec:
-    """`tsn:NAME` over any network of images, such as tsn:torchvision:resnet18 or tsn:timm:resnet50."""
+def _over_named(kind: str, name: str) -> ModelSpec:
+    """`tsn:NAME` over any network of images, such as tsn:torchvision:resnet18; `tsm:NAME` over any network of residual
+    blocks, such as tsm:timm:resnet50."""
     from models import model_dict
 
-    return _over("tsn", model_dict[name], f"tsn:{name}")
+    return _over(kind, model_dict[name], f"{kind}:{name}")
 
 
-@cache
-def tsm_spec(name: str) -> ModelSpec:
-    """`tsm:NAME` over any network of residual blocks, such as tsm:timm:resnet50."""
-    from models import model_dict
-
-    return _over("tsm", model_dict[name], f"tsm:{name}")
+tsn_spec, tsm_spec = partial(_over_named, "tsn"), partial(_over_named, "tsm")
 
 
 def _swin_base(num_classes: int = 1000, pretrained: bool | str = False) -> nn.Module:

@@ -135,11 +135,11 @@ def describe_oddities(train: Sequence[Entry], test: Sequence[Entry], num_classes
     if first:
         found.append(f"training labels start at {first} instead of 0")
     if gaps := [c for c in range(first, num_classes) if c not in used]:
-        found.append(f"no training clip has class {a_few(list(map(str, gaps)))}")
+        found.append(f"no training clip has class {a_few(gaps)}")
     if untested := used - {e.label for e in test}:
         found.append(f"{len(untested)} of {num_classes} classes have no test clip")
     if unseen := {e.label for e in test} - used:
-        found.append(f"the test list has classes without a training clip ({a_few(list(map(str, sorted(unseen))))})")
+        found.append(f"the test list has classes without a training clip ({a_few(sorted(unseen))})")
     if len(used) == 1:
         found.append(f"all training clips have class {first}")
     for name, entries in (("training", train), ("test", test)):
