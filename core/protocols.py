@@ -406,7 +406,7 @@ class DataSet(ABC):
     full: FullSet | None = None
     full_batches: bool = False
 
-    @property
+    @cached_property  # which a subclass may assign
     def num_classes(self) -> int:
         return len(self.classes)
 

@@ -65,7 +65,7 @@ class UnlabelledData(ResidentData):
     def taught(self, classes: Sequence[str]) -> UnlabelledData:
         """The same images, for a student that puts out these classes of its teacher."""
         other = copy.copy(self)
-        other.classes = tuple(classes)
+        other.classes, other.num_classes = tuple(classes), len(classes)
         return other
 
     def shuffled(self, batching: Batching, device: torch.device) -> TrainLoader:
