@@ -125,13 +125,10 @@ def refuse_folder(path: Path, what: str = "folder") -> None:
 
 def read_text(path: Path, what: str, encoding: str = "utf-8") -> str:
     """The text of a regular file. what: as messages call it."""
-    try:
+    with explained(f"cannot read the {what} '{path}'"):
         if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe or a device may never end
             raise UserError(f"the {what} '{path}' is a pipe, a socket or a device: name a regular file")
         return path.read_text(encoding)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the {what} '{path}': {reason}") from error
 
 
 def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out: str) -> dict[str, Any]:

@@ -32,11 +32,11 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Inside the context, an OSError becomes a UserError: what failed, then the system's reason."""
+    """Inside the context, an error of the disk or of the encoding becomes a UserError: what failed, and why."""
     try:
         yield
-    except OSError as error:
-        raise UserError(f"{what}: {error.strerror or error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @dataclass(frozen=True)
