@@ -214,12 +214,16 @@ def flag_of(f: dataclasses.Field[Any], prefix: str = "") -> Flag:
     return Flag(names, f.default, meta["help"], kind, choices, meta["role"], nargs, meta["check"], meta["metavar"])
 
 
-@functools.cache  # evaluating annotations takes longer than the rest of parsing
+_PARTS: dict[type, Mapping[str, type]] = {}  # evaluating annotations takes longer than the rest of parsing
+
+
 def parts_of(config: type) -> Mapping[str, type]:
     """Field name -> Config class, for the fields of a dataclass that are Configs or groups of Configs."""
-    kinds = typing.get_type_hints(config)
-    fields = {f.name: kinds[f.name] for f in dataclasses.fields(config)}
-    return {k: v for k, v in fields.items() if dataclasses.is_dataclass(v) and isinstance(v, type)}
+    if config not in _PARTS:
+        kinds = typing.get_type_hints(config)
+        fields = {f.name: kinds[f.name] for f in dataclasses.fields(config)}
+        _PARTS[config] = {k: v for k, v in fields.items() if dataclasses.is_dataclass(v) and isinstance(v, type)}
+    return _PARTS[config]
 
 
 def flags_by_field(config: type) -> dict[str, Flag]:
