@@ -111,11 +111,18 @@ class Family:
     base_dpcd: ModelSpec | None = None  # if DPCD has another network
 
 
-def remaining_stages(stage: Callable[[int, int, int], nn.Module], widths: Sequence[int]) -> list[nn.Sequential]:
-    """The extractors of all heads. stage(i, c_in, stride) builds a copy of stage i; widths: channels of every stage."""
+def remaining_stages(
+    stage: Callable[[int, int, int, int], nn.Module], widths: Sequence[int], blocks: Sequence[int], expansion: int = 1
+) -> list[nn.Sequential]:
+    """The extractors of all heads. stage(c_in, width, blocks, stride): makes a stage of expansion * width channels.
+    widths, blocks: of every stage of the network."""
     last = len(widths) - 1
-    branches = [[stage(i, widths[i - 1], 2) for i in range(tap + 1, last + 1)] for tap in range(last)]
-    return [nn.Sequential(*b) for b in (*branches, [stage(last, widths[last], 1)])]
+    branches = [
+        [stage(expansion * widths[i - 1], widths[i], blocks[i], 2) for i in range(tap + 1, last + 1)]
+        for tap in range(last)
+    ]
+    final = stage(expansion * widths[last], widths[last], blocks[last], 1)
+    return [nn.Sequential(*stages) for stages in (*branches, [final])]
 
 
 def _published_init(heads: AuxiliaryClassifier, linear: str = "zero bias") -> AuxiliaryClassifier:
@@ -130,15 +137,17 @@ def _published_init(heads: AuxiliaryClassifier, linear: str = "zero bias") -> Au
 
 
 def _staged_heads(
-    stage: Callable[[int, int, int], nn.Module],
+    stage: Callable[[int, int, int, int], nn.Module],
     widths: Sequence[int],
+    blocks: Sequence[int],
     outputs: int,
+    expansion: int = 1,
     linear: str = "zero bias",
     **tail: Any,
 ) -> AuxiliaryClassifier:
     """Heads of remaining_stages(). linear: as in _published_init(). tail: as in AuxiliaryClassifier."""
-    extractors = remaining_stages(stage, widths)
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs, **tail), linear)
+    extractors = remaining_stages(stage, widths, blocks, expansion)
+    return _published_init(AuxiliaryClassifier(extractors, expansion * widths[-1], outputs, **tail), linear)
 
 
 def _vgg_heads(convs: Sequence[int], outputs: int) -> AuxiliaryClassifier:
@@ -175,10 +184,7 @@ def _mobile_heads(outputs: int) -> AuxiliaryClassifier:
 
 def _shuffle_v2_heads(outputs: int) -> AuxiliaryClassifier:
     *widths, last = (116, 232, 464, 1024)
-    blocks = shufflenetv2.BLOCKS
-    extractors = remaining_stages(
-        lambda i, c_in, stride: shufflenetv2.stage(c_in, widths[i], blocks[i], stride), widths
-    )
+    extractors = remaining_stages(shufflenetv2.stage, widths, shufflenetv2.BLOCKS)
     for extractor in extractors:
         extractor.extend([nn.Conv2d(widths[-1], last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU(inplace=True)])
     return AuxiliaryClassifier(extractors, last, outputs)
@@ -189,46 +195,32 @@ VGG_TAPS = ("stem", "stage1", "stage2", "stage4")  # as published: the fourth bl
 
 
 def _wrn(base: ModelSpec, depth: int, widen: int) -> Family:
-    widths, blocks = (16 * widen, 32 * widen, 64 * widen), (depth - 4) // 6
-    norm = partial(nn.BatchNorm2d, widths[-1])
-
-    def stage(i: int, c_in: int, stride: int) -> nn.Module:
-        return wrn.Stage(c_in, widths[i], blocks, stride)
-
-    return Family(base, THREE, partial(_staged_heads, stage, widths, tail=norm, tail_name="bn", activated=True))
+    widths, blocks = (16 * widen, 32 * widen, 64 * widen), 3 * [(depth - 4) // 6]
+    tail = {"tail": partial(nn.BatchNorm2d, widths[-1]), "tail_name": "bn", "activated": True}
+    return Family(base, THREE, partial(_staged_heads, wrn.Stage, widths, blocks, **tail))
 
 
 def _resnet(base: ModelSpec, depth: int, widths: Sequence[int]) -> Family:
-    def stage(i: int, c_in: int, stride: int) -> nn.Module:
-        return resnet.stage(c_in, widths[1 + i], (depth - 2) // 6, stride)
-
-    return Family(base, THREE, partial(_staged_heads, stage, widths[1:]))
+    return Family(base, THREE, partial(_staged_heads, resnet.stage, widths[1:], 3 * [(depth - 2) // 6]))
 
 
 def _bottleneck(base: ModelSpec, blocks: Sequence[int]) -> Family:
-    narrow, expansion = resnet_bottleneck.WIDTHS, resnet_bottleneck.EXPANSION
-
-    def stage(i: int, c_in: int, stride: int) -> nn.Module:
-        return resnet_bottleneck.stage(c_in, narrow[i], blocks[i], stride)
-
-    return Family(base, FOUR, partial(_staged_heads, stage, [expansion * width for width in narrow], linear="default"))
+    stage, widths, expansion = resnet_bottleneck.stage, resnet_bottleneck.WIDTHS, resnet_bottleneck.EXPANSION
+    return Family(base, FOUR, partial(_staged_heads, stage, widths, blocks, expansion=expansion, linear="default"))
 
 
 def _imagenet(base: ModelSpec, blocks: Sequence[int], bottleneck: bool = False) -> Family:
-    narrow, expansion = (64, 128, 256, 512), 4 if bottleneck else 1
-
-    def stage(i: int, c_in: int, stride: int) -> nn.Module:
-        from models._torchvision import resnet_stage  # needs torchvision
-
-        return resnet_stage(c_in, narrow[i], blocks[i], stride, bottleneck)
-
-    return Family(base, FOUR, partial(_staged_heads, stage, [expansion * width for width in narrow], linear="default"))
+    stage, widths, expansion = partial(_imagenet_stage, bottleneck), (64, 128, 256, 512), 4 if bottleneck else 1
+    return Family(base, FOUR, partial(_staged_heads, stage, widths, blocks, expansion=expansion, linear="default"))
 
 
-def _shuffle_v1_stage(i: int, c_in: int, stride: int) -> nn.Module:
-    return shufflenetv1.stage(c_in, shufflenetv1.WIDTHS[i], shufflenetv1.BLOCKS[i], stride)
+def _imagenet_stage(bottleneck: bool, *shape: int) -> nn.Module:
+    from models._torchvision import resnet_stage  # needs torchvision
+
+    return resnet_stage(*shape, bottleneck)
 
 
+SHUFFLE_V1_HEADS = partial(_staged_heads, shufflenetv1.stage, shufflenetv1.WIDTHS, shufflenetv1.BLOCKS)
 FAMILIES: Mapping[str, Family] = {
     "wrn_16_1": _wrn(wrn.wrn_16_1, 16, 1),
     "wrn_16_2": _wrn(wrn.wrn_16_2, 16, 2),
@@ -242,7 +234,7 @@ FAMILIES: Mapping[str, Family] = {
     "vgg8_bn": Family(vgg.vgg8, VGG_TAPS, partial(_vgg_heads, (1, 1, 1, 1, 1))),
     "vgg13_bn": Family(vgg.vgg13, VGG_TAPS, partial(_vgg_heads, (2, 2, 2, 2, 2))),
     "mobilenetV2": Family(mobilenetv2.mobilenetv2_hsakd, FOUR, _mobile_heads, mobilenetv2.mobilenetv2_dpcd),
-    "ShuffleV1": Family(shufflenetv1.shuffle_v1, THREE, partial(_staged_heads, _shuffle_v1_stage, shufflenetv1.WIDTHS)),
+    "ShuffleV1": Family(shufflenetv1.shuffle_v1, THREE, SHUFFLE_V1_HEADS),
     "ShuffleV2": Family(shufflenetv2.shuffle_v2, THREE, _shuffle_v2_heads),
     "ResNet18": _bottleneck(resnet_bottleneck.resnet18_bottleneck, (2, 2, 2, 2)),
     "ResNet50": _bottleneck(resnet_bottleneck.resnet50_cifar, resnet_bottleneck.BLOCKS),
