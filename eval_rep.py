@@ -49,12 +49,8 @@ def parser():
     add_network(parser, "checkpoint of any network, or the folder of a run", paths, ("--arch", "--model"))
     add_data_set(parser, "STL-10", folder=())
     add("--data", "--data_folder", default="../data/", help="folder of the data (default ../data/)", metavar="FOLDER")
-    add(
-        "--solver",
-        default="sgd",
-        choices=("sgd", "lbfgs"),
-        help="sgd (the default), as published, or lbfgs, which finds the optimum",
-    )
+    text = "sgd (the default), as published, or lbfgs, which finds the optimum"
+    add("--solver", default="sgd", choices=("sgd", "lbfgs"), help=text)
     add("--epochs", **whole(1), help="epochs of SGD (default 100), or most iterations of L-BFGS (default 500)")
     text = "initial learning rate of SGD (default 0.1)"
     add("--init_lr", "--learning_rate", type=float, action=checked(positive), default=0.1, help=text)
@@ -65,17 +61,10 @@ def parser():
     add("--batch_size", **whole(1), default=64, help="batch size of SGD (default 64)")
     text = "views of each training image (default 1): the whole image, then random crops"
     add("--views", **whole(1, 1000), default=1, help=text)
-    add(
-        "--norm",
-        default="own",
-        choices=("own", "published"),
-        help="pixel statistics: the network's own (default), or those of the published probe",
-    )
-    add(
-        "--image_size",
-        **whole(8, LARGEST_IMAGE),
-        help="size of the images in pixels (default: the network's design size)",
-    )
+    text = "pixel statistics: the network's own (default), or those of the published probe"
+    add("--norm", default="own", choices=("own", "published"), help=text)
+    text = "size of the images in pixels (default: the network's design size)"
+    add("--image_size", **whole(8, LARGEST_IMAGE), help=text)
     add("--few_ratio", type=float, default=1.0, help="share of the training images (default 1)")
     add("--precision", default="fp32", choices=("fp32", "bf16"), help="precision of the features (default fp32)")
     add("--manual_seed", "--seed", **whole(0, 2**63 - 1), default=0, help="random seed (default 0)")

@@ -28,8 +28,8 @@ import torch
 
 from core.files import atomic_write_text, make_folder
 from core.log import log, start_log
-from core.option import checked, whole
-from dataset.base import image_side
+from core.option import whole
+from dataset.base import LARGEST_IMAGE
 from helper.deploy.pictures import grid, save
 from helper.deploy.predictor import Prediction, open_predictor
 from helper.machine.devices import pick_device
@@ -65,19 +65,11 @@ def parser() -> argparse.ArgumentParser:
     quick.add_help(parser)
     add = parser.add_argument
     add("files", nargs="+", type=Path, help="files, or folders of files")
-    add(
-        "--path",
-        required=True,
-        help="the network: a checkpoint, the folder of a run, or an exported file",
-        metavar="FILE",
-    )
+    text = "the network: a checkpoint, the folder of a run, or an exported file"
+    add("--path", required=True, help=text, metavar="FILE")
     add("--model", help="architecture, if neither the file nor its path names it", metavar="NAME")
-    add(
-        "--image_size",
-        type=int,
-        action=checked(image_side),
-        help="size of the images in pixels, if the file does not record it",
-    )
+    text = "size of the images in pixels, if the file does not record it"
+    add("--image_size", **whole(8, LARGEST_IMAGE), help=text)
     add("--top", **whole(1), default=3, help="number of classes to print per file (default 3)")
     add("--csv", type=Path, help="write file, rank, class and probability to this CSV file", metavar="FILE")
     add("--json", type=Path, help="write the same to this JSON file", metavar="FILE")

@@ -26,7 +26,8 @@ from core.machine import usable_cores
 from core.option import add_flags, checked, plausible, positive, read, whole
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import few_workers, image_side
+from dataset.base import LARGEST_IMAGE, few_workers
+from dataset.clips.views import TestViews
 from dataset.images.resident import ResidentData
 from helper.deploy.as_trained import (
     AS_TRAINED,
@@ -62,39 +63,20 @@ def parser():
     add = parser.add_argument
     text = "checkpoint: a student, a teacher, or a plain state dict; or the folder of a run"
     add_network(parser, text, ("--path", "--student_weights"), ("--model", "--arch"))
-    add(
-        "--mean",
-        type=float,
-        action=checked(plausible),
-        nargs="+",
-        help="mean of the pixels, which are in [0, 1] (default: the network's)",
-    )
-    add(
-        "--std",
-        type=float,
-        action=checked(positive),
-        nargs="+",
-        help="standard deviation of the pixels; mean 0.5 and std 0.5 mean pixels in [-1, 1]",
-    )
+    text = "mean of the pixels, which are in [0, 1] (default: the network's)"
+    add("--mean", type=float, action=checked(plausible), nargs="+", help=text)
+    text = "standard deviation of the pixels; mean 0.5 and std 0.5 mean pixels in [-1, 1]"
+    add("--std", type=float, action=checked(positive), nargs="+", help=text)
     add("--match_classes", action="store_true", help="reorder the network's logits to the data set's order of classes")
     add_data(parser)
-    add(
-        "--average_clips", choices=("prob", "score"), help="how to average several views (default: as the network does)"
-    )
+    text = "how to average several views (default: as the network does)"
+    add("--average_clips", choices=("prob", "score"), help=text)
     add_views(parser)
     add_flags(parser.add_argument_group("several processes"), LAUNCH)
-    add(
-        "--precision",
-        default="fp32",
-        choices=("fp32", "bf16"),
-        help="precision of the forward pass (default fp32, as in tables)",
-    )
-    add(
-        "--report",
-        type=Path,
-        help="write a page of classes, confusions, worst mistakes and calibration to this file",
-        metavar="FILE",
-    )
+    text = "precision of the forward pass (default fp32, as in tables)"
+    add("--precision", default="fp32", choices=("fp32", "bf16"), help=text)
+    text = "write a page of classes, confusions, worst mistakes and calibration to this file"
+    add("--report", type=Path, help=text, metavar="FILE")
     add("--plugin", nargs="+", default=(), help="Python files that define the method or model", metavar="FILE")
     return parser
 
@@ -105,41 +87,24 @@ def add_data(parser):
     add = parser.add_argument
     add("--train_images", action="store_true", help="evaluate on the training images, without augmentation")
     add("--file", type=Path, help="predict this recording, picture or video; needs no data set", metavar="FILE")
-    add(
-        "--modality",
-        help="modality of action recordings that the network reads (default: as in training)",
-        metavar="NAME",
-    )
+    text = "modality of action recordings that the network reads (default: as in training)"
+    add("--modality", help=text, metavar="NAME")
     add("--data_split", help="published split of action recordings", metavar="NAME")
     add("--clip_cache", type=Path, default=Path("./cache/clips"), help="folder for decoded frames", metavar="FOLDER")
     add("--skip_corrupt", "--skip_bad", action="store_true", help="skip damaged recordings")
     add("--batch_size", **whole(1), default=500, help="samples per forward pass in each process (default 500)")
     add("--gpu_id", help="GPU to use, or several (default 0; with torchrun one per process)", metavar="GPUS")
     add("--manual_seed", "--seed", help="accepted for old commands, without effect: evaluation draws no random numbers")
-    add(
-        "--num_workers",
-        type=int,
-        action=checked(few_workers),
-        default=8,
-        help="loader processes per machine, for data read from disk (default 8)",
-    )
+    text = "loader processes per machine, for data read from disk (default 8)"
+    add("--num_workers", type=int, action=checked(few_workers), default=8, help=text)
 
 
 def add_views(parser):
     views = parser.add_argument_group("views of a video")
-    views.add_argument(
-        "--clips",
-        **whole(1, 1000),
-        default=1,
-        help="temporal clips: 2 with uniform sampling, any with dense (default 1)",
-        metavar="N",
-    )
-    views.add_argument(
-        "--crops", default="one", choices=("one", "three", "ten"), help="crops of each frame (default one)"
-    )
-    views.add_argument(
-        "--crop_size", type=int, action=checked(image_side), help="side of the crops (default --image_size)"
-    )
+    add, text = views.add_argument, "temporal clips: 2 with uniform sampling, any with dense (default 1)"
+    add("--clips", **whole(1, 1000), default=1, help=text, metavar="N")
+    add("--crops", default="one", choices=("one", "three", "ten"), help="crops of each frame (default one)")
+    add("--crop_size", **whole(8, LARGEST_IMAGE), help="side of the crops (default --image_size)")
     add_flags(views, AS_TRAINED)
 
 
@@ -232,7 +197,7 @@ def report(args, device):
         return {"student": out["logits"], **heads}
 
     started = time.monotonic()
-    loader, part = evaluation_loader(args, data, device, {"views": data.clip_views(**given)} if given else {})
+    loader, part = evaluation_loader(args, data, device, {"views": TestViews(**given)} if given else {})
     how = args.average_clips or network.spec.published.average_clips
     if args.report is not None and distributed.world_size() > 1:
         raise UserError(f"--report {args.report} is written by one process: leave the flags of several processes out")

@@ -20,7 +20,7 @@ import torch
 
 from core.log import log
 from core.packages import needed
-from core.protocols import UserError
+from core.protocols import UserError, explained
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 SEAL = b"retort blake2b "  # in the comment that ends a zip file, before the digest of all bytes up to the digest
@@ -109,33 +109,26 @@ def atomic_write_json(obj: Any, path: str | Path) -> None:
 
 def make_folder(path: Path, what: str = "folder") -> None:
     """Make a folder and its parents; UserError if that fails. what: its name in messages."""
-    try:
+    with explained(f"cannot make the {what} {path}"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the {what} {path}: {error.strerror or error}") from error
 
 
 def refuse_folder(path: Path, what: str = "folder") -> None:
     """UserError if make_folder() would fail; makes nothing."""
-    try:
+    with explained(f"cannot make the {what} {path}"):  # also a name too long, or a parent that cannot be searched
         place = next(p for p in (path, *path.absolute().parents) if p.exists())
         if not place.is_dir():
             raise NotADirectoryError(0, f"{place} is a file")
         if place != path and not os.access(place, os.W_OK):
             raise PermissionError(0, f"{place} cannot be written to")
-    except OSError as error:  # also a name that is too long, or a parent that cannot be searched
-        raise UserError(f"cannot make the {what} {path}: {error.strerror or error}") from error
 
 
 def read_text(path: Path, what: str, encoding: str = "utf-8") -> str:
     """The text of a regular file. what: as messages call it."""
-    try:
+    with explained(f"cannot read the {what} '{path}'"):
         if path.exists() and not path.is_file() and not path.is_dir():  # reading a pipe or a device may never end
             raise UserError(f"the {what} '{path}' is a pipe, a socket or a device: name a regular file")
         return path.read_text(encoding)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read the {what} '{path}': {reason}") from error
 
 
 def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out: str) -> dict[str, Any]:
@@ -145,10 +138,10 @@ def read_json(path: Path, shape: Mapping[str, type | tuple[type, ...]], way_out:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file: {way_out}")
+    with explained(f"cannot read {path}"):
+        content = path.read_bytes()
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        found = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged (not JSON): {way_out}") from error
     if not isinstance(found, dict):

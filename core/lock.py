@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from core.protocols import UserError
+from core.protocols import UserError, explained
 
 NAME = ".lock"  # the file in the folder; its lock counts, not its existence
 
@@ -57,10 +57,8 @@ def release() -> None:
 
 
 def _open(path: Path) -> int:
-    try:
+    with explained(f"cannot lock {path}"):
         return os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-    except OSError as error:
-        raise UserError(f"cannot lock {path}: {error.strerror}") from error
 
 
 def _is_there(handle: int, path: Path) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from core import lock, machine
-from core.protocols import UserError
+from core.protocols import explained
 
 T = TypeVar("T")
 log = logging.getLogger("retort")
@@ -61,10 +61,8 @@ def start_log() -> None:
 def open_run_log(path: Path, label: str | None = None) -> logging.Logger:
     """A run's own log: messages go to its file and to standard output; standard output shows the label, if any."""
     logger = log if label is None else log.getChild(label.replace(".", "_"))
-    try:
+    with explained(f"cannot write the log {path}"):
         file = _File(path)
-    except OSError as error:
-        raise UserError(f"cannot write the log {path}: {error.strerror}") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(file)
     _run_logs.append(logger)

@@ -203,19 +203,14 @@ class Flag:
 _KINDS = {"int": int, "float": float, "str": str, "bool": bool}
 
 
+@functools.cache
 def flag_of(f: dataclasses.Field[Any], prefix: str = "") -> Flag:
     """The flag of a field made by option(). prefix: put before the field's name, unless `flag` gives the spelling."""
-    choices = f.metadata["choices"]  # of a registry that may grow
-    return _flag(f, prefix, None if choices is None else tuple(choices))
-
-
-@functools.cache
-def _flag(f: dataclasses.Field[Any], prefix: str, choices: tuple[Any, ...] | None) -> Flag:
     meta, annotation = f.metadata, str(f.type).replace(" | None", "")
     several = re.fullmatch(r"(?:list|tuple)\[(\w+)(?:, \.\.\.)?\]", annotation)
     kind = _KINDS.get(several[1] if several else annotation, type(f.default))
     names = (meta["flag"] or f"--{prefix}{f.name}", *meta["short"])
-    nargs = "+" if several else None
+    nargs, choices = "+" if several else None, None if meta["choices"] is None else tuple(meta["choices"])
     return Flag(names, f.default, meta["help"], kind, choices, meta["role"], nargs, meta["check"], meta["metavar"])
 
 

@@ -6,6 +6,7 @@ This file imports nothing from the project; every other file may import it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,15 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """Of an error's message; the kind of the error, if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextlib.contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Inside the context, an error of the disk or of the encoding becomes a UserError: what failed, and why."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @dataclass(frozen=True)
@@ -385,7 +395,6 @@ class DataSet(ABC):
     """
 
     name: str
-    num_classes: int
     classes: Sequence[str]
     shapes: Mapping[str, tuple[int, ...]]
     train_labels: Tensor
@@ -396,6 +405,10 @@ class DataSet(ABC):
     notes: Sequence[str] = ()
     full: FullSet | None = None
     full_batches: bool = False
+
+    @cached_property  # which a subclass may assign
+    def num_classes(self) -> int:
+        return len(self.classes)
 
     @property
     def labelled(self) -> DataSet:

@@ -61,17 +61,17 @@ class SourceConfig(Config):
     )
     few_ratio: float = option(1.0, "train on this share of every class", check=share_above_0, role=RESULT)
     num_workers: int = option(
-        8,
-        "loader processes (or DALI threads) per machine, for data that is not held in memory",
-        check=few_workers,
+        8, "loader processes (or DALI threads) per machine, for data that is not held in memory", check=few_workers
     )
 
     def idle(self, around: Around) -> dict[str, str]:
-        data = around.data
-        why = {} if data.streamed or data.videos else {"num_workers": f"{around.dataset} is held on the device"}
-        return why | (
-            {} if data.name in ("folder", "imagenet") else {"val_dir": f"{around.dataset} is not a tree of images"}
-        )
+        data, why = around.data, {}
+        if not data.streamed and not data.videos:
+            where = "held on the device" if "image" in data.shapes else "decoded before the training"
+            why["num_workers"] = f"{around.dataset} is {where}"
+        if data.name not in ("folder", "imagenet"):
+            why["val_dir"] = f"{around.dataset} is not a tree of images"
+        return why
 
 
 @dataclass(frozen=True)
@@ -113,27 +113,23 @@ class StreamConfig(Config):
     )
 
     def idle(self, around: Around) -> dict[str, str]:
-        data = around.data
-        why: dict[str, str] = {}
-        if not data.streamed:
-            flags = ("dali", "classes_subset", "random_erase", "repeated_augmentation", "reduced_decode")
-            why = dict.fromkeys(flags, f"{around.dataset} is held on the device")
-            if "image" in data.shapes and data.name not in ("folder", "tinyimagenet"):  # decoded when they are opened
-                why["skip_corrupt"] = why["dali"]
-        numbers = ("augment_ops", "augment_magnitude")
+        data, numbers = around.data, ("augment_ops", "augment_magnitude")
+        streamed = ("dali", "classes_subset", "random_erase", "repeated_augmentation", "reduced_decode")
         if "image" not in data.shapes:
-            return why | dict.fromkeys(("augment", *numbers), f"{data.name} holds no images")
-        if self.augment != "randaugment":
-            why |= dict.fromkeys(numbers, "--augment is not randaugment")
-            if not data.streamed:
-                why["augment"] = f"{data.name} is held on the device, where only randaugment works"
+            return dict.fromkeys((*streamed, "augment", *numbers), f"{around.dataset} holds no images")
+        why = {} if self.augment == "randaugment" else dict.fromkeys(numbers, "--augment is not randaugment")
+        if not data.streamed:
+            held = f"{around.dataset} is held on the device"
+            why |= dict.fromkeys(streamed, held)
+            if data.name not in ("folder", "tinyimagenet"):  # decoded when they are opened
+                why["skip_corrupt"] = held
+            if self.augment != "randaugment":
+                why["augment"] = f"{held}, where only randaugment works"
         return why
 
 
 @dataclass(frozen=True)
 class RecordingConfig(Config):
-    """Clips and action recordings."""
-
     heading = "recordings"
 
     data_split: str | None = option(
@@ -157,8 +153,6 @@ class RecordingConfig(Config):
 
 @dataclass(frozen=True)
 class VideoConfig(Config):
-    """Lists of videos."""
-
     heading = "video"
 
     train_list: str | None = option(

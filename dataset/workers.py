@@ -62,11 +62,9 @@ Collated = tuple[Tensor, Tensor, Tensor, list[str], list[tuple[str, str]]]
 def collated(items: Sequence[Item | UserError]) -> Collated | UserError:
     """Pixels uint8 [B, ...], labels [B] and positions [B] of the samples that were read, reasons of the others, and
     unusual properties. Grey clips get the channels of the others."""
-    whole: list[Item] = []
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-        whole.append(item)
+    if (error := next((item for item in items if isinstance(item, UserError)), None)) is not None:
+        return error
+    whole = [item for item in items if not isinstance(item, UserError)]
     read = [item for item in whole if len(item[0])]
     pixels = torch.stack(torch.broadcast_tensors(*(item[0] for item in read))) if read else torch.empty(0)
     labels, positions = (torch.tensor([item[i] for item in read], dtype=torch.int64) for i in (1, 2))

@@ -97,11 +97,7 @@ def open_shared(lanes: Sequence[Settings]) -> Opened:
     lanes = [with_idle_flags(lane, data, device, teacher is not None) for lane in lanes]
     notice_of_decays(lanes)
     loader: Loader = data.train_loader(
-        loop.batch_size,
-        seed=seed_of(settings),
-        device=device,
-        rank=machine.rank(),
-        world_size=distributed.world_size(),
+        loop.batch_size, seed=seed_of(settings), device=device, rank=machine.rank(), world_size=distributed.world_size()
     )
     if augmented(settings, data):
         stream = settings.data.stream

@@ -57,59 +57,34 @@ def below(
     return {prefix + k: v for k, v in (adapt or dict)(state).items()}
 
 
-def cifar_spec(
-    name: str,
-    build: Callable[..., nn.Module],
-    *,
-    stem: str,
-    stages: Mapping[str, Tap],
-    preact: Mapping[str, Tap],
-    head: str,
-    chain: Sequence[str] = (),
-    learning_rate: float | None = None,
-    **options: Any,
-) -> ModelSpec:
-    """The template of all CIFAR families: stem, stages, then the pooled vector before the head.
-
-    stem: module path. stages: tap name -> Tap, shallow to deep. preact: taps in addition to the published
-    list. options: arguments of `build` for this member of the family.
-    """
-    taps = {"stem": Tap(stem), **stages, **preact, "pooled": Tap("pool", kind="vector")}
-    return ModelSpec(
-        name,
-        partial(build, **options),
-        taps,
-        feats=("stem", *stages, "pooled"),
-        head=head,
-        mean=CIFAR_MEAN,
-        std=CIFAR_STD,
-        chain=tuple(chain),
-        published=Published(learning_rate=learning_rate),
-    )
-
-
-def imagenet_spec(
+def _family_spec(
     name: str,
     build: Callable[..., nn.Module],
     *,
     stem: str,
     stages: Sequence[str],
     preact: Sequence[Tap] = (),
+    others: Mapping[str, Tap] | None = None,
     pooled: Tap | None = None,
     head: str,
-    chain: Sequence[str] = (),
+    **more: Any,
 ) -> ModelSpec:
-    """The template for 224 px. stages: module paths, shallow to deep. preact: one tap for each stage, or none.
+    """The template of the families: stem, stages, then the pooled vector before the head.
 
-    pooled: by default the input of the head.
+    stages: module paths, shallow to deep. preact: one tap for each stage, or none. others: taps in addition to these.
+    pooled: by default the input of the head. more: fields of ModelSpec.
     """
     names = [f"stage{i}" for i in range(1, len(stages) + 1)]
     maps = {stage: Tap(module) for stage, module in zip(names, stages, strict=True)}
     before = {f"{stage}_preact": tap for stage, tap in zip(names, preact, strict=bool(preact))}
-    taps = {"stem": Tap(stem), **maps, **before, "pooled": pooled or Tap(head, kind="vector", side="input")}
-    feats = ("stem", *names, "pooled")
-    shape, norm = (3, 224, 224), {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    return ModelSpec(name, build, taps, feats, head, input_shape=shape, chain=tuple(chain), **norm)
+    vector = pooled or Tap(head, kind="vector", side="input")
+    taps = {"stem": Tap(stem), **maps, **before, **(others or {}), "pooled": vector}
+    return ModelSpec(name, build, taps, ("stem", *names, "pooled"), head, **more)
+
+
+cifar_spec = partial(_family_spec, pooled=Tap("pool", kind="vector"), mean=CIFAR_MEAN, std=CIFAR_STD)
+imagenet_spec = partial(_family_spec, input_shape=(3, 224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+MOBILE = Published(learning_rate=0.01)  # of small networks with depthwise convolutions, on CIFAR
 
 
 def with_drop_path(spec: ModelSpec, rate: float) -> ModelSpec | None:

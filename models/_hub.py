@@ -260,6 +260,9 @@ def _block(state: State, source: str, names: Mapping[str, str], qkv: tuple[str, 
     return out
 
 
+MLP_NAMES = {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+DINO_NAMES = {"norm1": "norm1", "attention.output.dense": "attn.proj", "norm2": "norm2", **MLP_NAMES}
+SIGLIP_NAMES = {"layer_norm1": "norm1", "self_attn.out_proj": "attn.proj", "layer_norm2": "norm2", **MLP_NAMES}
 VIT_NAMES = {
     "layernorm_before": "norm1",
     "attention.output.dense": "attn.proj",
@@ -267,21 +270,12 @@ VIT_NAMES = {
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
 }
-DINO_NAMES = {
-    "norm1": "norm1",
-    "attention.output.dense": "attn.proj",
-    "norm2": "norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-SIGLIP_NAMES = {
-    "layer_norm1": "norm1",
-    "self_attn.out_proj": "attn.proj",
-    "layer_norm2": "norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
 SPLIT = tuple(f"attention.attention.{part}" for part in ("query", "key", "value"))
+
+
+def _renamed(state: Mapping[str, Tensor], theirs: str, ours: str) -> State:
+    """Weight and bias of one layer."""
+    return {f"{ours}.{end}": state[f"{theirs}.{end}"] for end in ("weight", "bias")}
 
 
 def _of_vit(config: Mapping[str, Any], given: Mapping[str, Tensor], names: Mapping[str, str] = VIT_NAMES) -> State:
@@ -289,15 +283,13 @@ def _of_vit(config: Mapping[str, Any], given: Mapping[str, Tensor], names: Mappi
     out = {
         "cls_token": state["embeddings.cls_token"],
         "pos_embed": state["embeddings.position_embeddings"],
-        "patch_embed.proj.weight": state["embeddings.patch_embeddings.projection.weight"],
-        "patch_embed.proj.bias": state["embeddings.patch_embeddings.projection.bias"],
-        "norm.weight": state["layernorm.weight"],
-        "norm.bias": state["layernorm.bias"],
+        **_renamed(state, "embeddings.patch_embeddings.projection", "patch_embed.proj"),
+        **_renamed(state, "layernorm", "norm"),
     }
     for i in range(config["num_hidden_layers"]):
         out |= _block(state, f"encoder.layer.{i}", names, SPLIT, f"blocks.{i}")  # type: ignore[arg-type]
     if "classifier.weight" in state and names is VIT_NAMES:  # DINOv2's classifier reads more than the pooled feature
-        out |= {f"head.{end}": state[f"classifier.{end}"] for end in ("weight", "bias")}
+        out |= _renamed(state, "classifier", "head")
     return out
 
 
@@ -317,11 +309,13 @@ def _of_siglip(config: Mapping[str, Any], given: Mapping[str, Tensor]) -> State:
     state = _stripped(given)
     out = {
         "pos_embed": state["embeddings.position_embedding.weight"][None],
-        "patch_embed.proj.weight": state["embeddings.patch_embedding.weight"],
-        "patch_embed.proj.bias": state["embeddings.patch_embedding.bias"],
-        "norm.weight": state["post_layernorm.weight"],
-        "norm.bias": state["post_layernorm.bias"],
+        **_renamed(state, "embeddings.patch_embedding", "patch_embed.proj"),
+        **_renamed(state, "post_layernorm", "norm"),
         "attn_pool.latent": state["head.probe"],
+        **_renamed(state, "head.attention.out_proj", "attn_pool.proj"),
+        **_renamed(state, "head.layernorm", "attn_pool.norm"),
+        **_renamed(state, "head.mlp.fc1", "attn_pool.mlp.fc1"),
+        **_renamed(state, "head.mlp.fc2", "attn_pool.mlp.fc2"),
     }
     split = tuple(f"self_attn.{part}_proj" for part in "qkv")
     for i in range(config["num_hidden_layers"]):
@@ -330,10 +324,6 @@ def _of_siglip(config: Mapping[str, Any], given: Mapping[str, Tensor]) -> State:
     for end in ("weight", "bias"):
         together = state[f"head.attention.in_proj_{end}"]
         out[f"attn_pool.q.{end}"], out[f"attn_pool.kv.{end}"] = together[:width], together[width:]
-        out[f"attn_pool.proj.{end}"] = state[f"head.attention.out_proj.{end}"]
-        out[f"attn_pool.norm.{end}"] = state[f"head.layernorm.{end}"]
-        for layer in ("fc1", "fc2"):
-            out[f"attn_pool.mlp.{layer}.{end}"] = state[f"head.mlp.{layer}.{end}"]
     return out
 
 

@@ -79,6 +79,15 @@ def read_map(prefix: int, module: nn.Module, tokens: Tensor) -> Tensor:
     return patches.unflatten(1, (side, side)).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
+def refuse_cut_patches(height: int, width: int, patch: int) -> None:
+    """UserError if patches do not divide an image."""
+    if height % patch or width % patch:
+        raise UserError(
+            f"a transformer that cuts images into patches of {patch} px cannot read {height}x{width}: choose an "
+            f"--image_size that is a multiple of {patch}"
+        )
+
+
 def resized_positions(positions: Tensor, prefix: int, grid: tuple[int, int]) -> Tensor:
     """Interpolate a position embedding [1, prefix + P, D] of a square grid (bicubic); the prefix is kept."""
     side = math.isqrt(positions.shape[1] - prefix)

@@ -51,11 +51,10 @@ def _mm_mobilenet(key: str) -> str:
 
 
 def _timm_mobilenet(key: str) -> str:
-    for old, new in (("conv_stem.", "features.0.0."), ("bn1.", "features.0.1."), ("conv_head.", "features.18.0.")):
+    ends = {"conv_stem.": "0.0", "bn1.": "0.1", "conv_head.": "18.0", "bn2.": "18.1"}
+    for old, new in ends.items():
         if key.startswith(old):
-            return new + key.removeprefix(old)
-    if key.startswith("bn2."):
-        return "features.18.1." + key.removeprefix("bn2.")
+            return f"features.{new}.{key.removeprefix(old)}"
     if match := re.match(r"blocks\.(\d)\.(\d)\.(\w+)\.(.*)", key):
         stage, block, name = int(match[1]), int(match[2]), match[3]
         expanded = {"conv_pw": "0.0", "bn1": "0.1", "conv_dw": "1.0", "bn2": "1.1", "conv_pwl": "2", "bn3": "3"}

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import relu_
@@ -110,11 +111,18 @@ class Family:
     base_dpcd: ModelSpec | None = None  # if DPCD has another network
 
 
-def remaining_stages(stage: Callable[[int, int, int], nn.Module], widths: Sequence[int]) -> list[nn.Sequential]:
-    """The extractors of all heads. stage(i, c_in, stride) builds a copy of stage i; widths: channels of every stage."""
+def remaining_stages(
+    stage: Callable[[int, int, int, int], nn.Module], widths: Sequence[int], blocks: Sequence[int], expansion: int = 1
+) -> list[nn.Sequential]:
+    """The extractors of all heads. stage(c_in, width, blocks, stride): makes a stage of expansion * width channels.
+    widths, blocks: of every stage of the network."""
     last = len(widths) - 1
-    branches = [[stage(i, widths[i - 1], 2) for i in range(tap + 1, last + 1)] for tap in range(last)]
-    return [nn.Sequential(*b) for b in (*branches, [stage(last, widths[last], 1)])]
+    branches = [
+        [stage(expansion * widths[i - 1], widths[i], blocks[i], 2) for i in range(tap + 1, last + 1)]
+        for tap in range(last)
+    ]
+    final = stage(expansion * widths[last], widths[last], blocks[last], 1)
+    return [nn.Sequential(*stages) for stages in (*branches, [final])]
 
 
 def _published_init(heads: AuxiliaryClassifier, linear: str = "zero bias") -> AuxiliaryClassifier:
@@ -128,36 +136,18 @@ def _published_init(heads: AuxiliaryClassifier, linear: str = "zero bias") -> Au
     return heads
 
 
-def _wrn_heads(depth: int, widen: int, outputs: int) -> AuxiliaryClassifier:
-    widths = (16 * widen, 32 * widen, 64 * widen)
-    extractors = remaining_stages(lambda i, c_in, stride: wrn.Stage(c_in, widths[i], (depth - 4) // 6, stride), widths)
-    norm = partial(nn.BatchNorm2d, widths[-1])
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs, norm, "bn", activated=True))
-
-
-def _resnet_heads(depth: int, widths: Sequence[int], outputs: int) -> AuxiliaryClassifier:
-    extractors = remaining_stages(
-        lambda i, c_in, stride: resnet.stage(c_in, widths[i], (depth - 2) // 6, stride), widths
-    )
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs))
-
-
-def _bottleneck_heads(blocks: Sequence[int], outputs: int) -> AuxiliaryClassifier:
-    narrow = resnet_bottleneck.WIDTHS
-    widths = [resnet_bottleneck.EXPANSION * width for width in narrow]
-    extractors = remaining_stages(
-        lambda i, c_in, stride: resnet_bottleneck.stage(c_in, narrow[i], blocks[i], stride), widths
-    )
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs), "default")
-
-
-def _imagenet_heads(blocks: Sequence[int], bottleneck: bool, outputs: int) -> AuxiliaryClassifier:
-    from models.resnet_imagenet import stage  # needs torchvision
-
-    narrow = (64, 128, 256, 512)
-    widths = [(4 if bottleneck else 1) * width for width in narrow]
-    extractors = remaining_stages(lambda i, c_in, stride: stage(c_in, narrow[i], blocks[i], stride, bottleneck), widths)
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs), "default")
+def _staged_heads(
+    stage: Callable[[int, int, int, int], nn.Module],
+    widths: Sequence[int],
+    blocks: Sequence[int],
+    outputs: int,
+    expansion: int = 1,
+    linear: str = "zero bias",
+    **tail: Any,
+) -> AuxiliaryClassifier:
+    """Heads of remaining_stages(). linear: as in _published_init(). tail: as in AuxiliaryClassifier."""
+    extractors = remaining_stages(stage, widths, blocks, expansion)
+    return _published_init(AuxiliaryClassifier(extractors, expansion * widths[-1], outputs, **tail), linear)
 
 
 def _vgg_heads(convs: Sequence[int], outputs: int) -> AuxiliaryClassifier:
@@ -192,20 +182,9 @@ def _mobile_heads(outputs: int) -> AuxiliaryClassifier:
     return _published_init(AuxiliaryClassifier(extractors, mobilenetv2.LAST_WIDTH, outputs, tail, "conv2_"), "small")
 
 
-def _shuffle_v1_heads(outputs: int) -> AuxiliaryClassifier:
-    widths, blocks = shufflenetv1.WIDTHS, shufflenetv1.BLOCKS
-    extractors = remaining_stages(
-        lambda i, c_in, stride: shufflenetv1.stage(c_in, widths[i], blocks[i], stride), widths
-    )
-    return _published_init(AuxiliaryClassifier(extractors, widths[-1], outputs))
-
-
 def _shuffle_v2_heads(outputs: int) -> AuxiliaryClassifier:
     *widths, last = (116, 232, 464, 1024)
-    blocks = shufflenetv2.BLOCKS
-    extractors = remaining_stages(
-        lambda i, c_in, stride: shufflenetv2.stage(c_in, widths[i], blocks[i], stride), widths
-    )
+    extractors = remaining_stages(shufflenetv2.stage, widths, shufflenetv2.BLOCKS)
     for extractor in extractors:
         extractor.extend([nn.Conv2d(widths[-1], last, 1, bias=False), nn.BatchNorm2d(last), nn.ReLU(inplace=True)])
     return AuxiliaryClassifier(extractors, last, outputs)
@@ -216,17 +195,32 @@ VGG_TAPS = ("stem", "stage1", "stage2", "stage4")  # as published: the fourth bl
 
 
 def _wrn(base: ModelSpec, depth: int, widen: int) -> Family:
-    return Family(base, THREE, partial(_wrn_heads, depth, widen))
+    widths, blocks = (16 * widen, 32 * widen, 64 * widen), 3 * [(depth - 4) // 6]
+    tail = {"tail": partial(nn.BatchNorm2d, widths[-1]), "tail_name": "bn", "activated": True}
+    return Family(base, THREE, partial(_staged_heads, wrn.Stage, widths, blocks, **tail))
 
 
 def _resnet(base: ModelSpec, depth: int, widths: Sequence[int]) -> Family:
-    return Family(base, THREE, partial(_resnet_heads, depth, widths[1:]))
+    return Family(base, THREE, partial(_staged_heads, resnet.stage, widths[1:], 3 * [(depth - 2) // 6]))
+
+
+def _bottleneck(base: ModelSpec, blocks: Sequence[int]) -> Family:
+    stage, widths, expansion = resnet_bottleneck.stage, resnet_bottleneck.WIDTHS, resnet_bottleneck.EXPANSION
+    return Family(base, FOUR, partial(_staged_heads, stage, widths, blocks, expansion=expansion, linear="default"))
 
 
 def _imagenet(base: ModelSpec, blocks: Sequence[int], bottleneck: bool = False) -> Family:
-    return Family(base, FOUR, partial(_imagenet_heads, blocks, bottleneck))
+    stage, widths, expansion = partial(_imagenet_stage, bottleneck), (64, 128, 256, 512), 4 if bottleneck else 1
+    return Family(base, FOUR, partial(_staged_heads, stage, widths, blocks, expansion=expansion, linear="default"))
 
 
+def _imagenet_stage(bottleneck: bool, *shape: int) -> nn.Module:
+    from models._torchvision import resnet_stage  # needs torchvision
+
+    return resnet_stage(*shape, bottleneck)
+
+
+SHUFFLE_V1_HEADS = partial(_staged_heads, shufflenetv1.stage, shufflenetv1.WIDTHS, shufflenetv1.BLOCKS)
 FAMILIES: Mapping[str, Family] = {
     "wrn_16_1": _wrn(wrn.wrn_16_1, 16, 1),
     "wrn_16_2": _wrn(wrn.wrn_16_2, 16, 2),
@@ -240,10 +234,10 @@ FAMILIES: Mapping[str, Family] = {
     "vgg8_bn": Family(vgg.vgg8, VGG_TAPS, partial(_vgg_heads, (1, 1, 1, 1, 1))),
     "vgg13_bn": Family(vgg.vgg13, VGG_TAPS, partial(_vgg_heads, (2, 2, 2, 2, 2))),
     "mobilenetV2": Family(mobilenetv2.mobilenetv2_hsakd, FOUR, _mobile_heads, mobilenetv2.mobilenetv2_dpcd),
-    "ShuffleV1": Family(shufflenetv1.shuffle_v1, THREE, _shuffle_v1_heads),
+    "ShuffleV1": Family(shufflenetv1.shuffle_v1, THREE, SHUFFLE_V1_HEADS),
     "ShuffleV2": Family(shufflenetv2.shuffle_v2, THREE, _shuffle_v2_heads),
-    "ResNet18": Family(resnet_bottleneck.resnet18_bottleneck, FOUR, partial(_bottleneck_heads, (2, 2, 2, 2))),
-    "ResNet50": Family(resnet_bottleneck.resnet50_cifar, FOUR, partial(_bottleneck_heads, resnet_bottleneck.BLOCKS)),
+    "ResNet18": _bottleneck(resnet_bottleneck.resnet18_bottleneck, (2, 2, 2, 2)),
+    "ResNet50": _bottleneck(resnet_bottleneck.resnet50_cifar, resnet_bottleneck.BLOCKS),
     "resnet18_imagenet": _imagenet(imagenet.resnet18, (2, 2, 2, 2)),
     "resnet34_imagenet": _imagenet(imagenet.resnet34, (3, 4, 6, 3)),
     "resnet50_imagenet": _imagenet(imagenet.resnet50, (3, 4, 6, 3), bottleneck=True),

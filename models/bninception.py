@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Published, Tap
+from models._common import global_pool
 
 
 class Block(NamedTuple):
@@ -66,7 +67,7 @@ class BNInception(nn.Module):
         self.pool2_3x3_s2 = nn.MaxPool2d(3, 2, ceil_mode=True)
         for block in BLOCKS:
             self._block(block)
-        self.global_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.global_pool = global_pool()
         self.last_linear = nn.Linear(BLOCKS[-1].c_out, num_classes)
 
     def _conv(self, name: str, relu: str, c_in: int, c_out: int, size: int, stride: int = 1) -> None:
@@ -125,19 +126,10 @@ def published_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v[0] if "_bn." in k and v.ndim == 2 and len(v) == 1 else v for k, v in renamed.items()}
 
 
-# the branches whose maps the VSKD teacher returns, one per block: taps branch1 to branch11
+# the branches whose maps the VSKD teacher returns, one per block and one before them: taps branch1 to branch11
 HOOKED = (
     "conv2_relu_3x3",
-    "inception_3a_relu_pool_proj",
-    "inception_3b_relu_pool_proj",
-    "inception_3c_relu_double_3x3_2",
-    "inception_4a_relu_pool_proj",
-    "inception_4b_relu_pool_proj",
-    "inception_4c_relu_pool_proj",
-    "inception_4d_relu_pool_proj",
-    "inception_4e_relu_double_3x3_2",
-    "inception_5a_relu_pool_proj",
-    "inception_5b_relu_pool_proj",
+    *(f"inception_{b.name}_relu_{'pool_proj' if b.project else 'double_3x3_2'}" for b in BLOCKS),
 )
 
 bninception = ModelSpec(

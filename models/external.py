@@ -134,7 +134,7 @@ def _torchvision(name: str, num_classes: int = CLASSES, pretrained: bool | str =
         options = {"aux_logits": False, "init_weights": True, "transform_input": bool(pretrained), **options}
     model = without_inplace(models.get_model(name, weights=None, num_classes=num_classes, **options))
     if isinstance(model, models.VisionTransformer):
-        from models._external_vit import any_size
+        from models._torchvision import any_size
 
         model = any_size(model)
     if pretrained:

@@ -6,6 +6,7 @@ State-dict keys are torchvision's, so its published weights load as they are: `m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,40 +16,16 @@ from core.protocols import ModelSpec, Tap, UserError
 from models._common import imagenet_spec, without_inplace
 
 
-def _resnet(
-    blocks: tuple[int, ...],
+def _build(
+    make: Callable[..., nn.Module],
+    published: str | None,
+    head: str,
     num_classes: int = 1000,
     pretrained: bool | str = False,
-    *,
-    published: str | None,
-    bottleneck: bool = False,
-    doubled: bool = False,
-    **options: int,
+    **options: Any,
 ) -> nn.Module:
-    from models.resnet_imagenet import build
-
-    model = without_inplace(build(blocks, num_classes, bottleneck, doubled, **options))
-    return _filled(model, published, pretrained, "fc")
-
-
-def _shufflenet(
-    widths: tuple[int, ...], published: str, num_classes: int = 1000, pretrained: bool | str = False
-) -> nn.Module:
-    from models.shufflenet_imagenet import build
-
-    return _filled(without_inplace(build(widths, num_classes)), published, pretrained, "fc")
-
-
-def _torchvision(
-    published: str, head: str, num_classes: int = 1000, pretrained: bool | str = False, **options: Any
-) -> nn.Module:
-    from torchvision import models
-
-    model = without_inplace(models.get_model(published, weights=None, num_classes=num_classes, **options))
-    return _filled(model, published, pretrained, head)
-
-
-def _filled(model: nn.Module, published: str | None, pretrained: bool | str, head: str) -> nn.Module:
+    """published: torchvision's name of the same network; None: it has none."""
+    model = without_inplace(make(num_classes=num_classes, **options))
     if pretrained:
         if published is None:
             raise UserError(
@@ -60,11 +37,28 @@ def _filled(model: nn.Module, published: str | None, pretrained: bool | str, hea
     return model
 
 
+def _resnet(blocks: tuple[int, ...], **options: Any) -> nn.Module:
+    from models._torchvision import build_resnet
+
+    return build_resnet(blocks, **options)
+
+
+def _shufflenet(widths: tuple[int, ...], **options: Any) -> nn.Module:
+    from models._torchvision import build_shufflenet
+
+    return build_shufflenet(widths, **options)
+
+
+def _torchvision(name: str, **options: Any) -> nn.Module:
+    from torchvision import models
+
+    return models.get_model(name, weights=None, **options)
+
+
 def _resnet_spec(name: str, published: str | None, blocks: tuple[int, ...], **options: Any) -> ModelSpec:
-    """published: torchvision's name of the same network."""
     return imagenet_spec(
         name,
-        partial(_resnet, blocks, published=published, **options),
+        partial(_build, partial(_resnet, blocks, **options), published, "fc"),
         stem="maxpool",
         stages=[f"layer{i}" for i in (1, 2, 3, 4)],
         preact=[Tap(f"layer{i}.{n - 1}.last_relu", side="input") for i, n in enumerate(blocks, 1)],
@@ -76,7 +70,7 @@ def _resnet_spec(name: str, published: str | None, blocks: tuple[int, ...], **op
 def _shuffle_spec(name: str, published: str, widths: tuple[int, ...]) -> ModelSpec:
     return imagenet_spec(
         name,
-        partial(_shufflenet, widths, published),
+        partial(_build, partial(_shufflenet, widths), published, "fc"),
         stem="maxpool",
         stages=[f"stage{i}" for i in (2, 3, 4)],
         preact=[Tap(f"stage{i}.{n - 1}.last_relu", side="input") for i, n in ((2, 4), (3, 8), (4, 4))],
@@ -93,7 +87,7 @@ def _vgg_spec(name: str, published: str, block_ends: tuple[int, ...]) -> ModelSp
     stem, *stages = [f"features.{i}" for i in block_ends]
     return imagenet_spec(
         name,
-        partial(_torchvision, published, "classifier"),
+        partial(_build, partial(_torchvision, published), published, "classifier"),
         stem=stem,
         stages=stages,
         preact=[Tap(module, side="input") for module in stages],
@@ -113,7 +107,7 @@ resnext50_32x4d = _resnet_spec(
 wrn_50_2 = _resnet_spec("wrn_50_2", "wide_resnet50_2", (3, 4, 6, 3), bottleneck=True, width_per_group=128)
 mobilenet_v2 = imagenet_spec(
     "MobileNetV2_Imagenet",
-    partial(_torchvision, "mobilenet_v2", "classifier.1"),
+    partial(_build, partial(_torchvision, "mobilenet_v2"), "mobilenet_v2", "classifier.1"),
     stem="features.0",
     stages=[f"features.{i}" for i in (3, 6, 13, 17)],
     preact=[Tap(f"features.{i}") for i in (3, 6, 13, 17)],

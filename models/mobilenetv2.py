@@ -9,12 +9,13 @@ maps are linear bottlenecks without an activation; the published code returns th
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Tap
-from models._common import cifar_spec, conv3x3, global_pool, init_convs
+from models._common import MOBILE, cifar_spec, conv3x3, global_pool, init_convs
 
 LAST_WIDTH = 1280
 SETTINGS = (  # expansion, channels, blocks, stride of the first
@@ -87,18 +88,16 @@ class MobileNetV2(nn.Module):
 
 
 def _spec(name: str, width: float, head: str = "classifier.0", **options: Any) -> ModelSpec:
-    stages = {f"stage{i}": Tap(f"blocks.{end}") for i, end in enumerate(STAGE_ENDS, 1)}
+    stages = [f"blocks.{end}" for end in STAGE_ENDS]
     return cifar_spec(
         name,
-        MobileNetV2,
-        width=width,
+        partial(MobileNetV2, width=width, **options),
         stem="conv1",
         head=head,
         stages=stages,
-        preact={f"{stage}_preact": tap for stage, tap in stages.items()},
+        preact=[Tap(stage) for stage in stages],
         chain=("conv1", *(f"blocks.{i}" for i in range(STAGE_ENDS[-1] + 1)), "conv2", "pool", "classifier"),
-        learning_rate=0.01,
-        **options,
+        published=MOBILE,
     )
 
 
@@ -106,7 +105,7 @@ def _flat(name: str, stem_stride: int, twin: str, owner: str) -> ModelSpec:
     """The plain network of HSAKD or DPCD: same keys, another stride of the stem."""
     spec = _spec(name, 0.5, "classifier", stem_stride=stem_stride, nested=False)
     note = f"stem of stride {stem_stride}, as in {owner}"
-    return dataclasses.replace(spec, published=dataclasses.replace(spec.published, twin=twin, note=note))
+    return dataclasses.replace(spec, published=dataclasses.replace(MOBILE, twin=twin, note=note))
 
 
 mobilenetv2_0_5 = _spec("MobileNetV2", 0.5)

@@ -6,6 +6,8 @@ Stage maps are taken after the last ReLU; `_preact` is the input of that ReLU, t
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Tap
@@ -66,13 +68,11 @@ def _spec(name: str, depth: int, widths: Widths) -> ModelSpec:
     last = (depth - 2) // 6 - 1
     return cifar_spec(
         name,
-        ResNet,
-        depth=depth,
-        widths=widths,
+        partial(ResNet, depth=depth, widths=widths),
         stem="relu",
         head="fc",
-        stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3)},
-        preact={f"stage{i}_preact": Tap(f"layer{i}.{last}.relu2", side="input") for i in (1, 2, 3)},
+        stages=("layer1", "layer2", "layer3"),
+        preact=[Tap(f"layer{i}.{last}.relu2", side="input") for i in (1, 2, 3)],
         chain=("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "pool", "fc"),
     )
 

@@ -6,6 +6,8 @@ last ReLU; `_preact` is the input of that ReLU. RepDistiller calls it ResNet50; 
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Tap
@@ -68,12 +70,11 @@ def stage(c_in: int, width: int, blocks: int, stride: int) -> nn.Sequential:
 def _spec(name: str, blocks: tuple[int, int, int, int]) -> ModelSpec:
     return cifar_spec(
         name,
-        ResNet,
-        blocks=blocks,
+        partial(ResNet, blocks=blocks),
         stem="relu",
         head="linear",
-        stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3, 4)},
-        preact={f"stage{i}_preact": Tap(f"layer{i}.{blocks[i - 1] - 1}.relu3", side="input") for i in (1, 2, 3, 4)},
+        stages=("layer1", "layer2", "layer3", "layer4"),
+        preact=[Tap(f"layer{i}.{n - 1}.relu3", side="input") for i, n in enumerate(blocks, 1)],
         chain=("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "layer4", "pool", "linear"),
     )
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Published, Tap, UserError
-from models._common import below, without_inplace
+from models._common import below, global_pool, without_inplace
 from models._gaf import gramian_field
 
 SEMANTIC = 300
@@ -38,11 +38,11 @@ class GafResNet18(nn.Module):
 
     def __init__(self, num_classes: int, shape: Sequence[int] | None = None, kind: str = "gasf"):
         super().__init__()
-        from models.resnet_imagenet import build  # needs torchvision
+        from models._torchvision import build_resnet  # needs torchvision
 
         self.kind = kind
         axes = (shape or SHAPE)[0]
-        self.trunk = without_inplace(build((2, 2, 2, 2), 1, False, False))
+        self.trunk = without_inplace(build_resnet((2, 2, 2, 2), 1))
         if axes != 3:
             first = self.trunk.conv1
             self.trunk.conv1 = nn.Conv2d(axes, first.out_channels, 7, 2, 3, bias=False)
@@ -73,7 +73,7 @@ class SensorCNN(nn.Module):
         widths = [width, width, 2 * width, 4 * width, 8 * width]
         for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False), 1):
             self.add_module(f"stage{i}", nn.Sequential(_conv(a, b, 5, 2), _conv(b, b, 5)))
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.pool = global_pool()
         self.semantic = Semantic(8 * width)
         self.fc = nn.Linear(SEMANTIC, num_classes)
 
@@ -125,12 +125,7 @@ MAPS = ("stage1", "stage2", "stage3", "stage4")
 
 
 def _spec(
-    name: str,
-    build: type[nn.Module],
-    taps: dict[str, Tap],
-    feats: tuple[str, ...],
-    semantic: str,
-    **more: Any,
+    name: str, build: type[nn.Module], taps: dict[str, Tap], feats: tuple[str, ...], semantic: str, **more: Any
 ) -> ModelSpec:
     vector = Tap(semantic, "vector")
     taps = {**taps, "pooled": vector, "semantic": vector}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Tap
-from models._common import cifar_spec, global_pool, shuffle
+from models._common import MOBILE, cifar_spec, global_pool, shuffle
 
 STEM, WIDTHS, BLOCKS, GROUPS = 24, (240, 480, 960), (4, 8, 4), 3
 
@@ -72,8 +72,8 @@ shuffle_v1: ModelSpec = cifar_spec(
     ShuffleNetV1,
     stem="relu",
     head="linear",
-    stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3)},
-    preact={f"stage{i}_preact": Tap(f"layer{i}.{BLOCKS[i - 1] - 1}.relu3", side="input") for i in (1, 2, 3)},
+    stages=("layer1", "layer2", "layer3"),
+    preact=[Tap(f"layer{i}.{n - 1}.relu3", side="input") for i, n in enumerate(BLOCKS, 1)],
     chain=("conv1", "bn1", "relu", "layer1", "layer2", "layer3", "pool", "linear"),
-    learning_rate=0.01,
+    published=MOBILE,
 )

@@ -6,11 +6,13 @@ Stage maps are taken after the shuffle; `_preact` is the concatenation before Re
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Tap
-from models._common import cifar_spec, global_pool, shuffle
+from models._common import MOBILE, cifar_spec, global_pool, shuffle
 
 STEM, BLOCKS = 24, (3, 7, 3)
 Widths = tuple[int, int, int, int]  # three stages, last convolution
@@ -91,14 +93,13 @@ def stage(c_in: int, c_out: int, blocks: int, stride: int = 2) -> nn.Sequential:
 def _spec(name: str, widths: Widths) -> ModelSpec:
     return cifar_spec(
         name,
-        ShuffleNetV2,
-        widths=widths,
+        partial(ShuffleNetV2, widths=widths),
         stem="relu1",
         head="linear",
-        stages={f"stage{i}": Tap(f"layer{i}") for i in (1, 2, 3)},
-        preact={f"stage{i}_preact": Tap(f"layer{i}.{BLOCKS[i - 1]}.relu2", side="input") for i in (1, 2, 3)},
+        stages=("layer1", "layer2", "layer3"),
+        preact=[Tap(f"layer{i}.{n}.relu2", side="input") for i, n in enumerate(BLOCKS, 1)],
         chain=("conv1", "bn1", "relu1", "layer1", "layer2", "layer3", "conv2", "bn2", "relu2", "pool", "linear"),
-        learning_rate=0.01,
+        published=MOBILE,
     )
 
 

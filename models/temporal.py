@@ -141,17 +141,9 @@ class Segments(nn.Module):
     """What TSN and TSM share: clips [B, T, 3, H, W] -> frame features [B*T, D] of a backbone without its classifier."""
 
     def __init__(
-        self, backbone: nn.Module, head: str, name: str, num_classes: int, num_segments: int, dropout: float, std: float
+        self, backbone: nn.Module, width: int, num_classes: int, num_segments: int, dropout: float, std: float
     ):
         super().__init__()
-        classifier = backbone.get_submodule(head)
-        width = next((m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)), None)
-        if width is None:
-            raise UserError(
-                f"tsn and tsm replace a linear classifier, but {head} of {name} is not linear: choose another network"
-            )
-        backbone.set_submodule(head, nn.Identity())
-        _without_dropout(backbone, head)
         self.num_segments = num_segments
         self.base_model = without_inplace(backbone)
         self.dropout = nn.Dropout(dropout)
@@ -160,8 +152,25 @@ class Segments(nn.Module):
         nn.init.zeros_(self.new_fc.bias)
 
     def frame_features(self, clips: Tensor) -> Tensor:
-        frames = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return self.base_model(frames)
+        return self.base_model(frames_of(clips))
+
+
+def frames_of(clips: Tensor) -> Tensor:
+    """[B, T, 3, H, W] -> [B*T, 3, H, W], channels_last."""
+    return clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def replace_classifier(network: nn.Module, spec: ModelSpec, by: nn.Module) -> int:
+    """Put a module in the place of a network's classifier; returns D, the width of what the classifier read."""
+    classifier = network.get_submodule(spec.head)
+    width = next((m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)), None)
+    if width is None:
+        raise UserError(
+            f"trn, tsn and tsm replace a linear classifier, but {spec.head} of {spec.name} is not linear: choose "
+            "another network"
+        )
+    network.set_submodule(spec.head, by)
+    return width
 
 
 def _without_dropout(backbone: nn.Module, head: str) -> None:
@@ -208,44 +217,44 @@ def _build(
     base = backbone(num_classes=num_classes, **options)
     if kind == "tsm":
         shift_layers(base, backbone.name, num_segments)
-        rate = 0.5 if dropout is None else dropout
-        return TSM(base, backbone.head, backbone.name, num_classes, num_segments, rate, 0.001)
-    rate = 0.4 if dropout is None else dropout
-    return TSN(base, backbone.head, backbone.name, num_classes, num_segments, rate, 0.01)
+    network, usual, std = (TSM, 0.5, 0.001) if kind == "tsm" else (TSN, 0.4, 0.01)
+    width = replace_classifier(base, backbone, nn.Identity())
+    _without_dropout(base, backbone.head)
+    return network(base, width, num_classes, num_segments, usual if dropout is None else dropout, std)
 
 
 def _over(kind: str, backbone: ModelSpec, name: str) -> ModelSpec:
     """Taps hold the mean of a map over frames; attention has no such mean and is not tapped. `frame_logits` of a TSM
     are the scores of every frame [B*T, K]; a TSN scores only clips."""
+    build = partial(_build, kind, backbone)
+    taps = {k: tap for k, tap in frame_taps(kind, backbone).items() if k != "pooled" and tap.kind != "attention"}
+    taps["pooled"] = Tap("base_model", "vector", per_frame=True)
+    if kind == "tsm":
+        taps["frame_logits"] = Tap("new_fc", "logits")
+    adapt = partial(adapted, FAMILY_OF.get(backbone.name, "plain"), partial(_own_keys, build))
+    published = Published(adapt=adapt, average_clips="prob" if kind == "tsm" else "score")
+    return clip_spec(name, build, backbone, taps, "new_fc", published)
+
+
+def frame_taps(kind: str, backbone: ModelSpec) -> dict[str, Tap]:
+    """The taps of a 2-D network inside a network of clips, per frame. UserError if it reads no images."""
     if backbone.input != "image":
         raise UserError(
             f"{kind} needs a network of images, but {backbone.name} reads '{backbone.input}': choose another network"
         )
-    build = partial(_build, kind, backbone)
-    taps = {
+    return {
         k: dataclasses.replace(tap, module=f"base_model.{tap.module}", per_frame=True)
         for k, tap in backbone.taps.items()
-        if k != "pooled" and tap.kind != "attention"
     }
-    taps["pooled"] = Tap("base_model", "vector", per_frame=True)
-    if kind == "tsm":
-        taps["frame_logits"] = Tap("new_fc", "logits")
-    return ModelSpec(
-        name,
-        build,
-        taps,
-        backbone.feats,
-        "new_fc",
-        input="video",
-        input_shape=(NUM_SEGMENTS, *backbone.input_shape),
-        mean=backbone.mean,
-        std=backbone.std,
-        fits=True,
-        published=Published(
-            adapt=partial(adapted, FAMILY_OF.get(backbone.name, "plain"), partial(_own_keys, build)),
-            average_clips="prob" if kind == "tsm" else "score",
-        ),
-    )
+
+
+def clip_spec(
+    name: str, build: Any, backbone: ModelSpec, taps: dict[str, Tap], head: str, published: Published
+) -> ModelSpec:
+    """A network of clips with the stages and the normalisation of a 2-D network."""
+    clip = {"input": "video", "input_shape": (NUM_SEGMENTS, *backbone.input_shape), "fits": True}
+    norm = {"mean": backbone.mean, "std": backbone.std}
+    return ModelSpec(name, build, taps, backbone.feats, head, published=published, **clip, **norm)
 
 
 def family_of(spec: ModelSpec) -> str | None:
@@ -261,19 +270,15 @@ def _own_keys(build: Any) -> list[str]:
 
 
 @cache
-def tsn_spec(name: str) -> ModelSpec:
-    """`tsn:NAME` over any network of images, such as tsn:torchvision:resnet18 or tsn:timm:resnet50."""
+def _over_named(kind: str, name: str) -> ModelSpec:
+    """`tsn:NAME` over any network of images, such as tsn:torchvision:resnet18; `tsm:NAME` over any network of residual
+    blocks, such as tsm:timm:resnet50."""
     from models import model_dict
 
-    return _over("tsn", model_dict[name], f"tsn:{name}")
+    return _over(kind, model_dict[name], f"{kind}:{name}")
 
 
-@cache
-def tsm_spec(name: str) -> ModelSpec:
-    """`tsm:NAME` over any network of residual blocks, such as tsm:timm:resnet50."""
-    from models import model_dict
-
-    return _over("tsm", model_dict[name], f"tsm:{name}")
+tsn_spec, tsm_spec = partial(_over_named, "tsn"), partial(_over_named, "tsm")
 
 
 def _swin_base(num_classes: int = 1000, pretrained: bool | str = False) -> nn.Module:

@@ -6,7 +6,6 @@ frames of a clip, D values per frame, K classes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from functools import cache, partial
 from itertools import combinations
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from core.protocols import ModelSpec, Published, Tap, UserError
 from models._common import below
 from models.bninception import bninception
+from models.temporal import NUM_SEGMENTS, clip_spec, frame_taps, frames_of, replace_classifier
 
-NUM_SEGMENTS = 8
 SUBSETS = 3  # of each scale below the largest
 HIDDEN = 256
 DROPOUT, NARROW_DROPOUT = 0.5, 0.2  # for BN-Inception's 1024 values, as published; for networks that may have 64
@@ -73,24 +72,8 @@ class TRN(nn.Module):
     chance level.
     """
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        head: str,
-        num_classes: int,
-        num_frames: int,
-        feature_dim: int,
-        dropout: float,
-    ):
+    def __init__(self, backbone: nn.Module, width: int, num_classes: int, num_frames: int, feature_dim: int):
         super().__init__()
-        classifier = backbone.get_submodule(head)
-        width = next((m.in_features for m in classifier.modules() if isinstance(m, nn.Linear)), None)
-        if width is None:
-            raise UserError(
-                f"trn replaces a linear classifier, but {head} of {type(backbone).__name__} is not linear: "
-                "choose another network"
-            )
-        backbone.set_submodule(head, nn.Dropout(dropout))
         self.base_model = backbone
         self.new_fc = nn.Linear(width, feature_dim)
         self.consensus = MultiScaleRelation(num_frames, feature_dim, num_classes)
@@ -101,8 +84,7 @@ class TRN(nn.Module):
             raise UserError(
                 f"this trn relates {wanted} frames, but a clip has {clips_t[1]}: use --num_segments {wanted}"
             )
-        frames = clips.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return self.consensus(self.new_fc(self.base_model(frames)).unflatten(0, clips_t))
+        return self.consensus(self.new_fc(self.base_model(frames_of(clips))).unflatten(0, clips_t))
 
 
 def _build(
@@ -116,34 +98,17 @@ def _build(
     """shape: [T, C, H, W] of a clip. options: for the backbone."""
     num_frames = NUM_SEGMENTS if shape is None else shape[0]
     base = backbone(num_classes=num_classes, **options)
-    return TRN(base, backbone.head, num_classes, num_frames, feature_dim, dropout)
+    width = replace_classifier(base, backbone, nn.Dropout(dropout))
+    return TRN(base, width, num_classes, num_frames, feature_dim)
 
 
 def trn_over(backbone: ModelSpec, name: str, **options: Any) -> ModelSpec:
     """The relation network over a 2-D network. Its taps hold the mean of a map over frames, as in VSKD;
     `pooled` and `semantic` are the mean of the frame features."""
-    if backbone.input != "image":
-        raise UserError(
-            f"trn needs a network of images, but {backbone.name} reads '{backbone.input}': choose another network"
-        )
-    inside = {
-        k: dataclasses.replace(tap, module=f"base_model.{tap.module}", per_frame=True)
-        for k, tap in backbone.taps.items()
-    }
-    mean_feature = Tap("new_fc", "vector", per_frame=True)
-    return ModelSpec(
-        name,
-        partial(_build, backbone, **options),
-        {**inside, "frame_pooled": inside["pooled"], "pooled": mean_feature, "semantic": mean_feature},
-        backbone.feats,
-        "consensus",
-        input="video",
-        input_shape=(NUM_SEGMENTS, *backbone.input_shape),
-        mean=backbone.mean,
-        std=backbone.std,
-        fits=True,
-        published=Published(adapt=partial(below, "base_model.", backbone.published.adapt), fresh=("new_fc",)),
-    )
+    inside, mean_feature = frame_taps("trn", backbone), Tap("new_fc", "vector", per_frame=True)
+    taps = {**inside, "frame_pooled": inside["pooled"], "pooled": mean_feature, "semantic": mean_feature}
+    published = Published(adapt=partial(below, "base_model.", backbone.published.adapt), fresh=("new_fc",))
+    return clip_spec(name, partial(_build, backbone, **options), backbone, taps, "consensus", published)
 
 
 @cache

@@ -6,6 +6,8 @@ Five blocks of 3x3 convolutions, one linear layer. Stage maps are taken after a 
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Tap
@@ -61,12 +63,11 @@ def block(c_in: int, c_out: int, convs: int) -> nn.Sequential:
 def _spec(name: str, convs: tuple[int, int, int, int, int]) -> ModelSpec:
     return cifar_spec(
         name,
-        VGG,
-        convs=convs,
+        partial(VGG, convs=convs),
         stem="relu0",
         head="classifier",
-        stages={f"stage{i}": Tap(f"relu{i}") for i in (1, 2, 3, 4)},
-        preact={f"stage{i}_preact": Tap(f"relu{i}", side="input") for i in (1, 2, 3, 4)},
+        stages=[f"relu{i}" for i in (1, 2, 3, 4)],
+        preact=[Tap(f"relu{i}", side="input") for i in (1, 2, 3, 4)],
         chain=(
             *(part for i in (0, 1, 2) for part in (f"block{i}", f"relu{i}", "down")),
             *("block3", "relu3", "down3", "block4", "relu4", "pool", "classifier"),

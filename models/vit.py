@@ -18,9 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.protocols import ModelSpec, Tap, UserError
+from core.protocols import ModelSpec, Tap
 from models._common import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD
-from models._transformer import read_class_token, read_map, read_patches, read_qkv, resized_positions, split_heads
+from models._transformer import (
+    read_class_token,
+    read_map,
+    read_patches,
+    read_qkv,
+    refuse_cut_patches,
+    resized_positions,
+    split_heads,
+)
 
 MLP_RATIO = 4
 PREFIX = 1  # the class token; in *_distilled networks a distillation token follows it
@@ -45,11 +53,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[2] % self.patch or x.shape[3] % self.patch:
-            raise UserError(
-                f"a transformer that cuts images into patches of {self.patch} px cannot read {x.shape[2]}x"
-                f"{x.shape[3]}: choose an --image_size that is a multiple of {self.patch}"
-            )
+        refuse_cut_patches(x.shape[2], x.shape[3], self.patch)
         return self.proj(self.convs(x))
 
 

@@ -7,6 +7,8 @@ is the map that the classifier reads, before pooling.
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from core.protocols import ModelSpec, Tap
@@ -65,16 +67,14 @@ class WideResNet(nn.Module):
 
 
 def _spec(name: str, depth: int, widen: int) -> ModelSpec:
-    next_norm = {1: "block2.layer.0.bn1", 2: "block3.layer.0.bn1", 3: "bn1"}
     return cifar_spec(
         name,
-        WideResNet,
-        depth=depth,
-        widen=widen,
+        partial(WideResNet, depth=depth, widen=widen),
         stem="conv1",
         head="fc",
-        stages={f"stage{i}": Tap(f"block{i}") for i in (1, 2, 3)},
-        preact={f"stage{i}_preact": Tap(norm) for i, norm in next_norm.items()} | {"classified": Tap("relu")},
+        stages=("block1", "block2", "block3"),
+        preact=(Tap("block2.layer.0.bn1"), Tap("block3.layer.0.bn1"), Tap("bn1")),
+        others={"classified": Tap("relu")},
         chain=("conv1", "block1", "block2", "block3", "bn1", "relu", "pool", "fc"),
     )
 

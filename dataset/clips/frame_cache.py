@@ -133,12 +133,7 @@ class FrameCache:
                 "with room for them"
             ) from error
 
-    def fill(
-        self,
-        sources: Iterable[ClipSource],
-        bad: dict[Path, str] | None = None,
-        num_segments: int = 1,
-    ) -> int:
+    def fill(self, sources: Iterable[ClipSource], bad: dict[Path, str] | None = None, num_segments: int = 1) -> int:
         """Decode all missing clips, several at a time; returns the size of the clips in bytes.
 
         bad: gets the path of every clip that cannot be read or has too few frames, and why; None: the first such error

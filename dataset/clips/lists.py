@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.files import read_text
-from core.protocols import UserError
+from core.protocols import UserError, explained
 from dataset.clips.decode import ClipSource
 from dataset.images.files import a_few, files_below
 
@@ -135,11 +135,11 @@ def describe_oddities(train: Sequence[Entry], test: Sequence[Entry], num_classes
     if first:
         found.append(f"training labels start at {first} instead of 0")
     if gaps := [c for c in range(first, num_classes) if c not in used]:
-        found.append(f"no training clip has class {a_few(list(map(str, gaps)))}")
+        found.append(f"no training clip has class {a_few(gaps)}")
     if untested := used - {e.label for e in test}:
         found.append(f"{len(untested)} of {num_classes} classes have no test clip")
     if unseen := {e.label for e in test} - used:
-        found.append(f"the test list has classes without a training clip ({a_few(list(map(str, sorted(unseen))))})")
+        found.append(f"the test list has classes without a training clip ({a_few(sorted(unseen))})")
     if len(used) == 1:
         found.append(f"all training clips have class {first}")
     for name, entries in (("training", train), ("test", test)):
@@ -163,11 +163,9 @@ def require_files(entries: Sequence[Entry]) -> None:
     """UserError for the first clip that is missing or empty; its content is checked when it is read."""
     for entry in entries:
         path = entry.source.path
-        try:
+        with explained(f"{entry.where}: cannot read '{path}'"):
             empty = path.is_file() and not path.stat().st_size
             there = path.exists()
-        except OSError as error:
-            raise UserError(f"{entry.where}: cannot read '{path}': {error.strerror}") from error
         if not there or empty:
             what = "is empty (0 bytes)" if there else "does not exist"
             raise UserError(

@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +54,6 @@ class VideoData(DataSet):
         options: DataOptions,
     ):
         self.name, self.classes, self.train, self.test = name, tuple(classes), list(train), list(test)
-        self.num_classes = len(self.classes)
         self.settings, self.reader = settings, reader
         self.options, self.evaluated_on = options, options.evaluated_on("test")
         side = settings.size
@@ -103,11 +101,6 @@ class VideoData(DataSet):
 
         samples = Decoded(self.train_view, len(self.train), "clips", skip, replace=skip)
         return WorkedLoader(samples, plan.steps, places, partial(self._batch, 1), device, self.options.num_workers)
-
-    @staticmethod
-    def clip_views(**chosen: Any) -> TestViews:
-        """Several views of a test clip, for test_loader."""
-        return TestViews(**chosen)
 
     def test_loader(
         self,

@@ -18,7 +18,7 @@ the workers. Evaluation always decodes through the workers, so that numbers are 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +28,8 @@ from core.log import log
 from core.packages import needed
 from core.protocols import Batch, Loader, UserError
 from dataset.base import DataOptions
-from dataset.images.files import PictureError, picture, scaled
-from dataset.order import seed_for
-
-if TYPE_CHECKING:
-    from dataset.images.files import Files
-    from dataset.order import Plan
-
+from dataset.images.files import Files, PictureError, picture, scaled
+from dataset.order import Plan, seed_for
 
 PACKAGE = "nvidia-dali-cuda120"
 PREFETCH = 2  # batches DALI decodes ahead

@@ -210,8 +210,8 @@ def files_below(folder: Path, flag: str, what: str, fits: Callable[[Path], bool]
     return found
 
 
-def a_few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def a_few(names: Sequence[object]) -> str:
+    return ", ".join(map(str, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def find_root(folder: Path) -> Path:

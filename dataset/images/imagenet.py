@@ -1,6 +1,6 @@
 """ImageNet, and any image-folder tree that does not fit in memory: `train/<class>/**` and `val/<class>/**`.
 
-The tree is imagenet/ or ImageNet/ in the data folder, or the data folder itself. Files are listed by
+The tree is imagenet/ or ImageNet/ in the data folder, or the data folder itself. Files are listed in the order of
 torchvision's ImageFolder and decoded, cropped and flipped by worker processes (DataLoader), which yield uint8; scaling
 and normalisation happen on the device, to which the next batch is copied during a step.
 
@@ -24,16 +24,7 @@ from torch import Tensor
 
 from core.protocols import Batch, Batching, DataSet, Loader
 from dataset.base import DataOptions, few, hold_out
-from dataset.images.files import (
-    SORTING,
-    Files,
-    class_names,
-    find_root,
-    listed,
-    picture,
-    pillow,
-    scaled,
-)
+from dataset.images.files import SORTING, Files, class_names, find_root, listed, picture, pillow, scaled
 from dataset.images.folder import matching_classes
 from dataset.order import Plan, in_order, seeded
 from dataset.workers import Decoded, WorkedLoader
@@ -156,7 +147,7 @@ class StreamedData(DataSet):
     num_crops = None
 
     def __init__(self, root: Path, classes: Sequence[str], train: Files, val: Files, options: DataOptions):
-        self.name, self.classes, self.num_classes = "imagenet", tuple(classes), len(classes)
+        self.name, self.classes = "imagenet", tuple(classes)
         self.root, self.train, self.val, self.options = root, train, val, options
         self.size = options.image_size or 224
         self.shapes: Mapping[str, tuple[int, ...]] = {"image": (3, self.size, self.size)}

@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al., NeurIPS 2020) on a batch on the device: no copy, no sync, no loop.
+"""RandAugment (Cubuk et al., NeurIPS 2020) on a batch on the device: no sync, no loop over images.
 
 The paper's fourteen operations and ranges, drawn separately for every image. Images are float in [0, 1], [B, 3, H, W].
 """

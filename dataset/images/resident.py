@@ -140,7 +140,6 @@ class ResidentData(DataSet):
         shape = train.images.shape[1:]
         assert test.images.shape[1:] == shape, f"train {tuple(shape)}, test {tuple(test.images.shape[1:])}"
         self.name, self.classes, self.flips, self.evaluated_on = name, tuple(classes), flips, evaluated_on
-        self.num_classes = len(self.classes)
         height, width, channels = shape
         self.shapes: Mapping[str, tuple[int, ...]] = {"image": (channels, height, width)}
         self.pad = min(height, width) // 8

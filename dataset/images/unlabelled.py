@@ -114,7 +114,7 @@ class SemiLabelled(DataSet):
 
     def __init__(self, labelled: DataSet, others: DataSet, ratio: float):
         self._labelled, self.others, self.ratio = labelled, others, ratio
-        self.name, self.classes, self.num_classes = labelled.name, labelled.classes, labelled.num_classes
+        self.name, self.classes = labelled.name, labelled.classes
         self.shapes, self.evaluated_on = labelled.shapes, labelled.evaluated_on
         self.streamed, self.videos = labelled.streamed, labelled.videos
         self.train_labels = torch.cat([labelled.train_labels, others.train_labels])

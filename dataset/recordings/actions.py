@@ -74,7 +74,6 @@ class ActionData(DataSet):
 
     def __post_init__(self) -> None:
         self.name, self.classes = self.layout.name, tuple(self.layout.classes)
-        self.num_classes = len(self.classes)
         self.train_labels = torch.tensor([s.label for s in self.train], dtype=torch.int64)
         self.test_labels = torch.tensor([s.label for s in self.test], dtype=torch.int64)
         shapes = {}

@@ -15,8 +15,6 @@ from helper.machine import distributed
 
 @dataclass(frozen=True)
 class DeviceConfig(Config):
-    """Device and precision."""
-
     heading = "device and precision"
 
     gpu_id: str = option(

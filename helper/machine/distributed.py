@@ -39,8 +39,6 @@ from helper.machine.heartbeat import Heartbeat
 
 @dataclass(frozen=True)
 class LaunchConfig(Config):
-    """Several processes for one command."""
-
     heading = "several processes"
 
     multiprocessing_distributed: bool = option(False, "one process per GPU of --gpu_id")
@@ -66,8 +64,6 @@ class LaunchConfig(Config):
 
 @dataclass(frozen=True)
 class RanksConfig(Config):
-    """Settings shared by the processes of a training."""
-
     heading = "several processes in training"
 
     sync_bn: bool = option(False, "compute batch-norm statistics over all processes (CUDA only)", role=RESULT)

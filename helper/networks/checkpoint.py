@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, read without running code from the file.
+"""Checkpoints, read without running code from the file.
 
 Forms that are read: {"model" | "net" | "state_dict" | "model_state_dict": weights, ...} and a plain state dict, zip or
 legacy serialisation, with or without the prefixes of DDP, torch.compile and Lightning. Keys that profilers add are left
@@ -30,7 +30,7 @@ from core.files import intact
 from core.log import log
 from core.machine import free
 from core.packages import needed
-from core.protocols import ModelSpec, UserError
+from core.protocols import ModelSpec, UserError, explained
 from models._hub import is_folder
 
 State = dict[str, Tensor]
@@ -105,7 +105,7 @@ def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expe
     way_out: what to do if it is damaged.
     """
     path = Path(path)
-    try:
+    with explained(f"cannot read checkpoint {path}"):
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
             raise UserError(f"{path} is a folder, not a checkpoint: give the .pth file in it")
@@ -113,8 +113,6 @@ def load_file(path: str | Path, way_out: str = "fetch or save it again", *, expe
             raise UserError(f"{path} is a pipe, a socket or a device, not a checkpoint: give a regular file")
         members = _check_declared(path)
         content = path.read_bytes()  # first, so that errors of the reader are not taken for errors of the disk
-    except OSError as error:
-        raise UserError(f"cannot read checkpoint {path}: {error.strerror or error}") from error
     if (sound := intact(content)) is False:
         raise UserError(f"{path} is damaged (its content does not match its checksum): {way_out}")
     if path.suffix == ".safetensors":
@@ -427,10 +425,7 @@ def _accuracy(content: Mapping[str, Any], state: State, entry: str | None, peer:
 
 
 def load_weights(
-    model: nn.Module,
-    state: Mapping[str, Tensor],
-    what: str,
-    way_out: str = "give the architecture it was saved from",
+    model: nn.Module, state: Mapping[str, Tensor], what: str, way_out: str = "give the architecture it was saved from"
 ) -> None:
     """Strict load; only num_batches_tracked may be missing, which torch 0.4 and earlier did not save.
 

@@ -11,9 +11,8 @@ from torch import nn
 
 from core.log import log
 from core.protocols import UserError
+from dataset.images.files import a_few
 from helper.networks.load import Network, classifiers_of
-
-SHOWN = 3  # largest number of class names in a message
 
 
 def _plain(name: object) -> str:
@@ -48,7 +47,7 @@ def matched(network: Network, here: Sequence[object], match: bool) -> Network:
         known = set(map(_plain, recorded))
         odd = [str(n) for n in here if _plain(n) not in known] or [str(here[0])]
         raise UserError(
-            f"{path} was trained on other classes ({_some(recorded)}; the data set has {_some(odd)}, which it does not "
+            f"{path} was trained on other classes ({a_few(recorded)}; the data set has {a_few(odd)}, which it does not "
             "know): use the data set that it was trained on, or give the same classes the same names"
         )
     if order in ([], list(range(len(here)))):
@@ -65,10 +64,6 @@ def matched(network: Network, here: Sequence[object], match: bool) -> Network:
     meta = {**network.checkpoint.meta, "classes": list(map(str, here))}
     checkpoint = dataclasses.replace(network.checkpoint, meta=meta)
     return dataclasses.replace(network, checkpoint=checkpoint, changes=f"{network.changes} classes {digest}")
-
-
-def _some(names: Sequence[object]) -> str:
-    return ", ".join(map(str, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
 
 
 @torch.no_grad()

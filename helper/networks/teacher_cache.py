@@ -31,8 +31,6 @@ CACHEABLE = ("logits", "pooled")  # taps of one vector per view; maps are hundre
 
 @dataclass(frozen=True)
 class CacheConfig(Config):
-    """Settings of the teacher cache."""
-
     heading = "teacher cache"
 
     teacher_cache: str | None = option(

@@ -22,8 +22,6 @@ ABSURD = 1e6  # of a logit
 
 @dataclass(frozen=True)
 class TeacherConfig(Config):
-    """Settings of the teacher."""
-
     heading = "teacher"
 
     path_t: list[str] | None = option(

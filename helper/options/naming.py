@@ -25,8 +25,7 @@ def run_name(settings: Settings, teacher: str | None) -> str:
     else:
         name = (
             f"S{colon}{file_name(settings.model)}_T{colon}{file_name(teacher or 'none')}_{dataset}_"
-            f"{published_name(settings.distill)}_r{colon}{loss.cls}_a{colon}{loss.div}_b{colon}{loss.beta}"
-            f"_{trial}"
+            f"{published_name(settings.distill)}_r{colon}{loss.cls}_a{colon}{loss.div}_b{colon}{loss.beta}_{trial}"
         )
     dali = settings.data.stream.dali
     if dali and "dali" not in settings.without_effect:

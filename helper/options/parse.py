@@ -120,7 +120,17 @@ class _Given:
     from_file: Collection[str]
 
     def trials(self) -> list[str]:
-        return _trials(self.values, self.flags["trial"].default)
+        """The trials of --trials, counted from --trial."""
+        first, count = (None if self.values[k] is UNSET else self.values[k] for k in ("trial", "trials"))
+        first = self.flags["trial"].default if first is None else first
+        if count is None or count == 1:
+            return [first]
+        at_least(1, 10**4)("--trials", count)
+        if not first.isdecimal() or self.values["seed"] is not UNSET:
+            raise UserError(
+                "--trials counts from --trial and uses each number as seed: give --trial a number and leave --seed out"
+            )
+        return [str(int(first) + k) for k in range(count)]
 
     def lanes(self) -> list[tuple[str | None, str]]:
         """(student, method) of every student to train together."""
@@ -244,20 +254,6 @@ def _listed(text: str, flag: str) -> list[str]:
     if not all(names) or len(set(names)) < len(names):
         raise UserError(f"{flag} '{text}' must list distinct names, separated by single commas")
     return names
-
-
-def _trials(given: Mapping[str, Any], default: str) -> list[str]:
-    """The trials of --trials, counted from --trial."""
-    first, count = (None if given[k] is UNSET else given[k] for k in ("trial", "trials"))
-    first = default if first is None else first
-    if count is None or count == 1:
-        return [first]
-    at_least(1, 10**4)("--trials", count)
-    if not first.isdecimal() or given["seed"] is not UNSET:
-        raise UserError(
-            "--trials counts from --trial and uses each number as seed: give --trial a number and leave --seed out"
-        )
-    return [str(int(first) + k) for k in range(count)]
 
 
 def _check_lanes(given: Mapping[str, Any], distills: Sequence[str], methods: Sequence[type[Distiller]]) -> None:

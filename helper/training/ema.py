@@ -17,8 +17,6 @@ from core.option import RESULT, Config, at_least, option, share
 
 @dataclass(frozen=True)
 class EmaConfig(Config):
-    """Settings of the moving average."""
-
     heading = "moving average of the weights"
 
     ema: float = option(

@@ -29,8 +29,6 @@ def _known(flag: str, value: str) -> None:
 
 @dataclass(frozen=True)
 class OptimConfig(Config):
-    """Settings of the optimiser."""
-
     heading = "optimisation"
 
     optimizer: str = option(
@@ -160,9 +158,8 @@ class PartedSGD(Optimizer):
         for part in parts:
             if not 0 <= (momentum := defaults["momentum"] + (part.momentum or 0.0)) < 1:
                 raise UserError(
-                    f"{method}: the {part.name} part has momentum {momentum:g} (that of the run plus "
-                    f"{part.momentum:g}), "
-                    "which must be at least 0 and less than 1: choose another --momentum"
+                    f"{method}: the {part.name} part has momentum {momentum:g} (that of the run plus {part.momentum:g})"
+                    ", which must be at least 0 and less than 1: choose another --momentum"
                 )
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -30,8 +30,6 @@ from helper.training.step import DistillStep, StepSetup
 
 @dataclass(frozen=True)
 class LoopConfig(Config):
-    """Batches, steps and evaluation."""
-
     heading = "batches and steps"
 
     batch_size: int = option(

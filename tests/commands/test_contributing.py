@@ -80,7 +80,9 @@ def clone(tmp_path_factory):
     add_line(
         root / "distiller_zoo" / "__init__.py", '        "kd": ', '        "cosine": "distiller_zoo.cosine:Cosine",\n'
     )
-    add_line(root / "models" / "__init__.py", '        "resnet8": ', '        "two_convs": "models.two_convs:spec",\n')
+    add_line(
+        root / "models" / "__init__.py", '        "MobileNetV2": ', '        "two_convs": "models.two_convs:spec",\n'
+    )
     add_line(root / "dataset" / "__init__.py", '        "digits": ', '        "noise": "dataset.images.noise:load",\n')
     optim = root / "helper" / "training" / "optim.py"
     add_line(optim, "    clip_grad: float = option(", '    shout: str = option("", "say this", role=RESULT)\n')

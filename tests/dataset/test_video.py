@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from core.log import log
+from core.option import Around
 from core.protocols import UserError
 from dataset import dataset_dict
-from dataset.base import DataOptions, StreamConfig, data_options
+from dataset.base import DataOptions, SourceConfig, StreamConfig, data_options
 from dataset.clips import clip_transforms as ct
 from dataset.clips.decode import ClipSource
 from dataset.clips.frame_cache import FrameCache
@@ -526,3 +527,15 @@ def test_defaults_are_the_published_pipeline():
     settings = ClipSettings()
     assert (settings.num_segments, settings.size, settings.short_side) == (8, 224, 256)
     assert (settings.sampling, settings.train_crop, settings.flip) == ("uniform", "multiscale13", True)
+
+
+def test_why_flags_of_images_have_no_effect_on_clips():
+    """Videos are decoded while they are read, so none of these flags may be called idle as held on the device."""
+    facts = dict(distill="kd", alone=False, own_term=False, stages=1, on_cpu=True, processes=1, network=None)
+    for name, videos in (("video", True), ("utd_mhad", False)):
+        data = types.SimpleNamespace(name=name, streamed=False, videos=videos, shapes={"video": (8, 3, 32, 32)})
+        around = Around(dataset=name, data=data, **facts)
+        why = StreamConfig().idle(around) | SourceConfig().idle(around)
+        assert not any("device" in reason for reason in why.values())
+        assert why["random_erase"] == why["augment"] == f"{name} holds no images" and "skip_corrupt" not in why
+        assert ("num_workers" in why) != videos and why["val_dir"] == f"{name} is not a tree of images"

@@ -19,7 +19,7 @@ from dataset.base import DataOptions
 from helper.deploy.export import Plain, exported_program, onnx_session, write_onnx
 from helper.networks.checkpoint import read_checkpoint
 from models import model_dict
-from models._external_vit import any_size
+from models._torchvision import any_size
 from models.vit import VisionTransformer
 from scripts.export_student import TOLERANCE, main, reader_of, real_batch
 from tests.support.commands import squeezed

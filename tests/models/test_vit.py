@@ -16,7 +16,7 @@ from distiller_zoo.cakd import CAKD
 from helper.networks.load import position_notice
 from models import external, model_dict
 from models._common import with_drop_path
-from models._external_vit import any_size
+from models._torchvision import any_size
 from models._transformer import read_normed_qkv, read_qkv, resized_positions
 from tests.golden.rule import rand
 from tests.support.model_contract import check_layout, check_training, shapes_alone, tapped
