@@ -156,7 +156,7 @@ def notice_training(model):
     """The training batches that a batch norm counted, if any did."""
     counts = [int(b) for name, b in model.named_buffers() if name.endswith("num_batches_tracked")]
     if any(counts):
-        log.info("batch norm counted %d training batches", max(counts))
+        log.info("batch norm counted %d training batches", min(filter(None, counts)))
 
 
 def notice_doubts(network, data, acc):

@@ -37,7 +37,6 @@ STUDIES = {  # that print into a file of their own
     "hsakd/different_style.sh": (".",),
     "hsakd/online_imagenet.sh": (".",),
     "hsakd/transfer.sh": (".",),
-    "studies/fit_study.sh": ("DATA", "OUT.md", "teacher=T.pth"),
     "studies/imagenette_study.sh": ("DATA", "SAVE"),
     "studies/int8_study.sh": ("S.pth", "T.pth", "DATA", "UTD", "SAVE"),
     "video/short_study.sh": ("CLIPS", "SAVE"),
