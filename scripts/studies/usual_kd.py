@@ -10,7 +10,6 @@ has loss, training and test accuracy of both by epoch.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -26,14 +25,15 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save, atomic_write_text
+from core.files import atomic_save
 from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
-from helper.machine.program import run_script
+from helper.machine.program import ScriptParser, run_script
 from helper.networks.load import load_network
 from helper.options.quick import normalised
 from helper.runs.folder import environment
+from helper.tables.writers import as_markdown, publish
 from models import model_dict
 from scripts.bench.usual_way import PilImages, top_k
 
@@ -89,7 +89,7 @@ def usual_run(cfg: dict[str, Any], path_t: str, data_folder: Path, state: Path) 
     optimizer = torch.optim.SGD(student.parameters(), cfg["learning_rate"], 0.9, weight_decay=cfg["weight_decay"])
     rows: list[dict[str, float]] = []
     if state.exists():
-        saved = torch.load(state, weights_only=False)
+        saved = torch.load(state, weights_only=True)
         student.load_state_dict(saved["student"])
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["random"])
@@ -109,37 +109,29 @@ def usual_run(cfg: dict[str, Any], path_t: str, data_folder: Path, state: Path) 
 
 
 def report(cfg: dict[str, Any], ours: list[dict[str, float]], usual: list[dict[str, float]]) -> str:
-    columns = ("loss", "train", "test")
-    header = [cell for name in columns for cell in (name, f"{name}, published loop")]
-    lines = [
-        f"# KD by this toolbox and by the published loop: {cfg['model_t']} teaches {cfg['model_s']}",
-        "",
-        f"| epoch | learning rate | {' | '.join(header)} |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["epoch", "learning rate"]
+    for name in ("loss", "train", "test"):
+        header += [name, f"{name}, published loop"]
+    rows = []
     for here, there in zip(ours, usual, strict=True):
-        cells = [
-            f"{row[name]:.3f}" if "loss" in name else f"{row[name]:.2f}" for name in COLUMNS for row in (here, there)
-        ]
-        lines.append(f"| {here['epoch']} | {here['lr']:.2g} | {' | '.join(cells)} |")
+        cells = [format(row[name], ".3f" if "loss" in name else ".2f") for name in COLUMNS for row in (here, there)]
+        rows.append([str(here["epoch"]), f"{here['lr']:.2g}", *cells])
     compiled = " and ".join(cfg["compile_parts"] or ()) if cfg["compile"] != "none" else "nothing"
-    lines += [
-        "",
+    notes = [
         f"Complete {cfg['dataset']}, {cfg['epochs']} epochs, batch {cfg['batch_size']}, learning rate "
         f"{cfg['learning_rate']} times {cfg['lr_decay_rate']} after {cfg['lr_decay_epochs']}, weight decay "
         f"{cfg['weight_decay']}, loss {cfg['cls']} cross-entropy + {cfg['div']} KL at T = {cfg['kd_T']}, seed "
         f"{cfg['seed']}. train: top-1 on the augmented images, during training. This toolbox: {cfg['precision']}, "
         f"compiled: {compiled}. Published loop: scripts/studies/usual_kd.py, float32, uncompiled, torchvision's "
         "transforms of PIL images. The two draw different random numbers, so they differ as two seeds do.",
-        "",
         f"Hardware: {environment()['cpu']}.",
-        "",
     ]
-    return "\n".join(lines)
+    title = f"# KD by this toolbox and by the published loop: {cfg['model_t']} teaches {cfg['model_s']}"
+    return f"{title}\n\n{as_markdown(header, rows, notes)}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add("--run", type=Path, required=True, help="finished run of kd on a set of images in memory", metavar="FOLDER")
     add("--data_folder", type=Path, default=Path("../data/"), help="folder of the data sets", metavar="FOLDER")
@@ -150,9 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cfg["distill"] != "kd" or len(cfg["path_t"]) != 1:
         raise UserError(f"{args.run} is not a run of --distill kd with one teacher")
     ours = [json.loads(line) for line in (args.run / "metrics.jsonl").read_text().splitlines()]
-    text = report(cfg, ours, usual_run(cfg, cfg["path_t"][0], args.data_folder, args.state))
-    atomic_write_text(args.out, text)
-    print(text)
+    publish(report(cfg, ours, usual_run(cfg, cfg["path_t"][0], args.data_folder, args.state)), args.out)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_resumes_and_compares(commands, teacher, tmp_path):
     usual_kd.usual_run(cfg | {"epochs": 1}, str(teacher), tmp_path, tmp_path / "state.pth")
     argv = ["--run", run, "--data_folder", tmp_path, "--state", tmp_path / "state.pth", "--out", tmp_path / "t.md"]
     usual_kd.main([str(a) for a in argv])
-    assert torch.load(tmp_path / "state.pth", weights_only=False)["rows"] == whole
+    assert torch.load(tmp_path / "state.pth", weights_only=True)["rows"] == whole
     table = [
         line.split("|")[1:-1] for line in (tmp_path / "t.md").read_text().splitlines() if line[:3] in ("| 1", "| 2")
     ]
