@@ -34,22 +34,50 @@ class Fusion(nn.Module):
         self.size_s, self.size_t = tuple(size_s), tuple(size_t)
 
     def forward(self, f_s: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = self.conv1(f_s)
-        if self.att_conv is not None:
-            deeper = F.interpolate(residual, self.size_s, mode="nearest")
-            attention = self._attention(x, residual)
-            x = torch.addcmul(x * attention[:, :1], deeper, attention[:, 1:])
+        weight, bias = as_one_convolution(*self.conv1, f_s)
+        if self.att_conv is None:
+            x = F.conv2d(f_s, weight[..., None, None], bias)
+        else:
+            # gated before the convolution, where the map has fewer channels: a (W f + b) = W (a f) + b a
+            own, deeper = self._attention(f_s, weight, bias, residual).chunk(2, 1)
+            gated = torch.cat([f_s * own, own], 1)
+            x = F.conv2d(gated, torch.cat([weight, bias[:, None]], 1)[..., None, None])
+            x = x + deeper * F.interpolate(residual, self.size_s, mode="nearest")
         if self.size_s != self.size_t:
             x = F.interpolate(x, self.size_t, mode="nearest")
         return self.conv2(x), x
 
-    def _attention(self, x: Tensor, residual: Tensor) -> Tensor:
-        """att_conv of x and the enlarged residual: [B, 2, H, W]. A 1x1 convolution and the enlargement commute: two
-        channels suffice, and the two maps are not joined."""
+    def _attention(self, f_s: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        """att_conv of the normalised map and the enlarged residual: [B, 2, H, W]. Convolutions of size 1 follow each
+        other as one, and commute with the enlargement: two channels suffice, and no map is joined."""
         conv, sigmoid = self.att_conv
-        own, other = conv.weight.chunk(2, 1)
-        enlarged = F.interpolate(F.conv2d(residual, other, conv.bias), self.size_s, mode="nearest")
-        return sigmoid(F.conv2d(x, own) + enlarged)
+        own, deeper = conv.weight.flatten(1).chunk(2, 1)
+        enlarged = F.interpolate(F.conv2d(residual, deeper[..., None, None], conv.bias), self.size_s, mode="nearest")
+        return sigmoid(F.conv2d(f_s, (own @ weight)[..., None, None], own @ bias) + enlarged)
+
+
+def as_one_convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d, f: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [C', C] and bias [C'] of norm(conv(f)), for a convolution W of size 1 without bias and f [B, C, H, W].
+
+    W f has the mean W mean(f) and the variance diag(W cov(f) W^T), so the map need not be computed to normalise it: it
+    has more channels than f, and batch norm takes longer than the convolution. Updates the running statistics as norm
+    does."""
+    weight = conv.weight.flatten(1)
+    if norm.training:
+        with torch.autocast(f.device.type, enabled=False):
+            values = f.permute(0, 2, 3, 1).flatten(0, 2).to(weight.dtype)
+            count, mean = len(values), values.mean(0)
+            values = values - mean
+            variance = (weight @ (values.T @ values / count) * weight).sum(1).clamp_min(0)
+            mean = weight @ mean
+        with torch.no_grad():
+            norm.num_batches_tracked += 1
+            norm.running_mean.lerp_(mean, norm.momentum)
+            norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
+    else:
+        mean, variance = norm.running_mean, norm.running_var
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    return weight * scale[:, None], norm.bias - mean * scale
 
 
 def hierarchical_context(f_s: Tensor, f_t: Tensor) -> Tensor:

@@ -101,8 +101,11 @@ MUTANTS: dict[str, tuple[Mutant, ...]] = {
     "pkt": (Mutant("unit @ unit.T + 1) / 2", "unit @ unit.T - 1) / 2"), Mutant("EPS = 1e-7", "EPS = 1e-6")),
     "reviewkd": (
         Mutant("weight /= 2", "weight /= 4"),
-        Mutant("[:, :1], deeper", "[:, :1], -deeper"),
-        Mutant("own, other = conv", "other, own = conv"),
+        Mutant("x + deeper", "x - deeper"),
+        Mutant("own, deeper = conv", "deeper, own = conv"),
+        Mutant("[f_s * own, own]", "[f_s * own, -own]"),
+        Mutant("- mean * scale", "+ mean * scale"),
+        Mutant("values = values - mean", "values = values + mean"),
         Mutant("WARM_UP = 20", "WARM_UP = 10"),
         Mutant("WIDEST = 512", "WIDEST = 8"),
     ),

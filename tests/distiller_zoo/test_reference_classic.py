@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from core.protocols import Progress
+from distiller_zoo.reviewkd import as_one_convolution
 from tests.distiller_zoo.test_reference_losses import SIZES, TOLERANCE, B, K, arrays, features, maps, normal
 from tests.support import reference_classic as reference
 from tests.support.method_context import batch_of, build, run, side
@@ -163,6 +167,30 @@ def test_reviewkd(size_s, size_t, more):
     )
     expected = reference.reviewkd(levels_s, levels_t, arrays(method))
     assert term(method, s, t) == pytest.approx(expected, **TOLERANCE)
+
+
+def test_reviewkd_normalises_without_the_map():
+    """Loss, gradients and running statistics are those of the convolution and its batch norm, one after the other; in
+    evaluation, too."""
+    torch.manual_seed(0)
+    conv, norm = nn.Conv2d(3, 8, 1, bias=False).double(), nn.BatchNorm2d(8).double()
+    nn.init.uniform_(norm.weight), nn.init.normal_(norm.bias)
+    ours, usual = (copy.deepcopy(nn.Sequential(conv, norm)) for _ in range(2))
+    f_ours, f_usual = (torch.randn(4, 3, 5, 5).double().add(2).requires_grad_() for _ in range(2))
+    f_usual.data.copy_(f_ours.data)
+    target = torch.randn(4, 8, 5, 5).double()
+    for training in (True, True, False):
+        ours.train(training), usual.train(training)
+        weight, bias = as_one_convolution(*ours, f_ours)
+        losses = F.mse_loss(F.conv2d(f_ours, weight[..., None, None], bias), target), F.mse_loss(usual(f_usual), target)
+        torch.testing.assert_close(*losses)
+        for loss in losses:
+            loss.backward()
+    torch.testing.assert_close(ours.state_dict(), usual.state_dict())
+    assert all(x.grad is not None for x in ours.parameters())
+    torch.testing.assert_close(
+        [f_ours.grad, *(x.grad for x in ours.parameters())], [f_usual.grad, *(x.grad for x in usual.parameters())]
+    )
 
 
 def test_reviewkd_warms_up():
