@@ -33,7 +33,7 @@ two_cores() {
   "$PYTHON" scripts/bench/bench.py --precision "$DTYPE" --threads 2 --methods kd --baseline --bare --warm_cache 32 --images 5000 \
     --light --steps 4 --warmup 1 --rounds 3 --check --json "${TO}_two_cores.json"
 }
-overheads() { into _methods --methods "$1" --overhead --light --steps 3 --warmup 2 --rounds 3; } # memory is touched first
+overheads() { into _methods --methods "$1" --overhead --light --steps 2 --warmup 1 --rounds 3; }
 
 # a page is written from the figures alone
 page() {

@@ -107,6 +107,7 @@ class Ours(OneProcess):
         if not request.get("allocator", True):
             opening.tune_allocator = lambda: None
         common = ["--gpu_id", request["gpu_id"], "--precision", request["precision"]]
+        common += ["--learning_rate", "0.001"]  # with a random teacher, semckd diverges at larger ones
         common += ["--batch_size", str(request["batch_size"]), "--model_s", request["student"], *request["flags"]]
         lanes = [parse(["--distill", name, *common], teacher=False) for name in request["method"].split(",")]
         settings = lanes[0]
