@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from core import machine
-from core.files import atomic_write_text, make_folder
+from core.files import atomic_write_text, make_folder, refuse_folder
 from core.log import log, start_log
 from core.machine import usable_cores
 from core.option import add_flags, checked, plausible, positive, read, whole
@@ -124,6 +124,10 @@ def main(argv=None):
         for action, probability in found.top:
             log.info("%s  %.1f %%", action, 100 * probability)
         return
+    if args.report is not None:  # before the evaluation, which may take hours
+        refuse_folder(args.report.parent)
+        if args.report.is_dir():
+            raise UserError(f"--report {args.report} is a folder: name a file")
     named, args.gpu_id = args.gpu_id is not None, "0" if args.gpu_id is None else args.gpu_id
     argv = sys.argv[1:] if argv is None else argv
     launch = read(LaunchConfig, vars(args))

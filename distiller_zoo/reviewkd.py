@@ -64,6 +64,8 @@ def as_one_convolution(conv: nn.Conv2d, norm: nn.BatchNorm2d, f: Tensor) -> tupl
     does."""
     weight = conv.weight.flatten(1)
     if norm.training:
+        if f.numel() == f.shape[1]:
+            raise ValueError(f"batch norm has one value per channel in a map of {list(f.shape)}: use larger batches")
         with torch.autocast(f.device.type, enabled=False):
             values = f.permute(0, 2, 3, 1).flatten(0, 2).to(weight.dtype)
             count, mean = len(values), values.mean(0)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.files import atomic_save
+from core.files import atomic_save, make_folder
 from core.log import log, start_log
 from core.protocols import UserError
 from core.taps import TappedNet
@@ -29,6 +29,7 @@ from distiller_zoo.wkd_l import cka_distances
 from helper.machine.devices import pick_device
 from helper.machine.kernels import to_device
 from helper.machine.program import ScriptParser, run_script
+from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
 from helper.options.quick import normalised
 
@@ -38,7 +39,8 @@ BATCH = 250
 def parse(argv):
     parser = ScriptParser(description=__doc__)
     add = parser.add_argument
-    add("--path_t", required=True, help="checkpoint of the teacher", metavar="FILE")
+    text = "checkpoint of the teacher, or the folder of its run"
+    add("--path_t", required=True, action=CheckpointOf, help=text, metavar="FILE")
     add("--model_t", help="the teacher's architecture, if neither the file nor its path names it", metavar="NAME")
     add("--dataset", default="cifar100", help="any set of images held in memory", metavar="NAME")
     add("--data_folder", default="../data/", help="folder of the data sets", metavar="FOLDER")
@@ -64,6 +66,7 @@ def class_features(net: TappedNet, tap: str, images: Tensor, labels: Tensor, dev
 def main(argv=None):
     args = parse(argv)
     start_log()
+    make_folder(args.out.parent)
     device, notice = pick_device(args.gpu_id)
     if notice:
         log.info(notice)

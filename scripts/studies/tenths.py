@@ -22,10 +22,12 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from core.option import whole
 from dataset import dataset_dict
 from dataset.base import DataOptions, few
 from dataset.images.resident import ResidentData
 from helper.machine.program import ScriptParser, run_script
+from helper.networks.checkpoint import CheckpointOf
 from helper.networks.load import load_network
 from helper.options.quick import normalised
 from helper.runs.folder import environment
@@ -81,9 +83,10 @@ def trained(data: ResidentData, positions: Tensor, teacher: nn.Module, seed: int
 def main(argv: Sequence[str] | None = None) -> None:
     parser = ScriptParser(description=__doc__)
     add = parser.add_argument
-    add("--teacher", required=True, help="checkpoint of resnet20 on CIFAR-100", metavar="FILE")
+    text = "checkpoint of resnet20 on CIFAR-100, or the folder of its run"
+    add("--teacher", required=True, action=CheckpointOf, help=text, metavar="FILE")
     add("--data_folder", type=Path, default=Path("../data/"), help="folder of the data sets", metavar="FOLDER")
-    add("--seeds", type=int, default=3, help="seeds per tenth, and tenths of --few_ratio")
+    add("--seeds", **whole(1), default=3, help="seeds per tenth, and tenths of --few_ratio")
     add("--out", type=Path, required=True, help="table to write", metavar="FILE")
     args = parser.parse_args(normalised(argv))
     data = dataset_dict["cifar100"](DataOptions(args.data_folder))

@@ -25,11 +25,12 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save
+from core.files import atomic_save, read_json, read_text
 from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from helper.machine.program import ScriptParser, run_script
+from helper.networks.checkpoint import load_file, weights_in
 from helper.networks.load import load_network
 from helper.options.quick import normalised
 from helper.runs.folder import environment
@@ -37,6 +38,7 @@ from helper.tables.writers import as_markdown, publish
 from models import model_dict
 from scripts.bench.usual_way import PilImages, top_k
 
+LITERAL = {"schedule": "step", "optimizer": "sgd", "momentum": 0.9, "few_ratio": 1.0}  # of the loop below
 COLUMNS = ("train_loss", "train_acc", "test_acc")
 
 
@@ -78,7 +80,7 @@ def usual_run(cfg: dict[str, Any], path_t: str, data_folder: Path, state: Path) 
     data: Any = dataset_dict[cfg["dataset"]](DataOptions(data_folder))
     spec = model_dict[cfg["model_s"]]
     student = spec(num_classes=data.num_classes)
-    teacher = load_network(path_t, cfg["model_t"], data.num_classes, data.shapes).model.eval()
+    teacher = load_network(weights_in(path_t), cfg["model_t"], data.num_classes, data.shapes).model.eval()
     train = PilImages(data.train_images.numpy(), data.train_labels.numpy(), spec)
     if not data.flips:
         del train.transform.transforms[1]
@@ -89,7 +91,9 @@ def usual_run(cfg: dict[str, Any], path_t: str, data_folder: Path, state: Path) 
     optimizer = torch.optim.SGD(student.parameters(), cfg["learning_rate"], 0.9, weight_decay=cfg["weight_decay"])
     rows: list[dict[str, float]] = []
     if state.exists():
-        saved = torch.load(state, weights_only=True)
+        saved = load_file(state, "delete it", expect_checksum=True)
+        if len(saved["rows"]) > cfg["epochs"]:
+            raise UserError(f"{state} is after {len(saved['rows'])} epochs, the run has {cfg['epochs']}: name another")
         student.load_state_dict(saved["student"])
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["random"])
@@ -138,10 +142,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--state", type=Path, required=True, help="file for the literal loop's state", metavar="FILE")
     add("--out", type=Path, required=True, help="table to write", metavar="FILE")
     args = parser.parse_args(normalised(argv))
-    cfg = json.loads((args.run / "args.json").read_text())["settings"]
+    cfg = read_json(args.run / "args.json", {"settings": dict}, "give the folder of a finished run")["settings"]
     if cfg["distill"] != "kd" or len(cfg["path_t"]) != 1:
         raise UserError(f"{args.run} is not a run of --distill kd with one teacher")
-    ours = [json.loads(line) for line in (args.run / "metrics.jsonl").read_text().splitlines()]
+    if other := next((name for name, value in LITERAL.items() if cfg.get(name, value) != value), None):
+        raise UserError(f"{args.run} has --{other} {cfg[other]}, the literal loop {LITERAL[other]}: give another run")
+    ours = [json.loads(line) for line in read_text(args.run / "metrics.jsonl", "log of epochs").splitlines()]
+    if len(ours) != cfg["epochs"]:
+        raise UserError(f"{args.run} has logged {len(ours)} of {cfg['epochs']} epochs: finish it first")
     publish(report(cfg, ours, usual_run(cfg, cfg["path_t"][0], args.data_folder, args.state)), args.out)
 
 

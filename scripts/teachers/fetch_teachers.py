@@ -19,11 +19,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save, atomic_write, read_config, read_json, remember
+from core.files import atomic_save, atomic_write, make_folder, read_config, read_json, remember
 from core.option import checked, positive, whole
 from core.packages import needed
 from core.protocols import UserError
@@ -54,7 +53,7 @@ def require_room(url: str, partial: Path, size: int) -> None:
 
 
 def require_web(url: str) -> None:
-    if urlsplit(url).scheme not in ("http", "https"):
+    if not re.match("https?://", url, re.IGNORECASE):
         raise Unreachable(f"{url} is no address of the web: it must begin with https:// or http://")
 
 
@@ -73,7 +72,7 @@ def fill(partial: Path, url: str, timeout: float) -> None:
     with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
         for hop in (*response.history, response):
             require_web(hop.url)
-        if response.status_code == 416:  # nothing is left to send, or the file has changed: start again
+        if response.status_code == 416 and done:  # nothing is left to send, or the file has changed: start again
             partial.unlink()
             return fill(partial, url, timeout)
         if 400 <= response.status_code < 500:
@@ -106,7 +105,7 @@ def download(url: str, folder: Path, known: str | None, retries: int, timeout: f
     name = url.rsplit("/", 1)[-1]
     if not name or ".." in name or "\\" in name or not name.isprintable():
         raise Unreachable(f"{url} does not end in the name of a file")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path, partial = folder / name, folder / f"{name}.part"
     if path.exists() and known in (None, sha256(path)):
         return path
@@ -124,6 +123,8 @@ def download(url: str, folder: Path, known: str | None, retries: int, timeout: f
             reason = f"{url} sent nothing for {timeout:g} s"
         except errors.RequestException as error:
             reason = f"{url}: {_short(error)}"
+        except OSError as error:  # after those of requests, which are OSErrors, too
+            raise UserError(f"cannot store {url} as {partial}: {error.strerror or error}") from error
     raise Unreachable(reason)
 
 
@@ -136,6 +137,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_entry(entry: object) -> bool:
+    """Whether Memory may have written it."""
+    if not isinstance(entry, dict):
+        return False
+    filled = {"sha256": "", **entry}
+    return all(isinstance(filled.get(k), kind) for k, kind in (("tried", str), ("reachable", bool), ("sha256", str)))
+
+
 class Memory:
     """SAVE_ROOT/teachers/fetched.json: address -> when it was last tried, whether it delivered, SHA-256 once seen."""
 
@@ -144,7 +153,7 @@ class Memory:
         self.known: dict[str, dict[str, Any]] = {}
         if self.path.exists():
             self.known = read_json(self.path, {}, "delete it, and the checksums in it are lost")
-            if odd := next((url for url, entry in self.known.items() if not isinstance(entry, dict)), None):
+            if odd := next((url for url, entry in self.known.items() if not is_entry(entry)), None):
                 raise UserError(f"{self.path} is damaged (its {odd} is no entry): delete it")
 
     def checksum(self, url: str) -> str | None:
@@ -154,7 +163,7 @@ class Memory:
         today = datetime.date.today().isoformat()
         entry = self.known.get(url, {}) | {"tried": today, "reachable": reachable}
         self.known[url] = entry | ({"sha256": checksum} if checksum else {})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         remember(self.known, self.path)
 
     def describe(self, url: str) -> str | None:
@@ -278,7 +287,7 @@ class Fetcher:
         except UserError as error:
             path.unlink()
             raise Unreachable(f"{url} delivers no weights of {name}: {error}") from error
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(place.parent)
         atomic_write(path.read_bytes(), place)
 
     def from_file(self, source: Mapping[str, Any], name: str, place: Path) -> None:
@@ -313,7 +322,7 @@ class Fetcher:
         except Exception as error:  # the hub client raises almost any exception
             self.memory.note(name, reachable=False)
             raise Unreachable(f"timm cannot bring {name}: {_short(error)}") from error
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(place.parent)
         atomic_save({"model": network.state_dict(), "meta": {"arch": name}}, place)
         self.memory.note(name, reachable=True)
 

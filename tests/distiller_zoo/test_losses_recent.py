@@ -634,9 +634,9 @@ def test_a_run_with_flags_of_logit_losses(commands, teacher, tmp_path):
 
 def test_class_distances_of_a_teacher(commands, teacher, tmp_path):
     """The paper's costs, which need the training images, come from a script."""
-    out = tmp_path / "distances.pt"
+    out = tmp_path / "new" / "distances.pt"
     data = ("--path_t", teacher, "--dataset", "digits")
-    done = commands("scripts/class_distances.py", *data, "--out", out).finished()
+    done = commands("scripts/class_distances.py", "--path_t", teacher.parent, *data[2:], "--out", out).finished()
     assert "10 classes" in done.out
     distances = torch.load(out, weights_only=True)
     assert distances.shape == (10, 10) and distances.diagonal().abs().max() < 1e-4

@@ -204,3 +204,10 @@ def test_reviewkd_fuses_in_the_width_of_the_pooled_feature(width, mid):
     """At most 512 channels, as published."""
     sides = (side("s", [(3, 2, 2)], width, 4), side("t", [(3, 2, 2)], 5, 4))
     assert [fuse.conv1[0].out_channels for fuse in build("reviewkd", *sides).abfs] == [mid, mid]
+
+
+def test_one_value_per_channel_is_refused_as_by_batch_norm():
+    norm = nn.BatchNorm2d(7)
+    with pytest.raises(ValueError, match="one value per channel"):
+        as_one_convolution(nn.Conv2d(5, 7, 1, bias=False), norm, torch.ones(1, 5, 1, 1))
+    assert norm.running_var.isfinite().all() and norm.num_batches_tracked == 0

@@ -74,3 +74,6 @@ def test_written_by_test_model(tmp_path):
     assert "resnet8 on digits" in (tmp_path / "a" / "r.html").read_text()
     with pytest.raises(UserError, match="--report needs a test set"):
         test_model.main([*argv, "--file", "a.mat"])
+    for place, words in ((tmp_path, "is a folder: name a file"), (path / "r.html", "cannot make the folder")):
+        with pytest.raises(UserError, match=words):  # before the checkpoint is read
+            test_model.main(["--path", "nowhere.pth", "--dataset", "digits", "--report", str(place)])

@@ -1,6 +1,7 @@
 """What a download may not be: no address of the web, too large, a path out of its folder, a list that is none."""
 
 import io
+import json
 import tarfile
 
 import pytest
@@ -23,6 +24,7 @@ def left_behind(root):
         ("file:///etc/hostname", "is no address of the web"),
         ("ftp://127.0.0.1/a.pth", "is no address of the web"),
         ("/etc/hostname", "is no address of the web"),
+        ("http://[::1/a.pth", "is not a valid host"),
         ("http://127.0.0.1:9/..", "does not end in the name of a file"),
         ("http://127.0.0.1:9/a/", "does not end in the name of a file"),
     ],
@@ -102,3 +104,32 @@ def test_numbers_of_the_command_line():
     for argv in (["--retries", "-1"], ["--timeout", "nan"], ["--timeout", "0"]):
         with pytest.raises(UserError, match=argv[0]):
             fetch_teachers.main([*argv, "--list"])
+
+
+def test_a_server_that_has_no_such_range_of_a_whole_file(server, fetch, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("tests.scripts.test_fetch_teachers.Handler.do_GET", lambda handler: handler.send_error(416))
+    code, said, place = fetch(server.address("/a.pth"))
+    assert code == 2 and "answers 416" in said and not place.exists()
+
+
+@pytest.mark.parametrize("occupied", ["downloads", "downloads/here/resnet8/a.pth.part", "models"])
+def test_a_place_that_cannot_be_written_to(server, fetch, weights, tmp_path, occupied):  # noqa: F811
+    server.files["/a.pth"], path = weights, tmp_path / "teachers" / occupied
+    if path.suffix:
+        path.mkdir(parents=True)  # a folder in place of a file
+    else:
+        path.parent.mkdir()
+        path.touch()  # a file in place of a folder
+    code, said, place = fetch(server.address("/a.pth"))
+    assert code == 2 and said.startswith("cannot ") and "teachers" in said and not place.exists()
+
+
+@pytest.mark.parametrize(
+    "entry", [5, {}, {"tried": "x", "reachable": 1}, {"tried": "x", "reachable": True, "sha256": 5}]
+)
+def test_what_is_remembered_is_checked(tmp_path, entry):
+    path = tmp_path / "teachers" / "fetched.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"http://a": entry}))
+    with pytest.raises(UserError, match="is damaged"):
+        fetch_teachers.Memory(tmp_path)

@@ -1,7 +1,9 @@
 """scripts/studies/tenths.py: similarity in the published loop, on several tenths of the training images."""
 
+import pytest
 import torch
 
+from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
 from models import model_dict
@@ -35,3 +37,8 @@ def test_trains_on_the_chosen_images_alone(monkeypatch, tmp_path):
     zeros_and_ones = tenths.trained(data, chosen, teacher, seed=0)
     assert zeros_and_ones == tenths.trained(data, chosen, teacher, seed=0)
     assert 5 < zeros_and_ones < 35  # at most the two digits that it saw
+
+
+def test_seeds_are_counted_from_one(tmp_path):
+    with pytest.raises(UserError, match="--seeds 0 must be at least 1"):
+        tenths.main(["--teacher", "t.pth", "--seeds", "0", "--out", str(tmp_path / "t.md")])

@@ -38,3 +38,23 @@ def test_resumes_and_compares(commands, teacher, tmp_path):
     assert [float(row[7]) for row in table] == pytest.approx([row["test_acc"] for row in whole], abs=6e-3)
     with pytest.raises(UserError, match="not a run of --distill kd"):
         usual_kd.main([str(a) for a in ["--run", teacher.parent, *argv[2:]]])
+    (tmp_path / "short.pth").write_bytes(b"PK")
+    for name, state in (("whole.pth", cfg | {"epochs": 1}), ("short.pth", cfg)):
+        with pytest.raises(UserError, match="name another|damaged|not a checkpoint"):
+            usual_kd.usual_run(state, str(teacher.parent), tmp_path, tmp_path / name)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(UserError, match="has logged 3 of 2 epochs"):
+        usual_kd.main([str(a) for a in argv])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [(None, "is not a file"), ({"schedule": "cosine"}, "--schedule cosine, the literal loop step")],
+)
+def test_other_runs_are_refused(tmp_path, settings, words):
+    if settings is not None:
+        cfg = {"distill": "kd", "path_t": ["t.pth"], **settings}
+        (tmp_path / "args.json").write_text(json.dumps({"settings": cfg}))
+    with pytest.raises(UserError, match=words):
+        usual_kd.main(["--run", str(tmp_path), "--state", str(tmp_path / "s"), "--out", str(tmp_path / "t.md")])
