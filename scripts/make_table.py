@@ -26,6 +26,7 @@ from helper.tables.words import in_words
 from helper.tables.writers import Content, as_csv, as_latex, as_markdown, as_terminal, chosen_columns
 
 FORMATS = {"markdown": as_markdown, "csv": as_csv, "latex": as_latex}
+BY_SUFFIX = {".csv": "csv", ".tex": "latex"}
 
 
 def content(args: argparse.Namespace, runs: list[Run], published: list[Cell], pairs: bool) -> Content:
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = ScriptParser(description=__doc__)
     add = parser.add_argument
     add_runs(parser)
-    add("--format", choices=FORMATS, help="format (default: markdown; on a terminal, a table that fits its width)")
+    text = "format (default: csv and latex for .csv and .tex files, else markdown; on a terminal, what fits its width)"
+    add("--format", choices=FORMATS, help=text)
     add("--published", nargs="+", default=[], help="published tables to compare with, such as simkd", metavar="TABLE")
     add("--pivot", action="store_true", help="one row per method, one column per pair of networks")
     add("--columns", help="columns to show, NAME or NAME=HEADING, without notes: method,gain,runs", metavar="COLUMNS")
@@ -63,11 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     runs = chosen_runs(args.root, args.dataset, args.only)
     published = [cell for name in args.published for cell in read_table(name).cells]
+    form = args.format or BY_SUFFIX.get(args.out.suffix if args.out else "", "markdown")
     if sys.stdout.isatty() and not args.out and args.format is None:
         text = on_terminal(args, runs, published)
     else:
-        text = FORMATS[args.format or "markdown"](*content(args, runs, published, args.pivot))
-    if args.title and args.format in (None, "markdown"):
+        text = FORMATS[form](*content(args, runs, published, args.pivot))
+    if args.title and form == "markdown":
         text = f"# {args.title}\n\n{text}"
     if args.out:
         make_folder(args.out.parent)

@@ -166,7 +166,7 @@ def test_csv_keeps_every_column(runs, tmp_path):
     numbers = {k: kd[k] for k in ("last epoch mean", "last epoch std", "best", "gain", "n", "MACs (M)", "time (s)")}
     assert [float(v) for v in numbers.values()] == [73.5, 0.71, 74.5, 1.5, 2, 12.5, 1800], numbers
     assert next(r for r in rows if r["method"] == "student alone")["last epoch std"] == ""
-    main(["--root", str(runs), "--format", "csv", "--pivot", "--out", str(out)])
+    main(["--root", str(runs), "--pivot", "--out", str(out)])  # the suffix chooses the format
     rows = list(csv.DictReader(out.open()))
     pair = "resnet32x4 → resnet8x4"
     kd = next(r for r in rows if r["method"] == "kd")
