@@ -121,6 +121,8 @@ def download(url: str, folder: Path, known: str | None, retries: int, timeout: f
             raise Unreachable(f"{url} leads to what is no address of the web: {_short(error)}") from error
         except errors.Timeout:
             reason = f"{url} sent nothing for {timeout:g} s"
+        except errors.ChunkedEncodingError:
+            reason = f"{url}: the connection broke after {partial.stat().st_size} bytes"
         except errors.RequestException as error:
             reason = f"{url}: {_short(error)}"
         except OSError as error:  # after those of requests, which are OSErrors, too

@@ -45,6 +45,19 @@ def test_a_redirect_leaves_the_web_as_little(server, fetch, tmp_path, monkeypatc
     assert code == 2 and "Traceback" not in said and not place.exists() and not left_behind(tmp_path)
 
 
+def test_a_connection_that_breaks_is_said_plainly(server, fetch, weights, monkeypatch):  # noqa: F811
+    def half(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(weights)))
+        handler.end_headers()
+        handler.wfile.write(weights[: len(weights) // 2])
+        handler.close_connection = True
+
+    monkeypatch.setattr("tests.scripts.test_fetch_teachers.Handler.do_GET", half)
+    code, said, _ = fetch(server.address("/a.pth"))
+    assert code == 2 and "the connection broke after" in said and "IncompleteRead" not in said
+
+
 def test_what_is_too_large_leaves_nothing(server, fetch, weights, tmp_path, monkeypatch):  # noqa: F811
     server.files["/a.pth"] = weights
     server.handle_error = lambda *about: None  # of a client that hangs up
