@@ -7,13 +7,13 @@ are averaged. Nothing is typed.
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from core.files import read_json
 from core.protocols import UserError
 from helper.machine.program import ScriptParser, run_script
 from helper.tables.runs import mean_std
@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> None:
     groups: dict[tuple[str, ...], list[dict]] = {}
     for path in sorted(Path(args.folder).glob("*.json")):
         if len(words := path.stem.split(" ")) == 4:
-            groups.setdefault(tuple(words[:-1]), []).append(json.loads(path.read_text()))
+            groups.setdefault(tuple(words[:-1]), []).append(
+                read_json(path, {"dataset": str}, "delete it, or write it again")
+            )
     if not groups:
         raise UserError(f"{args.folder} holds no results of eval_rep.py --json, named METHOD RATIO SOLVER SEED.json")
     first = next(iter(groups.values()))[0]

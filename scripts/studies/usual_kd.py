@@ -10,7 +10,6 @@ has loss, training and test accuracy of both by epoch.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from torchvision import transforms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.files import atomic_save, read_json, read_text
+from core.files import atomic_save, read_json
 from core.protocols import UserError
 from dataset import dataset_dict
 from dataset.base import DataOptions
@@ -34,6 +33,7 @@ from helper.networks.checkpoint import load_file, weights_in
 from helper.networks.load import load_network
 from helper.options.quick import normalised
 from helper.runs.folder import environment
+from helper.tables.runs import read_run
 from helper.tables.writers import as_markdown, publish
 from models import model_dict
 from scripts.bench.usual_way import PilImages, top_k
@@ -143,14 +143,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="table to write", metavar="FILE")
     args = parser.parse_args(normalised(argv))
     cfg = read_json(args.run / "args.json", {"settings": dict}, "give the folder of a finished run")["settings"]
-    if cfg["distill"] != "kd" or len(cfg["path_t"]) != 1:
+    if cfg.get("distill") != "kd" or len(cfg["path_t"]) != 1:
         raise UserError(f"{args.run} is not a run of --distill kd with one teacher")
     if other := next((name for name, value in LITERAL.items() if cfg.get(name, value) != value), None):
         raise UserError(f"{args.run} has --{other} {cfg[other]}, the literal loop {LITERAL[other]}: give another run")
-    ours = [json.loads(line) for line in read_text(args.run / "metrics.jsonl", "log of epochs").splitlines()]
-    if len(ours) != cfg["epochs"]:
-        raise UserError(f"{args.run} has logged {len(ours)} of {cfg['epochs']} epochs: finish it first")
-    publish(report(cfg, ours, usual_run(cfg, cfg["path_t"][0], args.data_folder, args.state)), args.out)
+    if (run := read_run(args.run)) is None:
+        raise UserError(f"{args.run} is not finished: finish it first")
+    publish(report(cfg, run.rows, usual_run(cfg, cfg["path_t"][0], args.data_folder, args.state)), args.out)
 
 
 if __name__ == "__main__":

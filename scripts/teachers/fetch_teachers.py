@@ -68,7 +68,7 @@ def fill(partial: Path, url: str, timeout: float) -> None:
 
     began = time.monotonic()
     done = partial.stat().st_size if partial.exists() else 0
-    headers = {"Range": f"bytes={done}-"} if done else {}
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})  # lengths are of the file
     with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
         for hop in (*response.history, response):
             require_web(hop.url)

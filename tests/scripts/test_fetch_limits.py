@@ -47,6 +47,7 @@ def test_a_redirect_leaves_the_web_as_little(server, fetch, tmp_path, monkeypatc
 
 def test_a_connection_that_breaks_is_said_plainly(server, fetch, weights, monkeypatch):  # noqa: F811
     def half(handler):
+        assert handler.headers["Accept-Encoding"] == "identity"  # lengths and ranges are those of the file
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(weights)))
         handler.end_headers()

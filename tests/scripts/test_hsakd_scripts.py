@@ -166,4 +166,7 @@ def test_probes_become_a_table(tmp_path, capsys):
     probe_table([str(tmp_path), "--out", str(tmp_path / "table.md")])
     assert "| hsakd | 0.25 | sgd | 12.00 ± 2.83 | [13.00] | 0, 1 |" in squeezed(capsys.readouterr().out)
     page = (tmp_path / "table.md").read_text()
+    (tmp_path / "hsakd 0.25 sgd 2.json").write_text('{"top1": 1')
+    with pytest.raises(UserError, match="is damaged"):
+        probe_table([str(tmp_path)])
     assert page.startswith("# Linear probe on TinyImageNet") and "10,000 images train the probe, 2,000 test it." in page

@@ -44,13 +44,20 @@ def test_resumes_and_compares(commands, teacher, tmp_path):
             usual_kd.usual_run(state, str(teacher.parent), tmp_path, tmp_path / name)
     with (run / "metrics.jsonl").open("a") as file:
         file.write("{}\n")
-    with pytest.raises(UserError, match="has logged 3 of 2 epochs"):
+    with pytest.raises(UserError, match="a line is no row"):
+        usual_kd.main([str(a) for a in argv])
+    (run / "parameters.json").unlink()
+    with pytest.raises(UserError, match="is not finished"):
         usual_kd.main([str(a) for a in argv])
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [(None, "is not a file"), ({"schedule": "cosine"}, "--schedule cosine, the literal loop step")],
+    [
+        (None, "is not a file"),
+        ({"distill": None}, "not a run of --distill kd"),
+        ({"schedule": "cosine"}, "--schedule cosine, the literal loop step"),
+    ],
 )
 def test_other_runs_are_refused(tmp_path, settings, words):
     if settings is not None:
