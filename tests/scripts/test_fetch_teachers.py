@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import re
+import sys
 import shlex
 import tarfile
 import threading
@@ -75,6 +76,10 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.breaks, self.pause, self.stalled, self.asked = {}, {}, {}, set(), []
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()  # how often it looks for its end
+
+    def handle_error(self, *about):
+        if not isinstance(sys.exception(), ConnectionError):  # of a client that hangs up
+            super().handle_error(*about)
 
     def address(self, path: str) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}{path}"
