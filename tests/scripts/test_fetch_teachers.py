@@ -4,8 +4,8 @@ import hashlib
 import http.server
 import io
 import re
-import sys
 import shlex
+import sys
 import tarfile
 import threading
 import time
